@@ -1,0 +1,101 @@
+"""Brain tumours in MRI: BraTS as 2-D slice folders and as 3-D cases, four modalities each."""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from .data import Case, SegmentationDataset, split_folders
+from .errors import UserError
+from .files import is_nifti, split_suffix
+from .volumes import VolumeReader
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+# BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
+OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "flair"}
+KINDS = (*MODALITIES, *OTHER_NAMES, "seg")
+# brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
+FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
+
+
+class BraTSDataset(SegmentationDataset):
+    """Slices [4, X, Y] of t1, t1ce, t2, flair with the whole tumour (label > 0) as mask.
+
+    data_dir, or its training/ or testing/ sub-folder picked by `split`, is searched at any depth for folders with
+    NIfTI files (.nii or .nii.gz) of either kind:
+    - 2-D slices, `brats_train_001_t1_123_w.nii.gz` and so on (case `brats_train_001_123`) or `t1.nii.gz` and so on
+      (the case has the folder's name);
+    - 3-D volumes, `BraTS2021_00000_flair.nii.gz` and so on or `flair.nii.gz`, of any size; each slice along the last
+      axis, empty ones too, is a case `BraTS2021_00000_slice_077`.
+    The truth is the file `seg`; it is not needed for sampling.
+
+    Images are z-scores per modality over the case's non-zero voxels (of the whole volume in 3-D), clipped to +-5,
+    with 0 as background.
+    """
+
+    image_channels = len(MODALITIES)
+    class_names = ("tumour",)
+
+    def find_cases(self):
+        self.volumes = VolumeReader()
+        cases = []
+        for root in split_folders(self.data_dir, self.split):
+            for path, subfolders, names in os.walk(root, followlinks=True):
+                subfolders.sort()
+                for (case, rest), files in sorted(_group(Path(path), names).items()):
+                    cases += self._cases_of(Path(path), case, rest, files)
+        return cases
+
+    def read_image(self, case):
+        return self.volumes.image(case)
+
+    def read_mask(self, case):
+        return self.volumes.labels(case)[:, None] > 0
+
+    def normalise(self, image):
+        return image  # done for the whole volume when it is read
+
+    def geometry(self, case):
+        return self.volumes.geometry(case)
+
+    def expected_layout(self):
+        return (
+            "folders with files such as brats_train_001_t1_123_w.nii.gz, BraTS2021_00000_t1.nii.gz or t1.nii.gz, "
+            "and the same for t1ce, t2, flair and seg, are looked for there and below"
+        )
+
+    def expected_mask(self, case):
+        stem, suffix = split_suffix(case.images[0])
+        start, end = FILE_NAME.fullmatch(stem).span("kind")
+        return f"{stem[:start]}seg{stem[end:]}{suffix}"
+
+    def _cases_of(self, folder, case, rest, files):
+        """The cases of one group of files: one of a 2-D slice, one per slice of a volume."""
+        parts = [case, re.sub(r"_?w$", "", rest, flags=re.IGNORECASE)]
+        name = "_".join(filter(None, parts)) or folder.absolute().name
+        missing = [modality for modality in MODALITIES if modality not in files]
+        if missing:
+            raise UserError(
+                f"{folder}: case {name} lacks the modality {' and '.join(missing)}; add the file or remove the case"
+            )
+        images = tuple(files[modality] for modality in MODALITIES)
+        masks = (files["seg"],) if "seg" in files else ()
+        if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):
+            return [Case(name, images, masks)]  # a 2-D slice by its name: no header of the many thousands is read
+        return self.volumes.cases(name, images, masks)
+
+
+def _group(folder, names):
+    """Group the NIfTI files of a folder: {(case, rest of the name): {modality or "seg": path}}."""
+    groups = defaultdict(dict)
+    for name in sorted(names):
+        match = FILE_NAME.fullmatch(split_suffix(name)[0])
+        if not match or not is_nifti(name) or name.startswith("."):
+            continue
+        kind = match["kind"].lower()
+        kind = OTHER_NAMES.get(kind, kind)
+        group = groups[match["case"] or "", match["rest"] or ""]
+        if kind in group:
+            raise UserError(f"{folder / name}: is a second {kind} file of its case beside {group[kind].name}; keep one")
+        group[kind] = folder / name
+    return groups

@@ -1,0 +1,118 @@
+"""One self-describing file per checkpoint: written whole or not at all, and loaded without running code from it."""
+
+import dataclasses
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+
+from .config import DiffusionOptions, ModelOptions
+from .errors import UserError
+from .files import atomic_path
+from .gaussian_diffusion import build_diffusion
+from .medsegdiff import build_model
+
+FORMAT = "medsegdiff-checkpoint-1"
+
+
+@dataclass
+class Checkpoint:
+    """What a run is made of; plain types and tensors only.
+
+    config: a dict of option values for each of "data", "model", "diffusion", "train".
+    image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
+    model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
+    optimizer, scaler, timestep_sampler: their state dicts, for resuming.
+    """
+
+    config: dict
+    image_channels: int
+    class_names: list
+    label_names: list
+    step: int
+    model: dict
+    ema: dict
+    optimizer: dict = field(default_factory=dict)
+    scaler: dict = field(default_factory=dict)
+    timestep_sampler: dict = field(default_factory=dict)
+
+    def build(self, options=None):
+        """The network (in training mode, with the not-averaged weights) and its diffusion."""
+        options = options or ModelOptions(**self.config["model"])
+        model = build_model(options, self.image_channels, len(self.class_names), len(self.label_names))
+        model.load_state_dict(self.model)
+        return model, build_diffusion(DiffusionOptions(**self.config["diffusion"]))
+
+    def load_weights(self, model, weights):
+        """Load into `model` the weights named by `--weights`: "ema" (the first rate), "model" or a rate's text."""
+        if weights == "model":
+            state = self.model
+        else:
+            rate = next(iter(self.ema)) if weights == "ema" else weights
+            if rate not in self.ema:
+                raise UserError(f"--weights {weights}: the checkpoint has {', '.join(['model', 'ema', *self.ema])}")
+            state = {**self.model, **self.ema[rate]}
+        model.load_state_dict(state)
+
+
+def save_checkpoint(checkpoint, path):
+    """Write the checkpoint to `path` (a temporary file, flushed and renamed). Raises OSError if that fails."""
+    content = {"format": FORMAT, **{f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}}
+    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's zip writer turns a full disk into a RuntimeError
+            raise OSError(f"{path}: the checkpoint could not be written ({_first_line(error)})") from error
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU. Raises `UserError` for a missing file or one that is no checkpoint of ours.
+
+    It is read with `weights_only=True`: a pickle that holds code is refused, not run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than plain data and was not loaded; it is no checkpoint of ours"
+        ) from error
+    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is no checkpoint, or a damaged one ({_first_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: is no checkpoint of this program (train one with scripts/segmentation_train.py)")
+    return Checkpoint(**{f.name: content[f.name] for f in dataclasses.fields(Checkpoint)})
+
+
+def file_hash(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoint_path(out_dir, step):
+    """Where the checkpoint of a step lies: OUT/model000500.pt."""
+    return Path(out_dir) / f"model{step:06d}.pt"
+
+
+def newest_checkpoint(out_dir):
+    """The checkpoint of the highest step in `out_dir`, or None."""
+    found = {}
+    for path in Path(out_dir).glob("model*.pt"):
+        match = re.fullmatch(r"model(\d+)\.pt", path.name)
+        if match:
+            found[int(match[1])] = path
+    return found[max(found)] if found else None
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,402 @@
+"""Every option once: a dataclass field with its help becomes a flag, a YAML key and an entry in the checkpoint."""
+
+import argparse
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import UserError
+
+COMING = {  # flags of the design that a later version brings; refused by name until then
+    "multi_gpu": "training and sampling run on one device so far",
+    "preset": "set the model flags one by one; the README lists both published sets",
+    "recipe": "set --objective, --input_scale and --mask_loss instead",
+    "fsdp": "the model must fit on one device so far",
+    "compile": "the network runs as it is so far",
+    "sample_batch_size": "use --batch_size",
+    "classes": "masks are binary so far",
+    "cache_dir": "volumes are kept in memory so far",
+    "augment": "images are used as they are so far",
+    "tile": "images are resized to --image_size so far",
+    "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
+    "keep_checkpoints": "all checkpoints are kept so far",
+    "overfit": "point --data_dir at a folder of a few cases instead",
+    "dry_run": "use --max_steps 1 instead",
+}
+
+
+def option(default, help, *, choices=None, minimum=None, above=None, maximum=None):
+    """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound)."""
+    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata={"help": help, **rules})
+
+
+@dataclass
+class DataOptions:
+    """Which data, and where."""
+
+    data_name: str = option(
+        "BRATS",
+        "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), FOLDER (images/ and masks/ paired by name), "
+        "or path/to/my_loader.py:MyDataset",
+    )
+    data_dir: str = option("", "folder that holds the data")
+    num_workers: int = option(
+        2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
+    )
+
+
+@dataclass
+class ModelOptions:
+    """The network. Fixed for a checkpoint; sampling takes them from there."""
+
+    version: str = option("v1", "model variant: v1 (MedSegDiff; also written 1)", choices=("v1", "1"))
+    image_size: int = option(256, "images are resized to this many pixels square; the levels must divide it", above=0)
+    num_channels: int = option(128, "width of the first level", above=0)
+    num_res_blocks: int = option(2, "residual blocks per level", above=0)
+    num_heads: int = option(1, "attention heads (when --num_head_channels is not set)", above=0)
+    num_head_channels: int = option(-1, "channels per attention head; sets the number of heads; -1: use --num_heads")
+    channel_mult: str = option("", "width of each level in units of --num_channels, as 1,1,2,4; empty: by image size")
+    attention_resolutions: str = option(
+        "16", "feature-map sizes (pixels) at which blocks have self-attention, as 32,16; sizes no level has add nothing"
+    )
+    dropout: float = option(0.0, "dropout inside residual blocks", minimum=0, maximum=0.99)
+    class_cond: bool = option(False, "condition on the case's class label; needs data with labels (ISIC with its CSV)")
+    learn_sigma: bool = option(False, "learn the variance of the reverse process beside its mean")
+    use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
+    resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
+    use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+
+    def resolve(self, given):
+        """Bring synonyms to one form and check the lists."""
+        self.version = {"1": "v1"}.get(self.version, self.version)
+        self.multipliers()
+        self.attention_sizes()
+        if self.num_head_channels == 0 or self.num_head_channels < -1:
+            raise UserError(f"--num_head_channels {self.num_head_channels}: must be -1 or above 0")
+
+    def multipliers(self):
+        """`channel_mult` as a tuple of floats, empty when it is left to the image size."""
+        values = _numbers("channel_mult", self.channel_mult, float)
+        if any(value * self.num_channels < 1 for value in values):
+            raise UserError(f"--channel_mult {self.channel_mult}: every level needs at least one channel")
+        return values
+
+    def attention_sizes(self):
+        """`attention_resolutions` as a tuple of ints."""
+        return _numbers("attention_resolutions", self.attention_resolutions, int)
+
+
+@dataclass
+class DiffusionOptions:
+    """The diffusion process that is trained. Fixed for a checkpoint."""
+
+    diffusion_steps: int = option(1000, "length T of the noise schedule", minimum=2)
+    noise_schedule: str = option("cosine", "how noise grows with t", choices=("linear", "cosine"))
+    objective: str = option(
+        "x0",
+        "what the network predicts: x0 (the mask), eps (the noise, as published) or v. Masks are learned many times "
+        "faster with x0",
+        choices=("eps", "x0", "v"),
+    )
+    predict_xstart: bool = option(True, "True: the same as --objective x0; False: as --objective eps")
+    input_scale: float = option(
+        0.0,
+        "scale b of the mask in the noise: below 1 makes a harder schedule; 0: 1 for eps, 0.1 for x0 and v",
+        minimum=0,
+        maximum=1,
+    )
+    mask_loss: str = option(
+        "auto",
+        "mse, or bce_dice (binary cross-entropy + Dice on the predicted mask; goes with x0 alone); auto: bce_dice for "
+        "x0, else mse",
+        choices=("auto", "mse", "bce_dice"),
+    )
+    coarse_weight: float = option(10.0, "weight of the loss on the condition branch's own, coarse mask", minimum=0)
+    rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
+    rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
+    use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
+
+    def resolve(self, given):
+        """Settle what is left open and refuse pairs that contradict each other."""
+        if "predict_xstart" in given:
+            implied = "x0" if self.predict_xstart else "eps"
+            if "objective" not in given:
+                self.objective = implied
+            elif (self.objective == "x0") != self.predict_xstart:
+                raise UserError(f"--predict_xstart {self.predict_xstart} contradicts --objective {self.objective}")
+        self.predict_xstart = self.objective == "x0"
+        if self.input_scale == 0:
+            self.input_scale = 1.0 if self.objective == "eps" else 0.1
+        if self.mask_loss == "auto":
+            self.mask_loss = "bce_dice" if self.objective == "x0" and not self.use_kl else "mse"
+        if self.mask_loss == "bce_dice" and self.objective != "x0":
+            raise UserError(f"--mask_loss bce_dice goes with --objective x0, not {self.objective}")
+        if self.mask_loss == "bce_dice" and self.use_kl:
+            raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
+
+
+@dataclass
+class DeviceOptions:
+    """What the network runs on."""
+
+    gpu_dev: str = option("0", "number of the GPU to use, or cpu; without any GPU the CPU is used")
+    precision: str = option(
+        "auto",
+        "fp32, bf16 or fp16 (mixed precision); auto: bf16 where the processor computes in it, else fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    use_fp16: bool = option(False, "the same as --precision fp16 (on a CPU, which lacks fast fp16: bf16)")
+
+    def resolve(self, given):
+        """Let `use_fp16` name the precision."""
+        if self.use_fp16 and self.precision not in ("auto", "fp16"):
+            raise UserError(f"--use_fp16 True contradicts --precision {self.precision}")
+        if self.use_fp16:
+            self.precision = "fp16"
+        self.use_fp16 = self.precision == "fp16"
+        if self.gpu_dev != "cpu" and not self.gpu_dev.isdigit():
+            raise UserError(f"--gpu_dev {self.gpu_dev}: must be the number of one GPU, or cpu")
+
+
+@dataclass
+class TrainOptions:
+    """The training run."""
+
+    out_dir: str = option("./results/", "folder for checkpoints and logs")
+    max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
+    max_minutes: float = option(0.0, "stop after this many minutes of this run; 0: no limit", minimum=0)
+    batch_size: int = option(8, "images per optimizer step", above=0)
+    microbatch: int = option(
+        -1, "images per forward pass: gradients are summed over the batch's parts; -1: the whole batch at once"
+    )
+    lr: float = option(1e-4, "learning rate of AdamW", above=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
+    lr_anneal_steps: int = option(
+        0, "decay the learning rate linearly to 0 over this many steps, and stop; 0: constant", minimum=0
+    )
+    ema_rate: str = option(
+        "0.9999", "decay of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
+    )
+    schedule_sampler: str = option(
+        "uniform",
+        "how training time steps are drawn: uniform, or loss-second-moment (more often where the loss is large)",
+        choices=("uniform", "loss-second-moment"),
+    )
+    log_interval: int = option(50, "steps between lines of the log", above=0)
+    save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
+    resume_checkpoint: str = option(
+        "", "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none"
+    )
+    seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if self.microbatch == 0 or self.microbatch < -1:
+            raise UserError(f"--microbatch {self.microbatch}: must be -1 or above 0")
+        for rate in self.ema_rates():
+            if not 0 <= rate < 1:
+                raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+
+    def ema_rates(self):
+        """`ema_rate` as a tuple of floats."""
+        rates = _numbers("ema_rate", self.ema_rate, float)
+        if not rates:
+            raise UserError("--ema_rate: needs at least one rate, such as 0.9999")
+        return rates
+
+
+@dataclass
+class SampleOptions:
+    """What is sampled and how. The network and its diffusion come from the checkpoint."""
+
+    model_path: str = option("", "checkpoint to sample from")
+    out_dir: str = option("./results/", "results folder; finished cases in it are skipped")
+    num_ensemble: int = option(5, "masks drawn for each image", above=0)
+    num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
+    batch_size: int = option(1, "images per forward pass, each with all its ensemble members", above=0)
+    diffusion_steps: int = option(
+        0,
+        "number of steps through the checkpoint's schedule of T: T is full DDPM, fewer strided DDPM (or DDIM or "
+        "DPM-Solver++ by the flags below); 0: 20 steps of DPM-Solver++",
+        minimum=0,
+    )
+    use_ddim: bool = option(False, "take the steps by DDIM")
+    dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (2M)")
+    timestep_respacing: str = option(
+        "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
+    )
+    clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
+    fuse: str = option("staple", "how members become one mask", choices=("staple", "mean", "vote"))
+    weights: str = option(
+        "ema", "weights to use: ema (the first rate trained with), model (not averaged), or a rate such as 0.999"
+    )
+    save_samples: bool = option(False, "also write every member's mask and the coarse mask")
+    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
+    seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
+
+
+@dataclass
+class EvalOptions:
+    """What is evaluated."""
+
+    pred_dir: str = option("", "results folder of segmentation_sample.py, or any folder of masks named like the cases")
+    data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
+    data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says")
+    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder")
+
+
+def parse(description, groups, argv=None, *, hide=()):
+    """Parse flags (and `--config FILE.yaml`, which they override) into one instance of each class in `groups`.
+
+    A flag in two groups belongs to the first. `hide`: names left out. Returns the instances, in the order of
+    `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong.
+    """
+    fields = {}
+    for group in groups:
+        for item in dataclasses.fields(group):
+            if item.name not in hide:
+                fields.setdefault(item.name, item)
+    parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win over it")
+    for group in groups:
+        section = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
+        for item in dataclasses.fields(group):
+            if fields.get(item.name) is item:
+                _add_flag(section, item)
+    namespace, unknown = parser.parse_known_args(argv)
+    _refuse_unknown(unknown, fields)
+    given = vars(namespace)
+    config_file = given.pop("config", None)
+    if config_file:
+        given = {**_read_yaml(config_file, fields), **given}
+    for name, value in given.items():
+        check_value(fields[name], value)
+    return [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups], set(
+        given
+    )
+
+
+def build(group, values):
+    """An instance of an options class with these values; `resolve` sees which were given."""
+    options = group(**values)
+    if hasattr(options, "resolve"):
+        options.resolve(set(values))
+    return options
+
+
+def check_value(item, value):
+    """Raise `UserError` unless `value` satisfies what the option's field asks for."""
+    rules, flag = item.metadata, f"--{item.name} {value}"
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"{flag}: must be one of {', '.join(rules['choices'])}")
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{flag}: is not a number")
+    if rules["minimum"] is not None and value < rules["minimum"]:
+        raise UserError(f"{flag}: must be at least {rules['minimum']}")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise UserError(f"{flag}: must be above {rules['above']}")
+    if rules["maximum"] is not None and value > rules["maximum"]:
+        raise UserError(f"{flag}: must be at most {rules['maximum']}")
+
+
+def saved_options(group, saved, given_options, given, where):
+    """The options of a checkpoint, unless a flag that was given contradicts them.
+
+    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
+    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
+    """
+    names = {item.name for item in dataclasses.fields(group)}
+    options = group(**{name: value for name, value in saved.items() if name in names})
+    for name in sorted(given & names):
+        asked, has = getattr(given_options, name), getattr(options, name)
+        if asked != has:
+            raise UserError(f"--{name} {asked} contradicts the checkpoint {where}, which was trained with {name} {has}")
+    return options
+
+
+def _owner(groups, name):
+    return next(group for group in groups if name in {item.name for item in dataclasses.fields(group)})
+
+
+def _add_flag(section, item):
+    names = [f"--{item.name}"]
+    if "_" in item.name:
+        names.append(f"--{item.name.replace('_', '-')}")
+    default = f" (default: {item.default})" if item.default != "" else ""
+    section.add_argument(
+        *names,
+        dest=item.name,
+        type=_boolean if item.type is bool else item.type,
+        metavar={bool: "True|False", int: "N", float: "X", str: "TEXT"}[item.type],
+        help=item.metadata["help"].replace("%", "%%") + default,
+    )
+
+
+def _boolean(text):
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
+
+
+def _numbers(name, text, kind):
+    try:
+        return tuple(kind(part) for part in str(text).split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--{name} {text}: must be numbers separated by commas") from None
+
+
+def _read_yaml(path, fields):
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: must hold lines of the form 'flag: value'")
+    result = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"--config {path}: {_unknown_flag(str(name), fields)}")
+        kind = fields[name].type
+        if kind is str and isinstance(value, list):
+            value = ",".join(str(part) for part in value)
+        try:
+            result[name] = _boolean(str(value)) if kind is bool else kind("" if value is None else value)
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            raise UserError(f"--config {path}: {name}: {value!r} is not of type {kind.__name__}") from None
+    return result
+
+
+def _refuse_unknown(unknown, fields):
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            raise UserError(_unknown_flag(name, fields))
+    if unknown:
+        raise UserError(f"{unknown[0]!r}: every value needs its flag before it; see --help")
+
+
+def _unknown_flag(name, fields):
+    if name in COMING:
+        return f"--{name} is not there yet: {COMING[name]}"
+    elsewhere = {
+        "segmentation_train.py": (TrainOptions, DiffusionOptions),
+        "segmentation_sample.py": (SampleOptions,),
+        "segmentation_eval.py": (EvalOptions,),
+    }
+    for script, groups in elsewhere.items():
+        if any(name == item.name for group in groups for item in dataclasses.fields(group)):
+            return f"--{name} is a flag of {script}, not of this script"
+    close = difflib.get_close_matches(name, fields, n=1)
+    return f"--{name}: no such flag" + (f"; did you mean --{close[0]}?" if close else "; see --help")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)

@@ -1,0 +1,175 @@
+"""Any folder of images and masks paired by name, as pictures or NIfTI; also the example to copy for your own loader.
+
+The smallest loader of your own is one class in one file, used with `--data_name path/to/my_loader.py:MyDataset`:
+
+    from guided_diffusion.data import Case, SegmentationDataset
+    from guided_diffusion.files import read_picture, read_picture_mask
+
+    class MyDataset(SegmentationDataset):
+        image_channels = 3        # of every image
+        class_names = ("polyp",)  # without the background
+
+        def find_cases(self):  # where the images and masks are: a Case each, with a name of its own
+            images = sorted(self.data_dir.glob("*/photo.png"))
+            return [Case(path.parent.name, (path,), (path.parent / "truth.png",)) for path in images]
+
+        def read_image(self, case):  # float32 [C, H, W]
+            return read_picture(case.images[0])
+
+        def read_mask(self, case):  # bool [R, K, H, W]: R raters, K classes
+            return read_picture_mask(case.masks[0])[None, None]
+
+A case without truth has no masks. Override `normalise` as well unless your images have values from 0 to 255. The rest,
+resizing, batches, checks and sampling, works for every loader. `FolderDataset` below does a little more: optional
+masks, splits, labels and NIfTI volumes.
+"""
+
+from collections import defaultdict
+
+from .data import Case, SegmentationDataset, split_folders
+from .errors import UserError
+from .files import (
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    is_nifti,
+    list_files,
+    read_csv,
+    read_json,
+    read_picture,
+    read_picture_mask,
+    split_suffix,
+)
+from .volumes import VolumeReader
+
+SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
+
+
+class FolderDataset(SegmentationDataset):
+    """`images/NAME.png` with `masks/NAME.png`, one class of foreground.
+
+    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores; a volume is a case per slice).
+    A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. To sample, masks/ may be
+    absent, and the images may lie in data_dir itself. Beside images/ there may be
+    - `split.json`, {"train": [names], "test": [names]}: the images that `split` picks; or, instead, sub-folders
+      train/ and test/ that have images/ and masks/ each;
+    - `labels.csv`, lines of NAME,LABEL for every image: the classes of a class-conditional model. It lies in
+      data_dir also where there are sub-folders.
+    """
+
+    class_names = ("foreground",)
+
+    def find_cases(self):
+        self.volumes = VolumeReader()
+        pairs = self._pairs()
+        if pairs:
+            self._inspect(pairs)
+        labels = self._read_labels()
+        cases = []
+        for image, masks in pairs:
+            name = split_suffix(image)[0]
+            label = self._label(name, labels) if labels else None
+            if self.is_nifti:
+                cases += self.volumes.cases(name, (image,), masks, label)
+            else:
+                cases.append(Case(name, (image,), masks, label))
+        return cases
+
+    def read_image(self, case):
+        if self.is_nifti:
+            return self.volumes.image(case)
+        return read_picture(case.images[0])
+
+    def read_mask(self, case):
+        if self.is_nifti:
+            return self.volumes.labels(case)[:, None] > 0
+        return read_picture_mask(case.masks[0])[None, None]
+
+    def normalise(self, image):
+        # A volume is normalised as a whole when it is read.
+        return image if self.is_nifti else super().normalise(image)
+
+    def geometry(self, case):
+        return self.volumes.geometry(case)
+
+    def expected_layout(self):
+        return "images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz) are looked for there"
+
+    def expected_mask(self, case):
+        image = case.images[0]
+        return f"{split_suffix(image)[0]}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
+
+    # ---- what this layout needs, and yours may not ---------------------------------------------------------------
+
+    def _pairs(self):
+        """All (image, its masks: one or none) of the split, in the order of their names."""
+        pairs = []
+        for folder in split_folders(self.data_dir, self.split):
+            images = folder / "images"
+            masks = _files_by_name(folder / "masks")
+            for image in list_files(images if images.is_dir() else folder, SUFFIXES):
+                pairs.append((image, _masks_of(image, masks)))
+        chosen = self._chosen_names({split_suffix(image)[0] for image, _ in pairs})
+        return [(image, masks) for image, masks in pairs if split_suffix(image)[0] in chosen]
+
+    def _chosen_names(self, names):
+        """The names that split.json has for the split; all of them without a split or without the file."""
+        path = self.data_dir / "split.json"
+        if self.split is None or not path.is_file():
+            return names
+        splits = read_json(path)
+        chosen = splits.get(self.split) if isinstance(splits, dict) else None
+        if not (isinstance(chosen, list) and all(isinstance(name, str) for name in chosen)):
+            raise UserError(f'{path}: has no list "{self.split}"; write {{"train": [names], "test": [names]}}')
+        for name in chosen:
+            if name not in names:
+                raise UserError(f"{path}: names {name!r} in {self.split!r}, but there is no such image; correct it")
+        return set(chosen)
+
+    def _read_labels(self):
+        """{name: label text} from labels.csv, empty without one; sets `label_names`, sorted."""
+        path = self.data_dir / "labels.csv"
+        if not path.is_file():
+            return {}
+        labels = {}
+        for number, fields in read_csv(path):
+            if len(fields) != 2:
+                raise UserError(f"{path}: line {number} is not NAME,LABEL; correct it")
+            if not (number == 1 and fields[0].lower() == "name"):  # a heading
+                labels[fields[0]] = fields[1]
+        self.label_names = tuple(sorted(set(labels.values())))
+        return labels
+
+    def _label(self, name, labels):
+        if name not in labels:
+            raise UserError(f"{self.data_dir / 'labels.csv'}: has no line for the image {name}; add one")
+        return self.label_names.index(labels[name])
+
+    def _inspect(self, pairs):
+        """Learn from the first image whether this is a folder of pictures or of NIfTI files, and the channels."""
+        first = pairs[0][0]
+        self.is_nifti = is_nifti(first)
+        for image, masks in pairs:
+            for path in (image, *masks):
+                if is_nifti(path) != self.is_nifti:
+                    raise UserError(
+                        f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
+                    )
+        self.image_channels = 1 if self.is_nifti else read_picture(first).shape[0]
+
+
+def _files_by_name(folder):
+    """{name without suffix: files}, empty if there is no such folder."""
+    files = defaultdict(list)
+    for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
+        files[split_suffix(path)[0]].append(path)
+    return files
+
+
+def _masks_of(image, files):
+    """The image's mask as a tuple of one file, or of none."""
+    name = split_suffix(image)[0]
+    masks = tuple(path for ending in MASK_ENDINGS for path in files.get(name + ending, ()))
+    if len(masks) > 1:
+        raise UserError(f"{masks[1]}: is a second mask of {image.name} beside {masks[0].name}; keep one")
+    return masks

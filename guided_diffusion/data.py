@@ -1,0 +1,374 @@
+"""The data contract: what a loader gives, what an item is, and how batches are drawn from it."""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .errors import UserError
+
+LOADERS = {
+    "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
+    "ISIC": "guided_diffusion.isicloader:ISICDataset",
+    "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
+}
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to segment: its name, the files it is read from and, for a slice, its place in a volume.
+
+    name: unique in the data set and safe as a file name.
+    images: the image's files (one photograph, or one file per MRI modality).
+    masks: one file per rater; empty when there is no truth.
+    label: the class for class-conditional models, or None.
+    volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+    label: int | None = None
+    volume: str | None = None
+    slice_index: int | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z]."""
+
+    affine: np.ndarray
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+
+
+class SegmentationDataset(Dataset):
+    """Base of every loader. A subclass says where the cases are and how one is read; the rest is done here.
+
+    A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
+    `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
+    With class labels it also sets `label_names`.
+
+    data_dir: the folder that holds the data.
+    image_size: items are resized to image_size x image_size pixels.
+    split: "train", "test" or None (all there is), for layouts that keep both below one folder.
+    need_masks: True for training: items carry a mask, and a case without one is an error. With False (sampling) no
+        item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
+    """
+
+    image_channels = 3
+    class_names = ("foreground",)
+    label_names = ()
+
+    def __init__(self, data_dir, image_size, *, split=None, need_masks=False):
+        if split not in (None, *SPLIT_FOLDERS):
+            raise ValueError(f"split is {split!r}, not 'train', 'test' or None")
+        self.data_dir = Path(data_dir)
+        self.image_size = image_size
+        self.split = split
+        self.need_masks = need_masks
+        if not self.data_dir.exists():
+            raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
+        if not self.data_dir.is_dir():
+            raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
+        self.cases = list(self.find_cases())
+        if not self.cases:
+            raise UserError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
+        self._check_cases()
+
+    # ---- what a subclass provides ------------------------------------------------------------------------------
+
+    def find_cases(self):
+        """Return the list of `Case`s below `self.data_dir`, in a fixed order."""
+        raise TypeError(f"{type(self).__name__} must define find_cases()")
+
+    def read_image(self, case):
+        """Return the case's raw image as float32 [C, H, W], in the units of the file.
+
+        A loader that normalises whole volumes returns its slices normalised and lets `normalise` change nothing.
+        """
+        raise TypeError(f"{type(self).__name__} must define read_image(case)")
+
+    def read_mask(self, case):
+        """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
+        raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+
+    def normalise(self, image):
+        """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
+        return image / 127.5 - 1
+
+    def geometry(self, case):
+        """Return the `Geometry` of the case's volume, or None for a 2-D image."""
+        return None
+
+    def expected_layout(self):
+        """One sentence on the folder layout that is looked for; it ends the message about an empty folder."""
+        return "see its documentation for the layout"
+
+    def expected_mask(self, case):
+        """The mask file that would belong to a case; it ends the message about an image without one."""
+        return "a mask"
+
+    # ---- what the framework does with it -----------------------------------------------------------------------
+
+    def _check_cases(self):
+        seen = {}
+        for case in self.cases:
+            if case.name in seen:
+                raise UserError(
+                    f"{case.images[0]}: its case name {case.name!r} is also that of {seen[case.name]}; "
+                    "rename one or keep only one of them"
+                )
+            if not case.name or Path(case.name).name != case.name or case.name.startswith("."):
+                raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
+            if self.need_masks and not case.masks:
+                raise UserError(f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image")
+            seen[case.name] = case.images[0]
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """Return the item of case `index` (design contract).
+
+        image: float32 [C, S, S], normalised. mask: float32 [R, K, S, S] in {0, 1}, only if `need_masks`.
+        name: str. size: (H, W) of the original. label: int, where the case has one.
+        volume, slice_index: of a slice.
+        """
+        case = self.cases[index]
+        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
+        image = resize_image(torch.as_tensor(self.normalise(raw), dtype=torch.float32), self.image_size)
+        item = {"image": image, "name": case.name, "size": tuple(raw.shape[-2:])}
+        if self.need_masks:
+            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, raw.shape[-2:])))
+            item["mask"] = resize_mask(mask.float(), self.image_size)
+        if case.label is not None:
+            item["label"] = case.label
+        if case.volume is not None:
+            item["volume"] = case.volume
+            item["slice_index"] = case.slice_index
+        return item
+
+    def load_image(self, case):
+        """`read_image`, checked: float32 [C, H, W] with this data set's channels and finite values."""
+        image = np.asarray(self.read_image(case), dtype=np.float32)
+        if image.ndim != 3:
+            raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
+        if image.shape[0] != self.image_channels:
+            raise UserError(
+                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.image_channels}; "
+                "convert it or leave it out"
+            )
+        if not np.isfinite(image).all():
+            raise UserError(f"{case.images[0]}: holds values that are not finite; repair it or leave it out")
+        return image
+
+    def load_mask(self, case, image_size=None):
+        """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) when that is given.
+
+        Only for a case whose `masks` are set, whatever `need_masks` is.
+        """
+        mask = np.asarray(self.read_mask(case))
+        if mask.ndim != 4 or mask.shape[1] != len(self.class_names):
+            raise UserError(
+                f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
+                f"not [raters, {len(self.class_names)}, H, W]"
+            )
+        if image_size is not None and tuple(mask.shape[-2:]) != tuple(image_size):
+            raise UserError(
+                f"{case.masks[0]}: the mask has {mask.shape[-2]}x{mask.shape[-1]} pixels, its image "
+                f"{case.images[0].name} has {image_size[0]}x{image_size[1]}; they must agree"
+            )
+        return mask.astype(bool)
+
+
+def split_folders(data_dir, split):
+    """Return the folders to look for cases in: data_dir itself, or its sub-folders for training and for testing.
+
+    If data_dir holds any of train/, training/, test/, testing/ (any case), that of `split` is returned, or all of
+    them for None. Raises `UserError` if only the other split's is there, rather than give its cases instead.
+    """
+    folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
+    found = {name: [f for f in folders if f.name.lower() in names] for name, names in SPLIT_FOLDERS.items()}
+    if not any(found.values()):
+        return [Path(data_dir)]
+    if split is None:
+        return [folder for part in found.values() for folder in part]
+    if not found[split]:
+        other = next(part[0].name for part in found.values() if part)
+        raise UserError(
+            f"{data_dir}: holds {other}/ but no {split}/ or {split}ing/; name the folder to use with --data_dir"
+        )
+    return found[split]
+
+
+def resize_image(image, size):
+    """Resize [C, H, W] smoothly (antialiased bilinear) to [C, size, size]."""
+    if image.shape[-2:] == (size, size):
+        return image
+    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def resize_mask(mask, size):
+    """Resize [..., H, W] by nearest neighbour to [..., size, size]; values in {0, 1} stay in {0, 1}."""
+    if mask.shape[-2:] == (size, size):
+        return mask
+    flat = mask.reshape(1, -1, *mask.shape[-2:])
+    return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
+
+
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False):
+    """Return the data set `data_name` over `data_dir`.
+
+    data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
+    Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
+    """
+    return find_loader(data_name)(data_dir, image_size, split=split, need_masks=need_masks)
+
+
+def find_loader(data_name):
+    """Return the `SegmentationDataset` subclass that `data_name` stands for (see `build_dataset`)."""
+    if ".py:" in data_name:
+        path, _, class_name = data_name.rpartition(":")
+        module = _import_file(Path(path))
+    elif data_name.upper() in LOADERS:
+        module_name, _, class_name = LOADERS[data_name.upper()].partition(":")
+        module = importlib.import_module(module_name)
+        path = module_name
+    else:
+        raise UserError(f"--data_name {data_name}: unknown; use {', '.join(LOADERS)} or path/to/my_loader.py:MyDataset")
+    loader = getattr(module, class_name, None)
+    if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
+        raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
+    return loader
+
+
+def _import_file(path):
+    if not path.is_file():
+        raise UserError(f"--data_name {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    return module
+
+
+def collate(items):
+    """Stack a list of items into a batch: tensors are stacked, everything else becomes a list.
+
+    A key that not every item has (some cases have a label, some none) is an error of the data set.
+    """
+    keys = items[0].keys()
+    for item in items:
+        if item.keys() != keys:
+            odd = sorted(item.keys() ^ keys)
+            raise UserError(f"case {item['name']}: differs from {items[0]['name']} in having {', '.join(odd)}")
+    batch = {key: [item[key] for item in items] for key in keys}
+    for key in ("image", "mask"):
+        if key in batch:
+            batch[key] = torch.stack(batch[key])
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"])
+    return batch
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is answered and scored as one: a 2-D case, or all slices of a volume in order.
+
+    indices: the positions of `cases` in the data set.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    indices: tuple[int, ...]
+
+    @property
+    def is_volume(self):
+        """Whether the cases are slices of a volume."""
+        return self.cases[0].volume is not None
+
+
+def group_cases(cases):
+    """The `Unit`s of a list of cases, in the order in which they first appear."""
+    groups = {}
+    for index, case in enumerate(cases):
+        key = (case.volume is not None, case.volume or case.name)
+        groups.setdefault(key, []).append((case.slice_index or 0, index, case))
+    units = []
+    for (_, name), members in groups.items():
+        _, indices, grouped = zip(*sorted(members, key=lambda member: member[:2]), strict=True)
+        units.append(Unit(name, grouped, indices))
+    return units
+
+
+class TrainingOrder(Sampler):
+    """Endless batches of indices that depend only on (seed, step): position p of the run is item p mod N of a
+    permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one would."""
+
+    def __init__(self, length, batch_size, seed, start_step=0):
+        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+
+    def __iter__(self):
+        epoch, order = -1, None
+        position = self.start_step * self.batch_size
+        while True:
+            batch = []
+            for _ in range(self.batch_size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                batch.append(int(order[position % self.length]))
+                position += 1
+            yield batch
+
+
+def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0):
+    """Return an endless iterator over training batches, in an order that (seed, step) alone decides."""
+    return iter(_loader(dataset, num_workers, batch_sampler=TrainingOrder(len(dataset), batch_size, seed, start_step)))
+
+
+def sampling_batches(dataset, indices, batch_size, *, num_workers=0):
+    """Return a DataLoader over the cases `indices` of the data set, once each and in that order."""
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    return _loader(dataset, num_workers, batch_sampler=batches)
+
+
+class _Batches(DataLoader):
+    """A DataLoader that raises its workers' `UserError`s as they were: one line, without the worker's traceback."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            line = str(error).strip().splitlines()[-1]
+            raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
+
+
+def _loader(dataset, num_workers, **keywords):
+    # Workers decode images; one thread each is enough and leaves the cores to the network. They are forked where
+    # that is possible, since a class that came from a file (`path.py:Class`) cannot be sent to a fresh process.
+    forked = num_workers > 0 and sys.platform == "linux"
+    return _Batches(
+        dataset,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if forked else None,
+        **keywords,
+    )
+
+
+def _one_thread(_worker):
+    torch.set_num_threads(1)

@@ -1,0 +1,37 @@
+"""The one exception that stands for a user's mistake, and the door every script leaves by."""
+
+import os
+import sys
+
+
+class UserError(Exception):
+    """Something the user can put right: the message names the file or flag and the remedy, in one line."""
+
+
+def run_script(main):
+    """Call `main()` as a script's entry point and exit with its status.
+
+    A `UserError` becomes one line on stderr and exit status 2, a full disk or an unwritable path one line and
+    status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        status = 1
+    sys.exit(status or 0)
+
+
+def describe_os_error(error):
+    """One line for an `OSError`: the path it is about and the system's reason."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

@@ -1,0 +1,269 @@
+"""Reading and writing images and volumes: damage is told in one line, and every write is whole or not at all."""
+
+import csv
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+def split_suffix(path):
+    """Return (stem, suffix) of a file name, with `.nii.gz` as one suffix; dots elsewhere belong to the stem."""
+    path = Path(path)
+    suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
+    return path.name.removesuffix(suffix), suffix
+
+
+def is_nifti(path):
+    """Whether the file name is that of a NIfTI file."""
+    return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
+
+
+def list_files(folder, suffixes):
+    """Return the folder's own files with one of these suffixes (any case) by name; hidden files are left out."""
+    return sorted(
+        path
+        for path in Path(folder).iterdir()
+        if split_suffix(path)[1].lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
+def read_picture(path):
+    """Read a PNG, JPEG, TIFF or BMP as float32 [C, H, W] in 0..255: C = 1 for grey pictures, 3 for all others.
+
+    16-bit grey is scaled to 0..255, 1-bit is 0/255, palettes and other colour spaces become RGB, an alpha channel is
+    dropped, and the EXIF orientation is applied. Raises `UserError` for a missing, damaged or unsupported file.
+    """
+    picture = _open_picture(path)
+    if _is_wide(picture):
+        return _wide_values(path, picture)[None] / np.float32(257)
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    with _decoding(path, "picture"):
+        values = np.asarray(picture.convert(mode), dtype=np.float32)
+    return values[None] if mode == "L" else np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def read_picture_mask(path):
+    """Read a binary mask as bool [H, W]; True is foreground.
+
+    0/255 (and 16-bit 0/65535) masks are cut at half of that range, so grey edges from JPEG or resizing fall on one
+    side. A file whose maximum is 1 is taken as 0/1. Colours are judged by their brightness; a palette picture by its
+    index (0 is background), unless its colours are black and white alone. A file whose maximum lies strictly between
+    1 and half of the range holds something else, such as class numbers: a `UserError`, as is a damaged file.
+    """
+    picture = _open_picture(path)
+    if _is_wide(picture):
+        values = _wide_values(path, picture)
+        return _cut_mask(path, values, 255 if values.max() <= 255 else 65535)
+    with _decoding(path, "picture"):
+        grey = np.asarray(picture.convert("L"))
+        if picture.mode == "P" and not np.isin(grey, (0, 255)).all():
+            return np.asarray(picture) > 0
+    return _cut_mask(path, grey, 255)
+
+
+def _cut_mask(path, values, full):
+    top = values.max()
+    if 1 < top <= full / 2:
+        raise UserError(
+            f"{path}: its values reach from 0 to {top:g}, which is neither a 0/1 nor a 0/{full} mask; "
+            f"save the mask with 0 for background and {full} for foreground"
+        )
+    return values > (0 if top <= 1 else full / 2)
+
+
+def _open_picture(path):
+    with _decoding(path, "picture"), Image.open(path) as picture:
+        pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+    if pages > 1:
+        raise UserError(f"{path}: holds {pages} pages; save each as a file of its own")
+    return picture
+
+
+def _is_wide(picture):
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def _wide_values(path, picture):
+    """The values of a grey picture of more than 8 bits, as float32 [H, W] in 0..65535."""
+    values = np.asarray(picture, dtype=np.float32)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{path}: is a 32-bit picture; save it with 8 or 16 bits per pixel")
+    return values
+
+
+# ---- volumes -----------------------------------------------------------------------------------------------------
+
+
+def read_nifti(path):
+    """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
+
+    Further axes of length 1 are dropped. Raises `UserError` for a missing or damaged file and for 4-D data.
+    """
+    image, shape, affine, spacing = _open_nifti(path)
+    with _decoding(path, "NIfTI file"):
+        values = image.get_fdata(dtype=np.float32)
+    return values.reshape(shape), affine, spacing
+
+
+def read_nifti_labels(path):
+    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; labels stored as floats are rounded."""
+    values = read_nifti(path)[0]
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
+    return np.rint(values).astype(np.int32)
+
+
+def read_nifti_header(path):
+    """Return (shape, affine, spacing) as `read_nifti` would, from the header alone: the data are not decompressed."""
+    return _open_nifti(path)[1:]
+
+
+def _open_nifti(path):
+    import nibabel
+
+    with _decoding(path, "NIfTI file"):
+        image = nibabel.load(path)
+        affine = np.array(image.affine, dtype=np.float64)
+        sizes = nibabel.affines.voxel_sizes(affine)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise UserError(f"{path}: has shape {image.shape}; save each channel as a 2-D or 3-D file of its own")
+    return image, shape, affine, tuple(float(size) for size in sizes[: len(shape)])
+
+
+@contextmanager
+def _decoding(path, kind):
+    """Turn whatever a decoder raises into one line that names the file."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        yield
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # no permission, a failing disk: the system's own words say it best
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is truncated or damaged, or is no {kind} ({reason}); copy it again") from error
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def read_json(path):
+    """Read a JSON file; `UserError` with the line if it is not valid."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
+
+
+def read_csv(path):
+    """Read a CSV file as a list of (line number, list of stripped fields), without its empty lines."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no valid CSV file in UTF-8 ({error}); correct it") from error
+    return [(number, fields) for number, fields in rows if any(fields)]
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it onto `path`.
+
+    The temporary is hidden and keeps the suffix, which writers look at. After an error, or a kill at any moment,
+    `path` is what it was before. The parent folder is made.
+    """
+    path = Path(path)
+    stem, suffix = split_suffix(path)
+    temporary = path.with_name(f".{stem}.{os.getpid()}{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(path, array):
+    """Write uint8 [H, W] (grey) or [H, W, 3] (RGB), or uint16 [H, W] (16-bit grey), as a PNG."""
+    array = np.asarray(array)
+    form = (array.dtype.name, array.ndim)
+    if form not in (("uint8", 2), ("uint8", 3), ("uint16", 2)) or array.shape[2:] not in ((), (3,)):
+        raise ValueError(f"write_png takes uint8 [H, W] or [H, W, 3] or uint16 [H, W], not {form[0]} {array.shape}")
+    with atomic_path(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+
+
+def write_nifti(path, array, affine):
+    """Write uint8 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
+    import nibabel
+
+    array = np.asarray(array)
+    if array.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"write_nifti takes uint8 or float32, not {array.dtype}")
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON; NaN and infinities, which JSON has no word for, become null.
+
+    NumPy scalars and arrays and paths are written as plain numbers, lists and strings.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def check_writable(folder):
+    """Make the folder and write a byte in it; `UserError` names it and the reason when that fails."""
+    folder = Path(folder)
+    try:
+        with atomic_path(folder / ".writable") as temporary:
+            temporary.write_bytes(b"1")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror or error}); choose another --out_dir"
+        ) from error

@@ -1,0 +1,296 @@
+"""Gaussian diffusion of masks: the noise schedule, q(x_t|x_0), the posterior, prediction targets and losses."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def linear_betas(steps):
+    """DDPM's betas from 1e-4 to 0.02 at T = 1000, scaled so that other T end at the same noise. float64 [T]."""
+    scale = 1000 / steps
+    return np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64), 0.999)
+
+
+def cosine_betas(steps):
+    """abar(t) = cos^2((t/T + 0.008) / 1.008 * pi/2) (arXiv 2102.09672 eq. 17), betas cut at 0.999. float64 [T]."""
+    t = np.arange(steps + 1, dtype=np.float64) / steps
+    alphas_bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], 0.999)
+
+
+def noise_schedule(name, steps, input_scale=1.0):
+    """abar_t for t = 0..T-1, float64 [T]: the named schedule with the mask scaled by b = `input_scale`.
+
+    Scaling x_0 by b and normalising the variance again gives abar_b = b^2 abar / ((b^2 - 1) abar + 1)
+    (arXiv 2504.05977): the signal-to-noise ratio times b^2.
+    """
+    betas = {"linear": linear_betas, "cosine": cosine_betas}[name](steps)
+    alphas_bar = np.cumprod(1 - betas)
+    return input_scale**2 * alphas_bar / ((input_scale**2 - 1) * alphas_bar + 1)
+
+
+class Schedule:
+    """abar_t in float64, with t = -1 standing for the clean mask (abar = 1)."""
+
+    def __init__(self, alphas_bar):
+        self.alphas_bar = np.asarray(alphas_bar, dtype=np.float64)
+        if not ((self.alphas_bar > 0) & (self.alphas_bar < 1)).all() or (np.diff(self.alphas_bar) >= 0).any():
+            raise ValueError("abar must fall strictly inside (0, 1)")
+
+    def __len__(self):
+        return len(self.alphas_bar)
+
+    def alpha_bar(self, t):
+        """abar at integer t (array or scalar), 1 at t = -1."""
+        return np.where(np.asarray(t) < 0, 1.0, self.alphas_bar[t])
+
+    def posterior(self, t, s):
+        """q(x_s | x_t, x_0) for s < t (DDPM eq. 7, between any two times): coefficients of x_0 and x_t, the variance,
+        and beta = 1 - abar_t / abar_s of the step."""
+        abar_t, abar_s = self.alpha_bar(t), self.alpha_bar(s)
+        beta = 1 - abar_t / abar_s
+        of_x0 = np.sqrt(abar_s) * beta / (1 - abar_t)
+        of_xt = np.sqrt(1 - beta) * (1 - abar_s) / (1 - abar_t)
+        return of_x0, of_xt, beta * (1 - abar_s) / (1 - abar_t), beta
+
+    def log_variances(self, t, s):
+        """log of the smallest and largest sensible variance of the step t -> s: the posterior's and beta.
+
+        Where s is the clean mask the posterior's variance is 0; its log is taken from the step before, as in the
+        improved DDPM paper, so that it stays finite.
+        """
+        t, s = np.asarray(t), np.asarray(s)
+        _, _, variance, beta = self.posterior(t, s)
+        _, _, second, _ = self.posterior(t + (s < 0), np.where(s < 0, t, s))
+        return np.log(np.where(s < 0, np.minimum(second, beta), variance)), np.log(beta)
+
+
+class Denoised(NamedTuple):
+    """A denoiser's view of x_t: x0 and eps [N, K, H, W] (mask in [-1, 1]; noise), the learned fraction in [0, 1]
+    between the smallest and the largest log variance (or None), and the condition branch's mask logits (or None)."""
+
+    x0: torch.Tensor
+    eps: torch.Tensor
+    variance_fraction: torch.Tensor | None
+    coarse: torch.Tensor | None
+
+
+class GaussianDiffusion:
+    """The forward process over T steps and what a network learns of its reverse.
+
+    alphas_bar: float64 [T], see `noise_schedule`. objective: "eps", "x0" or "v". mask_loss: "mse" or "bce_dice".
+    An x0 prediction is squashed: by tanh with MSE; by 2 sigmoid - 1 with BCE + Dice, whose loss sees the logits.
+    """
+
+    def __init__(
+        self,
+        alphas_bar,
+        *,
+        objective="eps",
+        mask_loss="mse",
+        coarse_weight=10.0,
+        rescale_timesteps=False,
+        rescale_learned_sigmas=False,
+        use_kl=False,
+    ):
+        self.schedule = Schedule(alphas_bar)
+        if objective not in ("eps", "x0", "v") or mask_loss not in ("mse", "bce_dice"):
+            raise ValueError(f"unknown objective {objective!r} or mask loss {mask_loss!r}")
+        if mask_loss == "bce_dice" and objective != "x0":
+            raise ValueError("bce_dice needs the objective x0")
+        self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
+        self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
+        self.use_kl = use_kl
+
+    @property
+    def num_timesteps(self):
+        """T."""
+        return len(self.schedule)
+
+    # ---- the forward process -----------------------------------------------------------------------------------
+
+    def q_mean_variance(self, x0, t):
+        """Mean sqrt(abar) x_0 and variance 1 - abar of q(x_t | x_0) (DDPM eq. 4). x0: [N, K, H, W]; t: int [N]."""
+        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        return _per_row(np.sqrt(abar), x0) * x0, _per_row(1 - abar, x0).expand_as(x0)
+
+    def q_sample(self, x0, t, noise):
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise. x0, noise: [N, K, H, W]; t: int [N]."""
+        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        return _per_row(np.sqrt(abar), x0) * x0 + _per_row(np.sqrt(1 - abar), x0) * noise
+
+    # ---- the network's view ------------------------------------------------------------------------------------
+
+    def model_time(self, t):
+        """The time steps as the network sees them: t, or t scaled to 0..1000."""
+        return t.float() * (1000 / self.num_timesteps) if self.rescale_timesteps else t
+
+    def target(self, x0, t, noise):
+        """What the network should predict: eps, x0, or v = sqrt(abar) eps - sqrt(1 - abar) x_0."""
+        if self.objective == "eps":
+            return noise
+        if self.objective == "x0":
+            return x0
+        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        return _per_row(np.sqrt(abar), x0) * noise - _per_row(np.sqrt(1 - abar), x0) * x0
+
+    def activate(self, prediction):
+        """The network's raw prediction as a value of its target: squashed to [-1, 1] for x0."""
+        if self.objective != "x0":
+            return prediction
+        return torch.tanh(prediction) if self.mask_loss == "mse" else 2 * torch.sigmoid(prediction) - 1
+
+    def to_x0(self, value, x_t, t):
+        """x_0 from an (activated) prediction of the target at x_t."""
+        if self.objective == "x0":
+            return value
+        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        signal, noise = _per_row(np.sqrt(abar), x_t), _per_row(np.sqrt(1 - abar), x_t)
+        if self.objective == "eps":
+            return (x_t - noise * value) / signal
+        return signal * x_t - noise * value
+
+    def to_eps(self, x0, x_t, t):
+        """The noise that x_t holds if x_0 is the clean mask."""
+        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        return (x_t - _per_row(np.sqrt(abar), x_t) * x0) / _per_row(np.sqrt(1 - abar), x_t)
+
+    def denoiser(self, model, condition, *, clip=True):
+        """Close over the condition: a function (x_t, t) -> `Denoised`, which is all that samplers see.
+
+        With `clip` x_0 is kept in [-1, 1] and eps follows from the clipped x_0, so that the two agree.
+        """
+
+        def denoise(x_t, t):
+            output = model(x_t, self.model_time(t), condition)
+            x0 = self.to_x0(self.activate(output.prediction), x_t, t)
+            x0 = x0.clamp(-1, 1) if clip else x0
+            fraction = None if output.variance is None else (output.variance + 1) / 2
+            return Denoised(x0, self.to_eps(x0, x_t, t), fraction, output.coarse)
+
+        return denoise
+
+    # ---- losses ------------------------------------------------------------------------------------------------
+
+    def training_losses(self, model, mask, condition, t, noise):
+        """Losses per item of the network's view of x_t.
+
+        mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask.
+        Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, or the bound
+        with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
+        """
+        x0 = mask * 2 - 1
+        x_t = self.q_sample(x0, t, noise)
+        output = model(x_t, self.model_time(t), condition)
+        value = self.activate(output.prediction)
+        losses = {}
+        if self.use_kl:
+            losses["mask"] = self.num_timesteps * self.variational_term(x0, x_t, t, value, output.variance)
+            total = losses["mask"]
+        else:
+            if self.mask_loss == "bce_dice":
+                losses["mask"] = bce_dice(output.prediction, mask)
+            else:
+                losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
+            total = losses["mask"]
+            if output.variance is not None:
+                # Learned sigma only: the mean is trained by the loss above (arXiv 2102.09672 sec. 3.1).
+                losses["vb"] = self.variational_term(x0, x_t, t, value.detach(), output.variance)
+                if self.rescale_learned_sigmas:
+                    losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
+                total = total + losses["vb"]
+        if output.coarse is not None and self.coarse_weight:
+            losses["coarse"] = self.coarse_loss(output.coarse, mask)
+            total = total + self.coarse_weight * losses["coarse"]
+        return {"loss": total, **losses}
+
+    def coarse_loss(self, logits, mask):
+        """Loss per item [N] of the coarse mask's logits: of the same kind as the main mask's."""
+        if self.mask_loss == "bce_dice":
+            return bce_dice(logits, mask)
+        return mean_flat((torch.sigmoid(logits) - mask) ** 2)
+
+    def variational_term(self, x0, x_t, t, value, variance=None):
+        """Per item [N], bits per dimension: KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)), at t = 0 -log p(x_0|x_1)
+        (DDPM eq. 5). value: activated prediction; variance: the network's, or None for the fixed (posterior) one."""
+        predicted = self.to_x0(value, x_t, t)
+        steps = t.cpu().numpy()
+        of_x0, of_xt, _, _ = self.schedule.posterior(steps, steps - 1)
+        smallest, largest = (_per_row(v, x0) for v in self.schedule.log_variances(steps, steps - 1))
+        log_variance = smallest.expand_as(x0)
+        if variance is not None:
+            fraction = (variance + 1) / 2
+            log_variance = fraction * largest + (1 - fraction) * smallest
+        true_mean = _per_row(of_x0, x0) * x0 + _per_row(of_xt, x0) * x_t
+        mean = _per_row(of_x0, x0) * predicted + _per_row(of_xt, x0) * x_t
+        kl = mean_flat(normal_kl(true_mean, smallest, mean, log_variance)) / math.log(2)
+        nll = mean_flat(-discretised_gaussian_log_likelihood(x0, mean, 0.5 * log_variance)) / math.log(2)
+        return torch.where(t == 0, nll, kl)
+
+
+def build_diffusion(options):
+    """The `GaussianDiffusion` that `options` (`config.DiffusionOptions`) describe."""
+    return GaussianDiffusion(
+        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale),
+        objective=options.objective,
+        mask_loss=options.mask_loss,
+        coarse_weight=options.coarse_weight,
+        rescale_timesteps=options.rescale_timesteps,
+        rescale_learned_sigmas=options.rescale_learned_sigmas,
+        use_kl=options.use_kl,
+    )
+
+
+def bce_dice(logits, mask):
+    """Binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
+
+    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
+    has a gradient.
+    """
+    bce = mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
+    probability = torch.sigmoid(logits)
+    both = (probability * mask).sum(dim=(2, 3))  # [N, K]
+    size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
+    return bce + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+
+
+def normal_kl(mean1, log_variance1, mean2, log_variance2):
+    """KL(N(mean1, var1) || N(mean2, var2)) elementwise, in nats."""
+    return 0.5 * (
+        log_variance2
+        - log_variance1
+        - 1
+        + torch.exp(log_variance1 - log_variance2)
+        + (mean1 - mean2) ** 2 * torch.exp(-log_variance2)
+    )
+
+
+def discretised_gaussian_log_likelihood(x, mean, log_scale):
+    """log of N(mean, exp(log_scale)^2)'s mass in the bin of x, for values in 256 levels over [-1, 1] (DDPM eq. 13).
+
+    The outermost bins, which hold the masks' own values -1 and 1, reach to infinity.
+    """
+    inverse = torch.exp(-log_scale)
+    upper = _normal_cdf((x - mean + 1 / 255) * inverse)
+    lower = _normal_cdf((x - mean - 1 / 255) * inverse)
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return torch.log((upper - lower).clamp(min=1e-12))
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def mean_flat(x):
+    """Mean over all dimensions but the first: [N, ...] -> [N]."""
+    return x.flatten(1).mean(dim=1)
+
+
+def _per_row(values, like):
+    """float64 values [N] (or a scalar) as a tensor of `like`'s type that broadcasts over [N, K, H, W]."""
+    tensor = torch.as_tensor(np.asarray(values), dtype=like.dtype).to(like.device)
+    return tensor.reshape(-1, *[1] * (like.ndim - 1))

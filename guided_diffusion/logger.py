@@ -1,0 +1,86 @@
+"""What a run says while it works: lines on the console, a CSV and TensorBoard curves in the run's folder."""
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .files import atomic_path
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes through tqdm, so that a line does not tear a progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def console():
+    """The program's logger, with its console handler in place."""
+    log = logging.getLogger("medsegdiff")
+    if not log.handlers:
+        handler = _ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log
+
+
+class RunLog:
+    """Scalars of a training run: `log.jsonl` and `log.csv` in `out_dir`, and TensorBoard event files beside them.
+
+    A resumed run appends; rows of steps after `start_step`, which an interrupted run had logged beyond its last
+    checkpoint, are dropped first, so that the curve has each step once.
+    """
+
+    def __init__(self, out_dir, columns, start_step=0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.out_dir, self.columns = Path(out_dir), ["step", *columns]
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._keep_rows(self._rows_until(start_step))
+        self.jsonl = open(self.out_dir / "log.jsonl", "a")
+        self.csv_file = open(self.out_dir / "log.csv", "a", newline="")
+        self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
+
+    def _keep_rows(self, rows):
+        with atomic_path(self.out_dir / "log.jsonl") as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with atomic_path(self.out_dir / "log.csv") as path, open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _rows_until(self, step):
+        path = self.out_dir / "log.jsonl"
+        if not step or not path.exists():
+            return []
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a killed run may be torn
+                continue
+            if row.get("step", step + 1) <= step:
+                rows.append(row)
+        return rows
+
+    def write(self, step, values):
+        """Log one step's values: a dict of name -> float."""
+        row = {"step": step, **values}
+        self.jsonl.write(json.dumps(row) + "\n")
+        csv.DictWriter(self.csv_file, self.columns, restval="", extrasaction="ignore").writerow(row)
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+        for file in (self.jsonl, self.csv_file, self.tensorboard):
+            file.flush()
+
+    def close(self):
+        """Flush and close all files."""
+        for file in (self.jsonl, self.csv_file, self.tensorboard):
+            file.close()

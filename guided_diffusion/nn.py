@@ -1,0 +1,53 @@
+"""Primitives of the networks: embeddings, norms, zero-initialised layers and activation checkpointing."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+
+def timestep_embedding(timesteps, channels, max_period=10000):
+    """Sinusoidal embedding of the time step (Transformer eq. in sec. 3.5, as DDPM uses it).
+
+    timesteps: float or int [N], may be fractional. Returns float32 [N, channels]: cosines, then sines, of
+    t * max_period^(-i / half); an odd `channels` is padded with a zero.
+    """
+    half = channels // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timesteps.device) / max(half, 1))
+    angles = timesteps.float()[:, None] * frequencies[None]  # [N, half]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)  # [N, 2 * half]
+    return nn.functional.pad(embedding, (0, channels - 2 * half))
+
+
+def group_norm(channels):
+    """GroupNorm with 32 groups, or the most groups below that which divide the channels."""
+    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def conv3x3(in_channels, out_channels, stride=1):
+    """A 3x3 convolution that keeps the size (or halves it with stride 2)."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def zeroed(layer):
+    """Set a layer's parameters to zero, so that the branch it closes starts as a no-op."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def checkpointed(function, *inputs, enabled):
+    """Call `function(*inputs)`; when enabled, keep only its inputs and recompute it in the backward pass."""
+    if enabled and torch.is_grad_enabled():
+        return torch_checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
+
+
+def without_autocast(device_type):
+    """A context in which operations keep the precision of their inputs (devices without autocast need none)."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -1,0 +1,108 @@
+"""Pictures for people: an image as it is shown, outlines of masks over it, mosaics and the denoising animation."""
+
+import numpy as np
+from PIL import Image
+
+MASK_COLOUR = (255, 64, 64)
+TRUTH_COLOUR = (64, 255, 96)
+
+
+def displayed(image):
+    """A raw image float32 [C, H, W] as RGB uint8 [H, W, 3]: photographs (3 channels in 0..255) as they are, of
+    others the last channel (FLAIR in BraTS), its 1st to 99th percentile stretched over black to white."""
+    if image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255:
+        return image.transpose(1, 2, 0).round().astype(np.uint8)
+    channel = image[-1]
+    low, high = np.percentile(channel, (1, 99))
+    grey = np.clip((channel - low) / max(high - low, 1e-6), 0, 1)
+    return np.repeat((grey * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def grey(values):
+    """Values in [0, 1] [H, W] as RGB uint8 [H, W, 3]."""
+    return np.repeat((np.clip(values, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def heat(values):
+    """Values in [0, 1] [H, W] as RGB uint8 [H, W, 3], black through red and yellow to white."""
+    ramps = np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1)
+    return (np.clip(ramps, 0, 1) * 255).round().astype(np.uint8)
+
+
+def outline(picture, mask, colour):
+    """The picture uint8 [H, W, 3] with the inner border of a mask bool [H, W] drawn in a colour; a copy."""
+    from skimage.morphology import disk, erosion
+
+    thickness = max(1, round(min(mask.shape) / 200))
+    inside = erosion(np.pad(mask, thickness), disk(thickness))[thickness:-thickness, thickness:-thickness]
+    drawn = picture.copy()
+    drawn[mask & ~inside.astype(bool)] = colour
+    return drawn
+
+
+def overlay(picture, mask, truth=None):
+    """The picture with the outline of the mask in red, over that of the truth (where there is one) in green."""
+    if truth is not None:
+        picture = outline(picture, truth, TRUTH_COLOUR)
+    return outline(picture, mask, MASK_COLOUR)
+
+
+def resized(picture, size):
+    """The picture uint8 [H, W, 3] scaled to fit a square of `size` pixels, on black."""
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(Image.fromarray(picture).resize(shape, method), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return np.asarray(canvas)
+
+
+def mosaic(rows, gap=2):
+    """Rows of pictures uint8 [H, W, 3], all of one size, as one picture on white; rows may differ in length."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    canvas = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            canvas[i * (height + gap) :, j * (width + gap) :][:height, :width] = picture
+    return canvas
+
+
+def volume_montage(slices, masks, truths=None, count=16, size=160):
+    """Overlays of up to `count` slices of a volume, spread over those that the mask or truth touches (or over all).
+
+    slices: raw images [Z][C, X, Y]; masks, truths: bool [X, Y, Z]. Shown with x to the right and y upwards.
+    """
+    touched = masks.any(axis=(0, 1)) | (truths.any(axis=(0, 1)) if truths is not None else False)
+    indices = np.flatnonzero(touched) if touched.any() else np.arange(len(slices))
+    chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
+    tiles = []
+    for k in chosen:
+        picture = overlay(displayed(slices[k]), masks[..., k], None if truths is None else truths[..., k])
+        tiles.append(resized(np.rot90(picture).copy(), size))
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    return mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+
+
+def denoising_frames(image, states, predictions, size=128):
+    """Frames of the denoising of one image's members: above x_t, below the mask predicted from it.
+
+    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, H, W] in about [-1, 1].
+    The image leads each row. Returns a list of pictures.
+    """
+    lead = resized(image, size)
+    frames = []
+    for state, prediction in zip(states, predictions, strict=True):
+        # States are noise of unit variance about +-1; a third of their range shows both ends.
+        noisy = [resized(grey(x / 6 + 0.5), size) for x in state]
+        clean = [resized(grey((x + 1) / 2), size) for x in prediction]
+        frames.append(mosaic([[lead, *noisy], [lead, *clean]]))
+    return frames
+
+
+def save_animation(path, frames, milliseconds=180):
+    """Write pictures as an endless GIF that rests on its last frame; `path` is a temporary of `files.atomic_path`."""
+    pictures = [Image.fromarray(frame).quantize(128) for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -1,0 +1,50 @@
+"""The report over a results folder: so far one picture, `overview.png`, of its first cases."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .evaluation import truth_of
+from .files import read_nifti, read_picture, write_png
+from .pictures import displayed, grey, heat, mosaic, overlay, resized
+from .results import Predictions
+
+TILE = 128
+
+
+def write_overview(results_dir, dataset, units, count=8):
+    """Write overview.png: a row a case with the image, truth and fused mask outlined, probability and uncertainty.
+
+    units: `data.Unit`s that have been sampled; the first `count` are shown, of a volume the slice with the largest
+    mask. Members follow in the row where they were saved. Returns the picture's path.
+    """
+    folder = Path(results_dir)
+    rows = [_row(folder, dataset, unit) for unit in units[:count]]
+    path = folder / "overview.png"
+    write_png(path, mosaic(rows))
+    return path
+
+
+def _row(folder, dataset, unit):
+    predictions = Predictions(folder)
+    mask = predictions.mask(unit.name, unit.is_volume)
+    if unit.is_volume:
+        k = int(mask.sum(axis=(0, 1)).argmax())
+        case = unit.cases[k]
+        probability = read_nifti(folder / f"{unit.name}_prob.nii.gz")[0][..., k]
+        uncertainty = read_nifti(folder / f"{unit.name}_uncertainty.nii.gz")[0][..., k] * 2
+        mask, members = mask[..., k], [member[..., k] for member in predictions.members(unit.name, True)]
+    else:
+        case = unit.cases[0]
+        probability = read_picture(folder / "probability" / f"{unit.name}.png")[0] / 255
+        uncertainty = read_picture(folder / "uncertainty" / f"{unit.name}.png")[0] / 255
+        members = predictions.members(unit.name, False)
+    image = displayed(dataset.load_image(case))
+    truth = truth_of(dataset, [case]) if case.masks else None
+    if truth is not None and truth.ndim == 3:  # one slice of a volume
+        truth = truth[..., 0]
+    tiles = [image, overlay(image, mask, truth), grey(probability), heat(uncertainty)]
+    tiles += [grey(member.astype(np.float32)) for member in members]
+    if unit.is_volume:
+        tiles = [np.rot90(tile).copy() for tile in tiles]
+    return [resized(tile, TILE) for tile in tiles]

@@ -1,0 +1,202 @@
+"""The results folder: what sampling writes for each case, and the manifest that says what ran.
+
+manifest.json             checkpoint, settings, versions, seconds
+masks/NAME.png            the fused mask, 0 or 255, of the input's own size
+probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..65535 for 0..1
+uncertainty/NAME.png      8 bit: their standard deviation, 0..255 for 0..0.5
+overlay/NAME.png          the input with the mask's outline in red (the truth's in green); a mosaic for volumes
+samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
+debug/NAME.gif            with --debug: the denoising, step by step
+NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
+                          --save_samples, NAME_sample_kk and NAME_coarse
+"""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+
+from . import ensemble
+from .errors import UserError
+from .files import (
+    atomic_path,
+    read_json,
+    read_nifti,
+    read_nifti_labels,
+    read_picture,
+    write_json,
+    write_nifti,
+    write_png,
+)
+from .pictures import displayed, overlay, save_animation, volume_montage
+
+
+@dataclass
+class CaseMaps:
+    """One case's answer at its own size: [H, W], or [X, Y, Z] for a volume.
+
+    mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
+    their standard deviation. members: bool [E, ...], each cut at 0.5. coarse: float in [0, 1], or None.
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    uncertainty: np.ndarray
+    members: np.ndarray
+    coarse: np.ndarray | None
+
+
+def fuse_cases(members, sizes, method):
+    """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
+
+    sizes: (H, W) of each original. Fusing happens at the network's size, on soft values that are then brought to
+    the original's size smoothly and cut at 0.5 there, so that borders stay smooth.
+    """
+    consensus = ensemble.fuse(members.soft, method)  # [N, K, h, w]
+    probability = ensemble.mean_consensus(members.soft)
+    deviation = ensemble.uncertainty(members.soft)
+    coarse = None if members.coarse is None else ensemble.mean_consensus(members.coarse)
+    maps = []
+    for n, size in enumerate(sizes):
+        maps.append(
+            CaseMaps(
+                mask=_at_size(consensus[n], size)[0] > 0.5,
+                probability=_at_size(probability[n], size)[0],
+                uncertainty=_at_size(deviation[n], size)[0],
+                members=_at_size(members.soft[:, n, 0], size) > 0.5,
+                coarse=None if coarse is None else _at_size(coarse[n], size)[0],
+            )
+        )
+    return maps
+
+
+def _at_size(maps, size):
+    """float [C, h, w] -> float32 numpy [C, H, W], bilinear (antialiased when it shrinks)."""
+    maps = maps.float()[None]
+    if tuple(maps.shape[-2:]) != tuple(size):
+        maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return maps[0].cpu().numpy()
+
+
+def stack_slices(slices):
+    """One `CaseMaps` of a volume from those of its slices, in order along the last axis."""
+
+    def stacked(name):
+        parts = [getattr(maps, name) for maps in slices]
+        return None if parts[0] is None else np.stack(parts, axis=-1)
+
+    return CaseMaps(*(stacked(name) for name in ("mask", "probability", "uncertainty", "members", "coarse")))
+
+
+class ResultsFolder:
+    """Writes cases below `out_dir`. A case counts as finished when its mask is there, which is written last.
+
+    manifest: plain types; its "checkpoint_sha256", "settings" and "data" must match those of a manifest found in the
+    folder, else `UserError` names the difference.
+    """
+
+    def __init__(self, out_dir, manifest, *, save_samples=False):
+        self.out_dir, self.manifest, self.save_samples = Path(out_dir), manifest, save_samples
+        path = self.out_dir / "manifest.json"
+        if path.exists():
+            self._check_same(path, read_json(path))
+        write_json(path, manifest)
+
+    def _check_same(self, path, old):
+        new = self.manifest
+        for group, key in [
+            ("", "checkpoint_sha256"),
+            *(("settings", k) for k in new["settings"]),
+            ("data", "data_dir"),
+        ]:
+            before = (old.get(group, {}) if group else old).get(key)
+            now = (new[group] if group else new)[key]
+            if before != now:
+                raise UserError(
+                    f"{path}: these results were made with {key} {before}, now it is {now}; choose another --out_dir"
+                )
+
+    def finished(self, name, is_volume):
+        """Whether the case or volume has been written completely."""
+        return self._mask_path(name, is_volume).exists()
+
+    def _mask_path(self, name, is_volume):
+        return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"
+
+    def write_image(self, name, maps, image, truth=None):
+        """Write a 2-D case. image: raw [C, H, W]; truth: bool [H, W] or None, for the overlay."""
+        folder = self.out_dir
+        write_png(folder / "probability" / f"{name}.png", _scaled(maps.probability, 65535, np.uint16))
+        write_png(folder / "uncertainty" / f"{name}.png", _scaled(maps.uncertainty * 2, 255, np.uint8))
+        write_png(folder / "overlay" / f"{name}.png", overlay(displayed(image), maps.mask, truth))
+        if self.save_samples:
+            for k, member in enumerate(maps.members):
+                write_png(folder / "samples" / f"{name}_{k:02d}.png", _scaled(member, 255, np.uint8))
+            if maps.coarse is not None:
+                write_png(folder / "coarse" / f"{name}.png", _scaled(maps.coarse, 255, np.uint8))
+        write_png(self._mask_path(name, False), _scaled(maps.mask, 255, np.uint8))
+
+    def write_volume(self, name, maps, affine, images, truth=None):
+        """Write a volume. images: raw slices [C, X, Y] in order; truth: bool [X, Y, Z] or None, for the overlay."""
+
+        def write(what, values):
+            write_nifti(self.out_dir / f"{name}_{what}.nii.gz", values, affine)
+
+        write("prob", maps.probability.astype(np.float32))
+        write("uncertainty", maps.uncertainty.astype(np.float32))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(images, maps.mask, truth))
+        if self.save_samples:
+            for k, member in enumerate(maps.members):
+                write(f"sample_{k:02d}", member.astype(np.uint8))
+            if maps.coarse is not None:
+                write("coarse", maps.coarse.astype(np.float32))
+        write("seg", maps.mask.astype(np.uint8))
+
+    def write_animation(self, name, frames):
+        """Write debug/NAME.gif."""
+        with atomic_path(self.out_dir / "debug" / f"{name}.gif") as path:
+            save_animation(path, frames)
+
+    def complete(self, **facts):
+        """Add how the run ended to the manifest."""
+        self.manifest.update(facts, status="complete")
+        write_json(self.out_dir / "manifest.json", self.manifest)
+
+
+def _scaled(values, top, dtype):
+    return (np.clip(values, 0, 1) * top).round().astype(dtype)
+
+
+class Predictions:
+    """Reads masks back: from a results folder, or from any folder that holds NAME.png or NAME_seg.nii.gz files."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
+        self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
+
+    def mask(self, name, is_volume):
+        """bool [H, W] or [X, Y, Z] of a case, or None when it has not been predicted."""
+        if is_volume:
+            path = self.folder / f"{name}_seg.nii.gz"
+            return read_nifti_labels(path) > 0 if path.exists() else None
+        path = self.masks / f"{name}.png"
+        return read_picture(path)[0] > 127.5 if path.exists() else None
+
+    def members(self, name, is_volume):
+        """The members' masks, where they were saved: a list of bool arrays."""
+        if is_volume:
+            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
+            return [read_nifti_labels(path) > 0 for path in paths]
+        paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
+        return [read_picture(path)[0] > 127.5 for path in paths if path.stem[len(name) + 1 :].isdigit()]
+
+    def coarse(self, name, is_volume):
+        """The coarse mask cut at 0.5 as bool, where it was saved, else None."""
+        path = self.folder / (f"{name}_coarse.nii.gz" if is_volume else f"coarse/{name}.png")
+        if not path.exists():
+            return None
+        return read_nifti(path)[0] > 0.5 if is_volume else read_picture(path)[0] > 127.5

@@ -1,0 +1,319 @@
+"""The training loop: a page of named steps, from a batch to averaged weights, logs and checkpoints."""
+
+import hashlib
+import signal
+import time
+from collections import defaultdict
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
+from .data import training_batches
+from .dist_util import autocast
+from .errors import UserError
+from .logger import RunLog, console
+
+
+def item_generator(seed, step, index):
+    """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
+    digest = hashlib.sha256(f"train/{seed}/{step}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+class UniformTimesteps:
+    """Every time step is equally likely."""
+
+    def __init__(self, num_timesteps):
+        self.num_timesteps = num_timesteps
+
+    def probabilities(self):
+        """float64 [T], summing to 1."""
+        return np.full(self.num_timesteps, 1 / self.num_timesteps)
+
+    def draw(self, uniforms):
+        """Time steps int64 [N] by inverse CDF from uniforms [N] in [0, 1), and the weights float32 [N] that make the
+        weighted loss an unbiased estimate of the uniform mean."""
+        probabilities = self.probabilities()
+        cdf = np.cumsum(probabilities)
+        t = np.searchsorted(cdf / cdf[-1], np.asarray(uniforms), side="right").clip(max=self.num_timesteps - 1)
+        weights = 1 / (self.num_timesteps * probabilities[t])
+        return torch.from_numpy(t), torch.from_numpy(weights).float()
+
+    def update(self, t, losses):
+        """Learn from the losses [N] at time steps t [N] (a uniform sampler has nothing to learn)."""
+
+    def state_dict(self):
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Undo `state_dict`."""
+
+
+class LossSecondMomentTimesteps(UniformTimesteps):
+    """Time steps in proportion to sqrt(E[loss^2]) (arXiv 2102.09672 sec. 3.3) of their last `history` losses, mixed
+    with a thousandth of uniform; uniform until every time step has a full history."""
+
+    def __init__(self, num_timesteps, history=10, uniform_share=0.001):
+        super().__init__(num_timesteps)
+        self.uniform_share = uniform_share
+        self.losses = np.zeros((num_timesteps, history))
+        self.counts = np.zeros(num_timesteps, dtype=np.int64)
+
+    def probabilities(self):
+        if (self.counts < self.losses.shape[1]).any():
+            return super().probabilities()
+        weights = np.sqrt((self.losses**2).mean(axis=1)) + 1e-12
+        return weights / weights.sum() * (1 - self.uniform_share) + self.uniform_share / self.num_timesteps
+
+    def update(self, t, losses):
+        for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            self.losses[step, self.counts[step] % self.losses.shape[1]] = loss
+            self.counts[step] += 1
+
+    def state_dict(self):
+        return {"losses": torch.from_numpy(self.losses.copy()), "counts": torch.from_numpy(self.counts.copy())}
+
+    def load_state_dict(self, state):
+        self.losses, self.counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()
+
+
+TIMESTEP_SAMPLERS = {"uniform": UniformTimesteps, "loss-second-moment": LossSecondMomentTimesteps}
+
+
+class EMA:
+    """An exponential moving average of a model's parameters, in float32.
+
+    The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
+    for tens of thousands of steps and ruin a short run.
+    """
+
+    def __init__(self, model, rate, state=None):
+        self.rate = rate
+        source = dict(model.named_parameters()) if state is None else state
+        self.parameters = {
+            name: source[name].detach().to(device=parameter.device, dtype=torch.float32, copy=True)
+            for name, parameter in model.named_parameters()
+        }
+
+    def decay(self, updates):
+        """The decay of update number `updates` (0 for the first)."""
+        return min(self.rate, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def update(self, model, updates):
+        """Move the average towards the model's parameters."""
+        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
+        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
+
+
+class TrainLoop:
+    """Train `model` on `dataset` until the last step, a time limit or a signal.
+
+    options: `config.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go on
+    from, whose weights the model already holds, or None.
+    """
+
+    def __init__(self, model, diffusion, dataset, options, *, config, device, precision, num_workers=0, start=None):
+        self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
+        self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
+        self.step = start.step if start else 0
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.timesteps = TIMESTEP_SAMPLERS[options.schedule_sampler](diffusion.num_timesteps)
+        saved_ema = start.ema if start else {}
+        self.ema = {str(rate): EMA(model, rate, saved_ema.get(str(rate))) for rate in options.ema_rates()}
+        if start:
+            self._restore(start)
+        self.last_saved = self.step if start else None
+        self.stop_signal = None
+
+    def _restore(self, start):
+        self.optimizer.load_state_dict(start.optimizer)
+        if self.scaler.is_enabled() and start.scaler:
+            self.scaler.load_state_dict(start.scaler)
+        if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
+            self.timesteps.load_state_dict(start.timestep_sampler)
+
+    @property
+    def last_step(self):
+        """The step after which the run is complete."""
+        return min(self.options.max_steps, self.options.lr_anneal_steps or self.options.max_steps)
+
+    def run(self):
+        """Train; write checkpoints and logs as asked, and a checkpoint at the end. Returns the last step."""
+        began = time.monotonic()
+        batches = training_batches(
+            self.dataset,
+            self.options.batch_size,
+            seed=self.options.seed,
+            start_step=self.step,
+            num_workers=self.num_workers,
+        )
+        log = RunLog(self.options.out_dir, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step)
+        recent = defaultdict(list)
+        self.model.train()
+        bar = tqdm(total=self.last_step, initial=self.step, desc="training", unit="step", dynamic_ncols=True)
+        with _SignalsCaught(self), bar:
+            while not self._finished(began):
+                values = self.train_step(next(batches))
+                self.step += 1
+                self._report(bar, log, recent, values, began)
+                if self.step % self.options.save_interval == 0:
+                    self.save()
+        if self.step != self.last_saved:
+            self.save()
+        log.close()
+        return self.step
+
+    def _finished(self, began):
+        limit = self.options.max_minutes * 60
+        out_of_time = limit and time.monotonic() - began >= limit
+        return self.stop_signal is not None or self.step >= self.last_step or bool(out_of_time)
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    def train_step(self, batch):
+        """One optimizer step on a batch (see `data.collate`). Returns a dict of its mean losses, gradient norm, lr.
+
+        Gradients are summed over microbatches and mean the same as the full batch's. Raises `UserError`, before any
+        weight changes, for a loss or gradient that is not finite.
+        """
+        learning_rate = self._set_learning_rate()
+        torch.manual_seed(_step_seed(self.options.seed, self.step))  # dropout follows from (seed, step)
+        mask, t, weights, noise = self._draw(batch["mask"])
+        count = len(mask)
+        size = self.options.microbatch if self.options.microbatch > 0 else count
+        sums = defaultdict(float)
+        for low in range(0, count, size):
+            part = slice(low, min(low + size, count))
+            losses = self._losses(batch, mask, t, noise, part)
+            self._check_finite(losses["loss"], batch["name"][part])
+            total = (losses["loss"] * weights[part].to(self.device)).sum() / count
+            self.scaler.scale(total).backward()
+            self.timesteps.update(t[part], losses["loss"].detach())
+            for name, value in losses.items():
+                sums[name] += value.detach().sum().item() / count
+        grad_norm = self._optimizer_step(batch["name"])
+        for ema in self.ema.values():
+            ema.update(self.model, self.step)
+        return {**sums, "grad_norm": grad_norm, "lr": learning_rate}
+
+    def _set_learning_rate(self):
+        total = self.options.lr_anneal_steps
+        rate = self.options.lr * (1 - self.step / total if total else 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _draw(self, masks):
+        """For each item its rater's mask [N, K, H, W], time step, loss weight and noise, from its own generator."""
+        chosen, uniforms, noise = [], [], []
+        for index, mask in enumerate(masks):  # mask: [R, K, H, W]
+            generator = item_generator(self.options.seed, self.step, index)
+            chosen.append(mask[torch.randint(len(mask), (), generator=generator)])
+            uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())
+            noise.append(torch.randn(mask.shape[1:], generator=generator))
+        t, weights = self.timesteps.draw(uniforms)
+        return torch.stack(chosen), t, weights, torch.stack(noise)
+
+    def _losses(self, batch, mask, t, noise, part):
+        def to_device(x):
+            return x[part].to(self.device, non_blocking=True)
+
+        label = to_device(batch["label"]) if self.model.label_embedding is not None else None
+        with autocast(self.precision, self.device):
+            condition = self.model.encode(to_device(batch["image"]), label)
+            return self.diffusion.training_losses(
+                self.model, to_device(mask), condition, to_device(t), to_device(noise)
+            )
+
+    def _check_finite(self, losses, names):
+        finite = torch.isfinite(losses.detach()).cpu()
+        if not finite.all():
+            bad = [name for name, good in zip(names, finite, strict=True) if not good]
+            self._stop_broken(f"the loss of {', '.join(bad)} is not finite")
+
+    def _stop_broken(self, what):
+        saved = (
+            f"checkpoint {checkpoint_path(self.options.out_dir, self.last_saved)} is good"
+            if (self.last_saved is not None)
+            else "no checkpoint had been written"
+        )
+        raise UserError(f"step {self.step}: {what}; stopped, {saved}. Try a lower --lr or --precision fp32")
+
+    def _optimizer_step(self, names):
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
+        if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
+            self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    # ---- what is kept ------------------------------------------------------------------------------------------
+
+    def _report(self, bar, log, recent, values, began):
+        for name, value in values.items():
+            recent[name].append(value)
+        bar.update()
+        shown = {"loss": f"{values['loss']:.4f}"}
+        if self.options.max_minutes:
+            left = self.options.max_minutes - (time.monotonic() - began) / 60
+            shown["minutes left"] = f"{max(left, 0):.1f}"
+        bar.set_postfix(shown, refresh=False)
+        if self.step % self.options.log_interval == 0 or self._finished(began):
+            means = {name: float(np.mean(history)) for name, history in recent.items()}
+            recent.clear()
+            log.write(self.step, means)
+            console().info(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
+
+    def checkpoint(self):
+        """The run as it stands, as a `Checkpoint`."""
+        return Checkpoint(
+            config=self.config,
+            image_channels=self.dataset.image_channels,
+            class_names=list(self.dataset.class_names),
+            label_names=list(self.dataset.label_names),
+            step=self.step,
+            model=self.model.state_dict(),
+            ema={rate: ema.parameters for rate, ema in self.ema.items()},
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            timestep_sampler=self.timesteps.state_dict(),
+        )
+
+    def save(self):
+        """Write OUT/model<step>.pt, whole or not at all."""
+        path = checkpoint_path(self.options.out_dir, self.step)
+        save_checkpoint(self.checkpoint(), path)
+        self.last_saved = self.step
+        console().info(f"step {self.step}: wrote {path}")
+
+
+class _SignalsCaught:
+    """While inside, SIGINT and SIGTERM ask the loop to stop after the step in hand; a second one stops at once."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    def __enter__(self):
+        self.previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number, _frame):
+        if self.loop.stop_signal is not None:
+            raise KeyboardInterrupt
+        self.loop.stop_signal = number
+        console().info(f"{signal.Signals(number).name}: finishing the step and writing a checkpoint")
+
+
+def _step_seed(seed, step):
+    return int.from_bytes(hashlib.sha256(f"step/{seed}/{step}".encode()).digest()[:7], "little")

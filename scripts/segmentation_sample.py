@@ -1,0 +1,207 @@
+"""Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder."""
+
+import dataclasses
+import platform
+import time
+from collections import defaultdict
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from guided_diffusion.checkpoint import file_hash, load_checkpoint
+from guided_diffusion.config import (
+    DataOptions,
+    DeviceOptions,
+    DiffusionOptions,
+    ModelOptions,
+    SampleOptions,
+    parse,
+    saved_options,
+)
+from guided_diffusion.data import build_dataset, group_cases, sampling_batches
+from guided_diffusion.dist_util import autocast, pick_device, pick_precision
+from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.evaluation import evaluate, format_summary, on_grid, truth_of
+from guided_diffusion.files import check_writable
+from guided_diffusion.logger import console
+from guided_diffusion.medsegdiff import check_size
+from guided_diffusion.pictures import denoising_frames, displayed
+from guided_diffusion.report import write_overview
+from guided_diffusion.results import ResultsFolder, fuse_cases, stack_slices
+from guided_diffusion.sampling import draw_members, plan_sampling
+
+
+def main(argv=None):
+    """Parse the command line, sample every case that is not finished, evaluate where truth exists."""
+    groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+    (sample, data, model_options, diffusion_options, device_options), given = parse(__doc__, groups, argv)
+    for name in ("model_path", "data_dir"):
+        if name not in given:
+            raise UserError(f"--{name}: is needed; see --help")
+    checkpoint = load_checkpoint(sample.model_path)
+    trained = checkpoint.config
+    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
+    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
+    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, sample.model_path)
+    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
+    saved_options(
+        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, sample.model_path
+    )
+    if "data_name" not in given:
+        data.data_name = trained["data"]["data_name"]
+
+    device = pick_device(device_options.gpu_dev)
+    precision = pick_precision(device_options.precision, device)
+    model, diffusion = checkpoint.build(model_options)
+    checkpoint.load_weights(model, sample.weights)
+    check_size(image_size, len(model.shape.multipliers))
+    plan = plan_sampling(sample, given, diffusion.num_timesteps)
+    dataset = build_dataset(data.data_name, data.data_dir, image_size, split="test")
+    check_dataset(dataset, checkpoint)
+    check_writable(sample.out_dir)
+
+    manifest = describe_run(sample, data, checkpoint, plan, image_size, precision, device, dataset)
+    folder = ResultsFolder(sample.out_dir, manifest, save_samples=sample.save_samples)
+    units = group_cases(dataset.cases)[: sample.num_samples or None]
+    waiting = [unit for unit in units if not folder.finished(unit.name, unit.is_volume)]
+    console().info(f"{len(units)} cases of {dataset.data_dir}, {len(units) - len(waiting)} finished already")
+    console().info(f"{sample.num_ensemble} members by {plan}, on {device} in {precision}")
+    sampler = EnsembleSampler(model.to(device).eval(), diffusion, plan, sample, device, precision)
+    began = time.monotonic()
+    sampler.run(dataset, waiting, folder, data.num_workers)
+    folder.complete(seconds=round(time.monotonic() - began, 2), cases_sampled=len(waiting), cases=len(units))
+    finish(sample, dataset, units)
+
+
+def check_dataset(dataset, checkpoint):
+    """Raise `UserError` where the data does not fit the checkpoint."""
+    if dataset.image_channels != checkpoint.image_channels:
+        raise UserError(
+            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
+            f"{checkpoint.image_channels}"
+        )
+    if checkpoint.config["model"]["class_cond"]:
+        if list(dataset.label_names) != checkpoint.label_names:
+            raise UserError(
+                f"{dataset.data_dir}: has the labels {list(dataset.label_names)}, the class-conditional checkpoint was "
+                f"trained with {checkpoint.label_names}"
+            )
+        for case in dataset.cases:
+            if case.label is None:
+                raise UserError(f"{case.images[0]}: has no class label, which this class-conditional checkpoint needs")
+
+
+def describe_run(sample, data, checkpoint, plan, image_size, precision, device, dataset):
+    """The manifest: everything that decides the results, and what they were made with."""
+    names = ("num_ensemble", "fuse", "clip_denoised", "weights", "seed", "save_samples", "debug")
+    settings = {name: getattr(sample, name) for name in names}
+    settings |= {"image_size": image_size, "sampler": plan.sampler, "timesteps": list(plan.timesteps)}
+    settings |= {"precision": precision}
+    return {
+        "status": "running",
+        "checkpoint": str(sample.model_path),
+        "checkpoint_sha256": file_hash(sample.model_path),
+        "step": checkpoint.step,
+        "settings": settings,
+        "data": {"data_name": data.data_name, "data_dir": str(dataset.data_dir.resolve()), "split": "test"},
+        "config": checkpoint.config,
+        "class_names": checkpoint.class_names,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+@dataclasses.dataclass
+class EnsembleSampler:
+    """Samples the cases of a data set in batches and hands each finished case or volume to the results folder."""
+
+    model: torch.nn.Module
+    diffusion: object
+    plan: object
+    options: SampleOptions
+    device: torch.device
+    precision: str
+
+    def run(self, dataset, units, folder, num_workers):
+        """Sample all `units`, with a bar over their images."""
+        unit_of = {index: unit for unit in units for index in unit.indices}
+        indices = [index for unit in units for index in unit.indices]
+        slices = defaultdict(list)  # the maps of volumes that are not complete yet
+        batches = sampling_batches(dataset, indices, self.options.batch_size, num_workers=num_workers)
+        position = 0
+        with tqdm(total=len(indices), desc="sampling", unit="image", dynamic_ncols=True) as bar:
+            for batch in batches:
+                for maps in self.sample_batch(batch, dataset, folder):
+                    unit = unit_of[indices[position]]
+                    slices[unit].append(maps)
+                    if len(slices[unit]) == len(unit.cases):
+                        write_unit(folder, dataset, unit, slices.pop(unit))
+                    position += 1
+                    bar.update()
+
+    def sample_batch(self, batch, dataset, folder):
+        """The `CaseMaps` of each image of a batch."""
+        conditional = self.model.label_embedding is not None
+        label = batch["label"].to(self.device) if conditional else None
+        trace = Trace() if self.options.debug else None
+        with autocast(self.precision, self.device):
+            members = draw_members(
+                self.model,
+                self.diffusion,
+                self.plan,
+                batch["image"].to(self.device),
+                batch["name"],
+                members=self.options.num_ensemble,
+                seed=self.options.seed,
+                label=label,
+                clip=self.options.clip_denoised,
+                watch=trace,
+            )
+        if trace:
+            by_name = {case.name: case for case in dataset.cases}
+            for n, name in enumerate(batch["name"]):
+                picture = displayed(dataset.load_image(by_name[name]))
+                folder.write_animation(name, denoising_frames(picture, *trace.of_image(n)))
+        return fuse_cases(members, batch["size"], self.options.fuse)
+
+
+class Trace:
+    """Keeps each step's x_t and x0 of a batch, for the animation that --debug writes."""
+
+    def __init__(self):
+        self.states, self.predictions = [], []
+
+    def __call__(self, x, x0):
+        self.states.append(x.float().cpu().numpy())
+        self.predictions.append(x0.float().cpu().numpy())
+
+    def of_image(self, n):
+        """Lists over steps of x_t and x0 [E, H, W] of image n."""
+        return [x[:, n, 0] for x in self.states], [x[:, n, 0] for x in self.predictions]
+
+
+def write_unit(folder, dataset, unit, maps):
+    """Write one finished 2-D case, or restack and write one volume."""
+    answer = stack_slices(maps) if unit.is_volume else maps[0]
+    images = [dataset.load_image(case) for case in unit.cases]
+    truth = truth_of(dataset, unit.cases)
+    if truth is not None:
+        truth = on_grid(truth, answer.mask.shape)
+    if unit.is_volume:
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, images, truth)
+    else:
+        folder.write_image(unit.name, answer, images[0], truth)
+
+
+def finish(sample, dataset, units):
+    """Evaluate where there is truth, draw the overview, and say where to look."""
+    if any(case.masks for unit in units for case in unit.cases):
+        summary = evaluate(sample.out_dir, dataset)
+        console().info(format_summary(summary))
+    overview = write_overview(sample.out_dir, dataset, units)
+    console().info(f"masks: {sample.out_dir}   a first look: {overview}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,135 @@
+"""Train a diffusion model that segments medical images; see README.md for the commands."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.config import (
+    DataOptions,
+    DeviceOptions,
+    DiffusionOptions,
+    ModelOptions,
+    TrainOptions,
+    build,
+    parse,
+    saved_options,
+)
+from guided_diffusion.data import build_dataset
+from guided_diffusion.dist_util import pick_device, pick_precision
+from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.files import check_writable
+from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.logger import console
+from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.train_util import TrainLoop
+
+
+def main(argv=None):
+    """Parse the command line, build or resume the run, train it."""
+    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+    (data, train, model_options, diffusion_options, device_options), given = parse(__doc__, groups, argv)
+    start = find_start(train)
+    if start is not None:
+        model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
+        diffusion_options = saved_options(
+            DiffusionOptions, start.config["diffusion"], diffusion_options, given, "to go on from"
+        )
+        data, train = (
+            go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
+        )
+    if not data.data_dir:
+        raise UserError("--data_dir: is needed; it names the folder that holds the training data")
+    device = pick_device(device_options.gpu_dev)
+    precision = pick_precision(device_options.precision, device)
+    dataset = build_dataset(data.data_name, data.data_dir, model_options.image_size, split="train", need_masks=True)
+    check_dataset(dataset, model_options, start)
+    check_writable(Path(train.out_dir))
+
+    torch.manual_seed(train.seed)
+    if start is None:
+        num_labels = len(dataset.label_names)
+        model = build_model(model_options, dataset.image_channels, len(dataset.class_names), num_labels)
+        diffusion = build_diffusion(diffusion_options)
+    else:
+        model, diffusion = start.build(model_options)
+    model.to(device)
+    config = {
+        "data": dataclasses.asdict(data),
+        "model": dataclasses.asdict(model_options),
+        "diffusion": dataclasses.asdict(diffusion_options),
+        "train": dataclasses.asdict(train),
+    }
+    describe(dataset, model, train, device, precision, start)
+    loop = TrainLoop(
+        model,
+        diffusion,
+        dataset,
+        train,
+        config=config,
+        device=device,
+        precision=precision,
+        num_workers=data.num_workers,
+        start=start,
+    )
+    last = loop.run()
+    ended = f"stopped at step {last} of {loop.last_step}" if last < loop.last_step else f"trained {last} steps"
+    console().info(f"{ended}; sample with: python scripts/segmentation_sample.py --model_path {newest_path(train)}")
+
+
+def find_start(train):
+    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
+    newest = newest_checkpoint(train.out_dir)
+    if train.resume_checkpoint == "auto":
+        return None if newest is None else load_checkpoint(newest)
+    if train.resume_checkpoint:
+        return load_checkpoint(train.resume_checkpoint)
+    if newest is not None:
+        raise UserError(f"--out_dir holds a run already ({newest}): add --resume_checkpoint auto or choose another")
+    return None
+
+
+def go_on_with(options, saved, given):
+    """A resumed run's options: as before, but for the flags given now."""
+    names = {item.name for item in dataclasses.fields(options)}
+    values = {name: value for name, value in saved.items() if name in names}
+    values |= {name: getattr(options, name) for name in names & given}
+    return build(type(options), values)
+
+
+def check_dataset(dataset, model_options, start):
+    """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
+    if model_options.class_cond and not all(case.label is not None for case in dataset.cases):
+        raise UserError(f"--class_cond True: {dataset.data_dir} has cases without a class label; set it False")
+    if start is None:
+        return
+    if dataset.image_channels != start.image_channels:
+        raise UserError(
+            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
+            f"{start.image_channels}"
+        )
+    if list(dataset.class_names) != start.class_names:
+        raise UserError(
+            f"{dataset.data_dir}: has the classes {', '.join(dataset.class_names)}, the checkpoint was trained with "
+            f"{', '.join(start.class_names)}"
+        )
+
+
+def describe(dataset, model, train, device, precision, start):
+    """Say what is about to run."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    console().info(f"data: {len(dataset)} cases of {dataset.data_dir}, {dataset.image_channels} channels")
+    console().info(f"model: {parameters / 1e6:.1f} M parameters, on {device} in {precision}")
+    if start is not None:
+        console().info(f"going on from step {start.step}")
+    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
+
+
+def newest_path(train):
+    """Path of the newest checkpoint, for the closing line."""
+    return newest_checkpoint(train.out_dir)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,12 @@
+"""Packaging: `pip install -r requirement.txt` installs this in place, so that the scripts run with no path tricks."""
+
+from setuptools import setup
+
+setup(
+    name="guided_diffusion",
+    version="0.1.0",
+    description="Medical image segmentation with diffusion models: MedSegDiff, done right",
+    license="MIT",
+    packages=["guided_diffusion"],
+    python_requires=">=3.10",
+)

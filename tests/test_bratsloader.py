@@ -1,0 +1,263 @@
+"""BraTS layouts, volumes, their normalisation and their cache."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.bratsloader import MODALITIES, BraTSDataset
+from guided_diffusion.data import build_dataset, sampling_batches
+from guided_diffusion.errors import UserError
+from guided_diffusion.volumes import VolumeCache, VolumeReader, zscore
+
+KINDS = (*MODALITIES, "seg")
+AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
+
+
+def content(kind, shape, seed=0):
+    """A volume or slice of one modality, with a background of zeros, or its labels 0, 1, 2, 4."""
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
+    if kind == "seg":
+        return rng.choice([0, 0, 0, 1, 2, 4], shape).astype(np.uint8)
+    values = rng.normal(300 * (1 + KINDS.index(kind)), 50, shape).clip(1).astype(np.int16)
+    values[: shape[0] // 4] = 0
+    return values
+
+
+@pytest.fixture
+def put(tmp_path, save_nifti):
+    """A function (pattern, shape) that writes the kinds of one case below tmp_path, `{}` being the kind."""
+
+    def write(pattern, shape, kinds=KINDS, seed=0):
+        for kind in kinds:
+            save_nifti(tmp_path / pattern.format(kind), content(kind, shape, seed), AFFINE)
+
+    return write
+
+
+def load(folder, **keywords):
+    return build_dataset("BRATS", folder, 16, **{"need_masks": True, **keywords})
+
+
+def names(dataset):
+    return [case.name for case in dataset.cases]
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 1)])
+@pytest.mark.parametrize(
+    "pattern, name",
+    [
+        ("s1/brats_train_001_{}_123_w.nii.gz", "brats_train_001_123"),
+        ("s1/{}.nii.gz", "s1"),
+        ("s1/{}.nii", "s1"),
+    ],
+)
+def test_slice_folders(tmp_path, put, pattern, name, shape):
+    put(pattern, shape)
+    dataset = load(tmp_path)
+    item = dataset[0]
+    assert names(dataset) == [name] and item.keys() == {"image", "mask", "name", "size"}
+    assert item["image"].shape == (4, 16, 16) and item["mask"].shape == (1, 1, 16, 16) and item["size"] == (20, 24)
+    np.testing.assert_array_equal(dataset.load_mask(dataset.cases[0])[0, 0], content("seg", (20, 24)) > 0)
+    assert dataset.geometry(dataset.cases[0]) is None
+
+
+@pytest.mark.parametrize(
+    "pattern, name",
+    [
+        ("BraTS2021_00000/BraTS2021_00000_{}.nii.gz", "BraTS2021_00000"),
+        ("HGG/Brats18_2013_0_1/Brats18_2013_0_1_{}.nii", "Brats18_2013_0_1"),
+        ("P7/{}.nii.gz", "P7"),
+    ],
+)
+@pytest.mark.parametrize("depth", [2, 5, 156])
+def test_volumes_of_any_number_of_slices(tmp_path, put, pattern, name, depth):
+    put(pattern, (6, 8, depth))
+    dataset = load(tmp_path)
+    assert names(dataset) == [f"{name}_slice_{k:03d}" for k in range(depth)]
+    item = dataset[1]
+    assert (item["volume"], item["slice_index"], item["size"]) == (name, 1, (6, 8))
+    truth = np.stack([dataset.load_mask(case)[0, 0] for case in dataset.cases], axis=-1)
+    np.testing.assert_array_equal(truth, content("seg", (6, 8, depth)) > 0)
+    geometry = dataset.geometry(dataset.cases[0])
+    assert geometry.shape == (6, 8, depth) and geometry.spacing == (1.0, 1.0, 3.0)
+    np.testing.assert_array_equal(geometry.affine, AFFINE)
+
+
+def test_modality_names_in_other_cases_and_of_2023(tmp_path, put, save_nifti):
+    put("a/A_{}.nii.gz", (6, 8, 2))
+    for kind in KINDS:
+        (tmp_path / f"a/A_{kind}.nii.gz").rename(tmp_path / f"a/A_{kind.upper()}.nii.gz")
+    published = ("t1n", "t1c", "t2w", "t2f", "seg")
+    for kind, new in zip(KINDS, published, strict=True):
+        save_nifti(tmp_path / f"b/BraTS-GLI-00002-000-{new}.nii.gz", content(kind, (6, 8, 2)))
+    dataset = load(tmp_path)
+    assert names(dataset)[::2] == ["A_slice_000", "BraTS-GLI-00002-000_slice_000"]
+    np.testing.assert_array_equal(dataset.load_image(dataset.cases[0]), dataset.load_image(dataset.cases[2]))
+
+
+def test_split_and_sampling_without_truth(tmp_path, put):
+    put("training/A/A_{}.nii.gz", (6, 8, 3))
+    put("testing/B/B_{}.nii.gz", (6, 8, 2), kinds=MODALITIES)
+    assert {case.volume for case in load(tmp_path, split="train").cases} == {"A"}
+    dataset = load(tmp_path, split="test", need_masks=False)
+    assert names(dataset) == names(load(tmp_path / "testing", need_masks=False)) == ["B_slice_000", "B_slice_001"]
+    both = load(tmp_path, need_masks=False)
+    batch = next(iter(sampling_batches(both, [2, 3], 2)))
+    assert "mask" not in batch and batch["volume"] == ["A", "B"] and batch["slice_index"] == [2, 0]
+
+
+def test_channel_order_is_t1_t1ce_t2_flair(tmp_path, put):
+    put("A/{}.nii.gz", (8, 8, 3))
+    case = load(tmp_path).cases[0]
+    assert [path.name for path in case.images] == [f"{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair")]
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_modality_is_named(tmp_path, put):
+    put("A/A_{}.nii.gz", (6, 8, 2), kinds=("t1", "t2", "flair", "seg"))
+    with pytest.raises(UserError, match=f"{tmp_path}/A: case A lacks the modality t1ce; add the file"):
+        load(tmp_path, need_masks=False)
+
+
+def test_missing_truth_is_named(tmp_path, put):
+    put("A/A_{}_9_w.nii.gz", (6, 8), kinds=MODALITIES)
+    with pytest.raises(UserError, match="A_t1_9_w.nii.gz: has no mask; add A_seg_9_w.nii.gz or remove"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["t2", "seg"])
+def test_volumes_that_differ_in_shape_are_refused_before_training(tmp_path, put, save_nifti, kind):
+    put("A/A_{}.nii.gz", (6, 8, 5))
+    save_nifti(tmp_path / f"A/A_{kind}.nii.gz", content(kind, (6, 8, 4)))
+    with pytest.raises(UserError, match=f"A_{kind}.nii.gz: has 6x8x4 voxels, but A_t1.nii.gz has 6x8x5"):
+        load(tmp_path)
+
+
+def test_slices_that_differ_in_shape_are_refused(tmp_path, put, save_nifti):
+    put("A/A_{}_9_w.nii.gz", (6, 8))
+    save_nifti(tmp_path / "A/A_seg_9_w.nii.gz", content("seg", (8, 6)))
+    with pytest.raises(UserError, match="A_seg_9_w.nii.gz: the mask has 8x6 pixels"):
+        load(tmp_path)[0]
+    save_nifti(tmp_path / "A/A_flair_9_w.nii.gz", content("flair", (8, 6)))
+    with pytest.raises(UserError, match="A_flair_9_w.nii.gz: has 8x6x1 voxels, but A_t1_9_w.nii.gz has 6x8x1"):
+        load(tmp_path)[0]
+
+
+def test_a_volume_named_like_a_slice_is_refused(tmp_path, put):
+    put("A/A_{}_9_w.nii.gz", (6, 8, 3))
+    with pytest.raises(UserError, match="A_t1_9_w.nii.gz: holds 3 slices where a 2-D slice is expected"):
+        load(tmp_path)[0]
+
+
+def test_truncated_file_is_named(tmp_path, put, truncate):
+    put("A/A_{}.nii.gz", (24, 24, 8))
+    truncate(tmp_path / "A/A_flair.nii.gz")
+    with pytest.raises(UserError, match="A_flair.nii.gz: is truncated or damaged"):
+        load(tmp_path)[0]
+
+
+def test_values_that_are_not_finite_are_named(tmp_path, put, save_nifti):
+    put("A/A_{}.nii.gz", (6, 8, 3))
+    save_nifti(tmp_path / "A/A_t2.nii.gz", np.full((6, 8, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match="A_t2.nii.gz: holds values that are not finite"):
+        load(tmp_path)[0]
+
+
+def test_empty_folder_second_file_and_second_case(tmp_path, put):
+    with pytest.raises(UserError, match="no cases found for BraTSDataset; folders with files such as"):
+        load(tmp_path)
+    put("HGG/A/{}.nii.gz", (6, 8, 2))
+    put("HGG/A/{}.nii", (6, 8, 2), kinds=("t2",))
+    with pytest.raises(UserError, match="t2.nii.gz: is a second t2 file of its case beside t2.nii;"):
+        load(tmp_path)
+    (tmp_path / "HGG/A/t2.nii").unlink()
+    put("LGG/A/{}.nii.gz", (6, 8, 2))
+    with pytest.raises(UserError, match="its case name 'A_slice_000' is also that of .*HGG"):
+        load(tmp_path)
+
+
+# ---- normalisation -----------------------------------------------------------------------------------------------
+
+
+def test_images_are_z_scores_of_the_whole_volume(tmp_path, put):
+    put("A/{}.nii.gz", (20, 24, 6))
+    dataset = load(tmp_path)
+    volume = np.stack([dataset.load_image(case) for case in dataset.cases], axis=-1)
+    assert volume.dtype == np.float32
+    for channel, kind in enumerate(MODALITIES):
+        raw = content(kind, (20, 24, 6)).astype(np.float64)
+        expected = (raw - raw[raw != 0].mean()) / raw[raw != 0].std()
+        np.testing.assert_allclose(volume[channel][raw != 0], expected[raw != 0], atol=2e-3)
+        assert (volume[channel][raw == 0] == 0).all()
+    item = BraTSDataset(tmp_path, 20)[2]["image"]  # items are those values, not normalised a second time
+    torch.testing.assert_close(item[:, :5], torch.zeros(4, 5, 20))
+    assert 0.7 < item[:, 6:].std() < 1.1
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 0.1, 1e4])
+def test_zero_and_constant_channels_give_zeros(value):
+    values = np.full((9, 7, 5), value, np.float32)
+    values[0] = 0
+    np.testing.assert_array_equal(zscore(values), np.zeros((9, 7, 5)))
+
+
+def test_outliers_are_clipped():
+    values = np.random.default_rng(0).normal(100, 1, (50, 50)).astype(np.float32)
+    values[0, :2] = 1e4, -1e4
+    scores = zscore(values)
+    assert scores[0, 0] == 5 and scores[0, 1] == -5 and np.abs(scores).max() == 5
+
+
+# ---- reading once ------------------------------------------------------------------------------------------------
+
+
+def test_each_file_is_decoded_once_however_many_slices_are_read(tmp_path, put, reads):
+    for name in ("A", "B"):
+        put(f"{name}/{name}_{{}}.nii.gz", (8, 8, 7))
+    dataset = load(tmp_path)
+    assert reads == []
+    for index in np.random.default_rng(0).permutation(len(dataset)):
+        dataset[int(index)]
+    for case in dataset.cases:
+        dataset.load_mask(case)
+    assert sorted(reads) == sorted(f"{name}_{kind}.nii.gz" for name in "AB" for kind in KINDS)
+
+
+def test_cache_stays_within_its_bytes_and_drops_the_least_recently_used():
+    decoded = []
+
+    def decode(key):
+        decoded.append(key)
+        return np.zeros(100, np.uint8)
+
+    cache = VolumeCache(250)
+    for key in "abacab":
+        cache.get(key, decode)
+        assert cache.used_bytes <= 250
+    assert decoded == ["a", "b", "c", "b"]
+
+
+def test_a_volume_larger_than_the_cache_is_still_read_once(tmp_path, put, reads, monkeypatch):
+    monkeypatch.setattr(VolumeReader, "cache_bytes", 10)
+    put("A/A_{}.nii.gz", (8, 8, 5))
+    dataset = load(tmp_path, need_masks=False)
+    for index in range(5):
+        dataset[index]
+    assert len(reads) == 4
+
+
+def test_a_pickled_data_set_leaves_its_cache_behind(tmp_path, put):
+    put("A/A_{}.nii.gz", (64, 64, 5))
+    dataset = load(tmp_path)
+    before = len(pickle.dumps(dataset))
+    expected = dataset[3]["image"]
+    data = pickle.dumps(dataset)
+    assert len(data) < before + 1000
+    assert torch.equal(pickle.loads(data)[3]["image"], expected)

@@ -1,0 +1,211 @@
+"""Folders of images and masks: pairing, splits, labels, pictures and NIfTI."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.data import build_dataset, sampling_batches
+from guided_diffusion.errors import UserError
+
+IMAGE = np.zeros((20, 30, 3), np.uint8)
+IMAGE[..., 0] = 255
+MASK = np.zeros((20, 30), np.uint8)
+MASK[5:15, 10:20] = 255
+
+
+@pytest.fixture
+def put(tmp_path, save_picture):
+    """A function (name, mask name) that writes a pair into images/ and masks/ below tmp_path."""
+
+    def write(name, mask="", image=IMAGE, truth=MASK, below=""):
+        save_picture(tmp_path / below / "images" / name, image)
+        if mask:
+            save_picture(tmp_path / below / "masks" / mask, truth)
+
+    return write
+
+
+def load(folder, **keywords):
+    return build_dataset("FOLDER", folder, 16, **{"need_masks": True, **keywords})
+
+
+def names(dataset):
+    return [case.name for case in dataset.cases]
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "tif", "tiff", "bmp", "PNG"])
+def test_pictures(tmp_path, put, suffix):
+    put(f"b.{suffix}", "b.png")
+    put(f"a.x.{suffix}", "a.x.png")
+    dataset = load(tmp_path)
+    assert names(dataset) == ["a.x", "b"] and dataset.image_channels == 3
+    item = dataset[0]
+    assert item["image"].shape == (3, 16, 16) and item["mask"].shape == (1, 1, 16, 16) and item["size"] == (20, 30)
+    assert item["image"][0].min() > 0.95 and item["image"][1:].max() < -0.95
+    expected = torch.zeros(16, 16)
+    expected[4:12, 5:11] = 1
+    assert torch.equal(item["mask"][0, 0], expected)
+    assert dataset.geometry(dataset.cases[0]) is None
+
+
+@pytest.mark.parametrize("ending", ["", "_mask", "_seg", "_segmentation", "_Segmentation"])
+def test_mask_endings(tmp_path, put, ending):
+    put("a.jpg", f"a{ending}.png")
+    put("b_seg.jpg", f"b_seg{ending}.bmp")
+    assert [case.masks[0].suffix for case in load(tmp_path).cases] == [".png", ".bmp"]
+
+
+def test_grey_pictures_have_one_channel_and_others_are_refused(tmp_path, put):
+    put("a.png", "a.png", image=MASK)
+    put("b.png", "b.png")
+    dataset = load(tmp_path)
+    assert dataset.image_channels == 1 and dataset[0]["image"].shape == (1, 16, 16)
+    with pytest.raises(UserError, match="b.png: has 3 channels, the data set has 1"):
+        dataset[1]
+
+
+def test_sampling_needs_no_masks(tmp_path, put, save_picture):
+    put("a.png", "a.png")
+    put("b.png")
+    with pytest.raises(UserError, match="b.png: has no mask; add b.png to masks/ or remove the image"):
+        load(tmp_path)
+    dataset = load(tmp_path, need_masks=False)
+    assert [len(case.masks) for case in dataset.cases] == [1, 0]
+    assert "mask" not in next(iter(sampling_batches(dataset, [0, 1], 2)))
+    save_picture(tmp_path / "loose" / "x.png", IMAGE)
+    assert names(load(tmp_path / "loose", need_masks=False)) == ["x"]
+
+
+def test_pairing_errors(tmp_path, put):
+    put("a.png", "a.png")
+    put("a.png", "a_mask.png")
+    with pytest.raises(UserError, match="a_mask.png: is a second mask of a.png beside a.png; keep one"):
+        load(tmp_path)
+    (tmp_path / "masks" / "a_mask.png").unlink()
+    put("a.jpg")
+    with pytest.raises(UserError, match="its case name 'a' is also that of"):
+        load(tmp_path)
+
+
+def test_sizes_that_differ_and_damage(tmp_path, put, truncate):
+    put("a.png", "a.png", truth=MASK.T)
+    with pytest.raises(UserError, match="the mask has 30x20 pixels, its image a.png has 20x30; they must agree"):
+        load(tmp_path)[0]
+    put("a.png", "a.png")
+    truncate(tmp_path / "masks" / "a.png")
+    with pytest.raises(UserError, match="masks/a.png: is truncated or damaged"):
+        load(tmp_path)[0]
+    truncate(tmp_path / "images" / "a.png")
+    with pytest.raises(UserError, match="images/a.png: is truncated or damaged"):
+        load(tmp_path)
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(tmp_path / "none")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="no cases found for FolderDataset; images/NAME.png and masks/NAME.png"):
+        load(tmp_path)
+
+
+# ---- splits and labels -------------------------------------------------------------------------------------------
+
+
+def test_split_json(tmp_path, put):
+    for name in "abc":
+        put(f"{name}.png", f"{name}.png")
+    splits = {"train": ["c", "a"], "test": ["b", "lost"]}
+    (tmp_path / "split.json").write_text(json.dumps(splits))
+    assert names(load(tmp_path, split="train")) == ["a", "c"]
+    assert names(load(tmp_path)) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="split.json: names 'lost' in 'test', but there is no such image"):
+        load(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"test": []}', '{"train": "a"}', '{"train": [["a"]]}'])
+def test_split_json_of_another_form(tmp_path, put, text):
+    put("a.png", "a.png")
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(UserError, match='split.json: has no list "train"; write'):
+        load(tmp_path, split="train")
+
+
+def test_split_sub_folders(tmp_path, put, save_picture):
+    put("a.png", "a.png", below="train")
+    save_picture(tmp_path / "test" / "b.png", IMAGE)
+    assert names(load(tmp_path, split="train")) == ["a"]
+    assert names(load(tmp_path, split="test", need_masks=False)) == ["b"]
+    assert names(load(tmp_path, need_masks=False)) == ["a", "b"]
+
+
+def test_labels(tmp_path, put):
+    for name in "abc":
+        put(f"{name}.png", f"{name}.png")
+    (tmp_path / "labels.csv").write_text("Name,Label\na,nevus\nb,melanoma\nc,nevus\n")
+    (tmp_path / "split.json").write_text('{"train": ["a", "c"]}')
+    dataset = load(tmp_path, split="train")
+    assert dataset.label_names == ("melanoma", "nevus")  # of the whole file, so that every split counts alike
+    assert [dataset[i]["label"] for i in range(2)] == [1, 1]
+    (tmp_path / "labels.csv").write_text("a,nevus\n")
+    with pytest.raises(UserError, match="labels.csv: has no line for the image b; add one"):
+        load(tmp_path)
+    (tmp_path / "labels.csv").write_text("a,nevus\nb\n")
+    with pytest.raises(UserError, match="labels.csv: line 2 is not NAME,LABEL"):
+        load(tmp_path)
+
+
+# ---- NIfTI -------------------------------------------------------------------------------------------------------
+
+
+def volume(shape, seed=0):
+    return np.random.default_rng(seed).integers(1, 500, shape).astype(np.int16)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_volumes_become_slices(tmp_path, save_nifti, suffix, reads):
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    truth = (volume((8, 10, 5), seed=1) % 3).astype(np.uint8)
+    save_nifti(tmp_path / "images" / f"p.{suffix}", volume((8, 10, 5)), affine)
+    save_nifti(tmp_path / "masks" / "p_seg.nii.gz", truth, affine)
+    dataset = load(tmp_path)
+    assert names(dataset) == [f"p_slice_{k:03d}" for k in range(5)] and dataset.image_channels == 1
+    assert reads == []
+    images = np.stack([dataset.load_image(case)[0] for case in dataset.cases], axis=-1)
+    raw = volume((8, 10, 5)).astype(np.float64)
+    np.testing.assert_allclose(images, (raw - raw.mean()) / raw.std(), atol=2e-3)
+    masks = np.stack([dataset.load_mask(case)[0, 0] for case in dataset.cases], axis=-1)
+    np.testing.assert_array_equal(masks, truth > 0)
+    assert dataset.geometry(dataset.cases[0]).spacing == (2.0, 2.0, 5.0)
+    assert dataset[2]["volume"] == "p" and dataset[2]["slice_index"] == 2 and len(reads) == 2
+
+
+def test_2d_nifti(tmp_path, save_nifti):
+    save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10)))
+    save_nifti(tmp_path / "masks" / "p.nii.gz", np.ones((8, 10, 1), np.uint8))
+    item = load(tmp_path)[0]
+    assert item["name"] == "p" and "volume" not in item and item["mask"].min() == 1
+    assert abs(item["image"].mean()) < 0.3  # a z-score; as a photograph it would be above 0.5
+
+
+def test_nifti_errors(tmp_path, put, save_nifti):
+    save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10, 5)))
+    save_nifti(tmp_path / "masks" / "p.nii.gz", volume((8, 10, 4)))
+    with pytest.raises(UserError, match="masks/p.nii.gz: has 8x10x4 voxels, but p.nii.gz has 8x10x5"):
+        load(tmp_path)
+    put("q.png", "q.png")
+    with pytest.raises(UserError, match="q.png: cannot be mixed with p.nii.gz; keep pictures or NIfTI files, not both"):
+        load(tmp_path)
+
+
+def test_workers_give_the_same_batches(tmp_path, put):
+    for name in "abcd":
+        put(f"{name}.png", f"{name}.png", image=np.full((20, 30), ord(name), np.uint8))
+    dataset = load(tmp_path)
+    alone, helped = (list(sampling_batches(dataset, [3, 1, 0, 2], 3, num_workers=n)) for n in (0, 2))
+    for one, other in zip(alone, helped, strict=True):
+        assert one["name"] == other["name"] and torch.equal(one["image"], other["image"])
