@@ -144,13 +144,14 @@ def test_split_sub_folders(tmp_path, put, save_picture):
 
 
 def test_labels(tmp_path, put):
-    for name in "abc":
+    for name in "abcd":
         put(f"{name}.png", f"{name}.png")
-    (tmp_path / "labels.csv").write_text("Name,Label\na,nevus\nb,melanoma\nc,nevus\n")
+    (tmp_path / "labels.csv").write_text("Name,Label\na,nevus\nb,melanoma\nc,wart\nd,freckle\n")
     (tmp_path / "split.json").write_text('{"train": ["a", "c"]}')
     dataset = load(tmp_path, split="train")
-    assert dataset.label_names == ("melanoma", "nevus")  # of the whole file, so that every split counts alike
-    assert [dataset[i]["label"] for i in range(2)] == [1, 1]
+    # All names of the file, so that every split counts alike.
+    assert dataset.label_names == ("freckle", "melanoma", "nevus", "wart")
+    assert [dataset[i]["label"] for i in range(2)] == [2, 3]
     (tmp_path / "labels.csv").write_text("a,nevus\n")
     with pytest.raises(UserError, match="labels.csv: has no line for the image b; add one"):
         load(tmp_path)

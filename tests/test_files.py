@@ -268,11 +268,14 @@ def test_read_csv_and_json(tmp_path):
 def test_atomic_path_replaces_the_file_and_leaves_nothing_else(tmp_path):
     target = tmp_path / "new" / "x_seg.nii.gz"
     for text in ("one", "two"):
+        reader = target.open() if target.exists() else None
         with atomic_path(target) as temporary:
             assert temporary.parent == target.parent and temporary.name.startswith(".")
             assert temporary.name.endswith(".nii.gz") and str(os.getpid()) in temporary.name
             temporary.write_text(text)
             assert not target.exists() or target.read_text() == "one"
+    with reader:
+        assert reader.read() == "one"  # who has the old file open keeps it: it was replaced, not written over
     assert target.read_text() == "two"
     assert os.listdir(target.parent) == [target.name]
 
