@@ -113,7 +113,9 @@ class DiffusionOptions:
         "x0, else mse",
         choices=("auto", "mse", "bce_dice"),
     )
-    coarse_weight: float = option(10.0, "weight of the loss on the condition branch's own, coarse mask", minimum=0)
+    coarse_weight: float = option(
+        1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10)", minimum=0
+    )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")

@@ -91,7 +91,7 @@ class GaussianDiffusion:
         *,
         objective="eps",
         mask_loss="mse",
-        coarse_weight=10.0,
+        coarse_weight=1.0,
         rescale_timesteps=False,
         rescale_learned_sigmas=False,
         use_kl=False,

@@ -69,34 +69,41 @@ def mosaic(rows, gap=2):
     return canvas
 
 
-def volume_montage(slices, masks, truths=None, count=16, size=160):
+def volume_montage(image_of, masks, truths=None, count=16, size=160):
     """Overlays of up to `count` slices of a volume, spread over those that the mask or truth touches (or over all).
 
-    slices: raw images [Z][C, X, Y]; masks, truths: bool [X, Y, Z]. Shown with x to the right and y upwards.
+    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [X, Y, Z]. Shown with x to the right and y
+    upwards.
     """
     touched = masks.any(axis=(0, 1)) | (truths.any(axis=(0, 1)) if truths is not None else False)
-    indices = np.flatnonzero(touched) if touched.any() else np.arange(len(slices))
+    indices = np.flatnonzero(touched) if touched.any() else np.arange(masks.shape[-1])
     chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
     tiles = []
     for k in chosen:
-        picture = overlay(displayed(slices[k]), masks[..., k], None if truths is None else truths[..., k])
+        picture = overlay(displayed(image_of(k)), masks[..., k], None if truths is None else truths[..., k])
         tiles.append(resized(np.rot90(picture).copy(), size))
     columns = int(np.ceil(np.sqrt(len(tiles))))
     return mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
 
-def denoising_frames(image, states, predictions, size=128):
+def denoising_frames(image, states, predictions, size=96):
     """Frames of the denoising of one image's members: above x_t, below the mask predicted from it.
 
-    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, H, W] in about [-1, 1].
-    The image leads each row. Returns a list of pictures.
+    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, h, w] in about [-1, 1], shown
+    in the image's proportions. The image leads each row; the last frame shows the last prediction in both.
+    Returns a list of pictures.
     """
     lead = resized(image, size)
+
+    def tile(values):
+        picture = Image.fromarray(grey(values)).resize(image.shape[1::-1], Image.Resampling.NEAREST)
+        return resized(np.asarray(picture), size)
+
     frames = []
-    for state, prediction in zip(states, predictions, strict=True):
-        # States are noise of unit variance about +-1; a third of their range shows both ends.
-        noisy = [resized(grey(x / 6 + 0.5), size) for x in state]
-        clean = [resized(grey((x + 1) / 2), size) for x in prediction]
+    for state, prediction in zip([*states, predictions[-1]], [*predictions, predictions[-1]], strict=True):
+        # x_t has unit variance about +-1 at most: a window of +-3 shows the noise and keeps the mask visible in it.
+        noisy = [tile(x / 6 + 0.5) for x in state]
+        clean = [tile((x + 1) / 2) for x in prediction]
         frames.append(mosaic([[lead, *noisy], [lead, *clean]]))
     return frames
 

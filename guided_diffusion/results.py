@@ -138,15 +138,15 @@ class ResultsFolder:
                 write_png(folder / "coarse" / f"{name}.png", _scaled(maps.coarse, 255, np.uint8))
         write_png(self._mask_path(name, False), _scaled(maps.mask, 255, np.uint8))
 
-    def write_volume(self, name, maps, affine, images, truth=None):
-        """Write a volume. images: raw slices [C, X, Y] in order; truth: bool [X, Y, Z] or None, for the overlay."""
+    def write_volume(self, name, maps, affine, image_of, truth=None):
+        """Write a volume. image_of(k): raw slice k [C, X, Y]; truth: bool [X, Y, Z] or None; both for the overlay."""
 
         def write(what, values):
             write_nifti(self.out_dir / f"{name}_{what}.nii.gz", values, affine)
 
         write("prob", maps.probability.astype(np.float32))
         write("uncertainty", maps.uncertainty.astype(np.float32))
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(images, maps.mask, truth))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, truth))
         if self.save_samples:
             for k, member in enumerate(maps.members):
                 write(f"sample_{k:02d}", member.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The main job end to end on phantom data, in a few minutes on a CPU: write data, train, sample an ensemble, evaluate."""
+"""The main job on phantom data, end to end, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
 
 import json
 import shlex

@@ -184,14 +184,17 @@ class Trace:
 def write_unit(folder, dataset, unit, maps):
     """Write one finished 2-D case, or restack and write one volume."""
     answer = stack_slices(maps) if unit.is_volume else maps[0]
-    images = [dataset.load_image(case) for case in unit.cases]
+
+    def image_of(k):
+        return dataset.load_image(unit.cases[k])
+
     truth = truth_of(dataset, unit.cases)
     if truth is not None:
         truth = on_grid(truth, answer.mask.shape)
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, images, truth)
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
     else:
-        folder.write_image(unit.name, answer, images[0], truth)
+        folder.write_image(unit.name, answer, image_of(0), truth)
 
 
 def finish(sample, dataset, units):
