@@ -72,13 +72,14 @@ def save_checkpoint(checkpoint, path):
 def load_checkpoint(path):
     """Read a checkpoint onto the CPU. Raises `UserError` for a missing file or one that is no checkpoint of ours.
 
-    It is read with `weights_only=True`: a pickle that holds code is refused, not run.
+    It is read with `weights_only=True`: a pickle that holds code is refused, not run. Tensors are mapped to the file
+    and read when they are used, so that sampling does not load the optimizer's.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds more than plain data and was not loaded; it is no checkpoint of ours"

@@ -291,6 +291,10 @@ def build(group, values):
 def check_value(item, value):
     """Raise `UserError` unless `value` satisfies what the option's field asks for."""
     rules, flag = item.metadata, f"--{item.name} {value}"
+    if isinstance(value, str) and value.startswith(("gs://", "az://")):
+        raise UserError(f"{flag}: cloud storage is not there yet; use a local path")
+    if item.name == "version" and value in ("v2", "2", "new", "unet"):
+        raise UserError(f"{flag}: that variant is not there yet; use v1")
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"{flag}: must be one of {', '.join(rules['choices'])}")
     if isinstance(value, float) and value != value:

@@ -124,27 +124,28 @@ class EnsembleSampler:
     precision: str
 
     def run(self, dataset, units, folder, num_workers):
-        """Sample all `units`, with a bar over their images."""
+        """Sample all `units`, with a bar over the denoising steps of their images."""
         unit_of = {index: unit for unit in units for index in unit.indices}
         indices = [index for unit in units for index in unit.indices]
         slices = defaultdict(list)  # the maps of volumes that are not complete yet
         batches = sampling_batches(dataset, indices, self.options.batch_size, num_workers=num_workers)
         position = 0
-        with tqdm(total=len(indices), desc="sampling", unit="image", dynamic_ncols=True) as bar:
+        total = len(indices) * len(self.plan.timesteps)
+        with tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True) as bar:
             for batch in batches:
-                for maps in self.sample_batch(batch, dataset, folder):
+                for maps in self.sample_batch(batch, dataset, folder, bar):
                     unit = unit_of[indices[position]]
                     slices[unit].append(maps)
                     if len(slices[unit]) == len(unit.cases):
                         write_unit(folder, dataset, unit, slices.pop(unit))
                     position += 1
-                    bar.update()
+                bar.set_postfix_str(f"{position} of {len(indices)} images")
 
-    def sample_batch(self, batch, dataset, folder):
+    def sample_batch(self, batch, dataset, folder, bar):
         """The `CaseMaps` of each image of a batch."""
         conditional = self.model.label_embedding is not None
         label = batch["label"].to(self.device) if conditional else None
-        trace = Trace() if self.options.debug else None
+        trace = Trace(bar, keep=self.options.debug)
         with autocast(self.precision, self.device):
             members = draw_members(
                 self.model,
@@ -158,7 +159,7 @@ class EnsembleSampler:
                 clip=self.options.clip_denoised,
                 watch=trace,
             )
-        if trace:
+        if self.options.debug:
             by_name = {case.name: case for case in dataset.cases}
             for n, name in enumerate(batch["name"]):
                 picture = displayed(dataset.load_image(by_name[name]))
@@ -167,14 +168,17 @@ class EnsembleSampler:
 
 
 class Trace:
-    """Keeps each step's x_t and x0 of a batch, for the animation that --debug writes."""
+    """Follows the steps of a batch: moves the bar, and with `keep` holds each x_t and x0 for the animation."""
 
-    def __init__(self):
+    def __init__(self, bar, keep):
+        self.bar, self.keep = bar, keep
         self.states, self.predictions = [], []
 
     def __call__(self, x, x0):
-        self.states.append(x.float().cpu().numpy())
-        self.predictions.append(x0.float().cpu().numpy())
+        self.bar.update(x.shape[1])  # [E, N, K, H, W]: N images go a step on
+        if self.keep:
+            self.states.append(x.float().cpu().numpy())
+            self.predictions.append(x0.float().cpu().numpy())
 
     def of_image(self, n):
         """Lists over steps of x_t and x0 [E, H, W] of image n."""

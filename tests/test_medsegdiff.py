@@ -1,0 +1,291 @@
+"""MedSegDiff V1 as a whole: sizes, widths and options that must work, and what may depend on what."""
+
+import itertools
+
+import pytest
+import torch
+
+from guided_diffusion.config import ModelOptions, build
+from guided_diffusion.errors import UserError
+from guided_diffusion.medsegdiff import (
+    MedSegDiffV1,
+    UNetShape,
+    build_model,
+    check_size,
+    default_multipliers,
+    unet_shape,
+)
+from guided_diffusion.unet import SelfAttention
+
+
+def options_of(**values):
+    small = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1}
+    return build(ModelOptions, {**small, "attention_resolutions": "", **values})
+
+
+def model_of(image_channels=3, mask_channels=1, num_labels=0, scale=0.1, **values):
+    """A small model whose layers that start at zero have been moved off it."""
+    torch.manual_seed(0)
+    model = build_model(options_of(**values), image_channels, mask_channels, num_labels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return model.eval()
+
+
+def inputs(height=16, width=None, image_channels=3, mask_channels=1, n=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size = (height, width or height)
+    image = torch.randn(n, image_channels, *size, generator=generator)
+    x_t = torch.randn(n, mask_channels, *size, generator=generator)
+    return image, x_t, torch.randint(0, 1000, (n,), generator=generator)
+
+
+def run(model, image, x_t, t, label=None):
+    return model(x_t, t, model.encode(image, label))
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_size", [32, 48, 64])
+def test_every_image_size_that_the_levels_divide_works(image_size):
+    model = model_of(image_size=image_size, channel_mult="1,1,2,2")
+    image, x_t, t = inputs(image_size)
+    output = run(model, image, x_t, t)
+    assert output.prediction.shape == output.coarse.shape == x_t.shape
+    assert output.variance is None
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 24), (40, 8)])
+def test_a_model_runs_at_sizes_it_was_not_built_for(shape):
+    image, x_t, t = inputs(*shape)
+    output = run(model_of(image_size=16), image, x_t, t)
+    assert output.prediction.shape == output.coarse.shape == x_t.shape
+    assert output.prediction.isfinite().all()
+
+
+@pytest.mark.parametrize(("size", "levels", "below", "above"), [(100, 6, 96, 128), (50, 3, 48, 52), (4, 4, 8, 16)])
+def test_a_size_that_does_not_work_is_refused_with_sizes_that_do(size, levels, below, above):
+    with pytest.raises(UserError) as caught:
+        check_size(size, levels)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"image size {size} " in message and f"use {below} or {above}" in message
+    for good in (below, above):
+        check_size(good, levels)
+
+
+def test_a_model_refuses_sizes_when_built_and_when_run():
+    with pytest.raises(UserError, match="use 32 or 36"):
+        model_of(image_size=34, channel_mult="1,2,2")
+    model = model_of(image_size=32, channel_mult="1,2,2")
+    for size in ((32, 30), (30, 32)):
+        with pytest.raises(UserError, match="image size 30"):
+            model.encode(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize("image_size", [32, 48, 64, 96, 128, 192, 256, 384, 512, 1024])
+def test_default_multipliers_suit_common_sizes(image_size):
+    multipliers = default_multipliers(image_size)
+    check_size(image_size, len(multipliers))
+    assert 4 <= image_size / 2 ** (len(multipliers) - 1) <= 16
+    assert unet_shape(options_of(image_size=image_size, channel_mult="")).multipliers == multipliers
+
+
+# ---- widths, channels, options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_channels", [5, 12, 33])
+@pytest.mark.parametrize("channel_mult", ["1,2", "0.5,1.5"])
+def test_any_width_works(num_channels, channel_mult):
+    image, x_t, t = inputs()
+    output = run(model_of(num_channels=num_channels, channel_mult=channel_mult), image, x_t, t)
+    assert output.prediction.shape == x_t.shape
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@pytest.mark.parametrize(("image_channels", "mask_channels"), [(1, 1), (4, 1), (3, 2)])
+def test_channels_follow_the_data_and_variance_comes_only_when_learned(image_channels, mask_channels, learn_sigma):
+    model = model_of(image_channels, mask_channels, learn_sigma=learn_sigma)
+    image, x_t, t = inputs(image_channels=image_channels, mask_channels=mask_channels)
+    output = run(model, image, x_t, t)
+    assert output.prediction.shape == output.coarse.shape == x_t.shape
+    if learn_sigma:
+        assert output.variance.shape == x_t.shape
+        assert not torch.allclose(output.variance, output.prediction)
+    else:
+        assert output.variance is None
+        assert model.head.conv.out_channels == mask_channels
+
+
+COMBINATIONS = [
+    dict(zip(("use_scale_shift_norm", "resblock_updown", "num_head_channels", "dropout"), values, strict=True))
+    for values in itertools.product((False, True), (False, True), (-1, 4), (0.0, 0.1))
+]
+
+
+@pytest.mark.parametrize("values", COMBINATIONS, ids=str)
+def test_every_parameter_learns_under_every_combination(values):
+    model = model_of(num_labels=3, class_cond=True, learn_sigma=True, attention_resolutions="8", **values).train()
+    image, x_t, t = inputs()
+    before = model.state_dict().keys()
+    output = run(model, image, x_t, t, torch.tensor([2, 0]))
+    (output.prediction + output.variance * 2 + output.coarse).square().sum().backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+    assert model.state_dict().keys() == before
+
+
+def test_checkpointed_gradients_equal_plain_ones():
+    image, x_t, t = inputs()
+    gradients = []
+    for use_checkpoint in (False, True):
+        model = model_of(use_checkpoint=use_checkpoint, dropout=0.2, attention_resolutions="8").train()
+        torch.manual_seed(3)
+        output = run(model, image, x_t, t)
+        (output.prediction.square().mean() + output.coarse.square().mean()).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    plain, kept = gradients
+    assert plain.keys() == kept.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(kept[name], gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_two_forwards_are_identical():
+    model, (image, x_t, t) = model_of(), inputs()
+    first, second = run(model, image, x_t, t), run(model, image, x_t, t)
+    assert torch.equal(first.prediction, second.prediction) and torch.equal(first.coarse, second.coarse)
+
+
+def test_autocast_answers_in_float32_and_close_to_full_precision():
+    model, (image, x_t, t) = model_of(scale=0.03, learn_sigma=True), inputs()
+    plain = run(model, image, x_t, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run(model, image, x_t, t)
+    for full, half in zip(plain, mixed, strict=True):
+        assert half.dtype == torch.float32
+        assert (half - full).norm() < 0.1 * full.norm()
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def attentions(**values):
+    return sum(isinstance(module, SelfAttention) for module in model_of(**values).modules())
+
+
+def test_a_resolution_that_no_level_has_adds_no_attention():
+    assert attentions(attention_resolutions="24") == attentions(attention_resolutions="") == 1  # the bottleneck's
+
+
+@pytest.mark.parametrize(("sizes", "levels"), [("16", (0,)), ("8", (1,)), ("16,8", (0, 1)), ("24,8", (1,))])
+def test_attention_resolutions_are_feature_map_sizes(sizes, levels):
+    assert unet_shape(options_of(attention_resolutions=sizes)).attention_levels == levels
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"num_heads": 3}, "--num_heads 3"),
+        ({"num_head_channels": 5}, "--num_head_channels 5"),
+        ({"num_head_channels": 32}, "--num_head_channels 32"),
+        ({"num_heads": 16, "attention_resolutions": "16"}, "--num_heads 16"),
+    ],
+)
+def test_heads_that_do_not_divide_the_channels_are_refused(values, word):
+    with pytest.raises(UserError, match=f"{word} does not divide"):
+        unet_shape(options_of(**values))
+
+
+# ---- what depends on what --------------------------------------------------------------------------------------------
+
+
+def test_the_prediction_depends_on_image_mask_and_time_and_rows_do_not_mix():
+    model, (image, x_t, t) = model_of(), inputs()
+    base = run(model, image, x_t, t)
+    for changed in ((image.flip(3), x_t, t), (image, x_t.flip(3), t), (image, x_t, t + 200)):
+        other = run(model, *changed)
+        assert (other.prediction - base.prediction).abs().max() > 1e-3
+        assert (other.coarse - base.coarse).abs().max() > 1e-4  # v1's coarse mask sees x_t and t
+    image[1] += 1
+    torch.testing.assert_close(run(model, image, x_t, t).prediction[0], base.prediction[0], atol=1e-5, rtol=1e-5)
+
+
+def test_encode_knows_nothing_of_x_t_and_is_used():
+    model, (image, x_t, t) = model_of(), inputs()
+    condition = model.encode(image)
+    before = [None if part is None else part.clone() for part in condition]
+    model(x_t, t, condition)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(before, condition, strict=True))
+    other = model(x_t, t, condition._replace(features=condition.features.flip(2)))
+    assert not torch.allclose(other.prediction, model(x_t, t, condition).prediction, atol=1e-4)
+
+
+def test_a_condition_expands_member_by_member():
+    model = model_of(num_labels=2, class_cond=True)
+    image, x_t, t = inputs(n=2)
+    label = torch.tensor([0, 1])
+    condition = model.encode(image, label).expand(3)
+    for part, single in zip(condition, model.encode(image, label), strict=True):
+        for row in range(6):
+            torch.testing.assert_close(part[row], single[row % 2], atol=1e-6, rtol=1e-6)
+    together = model(x_t.repeat(3, 1, 1, 1), t.repeat(3), condition).prediction
+    apart = run(model, image, x_t, t, label).prediction
+    torch.testing.assert_close(together.reshape(3, *apart.shape), apart.expand(3, *apart.shape), atol=1e-5, rtol=1e-5)
+
+
+def test_an_unconditional_condition_expands_to_none():
+    assert model_of().encode(torch.randn(1, 3, 16, 16)).expand(2).label is None
+
+
+def test_labels_change_the_output_and_missing_or_unasked_ones_are_refused():
+    model, (image, x_t, t) = model_of(num_labels=3, class_cond=True), inputs()
+    first, second = (run(model, image, x_t, t, torch.tensor([label] * 2)).prediction for label in (0, 2))
+    assert (first - second).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="label"):
+        model.encode(image)
+    with pytest.raises(ValueError, match="label"):
+        model_of().encode(image, torch.tensor([0, 1]))
+
+
+def test_data_with_labels_make_no_conditional_model_unless_asked():
+    assert model_of(num_labels=3, class_cond=False).label_embedding is None
+
+
+def test_the_embeddings_of_both_encoders_meet_at_the_bottleneck():
+    model, (image, x_t, t) = model_of(channel_mult="1,2,2,2", image_size=16), inputs()
+    seen = {}
+    model.mask_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(mask=out[0]))
+    model.image_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(image=out[0]))
+    model.bottleneck.register_forward_pre_hook(lambda module, args: seen.update(sum=args[0]))
+    run(model, image, x_t, t)
+    torch.testing.assert_close(seen["sum"], seen["mask"] + seen["image"], atol=0, rtol=0)
+    assert len(model.fusions) == 2
+
+
+# ---- the published size ----------------------------------------------------------------------------------------------
+
+
+def test_the_published_model_has_about_130_million_parameters_and_half_a_teraflop():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    published = build(ModelOptions, {"use_scale_shift_norm": False, "learn_sigma": True})
+    assert (published.image_size, published.num_channels) == (256, 128)
+    with torch.device("meta"):
+        model = build_model(published, image_channels=4, mask_channels=1)
+        image, x_t, t = torch.zeros(1, 4, 256, 256), torch.zeros(1, 1, 256, 256), torch.zeros(1)
+        with FlopCounterMode(display=False) as counter:
+            output = run(model, image, x_t, t)
+    assert output.prediction.shape == output.variance.shape == (1, 1, 256, 256)
+    assert 120e6 < sum(parameter.numel() for parameter in model.parameters()) < 180e6
+    assert 0.3e12 < counter.get_total_flops() < 1.2e12
+    assert model.shape.attention_levels == (4,)
+
+
+def test_no_layer_depends_on_the_image_size_but_the_frequency_maps():
+    shape = UNetShape(8, (1, 2), 1)
+    small, large = (MedSegDiffV1(3, 1, size, shape) for size in (16, 32))
+    large_state = large.state_dict()
+    differing = {name for name, value in small.state_dict().items() if value.shape != large_state[name].shape}
+    assert differing == {"fusions.0.parser.weight", "fusions.1.parser.weight"}

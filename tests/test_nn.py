@@ -1,0 +1,99 @@
+"""Primitives of the networks: each against its formula written out, or against the plain way of doing the same."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from guided_diffusion.nn import checkpointed, conv3x3, group_norm, timestep_embedding, without_autocast, zeroed
+
+
+@pytest.mark.parametrize("channels", [2, 8, 9, 33])
+def test_timestep_embedding_follows_the_formula(channels):
+    times = [0.0, 1.0, 12.5, 999.0]
+    half = channels // 2
+    expected = torch.zeros(len(times), channels, dtype=torch.float64)
+    for row, t in enumerate(times):
+        for i in range(half):
+            expected[row, i] = math.cos(t / 10000 ** (i / half))
+            expected[row, half + i] = math.sin(t / 10000 ** (i / half))
+    embedding = timestep_embedding(torch.tensor(times), channels)
+    assert embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding.double(), expected, atol=2e-4, rtol=0)
+
+
+def test_timestep_embedding_takes_whole_times_and_tells_neighbours_apart():
+    whole = timestep_embedding(torch.arange(1000), 64)
+    torch.testing.assert_close(whole, timestep_embedding(torch.arange(1000.0), 64), atol=0, rtol=0)
+    assert (whole[1:] - whole[:-1]).norm(dim=1).min() > 0.5
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (96, 32), (48, 24), (33, 11), (37, 1), (8, 8), (1, 1)])
+def test_group_norm_takes_the_most_groups_that_divide_the_channels(channels, groups):
+    norm = group_norm(channels)
+    assert norm.num_groups == groups
+    assert norm(torch.randn(2, channels, 4, 4)).shape == (2, channels, 4, 4)
+
+
+def test_conv3x3_keeps_or_halves_the_size():
+    x = torch.randn(1, 3, 12, 8)
+    assert conv3x3(3, 5)(x).shape == (1, 5, 12, 8)
+    assert conv3x3(3, 5, stride=2)(x).shape == (1, 5, 6, 4)
+
+
+def test_zeroed_clears_weight_and_bias_and_returns_the_layer():
+    layer = nn.Conv2d(3, 4, 1)
+    assert zeroed(layer) is layer
+    assert not layer.weight.any() and not layer.bias.any()
+    assert layer.weight.requires_grad
+
+
+class Counted(nn.Module):
+    """A layer with dropout that counts how often it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout, self.calls = nn.Linear(6, 6), nn.Dropout(0.5), 0
+
+    def forward(self, x, extra):
+        self.calls += 1
+        return self.dropout(torch.tanh(self.linear(x))) * (1 if extra is None else extra)
+
+
+def test_checkpointing_recomputes_and_changes_neither_values_nor_gradients():
+    torch.manual_seed(0)
+    layer, x = Counted(), torch.randn(4, 6)
+    results = []
+    for enabled in (False, True):
+        layer.zero_grad()
+        layer.calls = 0
+        torch.manual_seed(1)
+        out = checkpointed(layer, x, None, enabled=enabled)
+        out.square().sum().backward()
+        results.append((out.detach(), layer.linear.weight.grad.clone(), layer.calls))
+    (plain, plain_grad, plain_calls), (kept, kept_grad, kept_calls) = results
+    torch.testing.assert_close(kept, plain, atol=0, rtol=0)
+    torch.testing.assert_close(kept_grad, plain_grad, atol=0, rtol=0)
+    assert (plain_calls, kept_calls) == (1, 2)
+
+
+def test_checkpointing_does_nothing_without_gradients():
+    layer = Counted()
+    with torch.no_grad():
+        assert checkpointed(layer, torch.randn(2, 6), None, enabled=True).grad_fn is None
+    assert layer.calls == 1
+
+
+def test_without_autocast_keeps_the_precision():
+    a = torch.randn(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+        with without_autocast("cpu"):
+            assert (a @ a).dtype == torch.float32
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_without_autocast_accepts_a_device_that_has_none():
+    with without_autocast("meta"):
+        assert torch.ones(2, device="meta").device.type == "meta"

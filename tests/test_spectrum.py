@@ -1,0 +1,153 @@
+"""The FF-Parser against a Fourier transform written out with exponentials, and at sizes other than its own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.spectrum import FFParser
+
+
+def direct_filter(x, weight):
+    """F^-1[A (x) F[x]] of a real image x [H, W] by sums of exponentials, in complex128.
+
+    weight: A over the half plane [H, W // 2 + 1]. A frequency of the other half plane is the conjugate of its
+    mirror's, so that each column between the first and the Nyquist frequency counts twice in the real part.
+    """
+    height, width = x.shape
+    rows, columns = np.arange(height), np.arange(width)
+    result = np.zeros((height, width))
+    for u in range(height):
+        for v in range(width // 2 + 1):
+            wave = np.exp(2j * np.pi * (u * rows[:, None] / height + v * columns[None] / width))
+            coefficient = (x * wave.conj()).sum() / (height * width)
+            twice = 1 if v == 0 or 2 * v == width else 2
+            result += twice * (weight[u, v] * coefficient * wave).real
+    return result
+
+
+def random_parser(channels, size, seed=0):
+    parser = FFParser(channels, size)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        parser.weight.copy_(torch.randn(parser.weight.shape, generator=generator))
+    return parser
+
+
+def parser_of(response, size):
+    """A one-channel parser whose map is `response(row frequency, column frequency)`, in cycles per pixel."""
+    rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    values = torch.from_numpy(np.array(response(rows, columns), dtype=np.complex64))
+    parser = FFParser(1, size)
+    with torch.no_grad():
+        parser.weight.copy_(torch.view_as_real(values)[None])
+    return parser
+
+
+def filtered(x, response):
+    """The filter applied at the image's own frequencies by NumPy: the oracle for other sizes."""
+    height, width = x.shape[-2:]
+    transfer = response(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    return torch.from_numpy(np.fft.irfft2(transfer * np.fft.rfft2(x.double().numpy()), s=(height, width)))
+
+
+@pytest.mark.parametrize("size", [6, 7, 8])
+def test_equals_the_transform_written_out(size):
+    parser = random_parser(2, size)
+    x = torch.randn(3, 2, size, size, generator=torch.Generator().manual_seed(1))
+    out = parser(x).detach()
+    for channel in range(2):
+        weight = torch.view_as_complex(parser.weight.detach().double())[channel].numpy()
+        for row in range(3):
+            expected = direct_filter(x[row, channel].double().numpy(), weight)
+            np.testing.assert_allclose(out[row, channel].numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (24, 40), (8, 8)])
+def test_starts_as_the_identity_at_every_size(shape):
+    x = torch.randn(2, 3, *shape)
+    torch.testing.assert_close(FFParser(3, 16)(x), x, atol=1e-5, rtol=0)
+
+
+def test_channels_and_rows_do_not_mix():
+    parser = random_parser(3, 8)
+    x = torch.randn(2, 3, 8, 8)
+    changed = x.clone()
+    changed[1, 2] += 1
+    difference = (parser(changed) - parser(x)).abs().amax(dim=(2, 3))
+    assert difference[1, 2] > 0.1
+    difference[1, 2] = 0
+    assert difference.max() < 1e-6
+
+
+def test_its_own_size_reads_the_parameter_itself():
+    parser = random_parser(2, 8)
+    assert parser._weight_for(8, 8) is parser.weight
+
+
+def gaussian_low_pass(rows, columns):
+    return np.exp(-(rows**2) / (2 * 0.10**2) - columns**2 / (2 * 0.16**2))
+
+
+def shift_down_and_right(rows, columns):
+    return np.exp(-2j * np.pi * (rows + columns))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (20, 20), (16, 40), (64, 64), (33, 21)])
+@pytest.mark.parametrize(("response", "tolerance"), [(gaussian_low_pass, 0.01), (shift_down_and_right, 0.02)])
+def test_other_sizes_get_the_same_filter_in_cycles_per_pixel(shape, response, tolerance):
+    x = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(2))
+    out = parser_of(response, 32)(x).detach().double()
+    expected = filtered(x, response)
+    error = (out - expected).norm() / expected.norm()
+    assert error < tolerance
+    # A map read by position instead of by frequency is another filter altogether.
+    by_position = filtered(x, lambda u, v: response(u * shape[0] / 32, v * shape[1] / 32))
+    assert (by_position - expected).norm() / expected.norm() > 5 * tolerance
+
+
+def test_a_shift_moves_the_picture_by_one_pixel():
+    x = torch.randn(1, 1, 16, 16)
+    out = parser_of(shift_down_and_right, 16)(x)
+    # At the Nyquist column a real image cannot hold the shift's phase, so compare without that frequency.
+    smooth = torch.fft.irfft2(torch.fft.rfft2(x) * (torch.arange(9) < 8), s=(16, 16))
+    moved = parser_of(shift_down_and_right, 16)(smooth)
+    torch.testing.assert_close(moved, smooth.roll((1, 1), (2, 3)), atol=1e-5, rtol=0)
+    assert out.shape == x.shape
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_gradients_reach_every_entry_that_matters(size):
+    parser = random_parser(2, 8)
+    x = torch.randn(4, 2, size, size, requires_grad=True)
+    parser(x).square().sum().backward()
+    assert x.grad.abs().min() > 0
+    assert (parser.weight.grad[..., 0].abs() > 0).all()
+    if size == parser.size:  # the imaginary part of the constant has no meaning for a real image
+        assert parser.weight.grad[:, 0, 0, 1].abs().max() < 1e-4
+    assert (parser.weight.grad[:, :, 1:-1, 1].abs() > 0).all()
+
+
+def test_autocast_changes_nothing_inside():
+    parser, x = random_parser(2, 16), torch.randn(2, 2, 16, 16)
+    plain = parser(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = parser(x)
+        half = parser(x.bfloat16())
+    torch.testing.assert_close(inside, plain, atol=0, rtol=0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, parser(x.bfloat16().float()).bfloat16(), atol=0, rtol=0)
+
+
+def test_the_parameter_is_real_and_over_the_half_plane():
+    parser = FFParser(3, 10)
+    assert parser.weight.shape == (3, 10, 6, 2)
+    assert parser.weight.dtype == torch.float32
+    assert parser(torch.randn(1, 3, 10, 10)).dtype == torch.float32
+
+
+def test_a_parser_carries_power_as_its_map_says():
+    parser = parser_of(lambda u, v: np.full((16, 9), 3.0), 16)
+    x = torch.randn(1, 1, 16, 16)
+    assert math.isclose(parser(x).norm().item(), 3 * x.norm().item(), rel_tol=1e-5)
