@@ -6,7 +6,6 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 
@@ -65,8 +64,10 @@ def save_checkpoint(checkpoint, path):
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's zip writer turns a full disk into a RuntimeError
-            raise OSError(f"{path}: the checkpoint could not be written ({_first_line(error)})") from error
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's zip writer hides a full disk behind its own error
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path):
@@ -78,17 +79,22 @@ def load_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
+    foreign = UserError(f"{path}: is no checkpoint of this program (train one with scripts/segmentation_train.py)")
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":  # what torch.save writes is a zip file
+            raise foreign
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds more than plain data and was not loaded; it is no checkpoint of ours"
+            f"{path}: holds more than plain data, or is damaged, and was not loaded; use a checkpoint of this program"
         ) from error
-    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is no checkpoint, or a damaged one ({_first_line(error)})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is no checkpoint of this program (train one with scripts/segmentation_train.py)")
-    return Checkpoint(**{f.name: content[f.name] for f in dataclasses.fields(Checkpoint)})
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise UserError(f"{path}: is no checkpoint, or a damaged one ({_first_line(error)}); copy it again") from error
+    names = [f.name for f in dataclasses.fields(Checkpoint)]
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
+        raise foreign
+    return Checkpoint(**{name: content[name] for name in names})
 
 
 def file_hash(path):

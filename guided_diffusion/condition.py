@@ -12,7 +12,7 @@ class Fusion(nn.Module):
     """A(m_I, m_x) = LN(m_I) (x) LN(m_x) (x) m_I (MedSegDiff eq. 3), with m_x filtered by the FF-Parser first.
 
     The layer norms are taken over a whole feature map, with a scale and shift per channel, so that any image size
-    works. Their shifts start at 1: the product starts near m_I, where zero-mean factors would scramble it.
+    works. Their shifts start at 1: the product then keeps some of m_I, which zero-mean factors would scramble.
     """
 
     def __init__(self, channels, size):

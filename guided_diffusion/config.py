@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,7 +225,7 @@ class SampleOptions:
         "DPM-Solver++ by the flags below); 0: 20 steps of DPM-Solver++",
         minimum=0,
     )
-    use_ddim: bool = option(False, "take the steps by DDIM")
+    use_ddim: bool = option(False, "take the steps by DDIM (50 steps unless --diffusion_steps says otherwise)")
     dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (2M)")
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
@@ -275,9 +276,8 @@ def parse(description, groups, argv=None, *, hide=()):
         given = {**_read_yaml(config_file, fields), **given}
     for name, value in given.items():
         check_value(fields[name], value)
-    return [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups], set(
-        given
-    )
+    options = [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
+    return options, set(given)
 
 
 def build(group, values):
@@ -297,8 +297,8 @@ def check_value(item, value):
         raise UserError(f"{flag}: that variant is not there yet; use v1")
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"{flag}: must be one of {', '.join(rules['choices'])}")
-    if isinstance(value, float) and value != value:
-        raise UserError(f"{flag}: is not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag}: is not a finite number")
     if rules["minimum"] is not None and value < rules["minimum"]:
         raise UserError(f"{flag}: must be at least {rules['minimum']}")
     if rules["above"] is not None and value <= rules["above"]:
@@ -370,11 +370,10 @@ def _read_yaml(path, fields):
         if name not in fields:
             raise UserError(f"--config {path}: {_unknown_flag(str(name), fields)}")
         kind = fields[name].type
-        if kind is str and isinstance(value, list):
-            value = ",".join(str(part) for part in value)
-        try:
-            result[name] = _boolean(str(value)) if kind is bool else kind("" if value is None else value)
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
+        text = ",".join(str(part) for part in value) if isinstance(value, list) else str("" if value is None else value)
+        try:  # from its text, as on the command line: int(3.7) and int(True) would pass in silence
+            result[name] = _boolean(text) if kind is bool else kind(text)
+        except (ValueError, argparse.ArgumentTypeError):
             raise UserError(f"--config {path}: {name}: {value!r} is not of type {kind.__name__}") from None
     return result
 

@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,12 +368,24 @@ def _loader(dataset, num_workers, **keywords):
         dataset,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if forked else None,
         **keywords,
     )
 
 
-def _one_thread(_worker):
+def _start_worker(_worker):
     torch.set_num_threads(1)
+    # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They live on, or the main process could not
+    # finish its step and write a checkpoint; it ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -25,7 +25,7 @@ def sample_dpm_solver(denoise, x, timesteps, schedule: Schedule, noise=None, wat
     The first step has no previous x0 and the last has sigma_s = 0: both are of first order, and the last returns
     the network's x0 itself. The solver is deterministic: `noise` is not used.
     """
-    abar = schedule.alpha_bar(np.asarray(timesteps))  # float64 [steps]
+    abar = schedule.alpha_bar(np.asarray(timesteps, dtype=int))  # float64 [steps]
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     log_snr = np.log(alpha / sigma)
     previous = None

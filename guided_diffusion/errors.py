@@ -34,4 +34,5 @@ def run_script(main):
 def describe_os_error(error):
     """One line for an `OSError`: the path it is about and the system's reason."""
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{where}{error.strerror or lines[-1]}"  # one that a DataLoader's worker raised ends with the error itself

@@ -185,6 +185,8 @@ class GaussianDiffusion:
         x0 = mask * 2 - 1
         x_t = self.q_sample(x0, t, noise)
         output = model(x_t, self.model_time(t), condition)
+        if any(part is not None and part.shape != mask.shape for part in output):  # would broadcast without a word
+            raise ValueError(f"the network's outputs have other shapes than the masks' {tuple(mask.shape)}")
         value = self.activate(output.prediction)
         losses = {}
         if self.use_kl:
@@ -274,15 +276,11 @@ def discretised_gaussian_log_likelihood(x, mean, log_scale):
     The outermost bins, which hold the masks' own values -1 and 1, reach to infinity.
     """
     inverse = torch.exp(-log_scale)
-    upper = _normal_cdf((x - mean + 1 / 255) * inverse)
-    lower = _normal_cdf((x - mean - 1 / 255) * inverse)
-    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
-    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
-    return torch.log((upper - lower).clamp(min=1e-12))
-
-
-def _normal_cdf(x):
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    upper, lower = (x - mean + 1 / 255) * inverse, (x - mean - 1 / 255) * inverse
+    inside = torch.log((torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12))
+    # The logarithm of a tail is taken directly: the tail itself underflows a few deviations out, and its gradient.
+    above = torch.where(x > 0.999, torch.special.log_ndtr(-lower), inside)
+    return torch.where(x < -0.999, torch.special.log_ndtr(upper), above)
 
 
 def mean_flat(x):

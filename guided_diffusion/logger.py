@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import math
 import sys
+import threading
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,7 +37,7 @@ class RunLog:
     """Scalars of a training run: `log.jsonl` and `log.csv` in `out_dir`, and TensorBoard event files beside them.
 
     A resumed run appends; rows of steps after `start_step`, which an interrupted run had logged beyond its last
-    checkpoint, are dropped first, so that the curve has each step once.
+    checkpoint, are dropped first, so that the curve has each step once. Raises OSError when it cannot be written.
     """
 
     def __init__(self, out_dir, columns, start_step=0):
@@ -47,6 +49,7 @@ class RunLog:
         self.jsonl = open(self.out_dir / "log.jsonl", "a")
         self.csv_file = open(self.out_dir / "log.csv", "a", newline="")
         self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
+        self.previous_hook, threading.excepthook = threading.excepthook, _thread_error
 
     def _keep_rows(self, rows):
         with atomic_path(self.out_dir / "log.jsonl") as path:
@@ -72,15 +75,27 @@ class RunLog:
 
     def write(self, step, values):
         """Log one step's values: a dict of name -> float."""
-        row = {"step": step, **values}
-        self.jsonl.write(json.dumps(row) + "\n")
-        csv.DictWriter(self.csv_file, self.columns, restval="", extrasaction="ignore").writerow(row)
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
-        for file in (self.jsonl, self.csv_file, self.tensorboard):
-            file.flush()
+        # JSON has no word for NaN and infinities, which a gradient in fp16 may well have.
+        row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        try:
+            self.jsonl.write(json.dumps(row) + "\n")
+            csv.DictWriter(self.csv_file, self.columns, restval="", extrasaction="ignore").writerow(row)
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+            for file in (self.jsonl, self.csv_file, self.tensorboard):
+                file.flush()
+        except OSError as error:
+            error.filename = error.filename or str(self.out_dir)
+            raise
 
     def close(self):
         """Flush and close all files."""
         for file in (self.jsonl, self.csv_file, self.tensorboard):
             file.close()
+        threading.excepthook = self.previous_hook
+
+
+def _thread_error(arguments):
+    # TensorBoard writes in a thread. When that fails (a full disk), our next flush raises its error.
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)

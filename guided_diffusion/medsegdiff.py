@@ -118,7 +118,7 @@ def check_size(width, num_levels, height=None):
 
 
 def default_multipliers(image_size):
-    """The channel multipliers for an image size when none are given: 4 to 7 levels, coarsest 4 to 16 pixels."""
+    """The channel multipliers for an image size when none are given: 3 to 7 levels, coarsest 4 to 16 pixels."""
     for limit, multipliers in ((48, (1, 2, 2)), (96, (1, 2, 3, 4)), (192, (1, 1, 2, 3, 4)), (384, (1, 1, 2, 2, 4, 4))):
         if image_size < limit:
             return multipliers

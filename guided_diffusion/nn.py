@@ -21,9 +21,14 @@ def timestep_embedding(timesteps, channels, max_period=10000):
     return nn.functional.pad(embedding, (0, channels - 2 * half))
 
 
-def group_norm(channels):
-    """GroupNorm with 32 groups, or the most groups below that which divide the channels."""
-    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+def group_norm(channels, smallest_group=4):
+    """GroupNorm with 32 groups, or the most below that which part the channels evenly into `smallest_group` or more.
+
+    Groups of a single channel would cancel whatever is constant over a channel and comes before the norm, such as an
+    added time embedding or a bias, and cannot normalise a map of one pixel.
+    """
+    most = max(min(32, channels // smallest_group), 1)
+    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 

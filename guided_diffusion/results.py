@@ -26,6 +26,7 @@ from .files import (
     read_nifti,
     read_nifti_labels,
     read_picture,
+    read_picture_mask,
     write_json,
     write_nifti,
     write_png,
@@ -94,7 +95,7 @@ class ResultsFolder:
     """Writes cases below `out_dir`. A case counts as finished when its mask is there, which is written last.
 
     manifest: plain types; its "checkpoint_sha256", "settings" and "data" must match those of a manifest found in the
-    folder, else `UserError` names the difference.
+    folder, else `UserError` names the difference. Masks without a manifest are not ours: `UserError` as well.
     """
 
     def __init__(self, out_dir, manifest, *, save_samples=False):
@@ -102,6 +103,9 @@ class ResultsFolder:
         path = self.out_dir / "manifest.json"
         if path.exists():
             self._check_same(path, read_json(path))
+        elif any(self.out_dir.glob("masks/*")) or any(self.out_dir.glob("*_seg.nii*")):
+            # They would count as finished: a data set's own truth, scored against itself.
+            raise UserError(f"{self.out_dir}: holds masks that are not of a run of ours; choose another --out_dir")
         write_json(path, manifest)
 
     def _check_same(self, path, old):
@@ -115,7 +119,8 @@ class ResultsFolder:
             now = (new[group] if group else new)[key]
             if before != now:
                 raise UserError(
-                    f"{path}: these results were made with {key} {before}, now it is {now}; choose another --out_dir"
+                    f"{path}: these results were made with {key} {_brief(before)}, now it is {_brief(now)}; "
+                    "choose another --out_dir"
                 )
 
     def finished(self, name, is_volume):
@@ -165,6 +170,12 @@ class ResultsFolder:
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 
+def _brief(value):
+    if not isinstance(value, list) or len(value) <= 6:
+        return value
+    return f"{value[0]}, {value[1]}, ... {value[-1]} ({len(value)} of them)"
+
+
 def _scaled(values, top, dtype):
     return (np.clip(values, 0, 1) * top).round().astype(dtype)
 
@@ -184,7 +195,7 @@ class Predictions:
             path = self.folder / f"{name}_seg.nii.gz"
             return read_nifti_labels(path) > 0 if path.exists() else None
         path = self.masks / f"{name}.png"
-        return read_picture(path)[0] > 127.5 if path.exists() else None
+        return read_picture_mask(path) if path.exists() else None
 
     def members(self, name, is_volume):
         """The members' masks, where they were saved: a list of bool arrays."""

@@ -88,10 +88,10 @@ def plan_sampling(options, given, num_timesteps):
     steps = options.diffusion_steps
     if options.use_ddim:
         sampler, steps = "ddim", steps or 50
-    elif options.dpm_solver or not steps:
+    elif options.dpm_solver or not (steps or "dpm_solver" in given):
         sampler, steps = "dpm_solver", steps or 20
     else:
-        sampler = "ddpm"
+        sampler, steps = "ddpm", steps or num_timesteps  # --dpm_solver False alone asks for full DDPM
     if steps > num_timesteps and "diffusion_steps" in given and options.diffusion_steps:
         raise UserError(
             f"--diffusion_steps {steps}: the checkpoint was trained with {num_timesteps}; use that or fewer"
@@ -111,7 +111,7 @@ def _plan(sampler, num_timesteps, steps):
 def _respaced(options, num_timesteps):
     """A plan from `--timestep_respacing`: "50", "ddim50" or one count for each equal section, as "10,20,30"."""
     text = options.timestep_respacing
-    if options.dpm_solver or options.diffusion_steps:
+    if options.dpm_solver or options.diffusion_steps not in (0, num_timesteps):
         raise UserError("--timestep_respacing sets the steps itself: leave out --diffusion_steps and --dpm_solver")
     sampler = "ddim" if options.use_ddim or text.startswith("ddim") else "ddpm"
     try:

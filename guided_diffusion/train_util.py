@@ -132,6 +132,8 @@ class TrainLoop:
 
     def _restore(self, start):
         self.optimizer.load_state_dict(start.optimizer)
+        for group in self.optimizer.param_groups:  # the state brings the old run's; a flag given now counts
+            group["weight_decay"] = self.options.weight_decay
         if self.scaler.is_enabled() and start.scaler:
             self.scaler.load_state_dict(start.scaler)
         if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
@@ -242,7 +244,7 @@ class TrainLoop:
             if (self.last_saved is not None)
             else "no checkpoint had been written"
         )
-        raise UserError(f"step {self.step}: {what}; stopped, {saved}. Try a lower --lr or --precision fp32")
+        raise UserError(f"step {self.step + 1}: {what}; stopped, {saved}. Try a lower --lr or --precision fp32")
 
     def _optimizer_step(self, names):
         self.scaler.unscale_(self.optimizer)

@@ -145,7 +145,7 @@ class EnsembleSampler:
         """The `CaseMaps` of each image of a batch."""
         conditional = self.model.label_embedding is not None
         label = batch["label"].to(self.device) if conditional else None
-        trace = Trace(bar, keep=self.options.debug)
+        trace = Trace(bar, len(self.plan.timesteps) if self.options.debug else 0)
         with autocast(self.precision, self.device):
             members = draw_members(
                 self.model,
@@ -168,17 +168,22 @@ class EnsembleSampler:
 
 
 class Trace:
-    """Follows the steps of a batch: moves the bar, and with `keep` holds each x_t and x0 for the animation."""
+    """Follows the steps of a batch: moves the bar and, of `kept_steps` steps, holds x_t and x0 for the animation.
 
-    def __init__(self, bar, keep):
-        self.bar, self.keep = bar, keep
+    Of more than 50 steps it holds 50: a thousand would take gigabytes.
+    """
+
+    def __init__(self, bar, kept_steps):
+        self.bar, self.step = bar, 0
+        self.kept = set(np.linspace(0, kept_steps - 1, min(kept_steps, 50)).round().astype(int).tolist())
         self.states, self.predictions = [], []
 
     def __call__(self, x, x0):
         self.bar.update(x.shape[1])  # [E, N, K, H, W]: N images go a step on
-        if self.keep:
+        if self.step in self.kept:
             self.states.append(x.float().cpu().numpy())
             self.predictions.append(x0.float().cpu().numpy())
+        self.step += 1
 
     def of_image(self, n):
         """Lists over steps of x_t and x0 [E, H, W] of image n."""

@@ -100,8 +100,8 @@ def go_on_with(options, saved, given):
 
 def check_dataset(dataset, model_options, start):
     """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
-    if model_options.class_cond and not all(case.label is not None for case in dataset.cases):
-        raise UserError(f"--class_cond True: {dataset.data_dir} has cases without a class label; set it False")
+    if model_options.class_cond:
+        check_labels(dataset, start)
     if start is None:
         return
     if dataset.image_channels != start.image_channels:
@@ -113,6 +113,20 @@ def check_dataset(dataset, model_options, start):
         raise UserError(
             f"{dataset.data_dir}: has the classes {', '.join(dataset.class_names)}, the checkpoint was trained with "
             f"{', '.join(start.class_names)}"
+        )
+
+
+def check_labels(dataset, start):
+    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for."""
+    names = list(dataset.label_names)
+    for case in dataset.cases:
+        if case.label not in range(len(names)):
+            has = "no class label" if case.label is None else f"the class label {case.label} of {len(names)}"
+            raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False")
+    if start is not None and names != start.label_names:
+        raise UserError(
+            f"{dataset.data_dir}: has the labels {', '.join(names)}, the checkpoint was trained with "
+            f"{', '.join(start.label_names)}"
         )
 
 

@@ -1,9 +1,26 @@
-"""What several test files share: tiny pictures and volumes on disk."""
+"""What several test files share: tiny pictures, volumes and data sets on disk, and the scripts as a user runs them."""
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+
+from guided_diffusion import phantom
+from guided_diffusion.errors import run_script
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+TINY = (
+    "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 16 "
+    "--num_workers 0 --batch_size 2 --precision fp32 --log_interval 1"
+)
 
 
 @pytest.fixture
@@ -54,3 +71,132 @@ def reads(monkeypatch):
 
     monkeypatch.setattr(nibabel.Nifti1Image, "get_fdata", counted)
     return names
+
+
+# ---- the scripts -------------------------------------------------------------------------------------------------
+
+
+def words(arguments):
+    """A command line's words, from one text or from a list of parts (texts and paths, which may hold blanks)."""
+    if isinstance(arguments, str):
+        return shlex.split(arguments)
+    return [word for part in arguments for word in ([str(part)] if isinstance(part, Path) else shlex.split(part))]
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A function (name, arguments) that calls a script's `main` in this process, which saves importing torch anew."""
+    modules = {}
+
+    def call(name, arguments):
+        if name not in modules:
+            spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+            modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(modules[name])
+        return modules[name].main(words(arguments))
+
+    return call
+
+
+@pytest.fixture
+def refusal(script, capsys):
+    """A function (name, arguments) that runs a script which must fail as it should: one line on stderr, a non-zero
+    exit status and no traceback. Returns the line."""
+
+    def call(name, arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run_script(lambda: script(name, arguments))
+        lines = messages(capsys.readouterr().err)
+        assert stopped.value.code not in (0, None)
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0]
+
+    return call
+
+
+def messages(stderr):
+    """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
+    lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
+    return [line for line in lines if line and not line.startswith(("training:", "sampling:", "evaluating:"))]
+
+
+@pytest.fixture(scope="session")
+def process():
+    """A function (name, arguments) that starts a script as a process of its own group, as a shell does.
+
+    Returns the `Popen`, whose output is text; `finish(process)` waits and returns status, stdout and messages.
+    """
+    started = []
+
+    def start(name, arguments):
+        command = [sys.executable, str(SCRIPTS / f"{name}.py"), *words(arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def finish(child, timeout=60):
+    """Wait for a process of the fixture `process`: its status, stdout, stderr and the messages in stderr."""
+    out, err = child.communicate(timeout=timeout)
+    return SimpleNamespace(status=child.returncode, out=out, err=err, messages=messages(err))
+
+
+# ---- phantoms of 32 pixels, and a checkpoint ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def isic(tmp_path_factory):
+    """ISIC phantoms, 40 x 32 pixels: Train (4) with masks and labels, Test (3)."""
+    folder = tmp_path_factory.mktemp("isic")
+    phantom.write_isic(folder, num_train=4, num_test=3, size=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brats(tmp_path_factory):
+    """BraTS phantoms: training (2 volumes of 32 x 32 x 3), testing (1)."""
+    folder = tmp_path_factory.mktemp("brats")
+    phantom.write_brats(folder, num_train=2, num_test=1, size=32, num_slices=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slices(tmp_path_factory):
+    """BraTS phantoms as single slices of 32 x 32: training (3), testing (2)."""
+    folder = tmp_path_factory.mktemp("slices")
+    phantom.write_brats_slices(folder, num_train=3, num_test=2, size=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A FOLDER data set of 4 pictures, 40 x 32 pixels: images/ and masks/."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder, 4)
+    return folder
+
+
+def write_folder(folder, count):
+    """Write a FOLDER data set of ISIC phantoms, 40 x 32 pixels."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for index in range(count):
+        image, mask, _ = phantom.isic_case(index, size=32)
+        Image.fromarray(image).save(folder / "images" / f"case{index}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"case{index}.png")
+
+
+@pytest.fixture(scope="session")
+def trained(script, pictures, tmp_path_factory):
+    """A checkpoint of 2 steps on `pictures`."""
+    out = tmp_path_factory.mktemp("trained")
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", out, TINY, "--max_steps 2"])
+    return out / "model000002.pt"

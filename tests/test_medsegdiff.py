@@ -127,13 +127,14 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize("values", COMBINATIONS, ids=str)
 def test_every_parameter_learns_under_every_combination(values):
-    model = model_of(num_labels=3, class_cond=True, learn_sigma=True, attention_resolutions="8", **values).train()
+    conditional = {"num_labels": 3, "class_cond": True, "learn_sigma": True}
+    model = model_of(num_channels=40, attention_resolutions="8", **conditional, **values).train()
     image, x_t, t = inputs()
     before = model.state_dict().keys()
     output = run(model, image, x_t, t, torch.tensor([2, 0]))
     (output.prediction + output.variance * 2 + output.coarse).square().sum().backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not idle
+    idle = [name for name, p in model.named_parameters() if p.grad is None or p.grad.norm() < 1e-3 * p.norm()]
+    assert not idle  # rounding alone gives 1e-6
     assert model.state_dict().keys() == before
 
 
@@ -239,10 +240,19 @@ def test_an_unconditional_condition_expands_to_none():
     assert model_of().encode(torch.randn(1, 3, 16, 16)).expand(2).label is None
 
 
-def test_labels_change_the_output_and_missing_or_unasked_ones_are_refused():
-    model, (image, x_t, t) = model_of(num_labels=3, class_cond=True), inputs()
-    first, second = (run(model, image, x_t, t, torch.tensor([label] * 2)).prediction for label in (0, 2))
-    assert (first - second).abs().max() > 1e-3
+@pytest.mark.parametrize("use_scale_shift_norm", [False, True])
+@pytest.mark.parametrize("num_channels", [8, 32, 48])
+def test_time_and_label_change_the_output_at_any_width(num_channels, use_scale_shift_norm):
+    options = {"num_channels": num_channels, "use_scale_shift_norm": use_scale_shift_norm}
+    model, (image, x_t, t) = model_of(num_labels=3, class_cond=True, **options), inputs()
+    base, other_label = (run(model, image, x_t, t, torch.tensor([label] * 2)).prediction for label in (0, 2))
+    other_time = run(model, image, x_t, (t + 300) % 1000, torch.tensor([0, 0])).prediction
+    for other in (other_label, other_time):
+        assert (other - base).norm() > 0.01 * base.norm()
+
+
+def test_missing_or_unasked_labels_are_refused():
+    model, (image, _, _) = model_of(num_labels=3, class_cond=True), inputs()
     with pytest.raises(ValueError, match="label"):
         model.encode(image)
     with pytest.raises(ValueError, match="label"):

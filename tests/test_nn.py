@@ -29,9 +29,13 @@ def test_timestep_embedding_takes_whole_times_and_tells_neighbours_apart():
     assert (whole[1:] - whole[:-1]).norm(dim=1).min() > 0.5
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (96, 32), (48, 24), (33, 11), (37, 1), (8, 8), (1, 1)])
-def test_group_norm_takes_the_most_groups_that_divide_the_channels(channels, groups):
-    norm = group_norm(channels)
+@pytest.mark.parametrize(
+    ("channels", "group_size", "groups"),
+    [(128, 1, 32), (96, 1, 32), (48, 1, 24), (33, 1, 11), (37, 1, 1), (8, 1, 8), (1, 1, 1)]
+    + [(128, 4, 32), (256, 4, 32), (64, 4, 16), (24, 4, 6), (33, 4, 3), (3, 4, 1)],
+)
+def test_group_norm_takes_the_most_groups_that_part_the_channels(channels, group_size, groups):
+    norm = group_norm(channels, group_size)
     assert norm.num_groups == groups
     assert norm(torch.randn(2, channels, 4, 4)).shape == (2, channels, 4, 4)
 

@@ -1,0 +1,217 @@
+"""Checkpoints: a round trip, no code from a file, whole or not at all."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from guided_diffusion import checkpoint as module
+from guided_diffusion.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    file_hash,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from guided_diffusion.config import DiffusionOptions, ModelOptions
+from guided_diffusion.errors import UserError, describe_os_error
+from guided_diffusion.medsegdiff import build_model
+
+
+@pytest.fixture
+def content():
+    """A checkpoint of a random network for 3 channels, 1 class and 2 labels."""
+    torch.manual_seed(0)
+    options = ModelOptions(image_size=16, num_channels=8, channel_mult="1,2", num_res_blocks=1, class_cond=True)
+    model = build_model(options, 3, 1, 2)
+    averaged = {name: torch.rand_like(parameter) for name, parameter in model.named_parameters()}
+    return Checkpoint(
+        config={
+            "data": {"data_name": "ISIC"},
+            "model": dataclasses.asdict(options),
+            "diffusion": dataclasses.asdict(
+                DiffusionOptions(diffusion_steps=10, objective="v", input_scale=0.5, mask_loss="mse")
+            ),
+            "train": {"lr": 1e-4},
+        },
+        image_channels=3,
+        class_names=["lesion"],
+        label_names=["benign", "malignant"],
+        step=7,
+        model=model.state_dict(),
+        ema={"0.99": averaged, "0.5": {name: value + 1 for name, value in averaged.items()}},
+        optimizer={"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        timestep_sampler={"counts": torch.arange(3)},
+    )
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_round_trip(content, tmp_path):
+    save_checkpoint(content, tmp_path / "a" / "m.pt")
+    loaded = load_checkpoint(tmp_path / "a" / "m.pt")
+    for item in dataclasses.fields(Checkpoint):
+        assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]
+
+
+def test_build_gives_the_network_and_its_diffusion(content, tmp_path):
+    save_checkpoint(content, tmp_path / "m.pt")
+    model, diffusion = load_checkpoint(tmp_path / "m.pt").build()
+    assert equal(dict(model.state_dict()), dict(content.model))
+    assert model.label_embedding.num_embeddings == 2 and model.training
+    assert diffusion.num_timesteps == 10 and diffusion.objective == "v"
+
+
+def test_weights_by_name(content):
+    model, _ = content.build()
+    name = next(iter(content.ema["0.5"]))
+    for weights, expected in [("ema", content.ema["0.99"]), ("0.5", content.ema["0.5"]), ("model", content.model)]:
+        content.load_weights(model, weights)
+        assert torch.equal(dict(model.named_parameters())[name], expected[name])
+    with pytest.raises(UserError, match="--weights 0.9: the checkpoint has model, ema, 0.99, 0.5"):
+        content.load_weights(model, "0.9")
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    line = str(error.value)
+    assert str(path) in line and "\n" not in line
+    return line
+
+
+class Evil:
+    """An object whose pickle runs code when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
+def test_code_in_a_pickle_does_not_run(content, tmp_path, how):
+    path, touched = tmp_path / "evil.pt", tmp_path / "touched"
+    evil = {"format": module.FORMAT, **vars(content), "step": Evil(touched)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(evil["step"]))
+    else:
+        torch.save(evil, path, _use_new_zipfile_serialization=how == "torch")
+    assert ("was not loaded" if how == "torch" else "is no checkpoint of this program") in refused(path)
+    assert not touched.exists()
+    if how == "pickle":
+        pickle.loads(path.read_bytes()).close()
+        assert touched.exists()  # so it would have run
+
+
+def test_files_that_are_no_checkpoint(tmp_path, content):
+    assert "no such checkpoint file" in refused(tmp_path / "none.pt")
+    assert "no such checkpoint file" in refused(tmp_path)
+    for name, data in [("empty", b""), ("text", b"step,loss\n1,2\n"), ("nul", bytes(1000)), ("zip", b"PK\x03\x04" * 9)]:
+        (tmp_path / name).write_bytes(data)
+        refused(tmp_path / name)
+
+
+def test_foreign_torch_files(tmp_path, content):
+    for number, foreign in enumerate([{"conv.weight": torch.ones(2)}, torch.ones(3), [1, 2], {"format": "other"}]):
+        path = tmp_path / f"{number}.pt"
+        torch.save(foreign, path)
+        assert "is no checkpoint of this program" in refused(path)
+    torch.save({"format": module.FORMAT, "step": 3}, tmp_path / "half.pt")
+    refused(tmp_path / "half.pt")
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.9, 0.999])
+def test_truncated(content, tmp_path, truncate, fraction):
+    save_checkpoint(content, tmp_path / "m.pt")
+    refused(truncate(tmp_path / "m.pt", fraction))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_random_damage_is_never_a_crash(content, tmp_path):
+    save_checkpoint(content, tmp_path / "m.pt")
+    good = (tmp_path / "m.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(30):
+        data = bytearray(good)
+        # The pickle lies near the start and the directory of the zip at the end; damage both, and the rest.
+        low, high = [(0, 4000), (len(data) - 4000, len(data)), (0, len(data))][trial % 3]
+        for place in torch.randint(low, high, (200,), generator=generator).tolist():
+            data[place] = int(torch.randint(256, (), generator=generator))
+        (tmp_path / "bad.pt").write_bytes(data)
+        try:
+            load_checkpoint(tmp_path / "bad.pt")  # damage to a tensor's values alone may pass
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_failing_write_leaves_the_old_file(content, tmp_path, monkeypatch):
+    path = tmp_path / "m.pt"
+    save_checkpoint(content, path)
+    before = file_hash(path)
+
+    def half(value, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError) as error:
+        save_checkpoint(content, path)
+    assert describe_os_error(error.value) == f"{path}: No space left on device"
+    assert file_hash(path) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_a_full_device_is_told_as_such(content, tmp_path, monkeypatch):
+    """torch hides the system's error behind one of its own ("unexpected pos"): the user needs the system's."""
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(module, "open", lambda path, mode: open(path, mode).close() or Full(), raising=False)
+    with pytest.raises(OSError) as error:
+        save_checkpoint(content, tmp_path / "m.pt")
+    assert describe_os_error(error.value) == f"{tmp_path / 'm.pt'}: No space left on device"
+    assert not list(tmp_path.iterdir())
+
+
+def test_newest_is_by_number(tmp_path):
+    assert newest_checkpoint(tmp_path) is None and newest_checkpoint(tmp_path / "none") is None
+    for name in (
+        "model000500.pt",
+        "model001000.pt",
+        "model1000000.pt",
+        ".model2000000.12.pt",
+        "modelbest.pt",
+        "model9",
+    ):
+        (tmp_path / name).touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "model1000000.pt"
+    assert checkpoint_path(tmp_path, 500) == tmp_path / "model000500.pt"
+
+
+def test_hash_is_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,328 @@
+"""Options: flags, YAML, help, and what is refused with which line."""
+
+import dataclasses
+import re
+
+import pytest
+
+from guided_diffusion import config
+from guided_diffusion.config import (
+    DataOptions,
+    DeviceOptions,
+    DiffusionOptions,
+    EvalOptions,
+    ModelOptions,
+    SampleOptions,
+    TrainOptions,
+    parse,
+    saved_options,
+)
+from guided_diffusion.errors import UserError
+
+TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+GROUPS = {
+    "segmentation_train": TRAIN,
+    "segmentation_sample": SAMPLE,
+    "segmentation_eval": [EvalOptions],
+    "demo": [],
+}
+PUBLISHED = (
+    "--data_dir DATA/training --out_dir OUT --image_size 256 --num_channels 128 --class_cond False "
+    "--num_res_blocks 2 --num_heads 1 --learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 "
+    "--diffusion_steps 1000 --noise_schedule linear --rescale_learned_sigmas False --rescale_timesteps False"
+)
+
+
+def train(line):
+    return parse("", TRAIN, line.split())
+
+
+def values(line, groups=TRAIN):
+    """All options of a command line in one dict."""
+    options, _ = parse("", groups, line.split())
+    return {name: value for group in reversed(options) for name, value in dataclasses.asdict(group).items()}
+
+
+def refused(line, groups=TRAIN):
+    with pytest.raises(UserError) as error:
+        parse("", groups, line.split())
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- help --------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_help_and_keeps_its_own_rules():
+    for group in {*TRAIN, *SAMPLE, EvalOptions}:
+        for item in dataclasses.fields(group):
+            assert len(item.metadata["help"]) > 10, item.name
+            config.check_value(item, item.default)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_help_names_every_flag(name, script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script(name, "--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for group in GROUPS[name]:
+        for item in dataclasses.fields(group):
+            assert f"--{item.name} " in text, item.name
+            assert (
+                " ".join(item.metadata["help"].split()[:3]) in " ".join(text.split()) or "diffusion_steps" in item.name
+            )
+    for name in config.COMING:
+        assert not re.search(rf"--{name}\b", text), name
+
+
+# ---- the published commands --------------------------------------------------------------------------------------
+
+
+def test_published_training_command():
+    got = values(PUBLISHED + " --lr 1e-4 --batch_size 8")
+    assert got["data_name"] == "BRATS" and got["data_dir"] == "DATA/training" and got["out_dir"] == "OUT"
+    assert (got["image_size"], got["num_channels"], got["num_res_blocks"], got["num_heads"]) == (256, 128, 2, 1)
+    assert got["class_cond"] is False and got["learn_sigma"] is True and got["use_scale_shift_norm"] is False
+    assert got["attention_resolutions"] == "16" and got["noise_schedule"] == "linear"
+    assert (got["diffusion_steps"], got["lr"], got["batch_size"]) == (1000, 1e-4, 8)
+    assert got["rescale_learned_sigmas"] is False and got["rescale_timesteps"] is False
+    assert got["max_steps"] == 100000
+
+
+def test_published_sampling_command():
+    line = PUBLISHED + " --model_path M.pt --num_ensemble 5"
+    (sample, data, model, diffusion, _), given = parse("", SAMPLE, line.split())
+    assert (sample.diffusion_steps, sample.num_ensemble, sample.model_path) == (1000, 5, "M.pt")
+    assert model.learn_sigma and diffusion.noise_schedule == "linear" and data.data_dir == "DATA/training"
+    assert {"diffusion_steps", "learn_sigma", "model_path"} <= given and "fuse" not in given
+
+
+def test_published_flags_for_the_large_model_and_fast_sampling():
+    got = values(
+        "--num_channels 512 --num_res_blocks 12 --num_heads 8 --use_scale_shift_norm True --attention_resolutions 24"
+    )
+    assert (got["num_channels"], got["num_heads"], got["attention_resolutions"]) == (512, 8, "24")
+    got = values("--dpm_solver True --diffusion_steps 50 --num_ensemble 5", SAMPLE)
+    assert got["dpm_solver"] is True and got["diffusion_steps"] == 50
+
+
+# ---- forms of a flag ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, value", [("True", True), ("true", True), ("1", True), ("False", False), ("0", False)])
+def test_booleans(text, value):
+    assert values(f"--learn_sigma {text}")["learn_sigma"] is value
+
+
+def test_a_boolean_needs_a_truth_value():
+    assert "'maybe' is neither True nor False" in refused("--learn_sigma maybe")
+    assert "--learn_sigma" in refused("--learn_sigma")
+
+
+def test_dashes_and_underscores_and_equal_signs():
+    assert values("--num-channels 64 --learn-sigma=True --batch_size=3") == values(
+        "--num_channels 64 --learn_sigma True --batch_size 3"
+    )
+
+
+def test_version_synonym():
+    assert values("--version 1")["version"] == "v1"
+
+
+def test_given_holds_what_was_written_only():
+    _, given = train("--lr 1e-4 --batch-size 8")
+    assert given == {"lr", "batch_size"}
+
+
+def test_abbreviations_are_not_guessed():
+    assert "did you mean --image_size?" in refused("--image_siz 64")
+    assert "did you mean --batch_size?" in refused("--batchsize 64")
+    assert refused("--qqq 1").endswith("--qqq: no such flag; see --help")
+
+
+def test_a_value_without_its_flag():
+    assert refused("stray").startswith("'stray'")
+
+
+# ---- what is not there -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--multi-gpu 0,1", "--multi_gpu 0,1", "--preset B", "--fsdp True", "--preset=B"])
+def test_flags_of_later_versions_are_refused_by_name(flag):
+    line = refused(flag)
+    assert line.startswith(f"--{re.split('[ =]', flag[2:])[0].replace('-', '_')} is not there yet: ")
+
+
+@pytest.mark.parametrize("name", config.COMING)
+def test_no_coming_flag_is_taken_by_any_script(name):
+    for groups in filter(None, GROUPS.values()):
+        assert f"--{name} is not there yet" in refused(f"--{name} x", groups)
+
+
+def test_flags_of_the_other_script():
+    assert "--num_ensemble is a flag of segmentation_sample.py" in refused("--num_ensemble 5")
+    assert "--lr is a flag of segmentation_train.py" in refused("--lr 1e-4", SAMPLE)
+    assert "--pred_dir is a flag of segmentation_eval.py" in refused("--pred_dir x", SAMPLE)
+
+
+# ---- values that make no sense -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--image_size 0", "--image_size 0: must be above 0"),
+        ("--image_size big", "invalid int value: 'big'"),
+        ("--num_channels -8", "--num_channels -8: must be above 0"),
+        ("--num_head_channels 0", "--num_head_channels 0: must be -1 or above 0"),
+        ("--channel_mult 1,x", "--channel_mult 1,x: must be numbers"),
+        ("--channel_mult 0,1", "every level needs at least one channel"),
+        ("--attention_resolutions 16.5", "--attention_resolutions 16.5: must be numbers"),
+        ("--dropout 1", "--dropout 1.0: must be at most 0.99"),
+        ("--dropout -0.1", "--dropout -0.1: must be at least 0"),
+        ("--diffusion_steps 1", "--diffusion_steps 1: must be at least 2"),
+        ("--noise_schedule sigmoid", "must be one of linear, cosine"),
+        ("--input_scale 2", "--input_scale 2.0: must be at most 1"),
+        ("--lr 0", "--lr 0.0: must be above 0"),
+        ("--lr nan", "--lr nan: is not a finite number"),
+        ("--lr inf", "--lr inf: is not a finite number"),
+        ("--weight_decay -1", "--weight_decay -1.0: must be at least 0"),
+        ("--microbatch 0", "--microbatch 0: must be -1 or above 0"),
+        ("--ema_rate 1", "every rate must be at least 0 and below 1"),
+        ("--ema_rate 0.9,x", "--ema_rate 0.9,x: must be numbers"),
+        ("--ema_rate ,", "needs at least one rate"),
+        ("--max_steps 0", "--max_steps 0: must be above 0"),
+        ("--save_interval 0", "--save_interval 0: must be above 0"),
+        ("--schedule_sampler random", "must be one of uniform, loss-second-moment"),
+        ("--gpu_dev 0,1", "--gpu_dev 0,1: must be the number of one GPU, or cpu"),
+        ("--precision fp8", "must be one of auto, fp32, bf16, fp16"),
+        ("--seed -1", "--seed -1: must be at least 0"),
+        ("--num_workers -1", "--num_workers -1: must be at least 0"),
+    ],
+)
+def test_training_values_out_of_range(line, words):
+    assert words in refused(line)
+
+
+@pytest.mark.parametrize("version", ["v2", "2", "new", "unet", "v9"])
+def test_versions_that_are_not_there(version):
+    assert version in refused(f"--version {version}")
+
+
+@pytest.mark.parametrize(
+    "line", ["--num_ensemble 0", "--fuse median", "--diffusion_steps -1", "--num_samples -1", "--batch_size 0"]
+)
+def test_sampling_values_out_of_range(line):
+    assert refused(line, SAMPLE).startswith(line + ": must be ")
+
+
+# ---- pairs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--predict_xstart True --objective eps",
+        "--predict_xstart True --objective v",
+        "--predict_xstart False --objective x0",
+    ],
+)
+def test_predict_xstart_against_objective(line):
+    assert "contradicts --objective" in refused(line)
+
+
+@pytest.mark.parametrize(
+    "line, objective",
+    [
+        ("", "x0"),
+        ("--predict_xstart True", "x0"),
+        ("--predict_xstart False", "eps"),
+        ("--predict_xstart False --objective v", "v"),
+        ("--objective eps", "eps"),
+    ],
+)
+def test_objective_follows(line, objective):
+    got = values(line)
+    assert got["objective"] == objective and got["predict_xstart"] is (objective == "x0")
+    assert got["mask_loss"] == ("bce_dice" if objective == "x0" else "mse")
+    assert got["input_scale"] == (1.0 if objective == "eps" else 0.1)
+
+
+def test_other_contradicting_pairs():
+    assert "--mask_loss bce_dice goes with --objective x0, not eps" in refused("--mask_loss bce_dice --objective eps")
+    assert "--mask_loss bce_dice goes with --objective x0, not v" in refused("--mask_loss bce_dice --objective v")
+    assert "--use_kl True replaces --mask_loss" in refused("--use_kl True --mask_loss bce_dice")
+    assert "--use_fp16 True contradicts --precision bf16" in refused("--use_fp16 True --precision bf16")
+    assert values("--use_kl True")["mask_loss"] == "mse"
+    assert values("--use_fp16 True")["precision"] == "fp16"
+    assert values("--use_fp16 True --precision fp16")["precision"] == "fp16"
+    assert values("--precision fp16")["use_fp16"] is True
+
+
+# ---- YAML --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def yaml_line(tmp_path):
+    def line(text):
+        (tmp_path / "run.yaml").write_text(text)
+        return f"--config {tmp_path / 'run.yaml'}"
+
+    return line
+
+
+def test_yaml_reads_the_same_names(yaml_line):
+    line = yaml_line("lr: 1e-4\nlearn_sigma: True\nchannel_mult: [1, 2, 4]\nattention_resolutions: 16\nversion: 1\n")
+    got = values(line)
+    assert got["lr"] == 1e-4 and got["learn_sigma"] is True and got["channel_mult"] == "1,2,4"
+    assert got["attention_resolutions"] == "16" and got["version"] == "v1"
+    _, given = train(line)
+    assert given == {"lr", "learn_sigma", "channel_mult", "attention_resolutions", "version"}
+
+
+def test_flags_win_over_yaml(yaml_line):
+    line = yaml_line("lr: 1e-3\nbatch_size: 2\n")
+    for both in (f"{line} --lr 1e-5", f"--lr 1e-5 {line}"):
+        assert (values(both)["lr"], values(both)["batch_size"]) == (1e-5, 2)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("lr: [1", "is not YAML"),
+        ("just text", "must hold lines of the form 'flag: value'"),
+        ("", "must hold lines"),
+        ("batch_sise: 2", "did you mean --batch_size?"),
+        ("preset: B", "--preset is not there yet"),
+        ("num_ensemble: 5", "is a flag of segmentation_sample.py"),
+        ("batch_size: many", "'many' is not of type int"),
+        ("batch_size: 3.7", "3.7 is not of type int"),
+        ("batch_size: true", "True is not of type int"),
+        ("batch_size:", "None is not of type int"),
+        ("learn_sigma: 7", "7 is not of type bool"),
+        ("lr: -1", "--lr -1.0: must be above 0"),
+        ("5: 6", "--5: no such flag"),
+    ],
+)
+def test_bad_yaml(yaml_line, text, words):
+    assert words in refused(yaml_line(text))
+
+
+def test_yaml_that_cannot_be_read(tmp_path):
+    assert "No such file" in refused(f"--config {tmp_path / 'none.yaml'}")
+    assert "Is a directory" in refused(f"--config {tmp_path}")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert "b.yaml: is not YAML" in refused(f"--config {tmp_path / 'b.yaml'}")
+
+
+# ---- a checkpoint's options --------------------------------------------------------------------------------------
+
+
+def test_saved_options_win_unless_contradicted():
+    saved = dataclasses.asdict(ModelOptions(num_channels=16)) | {"of_another_version": 1}
+    asked = ModelOptions(num_channels=16, num_heads=4)
+    assert saved_options(ModelOptions, saved, asked, {"num_channels"}, "m.pt") == ModelOptions(num_channels=16)
+    with pytest.raises(UserError, match="--num_heads 4 contradicts the checkpoint m.pt, .* num_heads 1"):
+        saved_options(ModelOptions, saved, asked, {"num_heads"}, "m.pt")

@@ -1,0 +1,398 @@
+"""The diffusion's mathematics against closed forms, Bayes' rule by numbers, torch, MONAI and diffusers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from guided_diffusion.config import DiffusionOptions, build
+from guided_diffusion.errors import UserError
+from guided_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    Schedule,
+    bce_dice,
+    build_diffusion,
+    cosine_betas,
+    discretised_gaussian_log_likelihood,
+    linear_betas,
+    mean_flat,
+    noise_schedule,
+    normal_kl,
+)
+from guided_diffusion.medsegdiff import ModelOutput
+
+ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
+TARGETS = [("eps", "mse"), ("x0", "mse"), ("x0", "bce_dice"), ("v", "mse")]
+
+
+def diffusion_of(steps=100, schedule="cosine", input_scale=1.0, **options):
+    return GaussianDiffusion(noise_schedule(schedule, steps, input_scale), **options)
+
+
+def random_masks(n=4, channels=1, size=8, seed=0, dtype=torch.float64):
+    """mask in {0, 1}, its x_0 in {-1, 1}, noise and times [N], t = 0 first and T - 1 = 99 last."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(n, channels, size, size, generator=generator) > 0.6).to(dtype)
+    noise = torch.randn(mask.shape, generator=generator, dtype=dtype)
+    return mask, 2 * mask - 1, noise, torch.linspace(0, 99, n).long()
+
+
+def fixed_model(prediction, variance=None, coarse=None):
+    """A network that answers always the same."""
+    return lambda x_t, t, condition: ModelOutput(prediction, variance, coarse)
+
+
+def rows(values):
+    return torch.as_tensor(np.asarray(values)).reshape(-1, 1, 1, 1)
+
+
+# ---- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_linear_schedule_is_ddpm_s_and_ends_at_the_same_noise_for_other_lengths():
+    betas = linear_betas(1000)
+    np.testing.assert_allclose(betas, 1e-4 + np.arange(1000) * (0.02 - 1e-4) / 999, rtol=1e-12)
+    final = [np.log(noise_schedule("linear", steps)[-1]) for steps in (200, 1000, 4000)]
+    np.testing.assert_allclose(final, final[1], rtol=0.05)
+    assert linear_betas(10).max() <= 0.999
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+def test_cosine_schedule_is_the_closed_form(steps):
+    t = np.arange(1, steps)  # the last beta is cut
+    closed = np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(noise_schedule("cosine", steps)[:-1], closed, rtol=1e-9)
+    assert cosine_betas(steps)[-1] == 0.999
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+@pytest.mark.parametrize(("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_schedules_agree_with_diffusers(name, theirs, steps):
+    from diffusers import DDPMScheduler
+
+    scale = 1000 / steps
+    scheduler = DDPMScheduler(steps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule=theirs)
+    ours = {"linear": linear_betas, "cosine": cosine_betas}[name](steps)
+    np.testing.assert_allclose(ours, scheduler.betas.numpy(), rtol=2e-6)
+    np.testing.assert_allclose(noise_schedule(name, steps), scheduler.alphas_cumprod.numpy(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("b", [0.1, 0.3, 1.0])
+def test_input_scale_multiplies_the_signal_to_noise_ratio_by_its_square(name, b):
+    plain, scaled = noise_schedule(name, 1000), noise_schedule(name, 1000, b)
+    assert scaled.dtype == np.float64
+    np.testing.assert_allclose(scaled / (1 - scaled), b**2 * plain / (1 - plain), rtol=1e-9)
+    assert (np.diff(scaled) < 0).all() and 0 < scaled[-1] and scaled[0] < 1
+
+
+@pytest.mark.parametrize("alphas_bar", [[0.9, 0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan]])
+def test_a_schedule_that_does_not_fall_inside_0_and_1_is_refused(alphas_bar):
+    with pytest.raises(ValueError, match="abar"):
+        Schedule(alphas_bar)
+
+
+# ---- the forward process ---------------------------------------------------------------------------------------------
+
+
+def test_q_sample_has_the_moments_of_single_noising_steps():
+    diffusion = diffusion_of()
+    mean, variance = 1.0, 0.0
+    for t, beta in enumerate(cosine_betas(100)):  # x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) noise
+        mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+        x0, noise = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0.7, -1.3))
+        x_t = diffusion.q_sample(x0, torch.tensor([t]), noise)
+        assert x_t.item() == pytest.approx(mean * 0.7 - 1.3 * math.sqrt(variance), abs=1e-9)
+        got_mean, got_variance = diffusion.q_mean_variance(x0, torch.tensor([t]))
+        assert (got_mean.item(), got_variance.item()) == pytest.approx((mean * 0.7, variance), abs=1e-9)
+
+
+# ---- the posterior ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 0), (40, 39), (70, 20), (99, 98), (99, 0)])
+@pytest.mark.parametrize("b", [0.3, 1.0])
+def test_posterior_is_bayes_rule(t, s, b):
+    schedule = diffusion_of(input_scale=b).schedule
+    x0, x_t = -1.0, 0.4
+    abar_t, abar_s = schedule.alphas_bar[t], schedule.alphas_bar[s]
+    x_s = np.linspace(-9, 9, 40001)
+    prior = -((x_s - math.sqrt(abar_s) * x0) ** 2) / (2 * (1 - abar_s))
+    likelihood = -((x_t - math.sqrt(abar_t / abar_s) * x_s) ** 2) / (2 * (1 - abar_t / abar_s))
+    density = np.exp(prior + likelihood - (prior + likelihood).max())
+    density /= density.sum()
+    mean = (density * x_s).sum()
+    of_x0, of_xt, variance, beta = schedule.posterior(t, s)
+    assert of_x0 * x0 + of_xt * x_t == pytest.approx(mean, abs=1e-6)
+    assert variance == pytest.approx((density * (x_s - mean) ** 2).sum(), rel=1e-4)
+    assert beta == pytest.approx(1 - abar_t / abar_s)
+
+
+@pytest.mark.parametrize(("t", "s"), [(99, 49), (50, 3), (20, 18)])
+def test_a_long_posterior_step_is_the_composition_of_single_ones(t, s):
+    schedule = diffusion_of(input_scale=0.1).schedule
+    of_x0, of_xt, variance = 0.0, 1.0, 0.0
+    for step in range(t, s, -1):
+        a, b, v, _ = schedule.posterior(step, step - 1)
+        of_x0, of_xt, variance = a + b * of_x0, b * of_xt, v + b**2 * variance
+    np.testing.assert_allclose(schedule.posterior(t, s)[:3], (of_x0, of_xt, variance), rtol=1e-9)
+    np.testing.assert_allclose(schedule.posterior(t, -1)[:3], (1, 0, 0), atol=1e-12)  # s = -1 is the clean mask
+
+
+def test_learned_variance_ends_at_the_posterior_s_and_beta():
+    schedule, betas = diffusion_of().schedule, cosine_betas(100)
+    t = np.arange(100)
+    smallest, largest = schedule.log_variances(t, t - 1)
+    np.testing.assert_allclose(np.exp(largest), betas, rtol=1e-9)
+    abar = np.cumprod(1 - betas)
+    posterior = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
+    np.testing.assert_allclose(np.exp(smallest[1:]), posterior, rtol=1e-9)
+    assert smallest[0] == pytest.approx(np.log(posterior[0]))  # cut: the true one is log 0
+    assert (smallest <= largest).all()
+    long = schedule.log_variances(60, 30)
+    np.testing.assert_allclose(np.exp(long), (schedule.posterior(60, 30)[2], 1 - abar[60] / abar[30]), rtol=1e-9)
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("b", [0.1, 1.0])
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_a_perfect_target_gives_back_x0_and_noise(objective, b):
+    diffusion = diffusion_of(objective=objective, input_scale=b)
+    _, x0, noise, t = random_masks()
+    x_t = diffusion.q_sample(x0, t, noise)
+    predicted = diffusion.to_x0(diffusion.target(x0, t, noise), x_t, t)
+    torch.testing.assert_close(predicted, x0, atol=1e-6, rtol=0)
+    torch.testing.assert_close(diffusion.to_eps(x0, x_t, t), noise, atol=1e-9, rtol=0)
+
+
+def test_v_is_diffusers_velocity():
+    from diffusers import DDPMScheduler
+
+    diffusion = diffusion_of(objective="v")
+    scheduler = DDPMScheduler(100, trained_betas=cosine_betas(100))
+    scheduler.alphas_cumprod = torch.from_numpy(diffusion.schedule.alphas_bar)
+    _, x0, noise, t = random_masks()
+    torch.testing.assert_close(diffusion.target(x0, t, noise), scheduler.get_velocity(x0, noise, t))
+    torch.testing.assert_close(diffusion.q_sample(x0, t, noise), scheduler.add_noise(x0, noise, t))
+
+
+@pytest.mark.parametrize(("objective", "mask_loss"), TARGETS)
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_denoiser_s_x0_and_eps_always_explain_x_t(objective, mask_loss, clip):
+    diffusion = diffusion_of(objective=objective, mask_loss=mask_loss)
+    _, x0, noise, t = random_masks()
+    x_t = diffusion.q_sample(x0, t, noise)
+    raw = torch.linspace(-4, 4, x_t.numel(), dtype=x_t.dtype).reshape(x_t.shape)
+    denoised = diffusion.denoiser(fixed_model(raw, raw.sign(), raw + 1), None, clip=clip)(x_t, t)
+    abar = rows(diffusion.schedule.alphas_bar[t.numpy()])
+    torch.testing.assert_close(abar.sqrt() * denoised.x0 + (1 - abar).sqrt() * denoised.eps, x_t)
+    bounded = denoised.x0.abs().max() <= 1
+    assert bounded if clip or objective == "x0" else not bounded
+    assert denoised.variance_fraction.unique().tolist() == [0, 1]
+    assert torch.equal(denoised.coarse, raw + 1)
+    if objective == "x0":
+        expected = raw.tanh() if mask_loss == "mse" else (raw / 2).tanh()  # 2 sigmoid(x) - 1 = tanh(x / 2)
+        torch.testing.assert_close(denoised.x0, expected)
+
+
+@pytest.mark.parametrize(("rescale", "expected"), [(False, [0, 49, 99]), (True, [0, 490, 990])])
+def test_the_network_sees_times_of_the_schedule_or_scaled_to_1000(rescale, expected):
+    diffusion, seen = diffusion_of(rescale_timesteps=rescale), []
+    mask, x0, noise, _ = random_masks(3)
+
+    def model(x_t, t, condition):
+        seen.append(t.tolist())
+        return ModelOutput(x_t, None, None)
+
+    t = torch.tensor([0, 49, 99])
+    diffusion.training_losses(model, mask, None, t, noise)
+    diffusion.denoiser(model, None)(x0, t)
+    np.testing.assert_allclose(seen, [expected, expected], rtol=1e-6)
+
+
+# ---- terms of the loss -----------------------------------------------------------------------------------------------
+
+
+def test_normal_kl_is_torch_s():
+    m1, l1, m2, l2 = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).double()
+    expected = kl_divergence(Normal(m1, (l1 / 2).exp()), Normal(m2, (l2 / 2).exp()))
+    torch.testing.assert_close(normal_kl(m1, l1, m2, l2), expected)
+
+
+@pytest.mark.parametrize("mean", [-1.4, -1.0, 0.013, 0.9])
+@pytest.mark.parametrize("scale", [0.003, 0.1, 2.0])
+def test_the_discretised_likelihood_is_normal_mass_and_sums_to_one(mean, scale):
+    levels = torch.linspace(-1, 1, 256).double()
+    log_mass = discretised_gaussian_log_likelihood(
+        levels, torch.full_like(levels, mean), torch.full_like(levels, math.log(scale))
+    )
+    assert log_mass.exp().sum().item() == pytest.approx(1, abs=1e-6)
+    normal = Normal(torch.tensor(mean, dtype=torch.float64), scale)
+    inner = normal.cdf(levels[1:-1] + 1 / 255) - normal.cdf(levels[1:-1] - 1 / 255)
+    torch.testing.assert_close(log_mass.exp()[1:-1], inner, atol=1e-9, rtol=1e-6)
+
+
+def hand_posterior(t, x0, x_t):
+    """Mean and variance of q(x_{t-1} | x_t, x_0), DDPM eq. 7 in its own letters, for t > 0."""
+    betas = cosine_betas(100)
+    abar = np.cumprod(1 - betas)
+    beta, now, before = rows(betas[t]), rows(abar[t]), rows(abar[t - 1])
+    mean = before.sqrt() * beta / (1 - now) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - now) * x_t
+    return mean, beta * (1 - before) / (1 - now), beta
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_the_variational_term_is_the_kl_in_bits_and_the_likelihood_at_0(objective, learned):
+    diffusion = diffusion_of(objective=objective)
+    _, x0, noise, _ = random_masks()
+    t = torch.tensor([0, 1, 40, 99])
+    x_t = diffusion.q_sample(x0, t, noise)
+    value = diffusion.target(x0, t, noise) + 0.02
+    variance = torch.rand(x0.shape, dtype=x0.dtype) * 2 - 1 if learned else None
+    term = diffusion.variational_term(x0, x_t, t, value, variance)
+    predicted = diffusion.to_x0(value, x_t, t)
+
+    after = slice(1, None)
+    true_mean, smallest, largest = hand_posterior(t[after].numpy(), x0[after], x_t[after])
+    mean, _, _ = hand_posterior(t[after].numpy(), predicted[after], x_t[after])
+    share = (variance[after] + 1) / 2 if learned else torch.zeros_like(mean)
+    deviation = (smallest.log() * (1 - share) + largest.log() * share).mul(0.5).exp()
+    kl = kl_divergence(Normal(true_mean, smallest.sqrt()), Normal(mean, deviation)) / math.log(2)
+    torch.testing.assert_close(term[after], kl.mean(dim=(1, 2, 3)), atol=1e-9, rtol=1e-6)
+
+    smallest, largest = (torch.as_tensor(v) for v in diffusion.schedule.log_variances(0, -1))
+    share = (variance[0] + 1) / 2 if learned else torch.zeros_like(x0[0])
+    normal = Normal(predicted[0], (smallest * (1 - share) + largest * share).mul(0.5).exp())
+    mass = torch.where(x0[0] > 0, 1 - normal.cdf(x0[0] - 1 / 255), normal.cdf(x0[0] + 1 / 255))
+    torch.testing.assert_close(term[0], -mass.log2().mean(), atol=1e-9, rtol=1e-6)
+
+
+def test_a_perfect_prediction_with_fixed_variance_costs_no_bits_after_0():
+    diffusion = diffusion_of(objective="v")
+    _, x0, noise, t = random_masks()
+    x_t = diffusion.q_sample(x0, t, noise)
+    term = diffusion.variational_term(x0, x_t, t, diffusion.target(x0, t, noise))
+    assert term[1:].abs().max() < 1e-9
+    assert term[0] > 0.1  # at t = 0 the bin keeps some uncertainty
+
+
+def test_bce_dice_is_monai_s_per_item_over_several_classes():
+    from monai.losses import DiceLoss
+
+    mask, _, noise, _ = random_masks(3, channels=2)
+    dice = DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, reduction="none")(noise, mask).flatten(1).mean(dim=1)
+    bce = torch.nn.BCEWithLogitsLoss(reduction="none")(noise, mask).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(bce_dice(noise, mask), bce + dice)
+
+
+def test_bce_dice_of_an_empty_mask_has_a_gradient():
+    logits = ZERO.clone().requires_grad_()
+    bce_dice(logits, ZERO).sum().backward()
+    assert (logits.grad > 0).all()
+
+
+# ---- training losses -------------------------------------------------------------------------------------------------
+
+
+def losses_of(prediction=None, variance=None, coarse=None, **options):
+    """The training losses of a fixed prediction (the noise, halved, unless given), and what went in."""
+    diffusion = diffusion_of(**options)
+    mask, x0, noise, t = random_masks()
+    prediction = noise / 2 if prediction is None else prediction
+    return diffusion.training_losses(fixed_model(prediction, variance, coarse), mask, None, t, noise), diffusion
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs", "keys"),
+    [
+        ({}, {}, {"mask"}),
+        ({"coarse_weight": 3}, {"coarse": ZERO}, {"mask", "coarse"}),
+        ({"coarse_weight": 0}, {"coarse": ZERO}, {"mask"}),
+        ({}, {"variance": ZERO}, {"mask", "vb"}),
+        ({}, {"variance": ZERO, "coarse": ZERO}, {"mask", "vb", "coarse"}),
+        ({"use_kl": True}, {"variance": ZERO}, {"mask"}),
+        ({"use_kl": True}, {"coarse": ZERO}, {"mask", "coarse"}),
+        ({"objective": "x0", "mask_loss": "bce_dice"}, {"variance": ZERO, "coarse": ZERO}, {"mask", "vb", "coarse"}),
+    ],
+)
+def test_losses_are_per_item_and_add_up(options, outputs, keys):
+    losses, diffusion = losses_of(**outputs, **options)
+    assert losses.keys() == keys | {"loss"}
+    assert all(value.shape == (4,) for value in losses.values())
+    weights = {"coarse": diffusion.coarse_weight}
+    torch.testing.assert_close(losses["loss"], sum(weights.get(name, 1) * losses[name] for name in keys))
+
+
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_the_mask_loss_is_the_mean_square_to_the_target(objective):
+    mask, x0, noise, t = random_masks()
+    prediction = noise.flip(3) - 0.2
+    losses, diffusion = losses_of(prediction, objective=objective)
+    value = prediction.tanh() if objective == "x0" else prediction
+    error = (value - diffusion.target(x0, t, noise)) ** 2
+    torch.testing.assert_close(losses["mask"], error.mean(dim=(1, 2, 3)))
+
+
+def test_the_coarse_loss_is_of_the_mask_loss_s_kind_and_bce_dice_sees_logits():
+    mask, _, noise, _ = random_masks()
+    probability = 1 / (1 + (-noise).exp())
+    torch.testing.assert_close(losses_of(coarse=noise)[0]["coarse"], mean_flat((probability - mask) ** 2))
+    losses, _ = losses_of(noise, None, 2 * noise, objective="x0", mask_loss="bce_dice")
+    torch.testing.assert_close(losses["mask"], bce_dice(noise, mask))
+    torch.testing.assert_close(losses["coarse"], bce_dice(2 * noise, mask))
+
+
+def test_rescaled_sigmas_scale_the_bound_by_t_over_1000():
+    plain, rescaled = (losses_of(variance=ZERO, rescale_learned_sigmas=flag)[0] for flag in (False, True))
+    torch.testing.assert_close(rescaled["vb"], plain["vb"] * 100 / 1000)
+    torch.testing.assert_close(rescaled["mask"], plain["mask"])
+
+
+def test_kl_is_the_bound_summed_over_all_steps_and_trains_the_mean():
+    mask, x0, noise, t = random_masks()
+    prediction = (noise / 2).requires_grad_()
+    losses, diffusion = losses_of(prediction, ZERO, use_kl=True)
+    x_t = diffusion.q_sample(x0, t, noise)
+    torch.testing.assert_close(losses["mask"], 100 * diffusion.variational_term(x0, x_t, t, noise / 2, ZERO))
+    losses["loss"].sum().backward()
+    assert prediction.grad[1:].any()
+
+
+def test_the_bound_trains_the_variance_but_not_the_mean():
+    _, _, noise, _ = random_masks()
+    prediction, variance = (noise / 2).requires_grad_(), ZERO.clone().requires_grad_()
+    losses, _ = losses_of(prediction, variance)
+    grads = torch.autograd.grad(losses["vb"].sum(), (prediction, variance), retain_graph=True, allow_unused=True)
+    assert grads[0] is None and grads[1].any()
+    assert torch.autograd.grad(losses["loss"].sum(), prediction)[0].any()
+
+
+@pytest.mark.parametrize("which", ["prediction", "variance", "coarse"])
+def test_outputs_with_more_channels_than_the_mask_are_refused_not_broadcast(which):
+    with pytest.raises(ValueError, match="other shapes"):
+        losses_of(**{which: ZERO.repeat(1, 2, 1, 1)})
+
+
+@pytest.mark.parametrize(
+    "options", [{"objective": "eps", "mask_loss": "bce_dice"}, {"objective": "noise"}, {"mask_loss": "l1"}]
+)
+def test_unknown_or_contradicting_objectives_are_refused(options):
+    with pytest.raises(ValueError):
+        diffusion_of(**options)
+
+
+def test_the_options_build_the_diffusion_they_describe_and_refuse_pairs_that_contradict():
+    values = {"diffusion_steps": 50, "noise_schedule": "linear", "objective": "v", "rescale_timesteps": True}
+    diffusion = build_diffusion(build(DiffusionOptions, {**values, "coarse_weight": 3.0}))
+    np.testing.assert_array_equal(diffusion.schedule.alphas_bar, noise_schedule("linear", 50, 0.1))
+    assert (diffusion.num_timesteps, diffusion.objective, diffusion.mask_loss) == (50, "v", "mse")
+    assert diffusion.coarse_weight == 3 and diffusion.rescale_timesteps
+    assert build_diffusion(build(DiffusionOptions, {})).mask_loss == "bce_dice"
+    for pair in ({"objective": "v", "mask_loss": "bce_dice"}, {"use_kl": True, "mask_loss": "bce_dice"}):
+        with pytest.raises(UserError):
+            build(DiffusionOptions, pair)

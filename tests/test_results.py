@@ -1,0 +1,330 @@
+"""The results folder and its pictures: what is written, of which size and values, and what is refused."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guided_diffusion import pictures
+from guided_diffusion.errors import UserError
+from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_cases, stack_slices
+from guided_diffusion.sampling import Members
+
+MANIFEST = {
+    "checkpoint_sha256": "aa",
+    "settings": {"num_ensemble": 2, "timesteps": list(range(100))},
+    "data": {"data_dir": "/data"},
+}
+
+
+def maps_of(shape, members=2, coarse=True, seed=0):
+    """Random answers of a shape."""
+    rng = np.random.default_rng(seed)
+    return CaseMaps(
+        mask=rng.random(shape) > 0.5,
+        probability=rng.random(shape).astype(np.float32),
+        uncertainty=rng.random(shape).astype(np.float32) / 2,
+        members=rng.random((members, *shape)) > 0.5,
+        coarse=rng.random(shape).astype(np.float32) if coarse else None,
+    )
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ---- fusing ------------------------------------------------------------------------------------------------------
+
+
+def disc(size, radius):
+    y, x = np.mgrid[:size, :size] + 0.5 - size / 2
+    return torch.from_numpy((np.hypot(x, y) < radius).astype(np.float32))
+
+
+def test_fused_maps_at_each_images_own_size():
+    soft = torch.stack([disc(32, 8), disc(32, 10), disc(32, 12)])[:, None, None].repeat(
+        1, 2, 1, 1, 1
+    )  # [E, N, K, H, W]
+    soft[:, 1] = 0
+    first, second = fuse_cases(Members(soft, soft / 2), [(64, 96), (16, 32)], "vote")
+    assert first.mask.shape == (64, 96) and second.mask.shape == (16, 32)
+    assert first.members.shape == (3, 64, 96) and first.coarse.shape == (64, 96)
+    area = np.pi * 10**2 * 2 * 3  # of the middle disc, stretched twice and three times
+    assert first.mask.sum() == pytest.approx(area, rel=0.05)
+    assert [m.sum() for m in first.members] == pytest.approx([area * 0.64, area, area * 1.44], rel=0.06)
+    assert first.probability[32, 48] == pytest.approx(1) and first.uncertainty[32, 48] == pytest.approx(0)
+    ring = first.probability[32, 48 + 11 * 3]  # only the largest of the three is there
+    assert ring == pytest.approx(1 / 3, abs=0.05)
+    assert first.coarse[32, 48] == pytest.approx(0.5)
+    assert not second.mask.any() and second.probability.max() == 0 and second.uncertainty.max() == 0
+
+
+def test_fusing_at_the_networks_size_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    soft = torch.rand(4, 1, 1, 6, 8, generator=generator)
+    (maps,) = fuse_cases(Members(soft, None), [(6, 8)], "mean")
+    assert np.array_equal(maps.members, soft[:, 0, 0].numpy() > 0.5)
+    assert np.allclose(maps.probability, soft[:, 0, 0].mean(0)) and maps.coarse is None
+    assert np.allclose(maps.uncertainty, soft[:, 0, 0].numpy().std(0), atol=1e-6)
+    assert np.array_equal(maps.mask, maps.probability > 0.5)
+
+
+def test_stacked_slices_lie_along_the_last_axis():
+    slices = [maps_of((4, 5), seed=k) for k in range(3)]
+    volume = stack_slices(slices)
+    assert volume.mask.shape == (4, 5, 3) and volume.members.shape == (2, 4, 5, 3)
+    for k, maps in enumerate(slices):
+        assert np.array_equal(volume.mask[..., k], maps.mask)
+        assert np.array_equal(volume.members[..., k], maps.members)
+        assert np.array_equal(volume.coarse[..., k], maps.coarse)
+    assert stack_slices([maps_of((4, 5), coarse=False)]).coarse is None
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_picture(tmp_path):
+    maps, image = maps_of((12, 20)), np.full((3, 12, 20), 100, np.float32)
+    folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
+    assert not folder.finished("a", False)
+    folder.write_image("a", maps, image, truth=np.zeros((12, 20), bool))
+    assert folder.finished("a", False)
+    assert files(tmp_path) == [
+        "coarse/a.png",
+        "manifest.json",
+        "masks/a.png",
+        "overlay/a.png",
+        "probability/a.png",
+        "samples/a_00.png",
+        "samples/a_01.png",
+        "uncertainty/a.png",
+    ]
+    assert np.array_equal(read(tmp_path / "masks/a.png"), np.uint8(255) * maps.mask)
+    assert np.array_equal(read(tmp_path / "samples/a_01.png"), np.uint8(255) * maps.members[1])
+    probability = read(tmp_path / "probability/a.png")
+    assert probability.dtype == np.uint16 or Image.open(tmp_path / "probability/a.png").mode.startswith("I")
+    assert np.abs(probability / 65535 - maps.probability).max() < 1 / 65535
+    assert np.abs(read(tmp_path / "uncertainty/a.png") / 255 / 2 - maps.uncertainty).max() < 1 / 255
+    overlay = read(tmp_path / "overlay/a.png")
+    assert overlay.shape == (12, 20, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
+        (100,) * 3,
+        pictures.MASK_COLOUR,
+    }
+
+
+def test_without_save_samples_there_are_none(tmp_path):
+    ResultsFolder(tmp_path, dict(MANIFEST)).write_image("a", maps_of((8, 8)), np.zeros((1, 8, 8), np.float32))
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "coarse").exists()
+
+
+def test_files_of_a_volume(tmp_path):
+    maps = maps_of((6, 7, 3))
+    affine = np.array([[-2.0, 0, 0, 5], [0, 1, 0.5, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+    folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
+    folder.write_volume("v", maps, affine, lambda k: np.random.default_rng(k).random((4, 6, 7)))
+    assert folder.finished("v", True) and not folder.finished("w", True)
+    names = ["coarse", "prob", "sample_00", "sample_01", "seg", "uncertainty"]
+    assert files(tmp_path) == ["manifest.json", "overlay/v.png", *(f"v_{name}.nii.gz" for name in names)]
+    for name in names:
+        image = nibabel.load(tmp_path / f"v_{name}.nii.gz")
+        assert image.shape == (6, 7, 3) and np.array_equal(image.affine, affine)
+    seg = nibabel.load(tmp_path / "v_seg.nii.gz")
+    assert seg.get_data_dtype() == np.uint8 and np.array_equal(seg.get_fdata() > 0, maps.mask)
+    assert np.allclose(nibabel.load(tmp_path / "v_prob.nii.gz").get_fdata(), maps.probability)
+
+
+def test_the_mask_is_written_last(tmp_path, monkeypatch):
+    """A kill at any moment leaves a case unfinished, never half a case that counts as finished."""
+    import guided_diffusion.results as module
+
+    order = []
+    for name in ("write_png", "write_nifti"):
+        monkeypatch.setattr(
+            module, name, lambda path, *_: order.append(path.name if "nii" in path.name else path.parent.name)
+        )
+    folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
+    folder.write_image("a", maps_of((8, 8)), np.zeros((1, 8, 8), np.float32))
+    assert order[-1] == "masks" and order.count("masks") == 1 and len(order) == 7
+    order.clear()
+    folder.write_volume("v", maps_of((8, 8, 2)), np.eye(4), lambda k: np.zeros((1, 8, 8)))
+    assert order[-1] == "v_seg.nii.gz" and len(order) == 7
+
+
+def test_animation(tmp_path):
+    folder = ResultsFolder(tmp_path, dict(MANIFEST))
+    image, states = np.zeros((16, 20, 3), np.uint8), np.random.default_rng(0).normal(size=(4, 2, 16, 16))
+    folder.write_animation("a", pictures.denoising_frames(image, states, [x / 2 for x in states]))
+    with Image.open(tmp_path / "debug" / "a.gif") as gif:
+        assert gif.format == "GIF" and gif.n_frames == 5  # four steps and the answer
+
+
+# ---- the manifest ------------------------------------------------------------------------------------------------
+
+
+def changed(**changes):
+    new = json.loads(json.dumps(MANIFEST))
+    for key, value in changes.items():
+        if key in new["settings"]:
+            new["settings"][key] = value
+        elif key in new["data"]:
+            new["data"][key] = value
+        else:
+            new[key] = value
+    return new
+
+
+def test_the_same_run_goes_on(tmp_path):
+    ResultsFolder(tmp_path, changed())
+    ResultsFolder(tmp_path, changed(device="another"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"checkpoint_sha256": "bb"}, "made with checkpoint_sha256 aa, now it is bb"),
+        ({"num_ensemble": 3}, "made with num_ensemble 2, now it is 3"),
+        ({"data_dir": "/other"}, "made with data_dir /data, now it is /other"),
+        ({"timesteps": list(range(50))}, "timesteps 0, 1, ... 99 (100 of them), now it is 0, 1, ... 49 (50 of them)"),
+    ],
+)
+def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
+    ResultsFolder(tmp_path, changed())
+    before = (tmp_path / "manifest.json").read_text()
+    with pytest.raises(UserError) as error:
+        ResultsFolder(tmp_path, changed(**change))
+    assert words in str(error.value) and "choose another --out_dir" in str(error.value)
+    assert (tmp_path / "manifest.json").read_text() == before
+
+
+def test_complete_adds_facts(tmp_path):
+    folder = ResultsFolder(tmp_path, {**changed(), "status": "running"})
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
+    folder.complete(seconds=1.5)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("path", ["masks/a.png", "BraTS_seg.nii.gz"])
+def test_a_folder_of_foreign_masks_is_no_results_folder(tmp_path, path):
+    """A data set's own masks would count as finished, and its truth would be scored against itself."""
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).touch()
+    with pytest.raises(UserError, match="holds masks that are not of a run of ours"):
+        ResultsFolder(tmp_path, changed())
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_damaged_manifest_is_told(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json: is no valid JSON"):
+        ResultsFolder(tmp_path, changed())
+
+
+# ---- reading back ------------------------------------------------------------------------------------------------
+
+
+def test_predictions_of_pictures(tmp_path):
+    folder = ResultsFolder(tmp_path, changed(), save_samples=True)
+    expected = {name: maps_of((8, 9), seed=n) for n, name in enumerate(["a", "a_00", "b[1]"])}
+    for name, maps in expected.items():
+        folder.write_image(name, maps, np.zeros((1, 8, 9), np.float32))
+    predictions = Predictions(tmp_path)
+    for name, maps in expected.items():
+        assert np.array_equal(predictions.mask(name, False), maps.mask)
+        assert np.array_equal(predictions.members(name, False), maps.members)  # a's are not a_00's
+        assert (predictions.coarse(name, False) != (maps.coarse > 0.5)).mean() < 0.02
+    assert predictions.mask("none", False) is None and predictions.members("none", False) == []
+    assert predictions.coarse("none", False) is None
+
+
+def test_predictions_of_volumes(tmp_path):
+    maps = maps_of((6, 7, 3))
+    ResultsFolder(tmp_path, changed(), save_samples=True).write_volume(
+        "v", maps, np.eye(4), lambda k: np.zeros((1, 6, 7))
+    )
+    predictions = Predictions(tmp_path)
+    assert np.array_equal(predictions.mask("v", True), maps.mask)
+    assert np.array_equal(predictions.members("v", True), maps.members)
+    assert np.array_equal(predictions.coarse("v", True), maps.coarse > 0.5)
+    assert predictions.mask("none", True) is None and predictions.coarse("none", True) is None
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_a_plain_folder_of_masks(tmp_path, save_picture, scale):
+    mask = np.arange(20).reshape(4, 5) % 3 == 0
+    save_picture(tmp_path / "a.png", np.uint8(scale) * mask)
+    assert np.array_equal(Predictions(tmp_path).mask("a", False), mask)
+
+
+def test_damaged_or_missing_predictions_are_told(tmp_path, save_picture, truncate):
+    with pytest.raises(UserError, match="--pred_dir must name a folder"):
+        Predictions(tmp_path / "none")
+    truncate(save_picture(tmp_path / "a.png", np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8) * 255))
+    with pytest.raises(UserError, match="a.png: is truncated or damaged"):
+        Predictions(tmp_path).mask("a", False)
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_shown_as_they_are_and_others_stretched():
+    photo = np.random.default_rng(0).integers(0, 256, (3, 5, 6)).astype(np.float32)
+    assert np.array_equal(pictures.displayed(photo), photo.transpose(1, 2, 0))
+    scan = np.stack([np.zeros((10, 10)), np.linspace(-5, 5, 100).reshape(10, 10)]).astype(np.float32)
+    shown = pictures.displayed(scan)
+    assert shown.shape == (10, 10, 3) and shown[0, 0, 0] == 0 and shown[-1, -1, 0] == 255
+    assert abs(int(shown[5, 0, 0]) - 128) < 4
+    assert pictures.displayed(np.zeros((1, 4, 4), np.float32)).max() == 0
+
+
+def test_outline_is_the_inner_border():
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 2:7] = True
+    drawn = pictures.outline(np.zeros((9, 9, 3), np.uint8), mask, (1, 2, 3))
+    border = mask.copy()
+    border[3:6, 3:6] = False
+    assert np.array_equal(drawn.any(axis=2), border) and tuple(drawn[2, 2]) == (1, 2, 3)
+    full = pictures.outline(np.zeros((9, 9, 3), np.uint8), np.ones((9, 9), bool), (1, 2, 3))
+    assert full[0].any(axis=1).all() and not full[4, 4].any()  # also along the picture's edge
+
+
+def test_truth_lies_under_the_mask():
+    mask, truth = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    mask[2:5, 2:5] = truth[2:5, 2:8] = True
+    drawn = pictures.overlay(np.zeros((9, 9, 3), np.uint8), mask, truth)
+    assert tuple(drawn[2, 2]) == pictures.MASK_COLOUR and tuple(drawn[2, 7]) == pictures.TRUTH_COLOUR
+
+
+def test_heat_runs_from_black_to_white():
+    colours = pictures.heat(np.array([[0, 1 / 3, 2 / 3, 1]]))[0]
+    assert colours.tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]
+
+
+def test_resized_keeps_the_shape_of_what_is_shown():
+    wide = np.full((4, 8, 3), 200, np.uint8)
+    small = pictures.resized(wide, 16)
+    assert small.shape == (16, 16, 3) and (small[4:12] == 200).all() and not small[:4].any() and not small[12:].any()
+
+
+def test_mosaic_of_uneven_rows():
+    tile = np.zeros((3, 4, 3), np.uint8)
+    whole = pictures.mosaic([[tile, tile], [tile]])
+    assert whole.shape == (8, 10, 3) and (whole[5:, 6:] == 255).all() and not whole[5:, :4].any()
+
+
+def test_montage_shows_the_slices_that_the_mask_touches():
+    masks = np.zeros((8, 8, 30), bool)
+    masks[2:6, 2:6, 10:14] = True
+    shown = []
+    pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), masks)
+    assert shown == [10, 11, 12, 13]
+    shown.clear()
+    picture = pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), ~masks & masks, count=4, size=8)
+    assert shown == [0, 10, 19, 29] and picture.shape == (18, 18, 3)

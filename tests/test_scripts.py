@@ -1,0 +1,555 @@
+"""The scripts as commands: train, sample and evaluate end to end on every kind of data, and bad input."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import textwrap
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, finish, write_folder
+from PIL import Image
+
+from guided_diffusion.checkpoint import load_checkpoint
+
+FAST = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32"
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def strict_json(path):
+    return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+@pytest.fixture
+def train(script, tmp_path):
+    """A function (data name, folder, flags) that trains two steps and returns the checkpoint."""
+
+    def run(data_name, folder, flags="", steps=2):
+        out = tmp_path / "run"
+        line = [f"--data_name {data_name} --data_dir", folder, "--out_dir", out, TINY, f"--max_steps {steps}", flags]
+        script("segmentation_train", line)
+        return out / f"model{steps:06d}.pt"
+
+    return run
+
+
+@pytest.fixture
+def sample(script, tmp_path):
+    """A function (checkpoint, folder, flags) that samples into a new folder and returns that."""
+
+    def run(checkpoint, folder, flags=FAST, out="results"):
+        script(
+            "segmentation_sample",
+            ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / out, flags],
+        )
+        return tmp_path / out
+
+    return run
+
+
+# ---- end to end --------------------------------------------------------------------------------------------------
+
+
+def test_isic_as_processes(process, isic, tmp_path):
+    """The three commands as a user types them, each a process of its own, with loaders beside."""
+    run, results = tmp_path / "run", tmp_path / "results"
+    data = ["--data_name ISIC --data_dir", isic / "Train", "--out_dir", run, TINY, "--num-workers 2"]
+    trained = finish(process("segmentation_train", [*data, "--max-steps 3 --class_cond True"]))
+    assert trained.status == 0 and not trained.messages, trained.err
+    assert f"--model_path {run / 'model000003.pt'}" in trained.out
+    data = ["--model_path", run / "model000003.pt", "--data_dir", isic / "Test", "--out_dir", results]
+    sampled = finish(process("segmentation_sample", [*data, FAST, "--num_workers 2 --debug True --save_samples True"]))
+    assert sampled.status == 0 and not sampled.messages, sampled.err
+    evaluated = finish(process("segmentation_eval", ["--pred_dir", results]))
+    assert evaluated.status == 0 and not evaluated.messages, evaluated.err
+    assert "dice" in evaluated.out and "3 cases" in evaluated.out
+    assert load_checkpoint(run / "model000003.pt").label_names == ["benign", "malignant"]
+    names = [f"ISIC_000500{n}" for n in range(3)]
+    for name in names:
+        for part in ("masks", "probability", "uncertainty", "overlay"):
+            assert pixels(results / part / f"{name}.png").shape[:2] == (32, 40)
+        mask, probability = pixels(results / "masks" / f"{name}.png"), pixels(results / "probability" / f"{name}.png")
+        assert set(np.unique(mask)) <= {0, 255} and mask.dtype == np.uint8
+        assert 255 < probability.max() <= 65535
+        for k in range(2):
+            assert set(np.unique(pixels(results / "samples" / f"{name}_0{k}.png"))) <= {0, 255}
+        assert (results / "coarse" / f"{name}.png").exists() and (results / "debug" / f"{name}.gif").exists()
+    assert [row["name"] for row in rows(results)] == names
+    assert strict_json(results / "summary.json")["ensemble"]["cases"] == 3
+    manifest = strict_json(results / "manifest.json")
+    assert manifest["status"] == "complete" and manifest["cases"] == manifest["cases_sampled"] == 3
+    assert manifest["checkpoint_sha256"] == hashlib.sha256((run / "model000003.pt").read_bytes()).hexdigest()
+    assert (results / "overview.png").exists()
+
+
+def test_brats_volumes(train, sample, script, brats):
+    results = sample(train("BRATS", brats), brats, FAST + " --save_samples True --batch_size 2")
+    name = "BraTS2021_05000"
+    theirs = nibabel.load(brats / "testing" / name / f"{name}_flair.nii.gz")
+    for part in ("seg", "prob", "uncertainty", "sample_00", "sample_01", "coarse"):
+        ours = nibabel.load(results / f"{name}_{part}.nii.gz")
+        assert ours.shape == theirs.shape == (32, 32, 3) and np.array_equal(ours.affine, theirs.affine)
+        assert ours.header.get_zooms() == theirs.header.get_zooms()
+    assert not (results / "masks").exists() and (results / "overlay" / f"{name}.png").exists()
+    assert [row["name"] for row in rows(results)] == [name]  # the volume is one case
+    before = (results / "summary.json").read_text()
+    script("segmentation_eval", ["--pred_dir", results])
+    assert (results / "summary.json").read_text() == before
+
+
+def test_brats_slices(train, sample, slices):
+    results = sample(train("BRATS", slices / "training"), slices / "testing")
+    masks = files(results / "masks")
+    assert len(masks) == 2 and all(name.startswith("brats_train_") for name in masks)
+    assert pixels(results / "masks" / masks[0]).shape == (32, 32) and len(rows(results)) == 2
+
+
+def test_folder_with_the_published_kind_of_model(train, sample, pictures):
+    """eps, learned variance, linear schedule; full DDPM through a short schedule; the training flags said again."""
+    flags = (
+        "--class_cond False --num_heads 1 --learn_sigma True --use_scale_shift_norm False --noise_schedule linear "
+        "--rescale_learned_sigmas False --rescale_timesteps False"
+    )
+    checkpoint = train("FOLDER", pictures, f"{flags} --objective eps --diffusion_steps 5 --lr 1e-4")
+    results = sample(
+        checkpoint, pictures, f"{flags} --diffusion_steps 5 --num_ensemble 2 --num_workers 0 --num_samples 1"
+    )
+    manifest = strict_json(results / "manifest.json")
+    assert manifest["settings"]["sampler"] == "ddpm" and manifest["settings"]["timesteps"] == [4, 3, 2, 1, 0]
+    assert files(results / "masks") == ["case0.png"]
+    assert strict_json(results / "summary.json")["missing"] == 3
+
+
+def test_single_file_volume_is_taken_apart_and_restacked(train, sample, brats, tmp_path):
+    """FOLDER with NIfTI volumes, one channel; the masks are for training alone."""
+    for part, kind in (("images", "flair"), ("masks", "seg")):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        source = brats / "training" / "BraTS2021_00000" / f"BraTS2021_00000_{kind}.nii.gz"
+        shutil.copy(source, tmp_path / "data" / part / "v.nii.gz")
+    checkpoint = train("FOLDER", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "masks")
+    results = sample(checkpoint, tmp_path / "data")
+    assert nibabel.load(results / "v_seg.nii.gz").shape == (32, 32, 3)
+    assert not (results / "metrics.csv").exists() and (results / "overview.png").exists()
+
+
+LOADER = '''
+    """A loader as a user writes it: pictures photo.png and truth.png in a folder for each case."""
+    from guided_diffusion.data import Case, SegmentationDataset
+    from guided_diffusion.files import read_picture, read_picture_mask
+
+    class Polyps(SegmentationDataset):
+        image_channels = 3
+        class_names = ("polyp",)
+
+        def find_cases(self):
+            images = sorted(self.data_dir.glob("*/photo.png"))
+            return [Case(path.parent.name, (path,), (path.parent / "truth.png",)) for path in images]
+
+        def read_image(self, case):
+            return read_picture(case.images[0])
+
+        def read_mask(self, case):
+            return read_picture_mask(case.masks[0])[None, None]
+'''
+
+
+def test_a_loader_of_ones_own(train, sample, script, pictures, tmp_path):
+    (tmp_path / "my_loader.py").write_text(textwrap.dedent(LOADER))
+    for n in range(3):
+        (tmp_path / "data" / f"patient{n}").mkdir(parents=True)
+        shutil.copy(pictures / "images" / f"case{n}.png", tmp_path / "data" / f"patient{n}" / "photo.png")
+        shutil.copy(pictures / "masks" / f"case{n}.png", tmp_path / "data" / f"patient{n}" / "truth.png")
+    checkpoint = train(f"{tmp_path / 'my_loader.py'}:Polyps", tmp_path / "data", "--num_workers 1")
+    assert load_checkpoint(checkpoint).class_names == ["polyp"]
+    results = sample(checkpoint, tmp_path / "data", FAST + " --num_workers 1")
+    script("segmentation_eval", ["--pred_dir", results])
+    assert [row["name"] for row in rows(results)] == ["patient0", "patient1", "patient2"]
+
+
+def test_settings_from_a_yaml_file(script, pictures, tmp_path):
+    lines = TINY.replace("--", "").split()
+    text = "".join(f"{name}: {value}\n" for name, value in zip(lines[::2], lines[1::2], strict=True))
+    (tmp_path / "run.yaml").write_text(f"{text}max_steps: 9\ndata_name: FOLDER\ndata_dir: {pictures}\n")
+    script("segmentation_train", ["--config", tmp_path / "run.yaml", "--out_dir", tmp_path / "run", "--max_steps 1"])
+    config = load_checkpoint(tmp_path / "run" / "model000001.pt").config
+    assert config["model"]["num_channels"] == 8 and config["train"]["max_steps"] == 1
+
+
+# ---- sampling ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags, sampler, steps",
+    [
+        ("", "dpm_solver", 20),
+        ("--diffusion_steps 3", "ddpm", 3),
+        ("--diffusion_steps 3 --use_ddim True", "ddim", 3),
+        ("--use_ddim True", "ddim", 50),
+        ("--diffusion_steps 4 --dpm_solver True", "dpm_solver", 4),
+        ("--timestep_respacing ddim3", "ddim", 3),
+        ("--timestep_respacing 1,2", "ddpm", 3),
+        ("--diffusion_steps 3 --clip_denoised False --fuse mean --weights model --seed 4", "ddpm", 3),
+    ],
+)
+def test_sampler_flags(sample, trained, pictures, flags, sampler, steps):
+    results = sample(trained, pictures, f"{flags} --num_ensemble 2 --num_samples 1 --num_workers 0 --precision fp32")
+    settings = strict_json(results / "manifest.json")["settings"]
+    assert settings["sampler"] == sampler and len(settings["timesteps"]) == steps
+    assert settings["timesteps"] == sorted(settings["timesteps"], reverse=True) and max(settings["timesteps"]) < 1000
+    assert files(results / "masks") == ["case0.png"]
+
+
+def probabilities(folder):
+    return {path.stem: pixels(path) / 65535 for path in (folder / "probability").iterdir()}
+
+
+def test_results_depend_on_neither_the_batch_nor_the_other_cases(sample, trained, pictures):
+    one = probabilities(sample(trained, pictures, FAST, out="one"))
+    four = probabilities(sample(trained, pictures, FAST + " --batch_size 4", out="four"))
+    two = probabilities(sample(trained, pictures, FAST + " --num_samples 2 --batch_size 3", out="two"))
+    assert len(one) == 4 and sorted(two) == ["case0", "case1"]
+    for name, expected in one.items():
+        assert np.abs(four[name] - expected).max() <= 2e-5  # 1e-5, and a step of the 16 bits
+    for name, values in two.items():
+        assert np.abs(values - one[name]).max() <= 2e-5
+    other = probabilities(sample(trained, pictures, FAST + " --seed 1", out="other"))
+    assert np.abs(other["case0"] - one["case0"]).max() > 1e-3
+
+
+def test_another_image_size_than_in_training(sample, refusal, trained, pictures, tmp_path):
+    results = sample(trained, pictures, FAST + " --image_size 48 --num_samples 1")
+    assert pixels(results / "masks" / "case0.png").shape == (32, 40)
+    assert strict_json(results / "manifest.json")["settings"]["image_size"] == 48
+    line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "odd", FAST, "--image_size 33"]
+    assert "image size 33 does not work with 2 levels" in refusal("segmentation_sample", line)
+
+
+def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
+    results = sample(trained, pictures)
+    before = {name: (results / name).stat().st_mtime_ns for name in files(results) if "/" in name}
+    contents = {name: (results / name).read_bytes() for name in before}
+    sample(trained, pictures)
+    assert "4 cases of" in capsys.readouterr().out.split("sample with")[-1]
+    assert {name: (results / name).stat().st_mtime_ns for name in before} == before
+    (results / "masks" / "case1.png").unlink()  # as a kill leaves a case: the mask comes last
+    (results / "masks" / "case3.png").unlink()
+    sample(trained, pictures)
+    assert strict_json(results / "manifest.json")["cases_sampled"] == 2
+    after = {name: (results / name).stat().st_mtime_ns for name in before}
+    assert sorted(name for name in after if after[name] != before[name] and "masks" in name) == [
+        "masks/case1.png",
+        "masks/case3.png",
+    ]
+    assert {name: (results / name).read_bytes() for name in before} == contents
+
+
+def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, refusal, trained, pictures, tmp_path):
+    results = sample(trained, pictures, FAST + " --num_samples 1")
+    start = ["--data_dir", pictures, "--out_dir", results, FAST]
+    again = ["--model_path", trained, *start]
+    assert "made with num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
+    assert "made with fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
+    assert "made with sampler dpm_solver" in refusal("segmentation_sample", [*again, "--dpm_solver False"])
+    content = torch.load(trained, weights_only=True) | {"step": 3}
+    torch.save(content, tmp_path / "other.pt")
+    line = refusal("segmentation_sample", ["--model_path", tmp_path / "other.pt", *start])
+    assert "made with checkpoint_sha256" in line
+
+
+def test_out_dir_must_not_be_the_data(refusal, trained, tmp_path):
+    """The data set's masks would count as finished, and its truth would be scored against itself."""
+    write_folder(tmp_path / "data", 2)
+    before = {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")}
+    data = ["--data_dir", tmp_path / "data", "--out_dir", tmp_path / "data"]
+    assert "choose another --out_dir" in refusal("segmentation_sample", ["--model_path", trained, *data, FAST])
+    assert {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")} == before
+
+
+def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
+    line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "results", FAST]
+    child = process("segmentation_sample", [*line, "--diffusion_steps 999 --num_ensemble 8 --num_workers 2"])
+    for text in child.stdout:
+        if "members by" in text:
+            break
+    while not child.stderr.read(1):  # the bar is drawn
+        pass
+    os.killpg(child.pid, signal.SIGINT)
+    ended = finish(child)
+    assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
+    results = sample(
+        trained, pictures, "--diffusion_steps 120 --num_ensemble 1 --num_samples 1 --num_workers 0 --debug True"
+    )
+    with Image.open(results / "debug" / "case0.gif") as gif:
+        assert 40 <= gif.n_frames <= 51  # and the answer; equal frames are one
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A FOLDER data set of three pictures to be broken, and the training flags for it."""
+    write_folder(tmp_path / "bad", 3)
+    return tmp_path / "bad"
+
+
+@pytest.fixture
+def not_trained(refusal, bad, tmp_path):
+    """A function (flags) that asserts that training is refused and returns the line."""
+
+    def run(flags="", folder=bad, data_name="FOLDER"):
+        line = [
+            f"--data_name {data_name} --data_dir",
+            folder,
+            "--out_dir",
+            tmp_path / "out",
+            TINY,
+            "--max_steps 9",
+            flags,
+        ]
+        return refusal("segmentation_train", line)
+
+    return run
+
+
+@pytest.fixture
+def not_sampled(refusal, pictures, trained, tmp_path):
+    """A function (flags) that asserts that sampling is refused and returns the line."""
+
+    def run(flags="", folder=pictures, checkpoint=trained, out="out"):
+        line = ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / out, FAST, flags]
+        return refusal("segmentation_sample", line)
+
+    return run
+
+
+def test_missing_or_empty_folder(not_trained, not_sampled, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("FOLDER", "ISIC", "BRATS"):
+        assert f"{tmp_path / 'none'}: no such folder" in not_trained(folder=tmp_path / "none", data_name=name)
+        assert f"{tmp_path / 'empty'}: no cases found" in not_trained(folder=tmp_path / "empty", data_name=name)
+    assert "no such folder" in not_sampled(folder=tmp_path / "none")
+    assert "no cases found" in not_sampled(folder=tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_are_needed(refusal, trained):
+    assert "--data_dir: is needed" in refusal("segmentation_train", "--data_name ISIC")
+    assert "--model_path: is needed" in refusal("segmentation_sample", "--data_dir x")
+    assert "--data_dir: is needed" in refusal("segmentation_sample", ["--model_path", trained])
+
+
+def test_unknown_data_name(not_trained, tmp_path):
+    assert "--data_name MNIST: unknown" in not_trained(data_name="MNIST")
+    assert "no such file" in not_trained(data_name=f"{tmp_path}/none.py:Loader")
+
+
+def test_image_without_its_mask(not_trained, bad):
+    (bad / "masks" / "case1.png").unlink()
+    assert "case1.png: has no mask" in not_trained()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sizes_that_differ(not_trained, bad, save_picture, workers):
+    save_picture(bad / "masks" / "case1.png", np.zeros((32, 41), np.uint8))
+    line = not_trained(f"--num_workers {workers}")
+    assert "case1.png: the mask has 32x41 pixels, its image case1.png has 32x40; they must agree" in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_png(not_trained, bad, truncate, workers):
+    truncate(bad / "images" / "case2.png")
+    assert f"{bad / 'images' / 'case2.png'}: is truncated or damaged" in not_trained(f"--num_workers {workers}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_nifti(not_trained, brats, truncate, tmp_path, workers):
+    shutil.copytree(brats, tmp_path / "volumes")
+    path = truncate(tmp_path / "volumes/training/BraTS2021_00001/BraTS2021_00001_t2.nii.gz")
+    line = not_trained(f"--num_workers {workers}", tmp_path / "volumes", "BRATS")
+    assert f"{path}: is truncated or damaged" in line
+
+
+def test_truncated_picture_while_sampling(not_sampled, bad, truncate):
+    truncate(bad / "images" / "case1.png")
+    assert "case1.png: is truncated or damaged" in not_sampled("--num_workers 2", folder=bad)
+
+
+def test_what_the_system_says_in_a_worker_is_one_line(not_trained, bad, tmp_path):
+    """An error of the system (no permission, a failing disk) in a loader's process, whose traceback comes with it."""
+    (tmp_path / "failing.py").write_text(
+        textwrap.dedent(LOADER).replace("return read_picture(case.images[0])", "open('/root/none/photo.png')")
+    )
+    (bad / "case0").mkdir()
+    for source, name in (("images", "photo"), ("masks", "truth")):
+        shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
+    line = not_trained("--num_workers 2", data_name=f"{tmp_path / 'failing.py'}:Polyps")
+    assert "No such file or directory: '/root/none/photo.png'" in line
+
+
+def test_brats_case_that_lacks_a_modality(not_trained, brats, tmp_path):
+    shutil.copytree(brats, tmp_path / "volumes")
+    (tmp_path / "volumes/training/BraTS2021_00001/BraTS2021_00001_t1ce.nii.gz").unlink()
+    line = not_trained("", tmp_path / "volumes", "BRATS")
+    assert "case BraTS2021_00001 lacks the modality t1ce" in line
+
+
+def test_class_cond_needs_labels(not_trained, not_sampled, train, isic, tmp_path):
+    assert "case0.png: has no class label" in not_trained("--class_cond True")
+    checkpoint = train("ISIC", isic / "Train", "--class_cond True")
+    (tmp_path / "plain").mkdir()
+    images = next((isic / "Test").glob("*Part1_Test_Data"))
+    shutil.copytree(images, tmp_path / "plain" / images.name)
+    assert "labels" in not_sampled(folder=tmp_path / "plain", checkpoint=checkpoint)
+
+
+def test_a_label_without_a_name_is_refused(not_trained, tmp_path, bad):
+    """It would train without the class, or index beyond the embedding."""
+    text = textwrap.dedent(LOADER).replace('"truth.png",))', '"truth.png",), label=2)')
+    (bad / "case0").mkdir()
+    for source, name in (("images", "photo"), ("masks", "truth")):
+        shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
+    for names in ("()", "('a', 'b')"):
+        (tmp_path / "labelled.py").write_text(
+            text.replace("class_names =", f"label_names = {names}\n    class_names =")
+        )
+        line = not_trained("--class_cond True", data_name=f"{tmp_path / 'labelled.py'}:Polyps")
+        assert f"has the class label 2 of {0 if names == '()' else 2}, which --class_cond True needs" in line
+
+
+def test_image_size_that_the_levels_do_not_divide(not_trained):
+    line = not_trained("--image_size 34 --channel_mult 1,1,2,2")
+    assert "image size 34 does not work with 4 levels, which need a multiple of 8: use 32 or 40" in line
+
+
+def test_heads_that_do_not_divide_the_width(not_trained):
+    assert "--num_heads 3 does not divide" in not_trained("--num_heads 3")
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_path):
+    assert "no such checkpoint file" in not_sampled(checkpoint=tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("weights")
+    assert "text.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "text.pt")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "foreign.pt")
+    assert "foreign.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "foreign.pt")
+    shutil.copy(trained, tmp_path / "cut.pt")
+    assert "cut.pt: is no checkpoint, or a damaged one" in not_sampled(checkpoint=truncate(tmp_path / "cut.pt"))
+    torch.save(torch.load(trained, weights_only=True) | {"step": Touch(tmp_path / "ran")}, tmp_path / "evil.pt")
+    assert "evil.pt: holds more than plain data" in not_sampled(checkpoint=tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--num_channels 16", "--num_channels 16 contradicts the checkpoint"),
+        ("--learn_sigma True", "which was trained with learn_sigma False"),
+        ("--noise_schedule linear", "which was trained with noise_schedule cosine"),
+        ("--predict_xstart False", "contradicts the checkpoint"),
+        ("--diffusion_steps 1001", "--diffusion_steps 1001: the checkpoint was trained with 1000"),
+        ("--use_ddim True", "--use_ddim True contradicts --dpm_solver True"),
+        ("--weights 0.5", "--weights 0.5: the checkpoint has model, ema, 0.9999"),
+        ("--timestep_respacing 50", "--timestep_respacing sets the steps itself"),
+        ("--multi-gpu 0,1", "--multi_gpu is not there yet"),
+        ("--lr 1e-4", "--lr is a flag of segmentation_train.py"),
+    ],
+)
+def test_flags_that_contradict(not_sampled, flags, words):
+    assert words in not_sampled(flags)
+
+
+def test_wrong_channels_at_sampling(not_sampled, slices):
+    line = not_sampled("--data_name BRATS", folder=slices)
+    assert "images have 4 channels, the checkpoint was trained with 3" in line
+
+
+def test_out_dir_that_cannot_be_written(not_trained, not_sampled, refusal, pictures, trained, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert f"{tmp_path / 'out'}: cannot be written to" in not_trained()
+    assert f"{tmp_path / 'out'}: cannot be written to" in not_sampled()
+    assert "cannot be written to" in not_sampled(out="out/below")
+    line = refusal(
+        "segmentation_eval", ["--pred_dir", pictures, "--data_dir x --data_name FOLDER --out_dir /proc/none"]
+    )
+    assert "x: no such folder" in line
+    data = ["--model_path", trained, "--data_dir", pictures, "--out_dir /proc/none"]
+    assert "/proc/none: cannot be written to" in refusal("segmentation_sample", data)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function (size) that mounts a file system of that size; needs root."""
+    folders = []
+
+    def mount(size):
+        folder = tmp_path / f"disk{len(folders)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a small file system")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_as_a_process(process, pictures, small_disk):
+    """The first checkpoint fits, the second does not: one line, and the first stands."""
+    disk = small_disk("2000k")
+    line = [
+        "--data_name FOLDER --data_dir",
+        pictures,
+        "--out_dir",
+        disk / "run",
+        TINY,
+        "--save_interval 1 --max_steps 9",
+    ]
+    ended = finish(process("segmentation_train", line))
+    assert ended.status == 1
+    assert ended.messages == [f"error: {disk / 'run' / 'model000002.pt'}: No space left on device"]
+    assert [path for path in files(disk / "run") if "model" in path] == ["model000001.pt"]
+    assert load_checkpoint(disk / "run" / "model000001.pt").step == 1
+
+
+def test_full_disk_while_sampling(refusal, trained, pictures, small_disk):
+    disk = small_disk("28k")
+    line = refusal(
+        "segmentation_sample", ["--model_path", trained, "--data_dir", pictures, "--out_dir", disk / "r", FAST]
+    )
+    assert line.startswith(f"error: {disk / 'r'}/") and line.endswith(".png: No space left on device")
+    assert not [path for path in files(disk / "r") if os.path.basename(path).startswith(".")]
