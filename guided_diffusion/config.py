@@ -5,9 +5,9 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .errors import UserError
+from .files import read_yaml
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "multi_gpu": "training and sampling run on one device so far",
@@ -254,13 +254,12 @@ def parse(description, groups, argv=None, *, hide=()):
     """Parse flags (and `--config FILE.yaml`, which they override) into one instance of each class in `groups`.
 
     A flag in two groups belongs to the first. `hide`: names left out. Returns the instances, in the order of
-    `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong.
+    `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong
+    (OSError for a FILE that cannot be read).
     """
     fields = {}
-    for group in groups:
-        for item in dataclasses.fields(group):
-            if item.name not in hide:
-                fields.setdefault(item.name, item)
+    for item in (item for group in groups for item in dataclasses.fields(group) if item.name not in hide):
+        fields.setdefault(item.name, item)
     parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win over it")
     for group in groups:
@@ -355,14 +354,7 @@ def _numbers(name, text, kind):
 
 
 def _read_yaml(path, fields):
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: must hold lines of the form 'flag: value'")
     result = {}

@@ -354,8 +354,10 @@ class _Batches(DataLoader):
     def __iter__(self):
         try:
             yield from super().__iter__()
-        except UserError as error:
+        except (UserError, OSError) as error:
             traceback.clear_frames(error.__traceback__)  # lets go of the workers, or each takes 5 s to end
+            if isinstance(error, OSError):
+                raise
             line = str(error).strip().splitlines()[-1]
             raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
 

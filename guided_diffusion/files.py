@@ -175,6 +175,17 @@ def read_json(path):
         raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
 
 
+def read_yaml(path):
+    """Read a YAML file; `UserError` with the place if it is not valid."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())  # it is told over several lines
+        raise UserError(f"{path}: is no valid YAML ({reason}); correct it") from error
+
+
 def read_csv(path):
     """Read a CSV file as a list of (line number, list of stripped fields), without its empty lines."""
     try:

@@ -39,6 +39,7 @@ def main(argv=None):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
+        check_not_behind(train, start)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     device = pick_device(device_options.gpu_dev)
@@ -88,6 +89,16 @@ def find_start(train):
     if newest is not None:
         raise UserError(f"--out_dir holds a run already ({newest}): add --resume_checkpoint auto or choose another")
     return None
+
+
+def check_not_behind(train, start):
+    """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
+    newest = newest_checkpoint(train.out_dir)
+    if newest is not None and int(newest.stem.removeprefix("model")) > start.step:
+        raise UserError(
+            f"--out_dir holds a later checkpoint ({newest}) than the one to go on from, of step {start.step}: remove "
+            "the later ones or choose another"
+        )
 
 
 def go_on_with(options, saved, given):

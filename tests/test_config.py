@@ -17,7 +17,7 @@ from guided_diffusion.config import (
     parse,
     saved_options,
 )
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import UserError, describe_os_error
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
@@ -291,7 +291,7 @@ def test_flags_win_over_yaml(yaml_line):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("lr: [1", "is not YAML"),
+        ("lr: [1", "is no valid YAML"),
         ("just text", "must hold lines of the form 'flag: value'"),
         ("", "must hold lines"),
         ("batch_sise: 2", "did you mean --batch_size?"),
@@ -311,10 +311,12 @@ def test_bad_yaml(yaml_line, text, words):
 
 
 def test_yaml_that_cannot_be_read(tmp_path):
-    assert "No such file" in refused(f"--config {tmp_path / 'none.yaml'}")
-    assert "Is a directory" in refused(f"--config {tmp_path}")
+    for path, reason in [(tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")]:
+        with pytest.raises(OSError) as error:
+            train(f"--config {path}")
+        assert describe_os_error(error.value) == f"{path}: {reason}"
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00a")
-    assert "b.yaml: is not YAML" in refused(f"--config {tmp_path / 'b.yaml'}")
+    assert "b.yaml: is no valid YAML" in refused(f"--config {tmp_path / 'b.yaml'}")
 
 
 # ---- a checkpoint's options --------------------------------------------------------------------------------------
