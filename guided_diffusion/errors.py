@@ -11,8 +11,8 @@ class UserError(Exception):
 def run_script(main):
     """Call `main()` as a script's entry point and exit with its status.
 
-    A `UserError` becomes one line on stderr and exit status 2, a full disk or an unwritable path one line and
-    status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
+    A `UserError` becomes one line on stderr and exit status 2, a full disk, an unwritable path or exhausted memory one
+    line and status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
     """
     try:
         status = main()
@@ -24,6 +24,15 @@ def run_script(main):
         status = 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(
+            "error: out of memory: lower --batch_size, train with --microbatch 1 or --use_checkpoint True, "
+            "or sample fewer members",
+            file=sys.stderr,
+        )
         status = 1
     except OSError as error:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)

@@ -1,21 +1,36 @@
 """Pictures for people: an image as it is shown, outlines of masks over it, mosaics and the denoising animation."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
 TRUTH_COLOUR = (64, 255, 96)
+CAPTION = 16  # height of a line of captions
 
 
 def displayed(image):
     """A raw image float32 [C, H, W] as RGB uint8 [H, W, 3]: photographs (3 channels in 0..255) as they are, of
-    others the last channel (FLAIR in BraTS), its 1st to 99th percentile stretched over black to white."""
+    others the last channel (FLAIR in BraTS), the 1st to 99th percentile of its non-zero values stretched over black
+    to white; zeros, the background of MRI, stay black."""
     if image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255:
         return image.transpose(1, 2, 0).round().astype(np.uint8)
     channel = image[-1]
-    low, high = np.percentile(channel, (1, 99))
-    grey = np.clip((channel - low) / max(high - low, 1e-6), 0, 1)
-    return np.repeat((grey * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    inside = channel != 0
+    low, high = np.percentile(channel[inside], (1, 99)) if inside.any() else (0, 1)
+    return grey(np.where(inside, (channel - low) / max(high - low, 1e-6), 0))
+
+
+def radiological(picture, affine):
+    """A slice's picture [X, Y, ...] as radiologists look at it: the front up, the patient's left on the right.
+
+    affine: that of the volume [4, 4]; slices of other planes are turned by the same rule and may lie otherwise.
+    """
+    from nibabel.orientations import aff2axcodes
+
+    along_x, along_y, _ = aff2axcodes(affine)
+    picture = picture.swapaxes(0, 1)
+    picture = picture[::-1] if along_y == "A" else picture
+    return np.ascontiguousarray(picture[:, ::-1] if along_x == "R" else picture)
 
 
 def grey(values):
@@ -47,12 +62,15 @@ def overlay(picture, mask, truth=None):
     return outline(picture, mask, MASK_COLOUR)
 
 
-def resized(picture, size):
-    """The picture uint8 [H, W, 3] scaled to fit a square of `size` pixels, on black."""
-    height, width = picture.shape[:2]
+def resized(picture, size, proportions=None):
+    """The picture uint8 [H, W, 3] scaled to fit a square of `size` pixels, on black.
+
+    proportions: (height, width) of the picture that it stands for, where that is another than its own.
+    """
+    height, width = proportions or picture.shape[:2]
     scale = size / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    method = Image.Resampling.BOX if shape[0] < picture.shape[1] else Image.Resampling.NEAREST
     canvas = Image.new("RGB", (size, size))
     canvas.paste(Image.fromarray(picture).resize(shape, method), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return np.asarray(canvas)
@@ -69,19 +87,33 @@ def mosaic(rows, gap=2):
     return canvas
 
 
-def volume_montage(image_of, masks, truths=None, count=16, size=160):
+def overlaid_tile(layers, size):
+    """`overlay` of pictures [image, mask] or [image, mask, truth], drawn after they are resized: lines stay visible."""
+    image, *masks = (resized(layer, size) for layer in layers)
+    return overlay(image, *(mask[..., 0] > 127 for mask in masks))
+
+
+def captions(texts, width, gap=2):
+    """A white strip of captions over a row of pictures of `width` pixels, uint8 [CAPTION, ..., 3]."""
+    strip = Image.new("RGB", (len(texts) * (width + gap) - gap, CAPTION), "white")
+    for i, text in enumerate(texts):
+        ImageDraw.Draw(strip).text((i * (width + gap) + 3, 2), text, fill="black")
+    return np.asarray(strip)
+
+
+def volume_montage(image_of, masks, affine, truths=None, count=16, size=160):
     """Overlays of up to `count` slices of a volume, spread over those that the mask or truth touches (or over all).
 
-    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [X, Y, Z]. Shown with x to the right and y
-    upwards.
+    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [X, Y, Z]; affine: see `radiological`.
     """
     touched = masks.any(axis=(0, 1)) | (truths.any(axis=(0, 1)) if truths is not None else False)
     indices = np.flatnonzero(touched) if touched.any() else np.arange(masks.shape[-1])
     chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
     tiles = []
     for k in chosen:
-        picture = overlay(displayed(image_of(k)), masks[..., k], None if truths is None else truths[..., k])
-        tiles.append(resized(np.rot90(picture).copy(), size))
+        layers = [displayed(image_of(k)), grey(masks[..., k])]
+        layers += [] if truths is None else [grey(truths[..., k])]
+        tiles.append(overlaid_tile([radiological(layer, affine) for layer in layers], size))
     columns = int(np.ceil(np.sqrt(len(tiles))))
     return mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
@@ -96,8 +128,7 @@ def denoising_frames(image, states, predictions, size=96):
     lead = resized(image, size)
 
     def tile(values):
-        picture = Image.fromarray(grey(values)).resize(image.shape[1::-1], Image.Resampling.NEAREST)
-        return resized(np.asarray(picture), size)
+        return resized(grey(values), size, image.shape[:2])
 
     frames = []
     for state, prediction in zip([*states, predictions[-1]], [*predictions, predictions[-1]], strict=True):

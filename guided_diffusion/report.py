@@ -6,10 +6,11 @@ import numpy as np
 
 from .evaluation import truth_of
 from .files import read_nifti, read_picture, write_png
-from .pictures import displayed, grey, heat, mosaic, overlay, resized
+from .pictures import captions, displayed, grey, heat, mosaic, overlaid_tile, radiological, resized
 from .results import Predictions
 
 TILE = 128
+COLUMNS = ("image", "mask (truth green)", "probability", "uncertainty")
 
 
 def write_overview(results_dir, dataset, units, count=8):
@@ -20,8 +21,10 @@ def write_overview(results_dir, dataset, units, count=8):
     """
     folder = Path(results_dir)
     rows = [_row(folder, dataset, unit) for unit in units[:count]]
+    members = max(len(row) for row in rows) - len(COLUMNS)
+    heading = captions([*COLUMNS, *(f"member {k}" for k in range(members))], TILE)
     path = folder / "overview.png"
-    write_png(path, mosaic(rows))
+    write_png(path, np.concatenate([heading, mosaic(rows)]))
     return path
 
 
@@ -43,8 +46,10 @@ def _row(folder, dataset, unit):
     truth = truth_of(dataset, [case]) if case.masks else None
     if truth is not None and truth.ndim == 3:  # one slice of a volume
         truth = truth[..., 0]
-    tiles = [image, overlay(image, mask, truth), grey(probability), heat(uncertainty)]
-    tiles += [grey(member.astype(np.float32)) for member in members]
+    layers = [image, grey(mask), grey(probability), heat(uncertainty), *(grey(member) for member in members)]
+    truths = [] if truth is None else [grey(truth)]
     if unit.is_volume:
-        tiles = [np.rot90(tile).copy() for tile in tiles]
-    return [resized(tile, TILE) for tile in tiles]
+        affine = dataset.geometry(case).affine
+        layers, truths = ([radiological(layer, affine) for layer in group] for group in (layers, truths))
+    outlined = overlaid_tile([*layers[:2], *truths], TILE)
+    return [resized(layers[0], TILE), outlined, *(resized(layer, TILE) for layer in layers[2:])]

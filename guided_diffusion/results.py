@@ -52,33 +52,32 @@ class CaseMaps:
 def fuse_cases(members, sizes, method):
     """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
 
-    sizes: (H, W) of each original. Fusing happens at the network's size, on soft values that are then brought to
-    the original's size smoothly and cut at 0.5 there, so that borders stay smooth.
+    sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
+    so that borders stay smooth and the fused mask is that of the members as they are written.
     """
-    consensus = ensemble.fuse(members.soft, method)  # [N, K, h, w]
-    probability = ensemble.mean_consensus(members.soft)
-    deviation = ensemble.uncertainty(members.soft)
-    coarse = None if members.coarse is None else ensemble.mean_consensus(members.coarse)
     maps = []
     for n, size in enumerate(sizes):
+        soft = _at_size(members.soft[:, n, 0], size)  # [E, H, W]
+        ensemble_of_one = soft[:, None, None]  # [E, 1, 1, H, W]
+        coarse = None if members.coarse is None else _at_size(members.coarse[:, n, 0], size).mean(dim=0).numpy()
         maps.append(
             CaseMaps(
-                mask=_at_size(consensus[n], size)[0] > 0.5,
-                probability=_at_size(probability[n], size)[0],
-                uncertainty=_at_size(deviation[n], size)[0],
-                members=_at_size(members.soft[:, n, 0], size) > 0.5,
-                coarse=None if coarse is None else _at_size(coarse[n], size)[0],
+                mask=(ensemble.fuse(ensemble_of_one, method)[0, 0] > 0.5).numpy(),
+                probability=ensemble.mean_consensus(ensemble_of_one)[0, 0].numpy(),
+                uncertainty=ensemble.uncertainty(ensemble_of_one)[0, 0].numpy(),
+                members=(soft > 0.5).numpy(),
+                coarse=coarse,
             )
         )
     return maps
 
 
 def _at_size(maps, size):
-    """float [C, h, w] -> float32 numpy [C, H, W], bilinear (antialiased when it shrinks)."""
-    maps = maps.float()[None]
+    """Values in [0, 1] [E, h, w] -> float32 [E, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
+    maps = maps.float().cpu()[None]
     if tuple(maps.shape[-2:]) != tuple(size):
         maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return maps[0].cpu().numpy()
+    return maps[0].clamp(0, 1)
 
 
 def stack_slices(slices):
@@ -151,7 +150,7 @@ class ResultsFolder:
 
         write("prob", maps.probability.astype(np.float32))
         write("uncertainty", maps.uncertainty.astype(np.float32))
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, truth))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, affine, truth))
         if self.save_samples:
             for k, member in enumerate(maps.members):
                 write(f"sample_{k:02d}", member.astype(np.uint8))

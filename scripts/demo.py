@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion.config import option, parse
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import option
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.files import check_writable

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion.config import EvalOptions, parse
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import EvalOptions
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.evaluation import RULES, evaluate, format_summary

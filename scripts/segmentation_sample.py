@@ -10,13 +10,13 @@ import torch
 from tqdm import tqdm
 
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
+from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
     DeviceOptions,
     DiffusionOptions,
     ModelOptions,
     SampleOptions,
-    parse,
     saved_options,
 )
 from guided_diffusion.data import build_dataset, group_cases, sampling_batches
@@ -69,7 +69,12 @@ def main(argv=None):
     console().info(f"{sample.num_ensemble} members by {plan}, on {device} in {precision}")
     sampler = EnsembleSampler(model.to(device).eval(), diffusion, plan, sample, device, precision)
     began = time.monotonic()
-    sampler.run(dataset, waiting, folder, data.num_workers)
+    empty = sampler.run(dataset, waiting, folder, data.num_workers)
+    if empty:
+        console().warning(
+            f"warning: {empty} of {len(waiting)} masks are empty. The checkpoint was trained for {checkpoint.step} "
+            "steps: if that is few, train on; else compare the overlays with images that it was trained on"
+        )
     folder.complete(seconds=round(time.monotonic() - began, 2), cases_sampled=len(waiting), cases=len(units))
     finish(sample, dataset, units)
 
@@ -124,12 +129,12 @@ class EnsembleSampler:
     precision: str
 
     def run(self, dataset, units, folder, num_workers):
-        """Sample all `units`, with a bar over the denoising steps of their images."""
+        """Sample all `units`, with a bar over the denoising steps of their images. Returns how many masks are empty."""
         unit_of = {index: unit for unit in units for index in unit.indices}
         indices = [index for unit in units for index in unit.indices]
         slices = defaultdict(list)  # the maps of volumes that are not complete yet
         batches = sampling_batches(dataset, indices, self.options.batch_size, num_workers=num_workers)
-        position = 0
+        position = empty = 0
         total = len(indices) * len(self.plan.timesteps)
         with tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True) as bar:
             for batch in batches:
@@ -137,9 +142,11 @@ class EnsembleSampler:
                     unit = unit_of[indices[position]]
                     slices[unit].append(maps)
                     if len(slices[unit]) == len(unit.cases):
-                        write_unit(folder, dataset, unit, slices.pop(unit))
+                        answer = write_unit(folder, dataset, unit, slices.pop(unit))
+                        empty += not answer.mask.any()
                     position += 1
                 bar.set_postfix_str(f"{position} of {len(indices)} images")
+        return empty
 
     def sample_batch(self, batch, dataset, folder, bar):
         """The `CaseMaps` of each image of a batch."""
@@ -191,7 +198,7 @@ class Trace:
 
 
 def write_unit(folder, dataset, unit, maps):
-    """Write one finished 2-D case, or restack and write one volume."""
+    """Write one finished 2-D case, or restack and write one volume. Returns its `CaseMaps`."""
     answer = stack_slices(maps) if unit.is_volume else maps[0]
 
     def image_of(k):
@@ -204,6 +211,7 @@ def write_unit(folder, dataset, unit, maps):
         folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
+    return answer
 
 
 def finish(sample, dataset, units):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
     DeviceOptions,
@@ -13,7 +14,6 @@ from guided_diffusion.config import (
     ModelOptions,
     TrainOptions,
     build,
-    parse,
     saved_options,
 )
 from guided_diffusion.data import build_dataset

@@ -1,11 +1,12 @@
-"""Options: flags, YAML, help, and what is refused with which line."""
+"""Options and the command line: flags, YAML, help, and what is refused with which line."""
 
 import dataclasses
 import re
 
 import pytest
 
-from guided_diffusion import config
+from guided_diffusion import command_line
+from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
     DeviceOptions,
@@ -14,7 +15,6 @@ from guided_diffusion.config import (
     ModelOptions,
     SampleOptions,
     TrainOptions,
-    parse,
     saved_options,
 )
 from guided_diffusion.errors import UserError, describe_os_error
@@ -58,7 +58,7 @@ def test_every_option_has_help_and_keeps_its_own_rules():
     for group in {*TRAIN, *SAMPLE, EvalOptions}:
         for item in dataclasses.fields(group):
             assert len(item.metadata["help"]) > 10, item.name
-            config.check_value(item, item.default)
+            command_line.check_value(item, item.default)
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -73,7 +73,7 @@ def test_help_names_every_flag(name, script, capsys):
             assert (
                 " ".join(item.metadata["help"].split()[:3]) in " ".join(text.split()) or "diffusion_steps" in item.name
             )
-    for name in config.COMING:
+    for name in command_line.COMING:
         assert not re.search(rf"--{name}\b", text), name
 
 
@@ -155,7 +155,7 @@ def test_flags_of_later_versions_are_refused_by_name(flag):
     assert line.startswith(f"--{re.split('[ =]', flag[2:])[0].replace('-', '_')} is not there yet: ")
 
 
-@pytest.mark.parametrize("name", config.COMING)
+@pytest.mark.parametrize("name", command_line.COMING)
 def test_no_coming_flag_is_taken_by_any_script(name):
     for groups in filter(None, GROUPS.values()):
         assert f"--{name} is not there yet" in refused(f"--{name} x", groups)

@@ -12,6 +12,7 @@ from PIL import Image
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import COLUMNS, evaluate, format_summary, on_grid, truth_of
+from guided_diffusion.pictures import CAPTION
 from guided_diffusion.report import TILE, write_overview
 from guided_diffusion.results import CaseMaps, ResultsFolder
 
@@ -295,7 +296,10 @@ def test_overview_shows_a_row_a_case(folder, tmp_path):
         results.write_image(unit.name, CaseMaps(mask, soft, soft, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
     path = write_overview(tmp_path / "results", dataset, units)
     with Image.open(path) as picture:
-        assert picture.size == (6 * (TILE + 2) - 2, 3 * (TILE + 2) - 2)  # image, overlay, two maps, two members
+        assert picture.size == (
+            6 * (TILE + 2) - 2,
+            3 * (TILE + 2) - 2 + CAPTION,
+        )  # image, overlay, two maps, two members
 
 
 def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
@@ -310,7 +314,7 @@ def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
     )
     path = write_overview(tmp_path / "results", dataset, group_cases(dataset.cases)[:1])
     picture = np.asarray(Image.open(path))
-    third = picture[:, 2 * (TILE + 2) : 3 * (TILE + 2) - 2]  # the probability of that slice
+    third = picture[CAPTION:, 2 * (TILE + 2) : 3 * (TILE + 2) - 2]  # the probability of that slice
     assert third.shape == (TILE, TILE, 3) and (third == 255).all()
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from guided_diffusion import pictures
+from guided_diffusion.ensemble import staple
 from guided_diffusion.errors import UserError
 from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_cases, stack_slices
 from guided_diffusion.sampling import Members
@@ -74,6 +75,15 @@ def test_fusing_at_the_networks_size_is_exact():
     assert np.allclose(maps.probability, soft[:, 0, 0].mean(0)) and maps.coarse is None
     assert np.allclose(maps.uncertainty, soft[:, 0, 0].numpy().std(0), atol=1e-6)
     assert np.array_equal(maps.mask, maps.probability > 0.5)
+
+
+def test_the_fused_mask_is_the_staple_of_the_members_as_they_are_written():
+    generator = torch.Generator().manual_seed(1)
+    smooth = torch.nn.functional.interpolate(torch.rand(5, 1, 4, 4, generator=generator), (16, 16), mode="bicubic")
+    (maps,) = fuse_cases(Members(smooth[:, None].clamp(0, 1), None), [(40, 56)], "staple")
+    votes = torch.from_numpy(maps.members)[:, None, None]
+    assert np.array_equal(maps.mask, (staple(votes).consensus[0, 0] > 0.5).numpy())
+    assert maps.mask.any() and not maps.mask.all()
 
 
 def test_stacked_slices_lie_along_the_last_axis():
@@ -319,12 +329,22 @@ def test_mosaic_of_uneven_rows():
     assert whole.shape == (8, 10, 3) and (whole[5:, 6:] == 255).all() and not whole[5:, :4].any()
 
 
+@pytest.mark.parametrize(("x", "y"), [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_volumes_are_shown_front_up_and_left_on_the_right(x, y):
+    picture = np.zeros((4, 6), np.uint8)  # [X, Y]
+    picture[3 if x < 0 else 0, 5 if y > 0 else 0] = 9  # x grows to the patient's right for x > 0, y to the front
+    shown = pictures.radiological(picture, np.diag([x, y, 1, 1]))
+    assert shown.shape == (6, 4) and shown[0, 3] == 9
+
+
 def test_montage_shows_the_slices_that_the_mask_touches():
     masks = np.zeros((8, 8, 30), bool)
     masks[2:6, 2:6, 10:14] = True
     shown = []
-    pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), masks)
+    pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), masks, np.eye(4))
     assert shown == [10, 11, 12, 13]
     shown.clear()
-    picture = pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), ~masks & masks, count=4, size=8)
+    picture = pictures.volume_montage(
+        lambda k: shown.append(k) or np.zeros((1, 8, 8)), ~masks & masks, np.eye(4), count=4, size=8
+    )
     assert shown == [0, 10, 19, 29] and picture.shape == (18, 18, 3)

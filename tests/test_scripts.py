@@ -15,7 +15,7 @@ import torch
 from conftest import FAST, LOADER, TINY, files, finish, write_folder
 from PIL import Image
 
-from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 
 
 def pixels(path):
@@ -233,6 +233,17 @@ def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
         "masks/case3.png",
     ]
     assert {name: (results / name).read_bytes() for name in before} == contents
+
+
+def test_empty_masks_are_told(sample, trained, pictures, tmp_path, capsys):
+    checkpoint = load_checkpoint(trained)
+    for state in (checkpoint.model, *checkpoint.ema.values()):
+        state["head.conv.bias"] = torch.full_like(state["head.conv.bias"], -50)
+    save_checkpoint(checkpoint, tmp_path / "black.pt")
+    sample(tmp_path / "black.pt", pictures)
+    assert "4 of 4 masks are empty" in capsys.readouterr().out
+    sample(trained, pictures, out="others")
+    assert "4 of 4 masks are empty" not in capsys.readouterr().out
 
 
 def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, refusal, trained, pictures, tmp_path):

@@ -1,0 +1,146 @@
+"""The command line: options dataclasses become flags and YAML keys, and what is wrong with them is said in one line."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+
+from .config import DiffusionOptions, EvalOptions, SampleOptions, TrainOptions, build
+from .errors import UserError
+from .files import read_yaml
+
+COMING = {  # flags of the design that a later version brings; refused by name until then
+    "multi_gpu": "training and sampling run on one device so far",
+    "preset": "set the model flags one by one; the README lists both published sets",
+    "recipe": "set --objective, --input_scale and --mask_loss instead",
+    "fsdp": "the model must fit on one device so far",
+    "compile": "the network runs as it is so far",
+    "sample_batch_size": "use --batch_size",
+    "classes": "masks are binary so far",
+    "cache_dir": "volumes are kept in memory so far",
+    "augment": "images are used as they are so far",
+    "tile": "images are resized to --image_size so far",
+    "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
+    "keep_checkpoints": "all checkpoints are kept so far",
+    "overfit": "point --data_dir at a folder of a few cases instead",
+    "dry_run": "use --max_steps 1 instead",
+}
+
+
+def parse(description, groups, argv=None):
+    """Parse flags (and `--config FILE.yaml`, which they override) into one instance of each class in `groups`.
+
+    A flag in two groups belongs to the first. Returns the instances, in the order of `groups`, and the set of names
+    that were given explicitly. Raises `UserError` in one line for whatever is wrong
+    (OSError for a FILE that cannot be read).
+    """
+    fields = {}
+    for item in (item for group in groups for item in dataclasses.fields(group)):
+        fields.setdefault(item.name, item)
+    parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win over it")
+    for group in groups:
+        section = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
+        for item in dataclasses.fields(group):
+            if fields.get(item.name) is item:
+                _add_flag(section, item)
+    namespace, unknown = parser.parse_known_args(argv)
+    _refuse_unknown(unknown, fields)
+    given = vars(namespace)
+    config_file = given.pop("config", None)
+    if config_file:
+        given = {**_read_yaml(config_file, fields), **given}
+    for name, value in given.items():
+        check_value(fields[name], value)
+    options = [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
+    return options, set(given)
+
+
+def check_value(item, value):
+    """Raise `UserError` unless `value` satisfies what the option's field asks for."""
+    rules, flag = item.metadata, f"--{item.name} {value}"
+    if isinstance(value, str) and value.startswith(("gs://", "az://")):
+        raise UserError(f"{flag}: cloud storage is not there yet; use a local path")
+    if item.name == "version" and value in ("v2", "2", "new", "unet"):
+        raise UserError(f"{flag}: that variant is not there yet; use v1")
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"{flag}: must be one of {', '.join(rules['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag}: is not a finite number")
+    if rules["minimum"] is not None and value < rules["minimum"]:
+        raise UserError(f"{flag}: must be at least {rules['minimum']}")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise UserError(f"{flag}: must be above {rules['above']}")
+    if rules["maximum"] is not None and value > rules["maximum"]:
+        raise UserError(f"{flag}: must be at most {rules['maximum']}")
+
+
+def _owner(groups, name):
+    return next(group for group in groups if name in {item.name for item in dataclasses.fields(group)})
+
+
+def _add_flag(section, item):
+    names = [f"--{item.name}"]
+    if "_" in item.name:
+        names.append(f"--{item.name.replace('_', '-')}")
+    default = f" (default: {item.default})" if item.default != "" else ""
+    section.add_argument(
+        *names,
+        dest=item.name,
+        type=_boolean if item.type is bool else item.type,
+        metavar={bool: "True|False", int: "N", float: "X", str: "TEXT"}[item.type],
+        help=item.metadata["help"].replace("%", "%%") + default,
+    )
+
+
+def _boolean(text):
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
+
+
+def _read_yaml(path, fields):
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: must hold lines of the form 'flag: value'")
+    result = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"--config {path}: {_unknown_flag(str(name), fields)}")
+        kind = fields[name].type
+        text = ",".join(str(part) for part in value) if isinstance(value, list) else str("" if value is None else value)
+        try:  # from its text, as on the command line: int(3.7) and int(True) would pass in silence
+            result[name] = _boolean(text) if kind is bool else kind(text)
+        except (ValueError, argparse.ArgumentTypeError):
+            raise UserError(f"--config {path}: {name}: {value!r} is not of type {kind.__name__}") from None
+    return result
+
+
+def _refuse_unknown(unknown, fields):
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            raise UserError(_unknown_flag(name, fields))
+    if unknown:
+        raise UserError(f"{unknown[0]!r}: every value needs its flag before it; see --help")
+
+
+def _unknown_flag(name, fields):
+    if name in COMING:
+        return f"--{name} is not there yet: {COMING[name]}"
+    elsewhere = {
+        "segmentation_train.py": (TrainOptions, DiffusionOptions),
+        "segmentation_sample.py": (SampleOptions,),
+        "segmentation_eval.py": (EvalOptions,),
+    }
+    for script, groups in elsewhere.items():
+        if any(name == item.name for group in groups for item in dataclasses.fields(group)):
+            return f"--{name} is a flag of {script}, not of this script"
+    close = difflib.get_close_matches(name, fields, n=1)
+    return f"--{name}: no such flag" + (f"; did you mean --{close[0]}?" if close else "; see --help")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)

@@ -1,0 +1,39 @@
+"""The door that scripts leave by: one line and a status for what a user can mend, a traceback for our own bugs."""
+
+import pytest
+
+from guided_diffusion.errors import UserError, run_script
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("x.png: is damaged; copy it again"), 2, "error: x.png: is damaged; copy it again"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "out/model.pt"), 1, "error: out/model.pt: No space left on device"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "error: out of memory: lower --batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: out of memory"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(capsys, error, status, line):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    said = capsys.readouterr().err.strip()
+    assert end.value.code == status and said.startswith(line) and "\n" not in said
+
+
+def test_our_own_bugs_keep_their_traceback():
+    def main():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_script(main)
+
+
+def test_the_end_of_main_is_status_zero():
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: None)
+    assert end.value.code == 0
