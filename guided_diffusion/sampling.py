@@ -6,7 +6,6 @@ noise(): fresh standard noise like x; watch(x, x0): called with each step's x_t 
 the mask's x0 prediction of the last step, in about [-1, 1].
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 
 from .dpm_solver import sample_dpm_solver, solver_timesteps
 from .errors import UserError
+from .seeds import seeded_generator
 
 
 def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
@@ -129,8 +129,7 @@ def _respaced(options, num_timesteps):
 
 def member_generator(seed, name, member):
     """The CPU generator of one ensemble member of one case: (seed, name, member) alone decide its noise."""
-    digest = hashlib.sha256(f"{seed}/{name}/{member}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return seeded_generator(seed, name, member)
 
 
 class MemberNoise:

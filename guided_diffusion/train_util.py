@@ -1,6 +1,5 @@
 """The training loop: a page of named steps, from a batch to averaged weights, logs and checkpoints."""
 
-import hashlib
 import signal
 import time
 from collections import defaultdict
@@ -14,73 +13,13 @@ from .data import training_batches
 from .dist_util import autocast
 from .errors import UserError
 from .logger import RunLog, console
+from .seeds import seed_of, seeded_generator
+from .timesteps import TIMESTEP_SAMPLERS
 
 
 def item_generator(seed, step, index):
     """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
-    digest = hashlib.sha256(f"train/{seed}/{step}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-class UniformTimesteps:
-    """Every time step is equally likely."""
-
-    def __init__(self, num_timesteps):
-        self.num_timesteps = num_timesteps
-
-    def probabilities(self):
-        """float64 [T], summing to 1."""
-        return np.full(self.num_timesteps, 1 / self.num_timesteps)
-
-    def draw(self, uniforms):
-        """Time steps int64 [N] by inverse CDF from uniforms [N] in [0, 1), and the weights float32 [N] that make the
-        weighted loss an unbiased estimate of the uniform mean."""
-        probabilities = self.probabilities()
-        cdf = np.cumsum(probabilities)
-        t = np.searchsorted(cdf / cdf[-1], np.asarray(uniforms), side="right").clip(max=self.num_timesteps - 1)
-        weights = 1 / (self.num_timesteps * probabilities[t])
-        return torch.from_numpy(t), torch.from_numpy(weights).float()
-
-    def update(self, t, losses):
-        """Learn from the losses [N] at time steps t [N] (a uniform sampler has nothing to learn)."""
-
-    def state_dict(self):
-        """What a resumed run needs."""
-        return {}
-
-    def load_state_dict(self, state):
-        """Undo `state_dict`."""
-
-
-class LossSecondMomentTimesteps(UniformTimesteps):
-    """Time steps in proportion to sqrt(E[loss^2]) (arXiv 2102.09672 sec. 3.3) of their last `history` losses, mixed
-    with a thousandth of uniform; uniform until every time step has a full history."""
-
-    def __init__(self, num_timesteps, history=10, uniform_share=0.001):
-        super().__init__(num_timesteps)
-        self.uniform_share = uniform_share
-        self.losses = np.zeros((num_timesteps, history))
-        self.counts = np.zeros(num_timesteps, dtype=np.int64)
-
-    def probabilities(self):
-        if (self.counts < self.losses.shape[1]).any():
-            return super().probabilities()
-        weights = np.sqrt((self.losses**2).mean(axis=1)) + 1e-12
-        return weights / weights.sum() * (1 - self.uniform_share) + self.uniform_share / self.num_timesteps
-
-    def update(self, t, losses):
-        for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            self.losses[step, self.counts[step] % self.losses.shape[1]] = loss
-            self.counts[step] += 1
-
-    def state_dict(self):
-        return {"losses": torch.from_numpy(self.losses.copy()), "counts": torch.from_numpy(self.counts.copy())}
-
-    def load_state_dict(self, state):
-        self.losses, self.counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()
-
-
-TIMESTEP_SAMPLERS = {"uniform": UniformTimesteps, "loss-second-moment": LossSecondMomentTimesteps}
+    return seeded_generator("train", seed, step, index)
 
 
 class EMA:
@@ -184,7 +123,7 @@ class TrainLoop:
         weight changes, for a loss or gradient that is not finite.
         """
         learning_rate = self._set_learning_rate()
-        torch.manual_seed(_step_seed(self.options.seed, self.step))  # dropout follows from (seed, step)
+        torch.manual_seed(seed_of("step", self.options.seed, self.step))  # dropout follows from (seed, step)
         mask, t, weights, noise = self._draw(batch["mask"])
         count = len(mask)
         size = self.options.microbatch if self.options.microbatch > 0 else count
@@ -315,7 +254,3 @@ class _SignalsCaught:
             raise KeyboardInterrupt
         self.loop.stop_signal = number
         console().info(f"{signal.Signals(number).name}: finishing the step and writing a checkpoint")
-
-
-def _step_seed(seed, step):
-    return int.from_bytes(hashlib.sha256(f"step/{seed}/{step}".encode()).digest()[:7], "little")
