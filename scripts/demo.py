@@ -56,8 +56,8 @@ class Task:
 
 
 TASKS = (
-    Task("ISIC", "Train", "Test", steps=130, minutes=1.6, debug=True),
-    Task("BRATS", "training", "testing", steps=110, minutes=1.3, debug=False),
+    Task("ISIC", "Train", "Test", steps=150, minutes=3.0, debug=True),
+    Task("BRATS", "training", "testing", steps=100, minutes=2.5, debug=False),
 )
 
 
