@@ -11,7 +11,6 @@ from .files import read_yaml
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "multi_gpu": "training and sampling run on one device so far",
-    "preset": "set the model flags one by one; the README lists both published sets",
     "recipe": "set --objective, --input_scale and --mask_loss instead",
     "fsdp": "the model must fit on one device so far",
     "compile": "the network runs as it is so far",
@@ -61,10 +60,8 @@ def check_value(item, value):
     rules, flag = item.metadata, f"--{item.name} {value}"
     if isinstance(value, str) and value.startswith(("gs://", "az://")):
         raise UserError(f"{flag}: cloud storage is not there yet; use a local path")
-    if item.name == "version" and value in ("v2", "2", "new", "unet"):
-        raise UserError(f"{flag}: that variant is not there yet; use v1")
     if rules["choices"] and value not in rules["choices"]:
-        raise UserError(f"{flag}: must be one of {', '.join(rules['choices'])}")
+        raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag}: is not a finite number")
     if rules["minimum"] is not None and value < rules["minimum"]:

@@ -27,11 +27,45 @@ class DataOptions:
     )
 
 
+PRESETS = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
+    "S": {"channel_mult": "1,1,2,2,4"},
+    "B": {"channel_mult": "1,1,2,2,4,4"},
+    "L": {"channel_mult": "1,1,2,2,4,4,4"},
+    "++": {
+        "channel_mult": "1,1,2,2,4,4",
+        "num_channels": 512,
+        "num_res_blocks": 12,
+        "num_heads": 8,
+        "attention_resolutions": "24",
+        "use_scale_shift_norm": True,
+    },
+}
+_EVERY_PRESET = {
+    "image_size": 256,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 1,
+    "attention_resolutions": "16",
+    "use_scale_shift_norm": False,
+}
+PRESETS = {name: {**_EVERY_PRESET, **values} for name, values in PRESETS.items()}
+
+
 @dataclass
 class ModelOptions:
     """The network. Fixed for a checkpoint; sampling takes them from there."""
 
-    version: str = option("v1", "model variant: v1 (MedSegDiff; also written 1)", choices=("v1", "1"))
+    version: str = option(
+        "v1",
+        "model variant: v1 (MedSegDiff), v2 (MedSegDiff-V2) or unet (the same U-Net without diffusion, the baseline); "
+        "also written 1, 2 and new (v2)",
+        choices=("v1", "v2", "unet", "1", "2", "new"),
+    )
+    preset: str = option(
+        "",
+        "sizes as published: S, B, L (4, 5, 6 downsamplings) or ++ set the model flags below; explicit flags win",
+        choices=("", *PRESETS),
+    )
     image_size: int = option(256, "images are resized to this many pixels square; the levels must divide it", above=0)
     num_channels: int = option(128, "width of the first level", above=0)
     num_res_blocks: int = option(2, "residual blocks per level", above=0)
@@ -47,10 +81,26 @@ class ModelOptions:
     use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
     resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
     use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    anchor_levels: int = option(1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0)
+    ss_former: str = option(
+        "fourier",
+        "v2: how the condition's embedding meets the diffusion's: fourier (the paper's SS-Former), cross (plain "
+        "cross-attention) or add (their sum alone)",
+        choices=("fourier", "cross", "add"),
+    )
+    ss_blocks: int = option(2, "v2: blocks of the SS-Former, or of plain cross-attention", above=0)
+    nbp_filter: bool = option(True, "v2: the SS-Former filters its affinity maps by frequency and time step")
+    nbp_activation: str = option(
+        "sigmoid", "v2: last activation of that filter, sigmoid or sine", choices=("sigmoid", "sine")
+    )
+    concat_image: bool = option(True, "v2: the diffusion's encoder sees the image beside x_t; False: x_t alone")
 
     def resolve(self, given):
-        """Bring synonyms to one form and check the lists."""
-        self.version = {"1": "v1"}.get(self.version, self.version)
+        """Bring synonyms to one form, apply the preset and check the lists."""
+        self.version = {"1": "v1", "2": "v2", "new": "v2"}.get(self.version, self.version)
+        for name, value in PRESETS.get(self.preset, {}).items():
+            if name not in given:
+                setattr(self, name, value)
         self.multipliers()
         self.attention_sizes()
         if self.num_head_channels == 0 or self.num_head_channels < -1:
@@ -94,7 +144,17 @@ class DiffusionOptions:
         choices=("auto", "mse", "bce_dice"),
     )
     coarse_weight: float = option(
-        1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10)", minimum=0
+        1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10 for v1)", minimum=0
+    )
+    coarse_loss: str = option(
+        "auto",
+        "loss on the coarse mask: bce_dice (Dice + --coarse_ce times cross-entropy, v2's anchor loss) or mse; auto: "
+        "the kind of --mask_loss",
+        choices=("auto", "mse", "bce_dice"),
+    )
+    coarse_ce: float = option(1.0, "weight of the cross-entropy beside Dice in --coarse_loss bce_dice", minimum=0)
+    coarse_every: int = option(
+        1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
     )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
@@ -117,6 +177,8 @@ class DiffusionOptions:
             raise UserError(f"--mask_loss bce_dice goes with --objective x0, not {self.objective}")
         if self.mask_loss == "bce_dice" and self.use_kl:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
+        if self.coarse_loss == "auto":
+            self.coarse_loss = self.mask_loss
 
 
 @dataclass
@@ -237,6 +299,19 @@ def build(group, values):
     return options
 
 
+def check_variant(model, diffusion):
+    """Raise `UserError` for diffusion flags that the plain U-Net cannot follow."""
+    if model.version != "unet":
+        return
+    for asked, flag in (
+        (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
+        (diffusion.use_kl, "--use_kl True"),
+        (model.learn_sigma, "--learn_sigma True"),
+    ):
+        if asked:
+            raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")
+
+
 def saved_options(group, saved, given_options, given, where):
     """The options of a checkpoint, unless a flag that was given contradicts them.
 
@@ -245,6 +320,8 @@ def saved_options(group, saved, given_options, given, where):
     """
     names = {item.name for item in dataclasses.fields(group)}
     options = group(**{name: value for name, value in saved.items() if name in names})
+    if "preset" in given & names:  # what it stands for counts, not its name
+        given = given - {"preset"} | PRESETS.get(given_options.preset, {}).keys()
     for name in sorted(given & names):
         asked, has = getattr(given_options, name), getattr(options, name)
         if asked != has:

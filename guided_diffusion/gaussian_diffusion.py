@@ -83,6 +83,7 @@ class GaussianDiffusion:
 
     alphas_bar: float64 [T], see `noise_schedule`. objective: "eps", "x0" or "v". mask_loss: "mse" or "bce_dice".
     An x0 prediction is squashed: by tanh with MSE; by 2 sigmoid - 1 with BCE + Dice, whose loss sees the logits.
+    coarse_loss: "mse", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every: see `coarse_loss`.
     """
 
     def __init__(
@@ -92,6 +93,9 @@ class GaussianDiffusion:
         objective="eps",
         mask_loss="mse",
         coarse_weight=1.0,
+        coarse_loss=None,
+        coarse_ce=1.0,
+        coarse_every=1,
         rescale_timesteps=False,
         rescale_learned_sigmas=False,
         use_kl=False,
@@ -102,6 +106,7 @@ class GaussianDiffusion:
         if mask_loss == "bce_dice" and objective != "x0":
             raise ValueError("bce_dice needs the objective x0")
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
+        self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
         self.use_kl = use_kl
 
@@ -205,15 +210,18 @@ class GaussianDiffusion:
                     losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
                 total = total + losses["vb"]
         if output.coarse is not None and self.coarse_weight:
-            losses["coarse"] = self.coarse_loss(output.coarse, mask)
+            losses["coarse"] = self.coarse_loss(output.coarse, mask, t)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
 
-    def coarse_loss(self, logits, mask):
-        """Loss per item [N] of the coarse mask's logits: of the same kind as the main mask's."""
-        if self.mask_loss == "bce_dice":
-            return bce_dice(logits, mask)
-        return mean_flat((torch.sigmoid(logits) - mask) ** 2)
+    def coarse_loss(self, logits, mask, t):
+        """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
+        construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha)."""
+        if self.coarse_kind == "bce_dice":
+            loss = bce_dice(logits, mask, self.coarse_ce)
+        else:
+            loss = mean_flat((torch.sigmoid(logits) - mask) ** 2)
+        return loss * (t % self.coarse_every == 0)
 
     def variational_term(self, x0, x_t, t, value, variance=None):
         """Per item [N], bits per dimension: KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)), at t = 0 -log p(x_0|x_1)
@@ -240,14 +248,17 @@ def build_diffusion(options):
         objective=options.objective,
         mask_loss=options.mask_loss,
         coarse_weight=options.coarse_weight,
+        coarse_loss=None if options.coarse_loss == "auto" else options.coarse_loss,
+        coarse_ce=options.coarse_ce,
+        coarse_every=options.coarse_every,
         rescale_timesteps=options.rescale_timesteps,
         rescale_learned_sigmas=options.rescale_learned_sigmas,
         use_kl=options.use_kl,
     )
 
 
-def bce_dice(logits, mask):
-    """Binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
+def bce_dice(logits, mask, ce_weight=1.0):
+    """`ce_weight` times binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
 
     logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
     has a gradient.
@@ -256,7 +267,7 @@ def bce_dice(logits, mask):
     probability = torch.sigmoid(logits)
     both = (probability * mask).sum(dim=(2, 3))  # [N, K]
     size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-    return bce + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+    return ce_weight * bce + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2):

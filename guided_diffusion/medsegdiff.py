@@ -1,11 +1,12 @@
-"""The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1)."""
+"""The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1), -V2 (v2) and the plain
+U-Net without diffusion (unet)."""
 
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .condition import CoarseDecoder, Fusion
+from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
 from .errors import UserError
 from .nn import timestep_embedding
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
@@ -26,65 +27,132 @@ class ModelOutput(NamedTuple):
     coarse: torch.Tensor | None
 
 
-class Condition(NamedTuple):
-    """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
-    features [N, D, H, W], and the class embedding [N, E] or None."""
+class _Expandable:
+    def expand(self, members):
+        """Repeat for `members` ensemble members, member-major: row e * N + n is member e of image n."""
 
+        def repeated(x):
+            if isinstance(x, tuple):
+                return tuple(repeated(part) for part in x)
+            return None if x is None else x.repeat(members, *[1] * (x.ndim - 1))
+
+        return type(self)(*(repeated(part) for part in self))
+
+
+class _ConditionV1(NamedTuple):
     image: torch.Tensor
     features: torch.Tensor
     label: torch.Tensor | None
 
-    def expand(self, members):
-        """Repeat for `members` ensemble members, member-major: row e * N + n is member e of image n."""
-        return Condition(*(None if x is None else x.repeat(members, *[1] * (x.ndim - 1)) for x in self))
+
+class ConditionV1(_Expandable, _ConditionV1):
+    """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
+    features [N, D, H, W], and the class embedding [N, E] or None."""
 
 
-class MedSegDiffV1(nn.Module):
+class _ConditionV2(NamedTuple):
+    image: torch.Tensor | None
+    bottleneck: torch.Tensor
+    anchors: tuple[torch.Tensor, ...]
+    coarse: torch.Tensor
+    label: torch.Tensor | None
+
+
+class ConditionV2(_Expandable, _ConditionV2):
+    """All that v2 knows of an image: the image [N, C, H, W] (None where the diffusion does not see it), c0
+    [N, D, h, w], the anchors' attention maps [N, 1, H_i, W_i] of the first levels, the condition model's mask logits
+    [N, K, H, W], and the class embedding [N, E] or None."""
+
+
+class _Answer(NamedTuple):
+    logits: torch.Tensor
+
+
+class Answer(_Expandable, _Answer):
+    """The plain U-Net's answer: mask logits [N, K, H, W]."""
+
+
+class Variant(nn.Module):
+    """What the variants share: they know their sizes, and `encode` an image once for all time steps and members.
+
+    image_channels, mask_channels: C and K. image_size: the training size. num_labels: > 0 for class conditioning.
+    """
+
+    def __init__(self, mask_channels, image_size, shape, num_labels):
+        super().__init__()
+        check_size(image_size, len(shape.multipliers))
+        self.shape, self.mask_channels = shape, mask_channels
+        self.embedding_channels = 4 * shape.channels
+        self.label_embedding = nn.Embedding(num_labels, self.embedding_channels) if num_labels else None
+
+    def _embed_label(self, image, label):
+        """The class embedding [N, E] or None, after a check of the image's size and of the label's presence."""
+        check_size(image.shape[-1], len(self.shape.multipliers), height=image.shape[-2])
+        if (label is None) != (self.label_embedding is None):
+            raise ValueError("a class-conditional model needs labels, and only such a model takes them")
+        return None if label is None else self.label_embedding(label)
+
+
+class Denoiser(Variant):
+    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
+
+    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma):
+        super().__init__(mask_channels, image_size, shape, num_labels)
+        self.learn_sigma = learn_sigma
+        self.time_embedding = nn.Sequential(
+            nn.Linear(shape.channels, self.embedding_channels),
+            nn.SiLU(),
+            nn.Linear(self.embedding_channels, self.embedding_channels),
+        )
+        self.head = Head(shape.widths[0], mask_channels * (2 if learn_sigma else 1))
+
+    def _embed_time(self, t, label):
+        """t: [N]; label: the class embedding or None. Returns [N, E]."""
+        sinusoids = timestep_embedding(t, self.shape.channels).to(self.time_embedding[0].weight.dtype)
+        embedding = self.time_embedding(sinusoids)
+        return embedding if label is None else embedding + label
+
+    def _output(self, h, coarse):
+        """The `ModelOutput` from the decoder's features [N, D, H, W] and the coarse logits."""
+        prediction, variance = self.head(h), None
+        if self.learn_sigma:
+            prediction, variance = prediction.chunk(2, dim=1)  # [N, 2K, H, W] -> two of [N, K, H, W]
+        return ModelOutput(prediction, variance, coarse)
+
+
+class MedSegDiffV1(Denoiser):
     """MedSegDiff (arXiv 2211.00611): eps(x_t, I, t) = D(E_I + E_x, t), with dynamic conditional encoding.
 
     A segmentation encoder sees x_t beside the image; a condition encoder sees the image. After each of the first
     two stages the segmentation features pass an FF-Parser and fuse into the condition features, which go on from
     there; the two embeddings are added at the bottleneck, and the decoder takes the segmentation encoder's skips.
 
-    image_channels, mask_channels: C and K. image_size: the training size, which the FF-Parsers' maps are stored for.
-    num_labels: > 0 for class conditioning. learn_sigma: a second output for the variance.
+    image_size: what the FF-Parsers' maps are stored for. learn_sigma: a second output for the variance.
     """
 
     def __init__(self, image_channels, mask_channels, image_size, shape, *, learn_sigma=False, num_labels=0):
-        super().__init__()
-        check_size(image_size, len(shape.multipliers))
-        self.shape, self.mask_channels, self.learn_sigma = shape, mask_channels, learn_sigma
-        embedding_channels = 4 * shape.channels
-        self.time_embedding = nn.Sequential(
-            nn.Linear(shape.channels, embedding_channels), nn.SiLU(), nn.Linear(embedding_channels, embedding_channels)
-        )
-        self.label_embedding = nn.Embedding(num_labels, embedding_channels) if num_labels else None
-        self.mask_encoder = build_encoder(image_channels + mask_channels, shape, embedding_channels)
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
+        self.mask_encoder = build_encoder(image_channels + mask_channels, shape, self.embedding_channels)
         self.image_encoder = build_encoder(image_channels, shape)
         self.fusions = nn.ModuleList(
             Fusion(width, image_size // 2**level) for level, width in enumerate(shape.widths[:FUSED_STAGES])
         )
         self.coarse_decoder = CoarseDecoder(shape, mask_channels)
-        self.bottleneck = Bottleneck(shape, embedding_channels)
-        self.decoder = build_decoder(shape, embedding_channels)
-        self.head = Head(shape.widths[0], mask_channels * (2 if learn_sigma else 1))
+        self.bottleneck = Bottleneck(shape, self.embedding_channels)
+        self.decoder = build_decoder(shape, self.embedding_channels)
 
     def encode(self, image, label=None):
-        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `Condition`.
+        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV1`.
 
         Only the condition encoder's first stage is independent of x_t, so only that is done here.
         """
-        check_size(image.shape[-1], len(self.shape.multipliers), height=image.shape[-2])
-        if (label is None) != (self.label_embedding is None):
-            raise ValueError("a class-conditional model needs labels, and only such a model takes them")
+        label = self._embed_label(image, label)
         features, _ = self.image_encoder[0](image)
-        return Condition(image, features, None if label is None else self.label_embedding(label))
+        return ConditionV1(image, features, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
-        embedding = self.time_embedding(timestep_embedding(t, self.shape.channels))  # [N, E]
-        if condition.label is not None:
-            embedding = embedding + condition.label
+        embedding = self._embed_time(t, condition.label)
         h = torch.cat([x_t, condition.image], dim=1)  # [N, K + C, H, W]
         c = condition.features
         skips, levels = [], []
@@ -99,10 +167,85 @@ class MedSegDiffV1(nn.Module):
         h = self.bottleneck(h + c, embedding)
         for stage in self.decoder:
             h = stage(h, skips.pop(), embedding)
-        prediction, variance = self.head(h), None
-        if self.learn_sigma:
-            prediction, variance = prediction.chunk(2, dim=1)  # [N, 2K, H, W] -> two of [N, K, H, W]
-        return ModelOutput(prediction, variance, self.coarse_decoder(levels))
+        return self._output(h, self.coarse_decoder(levels))
+
+
+class MedSegDiffV2(Denoiser):
+    """MedSegDiff-V2 (arXiv 2301.11798): a condition U-Net on the image alone, run once, conditions a diffusion U-Net.
+
+    Its decoder's features anchor the diffusion encoder's first levels (U-SA); its bottleneck embedding meets the
+    diffusion's in the SS-Former, whose result the diffusion decoder takes; its own mask is `coarse`.
+
+    anchor_levels: how many of the first levels are anchored (0: none). semantic: keywords of `SSFormer`.
+    concat_image: whether the diffusion encoder sees the image beside x_t.
+    """
+
+    def __init__(
+        self,
+        image_channels,
+        mask_channels,
+        image_size,
+        shape,
+        *,
+        learn_sigma=False,
+        num_labels=0,
+        anchor_levels=1,
+        concat_image=True,
+        **semantic,
+    ):
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
+        self.concat_image = concat_image
+        self.condition_model = ConditionUNet(image_channels, mask_channels, shape)
+        self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in shape.widths[:anchor_levels])
+        input_channels = mask_channels + (image_channels if concat_image else 0)
+        self.encoder = build_encoder(input_channels, shape, self.embedding_channels)
+        self.bottleneck = Bottleneck(shape, self.embedding_channels)
+        self.semantic = SSFormer(shape, self.embedding_channels, **semantic)
+        self.decoder = build_decoder(shape, self.embedding_channels)
+
+    def encode(self, image, label=None):
+        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV2`.
+
+        The whole condition model runs here, and the anchors: nothing of them depends on x_t or t.
+        """
+        label = self._embed_label(image, label)
+        bottleneck, features, coarse = self.condition_model(image)
+        anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
+        return ConditionV2(image if self.concat_image else None, bottleneck, anchors, coarse, label)
+
+    def forward(self, x_t, t, condition):
+        """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
+        embedding = self._embed_time(t, condition.label)
+        h = x_t if condition.image is None else torch.cat([x_t, condition.image], dim=1)  # [N, K (+ C), H, W]
+        skips = []
+        for level, stage in enumerate(self.encoder):
+            h, stage_skips = stage(h, embedding)
+            if level < len(condition.anchors):
+                h = stage_skips[-1] = h * condition.anchors[level] + h  # f_d' = map f_d + f_d
+            skips.append(stage_skips)
+        h = self.bottleneck(h, embedding)
+        h = self.semantic(condition.bottleneck, h, embedding)
+        for stage in self.decoder:
+            h = stage(h, skips.pop(), embedding)
+        return self._output(h, condition.coarse)
+
+
+class PlainUNet(Variant):
+    """The baseline without diffusion: the same U-Net on the image alone. Its prediction, mask logits, is the same for
+    every x_t and t, so it goes through the same trainer (as an x0 prediction), sampler (in one step) and evaluation."""
+
+    def __init__(self, image_channels, mask_channels, image_size, shape, *, num_labels=0):
+        super().__init__(mask_channels, image_size, shape, num_labels)
+        self.unet = ConditionUNet(image_channels, mask_channels, shape, self.embedding_channels if num_labels else None)
+
+    def encode(self, image, label=None):
+        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `Answer`."""
+        label = self._embed_label(image, label)
+        return Answer(self.unet(image, label)[2])
+
+    def forward(self, x_t, t, condition):
+        """x_t and t are not looked at. Returns a `ModelOutput` without variance and coarse mask."""
+        return ModelOutput(condition.logits, None, None)
 
 
 def check_size(width, num_levels, height=None):
@@ -156,11 +299,23 @@ def unet_shape(options):
 
 def build_model(options, image_channels, mask_channels, num_labels=0):
     """Build the variant that `options` (`config.ModelOptions`) names, for data with C image and K mask channels."""
-    return MedSegDiffV1(
-        image_channels,
-        mask_channels,
-        options.image_size,
-        unet_shape(options),
+    shape = unet_shape(options)
+    sizes = (image_channels, mask_channels, options.image_size, shape)
+    num_labels = num_labels if options.class_cond else 0
+    if options.version == "unet":
+        return PlainUNet(*sizes, num_labels=num_labels)
+    if options.version == "v1":
+        return MedSegDiffV1(*sizes, learn_sigma=options.learn_sigma, num_labels=num_labels)
+    if options.anchor_levels > len(shape.multipliers):
+        raise UserError(f"--anchor_levels {options.anchor_levels}: the model has {len(shape.multipliers)} levels")
+    return MedSegDiffV2(
+        *sizes,
         learn_sigma=options.learn_sigma,
-        num_labels=num_labels if options.class_cond else 0,
+        num_labels=num_labels,
+        anchor_levels=options.anchor_levels,
+        concat_image=options.concat_image,
+        kind=options.ss_former,
+        blocks=options.ss_blocks,
+        nbp_filter=options.nbp_filter,
+        activation=options.nbp_activation,
     )

@@ -21,6 +21,15 @@ def timestep_embedding(timesteps, channels, max_period=10000):
     return nn.functional.pad(embedding, (0, channels - 2 * half))
 
 
+def position_embedding(height, width, channels, device=None):
+    """Sinusoidal embedding of the positions of a map: float32 [channels, height, width], half for each axis."""
+    half = channels // 2
+    rows = timestep_embedding(torch.arange(height, device=device), half)  # [height, half]
+    columns = timestep_embedding(torch.arange(width, device=device), channels - half)
+    rows, columns = rows.T[:, :, None].expand(-1, -1, width), columns.T[:, None].expand(-1, height, -1)
+    return torch.cat([rows, columns])
+
+
 def group_norm(channels, smallest_group=4):
     """GroupNorm with 32 groups, or the most below that which part the channels evenly into `smallest_group` or more.
 
@@ -56,3 +65,8 @@ def without_autocast(device_type):
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def at_least_float32(x):
+    """`x` in float32, or float64 if it has that; half precision overflows in sums over many values."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -75,6 +75,9 @@ class SamplingPlan:
         return f"{self.sampler}, {len(self.timesteps)} steps"
 
 
+ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
+
+
 def plan_sampling(options, given, num_timesteps):
     """The `SamplingPlan` that the flags of `config.SampleOptions` ask for (design, section 4).
 

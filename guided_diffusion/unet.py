@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .nn import checkpointed, conv3x3, group_norm, zeroed
+from .nn import at_least_float32, checkpointed, conv3x3, group_norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,17 @@ class DecoderStage(nn.Module):
 
     def forward(self, x, skips, embedding=None):
         """skips: the encoder's for this level, in its order. Returns [N, C, H, W], upsampled where there is an exit."""
+        return self.leave(self.features(x, skips, embedding), embedding)
+
+    def features(self, x, skips, embedding=None):
+        """What the level's blocks make of x: [N, C, H, W] of this level's own size."""
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             x = block(torch.cat([x, skip], dim=1), embedding)
-        return x if self.exit is None else self.exit(x, embedding)
+        return x
+
+    def leave(self, features, embedding=None):
+        """The features as the next level takes them."""
+        return features if self.exit is None else self.exit(features, embedding)
 
 
 def build_encoder(in_channels, shape, embedding_channels=None):
@@ -253,5 +261,5 @@ class Head(nn.Module):
         self.conv = zeroed(conv3x3(in_channels, out_channels))
 
     def forward(self, x):
-        """x: [N, C, H, W]. Returns float32 [N, out, H, W] whatever the precision inside."""
-        return self.conv(F.silu(self.norm(x))).float()
+        """x: [N, C, H, W]. Returns float32 [N, out, H, W] (or float64) whatever the precision inside."""
+        return at_least_float32(self.conv(F.silu(self.norm(x))))

@@ -29,7 +29,7 @@ from guided_diffusion.medsegdiff import check_size
 from guided_diffusion.pictures import denoising_frames, displayed
 from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder, fuse_cases, stack_slices
-from guided_diffusion.sampling import draw_members, plan_sampling
+from guided_diffusion.sampling import ONE_LOOK, draw_members, plan_sampling
 
 
 def main(argv=None):
@@ -56,7 +56,11 @@ def main(argv=None):
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, sample.weights)
     check_size(image_size, len(model.shape.multipliers))
-    plan = plan_sampling(sample, given, diffusion.num_timesteps)
+    if model_options.version == "unet":
+        plan, sample.num_ensemble = ONE_LOOK, 1
+        console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
+    else:
+        plan = plan_sampling(sample, given, diffusion.num_timesteps)
     dataset = build_dataset(data.data_name, data.data_dir, image_size, split="test")
     check_dataset(dataset, checkpoint)
     check_writable(sample.out_dir)

@@ -14,6 +14,7 @@ from guided_diffusion.config import (
     ModelOptions,
     TrainOptions,
     build,
+    check_variant,
     saved_options,
 )
 from guided_diffusion.data import build_dataset
@@ -40,6 +41,7 @@ def main(argv=None):
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
         check_not_behind(train, start)
+    check_variant(model_options, diffusion_options)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     device = pick_device(device_options.gpu_dev)

@@ -15,6 +15,8 @@ from guided_diffusion.config import (
     ModelOptions,
     SampleOptions,
     TrainOptions,
+    build,
+    check_variant,
     saved_options,
 )
 from guided_diffusion.errors import UserError, describe_os_error
@@ -127,8 +129,36 @@ def test_dashes_and_underscores_and_equal_signs():
     )
 
 
-def test_version_synonym():
-    assert values("--version 1")["version"] == "v1"
+@pytest.mark.parametrize(("word", "version"), [("1", "v1"), ("2", "v2"), ("new", "v2"), ("unet", "unet")])
+def test_version_synonyms(word, version):
+    assert values(f"--version {word}")["version"] == version
+
+
+def test_a_preset_sets_the_model_flags_and_explicit_flags_win():
+    published = values("--preset ++")
+    names = ("num_channels", "num_res_blocks", "num_heads", "attention_resolutions", "use_scale_shift_norm")
+    assert [published[name] for name in names] == [512, 12, 8, "24", True]
+    own = values("--num_heads 4 --preset ++ --image_size 64")
+    assert {name for name in own if own[name] != published[name]} == {"num_heads", "image_size"}
+    levels = [len(values(f"--preset {preset}")["channel_mult"].split(",")) for preset in ("S", "B", "L", "++")]
+    assert levels == [5, 6, 7, 6]  # 4, 5 and 6 downsamplings
+
+
+def test_a_preset_contradicts_a_checkpoint_by_what_it_stands_for():
+    saved = {**dataclasses.asdict(build(ModelOptions, {"preset": "B"})), "preset": ""}
+    (options,), given = parse("", [ModelOptions], ["--preset", "B"])
+    assert saved_options(ModelOptions, saved, options, given, "x.pt").num_channels == 128
+    (options,), given = parse("", [ModelOptions], ["--preset", "++"])
+    with pytest.raises(UserError, match="contradicts the checkpoint x.pt"):
+        saved_options(ModelOptions, saved, options, given, "x.pt")
+
+
+@pytest.mark.parametrize("line", ["--objective eps", "--use_kl True", "--learn_sigma True"])
+def test_the_plain_unet_refuses_what_belongs_to_diffusion(line):
+    (model, diffusion), _ = parse("", [ModelOptions, DiffusionOptions], ["--version", "unet", *line.split()])
+    with pytest.raises(UserError, match=f"leave out {line}"):
+        check_variant(model, diffusion)
+    check_variant(build(ModelOptions, {"version": "v2", "learn_sigma": True}), diffusion)
 
 
 def test_given_holds_what_was_written_only():
@@ -149,7 +179,9 @@ def test_a_value_without_its_flag():
 # ---- what is not there -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--multi-gpu 0,1", "--multi_gpu 0,1", "--preset B", "--fsdp True", "--preset=B"])
+@pytest.mark.parametrize(
+    "flag", ["--multi-gpu 0,1", "--multi_gpu 0,1", "--recipe published", "--fsdp True", "--fsdp=True"]
+)
 def test_flags_of_later_versions_are_refused_by_name(flag):
     line = refused(flag)
     assert line.startswith(f"--{re.split('[ =]', flag[2:])[0].replace('-', '_')} is not there yet: ")
@@ -206,9 +238,9 @@ def test_training_values_out_of_range(line, words):
     assert words in refused(line)
 
 
-@pytest.mark.parametrize("version", ["v2", "2", "new", "unet", "v9"])
-def test_versions_that_are_not_there(version):
-    assert version in refused(f"--version {version}")
+def test_unknown_versions_and_presets():
+    assert "--version v9: must be one of v1, v2, unet" in refused("--version v9")
+    assert "--preset XL: must be one of S, B, L, ++" in refused("--preset XL")
 
 
 @pytest.mark.parametrize(
