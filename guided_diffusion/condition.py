@@ -130,7 +130,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.affinity = heads, affinity
         self.norm_query, self.norm_context, self.norm_mlp = (group_norm(channels) for _ in range(3))
-        self.query, self.key, self.value = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        # A bias of the keys adds the same to all weights of a query, which the softmax takes out again.
+        self.query, self.value = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1, bias=False)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
         self.modulation = nn.Linear(embedding_channels, 2 * channels)
         self.mlp = nn.Sequential(

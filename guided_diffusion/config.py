@@ -277,7 +277,7 @@ class SampleOptions:
         "ema", "weights to use: ema (the first rate trained with), model (not averaged), or a rate such as 0.999"
     )
     save_samples: bool = option(False, "also write every member's mask and the coarse mask")
-    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
+    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif, and v2's attention maps")
     seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
 
 

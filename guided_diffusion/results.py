@@ -6,7 +6,7 @@ probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..
 uncertainty/NAME.png      8 bit: their standard deviation, 0..255 for 0..0.5
 overlay/NAME.png          the input with the mask's outline in red (the truth's in green); a mosaic for volumes
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
-debug/NAME.gif            with --debug: the denoising, step by step
+debug/NAME.gif            with --debug: the denoising, step by step; of v2 NAME_attention.png, what it looked at
 NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
                           --save_samples, NAME_sample_kk and NAME_coarse
 """
@@ -158,10 +158,12 @@ class ResultsFolder:
                 write("coarse", maps.coarse.astype(np.float32))
         write("seg", maps.mask.astype(np.uint8))
 
-    def write_animation(self, name, frames):
-        """Write debug/NAME.gif."""
+    def write_debug(self, name, frames, attention=None):
+        """Write debug/NAME.gif and, where there is a sheet of attention maps, debug/NAME_attention.png."""
         with atomic_path(self.out_dir / "debug" / f"{name}.gif") as path:
             save_animation(path, frames)
+        if attention is not None:
+            write_png(self.out_dir / "debug" / f"{name}_attention.png", attention)
 
     def complete(self, **facts):
         """Add how the run ended to the manifest."""

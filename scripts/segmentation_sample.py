@@ -4,11 +4,13 @@ import dataclasses
 import platform
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from guided_diffusion.attention_maps import AttentionRecorder, attention_sheet
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
@@ -157,7 +159,8 @@ class EnsembleSampler:
         conditional = self.model.label_embedding is not None
         label = batch["label"].to(self.device) if conditional else None
         trace = Trace(bar, len(self.plan.timesteps) if self.options.debug else 0)
-        with autocast(self.precision, self.device):
+        recorder = AttentionRecorder(self.model) if self.options.debug else nullcontext()
+        with autocast(self.precision, self.device), recorder:
             members = draw_members(
                 self.model,
                 self.diffusion,
@@ -170,12 +173,14 @@ class EnsembleSampler:
                 clip=self.options.clip_denoised,
                 watch=trace,
             )
+        maps = fuse_cases(members, batch["size"], self.options.fuse)
         if self.options.debug:
             by_name = {case.name: case for case in dataset.cases}
             for n, name in enumerate(batch["name"]):
                 picture = displayed(dataset.load_image(by_name[name]))
-                folder.write_animation(name, denoising_frames(picture, *trace.of_image(n)))
-        return fuse_cases(members, batch["size"], self.options.fuse)
+                frames = denoising_frames(picture, *trace.of_image(n))
+                folder.write_debug(name, frames, attention_sheet(picture, recorder, n, maps[n].mask))
+        return maps
 
 
 class Trace:

@@ -1,4 +1,4 @@
-"""MedSegDiff V1 as a whole: sizes, widths and options that must work, and what may depend on what."""
+"""The variants as a whole: sizes, widths and options that must work, and what may depend on what."""
 
 import itertools
 
@@ -16,6 +16,8 @@ from guided_diffusion.medsegdiff import (
     unet_shape,
 )
 from guided_diffusion.unet import SelfAttention
+
+VERSIONS = ["v1", "v2", "unet"]
 
 
 def options_of(**values):
@@ -45,24 +47,31 @@ def run(model, image, x_t, t, label=None):
     return model(x_t, t, model.encode(image, label))
 
 
+def parts_of(output):
+    """The outputs that there are: the plain U-Net has neither variance nor coarse mask."""
+    return [part for part in output if part is not None]
+
+
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("image_size", [32, 48, 64])
-def test_every_image_size_that_the_levels_divide_works(image_size):
-    model = model_of(image_size=image_size, channel_mult="1,1,2,2")
+def test_every_image_size_that_the_levels_divide_works(image_size, version):
+    model = model_of(image_size=image_size, channel_mult="1,1,2,2", version=version)
     image, x_t, t = inputs(image_size)
     output = run(model, image, x_t, t)
-    assert output.prediction.shape == output.coarse.shape == x_t.shape
-    assert output.variance is None
+    assert {part.shape for part in parts_of(output)} == {x_t.shape}
+    assert output.variance is None and (output.coarse is None) == (version == "unet")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("shape", [(32, 32), (16, 24), (40, 8)])
-def test_a_model_runs_at_sizes_it_was_not_built_for(shape):
+def test_a_model_runs_at_sizes_it_was_not_built_for(shape, version):
     image, x_t, t = inputs(*shape)
-    output = run(model_of(image_size=16), image, x_t, t)
-    assert output.prediction.shape == output.coarse.shape == x_t.shape
-    assert output.prediction.isfinite().all()
+    output = run(model_of(image_size=16, version=version), image, x_t, t)
+    assert {part.shape for part in parts_of(output)} == {x_t.shape}
+    assert all(part.isfinite().all() for part in parts_of(output))
 
 
 @pytest.mark.parametrize(("size", "levels", "below", "above"), [(100, 6, 96, 128), (50, 3, 48, 52), (4, 4, 8, 16)])
@@ -96,18 +105,22 @@ def test_default_multipliers_suit_common_sizes(image_size):
 # ---- widths, channels, options ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("num_channels", [5, 12, 33])
 @pytest.mark.parametrize("channel_mult", ["1,2", "0.5,1.5"])
-def test_any_width_works(num_channels, channel_mult):
+def test_any_width_works(num_channels, channel_mult, version):
     image, x_t, t = inputs()
-    output = run(model_of(num_channels=num_channels, channel_mult=channel_mult), image, x_t, t)
+    output = run(model_of(num_channels=num_channels, channel_mult=channel_mult, version=version), image, x_t, t)
     assert output.prediction.shape == x_t.shape
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @pytest.mark.parametrize(("image_channels", "mask_channels"), [(1, 1), (4, 1), (3, 2)])
-def test_channels_follow_the_data_and_variance_comes_only_when_learned(image_channels, mask_channels, learn_sigma):
-    model = model_of(image_channels, mask_channels, learn_sigma=learn_sigma)
+def test_channels_follow_the_data_and_variance_comes_only_when_learned(
+    image_channels, mask_channels, learn_sigma, version
+):
+    model = model_of(image_channels, mask_channels, learn_sigma=learn_sigma, version=version)
     image, x_t, t = inputs(image_channels=image_channels, mask_channels=mask_channels)
     output = run(model, image, x_t, t)
     assert output.prediction.shape == output.coarse.shape == x_t.shape
@@ -125,27 +138,30 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("values", COMBINATIONS, ids=str)
-def test_every_parameter_learns_under_every_combination(values):
-    conditional = {"num_labels": 3, "class_cond": True, "learn_sigma": True}
+def test_every_parameter_learns_under_every_combination(values, version):
+    conditional = {"num_labels": 3, "class_cond": True, "learn_sigma": version != "unet", "version": version}
     model = model_of(num_channels=40, attention_resolutions="8", **conditional, **values).train()
     image, x_t, t = inputs()
     before = model.state_dict().keys()
     output = run(model, image, x_t, t, torch.tensor([2, 0]))
-    (output.prediction + output.variance * 2 + output.coarse).square().sum().backward()
+    sum(weight * part for weight, part in enumerate(parts_of(output), start=1)).square().sum().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or p.grad.norm() < 1e-3 * p.norm()]
     assert not idle  # rounding alone gives 1e-6
     assert model.state_dict().keys() == before
 
 
-def test_checkpointed_gradients_equal_plain_ones():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_checkpointed_gradients_equal_plain_ones(version):
     image, x_t, t = inputs()
     gradients = []
     for use_checkpoint in (False, True):
-        model = model_of(use_checkpoint=use_checkpoint, dropout=0.2, attention_resolutions="8").train()
+        options = {"dropout": 0.2, "attention_resolutions": "8", "version": version}
+        model = model_of(use_checkpoint=use_checkpoint, **options).train()
         torch.manual_seed(3)
         output = run(model, image, x_t, t)
-        (output.prediction.square().mean() + output.coarse.square().mean()).backward()
+        sum(part.square().mean() for part in parts_of(output)).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     plain, kept = gradients
     assert plain.keys() == kept.keys()
@@ -153,18 +169,20 @@ def test_checkpointed_gradients_equal_plain_ones():
         torch.testing.assert_close(kept[name], gradient, atol=1e-7, rtol=1e-5)
 
 
-def test_two_forwards_are_identical():
-    model, (image, x_t, t) = model_of(), inputs()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_two_forwards_are_identical(version):
+    model, (image, x_t, t) = model_of(version=version), inputs()
     first, second = run(model, image, x_t, t), run(model, image, x_t, t)
-    assert torch.equal(first.prediction, second.prediction) and torch.equal(first.coarse, second.coarse)
+    assert all(torch.equal(a, b) for a, b in zip(parts_of(first), parts_of(second), strict=True))
 
 
-def test_autocast_answers_in_float32_and_close_to_full_precision():
-    model, (image, x_t, t) = model_of(scale=0.03, learn_sigma=True), inputs()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_autocast_answers_in_float32_and_close_to_full_precision(version):
+    model, (image, x_t, t) = model_of(scale=0.03, learn_sigma=version != "unet", version=version), inputs()
     plain = run(model, image, x_t, t)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = run(model, image, x_t, t)
-    for full, half in zip(plain, mixed, strict=True):
+    for full, half in zip(parts_of(plain), parts_of(mixed), strict=True):
         assert half.dtype == torch.float32
         assert (half - full).norm() < 0.1 * full.norm()
 
@@ -202,18 +220,24 @@ def test_heads_that_do_not_divide_the_channels_are_refused(values, word):
 # ---- what depends on what --------------------------------------------------------------------------------------------
 
 
-def test_the_prediction_depends_on_image_mask_and_time_and_rows_do_not_mix():
-    model, (image, x_t, t) = model_of(), inputs()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_the_outputs_depend_on_and_rows_do_not_mix(version):
+    model, (image, x_t, t) = model_of(version=version), inputs()
     base = run(model, image, x_t, t)
     for changed in ((image.flip(3), x_t, t), (image, x_t.flip(3), t), (image, x_t, t + 200)):
         other = run(model, *changed)
-        assert (other.prediction - base.prediction).abs().max() > 1e-3
-        assert (other.coarse - base.coarse).abs().max() > 1e-4  # v1's coarse mask sees x_t and t
+        if version != "unet" or changed[0] is not image:
+            assert (other.prediction - base.prediction).abs().max() > 1e-3
+        if version == "v1":  # its coarse mask sees x_t and t; v2's does not
+            assert (other.coarse - base.coarse).abs().max() > 1e-4
+        elif changed[0] is image:
+            unseen = other.prediction if version == "unet" else other.coarse
+            assert torch.equal(unseen, base.prediction if version == "unet" else base.coarse)
     image[1] += 1
     torch.testing.assert_close(run(model, image, x_t, t).prediction[0], base.prediction[0], atol=1e-5, rtol=1e-5)
 
 
-def test_encode_knows_nothing_of_x_t_and_is_used():
+def test_v1_encodes_what_knows_nothing_of_x_t_and_uses_it():
     model, (image, x_t, t) = model_of(), inputs()
     condition = model.encode(image)
     before = [None if part is None else part.clone() for part in condition]
@@ -223,21 +247,22 @@ def test_encode_knows_nothing_of_x_t_and_is_used():
     assert not torch.allclose(other.prediction, model(x_t, t, condition).prediction, atol=1e-4)
 
 
-def test_a_condition_expands_member_by_member():
-    model = model_of(num_labels=2, class_cond=True)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_cached_condition_of_many_members_equals_one_encoded_for_each(version):
+    model = model_of(num_labels=2, class_cond=True, version=version)
     image, x_t, t = inputs(n=2)
     label = torch.tensor([0, 1])
     condition = model.encode(image, label).expand(3)
-    for part, single in zip(condition, model.encode(image, label), strict=True):
+    together = model(x_t.repeat(3, 1, 1, 1), t.repeat(3), condition)
+    apart = run(model, image, x_t, t, label)
+    for expanded, single in zip(parts_of(together), parts_of(apart), strict=True):
         for row in range(6):
-            torch.testing.assert_close(part[row], single[row % 2], atol=1e-6, rtol=1e-6)
-    together = model(x_t.repeat(3, 1, 1, 1), t.repeat(3), condition).prediction
-    apart = run(model, image, x_t, t, label).prediction
-    torch.testing.assert_close(together.reshape(3, *apart.shape), apart.expand(3, *apart.shape), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(expanded[row], single[row % 2], atol=1e-5, rtol=1e-5)
 
 
-def test_an_unconditional_condition_expands_to_none():
-    assert model_of().encode(torch.randn(1, 3, 16, 16)).expand(2).label is None
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_an_unconditional_condition_expands_to_none(version):
+    assert model_of(version=version).encode(torch.randn(1, 3, 16, 16)).expand(2).label is None
 
 
 @pytest.mark.parametrize("use_scale_shift_norm", [False, True])
@@ -251,12 +276,13 @@ def test_time_and_label_change_the_output_at_any_width(num_channels, use_scale_s
         assert (other - base).norm() > 0.01 * base.norm()
 
 
-def test_missing_or_unasked_labels_are_refused():
-    model, (image, _, _) = model_of(num_labels=3, class_cond=True), inputs()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_missing_or_unasked_labels_are_refused(version):
+    model, (image, _, _) = model_of(num_labels=3, class_cond=True, version=version), inputs()
     with pytest.raises(ValueError, match="label"):
         model.encode(image)
     with pytest.raises(ValueError, match="label"):
-        model_of().encode(image, torch.tensor([0, 1]))
+        model_of(version=version).encode(image, torch.tensor([0, 1]))
 
 
 def test_data_with_labels_make_no_conditional_model_unless_asked():
@@ -274,23 +300,93 @@ def test_the_embeddings_of_both_encoders_meet_at_the_bottleneck():
     assert len(model.fusions) == 2
 
 
-# ---- the published size ----------------------------------------------------------------------------------------------
+# ---- V2 --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_published_model_has_about_130_million_parameters_and_half_a_teraflop():
-    from torch.utils.flop_counter import FlopCounterMode
+def test_v2_runs_its_condition_model_in_encode_alone():
+    model, (image, x_t, t) = model_of(version="v2"), inputs()
+    calls = []
+    for module in (model.condition_model, *model.anchors):
+        module.register_forward_hook(lambda module, inputs, output: calls.append(type(module).__name__))
+    condition = model.encode(image)
+    assert calls == ["ConditionUNet", "UncertainSpatialAttention"]
+    for step in range(3):
+        model(x_t, t - step, condition)
+    assert len(calls) == 2
 
-    published = build(ModelOptions, {"use_scale_shift_norm": False, "learn_sigma": True})
-    assert (published.image_size, published.num_channels) == (256, 128)
-    with torch.device("meta"):
-        model = build_model(published, image_channels=4, mask_channels=1)
-        image, x_t, t = torch.zeros(1, 4, 256, 256), torch.zeros(1, 1, 256, 256), torch.zeros(1)
-        with FlopCounterMode(display=False) as counter:
-            output = run(model, image, x_t, t)
-    assert output.prediction.shape == output.variance.shape == (1, 1, 256, 256)
-    assert 120e6 < sum(parameter.numel() for parameter in model.parameters()) < 180e6
-    assert 0.3e12 < counter.get_total_flops() < 1.2e12
-    assert model.shape.attention_levels == (4,)
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({}, "anchors"),
+        ({}, "bottleneck"),
+        ({}, "image"),
+        ({"concat_image": False}, "bottleneck"),
+        ({"ss_former": "cross"}, "bottleneck"),
+        ({"ss_former": "add"}, "bottleneck"),
+        ({"nbp_filter": False}, "bottleneck"),
+    ],
+    ids=str,
+)
+def test_each_part_of_v2s_condition_reaches_the_prediction(values, part):
+    model, (image, x_t, t) = model_of(version="v2", **values), inputs()
+    condition = model.encode(image)
+    base = model(x_t, t, condition).prediction
+    value = getattr(condition, part)
+    changed = tuple(1 - x for x in value) if part == "anchors" else value.flip(2)
+    other = model(x_t, t, condition._replace(**{part: changed})).prediction
+    assert (other - base).norm() > 1e-3 * base.norm()
+
+
+ABLATIONS = [
+    {"anchor_levels": 0},
+    {"anchor_levels": 2},
+    {"ss_former": "cross"},
+    {"ss_former": "add"},
+    {"ss_blocks": 1},
+    {"nbp_filter": False},
+    {"nbp_activation": "sine"},
+    {"concat_image": False},
+]
+
+
+@pytest.mark.parametrize("values", ABLATIONS, ids=str)
+def test_every_ablation_of_v2_is_another_network_whose_parameters_all_learn(values):
+    model, (image, x_t, t) = model_of(version="v2", num_channels=40, **values).train(), inputs()
+    output = run(model, image, x_t, t)
+    (output.prediction + 2 * output.coarse).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or p.grad.norm() < 1e-3 * p.norm()]
+    same_layers = values == {"nbp_activation": "sine"}
+    assert (count(model) == count(model_of(version="v2", num_channels=40))) == same_layers
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_anchor_multiplies_the_first_levels_features_and_the_decoder_sees_them():
+    model, (image, x_t, t) = model_of(version="v2", anchor_levels=2, channel_mult="1,2,2"), inputs()
+    condition = model.encode(image)
+    plain, seen = {}, {}
+    for level in (0, 1):
+        model.encoder[level].register_forward_hook(lambda m, i, out, level=level: plain.update({level: out[0]}))
+        model.encoder[level + 1].register_forward_pre_hook(lambda m, i, level=level: seen.update({level: i[0]}))
+    skips = {}
+    model.decoder[-1].register_forward_pre_hook(lambda m, inputs: skips.update(last=inputs[1][-1]))
+    model(x_t, t, condition)
+    for level in (0, 1):
+        torch.testing.assert_close(seen[level], plain[level] * (1 + condition.anchors[level]))
+    assert skips["last"] is seen[0]
+
+
+def test_more_anchors_than_levels_are_refused():
+    with pytest.raises(UserError, match="--anchor_levels 3: the model has 2 levels"):
+        model_of(version="v2", anchor_levels=3)
+
+
+def test_the_plain_unet_is_v2s_condition_model():
+    plain, v2 = model_of(version="unet"), model_of(version="v2")
+    assert plain.unet.state_dict().keys() == v2.condition_model.state_dict().keys()
 
 
 def test_no_layer_depends_on_the_image_size_but_the_frequency_maps():

@@ -170,7 +170,7 @@ def test_the_mask_is_written_last(tmp_path, monkeypatch):
 def test_animation(tmp_path):
     folder = ResultsFolder(tmp_path, dict(MANIFEST))
     image, states = np.zeros((16, 20, 3), np.uint8), np.random.default_rng(0).normal(size=(4, 2, 16, 16))
-    folder.write_animation("a", pictures.denoising_frames(image, states, [x / 2 for x in states]))
+    folder.write_debug("a", pictures.denoising_frames(image, states, [x / 2 for x in states]))
     with Image.open(tmp_path / "debug" / "a.gif") as gif:
         assert gif.format == "GIF" and gif.n_frames == 5  # four steps and the answer
 

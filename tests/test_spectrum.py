@@ -1,4 +1,4 @@
-"""The FF-Parser against a Fourier transform written out with exponentials, and at sizes other than its own."""
+"""The FF-Parser and the Fourier affinity against transforms written out, and at sizes other than their own."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.spectrum import FFParser
+from guided_diffusion.spectrum import FFParser, FourierAffinity, NBPFilter
 
 
 def direct_filter(x, weight):
@@ -151,3 +151,89 @@ def test_a_parser_carries_power_as_its_map_says():
     parser = parser_of(lambda u, v: np.full((16, 9), 3.0), 16)
     x = torch.randn(1, 1, 16, 16)
     assert math.isclose(parser(x).norm().item(), 3 * x.norm().item(), rel_tol=1e-5)
+
+
+# ---- V2: the affinity in the Fourier domain and its filter -----------------------------------------------------------
+
+
+def direct_transform(tokens, height, width):
+    """The unitary 2-D DFT over positions, by sums of exponentials: [L, d] -> complex128 [L, d]."""
+    result = np.zeros(tokens.shape, dtype=complex)
+    for u in range(height):
+        for v in range(width):
+            for y in range(height):
+                for x in range(width):
+                    wave = np.exp(-2j * np.pi * (u * y / height + v * x / width))
+                    result[u * width + v] += wave * tokens[y * width + x]
+    return result / math.sqrt(height * width)
+
+
+def direct_matrix(height, width):
+    return direct_transform(np.eye(height * width), height, width)
+
+
+def random_filter(heads=2, embedding_channels=6, activation="sigmoid", seed=0):
+    torch.manual_seed(seed)
+    nbp = NBPFilter(heads, embedding_channels, activation=activation)
+    with torch.no_grad():
+        for parameter in nbp.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return nbp.double()
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 4), (5, 2)])
+def test_the_affinity_equals_its_formula_by_direct_transforms(height, width):
+    nbp, generator = random_filter(), torch.Generator().manual_seed(1)
+    q, k = (torch.randn(2, 2, height * width, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    embedding = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    weights = FourierAffinity(nbp)(q, k, (height, width), embedding).detach().numpy()
+    matrix, passed = direct_matrix(height, width), nbp(height, width, embedding).detach().numpy()
+    for n in range(2):
+        for head in range(2):
+            spectra = [direct_transform(x[n, head].numpy(), height, width) for x in (q, k)]
+            affinity = spectra[0] @ spectra[1].conj().T / math.sqrt(3) * passed[n, head]
+            spatial = matrix.conj().T @ affinity @ matrix  # the inverse over both of its axes
+            assert np.abs(spatial.imag).max() < 1e-9  # an even filter keeps what it filters real
+            expected = np.exp(spatial.real) / np.exp(spatial.real).sum(axis=1, keepdims=True)
+            np.testing.assert_allclose(weights[n, head], expected, atol=1e-9)
+
+
+def test_without_a_filter_the_transforms_cancel_and_plain_attention_is_left():
+    q, k, v = (torch.randn(2, 3, 20, 4, dtype=torch.float64) for _ in range(3))
+    attended = FourierAffinity()(q, k, (4, 5), torch.zeros(2, 6)) @ v
+    torch.testing.assert_close(attended, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "sine"])
+def test_the_filter_starts_open_and_stays_in_its_range(activation):
+    fresh = NBPFilter(2, 6, activation=activation)(4, 4, torch.randn(3, 6))
+    assert fresh.shape == (3, 2, 16, 16) and fresh.min() > 0.9
+    values = random_filter(activation=activation)(4, 4, torch.randn(3, 6, dtype=torch.float64))
+    assert values.max() <= 1 and values.min() >= (0 if activation == "sigmoid" else -1)
+    assert values.std() > 0.01 and (values[0] - values[1]).abs().max() > 0.01  # it knows frequency and time step
+
+
+def test_the_filter_knows_the_magnitude_of_each_frequency_and_reads_it_at_any_size():
+    nbp, embedding = random_filter(heads=1), torch.randn(1, 6, dtype=torch.float64)
+
+    def response(height, width):
+        return nbp(height, width, embedding)[0, 0].reshape(height, width, height, width)
+
+    small, large = response(4, 6), response(8, 12)
+    torch.testing.assert_close(small[3, 5, 1, 2], small[1, 1, 3, 4])  # -1 and 1 are one magnitude
+    # Frequency 2u of a map twice as large is the same number of cycles over the map's extent relative to Nyquist.
+    torch.testing.assert_close(large[::2, ::2, ::2, ::2], small)
+    assert (small[1, 0, 0, 0] - small[0, 1, 0, 0]).abs() > 1e-4 and (small[1, 0, 0, 0] - small[0, 0, 1, 0]).abs() > 1e-4
+
+
+def test_the_affinity_stays_in_full_precision_under_autocast_and_every_parameter_learns():
+    nbp = random_filter().float()
+    q, k = (torch.randn(2, 2, 16, 4, requires_grad=True) for _ in range(2))
+    embedding = torch.randn(2, 6, requires_grad=True)
+    plain = FourierAffinity(nbp)(q, k, (4, 4), embedding)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = FourierAffinity(nbp)(q, k, (4, 4), embedding)
+    torch.testing.assert_close(mixed, plain, atol=0, rtol=0)
+    plain.square().sum().backward()
+    for x in (q, k, embedding, *nbp.parameters()):
+        assert x.grad.norm() > 1e-6
