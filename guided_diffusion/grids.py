@@ -10,38 +10,42 @@ def strided_timesteps(num_timesteps, steps):
     return np.linspace(num_timesteps - 1, 0, steps).round().astype(int)
 
 
-def _uniform(alphas_bar, parts):
-    return np.linspace(0, len(alphas_bar) - 1, parts + 1)
-
-
-def _quadratic(alphas_bar, parts):
-    return (len(alphas_bar) - 1) * np.linspace(0, 1, parts + 1) ** 2
-
-
-def _logsnr(alphas_bar, parts):
-    rising = np.log(alphas_bar / (1 - alphas_bar))[::-1]  # with T - 1 - t
-    wanted = np.linspace(rising[-1], rising[0], parts + 1)
-    return len(alphas_bar) - 1 - np.interp(wanted, rising, np.arange(len(alphas_bar)))
-
-
-SPACINGS = {"uniform": _uniform, "logsnr": _logsnr, "quadratic": _quadratic}
+SPACINGS = {  # a quantity that rises with t = 0 .. T - 1, of which a solver's steps take even parts. float64 [T]
+    "uniform": lambda alphas_bar: np.arange(len(alphas_bar), dtype=np.float64),
+    "logsnr": lambda alphas_bar: np.log((1 - alphas_bar) / alphas_bar),
+    "quadratic": lambda alphas_bar: np.sqrt(np.arange(len(alphas_bar))),
+}
 
 
 def solver_timesteps(schedule, steps, spacing="uniform"):
     """The times of a solver of the diffusion ODE or SDE: T - 1 first, the last one still noisy. int [steps], falling.
 
     schedule: `gaussian_diffusion.Schedule` of T steps; 1 <= steps <= T. spacing: "uniform" in t, "logsnr" uniform in
-    log(abar / (1 - abar)), or "quadratic": t ~ u^2 for uniform u (arXiv 2010.02502, D.2), dense where noise is low.
-    0 .. T - 1 is cut into `steps` parts, whose upper ends are taken: from the last the solver goes to the clean mask
-    itself. A visit to t = 0 as well, which has almost no noise left, would cost a network call and move little; only
-    T steps take it in. Where parts are narrower than one training step, times move to the nearest free ones below,
-    or above if there are none left, so that the times are always `steps` in number.
+    log(abar / (1 - abar)), or "quadratic": uniform in sqrt(t) (arXiv 2010.02502, D.2), dense where noise is low.
+    The way from T - 1 to 0 is cut into `steps` even parts, whose upper ends are taken: from the last the solver goes
+    to the clean mask itself. A visit to t = 0 as well, which has almost no noise left, would cost a network call and
+    move little; only T steps take it in. A training step that is wider than a part (such as the cosine schedule's
+    last) counts as one part, so that no time comes twice.
     """
     total = len(schedule)
     if not 1 <= steps <= total:
         raise ValueError(f"{steps} steps through a schedule of {total}")
-    wanted = SPACINGS[spacing](schedule.alphas_bar, steps)[:0:-1].round().astype(int)
+    if steps >= total - 1:
+        return np.arange(total)[::-1][:steps]
+    way = _capped(SPACINGS[spacing](schedule.alphas_bar), steps)
+    wanted = np.interp(np.linspace(0, way[-1], steps + 1)[:0:-1], way, np.arange(total)).round().astype(int)
+    # What rounding has still put together goes to the next free times below, or above if there are none left.
     ranks = np.arange(steps)
     falling = np.minimum.accumulate(wanted + ranks) - ranks
-    lowest = 1 if steps < total else 0
-    return np.maximum(falling, lowest + ranks[::-1])
+    return np.maximum(falling, 1 + ranks[::-1])
+
+
+def _capped(quantity, parts):
+    """The quantity from 0, its increments cut to a width of which the whole then has `parts` < T - 1. float64 [T]."""
+    increments = np.diff(quantity)
+    width = increments.sum() / parts
+    while (wide := increments > width).any():
+        increments[wide] = width  # the others share what is left, by which parts become narrower and more may be wide
+        narrow = increments < width
+        width = increments[narrow].sum() / (parts - (~narrow).sum())
+    return np.r_[0.0, np.cumsum(increments)]
