@@ -25,7 +25,7 @@ def sample_dpm_solver(
 
     order: 1 (the ODE's is DDIM), 2 (algorithm 2 of the paper, "2M") or 3. solver_type: "ode", which does not use
     `noise`, or "sde". lower_order_final: whether the last steps have orders ..., 3, 2, 1; None: where they are fewer
-    than 15, as the paper does. In any case the first steps, which have no history, have orders 1, 2, ..., and the
+    than 15, as usual. In any case the first steps, which have no history, have orders 1, 2, ..., and the
     last returns the network's x0 itself, where the solution of first order leads as sigma_s becomes 0.
     """
     levels = NoiseLevels.at(schedule, timesteps)
@@ -84,7 +84,8 @@ def quadrature(nodes, z, variant="bh2"):
 
     nodes: n different u_j, one of them 0; z > 0. The monomials' J(u^k) follow from one another by parts. With two
     nodes J(u) is simplified as in the papers: half of J(1) (DPM-Solver++ (2M), and UniPC's B2(h) = e^h - 1), or with
-    the variant "bh1" z / 2 (UniPC's B1(h) = h).
+    the variant "bh1" z / 2 (UniPC's B1(h) = h). With three nothing is simplified: diffusers' DPM-Solver++ halves the
+    second difference's part there, and its error then falls with the square of the step only.
     """
     moments = [-math.expm1(-z)]
     for k in range(1, len(nodes)):

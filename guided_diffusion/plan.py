@@ -49,7 +49,7 @@ def _choose(options, given):
     respacing = options.timestep_respacing
     if respacing:
         if options.dpm_solver or options.sampler in SOLVERS:
-            raise UserError("--timestep_respacing goes with DDPM and DDIM alone: leave out it or the solver")
+            raise UserError("--timestep_respacing sets the steps itself, for DDPM or DDIM: leave out it or the solver")
         if respacing.startswith("ddim") and options.sampler == "ddpm":
             raise UserError(f"--sampler ddpm contradicts --timestep_respacing {respacing}; leave one out")
     if options.sampler != "auto":
@@ -86,7 +86,7 @@ def _respaced(options, num_timesteps):
     """Times from `--timestep_respacing`: "50", "ddim50" or one count for each equal section, as "10,20,30"."""
     text = options.timestep_respacing
     if options.diffusion_steps not in (0, num_timesteps):
-        raise UserError("--timestep_respacing sets the number of steps itself: leave out --diffusion_steps")
+        raise UserError("--timestep_respacing sets the steps itself: leave out --diffusion_steps")
     try:
         counts = [int(part) for part in text.removeprefix("ddim").split(",")]
     except ValueError:
