@@ -266,12 +266,37 @@ class SampleOptions:
         "DPM-Solver++ by the flags below); 0: 20 steps of DPM-Solver++",
         minimum=0,
     )
+    sampler: str = option(
+        "auto",
+        "how the steps are taken; auto: as --use_ddim, --dpm_solver and --diffusion_steps say. unipc (UniPC, 20 steps "
+        "unless --diffusion_steps says otherwise) has no flag of its own",
+        choices=("auto", "ddpm", "ddim", "dpm_solver", "unipc"),
+    )
     use_ddim: bool = option(False, "take the steps by DDIM (50 steps unless --diffusion_steps says otherwise)")
-    dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (2M)")
+    dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (20 unless --diffusion_steps says otherwise)")
+    solver_order: int = option(2, "order of DPM-Solver++ or UniPC, 1 to 3", minimum=1, maximum=3)
+    solver_type: str = option(
+        "ode",
+        "what DPM-Solver++ solves: ode, or sde, which adds fresh noise at each step",
+        choices=("ode", "sde"),
+    )
+    time_spacing: str = option(
+        "uniform",
+        "where DPM-Solver++ and UniPC step: evenly in t (uniform), in the log signal-to-noise ratio (logsnr), or "
+        "denser towards the clean mask (quadratic)",
+        choices=("uniform", "logsnr", "quadratic"),
+    )
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
     )
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
+    dynamic_threshold: float = option(
+        0.0,
+        "clip by scaling this share of each predicted mask's pixels, such as 0.995, into [-1, 1]; for checkpoints that "
+        "predict eps or v; 0: off",
+        minimum=0,
+        maximum=1,
+    )
     fuse: str = option("staple", "how members become one mask", choices=("staple", "mean", "vote"))
     weights: str = option(
         "ema", "weights to use: ema (the first rate trained with), model (not averaged), or a rate such as 0.999"

@@ -1,45 +1,95 @@
-"""DPM-Solver++ (2M): a second-order multistep solver of the diffusion ODE in data prediction (arXiv 2211.01095)."""
+"""DPM-Solver++: multistep solvers, of orders 1 to 3, of the diffusion ODE and SDE in data prediction (2211.01095)."""
 
 import math
+from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
 from .gaussian_diffusion import Schedule
 
 
-def solver_timesteps(num_timesteps, steps):
-    """`steps` integer times, falling, uniform in t from T - 1 down to one spacing above 0; [steps] of int.
-
-    The last step goes from the last of them to the clean mask itself.
-    """
-    grid = np.linspace(0, num_timesteps - 1, steps + 1).round().astype(int)
-    return grid[:0:-1]
-
-
-def sample_dpm_solver(denoise, x, timesteps, schedule: Schedule, noise=None, watch=None):
+def sample_dpm_solver(
+    denoise,
+    x,
+    timesteps,
+    schedule: Schedule,
+    noise=None,
+    watch=None,
+    *,
+    order=2,
+    solver_type="ode",
+    lower_order_final=None,
+):
     """Integrate from x at timesteps[0] to the clean mask; a sampler of the common signature (see `sampling`).
 
-    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, one step t -> s is (algorithm 2)
-        D = (1 + 1 / 2r) x0_t - 1 / 2r x0_previous,   r = h_previous / h,
-        x_s = sigma_s / sigma_t x_t - alpha_s (exp(-h) - 1) D.
-    The first step has no previous x0 and the last has sigma_s = 0: both are of first order, and the last returns
-    the network's x0 itself. The solver is deterministic: `noise` is not used.
+    order: 1 (the ODE's is DDIM), 2 (algorithm 2 of the paper, "2M") or 3. solver_type: "ode", which does not use
+    `noise`, or "sde". lower_order_final: whether the last steps have orders ..., 3, 2, 1; None: where they are fewer
+    than 15, as usual. In any case the first steps, which have no history, have orders 1, 2, ..., and the
+    last returns the network's x0 itself, where the solution of first order leads as sigma_s becomes 0.
     """
-    abar = schedule.alpha_bar(np.asarray(timesteps, dtype=int))  # float64 [steps]
-    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-    log_snr = np.log(alpha / sigma)
-    previous = None
+    levels = NoiseLevels.at(schedule, timesteps)
+    eta = {"ode": 0, "sde": 1}[solver_type]
+    count = len(timesteps)
+    if lower_order_final is None:
+        lower_order_final = count < 15
+    history = deque(maxlen=order)  # (step, its x0), the newest first
     for i, t in enumerate(timesteps):
         x0 = denoise(x, t).x0
         if watch is not None:
             watch(x, x0)
-        if i + 1 == len(timesteps):
+        if i + 1 == count:
             return x0
-        h = log_snr[i + 1] - log_snr[i]
-        direction = x0
-        if previous is not None:
-            r = (log_snr[i] - log_snr[i - 1]) / h
-            direction = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
-        x = (sigma[i + 1] / sigma[i]) * x - (alpha[i + 1] * math.expm1(-h)) * direction
-        previous = x0
+        history.appendleft((i, x0))
+        points = list(history)[: count - i] if lower_order_final else history
+        x = integrate(levels, x, i, points, eta=eta)
+        if eta:
+            h = levels.log_snr[i + 1] - levels.log_snr[i]
+            x = x + levels.sigma[i + 1] * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
     raise ValueError("needs at least one time step")
+
+
+class NoiseLevels(NamedTuple):
+    """alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma) at each step; float64 [steps]."""
+
+    alpha: np.ndarray
+    sigma: np.ndarray
+    log_snr: np.ndarray
+
+    @classmethod
+    def at(cls, schedule, timesteps):
+        """The levels at falling integer `timesteps`."""
+        abar = schedule.alpha_bar(np.asarray(timesteps, dtype=int))
+        return cls(np.sqrt(abar), np.sqrt(1 - abar), 0.5 * np.log(abar / (1 - abar)))
+
+
+def integrate(levels, x, i, points, *, eta=0, variant="bh2"):
+    """x at step i + 1 from x at step i, where x0 is the polynomial in lambda through `points`, pairs (step, its x0).
+
+    With h = lambda_s - lambda_t, u = (lambda - lambda_t) / h and k = 1 + eta, the variation of constants
+    of the diffusion ODE or, with eta = 1, SDE (to whose result noise is still to be added) reads
+        x_s = sigma_s / sigma_t e^(-eta h) x_t + alpha_s integral_0^1 k h e^(-k h (1 - u)) x0(u) du.
+    """
+    h = levels.log_snr[i + 1] - levels.log_snr[i]
+    nodes = [(levels.log_snr[j] - levels.log_snr[i]) / h for j, _ in points]
+    weights = levels.alpha[i + 1] * quadrature(nodes, (1 + eta) * h, variant)
+    x = levels.sigma[i + 1] / levels.sigma[i] * math.exp(-eta * h) * x
+    for weight, (_, x0) in zip(weights, points, strict=True):
+        x = x + float(weight) * x0
+    return x
+
+
+def quadrature(nodes, z, variant="bh2"):
+    """Weights w [n] with sum_j w_j p(u_j) = J(p) = z integral_0^1 e^(-z (1 - u)) p(u) du for all p of degree < n.
+
+    nodes: n different u_j, one of them 0; z > 0. The monomials' J(u^k) follow from one another by parts. With two
+    nodes J(u) is simplified as in the papers: half of J(1) (DPM-Solver++ (2M), and UniPC's B2(h) = e^h - 1), or with
+    the variant "bh1" z / 2 (UniPC's B1(h) = h). With three nothing is simplified: diffusers' DPM-Solver++ halves the
+    second difference's part there, and its error then falls with the square of the step only.
+    """
+    moments = [-math.expm1(-z)]
+    for k in range(1, len(nodes)):
+        moments.append(1 - k / z * moments[-1])
+    if len(nodes) == 2:
+        moments[1] = {"bh1": z, "bh2": moments[0]}[variant] / 2
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, moments)

@@ -149,30 +149,36 @@ class GaussianDiffusion:
         return torch.tanh(prediction) if self.mask_loss == "mse" else 2 * torch.sigmoid(prediction) - 1
 
     def to_x0(self, value, x_t, t):
-        """x_0 from an (activated) prediction of the target at x_t."""
+        """x_0 from an (activated) prediction of the target at x_t. t: int [N], or one int for all rows."""
         if self.objective == "x0":
             return value
-        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        abar = self.schedule.alpha_bar(_on_host(t))
         signal, noise = _per_row(np.sqrt(abar), x_t), _per_row(np.sqrt(1 - abar), x_t)
         if self.objective == "eps":
             return (x_t - noise * value) / signal
         return signal * x_t - noise * value
 
     def to_eps(self, x0, x_t, t):
-        """The noise that x_t holds if x_0 is the clean mask."""
-        abar = self.schedule.alpha_bar(t.cpu().numpy())
+        """The noise that x_t holds if x_0 is the clean mask. t: int [N], or one int for all rows."""
+        abar = self.schedule.alpha_bar(_on_host(t))
         return (x_t - _per_row(np.sqrt(abar), x_t) * x0) / _per_row(np.sqrt(1 - abar), x_t)
 
-    def denoiser(self, model, condition, *, clip=True):
+    def denoiser(self, model, condition, *, clip=True, dynamic_threshold=0.0):
         """Close over the condition: a function (x_t, t) -> `Denoised`, which is all that samplers see.
 
-        With `clip` x_0 is kept in [-1, 1] and eps follows from the clipped x_0, so that the two agree.
+        t is one int for all rows, as in sampling, which a GPU is not waited for, or int [N]. With `clip` x_0 is kept
+        in [-1, 1], with a `dynamic_threshold` above 0 too (`cut_dynamically`); eps follows from the clipped
+        x_0, so that the two agree.
         """
 
         def denoise(x_t, t):
-            output = model(x_t, self.model_time(t), condition)
+            times = t if isinstance(t, torch.Tensor) else torch.full((len(x_t),), int(t), device=x_t.device)
+            output = model(x_t, self.model_time(times), condition)
             x0 = self.to_x0(self.activate(output.prediction), x_t, t)
-            x0 = x0.clamp(-1, 1) if clip else x0
+            if dynamic_threshold:
+                x0 = cut_dynamically(x0, dynamic_threshold)
+            elif clip:
+                x0 = x0.clamp(-1, 1)
             fraction = None if output.variance is None else (output.variance + 1) / 2
             return Denoised(x0, self.to_eps(x0, x_t, t), fraction, output.coarse)
 
@@ -257,6 +263,20 @@ def build_diffusion(options):
     )
 
 
+def cut_dynamically(x0, share):
+    """Dynamic thresholding (arXiv 2205.11487, section 2.3): x_0 cut to [-s, s] and divided by s, per item of a batch.
+
+    s is the value that a `share` in (0, 1] of the item's |x_0| stay below, and at least 1: what reaches beyond [-1, 1]
+    in bulk is scaled into it, outliers are clipped. x0: [N, K, H, W].
+    """
+    size = x0.abs().flatten(1).sort(dim=1).values  # torch.quantile refuses large batches
+    place = share * (size.shape[1] - 1)
+    below = int(place)
+    above = min(below + 1, size.shape[1] - 1)
+    s = torch.lerp(size[:, below], size[:, above], place - below).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s
+
+
 def bce_dice(logits, mask, ce_weight=1.0):
     """`ce_weight` times binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
 
@@ -299,7 +319,15 @@ def mean_flat(x):
     return x.flatten(1).mean(dim=1)
 
 
+def _on_host(t):
+    """Time steps as an int or an int array."""
+    return t.cpu().numpy() if isinstance(t, torch.Tensor) else t
+
+
 def _per_row(values, like):
-    """float64 values [N] (or a scalar) as a tensor of `like`'s type that broadcasts over [N, K, H, W]."""
+    """float64 values [N] as a tensor of `like`'s type that broadcasts over [N, K, H, W]; a scalar as a float, which
+    unlike a tensor is not copied to the device."""
+    if np.ndim(values) == 0:
+        return float(values)
     tensor = torch.as_tensor(np.asarray(values), dtype=like.dtype).to(like.device)
     return tensor.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,20 +1,21 @@
 """The reverse process: DDPM and DDIM, and the one entry point that draws an ensemble of masks with any sampler.
 
-Every sampler is a function `sampler(denoise, x, timesteps, schedule, noise, watch) -> x0`:
-denoise(x, t) -> `Denoised`; x: pure noise [B, K, H, W]; timesteps: falling ints, a subset of the training schedule;
-noise(): fresh standard noise like x; watch(x, x0): called with each step's x_t and x0, for pictures. The result is
-the mask's x0 prediction of the last step, in about [-1, 1].
+Every sampler is a function `sampler(denoise, x, timesteps, schedule, noise, watch) -> x0`, with settings of its own as
+keywords: denoise(x, t) -> `Denoised`, for an int t; x: pure noise [B, K, H, W]; timesteps: falling ints, a subset of
+the training schedule; noise(): fresh standard noise like x; watch(x, x0): called with each step's x_t and x0, for
+pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
 """
 
+import dataclasses
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from .dpm_solver import sample_dpm_solver, solver_timesteps
-from .errors import UserError
+from .dpm_solver import sample_dpm_solver
 from .seeds import seeded_generator
+from .unipc import sample_unipc
 
 
 def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
@@ -49,7 +50,8 @@ def sample_ddim(denoise, x, timesteps, schedule, noise=None, watch=None):
     return x
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver, "unipc": sample_unipc}
+SOLVERS = ("dpm_solver", "unipc")  # those with an order, whose times have a spacing
 
 
 def _steps(timesteps):
@@ -57,77 +59,37 @@ def _steps(timesteps):
     return zip(timesteps, [*timesteps[1:], -1], strict=True)
 
 
-def strided_timesteps(num_timesteps, steps):
-    """`steps` times spread evenly over 0 .. T - 1, both ends included (one step: T - 1 alone), falling. int [steps]."""
-    if steps == 1:
-        return np.array([num_timesteps - 1])
-    return np.linspace(num_timesteps - 1, 0, steps).round().astype(int)
-
-
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Which sampler takes which time steps. sampler: a name in `SAMPLERS`; timesteps: falling ints."""
+    """Which sampler takes which time steps and how: what decides the masks beside the network, image and noise.
+
+    sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
+    solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
+    `GaussianDiffusion.denoiser`.
+    """
 
     sampler: str
     timesteps: tuple[int, ...]
+    solver_order: int | None = None
+    solver_type: str | None = None
+    time_spacing: str | None = None
+    clip: bool = True
+    dynamic_threshold: float = 0.0
 
     def __str__(self):
         return f"{self.sampler}, {len(self.timesteps)} steps"
 
+    def settings(self):
+        """What a manifest records, in plain types."""
+        settings = dataclasses.asdict(self)
+        return settings | {"timesteps": list(self.timesteps), "clip_denoised": settings.pop("clip")}
 
-ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
-
-
-def plan_sampling(options, given, num_timesteps):
-    """The `SamplingPlan` that the flags of `config.SampleOptions` ask for (design, section 4).
-
-    given: names of the flags given explicitly. num_timesteps: the checkpoint's T.
-    Raises `UserError` for flags that contradict each other and for more steps than T.
-    """
-    if options.use_ddim and options.dpm_solver:
-        raise UserError("--use_ddim True contradicts --dpm_solver True; choose one")
-    if options.timestep_respacing:
-        return _respaced(options, num_timesteps)
-    steps = options.diffusion_steps
-    if options.use_ddim:
-        sampler, steps = "ddim", steps or 50
-    elif options.dpm_solver or not (steps or "dpm_solver" in given):
-        sampler, steps = "dpm_solver", steps or 20
-    else:
-        sampler, steps = "ddpm", steps or num_timesteps  # --dpm_solver False alone asks for full DDPM
-    if steps > num_timesteps and "diffusion_steps" in given and options.diffusion_steps:
-        raise UserError(
-            f"--diffusion_steps {steps}: the checkpoint was trained with {num_timesteps}; use that or fewer"
-        )
-    return _plan(sampler, num_timesteps, min(steps, num_timesteps))
-
-
-def _plan(sampler, num_timesteps, steps):
-    if sampler == "dpm_solver":
-        # The solver's grid skips t = 0, so that it has at most T - 1 steps.
-        times = solver_timesteps(num_timesteps, min(steps, num_timesteps - 1))
-    else:
-        times = strided_timesteps(num_timesteps, steps)
-    return SamplingPlan(sampler, tuple(int(t) for t in times))
-
-
-def _respaced(options, num_timesteps):
-    """A plan from `--timestep_respacing`: "50", "ddim50" or one count for each equal section, as "10,20,30"."""
-    text = options.timestep_respacing
-    if options.dpm_solver or options.diffusion_steps not in (0, num_timesteps):
-        raise UserError("--timestep_respacing sets the steps itself: leave out --diffusion_steps and --dpm_solver")
-    sampler = "ddim" if options.use_ddim or text.startswith("ddim") else "ddpm"
-    try:
-        counts = [int(part) for part in text.removeprefix("ddim").split(",")]
-    except ValueError:
-        raise UserError(f"--timestep_respacing {text}: must be like 50, ddim50 or 10,20,30") from None
-    bounds = np.linspace(0, num_timesteps, len(counts) + 1).round().astype(int)
-    times = []
-    for low, high, count in zip(bounds[:-1], bounds[1:], counts, strict=True):
-        if not 1 <= count <= high - low:
-            raise UserError(f"--timestep_respacing {text}: a section of {high - low} steps cannot give {count}")
-        times.extend(int(low + t) for t in strided_timesteps(high - low, count))
-    return SamplingPlan(sampler, tuple(sorted(times, reverse=True)))
+    def run(self, denoise, x, schedule, noise, watch=None):
+        """Sample; a sampler of the common signature without its `timesteps`."""
+        how = {"order": self.solver_order} if self.sampler in SOLVERS else {}
+        if self.sampler == "dpm_solver":
+            how["solver_type"] = self.solver_type
+        return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
 
 
 def member_generator(seed, name, member):
@@ -147,8 +109,10 @@ class MemberNoise:
 
     def __call__(self):
         """Returns float32 [E * N, K, H, W]."""
-        rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(rows).to(self.device)
+        rows = torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
+        if torch.device(self.device).type == "cuda":  # from pinned memory it is copied without waiting for the GPU
+            return rows.pin_memory().to(self.device, non_blocking=True)
+        return rows.to(self.device)
 
 
 class Members(NamedTuple):
@@ -158,14 +122,26 @@ class Members(NamedTuple):
     coarse: torch.Tensor | None
 
 
+@contextmanager
+def _evaluating(model):
+    """The model in evaluation mode (no dropout), each of its modules afterwards in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.inference_mode()
-def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, clip=True, watch=None):
+def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None):
     """Draw `members` masks for each image: all members of all images go through the network as one batch.
 
-    image: [N, C, H, W]; names: N case names, which with `seed` decide the noise; label: int [N] or None.
-    watch(x, x0): called at each step with x_t and its x0, [E, N, K, H, W]. Returns `Members`.
+    plan: a `SamplingPlan`; image: [N, C, H, W]; names: N case names, which with `seed` decide the noise; label: int
+    [N] or None. watch(x, x0): called at each step with x_t and its x0, [E, N, K, H, W]. The network is in evaluation
+    mode meanwhile, whatever mode it is in. Returns `Members`.
     """
-    condition = model.encode(image, label).expand(members)
     shape = (model.mask_channels, *image.shape[-2:])
     noise = MemberNoise(seed, names, members, shape, image.device)
     last = {}
@@ -174,13 +150,15 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
         return x.reshape(members, len(names), *x.shape[1:])  # [E * N, K, H, W] -> [E, N, K, H, W]
 
     def denoise(x, t):
-        times = torch.full((len(x),), t, device=x.device)
-        denoised = diffusion.denoiser(model, condition, clip=clip)(x, times)
+        denoised = denoiser(x, t)
         last["coarse"] = denoised.coarse
         return denoised
 
     step_done = None if watch is None else (lambda x, x0: watch(ensemble_shape(x), ensemble_shape(x0)))
-    x0 = SAMPLERS[plan.sampler](denoise, noise(), plan.timesteps, diffusion.schedule, noise, step_done)
+    with _evaluating(model):
+        condition = model.encode(image, label).expand(members)
+        denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
+        x0 = plan.run(denoise, noise(), diffusion.schedule, noise, step_done)
     soft = ensemble_shape((x0.float().clamp(-1, 1) + 1) / 2)
     coarse = None if last["coarse"] is None else ensemble_shape(torch.sigmoid(last["coarse"].float()))
     return Members(soft, coarse)

@@ -29,9 +29,10 @@ from guided_diffusion.files import check_writable
 from guided_diffusion.logger import console
 from guided_diffusion.medsegdiff import check_size
 from guided_diffusion.pictures import denoising_frames, displayed
+from guided_diffusion.plan import ONE_LOOK, plan_sampling
 from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder, fuse_cases, stack_slices
-from guided_diffusion.sampling import ONE_LOOK, draw_members, plan_sampling
+from guided_diffusion.sampling import draw_members
 
 
 def main(argv=None):
@@ -62,7 +63,7 @@ def main(argv=None):
         plan, sample.num_ensemble = ONE_LOOK, 1
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     else:
-        plan = plan_sampling(sample, given, diffusion.num_timesteps)
+        plan = plan_sampling(sample, given, diffusion)
     dataset = build_dataset(data.data_name, data.data_dir, image_size, split="test")
     check_dataset(dataset, checkpoint)
     check_writable(sample.out_dir)
@@ -73,7 +74,7 @@ def main(argv=None):
     waiting = [unit for unit in units if not folder.finished(unit.name, unit.is_volume)]
     console().info(f"{len(units)} cases of {dataset.data_dir}, {len(units) - len(waiting)} finished already")
     console().info(f"{sample.num_ensemble} members by {plan}, on {device} in {precision}")
-    sampler = EnsembleSampler(model.to(device).eval(), diffusion, plan, sample, device, precision)
+    sampler = EnsembleSampler(model.to(device), diffusion, plan, sample, device, precision)
     began = time.monotonic()
     empty = sampler.run(dataset, waiting, folder, data.num_workers)
     if empty:
@@ -105,10 +106,9 @@ def check_dataset(dataset, checkpoint):
 
 def describe_run(sample, data, checkpoint, plan, image_size, precision, device, dataset):
     """The manifest: everything that decides the results, and what they were made with."""
-    names = ("num_ensemble", "fuse", "clip_denoised", "weights", "seed", "save_samples", "debug")
+    names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
     settings = {name: getattr(sample, name) for name in names}
-    settings |= {"image_size": image_size, "sampler": plan.sampler, "timesteps": list(plan.timesteps)}
-    settings |= {"precision": precision}
+    settings |= {"image_size": image_size, "precision": precision, **plan.settings()}
     return {
         "status": "running",
         "checkpoint": str(sample.model_path),
@@ -170,7 +170,6 @@ class EnsembleSampler:
                 members=self.options.num_ensemble,
                 seed=self.options.seed,
                 label=label,
-                clip=self.options.clip_denoised,
                 watch=trace,
             )
         maps = fuse_cases(members, batch["size"], self.options.fuse)

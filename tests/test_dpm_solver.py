@@ -1,172 +1,244 @@
-"""DPM-Solver++ (2M): against diffusers step by step, and its order of convergence against an exact solution."""
+"""DPM-Solver++: against diffusers step by step, and its order of convergence against exact solutions."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from oracles import (
+    deviation_error,
+    flow_error,
+    gaussian_denoiser,
+    network,
+    noise_source,
+    orders_of_convergence,
+    randn,
+    record,
+    smooth_denoiser,
+    solver_of_diffusers,
+)
 
-from guided_diffusion.dpm_solver import sample_dpm_solver, solver_timesteps
-from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion, Schedule, noise_schedule
-from guided_diffusion.medsegdiff import ModelOutput
+from guided_diffusion.dpm_solver import sample_dpm_solver
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Schedule, noise_schedule
+from guided_diffusion.grids import SPACINGS, solver_timesteps
 from guided_diffusion.sampling import sample_ddim
 
-THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-
-
-def network(x, t):
-    """Some smooth, nonlinear network that mixes pixels and depends on the time."""
-    return torch.tanh(0.8 * x + 0.3 * x.roll(1, -1) - 0.2 * x.roll(1, -2) ** 2 + 1e-3 * t.reshape(-1, 1, 1, 1) - 0.3)
-
-
-def noise_like(shape=(2, 1, 8, 8), dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-
-
-# ---- the grid --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("num_timesteps", "steps"), [(1000, 20), (1000, 999), (50, 7), (2, 1), (10, 9)])
-def test_the_grid_falls_from_the_last_training_step_and_keeps_above_0(num_timesteps, steps):
-    grid = solver_timesteps(num_timesteps, steps)
-    assert len(grid) == steps and grid[0] == num_timesteps - 1 and grid[-1] >= 1
-    spacing = -np.diff([*grid, 0])
-    assert (spacing >= 1).all() and spacing.max() - spacing.min() <= 1
-
+every_objective = pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+every_type = pytest.mark.parametrize("solver_type", ["ode", "sde"])
+THEIR_ALGORITHMS = {"ode": "dpmsolver++", "sde": "sde-dpmsolver++"}
 
 # ---- against diffusers -----------------------------------------------------------------------------------------------
 
 
-def diffusers_scheduler(alphas_bar, objective, steps):
-    """diffusers' solver over our schedule, in float64 (it rounds its own sigmas to float32)."""
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@every_objective
+@every_type
+@pytest.mark.parametrize(("schedule", "b"), [("linear", 1.0), ("linear", 0.1), ("cosine", 1.0), ("cosine", 0.1)])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 10, 20])
+def test_every_step_agrees_with_diffusers(objective, solver_type, schedule, b, order, steps):
     from diffusers import DPMSolverMultistepScheduler
 
-    betas = 1 - alphas_bar / np.r_[1, alphas_bar[:-1]]
-    scheduler = DPMSolverMultistepScheduler(
-        len(betas), trained_betas=betas, prediction_type=THEIR_NAMES[objective], final_sigmas_type="zero"
+    diffusion = GaussianDiffusion(noise_schedule(schedule, 1000, b), objective=objective)
+    scheduler = solver_of_diffusers(
+        DPMSolverMultistepScheduler,
+        diffusion.schedule.alphas_bar,
+        objective,
+        steps,
+        solver_order=order,
+        algorithm_type=THEIR_ALGORITHMS[solver_type],
     )
-    scheduler.alphas_cumprod = torch.from_numpy(alphas_bar)
-    scheduler.set_timesteps(steps)
-    sigmas = ((1 - alphas_bar) / alphas_bar)[scheduler.timesteps.numpy()] ** 0.5
-    scheduler.sigmas = torch.from_numpy(np.r_[sigmas, 0.0])
-    return scheduler
+    times = solver_timesteps(diffusion.schedule, steps)
+    assert scheduler.timesteps.tolist() == times.tolist()
+    x = randn(2, 1, 8, 8)
+    settings = {"order": order, "solver_type": solver_type}
+    denoise, noise = smooth_denoiser(diffusion, clip=False), noise_source(x.shape)
+    result, states, _ = record(sample_dpm_solver, denoise, x, times, diffusion.schedule, noise, **settings)
+    noise = noise_source(x.shape)
+    for t, ours in zip(scheduler.timesteps, states, strict=True):
+        assert (ours - x).abs().max() < 1e-5 * x.abs().max()
+        value = diffusion.activate(network(x, t.reshape(1)))
+        x = scheduler.step(value, t, x, variance_noise=noise()).prev_sample
+    assert (result - x).abs().max() < 1e-5 * x.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
-@pytest.mark.parametrize(("schedule", "b"), [("linear", 1.0), ("linear", 0.1), ("cosine", 1.0), ("cosine", 0.1)])
-@pytest.mark.parametrize("steps", [1, 2, 10, 20])
-def test_every_step_agrees_with_diffusers(objective, schedule, b, steps):
-    alphas_bar = noise_schedule(schedule, 1000, b)
-    diffusion = GaussianDiffusion(alphas_bar, objective=objective)
-    scheduler = diffusers_scheduler(alphas_bar, objective, steps)
-    timesteps = solver_timesteps(1000, steps)
-    assert scheduler.timesteps.tolist() == timesteps.tolist()
-    denoise = diffusion.denoiser(lambda x, t, _: ModelOutput(network(x, t), None, None), None, clip=False)
-    x, trajectory = noise_like(), []
-    result = sample_dpm_solver(
-        lambda x, t: denoise(x, torch.full((2,), int(t))),
-        x,
-        timesteps,
-        diffusion.schedule,
-        watch=lambda x, x0: trajectory.append(x),
+@every_objective
+@pytest.mark.parametrize(("schedule", "b"), [("linear", 1.0), ("cosine", 0.1)])
+@pytest.mark.parametrize("steps", [3, 4, 10, 20])
+def test_third_order_is_unipc_s_predictor_in_diffusers(objective, schedule, b, steps):
+    """Both integrate the polynomial through three x0 exactly, but diffusers' UniPC always lowers the last orders."""
+    from diffusers import UniPCMultistepScheduler
+
+    diffusion = GaussianDiffusion(noise_schedule(schedule, 1000, b), objective=objective)
+    scheduler = solver_of_diffusers(
+        UniPCMultistepScheduler,
+        diffusion.schedule.alphas_bar,
+        objective,
+        steps,
+        solver_order=3,
+        disable_corrector=list(range(steps)),
     )
-    theirs = x
-    for t, ours in zip(scheduler.timesteps, trajectory, strict=True):
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
-        value = diffusion.activate(network(theirs, t.reshape(1)))
-        theirs = scheduler.step(value, t, theirs).prev_sample
-    assert (result - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    denoise, x, times = smooth_denoiser(diffusion, clip=False), randn(2, 1, 8, 8), scheduler.timesteps.numpy()
+    settings = {"order": 3, "lower_order_final": True}
+    result, states, _ = record(sample_dpm_solver, denoise, x, times, diffusion.schedule, **settings)
+    for t, ours in zip(scheduler.timesteps, states, strict=True):
+        assert (ours - x).abs().max() < 1e-5 * x.abs().max()
+        x = scheduler.step(diffusion.activate(network(x, t.reshape(1))), t, x).prev_sample
+    assert (result - x).abs().max() < 1e-5 * x.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize("steps", [10, 14, 15, 20])
+def test_third_order_is_diffusers_with_the_second_difference_in_full(steps):
+    """diffusers' third-order step takes half of the second difference's term, D2, which makes its error fall with h^2
+    alone (as `flow_error` of it shows); ours takes all of it. Its rule of lowering the last orders is ours."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    diffusion = GaussianDiffusion(noise_schedule("linear", 1000), objective="v")
+    scheduler = solver_of_diffusers(
+        DPMSolverMultistepScheduler, diffusion.schedule.alphas_bar, "v", steps, solver_order=3
+    )
+    times, denoise = solver_timesteps(diffusion.schedule, steps), smooth_denoiser(diffusion, clip=False)
+    settings = {"order": 3}
+    result, states, x0s = record(sample_dpm_solver, denoise, randn(2, 1, 8, 8), times, diffusion.schedule, **settings)
+    alphas_bar = diffusion.schedule.alphas_bar[times]
+    log_snr = 0.5 * np.log(alphas_bar / (1 - alphas_bar))
+    third_order_steps = 0
+    for i, (x, after) in enumerate(zip(states, [*states[1:], result], strict=True)):
+        t = scheduler.timesteps[i]
+        theirs = scheduler.step(network(x, t.reshape(1)), t, x).prev_sample
+        if 2 <= i < steps - (2 if steps < 15 else 1):
+            h, h0, h1 = log_snr[i + 1] - log_snr[i], log_snr[i] - log_snr[i - 1], log_snr[i - 1] - log_snr[i - 2]
+            slopes = (x0s[i] - x0s[i - 1]) * h / h0, (x0s[i - 1] - x0s[i - 2]) * h / h1
+            d2 = (slopes[0] - slopes[1]) * h / (h0 + h1)
+            theirs = theirs - alphas_bar[i + 1] ** 0.5 * ((math.expm1(-h) + h) / h**2 - 0.5) * d2
+            third_order_steps += 1
+        assert (after - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert third_order_steps == steps - (4 if steps < 15 else 3)
+
+
+# ---- against the integral --------------------------------------------------------------------------------------------
+
+
+@every_type
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_third_order_step_is_the_integral_of_the_parabola_through_three_x0(solver_type, spacing):
+    """diffusers' third order of the SDE is no oracle: its factor of the second difference has - 1/2 where (half of) the
+    integral has + 1/2, so that it does not vanish with h. Numerical quadrature is."""
+    schedule, x, k = Schedule(noise_schedule("linear", 1000)), randn(2, 1, 8, 8), {"ode": 1, "sde": 2}[solver_type]
+    times = solver_timesteps(schedule, 20, spacing)
+    settings = {"order": 3, "solver_type": solver_type}
+    denoise, noise = smooth_denoiser(GaussianDiffusion(schedule.alphas_bar, objective="x0")), noise_source(x.shape)
+    _, states, x0s = record(sample_dpm_solver, denoise, x, times, schedule, noise, **settings)
+    noise = noise_source(x.shape)
+    abar = schedule.alphas_bar[times]
+    log_snr, sigma = 0.5 * np.log(abar / (1 - abar)), np.sqrt(1 - abar)
+    points, point_weights = np.polynomial.legendre.leggauss(40)
+    for i in range(19):
+        drawn = noise() if solver_type == "sde" else 0
+        if i < 2:
+            continue
+        at, below, above = log_snr[i - 2 : i + 1], log_snr[i], log_snr[i + 1]
+        values = torch.stack(x0s[i - 2 : i + 1]).flatten(1).numpy()
+        parabola = np.polynomial.polynomial.polyfit(at - below, values, 2)
+        places = (points + 1) / 2 * (above - below)  # lambda above the step's start
+        x0_at = np.polynomial.polynomial.polyval(places, parabola)  # [pixels, places]
+        kernel = k * np.exp(-k * (above - below - places)) * point_weights * (above - below) / 2
+        expected = sigma[i + 1] / sigma[i] * math.exp(-(k - 1) * (above - below)) * states[i]
+        expected = expected + abar[i + 1] ** 0.5 * torch.from_numpy(x0_at @ kernel).reshape(x.shape)
+        expected = expected + sigma[i + 1] * (1 - math.exp(-2 * (k - 1) * (above - below))) ** 0.5 * drawn
+        torch.testing.assert_close(states[i + 1], expected, atol=1e-9, rtol=1e-9)
 
 
 # ---- order of convergence --------------------------------------------------------------------------------------------
 
 
-def uniform_schedule(steps):
-    """A schedule whose log(alpha / sigma) falls evenly from 3 to -3."""
-    return Schedule(1 / (1 + np.exp(-2 * np.linspace(3, -3, steps))))
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_error_falls_with_the_step_to_the_power_of_the_order(order):
+    orders, errors = orders_of_convergence(
+        lambda steps: flow_error(sample_dpm_solver, steps, order=order), (160, 320, 640)
+    )
+    assert (orders > order - 0.15).all() and (orders < order + 0.5).all()
+    assert errors[-1] < {1: 1e-2, 2: 5e-5, 3: 1e-7}[order]
 
 
-MEAN, STD = 0.3, 0.5
+@pytest.mark.parametrize(("order", "expected"), [(1, 1), (2, 2), (3, 2)])
+def test_the_sde_s_distribution_approaches_the_exact_one(order, expected):
+    """Order 3 extrapolates the noise as well, and ends at second order with a smaller error."""
+    orders, errors = orders_of_convergence(
+        lambda steps: deviation_error(sample_dpm_solver, steps, order=order, solver_type="sde"), (40, 80, 160)
+    )
+    assert (orders > expected - 0.15).all() and (orders < expected + 0.5).all()
+    assert errors[-1] < {1: 2e-2, 2: 5e-4, 3: 2e-4}[order]
 
 
-def gaussian_denoiser(schedule):
-    """The exact denoiser E[x_0 | x_t] of masks whose every pixel is N(MEAN, STD^2)."""
-
-    def denoise(x, t):
-        abar = float(schedule.alphas_bar[t])
-        x0 = (MEAN * (1 - abar) + abar**0.5 * STD**2 * x) / (abar * STD**2 + 1 - abar)
-        return Denoised(x0, (x - abar**0.5 * x0) / (1 - abar) ** 0.5, None, None)
-
-    return denoise
-
-
-def exact_flow(schedule, x, t, s):
-    """The diffusion ODE's solution for that data: a pixel keeps its place in N(alpha MEAN, alpha^2 STD^2 + sigma^2)."""
-
-    def place(step):
-        abar = schedule.alphas_bar[step]
-        return abar**0.5 * MEAN, (abar * STD**2 + 1 - abar) ** 0.5
-
-    (mean_t, std_t), (mean_s, std_s) = place(t), place(s)
-    return mean_s + std_s * (x - mean_t) / std_t
-
-
-def error_before_the_final_jump(sampler, steps):
-    schedule = uniform_schedule(961)
-    timesteps = np.linspace(960, 0, steps + 1).astype(int)
-    x, seen = noise_like((1, 1, 32, 32)), []
-    sampler(gaussian_denoiser(schedule), x, timesteps, schedule, watch=lambda x, x0: seen.append(x))
-    return (seen[-1] - exact_flow(schedule, x, 960, 0)).abs().max().item()
-
-
-def test_the_error_falls_with_the_square_of_the_step():
-    errors = [error_before_the_final_jump(sample_dpm_solver, steps) for steps in (20, 40, 80, 160)]
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert (orders > 1.7).all() and (orders < 2.4).all()
-    assert errors[-1] < 5e-4
-
-
-def test_the_solver_is_of_higher_order_than_ddim():
-    errors = [error_before_the_final_jump(sample_ddim, steps) for steps in (20, 40, 80)]
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert (orders > 0.8).all() and (orders < 1.3).all()
-    assert error_before_the_final_jump(sample_dpm_solver, 40) < errors[1] / 5
+def test_ddim_is_the_first_order_of_the_ode():
+    schedule = Schedule(noise_schedule("cosine", 100))
+    denoise, x, times = gaussian_denoiser(schedule), randn(2, 1, 8, 8), solver_timesteps(schedule, 12)
+    solver, states, _ = record(sample_dpm_solver, denoise, x, times, schedule, order=1)
+    ddim, their_states, _ = record(sample_ddim, denoise, x, times, schedule)
+    torch.testing.assert_close(torch.stack([*states, solver]), torch.stack([*their_states, ddim]), atol=1e-9, rtol=0)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_step_is_ddim_s_and_the_last_is_the_network_s_x0():
-    schedule = Schedule(noise_schedule("cosine", 100))
-    denoise, x, seen = gaussian_denoiser(schedule), noise_like(), {}
-    for name, sampler in (("solver", sample_dpm_solver), ("ddim", sample_ddim)):
-        steps = seen[name] = []
-        result = sampler(denoise, x, [99, 60, 20], schedule, watch=lambda x, x0, steps=steps: steps.append((x, x0)))
-        assert torch.equal(result, steps[-1][1])
-        assert len(steps) == 3 and torch.equal(steps[0][0], x)
-    torch.testing.assert_close(seen["solver"][1][0], seen["ddim"][1][0], atol=1e-9, rtol=0)
-    assert not torch.allclose(seen["solver"][2][0], seen["ddim"][2][0], atol=1e-6)
+@every_type
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_first_step_is_of_first_order_and_the_last_is_the_network_s_x0(order, solver_type):
+    schedule, x = Schedule(noise_schedule("cosine", 100)), randn(2, 1, 8, 8)
+    seen = []
+    for used in (1, order):
+        result, states, x0s = record(
+            sample_dpm_solver,
+            gaussian_denoiser(schedule),
+            x,
+            [99, 80, 60, 20],
+            schedule,
+            noise_source(x.shape),
+            order=used,
+            solver_type=solver_type,
+        )
+        assert torch.equal(result, x0s[-1]) and len(states) == 4 and torch.equal(states[0], x)
+        seen.append(states)
+    torch.testing.assert_close(seen[0][1], seen[1][1], atol=1e-12, rtol=0)
+    assert not torch.allclose(seen[0][2], seen[1][2], atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_the_last_orders_are_lowered_below_fifteen_steps_unless_told():
+    schedule, x = Schedule(noise_schedule("cosine", 200)), randn(2, 1, 8, 8)
+
+    def last(steps, lower):
+        times = solver_timesteps(schedule, steps)
+        settings = {"order": 3, "lower_order_final": lower}
+        return sample_dpm_solver(gaussian_denoiser(schedule), x, times, schedule, **settings)
+
+    for steps in (14, 15):
+        lowered, kept, auto = last(steps, True), last(steps, False), last(steps, None)
+        assert not torch.allclose(lowered, kept, atol=1e-6)
+        assert torch.equal(auto, lowered if steps < 15 else kept)
+
+
+@every_objective
+@every_type
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("b", [0.1, 1.0])
 @pytest.mark.parametrize("clip", [True, False])
-def test_twenty_float32_steps_give_no_nan(objective, schedule, b, clip):
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_float32_steps_give_no_nan(objective, solver_type, schedule, b, clip, spacing):
     diffusion = GaussianDiffusion(noise_schedule(schedule, 1000, b), objective=objective)
-    denoise = diffusion.denoiser(lambda x, t, _: ModelOutput(network(x, t), None, None), None, clip=clip)
-    seen = []
-    result = sample_dpm_solver(
-        lambda x, t: denoise(x, torch.full((2,), int(t))),
-        noise_like(dtype=torch.float32),
-        solver_timesteps(1000, 20),
-        diffusion.schedule,
-        watch=lambda x, x0: seen.extend((x, x0)),
-    )
-    assert all(x.isfinite().all() and x.dtype == torch.float32 for x in [*seen, result])
-    if clip:
-        assert result.abs().max() <= 1
+    denoise, x = smooth_denoiser(diffusion, clip=clip), randn(2, 1, 8, 8, dtype=torch.float32)
+    for steps in (1, 20, 1000):
+        times = solver_timesteps(diffusion.schedule, steps, spacing)
+        noise = noise_source(x.shape, torch.float32)
+        settings = {"order": 3 if clip else 2, "solver_type": solver_type}
+        result, states, x0s = record(sample_dpm_solver, denoise, x, times, diffusion.schedule, noise, **settings)
+        assert all(part.isfinite().all() and part.dtype == torch.float32 for part in [*states, *x0s, result])
+        if clip:
+            assert result.abs().max() <= 1
 
 
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="at least one"):
-        sample_dpm_solver(None, noise_like(), [], Schedule([0.9, 0.1]))
+        sample_dpm_solver(None, randn(1), [], Schedule([0.9, 0.1]))

@@ -13,7 +13,8 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config import SampleOptions
 from guided_diffusion.data import build_dataset
 from guided_diffusion.medsegdiff import MedSegDiffV2, PlainUNet
-from guided_diffusion.sampling import draw_members, plan_sampling
+from guided_diffusion.plan import plan_sampling
+from guided_diffusion.sampling import draw_members
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_members_from_a_cached_condition_equal_those_that_encode_at_every_step(c
     model.eval()
     dataset = build_dataset("FOLDER", pictures, 32)
     image, names = torch.stack([dataset[n]["image"] for n in range(2)]), ["a", "b"]
-    plan = plan_sampling(SampleOptions(diffusion_steps=4, use_ddim=True), {"diffusion_steps"}, 1000)
+    plan = plan_sampling(SampleOptions(diffusion_steps=4, use_ddim=True), {"diffusion_steps"}, diffusion)
     cached = draw_members(model, diffusion, plan, image, names, members=3)
 
     def encode_anew(x_t, t, condition):
@@ -85,7 +86,7 @@ def test_the_attention_sheet_shows_what_the_modules_put_out(checkpoint_of, pictu
     model, diffusion = load_checkpoint(checkpoint_of("v2")).build()
     model.eval()
     image = build_dataset("FOLDER", pictures, 32)[0]["image"][None]
-    plan = plan_sampling(SampleOptions(diffusion_steps=3, use_ddim=True), {"diffusion_steps"}, 1000)
+    plan = plan_sampling(SampleOptions(diffusion_steps=3, use_ddim=True), {"diffusion_steps"}, diffusion)
     with AttentionRecorder(model) as recorder:
         draw_members(model, diffusion, plan, image, ["a"], members=2)
         anchor = model.encode(image).anchors[0]

@@ -1,0 +1,101 @@
+"""From the flags of sampling to a plan: which sampler takes which steps of the training schedule."""
+
+import numpy as np
+
+from .errors import UserError
+from .grids import solver_timesteps, strided_timesteps
+from .sampling import SOLVERS, SamplingPlan
+
+DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20, "unipc": 20}  # DDPM's is T
+ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
+
+
+def plan_sampling(options, given, diffusion):
+    """The `SamplingPlan` that the flags of `config.SampleOptions` ask for (design, section 4).
+
+    given: names of the flags given explicitly. diffusion: the checkpoint's `GaussianDiffusion`, of T steps.
+    Raises `UserError` for flags that contradict each other or the checkpoint, and for more steps than T.
+    """
+    _check_flags(options, given)
+    sampler = _choose(options, given)
+    _check_settings(options, given, sampler, diffusion.objective)
+    settings = {"clip": options.clip_denoised, "dynamic_threshold": options.dynamic_threshold}
+    total = diffusion.num_timesteps
+    if options.timestep_respacing:
+        return SamplingPlan(sampler, _respaced(options, total), **settings)
+    steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
+    if steps > total:
+        raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
+    if sampler in SOLVERS:
+        times = solver_timesteps(diffusion.schedule, steps, options.time_spacing)
+        settings |= {name: getattr(options, name) for name in ("solver_order", "solver_type", "time_spacing")}
+    else:
+        times = strided_timesteps(total, steps)
+    return SamplingPlan(sampler, tuple(int(t) for t in times), **settings)
+
+
+def _check_flags(options, given):
+    """Raise `UserError` for flags of which each names another sampler."""
+    if options.use_ddim and options.dpm_solver:
+        raise UserError("--use_ddim True contradicts --dpm_solver True; choose one")
+    if options.sampler == "auto":
+        return
+    for flag, sampler in (("use_ddim", "ddim"), ("dpm_solver", "dpm_solver")):
+        if flag in given and getattr(options, flag) != (options.sampler == sampler):
+            raise UserError(f"--sampler {options.sampler} contradicts --{flag} {getattr(options, flag)}; leave one out")
+
+
+def _choose(options, given):
+    """The sampler's name in `sampling.SAMPLERS`."""
+    respacing = options.timestep_respacing
+    if respacing:
+        if options.dpm_solver or options.sampler in SOLVERS:
+            raise UserError("--timestep_respacing sets the steps itself, for DDPM or DDIM: leave out it or the solver")
+        if respacing.startswith("ddim") and options.sampler == "ddpm":
+            raise UserError(f"--sampler ddpm contradicts --timestep_respacing {respacing}; leave one out")
+    if options.sampler != "auto":
+        return options.sampler
+    if options.use_ddim or respacing.startswith("ddim"):
+        return "ddim"
+    if options.dpm_solver or not (respacing or options.diffusion_steps or "dpm_solver" in given):
+        return "dpm_solver"
+    return "ddpm"  # --dpm_solver False alone asks for full DDPM
+
+
+def _check_settings(options, given, sampler, objective):
+    """Raise `UserError` for settings that the sampler, or a network with that objective, does not have."""
+    if sampler not in SOLVERS:
+        for name in ("solver_order", "solver_type", "time_spacing"):
+            if name in given:
+                raise UserError(
+                    f"--{name} {getattr(options, name)}: {sampler} has none; add --sampler dpm_solver or unipc, or "
+                    "leave it out"
+                )
+    if sampler == "unipc" and options.solver_type == "sde":
+        raise UserError("--solver_type sde: unipc solves the ODE alone; use --sampler dpm_solver")
+    if options.dynamic_threshold:
+        if not options.clip_denoised:
+            raise UserError("--dynamic_threshold is a way to clip and contradicts --clip_denoised False; leave one out")
+        if objective == "x0":
+            raise UserError(
+                f"--dynamic_threshold {options.dynamic_threshold}: the checkpoint predicts x0, in [-1, 1] as it is; "
+                "leave it out"
+            )
+
+
+def _respaced(options, num_timesteps):
+    """Times from `--timestep_respacing`: "50", "ddim50" or one count for each equal section, as "10,20,30"."""
+    text = options.timestep_respacing
+    if options.diffusion_steps not in (0, num_timesteps):
+        raise UserError("--timestep_respacing sets the steps itself: leave out --diffusion_steps")
+    try:
+        counts = [int(part) for part in text.removeprefix("ddim").split(",")]
+    except ValueError:
+        raise UserError(f"--timestep_respacing {text}: must be like 50, ddim50 or 10,20,30") from None
+    bounds = np.linspace(0, num_timesteps, len(counts) + 1).round().astype(int)
+    times = []
+    for low, high, count in zip(bounds[:-1], bounds[1:], counts, strict=True):
+        if not 1 <= count <= high - low:
+            raise UserError(f"--timestep_respacing {text}: a section of {high - low} steps cannot give {count}")
+        times.extend(int(low + t) for t in strided_timesteps(high - low, count))
+    return tuple(sorted(times, reverse=True))

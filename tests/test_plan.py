@@ -1,0 +1,178 @@
+"""Plans of sampling: which flags make which sampler, steps and settings, and which make no sense."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import files
+
+from guided_diffusion.config import SampleOptions, build
+from guided_diffusion.errors import UserError
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, noise_schedule
+from guided_diffusion.grids import solver_timesteps
+from guided_diffusion.plan import plan_sampling
+
+
+def plan_of(flags, num_timesteps=1000, objective="eps"):
+    diffusion = GaussianDiffusion(noise_schedule("cosine", num_timesteps), objective=objective)
+    return plan_sampling(build(SampleOptions, flags), set(flags), diffusion)
+
+
+PLANS = [
+    ({}, "dpm_solver", 20),
+    ({"diffusion_steps": 0}, "dpm_solver", 20),
+    ({"diffusion_steps": 1000}, "ddpm", 1000),
+    ({"diffusion_steps": 50}, "ddpm", 50),
+    ({"use_ddim": True}, "ddim", 50),
+    ({"use_ddim": True, "diffusion_steps": 25}, "ddim", 25),
+    ({"dpm_solver": True}, "dpm_solver", 20),
+    ({"dpm_solver": True, "diffusion_steps": 50}, "dpm_solver", 50),
+    ({"dpm_solver": True, "diffusion_steps": 1000}, "dpm_solver", 1000),
+    ({"dpm_solver": False}, "ddpm", 1000),
+    ({"use_ddim": False}, "dpm_solver", 20),
+    ({"timestep_respacing": "50"}, "ddpm", 50),
+    ({"timestep_respacing": "ddim50"}, "ddim", 50),
+    ({"timestep_respacing": "50", "use_ddim": True}, "ddim", 50),
+    ({"timestep_respacing": "10,20,30"}, "ddpm", 60),
+    ({"timestep_respacing": "ddim10,5"}, "ddim", 15),
+    ({"sampler": "auto"}, "dpm_solver", 20),
+    ({"sampler": "auto", "diffusion_steps": 50}, "ddpm", 50),
+    ({"sampler": "auto", "use_ddim": True}, "ddim", 50),
+    ({"sampler": "ddpm"}, "ddpm", 1000),
+    ({"sampler": "ddpm", "diffusion_steps": 50}, "ddpm", 50),
+    ({"sampler": "ddpm", "dpm_solver": False, "use_ddim": False}, "ddpm", 1000),
+    ({"sampler": "ddim"}, "ddim", 50),
+    ({"sampler": "ddim", "use_ddim": True}, "ddim", 50),
+    ({"sampler": "dpm_solver"}, "dpm_solver", 20),
+    ({"sampler": "dpm_solver", "dpm_solver": True, "diffusion_steps": 50}, "dpm_solver", 50),
+    ({"sampler": "unipc"}, "unipc", 20),
+    ({"sampler": "unipc", "diffusion_steps": 10, "dpm_solver": False}, "unipc", 10),
+    ({"sampler": "ddim", "timestep_respacing": "25"}, "ddim", 25),
+    ({"sampler": "ddim", "timestep_respacing": "ddim25"}, "ddim", 25),
+    ({"sampler": "ddpm", "timestep_respacing": "25"}, "ddpm", 25),
+    ({"solver_order": 3}, "dpm_solver", 20),
+    ({"solver_type": "sde", "time_spacing": "logsnr"}, "dpm_solver", 20),
+]
+
+
+@pytest.mark.parametrize(("flags", "sampler", "steps"), PLANS, ids=str)
+def test_the_flags_make_the_plan(flags, sampler, steps):
+    plan = plan_of(flags)
+    assert (plan.sampler, len(plan.timesteps)) == (sampler, steps)
+    assert str(plan) == f"{sampler}, {steps} steps"
+    assert plan.timesteps[0] == 999 and all(type(t) is int for t in plan.timesteps)
+    assert all(t > s >= 0 for t, s in zip(plan.timesteps[:-1], plan.timesteps[1:], strict=True))
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_ddim": True}, {"dpm_solver": False}, {"sampler": "unipc"}])
+@pytest.mark.parametrize("num_timesteps", [2, 10])
+def test_default_step_numbers_shrink_to_a_short_schedule(flags, num_timesteps):
+    times = plan_of(flags, num_timesteps).timesteps
+    assert times[0] == num_timesteps - 1 and len(set(times)) == len(times) <= num_timesteps
+
+
+def test_respacing_counts_the_steps_of_each_section():
+    flags = {"timestep_respacing": "4,2,1"}
+    times = np.array(plan_of(flags, 90).timesteps)
+    assert [((times >= low) & (times < low + 30)).sum() for low in (0, 30, 60)] == [4, 2, 1]
+    assert times[0] == 89 and times[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"use_ddim": True, "dpm_solver": True}, "contradicts"),
+        ({"diffusion_steps": 1001}, "1000"),
+        ({"diffusion_steps": 1001, "dpm_solver": True}, "1000"),
+        ({"timestep_respacing": "50", "diffusion_steps": 50}, "leave out"),
+        ({"timestep_respacing": "50", "dpm_solver": True}, "leave out"),
+        ({"timestep_respacing": "fifty"}, "must be like"),
+        ({"timestep_respacing": "ddim"}, "must be like"),
+        ({"timestep_respacing": "1001"}, "cannot give 1001"),
+        ({"timestep_respacing": "400,10,10"}, "cannot give 400"),
+        ({"sampler": "unipc", "timestep_respacing": "50"}, "leave out"),
+        ({"sampler": "ddpm", "timestep_respacing": "ddim50"}, "--sampler ddpm contradicts --timestep_respacing ddim50"),
+        ({"sampler": "unipc", "diffusion_steps": 1001}, "1000"),
+        ({"sampler": "unipc", "use_ddim": True}, "--sampler unipc contradicts --use_ddim True"),
+        ({"sampler": "ddim", "use_ddim": False}, "--sampler ddim contradicts --use_ddim False"),
+        ({"sampler": "ddpm", "dpm_solver": True}, "--sampler ddpm contradicts --dpm_solver True"),
+        ({"sampler": "dpm_solver", "dpm_solver": False}, "--sampler dpm_solver contradicts --dpm_solver False"),
+        ({"solver_order": 2, "use_ddim": True}, "--solver_order 2: ddim has none"),
+        ({"solver_order": 3, "diffusion_steps": 50}, "--solver_order 3: ddpm has none; add --sampler dpm_solver"),
+        ({"time_spacing": "logsnr", "timestep_respacing": "50"}, "--time_spacing logsnr: ddpm has none"),
+        ({"solver_type": "sde", "sampler": "ddim"}, "--solver_type sde: ddim has none"),
+        ({"solver_type": "sde", "sampler": "unipc"}, "unipc solves the ODE alone"),
+        ({"dynamic_threshold": 0.995, "clip_denoised": False}, "contradicts --clip_denoised False"),
+    ],
+    ids=str,
+)
+def test_flags_that_make_no_sense_are_refused_in_one_line(flags, words):
+    with pytest.raises(UserError, match=words) as caught:
+        plan_of(flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dynamic_threshold_is_refused_where_it_would_change_nothing():
+    assert plan_of({"dynamic_threshold": 0.995}, objective="v").dynamic_threshold == 0.995
+    with pytest.raises(UserError, match="predicts x0"):
+        plan_of({"dynamic_threshold": 0.995}, objective="x0")
+
+
+def test_the_plan_holds_all_settings_and_spaces_the_times():
+    flags = {"sampler": "unipc", "diffusion_steps": 12, "solver_order": 3, "time_spacing": "logsnr"}
+    plan = plan_of({**flags, "dynamic_threshold": 0.9})
+    times = solver_timesteps(GaussianDiffusion(noise_schedule("cosine", 1000)).schedule, 12, "logsnr").tolist()
+    assert plan.settings() == {
+        "sampler": "unipc",
+        "timesteps": times,
+        "solver_order": 3,
+        "solver_type": "ode",
+        "time_spacing": "logsnr",
+        "clip_denoised": True,
+        "dynamic_threshold": 0.9,
+    }
+    assert json.loads(json.dumps(plan.settings())) == plan.settings()
+    ddpm = plan_of({"sampler": "ddpm", "clip_denoised": False}).settings()
+    assert not ddpm["clip_denoised"] and ddpm["solver_order"] is ddpm["solver_type"] is ddpm["time_spacing"] is None
+
+
+# ---- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(script, tmp_path):
+    """A function (checkpoint, folder, flags) that samples into a new folder and returns that."""
+
+    def run(checkpoint, folder, flags):
+        line = ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / "results", flags]
+        script("segmentation_sample", line)
+        return tmp_path / "results"
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--sampler unipc --diffusion_steps 3", {"sampler": "unipc", "solver_order": 2}),
+        ("--sampler unipc --diffusion_steps 4 --solver_order 3", {"sampler": "unipc", "solver_order": 3}),
+        ("--solver_type sde --dpm_solver True --diffusion_steps 3", {"sampler": "dpm_solver", "solver_type": "sde"}),
+        ("--solver_order 1 --time_spacing quadratic", {"solver_order": 1, "time_spacing": "quadratic"}),
+    ],
+)
+def test_sampling_records_how_it_stepped(sample, trained, pictures, flags, expected):
+    results = sample(trained, pictures, f"{flags} --num_ensemble 2 --num_samples 1 --num_workers 0 --precision fp32")
+    settings = json.loads((results / "manifest.json").read_text())["settings"]
+    assert settings.items() >= expected.items()
+    assert files(results / "masks") == ["case0.png"]
+
+
+def test_other_settings_and_contradictions_are_refused_for_a_results_folder(sample, refusal, trained, pictures):
+    fast = "--sampler dpm_solver --diffusion_steps 2 --num_ensemble 1 --num_samples 1 --num_workers 0 --precision fp32"
+    results = sample(trained, pictures, fast)
+    again = ["--model_path", trained, "--data_dir", pictures, "--out_dir", results, fast]
+    assert "made with solver_order 2, now it is 1" in refusal("segmentation_sample", [*again, "--solver_order 1"])
+    assert "made with solver_type ode, now" in refusal("segmentation_sample", [*again, "--solver_type sde"])
+    assert "must be at most 3" in refusal("segmentation_sample", [*again, "--solver_order 4"])
+    assert "must be at most 1" in refusal("segmentation_sample", [*again, "--dynamic_threshold 99.5"])
+    assert "--time_spacing karras: must be one of" in refusal("segmentation_sample", [*again, "--time_spacing karras"])
