@@ -228,6 +228,12 @@ class TrainOptions:
         "how training time steps are drawn: uniform, or loss-second-moment (more often where the loss is large)",
         choices=("uniform", "loss-second-moment"),
     )
+    raters: str = option(
+        "random",
+        "what is learned where several raters marked an image: random (one rater's mask, drawn anew for each item) or "
+        "mean (the mean of their masks, a soft target)",
+        choices=("random", "mean"),
+    )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
     resume_checkpoint: str = option(

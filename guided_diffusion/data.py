@@ -21,6 +21,7 @@ LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
     "ISIC": "guided_diffusion.isicloader:ISICDataset",
     "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
+    "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
 }
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing")}
@@ -35,6 +36,7 @@ class Case:
     masks: one file per rater; empty when there is no truth.
     label: the class for class-conditional models, or None.
     volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
+    group: what must stay on one side of a split, such as the patient, or None.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Case:
     label: int | None = None
     volume: str | None = None
     slice_index: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ class SegmentationDataset(Dataset):
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
         return image / 127.5 - 1
+
+    def preload(self):
+        """Read what all cases share. Called once before workers are forked, which then have it without a copy."""
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
@@ -288,10 +294,7 @@ def collate(items):
 
 @dataclass(frozen=True)
 class Unit:
-    """What is answered and scored as one: a 2-D case, or all slices of a volume in order.
-
-    indices: the positions of `cases` in the data set.
-    """
+    """What is scored as one: a 2-D case, or all slices of a volume in order; `indices` are the cases' positions."""
 
     name: str
     cases: tuple[Case, ...]
@@ -366,6 +369,8 @@ def _loader(dataset, num_workers, **keywords):
     # Workers decode images; one thread each is enough and leaves the cores to the network. They are forked where
     # that is possible, since a class that came from a file (`path.py:Class`) cannot be sent to a fresh process.
     forked = num_workers > 0 and sys.platform == "linux"
+    if forked:
+        dataset.preload()
     return _Batches(
         dataset,
         num_workers=num_workers,

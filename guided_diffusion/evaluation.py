@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .calibration import BINS, ReliabilityTable, boundary_band
 from .data import group_cases
+from .diversity import LEVELS, compare_sets, level_masks, rater_dice
 from .errors import UserError
 from .files import atomic_path, write_json
-from .metrics import METRICS, evaluate_mask, overlap, summarise
+from .metrics import METRICS, evaluate_mask, overlap, statistics, summarise
 from .results import Predictions
 
 RULES = (
@@ -18,17 +20,43 @@ RULES = (
     "HD95: the larger of the two directed 95th percentiles of surface distances.",
     "A volume is one case; slices and volumes are not mixed.",
     "A prediction of another size is brought to the truth's grid by nearest neighbour.",
-    "Several raters: the truth is what more than half of them marked.",
+    "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked it.",
+    f"ECE: {BINS} equal bins of the foreground's probability. ECE and Brier are of all cases' pixels together; in the "
+    "table of cases they are per case.",
+    "Band: pixels within max(1, round(0.03 sqrt(H W))) of the truth's boundary (of the nearest pixel of the other "
+    "kind), in a volume with its in-plane size and in units of its smallest spacing. An empty truth has none.",
+    "Several raters: GED2 = 2 E[d(S,Y)] - E[d(S,S')] - E[d(Y,Y')] of members S and raters Y, d = 1 - IoU, IoU of two "
+    "empty masks 1, each mask also paired with itself. Matched IoU: Hungarian, both sides repeated to the least "
+    "common multiple. Rater Dice: the fused mask to each rater, averaged where defined. All per case.",
+    f"A run with a single member stands for {LEVELS} masks in GED2 and matched IoU: its probability cut at "
+    f"(k + 0.5)/{LEVELS}.",
 )
-COLUMNS = ("name", *METRICS, "empty", "sample_dice", "coarse_dice")
+CALIBRATION = {  # figures and their labels in the table
+    "ece": "ece",
+    "ece_band": "  in band",
+    "brier": "brier",
+    "brier_band": "  in band",
+    "coarse_ece": "coarse ece",
+    "coarse_ece_band": "  in band",
+    "coarse_brier": "coarse brier",
+    "coarse_brier_band": "  in band",
+}
+DIVERSITY = ("ged2", "matched_iou", "rater_dice")
+COLUMNS = ("name", *METRICS, "empty", "sample_dice", "coarse_dice", *CALIBRATION, *DIVERSITY)
+
+
+def raters_of(dataset, cases):
+    """What each rater marked: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask lacks."""
+    if not all(case.masks for case in cases):
+        return None
+    slices = [dataset.load_mask(case)[:, 0] for case in cases]  # [R, K, H, W] -> [R, H, W]
+    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
 def truth_of(dataset, cases):
     """The truth bool [H, W], or [X, Y, Z] of a volume's slices, by majority of the raters; None where one lacks."""
-    if not all(case.masks for case in cases):
-        return None
-    slices = [dataset.load_mask(case)[:, 0].mean(axis=0) > 0.5 for case in cases]  # [R, K, H, W] -> [H, W]
-    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
+    raters = raters_of(dataset, cases)
+    return None if raters is None else raters.mean(axis=0) > 0.5
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None):
@@ -38,7 +66,7 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None):
     nothing can be compared.
     """
     predictions = Predictions(pred_dir)
-    rows, missing, without_truth = [], 0, 0
+    rows, pooled, missing, without_truth = [], {}, 0, 0
     units = group_cases(dataset.cases)
     mixed = {unit.is_volume for unit in units}
     if len(mixed) > 1:
@@ -48,34 +76,73 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None):
         if prediction is None:
             missing += 1
             continue
-        truth = truth_of(dataset, unit.cases)
-        if truth is None:
+        raters = raters_of(dataset, unit.cases)
+        if raters is None:
             without_truth += 1
             continue
-        rows.append(_evaluate_case(dataset, unit, predictions, prediction, truth))
+        row, tables = _evaluate_case(dataset, unit, predictions, prediction, raters)
+        rows.append(row)
+        for name, table in tables.items():
+            pooled[name] = pooled[name] + table if name in pooled else table
     if not rows:
         raise UserError(
             f"{pred_dir}: nothing to evaluate: of {len(units)} cases in {dataset.data_dir}, {missing} have no "
             f"prediction and {without_truth} no truth"
         )
     millimetres = dataset.geometry(units[0].cases[0]) is not None
-    summary = summary_of(rows, missing, without_truth, "mm" if millimetres else "pixels")
+    summary = summary_of(rows, pooled, missing, without_truth, "mm" if millimetres else "pixels")
     out_dir = Path(out_dir or pred_dir)
     _write_csv(out_dir / "metrics.csv", rows)
     write_json(out_dir / "summary.json", summary)
     return summary
 
 
-def _evaluate_case(dataset, unit, predictions, prediction, truth):
+def _evaluate_case(dataset, unit, predictions, prediction, raters):
+    """A case's row of metrics.csv, and its tables (see `_reliability`)."""
+    fraction = raters.mean(axis=0, dtype=np.float32)
+    truth = fraction > 0.5
     geometry = dataset.geometry(unit.cases[0])
     spacing = None if geometry is None else geometry.spacing[: truth.ndim]
-    row = {"name": unit.name, **evaluate_mask(on_grid(prediction, truth.shape), truth, spacing)}
-    members = [overlap(on_grid(m, truth.shape), truth)["dice"] for m in predictions.members(unit.name, unit.is_volume)]
-    defined = [dice for dice in members if not math.isnan(dice)]
-    row["sample_dice"] = float(np.mean(defined)) if defined else math.nan
-    coarse = predictions.coarse(unit.name, unit.is_volume)
-    row["coarse_dice"] = math.nan if coarse is None else overlap(on_grid(coarse, truth.shape), truth)["dice"]
-    return row
+    fused = on_grid(prediction, truth.shape)
+    members = [on_grid(member, truth.shape) for member in predictions.members(unit.name, unit.is_volume)]
+    probability, coarse = (
+        None if soft is None else on_grid(soft, truth.shape)
+        for soft in (read(unit.name, unit.is_volume) for read in (predictions.probability, predictions.coarse))
+    )
+    row = {name: math.nan for name in COLUMNS} | {"name": unit.name, **evaluate_mask(fused, truth, spacing)}
+    row["sample_dice"] = statistics([overlap(member, truth)["dice"] for member in members])["mean"]
+    if coarse is not None:
+        row["coarse_dice"] = overlap(coarse > 0.5, truth)["dice"]
+    tables = _reliability({"": probability, "coarse_": coarse}, fraction, truth, spacing)
+    row |= _calibration_figures(tables)
+    if len(raters) > 1:
+        row["rater_dice"] = rater_dice(fused, raters)
+        single = len(members) == 1 or predictions.num_ensemble == 1
+        samples = level_masks(probability) if single and probability is not None else members
+        if samples:
+            row |= compare_sets(samples, raters)
+    return row, tables
+
+
+def _reliability(maps, fraction, truth, spacing):
+    """{(map, part): `ReliabilityTable`} of each map that is there; part: "" for all pixels, "_band" for the band.
+
+    maps: {"": probability, "coarse_": coarse}, either may be None. fraction: the share of raters at each pixel.
+    """
+    present = {name: soft for name, soft in maps.items() if soft is not None}
+    if not present:
+        return {}
+    band = boundary_band(truth, spacing)
+    tables = {(name, ""): ReliabilityTable.of(soft, fraction) for name, soft in present.items()}
+    return tables | {(name, "_band"): ReliabilityTable.of(soft[band], fraction[band]) for name, soft in present.items()}
+
+
+def _calibration_figures(tables):
+    """The figures `CALIBRATION` of the tables of one case, or of all together; NaN where one lacks."""
+    figures = dict.fromkeys(CALIBRATION, math.nan)
+    for (name, part), table in tables.items():
+        figures |= {f"{name}ece{part}": table.ece, f"{name}brier{part}": table.brier}
+    return figures
 
 
 def on_grid(mask, shape):
@@ -88,20 +155,20 @@ def on_grid(mask, shape):
     return mask
 
 
-def summary_of(rows, missing, without_truth, unit):
-    """The summary of per-case rows.
+def summary_of(rows, pooled, missing, without_truth, unit):
+    """The summary of per-case rows and of the sums `pooled` of their tables (see `_reliability`).
 
     "ensemble": see `metrics.summarise`; "sample" and "coarse": mean, median, std, n of the Dice of single members and
-    of the coarse mask, where saved; "hd95_unit"; "missing", "without_truth": cases left out; "rules".
+    of the coarse mask, where saved; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN where
+    no probability was saved, and "cases", "cases_band", over how many; "diversity": mean, median, std, n of each of
+    `DIVERSITY`; "hd95_unit"; "missing", "without_truth": cases left out; "rules".
     """
-    ensemble = summarise(rows)
-    single = {}
-    for name in ("sample", "coarse"):
-        renamed = [{**row, "dice": row[f"{name}_dice"]} for row in rows]
-        single[name] = summarise(renamed)["dice"]
+    counted = {f"cases{part}": sum(not math.isnan(row[f"ece{part}"]) for row in rows) for part in ("", "_band")}
     return {
-        "ensemble": ensemble,
-        **single,
+        "ensemble": summarise(rows),
+        **{name: statistics([row[f"{name}_dice"] for row in rows]) for name in ("sample", "coarse")},
+        "calibration": _calibration_figures(pooled) | counted,
+        "diversity": {name: statistics([row[name] for row in rows]) for name in DIVERSITY},
         "hd95_unit": unit,
         "missing": missing,
         "without_truth": without_truth,
@@ -119,6 +186,12 @@ def format_summary(summary):
     for name, label in (("sample", "sample dice"), ("coarse", "coarse dice")):
         if summary[name]["n"]:
             lines.append(_table_line(label, summary[name]))
+    lines += [
+        _table_line(name.replace("_", " "), summary["diversity"][name])
+        for name in DIVERSITY
+        if summary["diversity"][name]["n"]
+    ]
+    lines += _calibration_lines(summary["calibration"])
     empties = ", ".join(
         f"{ensemble[f'{w}_empty']} {text}"
         for w, text in (("both", "both empty"), ("prediction", "prediction empty"), ("truth", "truth empty"))
@@ -128,6 +201,11 @@ def format_summary(summary):
         if summary[key]:
             lines.append(f"left out: {summary[key]} cases {text}")
     return "\n".join(lines)
+
+
+def _calibration_lines(figures):
+    """One line for each figure, which is of all pixels together: it has no median."""
+    return [f"{label:14}{figures[name]:9.4f}" for name, label in CALIBRATION.items() if not math.isnan(figures[name])]
 
 
 def _table_line(label, values):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -148,6 +149,37 @@ def _open_nifti(path):
     if len(shape) not in (2, 3):
         raise UserError(f"{path}: has shape {image.shape}; save each channel as a 2-D or 3-D file of its own")
     return image, shape, affine, tuple(float(size) for size in sizes[: len(shape)])
+
+
+# ---- NumPy archives ----------------------------------------------------------------------------------------------
+
+
+def read_npz_headers(path):
+    """Return {name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
+
+    Raises `UserError` for a missing or damaged file.
+    """
+    headers = {}
+    with _decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                headers[member.removesuffix(".npy")] = (shape, dtype)
+    return headers
+
+
+def read_npz(path, name):
+    """Read one array of an .npz file; arrays of objects, which could run code, are refused.
+
+    Raises `UserError` for a missing or damaged file and for an array that it does not hold.
+    """
+    with _decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+# ---- what every decoder shares -----------------------------------------------------------------------------------
 
 
 @contextmanager

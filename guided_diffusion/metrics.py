@@ -95,18 +95,21 @@ def summarise(rows):
     """Average the metrics over cases.
 
     rows: list of dicts from `evaluate_mask`, one per case; every case weighs the same.
-    Returns a dict with, for each of `METRICS`, {"mean", "median", "std", "n"} over the n cases where it is defined
-    (not NaN; std is the population's; all three are NaN when n = 0), and the counts "cases", "both_empty",
+    Returns a dict with the `statistics` of each of `METRICS`, and the counts "cases", "both_empty",
     "prediction_empty" and "truth_empty".
     """
-    summary = {metric: _statistics([row[metric] for row in rows]) for metric in METRICS}
+    summary = {metric: statistics([row[metric] for row in rows]) for metric in METRICS}
     summary["cases"] = len(rows)
     for which in ("both", "prediction", "truth"):
         summary[f"{which}_empty"] = sum(row["empty"] == which for row in rows)
     return summary
 
 
-def _statistics(values):
+def statistics(values):
+    """{"mean", "median", "std", "n"} of the n values that are defined (not NaN).
+
+    std is the population's; all three are NaN when n = 0.
+    """
     defined = np.array([value for value in values if not math.isnan(value)])
     if defined.size == 0:  # numpy would warn
         return {"mean": math.nan, "median": math.nan, "std": math.nan, "n": 0}

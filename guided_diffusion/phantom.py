@@ -24,7 +24,7 @@ def write_isic(folder, num_train, num_test, size=64, seed=0):
     size: the images' height in pixels; their width is 1.25 times that. The cases written are replaced if they
     exist; other files in the folder stay.
     """
-    for part, split, indices in _splits(num_train, num_test, ("Train", "Test")):
+    for part, split, indices in splits(num_train, num_test, ("Train", "Test")):
         images = Path(folder) / part / f"ISBI2016_ISIC_Part1_{split}_Data"
         masks = Path(folder) / part / f"ISBI2016_ISIC_Part1_{split}_GroundTruth"
         images.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_brats(folder, num_train, num_test, size=64, num_slices=16, seed=0):
     Each case has t1, t1ce, t2 and flair (int16) and seg (uint8, labels 0, 1, 2, 4), all [size, size, num_slices].
     The voxels share out the 240 x 240 x 155 mm of a BraTS volume, with its orientation.
     """
-    for part, _, indices in _splits(num_train, num_test, ("training", "testing")):
+    for part, _, indices in splits(num_train, num_test, ("training", "testing")):
         for index in indices:
             name = f"BraTS2021_{index:05d}"
             for kind, volume in brats_case(index, size, num_slices, seed).items():
@@ -60,7 +60,7 @@ def write_brats_slices(folder, num_train, num_test, size=64, seed=0):
 
     Each slice is of a case of its own, as in `write_brats` with 16 slices. One slice in eight has no tumour.
     """
-    for part, _, indices in _splits(num_train, num_test, ("training", "testing")):
+    for part, _, indices in splits(num_train, num_test, ("training", "testing")):
         for index in indices:
             volumes = brats_case(index, size, 16, seed)
             z = _pick_slice(volumes["seg"], index, seed)
@@ -69,7 +69,8 @@ def write_brats_slices(folder, num_train, num_test, size=64, seed=0):
                 _save_nifti(Path(folder) / part / f"slice{index + 1:04d}" / name, volume[..., z], size, 16)
 
 
-def _splits(num_train, num_test, parts):
+def splits(num_train, num_test, parts):
+    """Yield (part, name as ISIC has it, case numbers) of training and of testing; parts: their two names."""
     if num_train > TEST_START:
         raise ValueError(f"num_train is {num_train}; case numbers from {TEST_START} on belong to the test cases")
     yield parts[0], "Training", range(num_train)
@@ -145,7 +146,7 @@ def isic_case(index, size=64, seed=0):
     malignant = bool(rng.random() < 1 / (1 + np.exp(-10 * (irregularity - 0.6))))
     depth, centre = _lesion_outline(rng, frame, irregularity)
     # A border that is sharp on one side and fades on the other: where it fades, experts would differ too.
-    fade = _smooth_noise(rng, (height, width), 10 * unit).clip(-1.5, 1.5)
+    fade = smooth_noise(rng, (height, width), 10 * unit).clip(-1.5, 1.5)
     opacity = 1 / (1 + np.exp(-depth / (rng.uniform(0.6, 1.6) * np.exp(0.4 * fade))))
 
     density = _skin(rng, (height, width), unit)
@@ -184,16 +185,16 @@ def _lesion_outline(rng, frame, irregularity):
 def _skin(rng, shape, unit):
     """Return the optical density [H, W, 3] of plain skin: its tone, blotches and fine grain."""
     tone = 0.06 + rng.uniform(0.1, 0.4) * MELANIN + rng.uniform(0.08, 0.2) * BLOOD
-    blotches = 0.05 * _smooth_noise(rng, shape, 6 * unit)[..., None] * BLOOD
-    grain = 0.025 * _smooth_noise(rng, shape, 0.8 * unit)[..., None]
+    blotches = 0.05 * smooth_noise(rng, shape, 6 * unit)[..., None] * BLOOD
+    grain = 0.025 * smooth_noise(rng, shape, 0.8 * unit)[..., None]
     return tone + blotches + grain
 
 
 def _lesion_pigment(rng, shape, unit, irregularity):
     """Return the density [H, W, 3] that the lesion adds: patchy melanin with a pigment network and a few dots."""
-    patches = 1 + (0.12 + 0.2 * irregularity) * _smooth_noise(rng, shape, 4 * unit)
-    network = np.exp(-((_smooth_noise(rng, shape, 1.3 * unit) / 0.4) ** 2))
-    dots = (_smooth_noise(rng, shape, 1.1 * unit) > 2.0).astype(float)
+    patches = 1 + (0.12 + 0.2 * irregularity) * smooth_noise(rng, shape, 4 * unit)
+    network = np.exp(-((smooth_noise(rng, shape, 1.3 * unit) / 0.4) ** 2))
+    dots = (smooth_noise(rng, shape, 1.1 * unit) > 2.0).astype(float)
     melanin = rng.uniform(0.42, 0.7) * patches.clip(0.45, 2) + rng.uniform(0.1, 0.3) * network + 0.35 * dots
     return melanin[..., None] * MELANIN + rng.uniform(0, 0.2) * BLOOD
 
@@ -262,7 +263,7 @@ def _far_point(rng, frame, centre, tries):
     return points[np.argmax(np.hypot(*(points - centre).T))]
 
 
-def _smooth_noise(rng, shape, sigma):
+def smooth_noise(rng, shape, sigma):
     """Return Gaussian noise of zero mean and unit variance that varies over `sigma` pixels (one value, or per axis)."""
     noise = gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
     return (noise - noise.mean()) / noise.std()
@@ -303,8 +304,8 @@ def brats_case(index, size=64, num_slices=16, seed=0):
     case = {}
     for column, kind in enumerate(MODALITIES):
         signal = gaussian_filter(SIGNAL[tissue, column], (0.6 * size / 64, 0.6 * size / 64, 0))
-        texture = 1 + 0.05 * _smooth_noise(rng, shape, (size / 50, size / 50, 0.5))
-        bias = np.exp(0.22 * _smooth_noise(rng, shape, (size / 4, size / 4, num_slices / 3)))
+        texture = 1 + 0.05 * smooth_noise(rng, shape, (size / 50, size / 50, 0.5))
+        bias = np.exp(0.22 * smooth_noise(rng, shape, (size / 4, size / 4, num_slices / 3)))
         noise = rng.normal(0, 0.03, shape)
         scale = rng.uniform(300, 1500)
         case[kind] = np.where(brain, (scale * (signal * texture * bias + noise)).clip(1), 0).round().astype(np.int16)
@@ -344,7 +345,7 @@ def _add_tumour(rng, tissue, grid, centre):
     extent = _blob(rng, grid, centre, radii, shape)
     core_at = centre + 0.25 * radii * rng.uniform(-1, 1, 3)
     core = _blob(rng, grid, core_at, radii * rng.uniform(0.55, 0.75), shape)
-    hollow = core + 0.12 * _smooth_noise(rng, shape, (size / 24, size / 24, 1)) - rng.uniform(0.55, 0.75)
+    hollow = core + 0.12 * smooth_noise(rng, shape, (size / 24, size / 24, 1)) - rng.uniform(0.55, 0.75)
     tumour = (tissue != AIR) & (extent < 1)
     tissue[tumour] = OEDEMA
     tissue[tumour & (core < 1)] = ENHANCING
@@ -358,7 +359,7 @@ def _brain(rng, grid, shape):
     wide, long = rng.uniform(0.68, 0.76), rng.uniform(0.84, 0.92)
     profile = np.sqrt(np.clip(1 - np.abs(z * 0.92) ** 2.5, 0, None)) + 1e-6
     radius = np.hypot(x / wide, y / long) / profile
-    folds = _smooth_noise(rng, shape, (size / 32, size / 32, 1))
+    folds = smooth_noise(rng, shape, (size / 32, size / 32, 1))
     depth = (1 - radius) * profile
     tissue = np.full(shape, WHITE)
     tissue[depth + 0.08 * folds < 0.2] = GREY
@@ -386,5 +387,5 @@ def _place(rng, taken):
 def _blob(rng, grid, centre, radii, shape):
     """Return a level function, below 1 inside a lumpy ellipsoid that keeps its width over most of its slices."""
     x, y, z = ((axis - c) / r for axis, c, r in zip(grid, centre, radii, strict=True))
-    lumps = _smooth_noise(rng, shape, (shape[0] / 14, shape[1] / 14, 1.5))
+    lumps = smooth_noise(rng, shape, (shape[0] / 14, shape[1] / 14, 1.5))
     return np.sqrt(x**2 + y**2 + z**4) + 0.2 * lumps

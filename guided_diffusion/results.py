@@ -182,13 +182,19 @@ def _scaled(values, top, dtype):
 
 
 class Predictions:
-    """Reads masks back: from a results folder, or from any folder that holds NAME.png or NAME_seg.nii.gz files."""
+    """Reads results back: from a results folder, or from any folder that holds NAME.png or NAME_seg.nii.gz files.
+
+    num_ensemble: the number of members that the folder's manifest tells of, or None.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
+        manifest = self.folder / "manifest.json"
+        settings = read_json(manifest).get("settings", {}) if manifest.exists() else {}
+        self.num_ensemble = settings.get("num_ensemble")
 
     def mask(self, name, is_volume):
         """bool [H, W] or [X, Y, Z] of a case, or None when it has not been predicted."""
@@ -206,9 +212,21 @@ class Predictions:
         paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
         return [read_picture(path)[0] > 127.5 for path in paths if path.stem[len(name) + 1 :].isdigit()]
 
+    def probability(self, name, is_volume):
+        """The foreground's probability, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(f"{name}_prob.nii.gz" if is_volume else f"probability/{name}.png", is_volume)
+
     def coarse(self, name, is_volume):
-        """The coarse mask cut at 0.5 as bool, where it was saved, else None."""
-        path = self.folder / (f"{name}_coarse.nii.gz" if is_volume else f"coarse/{name}.png")
+        """The coarse mask, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(f"{name}_coarse.nii.gz" if is_volume else f"coarse/{name}.png", is_volume)
+
+    def _soft_map(self, file, is_volume):
+        path = self.folder / file
         if not path.exists():
             return None
-        return read_nifti(path)[0] > 0.5 if is_volume else read_picture(path)[0] > 127.5
+        values = read_nifti(path)[0] if is_volume else read_picture(path)[0] / 255
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
+            raise UserError(
+                f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"
+            )
+        return values

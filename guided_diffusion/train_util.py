@@ -150,11 +150,16 @@ class TrainLoop:
         return rate
 
     def _draw(self, masks):
-        """For each item its rater's mask [N, K, H, W], time step, loss weight and noise, from its own generator."""
+        """For each item its mask [N, K, H, W] (of a rater, or the raters' mean), time step, loss weight and noise.
+
+        All are drawn by the item's own generator, also the rater that the mean does without: so runs that differ in
+        `raters` alone see the same time steps and noise.
+        """
         chosen, uniforms, noise = [], [], []
         for index, mask in enumerate(masks):  # mask: [R, K, H, W]
             generator = item_generator(self.options.seed, self.step, index)
-            chosen.append(mask[torch.randint(len(mask), (), generator=generator)])
+            rater = torch.randint(len(mask), (), generator=generator)
+            chosen.append(mask.mean(dim=0) if self.options.raters == "mean" else mask[rater])
             uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())
             noise.append(torch.randn(mask.shape[1:], generator=generator))
         t, weights = self.timesteps.draw(uniforms)

@@ -233,14 +233,14 @@ def test_the_documented_loader_works_from_its_file(tmp_path, save_picture):
     torch.testing.assert_close(batch["image"], torch.ones(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["ISIC", "isic", "BRATS", "FOLDER"])
+@pytest.mark.parametrize("name", ["ISIC", "isic", "BRATS", "FOLDER", "LIDC"])
 def test_named_loaders_can_be_found_and_pickled(name):
     loader = find_loader(name)
     assert issubclass(loader, SegmentationDataset) and pickle.loads(pickle.dumps(loader)) is loader
 
 
 def test_unknown_loaders_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(UserError, match="--data_name CAMUS: unknown; use BRATS, ISIC, FOLDER or path"):
+    with pytest.raises(UserError, match="--data_name CAMUS: unknown; use BRATS, ISIC, FOLDER, LIDC or path"):
         find_loader("CAMUS")
     with pytest.raises(UserError, match="none.py: no such file"):
         find_loader(f"{tmp_path}/none.py:A")

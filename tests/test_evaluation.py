@@ -253,6 +253,45 @@ def test_truth_is_the_majority_and_a_tie_is_background(tmp_path):
     assert truth_of(two, two.cases).tolist() == [[True, True, False, False]]
 
 
+# ---- calibration -------------------------------------------------------------------------------------------------
+
+
+def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
+    data, _ = folder
+    results = ResultsFolder(
+        tmp_path / "results", {"checkpoint_sha256": "", "settings": {}, "data": {"data_dir": ""}}, save_samples=True
+    )
+    for name, mask in TRUTH.items():
+        soft = mask.astype(np.float32)
+        results.write_image(name, CaseMaps(mask, soft, soft / 2, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
+    summary = evaluate(tmp_path / "results", dataset_of(data))
+    figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
+    assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
+    assert {values["n"] for values in summary["diversity"].values()} == {0}
+    saved = strict_json(tmp_path / "results" / "summary.json")
+    assert saved["calibration"]["coarse_ece"] is None and any("GED2" in rule for rule in saved["rules"])
+
+
+def test_a_probability_of_another_size_is_brought_to_the_truths_grid(folder, save_picture):
+    data, predicted = folder
+    for name in TRUTH:
+        large = np.kron(TRUTH[name], np.ones((2, 3), bool)).astype(np.uint16) * 65535
+        save_picture(predicted / "probability" / f"{name}.png", large)
+    calibration = evaluate(predicted, dataset_of(data))["calibration"]
+    assert calibration["ece"] == calibration["brier_band"] == 0 and calibration["cases"] == 5
+
+
+def test_calibration_of_a_volume_has_its_band_in_space(volumes, save_nifti):
+    data, predicted = volumes
+    soft = np.full((6, 6, 4), 0.25, np.float32)
+    for name in ("v1", "v2"):
+        save_nifti(predicted / f"{name}_prob.nii.gz", soft)
+    calibration = evaluate(predicted, dataset_of(data))["calibration"]
+    assert calibration["ece"] == pytest.approx(abs(0.25 - 32 / 144))
+    # 1 x 2 x 3 mm, a band of 1 mm: only neighbours along the first axis are in it, 2 x 8 on either side.
+    assert calibration["ece_band"] == pytest.approx(0.25) and calibration["brier_band"] == pytest.approx(0.3125)
+
+
 # ---- the script --------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ from guided_diffusion.files import (
     read_nifti,
     read_nifti_header,
     read_nifti_labels,
+    read_npz,
+    read_npz_headers,
     read_picture,
     read_picture_mask,
     split_suffix,
@@ -260,6 +262,34 @@ def test_read_csv_and_json(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="b.csv: is no valid CSV"):
         read_csv(tmp_path / "b.csv")
+
+
+# ---- NumPy archives ----------------------------------------------------------------------------------------------
+
+
+def test_npz_arrays_and_their_headers(tmp_path):
+    arrays = {"a": RNG.random((3, 4)), "b.c": np.array(["x", "yz"]), "n": np.uint8(7)}
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    headers = read_npz_headers(tmp_path / "x.npz")
+    assert headers == {name: (np.shape(value), np.asarray(value).dtype) for name, value in arrays.items()}
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(read_npz(tmp_path / "x.npz", name), value)
+
+
+def test_npz_files_that_cannot_be_read(tmp_path, truncate):
+    path = tmp_path / "x.npz"
+    for read in (read_npz_headers, lambda path: read_npz(path, "a")):
+        path.unlink(missing_ok=True)
+        with pytest.raises(UserError, match="x.npz: no such file"):
+            read(path)
+        path.write_bytes(b"PK no archive")
+        with pytest.raises(UserError, match="x.npz: is truncated or damaged, or is no .npz file"):
+            read(path)
+    np.savez(path, a=np.array([{"of": "objects"}], dtype=object))
+    with pytest.raises(UserError, match="allow_pickle=False"):
+        read_npz(path, "a")
+    with pytest.raises(UserError, match="x.npz: .*b is not a file in the archive"):
+        read_npz(path, "b")
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -249,9 +249,11 @@ def test_predictions_of_pictures(tmp_path):
     for name, maps in expected.items():
         assert np.array_equal(predictions.mask(name, False), maps.mask)
         assert np.array_equal(predictions.members(name, False), maps.members)  # a's are not a_00's
-        assert (predictions.coarse(name, False) != (maps.coarse > 0.5)).mean() < 0.02
+        assert np.abs(predictions.coarse(name, False) - maps.coarse).max() < 0.5 / 255 + 1e-6
+        assert np.abs(predictions.probability(name, False) - maps.probability).max() < 0.5 / 65535 + 1e-6
     assert predictions.mask("none", False) is None and predictions.members("none", False) == []
-    assert predictions.coarse("none", False) is None
+    assert predictions.coarse("none", False) is None and predictions.probability("none", False) is None
+    assert predictions.num_ensemble == 2
 
 
 def test_predictions_of_volumes(tmp_path):
@@ -262,7 +264,9 @@ def test_predictions_of_volumes(tmp_path):
     predictions = Predictions(tmp_path)
     assert np.array_equal(predictions.mask("v", True), maps.mask)
     assert np.array_equal(predictions.members("v", True), maps.members)
-    assert np.array_equal(predictions.coarse("v", True), maps.coarse > 0.5)
+    assert np.array_equal(predictions.coarse("v", True), maps.coarse)
+    assert np.array_equal(predictions.probability("v", True), maps.probability)
+    assert predictions.probability("none", True) is None
     assert predictions.mask("none", True) is None and predictions.coarse("none", True) is None
 
 
@@ -270,7 +274,16 @@ def test_predictions_of_volumes(tmp_path):
 def test_a_plain_folder_of_masks(tmp_path, save_picture, scale):
     mask = np.arange(20).reshape(4, 5) % 3 == 0
     save_picture(tmp_path / "a.png", np.uint8(scale) * mask)
-    assert np.array_equal(Predictions(tmp_path).mask("a", False), mask)
+    predictions = Predictions(tmp_path)
+    assert np.array_equal(predictions.mask("a", False), mask)
+    assert predictions.probability("a", False) is None and predictions.num_ensemble is None
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, np.nan])
+def test_what_is_no_probability_is_refused(tmp_path, save_nifti, value):
+    save_nifti(tmp_path / "v_prob.nii.gz", np.full((3, 4, 2), value, np.float32))
+    with pytest.raises(UserError, match="v_prob.nii.gz: holds values outside 0 to 1"):
+        Predictions(tmp_path).probability("v", True)
 
 
 def test_damaged_or_missing_predictions_are_told(tmp_path, save_picture, truncate):

@@ -184,6 +184,24 @@ def test_one_rater_is_drawn_for_each_item(loop):
     trainer.train_step(batch)
 
 
+def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
+    three = type("ThreeRaters", (Blobs,), {"raters": 3})
+    random, mean = loop(dataset=three), loop(dataset=three, raters="mean")
+    batch = batch_of(mean.dataset, [0, 1])
+    mask, *others = mean._draw(batch["mask"])
+    torch.testing.assert_close(mask, batch["mask"].sum(dim=1) / 3)
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for one, other in zip(others, random._draw(batch["mask"])[1:], strict=True):
+        assert torch.equal(one, other)
+    assert math.isfinite(mean.train_step(batch)["loss"])
+
+
+def test_the_mean_of_one_rater_is_that_rater(loop):
+    trainer = loop(raters="mean")
+    batch = batch_of(trainer.dataset, [0, 1])
+    assert torch.equal(trainer._draw(batch["mask"])[0], batch["mask"][:, 0])
+
+
 def test_what_an_item_draws_depends_on_seed_step_and_place_alone(loop):
     trainer = loop()
     three, one = (batch_of(trainer.dataset, indices)["mask"] for indices in ([0, 1, 2], [0]))

@@ -1,0 +1,92 @@
+"""Diversity: GED by a double loop, matched IoU by all permutations, and what empty masks mean."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from guided_diffusion.diversity import compare_sets, iou_matrix, level_masks, matched_iou, rater_dice
+from guided_diffusion.metrics import overlap
+
+FULL, NONE = np.ones((3, 3), bool), np.zeros((3, 3), bool)
+
+
+def masks(count, seed, shape=(5, 6)):
+    rng = np.random.default_rng(seed)
+    return [rng.random(shape) < rng.uniform(0, 1) for _ in range(count)]
+
+
+def iou(a, b):
+    """By sets of pixels."""
+    a, b = ({tuple(place) for place in np.argwhere(mask)} for mask in (a, b))
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def mean_distance(first, second):
+    total = 0
+    for a in first:
+        for b in second:
+            total += 1 - iou(a, b)
+    return total / (len(first) * len(second))
+
+
+@pytest.mark.parametrize("members, raters, shape", [(1, 2, (5, 6)), (4, 3, (5, 6)), (5, 4, (3, 4, 2))])
+def test_ged_is_that_of_a_double_loop(members, raters, shape):
+    samples, truths = masks(members, 1, shape), [*masks(raters - 1, 2, shape), np.zeros(shape, bool)]
+    expected = 2 * mean_distance(samples, truths) - mean_distance(samples, samples) - mean_distance(truths, truths)
+    assert compare_sets(samples, truths)["ged2"] == pytest.approx(expected)
+
+
+def test_ged_by_hand():
+    # One sample as one rater, the other rater empty: 2 * (0 + 1) / 2 - 0 - (0 + 1 + 1 + 0) / 4.
+    assert compare_sets([FULL], [FULL, NONE])["ged2"] == pytest.approx(0.5)
+    # The same two masks, in whatever order and number, are no distance apart.
+    assert compare_sets([NONE, FULL, NONE, FULL], [FULL, NONE])["ged2"] == pytest.approx(0)
+    assert compare_sets([FULL], [NONE, NONE])["ged2"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("members, raters", [(3, 3), (2, 4), (3, 2), (1, 4), (4, 6)])
+def test_matched_iou_is_the_best_permutation(members, raters):
+    samples, truths = masks(members, 3), masks(raters, 4)
+    table = np.array([[iou(a, b) for b in truths] for a in samples])
+    np.testing.assert_allclose(iou_matrix(samples, truths), table)
+    if (members, raters) == (4, 6):  # 12 factorial is too many: the transport problem's matrix form is the oracle
+        assert matched_iou(table) == pytest.approx(transport(table))
+        return
+    count = math.lcm(members, raters)
+    orders = itertools.permutations(range(count))
+    best = max(sum(table[row % members, column % raters] for row, column in enumerate(order)) for order in orders)
+    assert matched_iou(table) == pytest.approx(best / count)
+
+
+def transport(table):
+    """The most IoU that moves a mass of 1/E from each sample to 1/R at each rater, by linear programming."""
+    from scipy.optimize import linprog
+
+    samples, raters = table.shape
+    from_sample = np.kron(np.eye(samples), np.ones(raters))
+    to_rater = np.kron(np.ones(samples), np.eye(raters))
+    masses = [*[1 / samples] * samples, *[1 / raters] * raters]
+    return -linprog(-table.ravel(), A_eq=np.vstack([from_sample, to_rater]), b_eq=masses).fun
+
+
+def test_empty_masks_agree():
+    assert iou_matrix([NONE, FULL], [NONE]).tolist() == [[1], [0]]
+    assert compare_sets([NONE], [NONE, NONE]) == {"ged2": 0, "matched_iou": 1}
+
+
+def test_levels_are_sixteenths_and_nested():
+    p = np.linspace(0, 1, 501)[None]
+    levels = level_masks(p)
+    assert len(levels) == 16 and all((inner <= outer).all() for outer, inner in itertools.pairwise(levels))
+    assert np.abs(np.mean(levels, axis=0) - p).max() <= 1 / 32 + 1e-9
+    assert [mask.sum() for mask in level_masks(np.array([0.0, 1.0, 0.5]))] == [2] * 8 + [1] * 8
+
+
+def test_rater_dice_leaves_out_what_is_undefined():
+    half = np.zeros((3, 3), bool)
+    half[0] = True
+    assert rater_dice(FULL, [FULL, half]) == pytest.approx((1 + overlap(FULL, half)["dice"]) / 2) == (1 + 0.5) / 2
+    assert rater_dice(NONE, [NONE, FULL]) == 0
+    assert math.isnan(rater_dice(NONE, [NONE, NONE]))

@@ -1,0 +1,121 @@
+"""Evaluation against several raters: calibration to their fraction, diversity, and what is left out when."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+
+from guided_diffusion.calibration import ReliabilityTable, boundary_band
+from guided_diffusion.data import Case, SegmentationDataset
+from guided_diffusion.diversity import compare_sets, level_masks
+from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.results import CaseMaps, ResultsFolder
+
+
+def rectangle(top, left, height, width):
+    mask = np.zeros((8, 10), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+EMPTY = np.zeros((8, 10), bool)
+RATERS = {  # of 8 x 10 pixels
+    "agreed": np.stack([rectangle(2, 2, 4, 4)] * 4),
+    "disputed": np.stack([rectangle(1, 1, 2, 2), rectangle(1, 1, 2, 4), rectangle(1, 1, 4, 4), EMPTY]),
+    "doubted": np.stack([rectangle(5, 5, 3, 3), EMPTY, EMPTY, EMPTY]),  # the majority marks nothing
+}
+
+
+class FourRaters(SegmentationDataset):
+    """The cases of RATERS, without images."""
+
+    def find_cases(self):
+        return [Case(name, (self.data_dir / "x",), (self.data_dir / "x",) * 4) for name in RATERS]
+
+    def read_mask(self, case):
+        return RATERS[case.name][:, None]
+
+
+def save_results(folder, members, soft, num_ensemble=2, save_samples=True):
+    """A results folder of RATERS' cases: {name: members [E, H, W]}, {name: probability}; half of it is the coarse."""
+    manifest = {"checkpoint_sha256": "", "settings": {"num_ensemble": num_ensemble}, "data": {"data_dir": ""}}
+    results = ResultsFolder(folder, manifest, save_samples=save_samples)
+    for name in RATERS:
+        maps = CaseMaps(soft[name] > 0.5, soft[name], soft[name] / 2, members[name], soft[name] / 2)
+        results.write_image(name, maps, np.zeros((3, 8, 10)))
+
+
+@pytest.fixture
+def answers():
+    """Two members and a probability, in steps that an 8-bit half has too, for each case of RATERS."""
+    rng = np.random.default_rng(0)
+    members = {name: rng.random((2, 8, 10)) > 0.6 for name in RATERS}
+    return members, {name: rng.integers(0, 128, (8, 10)).astype(np.float32) * 2 / 255 for name in RATERS}
+
+
+def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = table(tmp_path / "results" / "metrics.csv")
+    fraction = {name: marks.mean(axis=0) for name, marks in RATERS.items()}
+    bands = {name: boundary_band(marks.sum(axis=0) > 2) for name, marks in RATERS.items()}
+    assert not bands["doubted"].any() and bands["disputed"].any()
+    for part, where in (("", {name: np.ones((8, 10), bool) for name in RATERS}), ("_band", bands)):
+        p, y = (np.concatenate([maps[name][where[name]] for name in RATERS]) for maps in (soft, fraction))
+        for prefix, values in (("", p), ("coarse_", p / 2)):
+            expected = ReliabilityTable.of(values, y)
+            got = [summary["calibration"][f"{prefix}{figure}{part}"] for figure in ("ece", "brier")]
+            assert got == pytest.approx([expected.ece, expected.brier], abs=1e-5)
+        case = ReliabilityTable.of(soft["disputed"][where["disputed"]], fraction["disputed"][where["disputed"]])
+        got = [float(rows["disputed"][f"{figure}{part}"]) for figure in ("ece", "brier")]
+        assert got == pytest.approx([case.ece, case.brier], abs=1e-5)
+    assert rows["doubted"]["ece_band"] == rows["doubted"]["coarse_brier_band"] == "" != rows["doubted"]["ece"]
+    assert (summary["calibration"]["cases"], summary["calibration"]["cases_band"]) == (3, 2)
+    assert f"ece           {summary['calibration']['ece']:9.4f}\n  in band" in format_summary(summary)
+
+
+def test_diversity_of_members_and_raters(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = table(tmp_path / "results" / "metrics.csv")
+    expected = {name: compare_sets(list(members[name]), list(RATERS[name])) for name in RATERS}
+    for figure in ("ged2", "matched_iou"):
+        for name in RATERS:
+            assert float(rows[name][figure]) == pytest.approx(expected[name][figure], rel=1e-5)
+        mean = np.mean([values[figure] for values in expected.values()])
+        assert summary["diversity"][figure]["mean"] == pytest.approx(mean) and summary["diversity"][figure]["n"] == 3
+    # The fused mask agrees with each rater of "agreed" as with their consensus, elsewhere it does not.
+    assert rows["agreed"]["rater_dice"] == rows["agreed"]["dice"]
+    assert rows["disputed"]["rater_dice"] != rows["disputed"]["dice"]
+    text = format_summary(summary)
+    assert "\nged2   " in text and "\nmatched iou   " in text and "\nrater dice   " in text
+
+
+@pytest.mark.parametrize("save_samples", [True, False])
+def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answers, save_samples):
+    members, soft = answers
+    save_results(tmp_path / "results", {name: m[:1] for name, m in members.items()}, soft, 1, save_samples=save_samples)
+    evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = table(tmp_path / "results" / "metrics.csv")
+    for name in RATERS:
+        expected = compare_sets(level_masks(soft[name]), list(RATERS[name]))
+        assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
+        assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
+
+
+def test_members_that_were_not_saved_leave_diversity_out(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft, save_samples=False)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    assert [summary["diversity"][name]["n"] for name in ("ged2", "matched_iou", "rater_dice")] == [0, 0, 3]
+    assert math.isnan(summary["calibration"]["coarse_ece"]) and not math.isnan(summary["calibration"]["ece"])
+    text = format_summary(summary)
+    assert "ged2" not in text and "coarse" not in text and "rater dice" in text
