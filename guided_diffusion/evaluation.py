@@ -9,6 +9,7 @@ import numpy as np
 from .data import group_cases
 from .errors import UserError
 from .files import atomic_path, write_json
+from .logger import counted
 from .metrics import METRICS, evaluate_mask, overlap, summarise
 from .results import Predictions
 
@@ -31,15 +32,16 @@ def truth_of(dataset, cases):
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
-def evaluate(pred_dir, dataset, out_dir=None, progress=None):
+def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_truth=truth_of):
     """Compare each prediction below `pred_dir` with its truth; write metrics.csv and summary.json to `out_dir`.
 
-    progress: wraps the list of cases (a tqdm). Returns the summary, see `summary_of`. Raises `UserError` when
-    nothing can be compared.
+    progress: wraps the list of cases (a tqdm). read_truth: called as `truth_of` is. Returns the summary, see
+    `summary_of`, with "unmatched_files": how many files of masks belong to no case. Raises `UserError` when nothing
+    can be compared.
     """
-    predictions = Predictions(pred_dir)
     rows, missing, without_truth = [], 0, 0
     units = group_cases(dataset.cases)
+    predictions = Predictions(pred_dir, [unit.name for unit in units])
     mixed = {unit.is_volume for unit in units}
     if len(mixed) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
@@ -48,18 +50,21 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None):
         if prediction is None:
             missing += 1
             continue
-        truth = truth_of(dataset, unit.cases)
+        truth = read_truth(dataset, unit.cases)
         if truth is None:
             without_truth += 1
             continue
         rows.append(_evaluate_case(dataset, unit, predictions, prediction, truth))
+    unmatched = predictions.unmatched()
     if not rows:
+        example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
         raise UserError(
-            f"{pred_dir}: nothing to evaluate: of {len(units)} cases in {dataset.data_dir}, {missing} have no "
-            f"prediction and {without_truth} no truth"
+            f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, {missing} "
+            f"have no prediction and {without_truth} no truth{example}"
         )
     millimetres = dataset.geometry(units[0].cases[0]) is not None
     summary = summary_of(rows, missing, without_truth, "mm" if millimetres else "pixels")
+    summary["unmatched_files"] = len(unmatched)
     out_dir = Path(out_dir or pred_dir)
     _write_csv(out_dir / "metrics.csv", rows)
     write_json(out_dir / "summary.json", summary)
@@ -123,10 +128,12 @@ def format_summary(summary):
         f"{ensemble[f'{w}_empty']} {text}"
         for w, text in (("both", "both empty"), ("prediction", "prediction empty"), ("truth", "truth empty"))
     )
-    lines.append(f"{ensemble['cases']} cases ({empties})")
+    lines.append(f"{counted(ensemble['cases'], 'case')} ({empties})")
     for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
         if summary[key]:
-            lines.append(f"left out: {summary[key]} cases {text}")
+            lines.append(f"left out: {counted(summary[key], 'case')} {text}")
+    if summary.get("unmatched_files"):
+        lines.append(f"left out: {counted(summary['unmatched_files'], 'file')} of masks not named like any case")
     return "\n".join(lines)
 
 

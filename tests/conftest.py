@@ -35,8 +35,11 @@ class Polyps(SegmentationDataset):
     class_names = ("polyp",)
 
     def find_cases(self):
-        images = sorted(self.data_dir.glob("*/photo.png"))
-        return [Case(path.parent.name, (path,), (path.parent / "truth.png",)) for path in images]
+        cases = []
+        for image in sorted(self.data_dir.glob("*/photo.png")):
+            truth = image.parent / "truth.png"
+            cases.append(Case(image.parent.name, (image,), (truth,) if truth.is_file() else ()))
+        return cases
 
     def read_image(self, case):
         return read_picture(case.images[0])

@@ -15,8 +15,10 @@ from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_
 from guided_diffusion.sampling import Members
 
 MANIFEST = {
+    "checkpoint": "m.pt",
+    "step": 5,
     "checkpoint_sha256": "aa",
-    "settings": {"num_ensemble": 2, "timesteps": list(range(100))},
+    "settings": {"num_ensemble": 2, "sampler": "ddpm", "timesteps": list(range(100))},
     "data": {"data_dir": "/data"},
 }
 
@@ -123,7 +125,7 @@ def test_files_of_a_picture(tmp_path):
     assert np.abs(probability / 65535 - maps.probability).max() < 1 / 65535
     assert np.abs(read(tmp_path / "uncertainty/a.png") / 255 / 2 - maps.uncertainty).max() < 1 / 255
     overlay = read(tmp_path / "overlay/a.png")
-    assert overlay.shape == (12, 20, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
+    assert overlay.shape == (12 * 13, 20 * 13, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
         (100,) * 3,
         pictures.MASK_COLOUR,
     }
@@ -198,10 +200,24 @@ def test_the_same_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"checkpoint_sha256": "bb"}, "made with checkpoint_sha256 aa, now it is bb"),
-        ({"num_ensemble": 3}, "made with num_ensemble 2, now it is 3"),
-        ({"data_dir": "/other"}, "made with data_dir /data, now it is /other"),
-        ({"timesteps": list(range(50))}, "timesteps 0, 1, ... 99 (100 of them), now it is 0, 1, ... 49 (50 of them)"),
+        (
+            {"checkpoint_sha256": "bb", "step": 6},
+            "made with another checkpoint, m.pt of step 5, now --model_path is m.pt of step 6",
+        ),
+        ({"num_ensemble": 3}, "made with --num_ensemble 2, now it is 3"),
+        ({"data_dir": "/other"}, "made with --data_dir /data, now it is /other"),
+        (
+            {"timesteps": list(range(50))},
+            "made with 100 steps of ddpm, now it is 50 steps of ddpm (--diffusion_steps, ",
+        ),
+        (
+            {"timesteps": list(range(1, 101))},
+            "made with 100 steps of ddpm, now it is as many others (--diffusion_steps",
+        ),
+        (
+            {"sampler": "ddim"},
+            "made with 100 steps of ddpm, now it is 100 steps of ddim (--diffusion_steps, --use_ddim",
+        ),
     ],
 )
 def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
@@ -273,6 +289,35 @@ def test_a_plain_folder_of_masks(tmp_path, save_picture, scale):
     assert np.array_equal(Predictions(tmp_path).mask("a", False), mask)
 
 
+@pytest.mark.parametrize("ending", ["_mask", "_seg", "_segmentation", "_Segmentation"])
+def test_a_plain_folder_of_masks_with_endings(tmp_path, save_picture, save_nifti, ending):
+    full, empty = np.full((4, 5), 255, np.uint8), np.zeros((4, 5), np.uint8)
+    save_picture(tmp_path / f"a{ending}.tif", full)
+    save_picture(tmp_path / f"b{ending}.png", empty)
+    save_nifti(tmp_path / f"v{ending}.nii.gz", full[..., None])
+    predictions = Predictions(tmp_path, ["a", "b", f"b{ending}", "v"])
+    assert predictions.mask("a", False).all() and predictions.mask("v", True).all()
+    assert not predictions.mask(f"b{ending}", False).any()
+    assert predictions.mask("b", False) is None  # its only candidate is named like another case
+
+
+def test_two_masks_of_a_case_in_a_plain_folder_are_told(tmp_path, save_picture):
+    for name in ("a.png", "a_mask.png", "b.png"):
+        save_picture(tmp_path / name, np.zeros((4, 5), np.uint8))
+    with pytest.raises(UserError, match="a_mask.png: is a second mask of a beside a.png; keep one"):
+        Predictions(tmp_path, ["a"]).mask("a", False)
+    predictions = Predictions(tmp_path, ["a", "a_mask"])
+    assert predictions.mask("a", False) is not None
+    assert [path.name for path in predictions.unmatched()] == ["a_mask.png", "b.png"]
+
+
+def test_in_a_results_folder_names_are_exact(tmp_path):
+    ResultsFolder(tmp_path, changed()).write_image("a_mask", maps_of((8, 9)), np.zeros((1, 8, 9), np.float32))
+    predictions = Predictions(tmp_path, ["a"])
+    assert predictions.mask("a", False) is None
+    assert [path.name for path in predictions.unmatched()] == ["a_mask.png"]
+
+
 def test_damaged_or_missing_predictions_are_told(tmp_path, save_picture, truncate):
     with pytest.raises(UserError, match="--pred_dir must name a folder"):
         Predictions(tmp_path / "none")
@@ -310,6 +355,16 @@ def test_truth_lies_under_the_mask():
     mask[2:5, 2:5] = truth[2:5, 2:8] = True
     drawn = pictures.overlay(np.zeros((9, 9, 3), np.uint8), mask, truth)
     assert tuple(drawn[2, 2]) == pictures.MASK_COLOUR and tuple(drawn[2, 7]) == pictures.TRUTH_COLOUR
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor():
+    small = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)
+    large = pictures.enlarged(small)
+    assert large.shape == (280, 210, 3) and all(
+        np.array_equal(large[i::7, j::7], small) for i in (0, 6) for j in (0, 6)
+    )
+    for shape in ((256, 100), (300, 400)):
+        assert pictures.enlarged(np.zeros(shape, bool)).shape == shape
 
 
 def test_heat_runs_from_black_to_white():

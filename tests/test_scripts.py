@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 
@@ -12,10 +13,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER, TINY, files, finish, write_folder
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, write_folder
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.data import build_dataset
 
 
 def pixels(path):
@@ -78,8 +80,9 @@ def test_isic_as_processes(process, isic, tmp_path):
     assert load_checkpoint(run / "model000003.pt").label_names == ["benign", "malignant"]
     names = [f"ISIC_000500{n}" for n in range(3)]
     for name in names:
-        for part in ("masks", "probability", "uncertainty", "overlay"):
+        for part in ("masks", "probability", "uncertainty"):
             assert pixels(results / part / f"{name}.png").shape[:2] == (32, 40)
+        assert pixels(results / "overlay" / f"{name}.png").shape == (7 * 32, 7 * 40, 3)
         mask, probability = pixels(results / "masks" / f"{name}.png"), pixels(results / "probability" / f"{name}.png")
         assert set(np.unique(mask)) <= {0, 255} and mask.dtype == np.uint8
         assert 255 < probability.max() <= 65535
@@ -116,7 +119,7 @@ def test_brats_slices(train, sample, slices):
     assert pixels(results / "masks" / masks[0]).shape == (32, 32) and len(rows(results)) == 2
 
 
-def test_folder_with_the_published_kind_of_model(train, sample, pictures):
+def test_folder_with_the_published_kind_of_model(train, sample, pictures, capsys):
     """eps, learned variance, linear schedule; full DDPM through a short schedule; the training flags said again."""
     flags = (
         "--class_cond False --num_heads 1 --learn_sigma True --use_scale_shift_norm False --noise_schedule linear "
@@ -130,6 +133,8 @@ def test_folder_with_the_published_kind_of_model(train, sample, pictures):
     assert manifest["settings"]["sampler"] == "ddpm" and manifest["settings"]["timesteps"] == [4, 3, 2, 1, 0]
     assert files(results / "masks") == ["case0.png"]
     assert strict_json(results / "summary.json")["missing"] == 3
+    told = f"4 cases of {pictures}, of which --num_samples takes the first 1; 0 finished already"
+    assert told in capsys.readouterr().out
 
 
 def test_single_file_volume_is_taken_apart_and_restacked(train, sample, brats, tmp_path):
@@ -156,6 +161,31 @@ def test_a_loader_of_ones_own(train, sample, script, pictures, tmp_path):
     results = sample(checkpoint, tmp_path / "data", FAST + " --num_workers 1")
     script("segmentation_eval", ["--pred_dir", results])
     assert [row["name"] for row in rows(results)] == ["patient0", "patient1", "patient2"]
+    for path in (tmp_path / "data").glob("*/truth.png"):
+        path.unlink()
+    assert len(files(sample(checkpoint, tmp_path / "data", FAST, out="without") / "masks")) == 3
+
+
+def test_a_checkpoint_and_results_are_used_from_another_folder(script, pictures, tmp_path, monkeypatch):
+    """Paths given relative to where the training ran."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "my_loader.py").write_text(LOADER)
+    for n in range(2):
+        (tmp_path / "here" / "data" / f"patient{n}").mkdir(parents=True)
+        shutil.copy(pictures / "images" / f"case{n}.png", tmp_path / "here" / "data" / f"patient{n}" / "photo.png")
+        shutil.copy(pictures / "masks" / f"case{n}.png", tmp_path / "here" / "data" / f"patient{n}" / "truth.png")
+    monkeypatch.chdir(tmp_path / "here")
+    data = "--data_name my_loader.py:Polyps --data_dir data --out_dir ../run"
+    script("segmentation_train", f"{data} {TINY} --max_steps 1")
+    monkeypatch.chdir(tmp_path)
+    script("segmentation_train", "--resume_checkpoint auto --max_steps 2 --out_dir run")
+    script("segmentation_sample", f"--model_path run/model000002.pt --data_dir here/data --out_dir results {FAST}")
+    name = f"{tmp_path / 'here' / 'my_loader.py'}:Polyps"
+    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["data"]["data_name"] == name
+    assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == name
+    monkeypatch.chdir(pictures)
+    script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
+    assert len(rows(tmp_path / "results")) == 2
 
 
 def test_settings_from_a_yaml_file(script, pictures, tmp_path):
@@ -165,6 +195,98 @@ def test_settings_from_a_yaml_file(script, pictures, tmp_path):
     script("segmentation_train", ["--config", tmp_path / "run.yaml", "--out_dir", tmp_path / "run", "--max_steps 1"])
     config = load_checkpoint(tmp_path / "run" / "model000001.pt").config
     assert config["model"]["num_channels"] == 8 and config["train"]["max_steps"] == 1
+
+
+# ---- from one command to the next --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["together", "beside", "below", "train alone"])
+def test_the_command_that_training_ends_with_runs_as_it_is(script, tmp_path, capsys, layout):
+    folder = tmp_path / "the data"
+    parts = {"together": [""], "beside": ["Train", "Test"], "below": ["train", "test"], "train alone": ["train"]}[
+        layout
+    ]
+    for part in parts:
+        write_folder(folder / part, 2)
+    sampled = folder / parts[-1]
+    data = ["--data_name FOLDER --data_dir", folder / "Train" if layout == "beside" else folder]
+    script("segmentation_train", [*data, "--out_dir", tmp_path / "a run", TINY, "--max_steps 1"])
+    command = shlex.split(capsys.readouterr().out.rpartition("sample with: ")[2])
+    assert command[0] == "python" and os.path.samefile(command[1], SCRIPTS / "segmentation_sample.py")
+    script("segmentation_sample", [shlex.join(command[2:]), FAST])
+    results = tmp_path / "a run" / "results000001"
+    assert files(results / "masks") == ["case0.png", "case1.png"]
+    assert build_dataset("FOLDER", strict_json(results / "manifest.json")["data"]["data_dir"], 8, split="test")
+    assert f"2 cases of {folder if layout == 'below' else sampled}" in capsys.readouterr().out
+
+
+LEAK = "cases were trained on: Dice on training images says nothing about new ones"
+
+
+def test_training_images_are_told_when_sampled_and_scored(script, sample, pictures, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_folder(data, 4)
+    script("segmentation_train", ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1"])
+    checkpoint = tmp_path / "model000001.pt"
+    results = sample(checkpoint, data, FAST)
+    assert f"warning: 4 of 4 {LEAK}" in capsys.readouterr().out
+    script("segmentation_eval", ["--pred_dir", results])
+    assert f"warning: 4 of 4 {LEAK}" in capsys.readouterr().out
+    sample(checkpoint, pictures, FAST, out="others")
+    assert LEAK not in capsys.readouterr().out
+
+
+def test_training_images_are_told_only_where_the_split_leaves_them(script, sample, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_folder(data, 4)
+    (data / "split.json").write_text('{"train": ["case0", "case1"], "test": ["case2"]}')
+    script("segmentation_train", ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1"])
+    left_out = f"{data / 'split.json'}: 1 image in neither list, left out"
+    assert left_out in capsys.readouterr().out
+    results = sample(tmp_path / "model000001.pt", data, FAST)
+    out = capsys.readouterr().out
+    assert files(results / "masks") == ["case2.png"] and LEAK not in out and left_out in out
+
+
+@pytest.mark.parametrize("kind", ["picture", "volume", "own loader"])
+def test_a_damaged_truth_does_not_hinder_sampling(train, sample, refusal, truncate, brats, tmp_path, capsys, kind):
+    """It is told, left out of overlay and evaluation; the evaluation by itself refuses and names it."""
+    data = tmp_path / "data"
+    if kind == "volume":
+        shutil.copytree(brats, data)
+        checkpoint, truth = train("BRATS", data), next((data / "testing").rglob("*_seg.nii.gz"))
+    else:
+        write_folder(data, 3)
+        checkpoint, truth = train("FOLDER", data), data / "masks" / "case1.png"
+    if kind == "own loader":
+        (tmp_path / "own.py").write_text(OWN)
+        flags = f"{FAST} --data_name {tmp_path / 'own.py'}:Own"
+    else:
+        truncate(truth)
+        flags = FAST
+    capsys.readouterr()
+    results = sample(checkpoint, data, flags)
+    out = capsys.readouterr().out
+    told = [line for line in out.splitlines() if "goes on without its truth" in line]
+    assert len(told) == 1 and (kind == "own loader" or f"{truth}: is truncated or damaged" in told[0])
+    assert (results / "overview.png").exists()
+    if kind == "volume":
+        assert "warning: not evaluated: " in out and (results / "BraTS2021_05000_seg.nii.gz").exists()
+    else:
+        assert [row["name"] for row in rows(results)] == ["case0", "case2"] and "left out: 1 case without truth" in out
+        assert len(files(results / "masks")) == len(files(results / "overlay")) == 3
+    if kind != "own loader":
+        assert f"{truth}: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", results])
+
+
+OWN = """from guided_diffusion.custom_dataset_loader import FolderDataset
+
+class Own(FolderDataset):
+    def read_mask(self, case):
+        if case.name == "case1":
+            raise IndexError(case.name)
+        return super().read_mask(case)
+"""
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------
@@ -220,8 +342,10 @@ def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
     results = sample(trained, pictures)
     before = {name: (results / name).stat().st_mtime_ns for name in files(results) if "/" in name}
     contents = {name: (results / name).read_bytes() for name in before}
+    capsys.readouterr()
     sample(trained, pictures)
-    assert "4 cases of" in capsys.readouterr().out.split("sample with")[-1]
+    again = capsys.readouterr()
+    assert f"4 cases of {pictures}; 4 finished already" in again.out and "sampling:" not in again.err
     assert {name: (results / name).stat().st_mtime_ns for name in before} == before
     (results / "masks" / "case1.png").unlink()  # as a kill leaves a case: the mask comes last
     (results / "masks" / "case3.png").unlink()
@@ -250,13 +374,14 @@ def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, r
     results = sample(trained, pictures, FAST + " --num_samples 1")
     start = ["--data_dir", pictures, "--out_dir", results, FAST]
     again = ["--model_path", trained, *start]
-    assert "made with num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
-    assert "made with fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
-    assert "made with sampler dpm_solver" in refusal("segmentation_sample", [*again, "--dpm_solver False"])
+    assert "made with --num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
+    assert "made with --fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
+    line = refusal("segmentation_sample", [*again, "--dpm_solver False"])
+    assert "made with 2 steps of dpm_solver, now it is 2 steps of ddpm (--diffusion_steps, --use_ddim, " in line
     content = torch.load(trained, weights_only=True) | {"step": 3}
     torch.save(content, tmp_path / "other.pt")
     line = refusal("segmentation_sample", ["--model_path", tmp_path / "other.pt", *start])
-    assert "made with checkpoint_sha256" in line
+    assert f"made with another checkpoint, {trained} of step 2, now --model_path is {tmp_path / 'other.pt'}" in line
 
 
 def test_out_dir_must_not_be_the_data(refusal, trained, tmp_path):
