@@ -124,6 +124,20 @@ def test_flags_given_now_count_in_a_resumed_run(script, long_run, tmp_path):
     assert load_checkpoint(tmp_path / "model000005.pt").config["train"]["batch_size"] == 6
 
 
+def test_a_resumed_run_keeps_the_time_limit_and_says_so(script, pictures, tmp_path, capsys):
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path]
+    script("segmentation_train", [*data, TINY, "--max_steps 1 --max_minutes 0.01"])
+    again = ["--resume_checkpoint auto --max_steps 1000000000 --precision fp32 --out_dir", tmp_path]
+    capsys.readouterr()
+    script("segmentation_train", again)
+    out = capsys.readouterr().out
+    assert "--max_minutes 0.01 is kept from before, counted anew; 0 lifts it" in out and "days or so" not in out
+    step = load_checkpoint(newest_checkpoint(tmp_path)).step
+    assert 1 < step < 1000000000
+    script("segmentation_train", [*again, f"--max_minutes 0 --max_steps {step + 1}"])
+    assert "is kept from before" not in capsys.readouterr().out
+
+
 def test_going_back_needs_a_folder_without_later_checkpoints(refusal, long_run):
     line = refusal("segmentation_train", ["--resume_checkpoint", long_run / "model000004.pt"])
     assert "model000006.pt) than the one to go on from, of step 4" in line
