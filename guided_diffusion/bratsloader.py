@@ -82,7 +82,7 @@ class BraTSDataset(SegmentationDataset):
         masks = (files["seg"],) if "seg" in files else ()
         if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):
             return [Case(name, images, masks)]  # a 2-D slice by its name: no header of the many thousands is read
-        return self.volumes.cases(name, images, masks)
+        return self.volumes.cases(name, images, masks, check_masks=self.need_masks)
 
 
 def _group(folder, names):

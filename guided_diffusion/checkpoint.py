@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pickle
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,9 +78,13 @@ def load_checkpoint(path):
     and read when they are used, so that sampling does not load the optimizer's.
     """
     path = Path(path)
+    if path.is_dir():
+        newest = newest_checkpoint(path)
+        there = f"its newest checkpoint is {shlex.quote(str(newest))}" if newest else "without a checkpoint model*.pt"
+        raise UserError(f"{path}: is a folder, {there}; name a file")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
-    foreign = UserError(f"{path}: is no checkpoint of this program (train one with scripts/segmentation_train.py)")
+    foreign = UserError(f"{path}: is no checkpoint of this program; train one with scripts/segmentation_train.py")
     with open(path, "rb") as file:
         if file.read(2) != b"PK":  # what torch.save writes is a zip file
             raise foreign
@@ -90,7 +95,7 @@ def load_checkpoint(path):
             f"{path}: holds more than plain data, or is damaged, and was not loaded; use a checkpoint of this program"
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything
-        raise UserError(f"{path}: is no checkpoint, or a damaged one ({_first_line(error)}); copy it again") from error
+        raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
     names = [f.name for f in dataclasses.fields(Checkpoint)]
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
@@ -119,7 +124,3 @@ def newest_checkpoint(out_dir):
         if match:
             found[int(match[1])] = path
     return found[max(found)] if found else None
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

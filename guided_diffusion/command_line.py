@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 
 from .config import DiffusionOptions, EvalOptions, SampleOptions, TrainOptions, build
-from .errors import UserError
+from .errors import UserError, describe_os_error
 from .files import read_yaml
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
@@ -25,24 +26,39 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "dry_run": "use --max_steps 1 instead",
 }
 
+FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
 
-def parse(description, groups, argv=None):
+
+def parse(description, groups, argv=None, *, example="", saved=()):
     """Parse flags (and `--config FILE.yaml`, which they override) into one instance of each class in `groups`.
 
-    A flag in two groups belongs to the first. Returns the instances, in the order of `groups`, and the set of names
-    that were given explicitly. Raises `UserError` in one line for whatever is wrong
-    (OSError for a FILE that cannot be read).
+    A flag in two groups belongs to the first. example: a command that ends the help. saved: the groups whose values a
+    checkpoint brings; their help, and that of --data_name then, shows no defaults. Returns the instances, in the order
+    of `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong.
     """
     fields = {}
     for item in (item for group in groups for item in dataclasses.fields(group)):
         fields.setdefault(item.name, item)
-    parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = _Parser(
+        description=description,
+        epilog=f"example:\n  {example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win over it")
     for group in groups:
-        section = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
+        title = group.__doc__.splitlines()[0].rstrip(".")
+        if group in saved:
+            title = f"{title.partition('.')[0]}. {FROM_CHECKPOINT}"
+        section = parser.add_argument_group(title)
         for item in dataclasses.fields(group):
             if fields.get(item.name) is item:
-                _add_flag(section, item)
+                default = "" if group in saved or item.default == "" else f" (default: {item.default})"
+                if saved and item.name == "data_name":
+                    default = " (default: the checkpoint's)"
+                _add_flag(section, item, " (required)" if item.metadata["required"] else default)
+                parser.booleans |= {f"--{item.name}"} if item.type is bool else set()
     namespace, unknown = parser.parse_known_args(argv)
     _refuse_unknown(unknown, fields)
     given = vars(namespace)
@@ -76,17 +92,18 @@ def _owner(groups, name):
     return next(group for group in groups if name in {item.name for item in dataclasses.fields(group)})
 
 
-def _add_flag(section, item):
+def _add_flag(section, item, remark):
     names = [f"--{item.name}"]
     if "_" in item.name:
         names.append(f"--{item.name.replace('_', '-')}")
-    default = f" (default: {item.default})" if item.default != "" else ""
+    choices = item.metadata["choices"]
+    kind = {bool: "True|False", int: "N", float: "X", str: "TEXT"}[item.type]
     section.add_argument(
         *names,
         dest=item.name,
         type=_boolean if item.type is bool else item.type,
-        metavar={bool: "True|False", int: "N", float: "X", str: "TEXT"}[item.type],
-        help=item.metadata["help"].replace("%", "%%") + default,
+        metavar=f"{{{','.join(choices)}}}" if choices else kind,
+        help=(item.metadata["help"] + remark).replace("%", "%%"),
     )
 
 
@@ -98,7 +115,10 @@ def _boolean(text):
 
 
 def _read_yaml(path, fields):
-    values = read_yaml(path)
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"--config {describe_os_error(error)}; name a YAML file") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: must hold lines of the form 'flag: value'")
     result = {}
@@ -139,5 +159,13 @@ def _unknown_flag(name, fields):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.booleans = set()
+
     def error(self, message):
-        raise UserError(message)
+        flag = re.match(r"argument (--\w+)\S*: expected one argument", message)
+        if not flag:
+            raise UserError(message)
+        remedy = f"write {flag[1]} True" if flag[1] in self.booleans else "write it after the flag"
+        raise UserError(f"{flag[1]}: needs a value; {remedy}")

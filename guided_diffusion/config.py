@@ -1,14 +1,18 @@
 """Every option once: a dataclass field with its help is a flag, a YAML key and an entry in the checkpoint."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 
 from .errors import UserError
 
 
-def option(default, help, *, choices=None, minimum=None, above=None, maximum=None):
-    """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound)."""
-    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False):
+    """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound).
+
+    required: a script needs it, and its help says so; the script itself refuses to run without.
+    """
+    rules = {"required": required, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, **rules})
 
 
@@ -21,10 +25,14 @@ class DataOptions:
         "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), FOLDER (images/ and masks/ paired by name), "
         "or path/to/my_loader.py:MyDataset",
     )
-    data_dir: str = option("", "folder that holds the data")
+    data_dir: str = option("", "folder that holds the data", required=True)
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )
+
+    def resolve(self, given):
+        """Make the path of a loader absolute: checkpoint and manifest are read from other folders as well."""
+        self.data_name = absolute_loader(self.data_name)
 
 
 PRESETS = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
@@ -210,7 +218,9 @@ class TrainOptions:
 
     out_dir: str = option("./results/", "folder for checkpoints and logs")
     max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
-    max_minutes: float = option(0.0, "stop after this many minutes of this run; 0: no limit", minimum=0)
+    max_minutes: float = option(
+        0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew; 0: none", minimum=0
+    )
     batch_size: int = option(8, "images per optimizer step", above=0)
     microbatch: int = option(
         -1, "images per forward pass: gradients are summed over the batch's parts; -1: the whole batch at once"
@@ -261,7 +271,7 @@ class TrainOptions:
 class SampleOptions:
     """What is sampled and how. The network and its diffusion come from the checkpoint."""
 
-    model_path: str = option("", "checkpoint to sample from")
+    model_path: str = option("", "checkpoint to sample from", required=True)
     out_dir: str = option("./results/", "results folder; finished cases in it are skipped")
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
     num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
@@ -316,7 +326,12 @@ class SampleOptions:
 class EvalOptions:
     """What is evaluated."""
 
-    pred_dir: str = option("", "results folder of segmentation_sample.py, or any folder of masks named like the cases")
+    pred_dir: str = option(
+        "",
+        "results folder of segmentation_sample.py, or any folder of masks named like the cases (NAME.png, "
+        "NAME_mask.png, NAME_seg.nii.gz, ...)",
+        required=True,
+    )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says")
     out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder")
@@ -358,6 +373,11 @@ def saved_options(group, saved, given_options, given, where):
         if asked != has:
             raise UserError(f"--{name} {asked} contradicts the checkpoint {where}, which was trained with {name} {has}")
     return options
+
+
+def absolute_loader(data_name):
+    """`data_name` with the path of a loader of one's own, path/to/file.py:Class, made absolute."""
+    return os.path.abspath(data_name) if ".py:" in data_name else data_name
 
 
 def _numbers(name, text, kind):

@@ -9,9 +9,12 @@ The smallest loader of your own is one class in one file, used with `--data_name
         image_channels = 3        # of every image
         class_names = ("polyp",)  # without the background
 
-        def find_cases(self):  # where the images and masks are: a Case each, with a name of its own
-            images = sorted(self.data_dir.glob("*/photo.png"))
-            return [Case(path.parent.name, (path,), (path.parent / "truth.png",)) for path in images]
+        def find_cases(self):  # a Case for each image: a name of its own, its image files, its mask files
+            cases = []
+            for image in sorted(self.data_dir.glob("*/photo.png")):
+                truth = image.parent / "truth.png"
+                cases.append(Case(image.parent.name, (image,), (truth,) if truth.is_file() else ()))
+            return cases
 
         def read_image(self, case):  # float32 [C, H, W]
             return read_picture(case.images[0])
@@ -19,14 +22,14 @@ The smallest loader of your own is one class in one file, used with `--data_name
         def read_mask(self, case):  # bool [R, K, H, W]: R raters, K classes
             return read_picture_mask(case.masks[0])[None, None]
 
-A case without truth has no masks. Override `normalise` as well unless your images have values from 0 to 255. The rest,
-resizing, batches, checks and sampling, works for every loader. `FolderDataset` below does a little more: optional
-masks, splits, labels and NIfTI volumes.
+A case without truth has no masks: sampling needs none. Override `normalise` as well unless your images have values
+from 0 to 255. The rest, resizing, batches, checks and sampling, works for every loader. `FolderDataset` below does a
+little more: splits, labels and NIfTI volumes.
 """
 
 from collections import defaultdict
 
-from .data import Case, SegmentationDataset, split_folders
+from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import (
     NIFTI_SUFFIXES,
@@ -39,6 +42,7 @@ from .files import (
     read_picture_mask,
     split_suffix,
 )
+from .logger import counted
 from .volumes import VolumeReader
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
@@ -70,7 +74,7 @@ class FolderDataset(SegmentationDataset):
             name = split_suffix(image)[0]
             label = self._label(name, labels) if labels else None
             if self.is_nifti:
-                cases += self.volumes.cases(name, (image,), masks, label)
+                cases += self.volumes.cases(name, (image,), masks, label, check_masks=self.need_masks)
             else:
                 cases.append(Case(name, (image,), masks, label))
         return cases
@@ -106,7 +110,7 @@ class FolderDataset(SegmentationDataset):
         pairs = []
         for folder in split_folders(self.data_dir, self.split):
             images = folder / "images"
-            masks = _files_by_name(folder / "masks")
+            masks = files_by_name(folder / "masks")
             for image in list_files(images if images.is_dir() else folder, SUFFIXES):
                 pairs.append((image, _masks_of(image, masks)))
         chosen = self._chosen_names({split_suffix(image)[0] for image, _ in pairs})
@@ -118,13 +122,21 @@ class FolderDataset(SegmentationDataset):
         if self.split is None or not path.is_file():
             return names
         splits = read_json(path)
-        chosen = splits.get(self.split) if isinstance(splits, dict) else None
-        if not (isinstance(chosen, list) and all(isinstance(name, str) for name in chosen)):
-            raise UserError(f'{path}: has no list "{self.split}"; write {{"train": [names], "test": [names]}}')
-        for name in chosen:
-            if name not in names:
-                raise UserError(f"{path}: names {name!r} in {self.split!r}, but there is no such image; correct it")
-        return set(chosen)
+        splits = {self.split: None, **splits} if isinstance(splits, dict) else {self.split: None}
+        listed = {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
+        for split, chosen in listed.items():
+            if not (isinstance(chosen, list) and all(isinstance(name, str) for name in chosen)):
+                raise UserError(f'{path}: has no list "{split}"; write {{"train": [names], "test": [names]}}')
+            for name in chosen if self.split in ("train", split) else ():  # to sample, the training images may be gone
+                if name not in names:
+                    raise UserError(f"{path}: names {name!r} in {split!r}, but there is no such image; correct it")
+        train, test = (set(listed.get(split, ())) for split in ("train", "test"))
+        if self.split == "train" and train & test:
+            raise UserError(f"{path}: names {min(train & test)!r} in both lists; test images must not be trained on")
+        left_out = len(names - train - test)
+        if left_out:
+            self.notes = (f"{path}: {counted(left_out, 'image')} in neither list, left out",)
+        return set(listed[self.split])
 
     def _read_labels(self):
         """{name: label text} from labels.csv, empty without one; sets `label_names`, sorted."""
@@ -158,8 +170,8 @@ class FolderDataset(SegmentationDataset):
         self.image_channels = 1 if self.is_nifti else read_picture(first).shape[0]
 
 
-def _files_by_name(folder):
-    """{name without suffix: files}, empty if there is no such folder."""
+def files_by_name(folder):
+    """{name without suffix: its picture and NIfTI files}, empty if there is no such folder."""
     files = defaultdict(list)
     for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
         files[split_suffix(path)[0]].append(path)

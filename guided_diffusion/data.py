@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import UserError
+from .errors import NoCasesError, UserError
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -74,6 +74,7 @@ class SegmentationDataset(Dataset):
     image_channels = 3
     class_names = ("foreground",)
     label_names = ()
+    notes = ()  # lines that the scripts say about the data
 
     def __init__(self, data_dir, image_size, *, split=None, need_masks=False):
         if split not in (None, *SPLIT_FOLDERS):
@@ -88,7 +89,7 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
         self.cases = list(self.find_cases())
         if not self.cases:
-            raise UserError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
+            raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
 
     # ---- what a subclass provides ------------------------------------------------------------------------------

@@ -6,21 +6,28 @@ from contextlib import nullcontext
 import torch
 
 from .errors import UserError
+from .logger import console
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(gpu_dev):
-    """The torch device for `--gpu_dev`: that GPU where there is CUDA, else the CPU.
+def pick_device(gpu_dev, explicit=False):
+    """The torch device for `--gpu_dev`: that GPU where there is CUDA, else the CPU (told if the flag is `explicit`).
 
     Raises `UserError` for a GPU that is not there, and inside torchrun with several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("runs on one device so far: start it without torchrun")
-    if gpu_dev == "cpu" or not torch.cuda.is_available():
+    if gpu_dev == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if explicit:
+            console().warning(f"warning: --gpu_dev {gpu_dev}: torch finds no GPU here; runs on the CPU")
         return torch.device("cpu")
     if int(gpu_dev) >= torch.cuda.device_count():
-        raise UserError(f"--gpu_dev {gpu_dev}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+        count = torch.cuda.device_count()
+        there = "is 1 GPU, number 0" if count == 1 else f"are {count} GPUs, numbered from 0"
+        raise UserError(f"--gpu_dev {gpu_dev}: there {there}")
     return torch.device("cuda", int(gpu_dev))
 
 

@@ -1,11 +1,31 @@
-"""The one exception that stands for a user's mistake, and the door every script leaves by."""
+"""The exceptions that stand for a user's mistake, and the doors every script enters and leaves by."""
 
 import os
+import signal
 import sys
 
 
 class UserError(Exception):
     """Something the user can put right: the message names the file or flag and the remedy, in one line."""
+
+
+class NoCasesError(UserError):
+    """A folder in which the loader finds nothing: perhaps it is the wrong loader."""
+
+
+def interruptible_imports():
+    """Let Ctrl-C end the process with one line and status 130 while a script's imports run, which takes seconds.
+
+    A `KeyboardInterrupt` would show a traceback there, or come out of a half loaded library as another error.
+    `run_script` takes over from here.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_):
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def run_script(main):
@@ -14,6 +34,8 @@ def run_script(main):
     A `UserError` becomes one line on stderr and exit status 2, a full disk, an unwritable path or exhausted memory one
     line and status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
     except UserError as error:

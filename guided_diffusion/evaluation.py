@@ -11,6 +11,7 @@ from .data import group_cases
 from .diversity import LEVELS, compare_sets, level_masks, rater_dice
 from .errors import UserError
 from .files import atomic_path, write_json
+from .logger import counted
 from .metrics import METRICS, evaluate_mask, overlap, statistics, summarise
 from .results import Predictions
 
@@ -53,21 +54,21 @@ def raters_of(dataset, cases):
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
-def truth_of(dataset, cases):
-    """The truth bool [H, W], or [X, Y, Z] of a volume's slices, by majority of the raters; None where one lacks."""
-    raters = raters_of(dataset, cases)
+def majority(raters):
+    """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
     return None if raters is None else raters.mean(axis=0) > 0.5
 
 
-def evaluate(pred_dir, dataset, out_dir=None, progress=None):
+def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of):
     """Compare each prediction below `pred_dir` with its truth; write metrics.csv and summary.json to `out_dir`.
 
-    progress: wraps the list of cases (a tqdm). Returns the summary, see `summary_of`. Raises `UserError` when
-    nothing can be compared.
+    progress: wraps the list of cases (a tqdm). read_raters: called as `raters_of` is. Returns the summary, see
+    `summary_of`, with "unmatched_files": how many files of masks belong to no case. Raises `UserError` when nothing
+    can be compared.
     """
-    predictions = Predictions(pred_dir)
     rows, pooled, missing, without_truth = [], {}, 0, 0
     units = group_cases(dataset.cases)
+    predictions = Predictions(pred_dir, [unit.name for unit in units])
     mixed = {unit.is_volume for unit in units}
     if len(mixed) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
@@ -76,7 +77,7 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None):
         if prediction is None:
             missing += 1
             continue
-        raters = raters_of(dataset, unit.cases)
+        raters = read_raters(dataset, unit.cases)
         if raters is None:
             without_truth += 1
             continue
@@ -84,13 +85,16 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None):
         rows.append(row)
         for name, table in tables.items():
             pooled[name] = pooled[name] + table if name in pooled else table
+    unmatched = predictions.unmatched()
     if not rows:
+        example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
         raise UserError(
-            f"{pred_dir}: nothing to evaluate: of {len(units)} cases in {dataset.data_dir}, {missing} have no "
-            f"prediction and {without_truth} no truth"
+            f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, {missing} "
+            f"have no prediction and {without_truth} no truth{example}"
         )
     millimetres = dataset.geometry(units[0].cases[0]) is not None
     summary = summary_of(rows, pooled, missing, without_truth, "mm" if millimetres else "pixels")
+    summary["unmatched_files"] = len(unmatched)
     out_dir = Path(out_dir or pred_dir)
     _write_csv(out_dir / "metrics.csv", rows)
     write_json(out_dir / "summary.json", summary)
@@ -196,10 +200,12 @@ def format_summary(summary):
         f"{ensemble[f'{w}_empty']} {text}"
         for w, text in (("both", "both empty"), ("prediction", "prediction empty"), ("truth", "truth empty"))
     )
-    lines.append(f"{ensemble['cases']} cases ({empties})")
+    lines.append(f"{counted(ensemble['cases'], 'case')} ({empties})")
     for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
         if summary[key]:
-            lines.append(f"left out: {summary[key]} cases {text}")
+            lines.append(f"left out: {counted(summary[key], 'case')} {text}")
+    if summary.get("unmatched_files"):
+        lines.append(f"left out: {counted(summary['unmatched_files'], 'file')} of masks not named like any case")
     return "\n".join(lines)
 
 

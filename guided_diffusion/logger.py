@@ -33,6 +33,11 @@ def console():
     return log
 
 
+def counted(number, noun):
+    """ "1 case", "2 cases": a number with its noun, whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class RunLog:
     """Scalars of a training run: `log.jsonl` and `log.csv` in `out_dir`, and TensorBoard event files beside them.
 

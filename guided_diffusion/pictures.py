@@ -62,6 +62,13 @@ def overlay(picture, mask, truth=None):
     return outline(picture, mask, MASK_COLOUR)
 
 
+def enlarged(array, least=256):
+    """An array [H, W, ...] with each pixel repeated by the smallest whole factor that makes its longer side `least`
+    pixels or more."""
+    factor = -(-least // max(array.shape[:2]))
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def resized(picture, size, proportions=None):
     """The picture uint8 [H, W, 3] scaled to fit a square of `size` pixels, on black.
 

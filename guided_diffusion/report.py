@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluation import truth_of
+from .evaluation import majority, raters_of
 from .files import read_nifti, read_picture, write_png
 from .pictures import captions, displayed, grey, heat, mosaic, overlaid_tile, radiological, resized
 from .results import Predictions
@@ -13,14 +13,15 @@ TILE = 128
 COLUMNS = ("image", "mask (truth green)", "probability", "uncertainty")
 
 
-def write_overview(results_dir, dataset, units, count=8):
+def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
     """Write overview.png: a row a case with the image, truth and fused mask outlined, probability and uncertainty.
 
     units: `data.Unit`s that have been sampled; the first `count` are shown, of a volume the slice with the largest
-    mask. Members follow in the row where they were saved. Returns the picture's path.
+    mask. Members follow in the row where they were saved. read_raters: called as `raters_of` is. Returns the
+    picture's path.
     """
     folder = Path(results_dir)
-    rows = [_row(folder, dataset, unit) for unit in units[:count]]
+    rows = [_row(folder, dataset, unit, read_raters) for unit in units[:count]]
     members = max(len(row) for row in rows) - len(COLUMNS)
     heading = captions([*COLUMNS, *(f"member {k}" for k in range(members))], TILE)
     path = folder / "overview.png"
@@ -28,7 +29,7 @@ def write_overview(results_dir, dataset, units, count=8):
     return path
 
 
-def _row(folder, dataset, unit):
+def _row(folder, dataset, unit, read_raters):
     predictions = Predictions(folder)
     mask = predictions.mask(unit.name, unit.is_volume)
     if unit.is_volume:
@@ -43,7 +44,7 @@ def _row(folder, dataset, unit):
         uncertainty = read_picture(folder / "uncertainty" / f"{unit.name}.png")[0] / 255
         members = predictions.members(unit.name, False)
     image = displayed(dataset.load_image(case))
-    truth = truth_of(dataset, [case]) if case.masks else None
+    truth = majority(read_raters(dataset, [case]))
     if truth is not None and truth.ndim == 3:  # one slice of a volume
         truth = truth[..., 0]
     layers = [image, grey(mask), grey(probability), heat(uncertainty), *(grey(member) for member in members)]

@@ -4,7 +4,8 @@ manifest.json             checkpoint, settings, versions, seconds
 masks/NAME.png            the fused mask, 0 or 255, of the input's own size
 probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..65535 for 0..1
 uncertainty/NAME.png      8 bit: their standard deviation, 0..255 for 0..0.5
-overlay/NAME.png          the input with the mask's outline in red (the truth's in green); a mosaic for volumes
+overlay/NAME.png          the input with the mask's outline in red (the truth's in green), small inputs enlarged by a
+                          whole factor; a mosaic for volumes
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
 debug/NAME.gif            with --debug: the denoising, step by step; of v2 NAME_attention.png, what it looked at
 NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
@@ -13,15 +14,18 @@ NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME
 
 import glob
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 
 from . import ensemble
+from .custom_dataset_loader import MASK_ENDINGS, files_by_name
 from .errors import UserError
 from .files import (
     atomic_path,
+    is_nifti,
     read_json,
     read_nifti,
     read_nifti_labels,
@@ -31,7 +35,7 @@ from .files import (
     write_nifti,
     write_png,
 )
-from .pictures import displayed, overlay, save_animation, volume_montage
+from .pictures import displayed, enlarged, overlay, save_animation, volume_montage
 
 
 @dataclass
@@ -117,10 +121,8 @@ class ResultsFolder:
             before = (old.get(group, {}) if group else old).get(key)
             now = (new[group] if group else new)[key]
             if before != now:
-                raise UserError(
-                    f"{path}: these results were made with {key} {_brief(before)}, now it is {_brief(now)}; "
-                    "choose another --out_dir"
-                )
+                difference = _difference(key, before, now, old, new)
+                raise UserError(f"{path}: these results were made with {difference}; choose another --out_dir")
 
     def finished(self, name, is_volume):
         """Whether the case or volume has been written completely."""
@@ -134,7 +136,8 @@ class ResultsFolder:
         folder = self.out_dir
         write_png(folder / "probability" / f"{name}.png", _scaled(maps.probability, 65535, np.uint16))
         write_png(folder / "uncertainty" / f"{name}.png", _scaled(maps.uncertainty * 2, 255, np.uint8))
-        write_png(folder / "overlay" / f"{name}.png", overlay(displayed(image), maps.mask, truth))
+        layers = [displayed(image), maps.mask] + ([] if truth is None else [truth])
+        write_png(folder / "overlay" / f"{name}.png", overlay(*map(enlarged, layers)))
         if self.save_samples:
             for k, member in enumerate(maps.members):
                 write_png(folder / "samples" / f"{name}_{k:02d}.png", _scaled(member, 255, np.uint8))
@@ -171,10 +174,16 @@ class ResultsFolder:
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 
-def _brief(value):
-    if not isinstance(value, list) or len(value) <= 6:
-        return value
-    return f"{value[0]}, {value[1]}, ... {value[-1]} ({len(value)} of them)"
+def _difference(key, before, now, old, new):
+    """How the manifest `new` differs from the one found, `old`, in `key`, in the words of the command line."""
+    if key == "checkpoint_sha256":
+        before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
+        return f"another checkpoint, {before}, now --model_path is {now}"
+    if key in ("sampler", "timesteps"):
+        before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
+        flags = "--diffusion_steps, --use_ddim, --dpm_solver or --timestep_respacing"
+        return f"{before}, now it is {now if now != before else 'as many others'} ({flags} says so)"
+    return f"--{key} {before}, now it is {now}"
 
 
 def _scaled(values, top, dtype):
@@ -182,27 +191,53 @@ def _scaled(values, top, dtype):
 
 
 class Predictions:
-    """Reads results back: from a results folder, or from any folder that holds NAME.png or NAME_seg.nii.gz files.
+    """Reads results back: from a results folder, or from any folder of masks that are named like the cases.
 
     num_ensemble: the number of members that the folder's manifest tells of, or None.
+    names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
+    called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, folder, names=()):
+        self.folder, self.names = Path(folder), frozenset(names)
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
         manifest = self.folder / "manifest.json"
-        settings = read_json(manifest).get("settings", {}) if manifest.exists() else {}
-        self.num_ensemble = settings.get("num_ensemble")
+        recorded = read_json(manifest) if manifest.exists() else {}
+        self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
+        self.is_ours = "checkpoint_sha256" in recorded
+        self.used = set()
 
     def mask(self, name, is_volume):
         """bool [H, W] or [X, Y, Z] of a case, or None when it has not been predicted."""
-        if is_volume:
-            path = self.folder / f"{name}_seg.nii.gz"
-            return read_nifti_labels(path) > 0 if path.exists() else None
-        path = self.masks / f"{name}.png"
-        return read_picture_mask(path) if path.exists() else None
+        path = self._mask_path(name, is_volume)
+        if path is None:
+            return None
+        self.used.add(path)
+        return read_nifti_labels(path) > 0 if is_volume else read_picture_mask(path)
+
+    def unmatched(self):
+        """The files of masks, by name, that no case asked for by `mask` has."""
+        if self.is_ours:
+            files = [*self.folder.glob("masks/*.png"), *self.folder.glob("*_seg.nii.gz")]
+        else:
+            files = [path for paths in self._files.values() for path in paths]
+        return sorted(set(files) - self.used)
+
+    def _mask_path(self, name, is_volume):
+        if self.is_ours:
+            path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
+            return path if path.exists() else None
+        stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
+        found = [path for stem in stems for path in self._files.get(stem, ()) if is_nifti(path) == is_volume]
+        if len(found) > 1:
+            raise UserError(f"{found[1]}: is a second mask of {name} beside {found[0].name}; keep one")
+        return found[0] if found else None
+
+    @cached_property
+    def _files(self):
+        return files_by_name(self.masks)
 
     def members(self, name, is_volume):
         """The members' masks, where they were saved: a list of bool arrays."""

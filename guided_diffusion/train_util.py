@@ -12,9 +12,12 @@ from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from .data import training_batches
 from .dist_util import autocast
 from .errors import UserError
-from .logger import RunLog, console
+from .logger import RunLog, console, counted
 from .seeds import seed_of, seeded_generator
 from .timesteps import TIMESTEP_SAMPLERS
+
+# The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
+MEASURED_STEP = {"cpu": 1, "cuda": 10}
 
 
 def item_generator(seed, step, index):
@@ -58,7 +61,7 @@ class TrainLoop:
     def __init__(self, model, diffusion, dataset, options, *, config, device, precision, num_workers=0, start=None):
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
-        self.step = start.step if start else 0
+        self.step = self.first_step = start.step if start else 0
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.timesteps = TIMESTEP_SAMPLERS[options.schedule_sampler](diffusion.num_timesteps)
@@ -99,8 +102,10 @@ class TrainLoop:
         bar = tqdm(total=self.last_step, initial=self.step, desc="training", unit="step", dynamic_ncols=True)
         with _SignalsCaught(self), bar:
             while not self._finished(began):
-                values = self.train_step(next(batches))
+                batch, started = next(batches), time.monotonic()
+                values = self.train_step(batch)
                 self.step += 1
+                self._foretell(time.monotonic() - started)
                 self._report(bar, log, recent, values, began)
                 if self.step % self.options.save_interval == 0:
                     self.save()
@@ -113,6 +118,20 @@ class TrainLoop:
         limit = self.options.max_minutes * 60
         out_of_time = limit and time.monotonic() - began >= limit
         return self.stop_signal is not None or self.step >= self.last_step or bool(out_of_time)
+
+    def _foretell(self, seconds):
+        """Say how long the run will take, from the seconds of one of its first steps, where that is beyond a day."""
+        if self.step - self.first_step != MEASURED_STEP[self.device.type]:
+            return
+        steps = self.last_step - self.first_step
+        limit = self.options.max_minutes * 60 or float("inf")
+        days = min(seconds * steps, limit) / 86400
+        if days > 1:
+            console().warning(
+                f"warning: at {seconds:.3g} s a step, {steps} steps will take {counted(round(days), 'day')} or so; a "
+                "smaller model takes less, for example --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 "
+                "--num_res_blocks 1"
+            )
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
@@ -258,4 +277,7 @@ class _SignalsCaught:
         if self.loop.stop_signal is not None:
             raise KeyboardInterrupt
         self.loop.stop_signal = number
-        console().info(f"{signal.Signals(number).name}: finishing the step and writing a checkpoint")
+        console().info(
+            f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; a "
+            "second Ctrl-C quits at once without saving"
+        )

@@ -26,17 +26,19 @@ class VolumeReader:
     def __init__(self):
         self._cache = VolumeCache(self.cache_bytes)
 
-    def cases(self, name, images, masks=(), label=None):
+    def cases(self, name, images, masks=(), label=None, *, check_masks=True):
         """Return the cases of one volume, `NAME_slice_KKK` for each slice, or [the one case `NAME`] of a 2-D image.
 
         images: one file per channel; masks: one label map per rater. Only headers are read.
-        Raises `UserError` if the files of a volume differ in shape.
+        Raises `UserError` if the files of a volume differ in shape. Without `check_masks` those of the masks are left
+        to `labels`: to sample, a damaged mask must not matter.
         """
         images, masks = tuple(images), tuple(masks)
         depth = _as_volume(read_nifti_header(images[0])[0])[2]
         if depth == 1:
             return [Case(name, images, masks, label)]  # the shapes are compared when the data are read
-        _check_shapes({path: _as_volume(read_nifti_header(path)[0]) for path in images + masks})
+        checked = images + masks if check_masks else images
+        _check_shapes({path: _as_volume(read_nifti_header(path)[0]) for path in checked})
         return [
             Case(f"{name}_slice_{index:03d}", images, masks, label, volume=name, slice_index=index)
             for index in range(depth)
@@ -48,7 +50,9 @@ class VolumeReader:
 
     def labels(self, case):
         """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
-        return np.stack([_slice_of(case, path, self._cache.get(path, _decode_labels)) for path in case.masks])
+        image = None if case.volume is None else case.images[0]
+        decoded = [(path, self._cache.get((path, image), _decode_labels)) for path in case.masks]
+        return np.stack([_slice_of(case, path, slices) for path, slices in decoded])
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
@@ -115,9 +119,12 @@ def _decode_images(paths):
     return np.stack(channels, axis=1)
 
 
-def _decode_labels(path):
-    """The label map as [Z, X, Y], in bytes where the labels fit."""
+def _decode_labels(key):
+    """The label map of (its path, an image of its volume or None) as [Z, X, Y], in bytes where the labels fit."""
+    path, image = key
     labels = read_nifti_labels(path)
+    if image is not None:
+        _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
     return np.ascontiguousarray(labels.reshape(_as_volume(labels.shape)).transpose(2, 0, 1))

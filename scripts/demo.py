@@ -1,6 +1,11 @@
 """The main job on phantom data, end to end, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
 
-import json
+from guided_diffusion.errors import interruptible_imports, run_script
+
+if __name__ == "__main__":
+    interruptible_imports()  # those below take seconds
+
+import math
 import shlex
 import subprocess
 import sys
@@ -10,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import option
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError, run_script
-from guided_diffusion.files import check_writable
-from guided_diffusion.logger import console
+from guided_diffusion.errors import UserError
+from guided_diffusion.files import check_writable, read_json, write_json
+from guided_diffusion.logger import console, counted
 from guided_diffusion.phantom import best_threshold_dice, write_brats, write_isic
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -24,15 +30,20 @@ MODEL = (
     "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --log_interval 20"
 )
 SAMPLING = "--num_ensemble 5 --diffusion_steps 10 --dpm_solver True --batch_size 4 --save_samples True"
+EXAMPLE = "python scripts/demo.py --data ISIC --speed 0.5 --out_dir demo_isic"
 
 
 @dataclass
 class DemoOptions:
     """The demo."""
 
-    out_dir: str = option("./demo/", "folder for the phantoms, checkpoints and results; must be new or empty")
+    out_dir: str = option(
+        "./demo/", "folder for the phantoms, checkpoints and results: new, empty, or of a demo to go on with"
+    )
     data: str = option("both", "which phantoms to run", choices=("ISIC", "BRATS", "both"))
-    speed: float = option(1.0, "multiplies the training steps and minutes; 0.1 gives a quick, poor run", above=0)
+    speed: float = option(
+        1.0, "multiplies the training steps and their time limit; 0.1 gives a quick, poor run", above=0
+    )
     seed: int = option(0, "seed of the phantoms, the training and the sampling", minimum=0)
 
 
@@ -46,6 +57,10 @@ class Task:
     steps: int
     minutes: float
     debug: bool
+
+    def steps_at(self, speed):
+        """The training steps at a `--speed`."""
+        return max(1, round(self.steps * speed))
 
     def write(self, folder, seed):
         """Write the phantoms of this task below `folder`."""
@@ -62,45 +77,86 @@ TASKS = (
 
 
 def main(argv=None):
-    """Run the tasks that are asked for and say where to look."""
-    (options,), _ = parse(__doc__, [DemoOptions], argv)
+    """Run the tasks that are asked for, or what an interrupted demo has left of them, and say where to look."""
+    (options,), _ = parse(__doc__, [DemoOptions], argv, example=EXAMPLE)
     out_dir = Path(options.out_dir)
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise UserError(f"{out_dir}: is not empty; remove it or choose another --out_dir")
-    check_writable(out_dir)
+    record = Record(out_dir, options)
+    tasks = [task for task in TASKS if options.data in (task.data_name, "both")]
+    waiting = [task for task in tasks if not record.finished(task)]
     began = time.monotonic()
-    summaries = []
-    for task in TASKS:
-        if options.data in (task.data_name, "both"):
-            summaries.append((task, *run_task(task, options, out_dir)))
+    for task in waiting:
+        run_task(task, options, out_dir, record)
     console().info("")
-    for task, threshold, summary, results in summaries:
-        tell(task, threshold, summary, results)
-    console().info(f"\nall of it took {(time.monotonic() - began) / 60:.1f} minutes")
+    for task in tasks:
+        tell(task, options, out_dir, record)
+    if waiting:
+        console().info(f"\nall of it took {(time.monotonic() - began) / 60:.1f} minutes")
+    else:
+        console().info(
+            f"\nthis demo was finished before; to start afresh, remove {out_dir} or choose another --out_dir"
+        )
 
 
-def run_task(task, options, out_dir):
-    """Write data, train, sample, evaluate. Returns (threshold Dice, summary, results folder)."""
-    data, run = out_dir / f"{task.data_name}_data", out_dir / f"{task.data_name}_run"
-    results = out_dir / f"{task.data_name}_results"
+class Record:
+    """What the demo in a folder was made with and which of its parts are done: `demo.json`, so that it can go on.
+
+    Raises `UserError` for a folder that holds something else, or a demo made otherwise.
+    """
+
+    def __init__(self, out_dir, options):
+        self.path = out_dir / "demo.json"
+        made_with = {"speed": options.speed, "seed": options.seed, "model": MODEL, "sampling": SAMPLING}
+        if self.path.exists():
+            self.content = read_json(self.path)
+            for name, value in made_with.items():
+                before = self.content.get("made_with", {}).get(name)
+                if before != value:
+                    flag = f"--{name} {before}" if name in vars(options) else "other settings"
+                    raise UserError(f"{out_dir}: holds a demo made with {flag}; choose another --out_dir or remove it")
+        elif out_dir.exists() and any(out_dir.iterdir()):
+            raise UserError(f"{out_dir}: is not empty; remove it or choose another --out_dir")
+        else:
+            check_writable(out_dir)
+            self.content = {"made_with": made_with, "tasks": {}}
+            write_json(self.path, self.content)
+
+    def of(self, task):
+        """What is known of a task: "checkpoint" and "steps" once it is trained, "threshold" once it is evaluated."""
+        return self.content["tasks"].get(task.data_name, {})
+
+    def finished(self, task):
+        """Whether all of a task is done."""
+        return "threshold" in self.of(task)
+
+    def add(self, task, **facts):
+        """Write down what has been done of a task."""
+        self.content["tasks"][task.data_name] = self.of(task) | facts
+        write_json(self.path, self.content)
+
+
+def run_task(task, options, out_dir, record):
+    """Write data, train, sample, evaluate, but for what is done already."""
+    data, run, results = (out_dir / f"{task.data_name}_{part}" for part in ("data", "run", "results"))
     console().info(f"\n=== {task.data_name} phantoms")
     task.write(data, options.seed)
     threshold = mean_threshold_dice(build_dataset(task.data_name, data / task.test_folder, 64, need_masks=True))
     console().info(f"{data}: the best grey-value threshold of each image, chosen with its truth: Dice {threshold:.3f}")
-    call(
-        "segmentation_train.py",
-        f"--data_name {task.data_name} --data_dir {quoted(data / task.train_folder)} --out_dir {quoted(run)} {MODEL} "
-        f"--max_steps {max(1, round(task.steps * options.speed))} --max_minutes {task.minutes * options.speed:g} "
-        f"--seed {options.seed}",
-    )
-    checkpoint = max(run.glob("model*.pt"))
+    if not record.of(task):
+        call(
+            "segmentation_train.py",
+            f"--data_name {task.data_name} --data_dir {quoted(data / task.train_folder)} --out_dir {quoted(run)} "
+            f"{MODEL} --max_steps {task.steps_at(options.speed)} --max_minutes {task.minutes * options.speed:g} "
+            f"--seed {options.seed} --resume_checkpoint auto",
+        )
+        checkpoint = newest_checkpoint(run)
+        record.add(task, checkpoint=checkpoint.name, steps=int(checkpoint.stem.removeprefix("model")))
     call(
         "segmentation_sample.py",
-        f"--model_path {quoted(checkpoint)} --data_dir {quoted(data / task.test_folder)} --out_dir {quoted(results)} "
-        f"{SAMPLING} --seed {options.seed}" + (" --debug True" if task.debug else ""),
+        f"--model_path {quoted(run / record.of(task)['checkpoint'])} --data_dir {quoted(data / task.test_folder)} "
+        f"--out_dir {quoted(results)} {SAMPLING} --seed {options.seed}" + (" --debug True" if task.debug else ""),
     )
     call("segmentation_eval.py", f"--pred_dir {quoted(results)}")
-    return threshold, json.loads((results / "summary.json").read_text()), results
+    record.add(task, threshold=threshold)
 
 
 def mean_threshold_dice(dataset):
@@ -121,19 +177,37 @@ def quoted(path):
 def call(script, arguments):
     """Run one of the scripts as a user would, showing the command."""
     console().info(f"\n$ python scripts/{script} {arguments}")
-    status = subprocess.run([sys.executable, str(SCRIPTS / script), *shlex.split(arguments)], check=False).returncode
+    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *shlex.split(arguments)])
+    interrupted, status = False, None
+    while status is None:
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the script too, which ends by itself: training saves first
+            interrupted = True
+    if interrupted:
+        console().info("the same command goes on from here")
+        raise KeyboardInterrupt
     if status:
         raise UserError(f"{script} ended with status {status}")
 
 
-def tell(task, threshold, summary, results):
-    """The figures and the pictures of one task."""
-    unit = "volumes" if task.data_name == "BRATS" else "images"
+def tell(task, options, out_dir, record):
+    """The figures and the pictures of one task, and whether its training was cut short."""
+    results, done, wanted = out_dir / f"{task.data_name}_results", record.of(task), task.steps_at(options.speed)
+    summary = read_json(results / "summary.json")
+    unit = "volume" if task.data_name == "BRATS" else "image"
     dice = summary["ensemble"]["dice"]
-    console().info(f"{task.data_name}: Dice over {dice['n']} test {unit}")
-    console().info(f"  best grey-value threshold   {threshold:.3f}")
+    console().info(f"{task.data_name}: Dice over {counted(dice['n'], f'test {unit}')}")
+    console().info(f"  best grey-value threshold   {done['threshold']:.3f}")
+    console().info(f"  coarse mask                 {summary['coarse']['mean']:.3f}")
     console().info(f"  one sample                  {summary['sample']['mean']:.3f}")
     console().info(f"  ensemble of 5 (STAPLE)      {dice['mean']:.3f}")
+    if done["steps"] < wanted:
+        speed = math.ceil(10 * options.speed * task.steps / done["steps"]) / 10
+        console().info(
+            f"  cut short: {done['steps']} of {wanted} training steps in {task.minutes * options.speed:g} minutes; "
+            f"for full quality add --speed {speed:g} and another --out_dir"
+        )
     console().info(f"  pictures: {results / 'overview.png'} and {results / 'overlay'}")
     if task.debug:
         console().info(f"  the denoising, animated: {results / 'debug'}")

@@ -1,5 +1,10 @@
 """Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder."""
 
+from guided_diffusion.errors import interruptible_imports, run_script
+
+if __name__ == "__main__":
+    interruptible_imports()  # those below take seconds
+
 import dataclasses
 import platform
 import time
@@ -23,10 +28,11 @@ from guided_diffusion.config import (
 )
 from guided_diffusion.data import build_dataset, group_cases, sampling_batches
 from guided_diffusion.dist_util import autocast, pick_device, pick_precision
-from guided_diffusion.errors import UserError, run_script
-from guided_diffusion.evaluation import evaluate, format_summary, on_grid, truth_of
+from guided_diffusion.errors import NoCasesError, UserError
+from guided_diffusion.evaluation import evaluate, format_summary, majority, on_grid, raters_of
 from guided_diffusion.files import check_writable
-from guided_diffusion.logger import console
+from guided_diffusion.leakage import leakage_warning
+from guided_diffusion.logger import console, counted
 from guided_diffusion.medsegdiff import check_size
 from guided_diffusion.pictures import denoising_frames, displayed
 from guided_diffusion.plan import ONE_LOOK, plan_sampling
@@ -34,11 +40,16 @@ from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder, fuse_cases, stack_slices
 from guided_diffusion.sampling import draw_members
 
+EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
+      --out_dir runs/isic/results --num_ensemble 5"""
+
 
 def main(argv=None):
     """Parse the command line, sample every case that is not finished, evaluate where truth exists."""
     groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-    (sample, data, model_options, diffusion_options, device_options), given = parse(__doc__, groups, argv)
+    (sample, data, model_options, diffusion_options, device_options), given = parse(
+        __doc__, groups, argv, example=EXAMPLE, saved=(ModelOptions, DiffusionOptions)
+    )
     for name in ("model_path", "data_dir"):
         if name not in given:
             raise UserError(f"--{name}: is needed; see --help")
@@ -54,7 +65,7 @@ def main(argv=None):
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
 
-    device = pick_device(device_options.gpu_dev)
+    device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
     precision = pick_precision(device_options.precision, device)
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, sample.weights)
@@ -64,7 +75,7 @@ def main(argv=None):
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     else:
         plan = plan_sampling(sample, given, diffusion)
-    dataset = build_dataset(data.data_name, data.data_dir, image_size, split="test")
+    dataset = find_data(data, image_size, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     check_writable(sample.out_dir)
 
@@ -72,18 +83,47 @@ def main(argv=None):
     folder = ResultsFolder(sample.out_dir, manifest, save_samples=sample.save_samples)
     units = group_cases(dataset.cases)[: sample.num_samples or None]
     waiting = [unit for unit in units if not folder.finished(unit.name, unit.is_volume)]
-    console().info(f"{len(units)} cases of {dataset.data_dir}, {len(units) - len(waiting)} finished already")
-    console().info(f"{sample.num_ensemble} members by {plan}, on {device} in {precision}")
-    sampler = EnsembleSampler(model.to(device), diffusion, plan, sample, device, precision)
-    began = time.monotonic()
-    empty = sampler.run(dataset, waiting, folder, data.num_workers)
+    describe(dataset, units, waiting, trained["data"])
+    read_raters, began = ReadableRaters(), time.monotonic()
+    if waiting:
+        console().info(f"{counted(sample.num_ensemble, 'member')} by {plan}, on {device} in {precision}")
+        sampler = EnsembleSampler(model.to(device), diffusion, plan, sample, device, precision, read_raters)
+        warn_if_empty(sampler.run(dataset, waiting, folder, data.num_workers), len(waiting), checkpoint.step)
+    folder.complete(seconds=round(time.monotonic() - began, 2), cases_sampled=len(waiting), cases=len(units))
+    finish(sample, dataset, units, read_raters)
+
+
+def find_data(data, image_size, chosen):
+    """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
+    try:
+        return build_dataset(data.data_name, data.data_dir, image_size, split="test")
+    except NoCasesError as error:
+        if chosen:
+            raise
+        raise UserError(
+            f"{error}; the checkpoint was trained on {data.data_name}: for others add --data_name"
+        ) from None
+
+
+def describe(dataset, units, waiting, trained):
+    """Say what is about to be sampled. trained: the data that the checkpoint was trained on."""
+    everything = len(group_cases(dataset.cases))
+    asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
+    done = len(units) - len(waiting)
+    console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
+    for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
+        if line:
+            console().warning(line)
+
+
+def warn_if_empty(empty, count, step):
+    """Warn where masks are empty, which may mean that the training was too short."""
     if empty:
         console().warning(
-            f"warning: {empty} of {len(waiting)} masks are empty. The checkpoint was trained for {checkpoint.step} "
-            "steps: if that is few, train on; else compare the overlays with images that it was trained on"
+            f"warning: {empty} of {counted(count, 'mask')} {'is' if empty == 1 else 'are'} empty. The checkpoint was "
+            f"trained for {counted(step, 'step')}: if that is few, train on; else compare the overlays with images "
+            "that it was trained on"
         )
-    folder.complete(seconds=round(time.monotonic() - began, 2), cases_sampled=len(waiting), cases=len(units))
-    finish(sample, dataset, units)
 
 
 def check_dataset(dataset, checkpoint):
@@ -133,6 +173,7 @@ class EnsembleSampler:
     options: SampleOptions
     device: torch.device
     precision: str
+    read_raters: object
 
     def run(self, dataset, units, folder, num_workers):
         """Sample all `units`, with a bar over the denoising steps of their images. Returns how many masks are empty."""
@@ -148,7 +189,7 @@ class EnsembleSampler:
                     unit = unit_of[indices[position]]
                     slices[unit].append(maps)
                     if len(slices[unit]) == len(unit.cases):
-                        answer = write_unit(folder, dataset, unit, slices.pop(unit))
+                        answer = write_unit(folder, dataset, unit, slices.pop(unit), self.read_raters)
                         empty += not answer.mask.any()
                     position += 1
                 bar.set_postfix_str(f"{position} of {len(indices)} images")
@@ -205,14 +246,14 @@ class Trace:
         return [x[:, n, 0] for x in self.states], [x[:, n, 0] for x in self.predictions]
 
 
-def write_unit(folder, dataset, unit, maps):
+def write_unit(folder, dataset, unit, maps, read_raters):
     """Write one finished 2-D case, or restack and write one volume. Returns its `CaseMaps`."""
     answer = stack_slices(maps) if unit.is_volume else maps[0]
 
     def image_of(k):
         return dataset.load_image(unit.cases[k])
 
-    truth = truth_of(dataset, unit.cases)
+    truth = majority(read_raters(dataset, unit.cases))
     if truth is not None:
         truth = on_grid(truth, answer.mask.shape)
     if unit.is_volume:
@@ -222,12 +263,31 @@ def write_unit(folder, dataset, unit, maps):
     return answer
 
 
-def finish(sample, dataset, units):
+class ReadableRaters:
+    """`raters_of`, but None, with a warning for each mask, where the truth cannot be read: sampling needs none."""
+
+    def __init__(self):
+        self.told = set()
+
+    def __call__(self, dataset, cases):
+        try:
+            return raters_of(dataset, cases)
+        except Exception as error:  # the loader may be the user's own and raise anything
+            if cases[0].masks not in self.told:
+                self.told.add(cases[0].masks)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason}")
+            return None
+
+
+def finish(sample, dataset, units, read_raters):
     """Evaluate where there is truth, draw the overview, and say where to look."""
     if any(case.masks for unit in units for case in unit.cases):
-        summary = evaluate(sample.out_dir, dataset)
-        console().info(format_summary(summary))
-    overview = write_overview(sample.out_dir, dataset, units)
+        try:
+            console().info(format_summary(evaluate(sample.out_dir, dataset, read_raters=read_raters)))
+        except UserError as error:  # the masks are there all the same
+            console().warning(f"warning: not evaluated: {error}")
+    overview = write_overview(sample.out_dir, dataset, units, read_raters=read_raters)
     console().info(f"masks: {sample.out_dir}   a first look: {overview}")
 
 

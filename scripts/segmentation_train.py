@@ -1,6 +1,12 @@
 """Train a diffusion model that segments medical images; see README.md for the commands."""
 
+from guided_diffusion.errors import interruptible_imports, run_script
+
+if __name__ == "__main__":
+    interruptible_imports()  # those below take seconds
+
 import dataclasses
+import shlex
 from pathlib import Path
 
 import torch
@@ -17,20 +23,25 @@ from guided_diffusion.config import (
     check_variant,
     saved_options,
 )
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
 from guided_diffusion.dist_util import pick_device, pick_precision
-from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.logger import console
+from guided_diffusion.logger import console, counted
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.train_util import TrainLoop
+
+EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
+      --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
 
 
 def main(argv=None):
     """Parse the command line, build or resume the run, train it."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-    (data, train, model_options, diffusion_options, device_options), given = parse(__doc__, groups, argv)
+    (data, train, model_options, diffusion_options, device_options), given = parse(
+        __doc__, groups, argv, example=EXAMPLE
+    )
     start = find_start(train)
     if start is not None:
         model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
@@ -44,9 +55,9 @@ def main(argv=None):
     check_variant(model_options, diffusion_options)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    device = pick_device(device_options.gpu_dev)
+    device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
     precision = pick_precision(device_options.precision, device)
-    dataset = build_dataset(data.data_name, data.data_dir, model_options.image_size, split="train", need_masks=True)
+    dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     check_writable(Path(train.out_dir))
 
@@ -59,12 +70,14 @@ def main(argv=None):
         model, diffusion = start.build(model_options)
     model.to(device)
     config = {
-        "data": dataclasses.asdict(data),
+        "data": dataclasses.asdict(data) | {"data_dir": str(dataset.data_dir.absolute())},
         "model": dataclasses.asdict(model_options),
         "diffusion": dataclasses.asdict(diffusion_options),
         "train": dataclasses.asdict(train),
     }
     describe(dataset, model, train, device, precision, start)
+    if start is not None and train.max_minutes and "max_minutes" not in given:
+        console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
         model,
         diffusion,
@@ -77,8 +90,20 @@ def main(argv=None):
         start=start,
     )
     last = loop.run()
-    ended = f"stopped at step {last} of {loop.last_step}" if last < loop.last_step else f"trained {last} steps"
-    console().info(f"{ended}; sample with: python scripts/segmentation_sample.py --model_path {newest_path(train)}")
+    told = counted(last, "step")
+    if last < loop.last_step:
+        told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
+    console().info(f"trained {told}\nsample with: {sampling_command(data.data_dir, train.out_dir)}")
+
+
+def find_data(data, image_size, chosen):
+    """The training data. chosen: whether --data_name was, rather than left at its default."""
+    try:
+        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True)
+    except NoCasesError as error:
+        if chosen:
+            raise
+        raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
 
 
 def find_start(train):
@@ -146,16 +171,37 @@ def check_labels(dataset, start):
 def describe(dataset, model, train, device, precision, start):
     """Say what is about to run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    console().info(f"data: {len(dataset)} cases of {dataset.data_dir}, {dataset.image_channels} channels")
+    channels = counted(dataset.image_channels, "channel")
+    console().info(f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}")
+    for note in dataset.notes:
+        console().info(note)
     console().info(f"model: {parameters / 1e6:.1f} M parameters, on {device} in {precision}")
     if start is not None:
         console().info(f"going on from step {start.step}")
     console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
 
 
-def newest_path(train):
-    """Path of the newest checkpoint, for the closing line."""
-    return newest_checkpoint(train.out_dir)
+def sampling_command(data_dir, out_dir):
+    """The command that samples the newest checkpoint in `out_dir`, ready for the shell."""
+    script, checkpoint = Path(__file__).with_name("segmentation_sample.py"), newest_checkpoint(out_dir)
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    results = Path(out_dir) / checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
+    words = ["python", script, "--model_path", checkpoint, "--data_dir", testing_folder(Path(data_dir))]
+    return shlex.join(map(str, [*words, "--out_dir", results]))
+
+
+def testing_folder(data_dir):
+    """Where the test images are that go with the training images of `data_dir`; where the training images are if
+    there are none."""
+    if data_dir.name.lower() in SPLIT_FOLDERS["train"]:
+        beside = [path for path in sorted(data_dir.parent.iterdir()) if path.name.lower() in SPLIT_FOLDERS["test"]]
+        return beside[0] if beside else data_dir
+    try:
+        split_folders(data_dir, "test")
+    except UserError:  # it holds train/ alone
+        return split_folders(data_dir, "train")[0]
+    return data_dir
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What several test files share: tiny pictures, volumes and data sets on disk, and the scripts as a user runs them."""
 
+import csv
 import importlib.util
+import json
 import os
 import shlex
 import subprocess
@@ -35,8 +37,11 @@ class Polyps(SegmentationDataset):
     class_names = ("polyp",)
 
     def find_cases(self):
-        images = sorted(self.data_dir.glob("*/photo.png"))
-        return [Case(path.parent.name, (path,), (path.parent / "truth.png",)) for path in images]
+        cases = []
+        for image in sorted(self.data_dir.glob("*/photo.png")):
+            truth = image.parent / "truth.png"
+            cases.append(Case(image.parent.name, (image,), (truth,) if truth.is_file() else ()))
+        return cases
 
     def read_image(self, case):
         return read_picture(case.images[0])
@@ -177,6 +182,15 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def strict_json(path):
+    return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
 # ---- phantoms of 32 pixels, and a checkpoint ----------------------------------------------------------------------
 
 
@@ -229,3 +243,30 @@ def trained(script, pictures, tmp_path_factory):
     data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", out]
     script("segmentation_train", [*data, TINY, "--max_steps 2 --lr 1e-2"])  # fast, so that the answer is not flat
     return out / "model000002.pt"
+
+
+@pytest.fixture
+def train(script, tmp_path):
+    """A function (data name, folder, flags) that trains two steps and returns the checkpoint."""
+
+    def run(data_name, folder, flags="", steps=2):
+        out = tmp_path / "run"
+        line = [f"--data_name {data_name} --data_dir", folder, "--out_dir", out, TINY, f"--max_steps {steps}", flags]
+        script("segmentation_train", line)
+        return out / f"model{steps:06d}.pt"
+
+    return run
+
+
+@pytest.fixture
+def sample(script, tmp_path):
+    """A function (checkpoint, folder, flags) that samples into a new folder and returns that."""
+
+    def run(checkpoint, folder, flags=FAST, out="results"):
+        script(
+            "segmentation_sample",
+            ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / out, flags],
+        )
+        return tmp_path / out
+
+    return run

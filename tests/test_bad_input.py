@@ -3,11 +3,12 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER, TINY, files, finish, write_folder
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, write_folder
 
 from guided_diffusion.checkpoint import load_checkpoint
 
@@ -55,7 +56,9 @@ def test_missing_or_empty_folder(not_trained, not_sampled, tmp_path):
         assert f"{tmp_path / 'none'}: no such folder" in not_trained(folder=tmp_path / "none", data_name=name)
         assert f"{tmp_path / 'empty'}: no cases found" in not_trained(folder=tmp_path / "empty", data_name=name)
     assert "no such folder" in not_sampled(folder=tmp_path / "none")
-    assert "no cases found" in not_sampled(folder=tmp_path / "empty")
+    line = not_sampled(folder=tmp_path / "empty")
+    assert "no cases found" in line and line.endswith("was trained on FOLDER: for others add --data_name")
+    assert "trained on" not in not_sampled("--data_name ISIC", folder=tmp_path / "empty")
     assert not (tmp_path / "out").exists()
 
 
@@ -63,6 +66,30 @@ def test_flags_that_are_needed(refusal, trained):
     assert "--data_dir: is needed" in refusal("segmentation_train", "--data_name ISIC")
     assert "--model_path: is needed" in refusal("segmentation_sample", "--data_dir x")
     assert "--data_dir: is needed" in refusal("segmentation_sample", ["--model_path", trained])
+
+
+def test_the_default_kind_of_data_is_told(refusal, pictures, tmp_path):
+    line = refusal("segmentation_train", ["--data_dir", pictures, "--out_dir", tmp_path, TINY])
+    assert "no cases found for BraTSDataset" in line and "BRATS is the default of --data_name" in line
+
+
+def test_usage_errors_have_status_two(process, tmp_path):
+    ended = finish(process("segmentation_eval", ["--config", tmp_path / "nope.yaml"]))
+    assert ended.status == 2 and ended.messages == [
+        f"error: --config {tmp_path / 'nope.yaml'}: No such file or directory; name a YAML file"
+    ]
+
+
+def test_a_gpu_that_is_not_there_is_told(script, refusal, pictures, trained, tmp_path, capsys, monkeypatch):
+    line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path, FAST]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script("segmentation_sample", line)
+    assert "no GPU" not in capsys.readouterr().out
+    script("segmentation_sample", [*line, "--gpu_dev 3"])
+    assert "warning: --gpu_dev 3: torch finds no GPU here; runs on the CPU" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "--gpu_dev 3: there is 1 GPU, number 0" in refusal("segmentation_sample", [*line, "--gpu_dev 3"])
 
 
 def test_unknown_data_name(not_trained, tmp_path):
@@ -133,7 +160,7 @@ def test_class_cond_needs_labels(script, not_trained, not_sampled, isic, tmp_pat
 
 def test_a_label_without_a_name_is_refused(not_trained, tmp_path, bad):
     """It would train without the class, or index beyond the embedding."""
-    text = LOADER.replace('"truth.png",))', '"truth.png",), label=2)')
+    text = LOADER.replace("else ())", "else (), label=2)")
     (bad / "case0").mkdir()
     for source, name in (("images", "photo"), ("masks", "truth")):
         shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
@@ -164,12 +191,19 @@ class Touch:
 
 def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_path):
     assert "no such checkpoint file" in not_sampled(checkpoint=tmp_path / "none.pt")
+    (tmp_path / "a run").mkdir()
+    assert "a run: is a folder, without a checkpoint model*.pt" in not_sampled(checkpoint=tmp_path / "a run")
+    for step in (9, 10):
+        shutil.copy(trained, tmp_path / "a run" / f"model{step:06d}.pt")
+    newest = tmp_path / "a run" / "model000010.pt"
+    assert f"is a folder, its newest checkpoint is '{newest}'" in not_sampled(checkpoint=tmp_path / "a run")
     (tmp_path / "text.pt").write_text("weights")
     assert "text.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "text.pt")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "foreign.pt")
     assert "foreign.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "foreign.pt")
     shutil.copy(trained, tmp_path / "cut.pt")
-    assert "cut.pt: is no checkpoint, or a damaged one" in not_sampled(checkpoint=truncate(tmp_path / "cut.pt"))
+    line = not_sampled(checkpoint=truncate(tmp_path / "cut.pt"))
+    assert line.endswith("cut.pt: is no checkpoint, or a damaged one; copy it again or train anew")
     torch.save(torch.load(trained, weights_only=True) | {"step": Touch(tmp_path / "ran")}, tmp_path / "evil.pt")
     assert "evil.pt: holds more than plain data" in not_sampled(checkpoint=tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
@@ -188,6 +222,9 @@ def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_pa
         ("--timestep_respacing 50", "--timestep_respacing sets the steps itself"),
         ("--multi-gpu 0,1", "--multi_gpu is not there yet"),
         ("--lr 1e-4", "--lr is a flag of segmentation_train.py"),
+        ("--use_ddim", "--use_ddim: needs a value; write --use_ddim True"),
+        ("--use-ddim --debug True", "--use_ddim: needs a value; write --use_ddim True"),
+        ("--seed", "--seed: needs a value; write it after the flag"),
     ],
 )
 def test_flags_that_contradict(not_sampled, flags, words):
@@ -257,6 +294,16 @@ def test_full_disk_while_sampling(refusal, trained, pictures, small_disk):
     )
     assert line.startswith(f"error: {disk / 'r'}/") and line.endswith(".png: No space left on device")
     assert not [path for path in files(disk / "r") if os.path.basename(path).startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["segmentation_train", "segmentation_sample", "segmentation_eval", "demo"])
+def test_ctrl_c_while_a_script_is_imported(tmp_path, name):
+    """It comes while numpy, which is slow to load, is half there; and shows no traceback."""
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPTS.parent}"}
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 def test_demo_wants_a_new_folder(refusal, tmp_path):

@@ -118,7 +118,7 @@ def test_code_in_a_pickle_does_not_run(content, tmp_path, how):
 
 def test_files_that_are_no_checkpoint(tmp_path, content):
     assert "no such checkpoint file" in refused(tmp_path / "none.pt")
-    assert "no such checkpoint file" in refused(tmp_path)
+    assert "is a folder, without a checkpoint" in refused(tmp_path)
     for name, data in [("empty", b""), ("text", b"step,loss\n1,2\n"), ("nul", bytes(1000)), ("zip", b"PK\x03\x04" * 9)]:
         (tmp_path / name).write_bytes(data)
         refused(tmp_path / name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 
@@ -19,7 +20,7 @@ from guided_diffusion.config import (
     check_variant,
     saved_options,
 )
-from guided_diffusion.errors import UserError, describe_os_error
+from guided_diffusion.errors import UserError
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
@@ -79,6 +80,41 @@ def test_help_names_every_flag(name, script, capsys):
         assert not re.search(rf"--{name}\b", text), name
 
 
+def help_of(name, script, capsys):
+    """The help of a script, each flag's in one line."""
+    with pytest.raises(SystemExit):
+        script(name, "--help")
+    return re.sub(r"\n {10,}", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_help_ends_with_a_command_that_parses(name, script, capsys):
+    text = help_of(name, script, capsys)
+    words = shlex.split(text.rpartition("example:\n")[2].replace("\\\n", " "))
+    assert words[:2] == ["python", f"scripts/{name}.py"]
+    if GROUPS[name]:
+        parse("", GROUPS[name], words[2:])
+
+
+def test_help_shows_choices_and_what_is_needed(script, capsys):
+    text = help_of("segmentation_sample", script, capsys)
+    assert "--fuse {staple,mean,vote} " in text and "--precision {auto,fp32,bf16,fp16} " in text
+    needed = [line.split()[0] for line in text.splitlines() if line.endswith("(required)")]
+    assert needed == ["--model_path", "--data_dir"]
+    assert "(required)" in help_of("segmentation_eval", script, capsys)
+
+
+def test_help_of_sampling_shows_no_default_of_what_the_checkpoint_brings(script, capsys):
+    text = help_of("segmentation_sample", script, capsys)
+    assert text.count("Taken from the checkpoint") == 2
+    flags = {line.split()[0]: line for line in text.splitlines() if line.startswith("  --")}
+    for group in (ModelOptions, DiffusionOptions):
+        for item in dataclasses.fields(group):
+            assert "(default" not in flags[f"--{item.name}"] or item.name == "diffusion_steps"
+    assert "(default: the checkpoint's)" in flags["--data_name"] and "(default: 5)" in flags["--num_ensemble"]
+    assert "--num_channels N" in text and "(default: 128)" in help_of("segmentation_train", script, capsys)
+
+
 # ---- the published commands --------------------------------------------------------------------------------------
 
 
@@ -120,7 +156,8 @@ def test_booleans(text, value):
 
 def test_a_boolean_needs_a_truth_value():
     assert "'maybe' is neither True nor False" in refused("--learn_sigma maybe")
-    assert "--learn_sigma" in refused("--learn_sigma")
+    assert refused("--learn_sigma") == "--learn_sigma: needs a value; write --learn_sigma True"
+    assert refused("--learn-sigma --lr 1") == "--learn_sigma: needs a value; write --learn_sigma True"
 
 
 def test_dashes_and_underscores_and_equal_signs():
@@ -344,11 +381,15 @@ def test_bad_yaml(yaml_line, text, words):
 
 def test_yaml_that_cannot_be_read(tmp_path):
     for path, reason in [(tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")]:
-        with pytest.raises(OSError) as error:
-            train(f"--config {path}")
-        assert describe_os_error(error.value) == f"{path}: {reason}"
+        assert refused(f"--config {path}") == f"--config {path}: {reason}; name a YAML file"
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00a")
     assert "b.yaml: is no valid YAML" in refused(f"--config {tmp_path / 'b.yaml'}")
+
+
+def test_the_path_of_a_loader_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert values("--data_name below/my.py:Own")["data_name"] == f"{tmp_path / 'below' / 'my.py'}:Own"
+    assert values("--data_name ISIC")["data_name"] == "ISIC"
 
 
 # ---- a checkpoint's options --------------------------------------------------------------------------------------

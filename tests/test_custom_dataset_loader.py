@@ -119,12 +119,28 @@ def test_empty_and_missing_folders(tmp_path):
 def test_split_json(tmp_path, put):
     for name in "abc":
         put(f"{name}.png", f"{name}.png")
-    splits = {"train": ["c", "a"], "test": ["b", "lost"]}
+    splits = {"train": ["c", "a"], "test": ["b"]}
     (tmp_path / "split.json").write_text(json.dumps(splits))
-    assert names(load(tmp_path, split="train")) == ["a", "c"]
-    assert names(load(tmp_path)) == ["a", "b", "c"]
-    with pytest.raises(UserError, match="split.json: names 'lost' in 'test', but there is no such image"):
-        load(tmp_path, split="test")
+    assert names(load(tmp_path, split="train")) == ["a", "c"] and names(load(tmp_path, split="test")) == ["b"]
+    assert names(load(tmp_path)) == ["a", "b", "c"] and load(tmp_path, split="train").notes == ()
+    splits["train"].remove("a")
+    (tmp_path / "split.json").write_text(json.dumps(splits))
+    for split in ("train", "test"):
+        assert load(tmp_path, split=split).notes == (f"{tmp_path / 'split.json'}: 1 image in neither list, left out",)
+
+
+def test_both_lists_of_split_json_are_checked_at_training(tmp_path, put):
+    for name in "ab":
+        put(f"{name}.png", f"{name}.png")
+    (tmp_path / "split.json").write_text('{"train": ["a"], "test": ["b", "lost"]}')
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="split.json: names 'lost' in 'test', but there is no such image"):
+            load(tmp_path, split=split)
+    (tmp_path / "split.json").write_text('{"train": ["a", "b"], "test": ["b"]}')
+    with pytest.raises(UserError, match="split.json: names 'b' in both lists; test images must not be trained on"):
+        load(tmp_path, split="train")
+    (tmp_path / "split.json").write_text('{"train": ["gone"], "test": ["b"]}')
+    assert names(load(tmp_path, split="test")) == ["b"]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"test": []}', '{"train": "a"}', '{"train": [["a"]]}'])
@@ -200,6 +216,20 @@ def test_nifti_errors(tmp_path, put, save_nifti):
         load(tmp_path)
     put("q.png", "q.png")
     with pytest.raises(UserError, match="q.png: cannot be mixed with p.nii.gz; keep pictures or NIfTI files, not both"):
+        load(tmp_path)
+
+
+def test_a_damaged_mask_of_a_volume_does_not_hinder_sampling(tmp_path, save_nifti, truncate):
+    save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10, 5)))
+    save_nifti(tmp_path / "masks" / "p.nii.gz", volume((8, 10, 4)))
+    dataset = load(tmp_path, need_masks=False)
+    with pytest.raises(UserError, match="masks/p.nii.gz: has 8x10x4 voxels, but p.nii.gz has 8x10x5"):
+        dataset.load_mask(dataset.cases[0])
+    truncate(tmp_path / "masks" / "p.nii.gz", 0.01)
+    dataset = load(tmp_path, need_masks=False)
+    with pytest.raises(UserError, match="masks/p.nii.gz: is truncated or damaged"):
+        dataset.load_mask(dataset.cases[0])
+    with pytest.raises(UserError, match="masks/p.nii.gz: is truncated or damaged"):
         load(tmp_path)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset, group_cases
 from guided_diffusion.errors import UserError
-from guided_diffusion.evaluation import COLUMNS, evaluate, format_summary, on_grid, truth_of
+from guided_diffusion.evaluation import COLUMNS, evaluate, format_summary, majority, on_grid, raters_of
 from guided_diffusion.pictures import CAPTION
 from guided_diffusion.report import TILE, write_overview
 from guided_diffusion.results import CaseMaps, ResultsFolder
@@ -117,7 +117,7 @@ def test_missing_predictions_and_truths_are_counted_and_told(folder):
     summary = evaluate(predicted, dataset_of(data))
     assert (summary["missing"], summary["without_truth"], summary["ensemble"]["cases"]) == (1, 1, 3)
     text = format_summary(summary)
-    assert "left out: 1 cases without a prediction" in text and "left out: 1 cases without truth" in text
+    assert "left out: 1 case without a prediction" in text and "left out: 1 case without truth" in text
     assert sorted(table(predicted / "metrics.csv")) == ["imagined", "missed", "nothing"]
 
 
@@ -249,8 +249,8 @@ class Raters(SegmentationDataset):
 
 def test_truth_is_the_majority_and_a_tie_is_background(tmp_path):
     three, two = Raters(tmp_path, 8), type("Two", (Raters,), {"count": 2})(tmp_path, 8)
-    assert truth_of(three, three.cases).tolist() == [[True, True, False, False]]
-    assert truth_of(two, two.cases).tolist() == [[True, True, False, False]]
+    assert majority(raters_of(three, three.cases)).tolist() == [[True, True, False, False]]
+    assert majority(raters_of(two, two.cases)).tolist() == [[True, True, False, False]]
 
 
 # ---- calibration -------------------------------------------------------------------------------------------------
@@ -305,16 +305,40 @@ def test_script_on_a_plain_folder(folder, script, tmp_path, capsys):
     assert "dice             0.3750" in out and "Dice = 2TP/(2TP+FP+FN)" in out
     assert len(table(tmp_path / "out" / "metrics.csv")) == 5
     assert strict_json(tmp_path / "out" / "summary.json")["ensemble"]["cases"] == 5
+    assert "left out:" not in out
+
+
+def test_script_on_a_plain_folder_with_other_names(folder, script, refusal, save_picture, capsys):
+    """NAME_mask.png is found, and files that match no case are counted."""
+    data, predicted = folder
+    (predicted / "half.png").rename(predicted / "half_mask.png")
+    (predicted / "perfect.png").rename(predicted / "perfect_segmentation.png")
+    for name in ("other", "stranger"):
+        save_picture(predicted / f"{name}.png", np.zeros((8, 10), np.uint8))
+    line = ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data]
+    script("segmentation_eval", line)
+    out = capsys.readouterr().out
+    assert "dice             0.3750" in out and "left out: 2 files of masks not named like any case" in out
+    assert strict_json(predicted / "summary.json")["unmatched_files"] == 2
+    for name in TRUTH:
+        for path in predicted.glob(f"{name}*.png"):
+            path.unlink()
+    assert "5 have no prediction and 0 no truth; other.png is not named like any case" in refusal(
+        "segmentation_eval", line
+    )
 
 
 def test_script_refusals(folder, refusal, tmp_path):
     data, predicted = folder
     assert "--pred_dir: is needed" in refusal("segmentation_eval", "")
-    assert "add --data_name and --data_dir" in refusal("segmentation_eval", ["--pred_dir", predicted])
+    assert "--data_name and --data_dir: needed" in refusal("segmentation_eval", ["--pred_dir", predicted])
     truth = ["--data_name FOLDER --data_dir", data]
+    for one, other in (truth[0].split()[:2], truth[0].split()[2:]), (["--data_dir", data], ["--data_name"]):
+        line = refusal("segmentation_eval", ["--pred_dir", predicted, *one])
+        assert line.startswith(f"error: {other[0]}: needed; ") and line.endswith("manifest.json that names the truth")
     assert "no such folder" in refusal("segmentation_eval", ["--pred_dir", tmp_path / "none", *truth])
     (predicted / "manifest.json").write_text('{"of": "another program"}')
-    assert "add --data_name and --data_dir" in refusal("segmentation_eval", ["--pred_dir", predicted])
+    assert "--data_name and --data_dir: needed" in refusal("segmentation_eval", ["--pred_dir", predicted])
     (predicted / "half.png").write_bytes(b"no picture")
     assert "half.png: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", predicted, *truth])
 

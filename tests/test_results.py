@@ -15,8 +15,10 @@ from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_
 from guided_diffusion.sampling import Members
 
 MANIFEST = {
+    "checkpoint": "m.pt",
+    "step": 5,
     "checkpoint_sha256": "aa",
-    "settings": {"num_ensemble": 2, "timesteps": list(range(100))},
+    "settings": {"num_ensemble": 2, "sampler": "ddpm", "timesteps": list(range(100))},
     "data": {"data_dir": "/data"},
 }
 
@@ -123,7 +125,7 @@ def test_files_of_a_picture(tmp_path):
     assert np.abs(probability / 65535 - maps.probability).max() < 1 / 65535
     assert np.abs(read(tmp_path / "uncertainty/a.png") / 255 / 2 - maps.uncertainty).max() < 1 / 255
     overlay = read(tmp_path / "overlay/a.png")
-    assert overlay.shape == (12, 20, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
+    assert overlay.shape == (12 * 13, 20 * 13, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
         (100,) * 3,
         pictures.MASK_COLOUR,
     }
@@ -198,10 +200,24 @@ def test_the_same_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"checkpoint_sha256": "bb"}, "made with checkpoint_sha256 aa, now it is bb"),
-        ({"num_ensemble": 3}, "made with num_ensemble 2, now it is 3"),
-        ({"data_dir": "/other"}, "made with data_dir /data, now it is /other"),
-        ({"timesteps": list(range(50))}, "timesteps 0, 1, ... 99 (100 of them), now it is 0, 1, ... 49 (50 of them)"),
+        (
+            {"checkpoint_sha256": "bb", "step": 6},
+            "made with another checkpoint, m.pt of step 5, now --model_path is m.pt of step 6",
+        ),
+        ({"num_ensemble": 3}, "made with --num_ensemble 2, now it is 3"),
+        ({"data_dir": "/other"}, "made with --data_dir /data, now it is /other"),
+        (
+            {"timesteps": list(range(50))},
+            "made with 100 steps of ddpm, now it is 50 steps of ddpm (--diffusion_steps, ",
+        ),
+        (
+            {"timesteps": list(range(1, 101))},
+            "made with 100 steps of ddpm, now it is as many others (--diffusion_steps",
+        ),
+        (
+            {"sampler": "ddim"},
+            "made with 100 steps of ddpm, now it is 100 steps of ddim (--diffusion_steps, --use_ddim",
+        ),
     ],
 )
 def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
@@ -286,78 +302,38 @@ def test_what_is_no_probability_is_refused(tmp_path, save_nifti, value):
         Predictions(tmp_path).probability("v", True)
 
 
+@pytest.mark.parametrize("ending", ["_mask", "_seg", "_segmentation", "_Segmentation"])
+def test_a_plain_folder_of_masks_with_endings(tmp_path, save_picture, save_nifti, ending):
+    full, empty = np.full((4, 5), 255, np.uint8), np.zeros((4, 5), np.uint8)
+    save_picture(tmp_path / f"a{ending}.tif", full)
+    save_picture(tmp_path / f"b{ending}.png", empty)
+    save_nifti(tmp_path / f"v{ending}.nii.gz", full[..., None])
+    predictions = Predictions(tmp_path, ["a", "b", f"b{ending}", "v"])
+    assert predictions.mask("a", False).all() and predictions.mask("v", True).all()
+    assert not predictions.mask(f"b{ending}", False).any()
+    assert predictions.mask("b", False) is None  # its only candidate is named like another case
+
+
+def test_two_masks_of_a_case_in_a_plain_folder_are_told(tmp_path, save_picture):
+    for name in ("a.png", "a_mask.png", "b.png"):
+        save_picture(tmp_path / name, np.zeros((4, 5), np.uint8))
+    with pytest.raises(UserError, match="a_mask.png: is a second mask of a beside a.png; keep one"):
+        Predictions(tmp_path, ["a"]).mask("a", False)
+    predictions = Predictions(tmp_path, ["a", "a_mask"])
+    assert predictions.mask("a", False) is not None
+    assert [path.name for path in predictions.unmatched()] == ["a_mask.png", "b.png"]
+
+
+def test_in_a_results_folder_names_are_exact(tmp_path):
+    ResultsFolder(tmp_path, changed()).write_image("a_mask", maps_of((8, 9)), np.zeros((1, 8, 9), np.float32))
+    predictions = Predictions(tmp_path, ["a"])
+    assert predictions.mask("a", False) is None
+    assert [path.name for path in predictions.unmatched()] == ["a_mask.png"]
+
+
 def test_damaged_or_missing_predictions_are_told(tmp_path, save_picture, truncate):
     with pytest.raises(UserError, match="--pred_dir must name a folder"):
         Predictions(tmp_path / "none")
     truncate(save_picture(tmp_path / "a.png", np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8) * 255))
     with pytest.raises(UserError, match="a.png: is truncated or damaged"):
         Predictions(tmp_path).mask("a", False)
-
-
-# ---- pictures ----------------------------------------------------------------------------------------------------
-
-
-def test_photographs_are_shown_as_they_are_and_others_stretched():
-    photo = np.random.default_rng(0).integers(0, 256, (3, 5, 6)).astype(np.float32)
-    assert np.array_equal(pictures.displayed(photo), photo.transpose(1, 2, 0))
-    scan = np.stack([np.zeros((10, 10)), np.linspace(-5, 5, 100).reshape(10, 10)]).astype(np.float32)
-    shown = pictures.displayed(scan)
-    assert shown.shape == (10, 10, 3) and shown[0, 0, 0] == 0 and shown[-1, -1, 0] == 255
-    assert abs(int(shown[5, 0, 0]) - 128) < 4
-    assert pictures.displayed(np.zeros((1, 4, 4), np.float32)).max() == 0
-
-
-def test_outline_is_the_inner_border():
-    mask = np.zeros((9, 9), bool)
-    mask[2:7, 2:7] = True
-    drawn = pictures.outline(np.zeros((9, 9, 3), np.uint8), mask, (1, 2, 3))
-    border = mask.copy()
-    border[3:6, 3:6] = False
-    assert np.array_equal(drawn.any(axis=2), border) and tuple(drawn[2, 2]) == (1, 2, 3)
-    full = pictures.outline(np.zeros((9, 9, 3), np.uint8), np.ones((9, 9), bool), (1, 2, 3))
-    assert full[0].any(axis=1).all() and not full[4, 4].any()  # also along the picture's edge
-
-
-def test_truth_lies_under_the_mask():
-    mask, truth = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
-    mask[2:5, 2:5] = truth[2:5, 2:8] = True
-    drawn = pictures.overlay(np.zeros((9, 9, 3), np.uint8), mask, truth)
-    assert tuple(drawn[2, 2]) == pictures.MASK_COLOUR and tuple(drawn[2, 7]) == pictures.TRUTH_COLOUR
-
-
-def test_heat_runs_from_black_to_white():
-    colours = pictures.heat(np.array([[0, 1 / 3, 2 / 3, 1]]))[0]
-    assert colours.tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]
-
-
-def test_resized_keeps_the_shape_of_what_is_shown():
-    wide = np.full((4, 8, 3), 200, np.uint8)
-    small = pictures.resized(wide, 16)
-    assert small.shape == (16, 16, 3) and (small[4:12] == 200).all() and not small[:4].any() and not small[12:].any()
-
-
-def test_mosaic_of_uneven_rows():
-    tile = np.zeros((3, 4, 3), np.uint8)
-    whole = pictures.mosaic([[tile, tile], [tile]])
-    assert whole.shape == (8, 10, 3) and (whole[5:, 6:] == 255).all() and not whole[5:, :4].any()
-
-
-@pytest.mark.parametrize(("x", "y"), [(1, 1), (-1, 1), (1, -1), (-1, -1)])
-def test_volumes_are_shown_front_up_and_left_on_the_right(x, y):
-    picture = np.zeros((4, 6), np.uint8)  # [X, Y]
-    picture[3 if x < 0 else 0, 5 if y > 0 else 0] = 9  # x grows to the patient's right for x > 0, y to the front
-    shown = pictures.radiological(picture, np.diag([x, y, 1, 1]))
-    assert shown.shape == (6, 4) and shown[0, 3] == 9
-
-
-def test_montage_shows_the_slices_that_the_mask_touches():
-    masks = np.zeros((8, 8, 30), bool)
-    masks[2:6, 2:6, 10:14] = True
-    shown = []
-    pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), masks, np.eye(4))
-    assert shown == [10, 11, 12, 13]
-    shown.clear()
-    picture = pictures.volume_montage(
-        lambda k: shown.append(k) or np.zeros((1, 8, 8)), ~masks & masks, np.eye(4), count=4, size=8
-    )
-    assert shown == [0, 10, 19, 29] and picture.shape == (18, 18, 3)

@@ -1,8 +1,6 @@
 """The scripts as commands: train, sample and evaluate end to end on every kind of data, and bad input."""
 
-import csv
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER, TINY, files, finish, write_folder
+from conftest import FAST, LOADER, TINY, files, finish, rows, strict_json, write_folder
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
@@ -21,42 +19,6 @@ from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 def pixels(path):
     with Image.open(path) as picture:
         return np.asarray(picture)
-
-
-def rows(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def strict_json(path):
-    return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-
-
-@pytest.fixture
-def train(script, tmp_path):
-    """A function (data name, folder, flags) that trains two steps and returns the checkpoint."""
-
-    def run(data_name, folder, flags="", steps=2):
-        out = tmp_path / "run"
-        line = [f"--data_name {data_name} --data_dir", folder, "--out_dir", out, TINY, f"--max_steps {steps}", flags]
-        script("segmentation_train", line)
-        return out / f"model{steps:06d}.pt"
-
-    return run
-
-
-@pytest.fixture
-def sample(script, tmp_path):
-    """A function (checkpoint, folder, flags) that samples into a new folder and returns that."""
-
-    def run(checkpoint, folder, flags=FAST, out="results"):
-        script(
-            "segmentation_sample",
-            ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / out, flags],
-        )
-        return tmp_path / out
-
-    return run
 
 
 # ---- end to end --------------------------------------------------------------------------------------------------
@@ -78,8 +40,9 @@ def test_isic_as_processes(process, isic, tmp_path):
     assert load_checkpoint(run / "model000003.pt").label_names == ["benign", "malignant"]
     names = [f"ISIC_000500{n}" for n in range(3)]
     for name in names:
-        for part in ("masks", "probability", "uncertainty", "overlay"):
+        for part in ("masks", "probability", "uncertainty"):
             assert pixels(results / part / f"{name}.png").shape[:2] == (32, 40)
+        assert pixels(results / "overlay" / f"{name}.png").shape == (7 * 32, 7 * 40, 3)
         mask, probability = pixels(results / "masks" / f"{name}.png"), pixels(results / "probability" / f"{name}.png")
         assert set(np.unique(mask)) <= {0, 255} and mask.dtype == np.uint8
         assert 255 < probability.max() <= 65535
@@ -116,7 +79,7 @@ def test_brats_slices(train, sample, slices):
     assert pixels(results / "masks" / masks[0]).shape == (32, 32) and len(rows(results)) == 2
 
 
-def test_folder_with_the_published_kind_of_model(train, sample, pictures):
+def test_folder_with_the_published_kind_of_model(train, sample, pictures, capsys):
     """eps, learned variance, linear schedule; full DDPM through a short schedule; the training flags said again."""
     flags = (
         "--class_cond False --num_heads 1 --learn_sigma True --use_scale_shift_norm False --noise_schedule linear "
@@ -130,6 +93,8 @@ def test_folder_with_the_published_kind_of_model(train, sample, pictures):
     assert manifest["settings"]["sampler"] == "ddpm" and manifest["settings"]["timesteps"] == [4, 3, 2, 1, 0]
     assert files(results / "masks") == ["case0.png"]
     assert strict_json(results / "summary.json")["missing"] == 3
+    told = f"4 cases of {pictures}, of which --num_samples takes the first 1; 0 finished already"
+    assert told in capsys.readouterr().out
 
 
 def test_single_file_volume_is_taken_apart_and_restacked(train, sample, brats, tmp_path):
@@ -156,6 +121,31 @@ def test_a_loader_of_ones_own(train, sample, script, pictures, tmp_path):
     results = sample(checkpoint, tmp_path / "data", FAST + " --num_workers 1")
     script("segmentation_eval", ["--pred_dir", results])
     assert [row["name"] for row in rows(results)] == ["patient0", "patient1", "patient2"]
+    for path in (tmp_path / "data").glob("*/truth.png"):
+        path.unlink()
+    assert len(files(sample(checkpoint, tmp_path / "data", FAST, out="without") / "masks")) == 3
+
+
+def test_a_checkpoint_and_results_are_used_from_another_folder(script, pictures, tmp_path, monkeypatch):
+    """Paths given relative to where the training ran."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "my_loader.py").write_text(LOADER)
+    for n in range(2):
+        (tmp_path / "here" / "data" / f"patient{n}").mkdir(parents=True)
+        shutil.copy(pictures / "images" / f"case{n}.png", tmp_path / "here" / "data" / f"patient{n}" / "photo.png")
+        shutil.copy(pictures / "masks" / f"case{n}.png", tmp_path / "here" / "data" / f"patient{n}" / "truth.png")
+    monkeypatch.chdir(tmp_path / "here")
+    data = "--data_name my_loader.py:Polyps --data_dir data --out_dir ../run"
+    script("segmentation_train", f"{data} {TINY} --max_steps 1")
+    monkeypatch.chdir(tmp_path)
+    script("segmentation_train", "--resume_checkpoint auto --max_steps 2 --out_dir run")
+    script("segmentation_sample", f"--model_path run/model000002.pt --data_dir here/data --out_dir results {FAST}")
+    name = f"{tmp_path / 'here' / 'my_loader.py'}:Polyps"
+    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["data"]["data_name"] == name
+    assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == name
+    monkeypatch.chdir(pictures)
+    script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
+    assert len(rows(tmp_path / "results")) == 2
 
 
 def test_settings_from_a_yaml_file(script, pictures, tmp_path):
@@ -220,8 +210,10 @@ def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
     results = sample(trained, pictures)
     before = {name: (results / name).stat().st_mtime_ns for name in files(results) if "/" in name}
     contents = {name: (results / name).read_bytes() for name in before}
+    capsys.readouterr()
     sample(trained, pictures)
-    assert "4 cases of" in capsys.readouterr().out.split("sample with")[-1]
+    again = capsys.readouterr()
+    assert f"4 cases of {pictures}; 4 finished already" in again.out and "sampling:" not in again.err
     assert {name: (results / name).stat().st_mtime_ns for name in before} == before
     (results / "masks" / "case1.png").unlink()  # as a kill leaves a case: the mask comes last
     (results / "masks" / "case3.png").unlink()
@@ -250,13 +242,14 @@ def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, r
     results = sample(trained, pictures, FAST + " --num_samples 1")
     start = ["--data_dir", pictures, "--out_dir", results, FAST]
     again = ["--model_path", trained, *start]
-    assert "made with num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
-    assert "made with fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
-    assert "made with sampler dpm_solver" in refusal("segmentation_sample", [*again, "--dpm_solver False"])
+    assert "made with --num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
+    assert "made with --fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
+    line = refusal("segmentation_sample", [*again, "--dpm_solver False"])
+    assert "made with 2 steps of dpm_solver, now it is 2 steps of ddpm (--diffusion_steps, --use_ddim, " in line
     content = torch.load(trained, weights_only=True) | {"step": 3}
     torch.save(content, tmp_path / "other.pt")
     line = refusal("segmentation_sample", ["--model_path", tmp_path / "other.pt", *start])
-    assert "made with checkpoint_sha256" in line
+    assert f"made with another checkpoint, {trained} of step 2, now --model_path is {tmp_path / 'other.pt'}" in line
 
 
 def test_out_dir_must_not_be_the_data(refusal, trained, tmp_path):

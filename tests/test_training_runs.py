@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -34,9 +35,18 @@ def test_a_signal_writes_a_checkpoint_and_ends_well(process, pictures, tmp_path,
     """To the process alone (kill), and to its group with its loaders (Ctrl-C, a job scheduler)."""
     child = process(
         "segmentation_train",
-        ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, f"--num_workers {workers}"],
+        [
+            "--data_name FOLDER --data_dir",
+            pictures,
+            "--out_dir",
+            tmp_path,
+            TINY,
+            f"--num_workers {workers} --max_steps 1000000000",
+        ],
     )
+    lines = []
     for line in child.stdout:
+        lines.append(line)
         if line.startswith("step 3"):
             break
     (os.killpg if group else os.kill)(child.pid, number)
@@ -45,7 +55,13 @@ def test_a_signal_writes_a_checkpoint_and_ends_well(process, pictures, tmp_path,
     assert f"{number.name}: finishing the step and writing a checkpoint" in ended.out
     assert ended.out.count("finishing") == 1
     newest = newest_checkpoint(tmp_path)
-    assert load_checkpoint(newest).step >= 3 and f"stopped at step {int(newest.stem[5:])} of 100000" in ended.out
+    assert load_checkpoint(newest).step >= 3 and f"trained {int(newest.stem[5:])} steps of 1000000000" in ended.out
+    assert "to go on, add --resume_checkpoint auto" in ended.out
+    assert "a second Ctrl-C quits at once without saving" in ended.out
+    begun = "".join(lines)
+    ((seconds, days),) = re.findall(r"warning: at ([\d.e-]+) s a step, 1000000000 steps will take (\d+) days", begun)
+    assert int(days) == pytest.approx(float(seconds) * 1e9 / 86400, rel=0.1)
+    assert begun.index("days or so") < begun.index("step 2:")
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
@@ -106,6 +122,20 @@ def test_flags_given_now_count_in_a_resumed_run(script, long_run, tmp_path):
     group = load_checkpoint(tmp_path / "model000005.pt").optimizer["param_groups"][0]
     assert group["weight_decay"] == 0.3 and group["lr"] == 1e-5
     assert load_checkpoint(tmp_path / "model000005.pt").config["train"]["batch_size"] == 6
+
+
+def test_a_resumed_run_keeps_the_time_limit_and_says_so(script, pictures, tmp_path, capsys):
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path]
+    script("segmentation_train", [*data, TINY, "--max_steps 1 --max_minutes 0.01"])
+    again = ["--resume_checkpoint auto --max_steps 1000000000 --precision fp32 --out_dir", tmp_path]
+    capsys.readouterr()
+    script("segmentation_train", again)
+    out = capsys.readouterr().out
+    assert "--max_minutes 0.01 is kept from before, counted anew; 0 lifts it" in out and "days or so" not in out
+    step = load_checkpoint(newest_checkpoint(tmp_path)).step
+    assert 1 < step < 1000000000
+    script("segmentation_train", [*again, f"--max_minutes 0 --max_steps {step + 1}"])
+    assert "is kept from before" not in capsys.readouterr().out
 
 
 def test_going_back_needs_a_folder_without_later_checkpoints(refusal, long_run):

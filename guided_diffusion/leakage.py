@@ -1,0 +1,31 @@
+"""Whether cases that are sampled or scored were trained on, so that their Dice says nothing about new images."""
+
+from pathlib import Path
+
+from .data import build_dataset
+from .errors import UserError
+
+
+def leakage_warning(dataset, units, trained):
+    """A line that says how many of the `units` of a data set were trained on; None when none was, or none is known.
+
+    trained: the checkpoint's "data_name" and "data_dir". Its training cases are looked up only where that folder is
+    the data set's, or lies in it or around it.
+    """
+    if not trained.get("data_name") or not trained.get("data_dir"):
+        return None
+    there, here = Path(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
+    if there != here and there not in here.parents and here not in there.parents:
+        return None
+    try:
+        cases = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
+    except (UserError, OSError):  # it has been moved or changed since: nothing is known
+        return None
+    images = {path.resolve() for case in cases for path in case.images}
+    count = sum(unit.cases[0].images[0].resolve() in images for unit in units)
+    if not count:
+        return None
+    return (
+        f"warning: {count} of {len(units)} cases were trained on: Dice on training images says nothing about new ones; "
+        "keep test images apart, for example by a split.json"
+    )

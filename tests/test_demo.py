@@ -1,0 +1,107 @@
+"""The demo: how it ends, how it goes on after an interruption, and what it says when it is run again."""
+
+import importlib.util
+import os
+import re
+import shlex
+import signal
+
+import pytest
+from conftest import SCRIPTS, TINY, files, finish
+
+from guided_diffusion.checkpoint import newest_checkpoint
+from guided_diffusion.phantom import write_isic
+
+
+@pytest.fixture
+def demo(script, monkeypatch):
+    """The demo's module, made tiny, whose scripts run in this process; `demo.calls` are their names."""
+    spec = importlib.util.spec_from_file_location("demo", SCRIPTS / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Task(module.Task):
+        def write(self, folder, seed):
+            write_isic(folder, num_train=4, num_test=3, size=32, seed=seed)
+
+    def call(name, arguments):
+        module.calls.append(name.removesuffix(".py"))
+        script(name.removesuffix(".py"), shlex.split(arguments))
+
+    module.calls = []
+    module.TASKS = (Task("ISIC", "Train", "Test", steps=4, minutes=5, debug=False),)
+    module.MODEL, module.SAMPLING = TINY, "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --save_samples True"
+    monkeypatch.setattr(module, "call", call)
+    return module
+
+
+ALL = ["segmentation_train", "segmentation_sample", "segmentation_eval"]
+
+
+def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
+    line = ["--out_dir", str(tmp_path / "demo")]
+    demo.main(line)
+    summary = capsys.readouterr().out.rpartition("ISIC: Dice")[2]
+    for name in ("best grey-value threshold", "coarse mask", "one sample", "ensemble"):
+        assert re.search(rf"{name}.* 0\.\d{{3}}\n", summary), name
+    assert demo.calls == ALL and "cut short" not in summary
+    before = files(tmp_path)
+    demo.main(line)
+    out = capsys.readouterr().out
+    assert demo.calls == ALL and files(tmp_path) == before
+    assert out.partition("ISIC: Dice")[2].startswith(summary.partition("\n\n")[0])
+    assert f"finished before; to start afresh, remove {tmp_path / 'demo'} or choose another --out_dir" in out
+
+
+@pytest.mark.parametrize("where", ALL)
+def test_an_interrupted_demo_goes_on(demo, tmp_path, monkeypatch, where):
+    call = demo.call
+
+    def interrupted(name, arguments):
+        call(name, arguments)
+        if name == f"{where}.py":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(["--out_dir", str(tmp_path / "demo")])
+    masks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("demo/ISIC_results/masks/*")}
+    monkeypatch.setattr(demo, "call", call)
+    demo.calls.clear()
+    demo.main(["--out_dir", str(tmp_path / "demo")])
+    assert demo.calls == (ALL if where == "segmentation_train" else ALL[1:])
+    assert {path: path.stat().st_mtime_ns for path in masks} == masks and (masks or where == "segmentation_train")
+    assert [path.name for path in tmp_path.glob("demo/ISIC_run/model*.pt")] == ["model000004.pt"]
+
+
+def test_a_demo_made_with_other_options_is_refused(demo, refusal, tmp_path):
+    demo.main(["--out_dir", str(tmp_path), "--speed", "0.5", "--data", "ISIC"])
+    demo.main(["--out_dir", str(tmp_path), "--speed", "0.5"])  # both: here there is no other
+    for flags, words in [("--speed 1", "--speed 0.5"), ("--speed 0.5 --seed 3", "--seed 0")]:
+        line = refusal("demo", ["--out_dir", tmp_path, flags])
+        assert f"{tmp_path}: holds a demo made with {words}; choose another --out_dir" in line
+
+
+def test_a_demo_cut_short_says_so(demo, tmp_path, capsys):
+    (task,) = demo.TASKS
+    demo.TASKS = (type(task)("ISIC", "Train", "Test", steps=100000, minutes=0.01, debug=False),)
+    demo.main(["--out_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    told = re.search(
+        r"cut short: (\d+) of 100000 training steps in 0.01 minutes; .* add --speed (\S+) and another", out
+    )
+    done = int(newest_checkpoint(tmp_path / "ISIC_run").stem.removeprefix("model"))
+    assert int(told[1]) == done and float(told[2]) == pytest.approx(100000 / done, abs=0.1)
+
+
+def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
+    child = process("demo", ["--out_dir", tmp_path / "demo", "--data ISIC"])
+    bar = ""
+    while not re.search(r"training:[^\r]* [1-9]\d*/150", bar):
+        bar += (character := child.stderr.read(1))
+        assert character, bar  # the process has ended
+    os.killpg(child.pid, signal.SIGINT)
+    ended = finish(child)
+    assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
+    assert "Traceback" not in ended.err and "the same command goes on from here" in ended.out
+    assert newest_checkpoint(tmp_path / "demo" / "ISIC_run") is not None

@@ -1,0 +1,99 @@
+"""From one script to the next: the command that training ends with, training images and damaged truth at sampling."""
+
+import os
+import shlex
+import shutil
+
+import pytest
+from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
+
+from guided_diffusion.data import build_dataset
+
+
+@pytest.mark.parametrize("layout", ["together", "beside", "below", "train alone"])
+def test_the_command_that_training_ends_with_runs_as_it_is(script, tmp_path, capsys, layout):
+    folder = tmp_path / "the data"
+    parts = {"together": [""], "beside": ["Train", "Test"], "below": ["train", "test"], "train alone": ["train"]}[
+        layout
+    ]
+    for part in parts:
+        write_folder(folder / part, 2)
+    sampled = folder / parts[-1]
+    data = ["--data_name FOLDER --data_dir", folder / "Train" if layout == "beside" else folder]
+    script("segmentation_train", [*data, "--out_dir", tmp_path / "a run", TINY, "--max_steps 1"])
+    command = shlex.split(capsys.readouterr().out.rpartition("sample with: ")[2])
+    assert command[0] == "python" and os.path.samefile(command[1], SCRIPTS / "segmentation_sample.py")
+    script("segmentation_sample", [shlex.join(command[2:]), FAST])
+    results = tmp_path / "a run" / "results000001"
+    assert files(results / "masks") == ["case0.png", "case1.png"]
+    assert build_dataset("FOLDER", strict_json(results / "manifest.json")["data"]["data_dir"], 8, split="test")
+    assert f"2 cases of {folder if layout == 'below' else sampled}" in capsys.readouterr().out
+
+
+LEAK = "cases were trained on: Dice on training images says nothing about new ones"
+
+
+def test_training_images_are_told_when_sampled_and_scored(script, sample, pictures, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_folder(data, 4)
+    script("segmentation_train", ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1"])
+    checkpoint = tmp_path / "model000001.pt"
+    results = sample(checkpoint, data, FAST)
+    assert f"warning: 4 of 4 {LEAK}" in capsys.readouterr().out
+    script("segmentation_eval", ["--pred_dir", results])
+    assert f"warning: 4 of 4 {LEAK}" in capsys.readouterr().out
+    sample(checkpoint, pictures, FAST, out="others")
+    assert LEAK not in capsys.readouterr().out
+
+
+def test_training_images_are_told_only_where_the_split_leaves_them(script, sample, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_folder(data, 4)
+    (data / "split.json").write_text('{"train": ["case0", "case1"], "test": ["case2"]}')
+    script("segmentation_train", ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1"])
+    left_out = f"{data / 'split.json'}: 1 image in neither list, left out"
+    assert left_out in capsys.readouterr().out
+    results = sample(tmp_path / "model000001.pt", data, FAST)
+    out = capsys.readouterr().out
+    assert files(results / "masks") == ["case2.png"] and LEAK not in out and left_out in out
+
+
+@pytest.mark.parametrize("kind", ["picture", "volume", "own loader"])
+def test_a_damaged_truth_does_not_hinder_sampling(train, sample, refusal, truncate, brats, tmp_path, capsys, kind):
+    """It is told, left out of overlay and evaluation; the evaluation by itself refuses and names it."""
+    data = tmp_path / "data"
+    if kind == "volume":
+        shutil.copytree(brats, data)
+        checkpoint, truth = train("BRATS", data), next((data / "testing").rglob("*_seg.nii.gz"))
+    else:
+        write_folder(data, 3)
+        checkpoint, truth = train("FOLDER", data), data / "masks" / "case1.png"
+    if kind == "own loader":
+        (tmp_path / "own.py").write_text(OWN)
+        flags = f"{FAST} --data_name {tmp_path / 'own.py'}:Own"
+    else:
+        truncate(truth)
+        flags = FAST
+    capsys.readouterr()
+    results = sample(checkpoint, data, flags)
+    out = capsys.readouterr().out
+    told = [line for line in out.splitlines() if "goes on without its truth" in line]
+    assert len(told) == 1 and (kind == "own loader" or f"{truth}: is truncated or damaged" in told[0])
+    assert (results / "overview.png").exists()
+    if kind == "volume":
+        assert "warning: not evaluated: " in out and (results / "BraTS2021_05000_seg.nii.gz").exists()
+    else:
+        assert [row["name"] for row in rows(results)] == ["case0", "case2"] and "left out: 1 case without truth" in out
+        assert len(files(results / "masks")) == len(files(results / "overlay")) == 3
+    if kind != "own loader":
+        assert f"{truth}: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", results])
+
+
+OWN = """from guided_diffusion.custom_dataset_loader import FolderDataset
+
+class Own(FolderDataset):
+    def read_mask(self, case):
+        if case.name == "case1":
+            raise IndexError(case.name)
+        return super().read_mask(case)
+"""
