@@ -347,6 +347,19 @@ def test_the_coarse_loss_is_of_the_mask_loss_s_kind_and_bce_dice_sees_logits():
     torch.testing.assert_close(losses["coarse"], bce_dice(2 * noise, mask))
 
 
+def test_the_anchor_loss_is_dice_and_beta_times_cross_entropy_where_alpha_divides_t():
+    mask, _, noise, _ = random_masks()
+    t = torch.tensor([0, 4, 5, 10])
+    diffusion = diffusion_of(coarse_loss="bce_dice", coarse_ce=10, coarse_every=5)  # V2's, beside an eps loss by MSE
+    cross_entropy = bce_dice(noise, mask, 1) - bce_dice(noise, mask, 0)
+    dice = bce_dice(noise, mask, 0)
+    expected = (dice + 10 * cross_entropy) * torch.tensor([1, 0, 1, 1])
+    torch.testing.assert_close(diffusion.coarse_loss(noise, mask, t), expected)
+    losses = diffusion.training_losses(fixed_model(noise, None, noise), mask, None, t, noise)
+    torch.testing.assert_close(losses["coarse"], expected)
+    torch.testing.assert_close(losses["loss"], losses["mask"] + expected)
+
+
 def test_rescaled_sigmas_scale_the_bound_by_t_over_1000():
     plain, rescaled = (losses_of(variance=ZERO, rescale_learned_sigmas=flag)[0] for flag in (False, True))
     torch.testing.assert_close(rescaled["vb"], plain["vb"] * 100 / 1000)
