@@ -364,7 +364,7 @@ def test_flags_win_over_yaml(yaml_line):
         ("just text", "must hold lines of the form 'flag: value'"),
         ("", "must hold lines"),
         ("batch_sise: 2", "did you mean --batch_size?"),
-        ("preset: B", "--preset is not there yet"),
+        ("recipe: published", "--recipe is not there yet"),
         ("num_ensemble: 5", "is a flag of segmentation_sample.py"),
         ("batch_size: many", "'many' is not of type int"),
         ("batch_size: 3.7", "3.7 is not of type int"),
