@@ -11,11 +11,10 @@ from .errors import UserError, describe_os_error
 from .files import read_yaml
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
-    "multi_gpu": "training and sampling run on one device so far",
+    "multi_gpu": "training runs on one device so far",
     "recipe": "set --objective, --input_scale and --mask_loss instead",
     "fsdp": "the model must fit on one device so far",
     "compile": "the network runs as it is so far",
-    "sample_batch_size": "use --batch_size",
     "classes": "masks are binary so far",
     "cache_dir": "volumes are kept in memory so far",
     "augment": "images are used as they are so far",

@@ -275,7 +275,17 @@ class SampleOptions:
     out_dir: str = option("./results/", "results folder; finished cases in it are skipped")
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
     num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
-    batch_size: int = option(1, "images per forward pass, each with all its ensemble members", above=0)
+    sample_batch_size: str = option(
+        "auto",
+        "images x ensemble members in one pass of the network; auto: as many as suit the machine, fewer when memory "
+        "runs out. Masks do not depend on it",
+    )
+    batch_size: int = option(
+        0, "images read at once, split by --sample_batch_size; 0: as many as fit a pass", minimum=0
+    )
+    multi_gpu: str = option(
+        "", "GPUs to share the cases out to, as 0,1,2 (also --multi-gpu); torchrun starts processes on several machines"
+    )
     diffusion_steps: int = option(
         0,
         "number of steps through the checkpoint's schedule of T: T is full DDPM, fewer strided DDPM (or DDIM or "
@@ -320,6 +330,11 @@ class SampleOptions:
     save_samples: bool = option(False, "also write every member's mask and the coarse mask")
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif, and v2's attention maps")
     seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
+            raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
 
 
 @dataclass

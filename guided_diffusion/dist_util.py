@@ -1,9 +1,14 @@
-"""The device the network runs on, and the precision it computes in."""
+"""The processes that work together, the device each runs on, and the precision it computes in."""
 
 import os
-from contextlib import nullcontext
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from .errors import UserError
 from .logger import console
@@ -11,13 +16,122 @@ from .logger import console
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that work together: its number `rank` of `count`, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self):
+        """Whether this is the process that speaks, writes what is written once, and evaluates."""
+        return self.rank == 0
+
+    def from_first(self, make):
+        """The first process's `make()`, in all of them; the others wait for it. Plain types."""
+        if self.count == 1:
+            return make()
+        box = [make() if self.is_first else None]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, value):
+        """A list of every process's `value`, in all of them, once all have come here. Plain types."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def joined_processes(gpu_dev, explicit=False):
+    """A context with this process's `Processes`: those that torchrun (or `launch`) started, or itself alone.
+
+    Under torchrun process i of a machine takes its GPU i; without GPUs all run on the CPU. gpu_dev, explicit: see
+    `pick_device`, for a single process.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes(0, 1, pick_device(gpu_dev, explicit))
+        return
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and gpu_dev != "cpu":
+        device = pick_device(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(device)
+    # Shares may take days longer than one another, so nobody gives up waiting; a process that dies ends them all.
+    dist.init_process_group("gloo", timeout=timedelta(days=365))
+    try:
+        yield Processes(dist.get_rank(), count, device)
+    except UserError:
+        if dist.get_rank():  # the first has most likely met it too, and the launcher ends this one: it is told once
+            time.sleep(3)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def visible_gpus(text):
+    """The GPUs that `--multi-gpu` lists, "0,1,2", as CUDA_VISIBLE_DEVICES names them: a list of texts.
+
+    Where that variable is set already, the numbers count what it leaves. Raises `UserError` for what is not there.
+    """
+    try:
+        gpus = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--multi-gpu {text}: must be numbers of GPUs separated by commas, as 0,1,2") from None
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"--multi-gpu {text}: torch finds no GPU here; for several processes on the CPU start the script by "
+            "torchrun --nproc_per_node N"
+        )
+    count = torch.cuda.device_count()
+    for gpu in gpus:
+        if not 0 <= gpu < count or gpus.count(gpu) > 1:
+            raise UserError(f"--multi-gpu {text}: must name each GPU once, of 0 to {count - 1}")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [names[gpu] if names != [""] else str(gpu) for gpu in gpus]
+
+
+def launch(script, arguments, count):
+    """Run a script in `count` processes of this machine through torch's elastic launcher; returns the exit status.
+
+    The process that failed first has said why; the launcher's own report is left out.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", script, *arguments)
+    except ChildFailedError as error:
+        return max(failure.exitcode for failure in error.failures.values())
+    return 0
+
+
+def without_flag(arguments, names):
+    """The arguments without these flags and their values."""
+    kept, skip = [], False
+    for word in arguments:
+        flag, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif flag in names:
+            skip = not equals
+        else:
+            kept.append(word)
+    return kept
+
+
 def pick_device(gpu_dev, explicit=False):
     """The torch device for `--gpu_dev`: that GPU where there is CUDA, else the CPU (told if the flag is `explicit`).
 
-    Raises `UserError` for a GPU that is not there, and inside torchrun with several processes.
+    Raises `UserError` for a GPU that is not there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("runs on one device so far: start it without torchrun")
     if gpu_dev == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -56,3 +170,9 @@ def autocast(precision, device):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
+
+
+def memory_format(precision, device):
+    """How feature maps lie in memory: channels last where that is faster, in half precision and on GPUs."""
+    half = precision != "fp32" or device.type == "cuda"
+    return torch.channels_last if half else torch.contiguous_format

@@ -48,11 +48,11 @@ def run_script(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print(
-            "error: out of memory: lower --batch_size, train with --microbatch 1 or --use_checkpoint True, "
-            "or sample fewer members",
+            "error: out of memory: train with --microbatch 1 or --use_checkpoint True, "
+            "sample with a lower --sample_batch_size",
             file=sys.stderr,
         )
         status = 1
@@ -60,6 +60,11 @@ def run_script(main):
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         status = 1
     sys.exit(status or 0)
+
+
+def is_out_of_memory(error):
+    """Whether torch ran out of memory, of a GPU's or the machine's."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def describe_os_error(error):

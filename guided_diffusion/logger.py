@@ -33,6 +33,11 @@ def console():
     return log
 
 
+def quiet(silent):
+    """Let the console show nothing but errors, or all again: of several processes one speaks."""
+    console().setLevel(logging.ERROR if silent else logging.INFO)
+
+
 def counted(number, noun):
     """ "1 case", "2 cases": a number with its noun, whose plural ends in s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -27,16 +27,16 @@ class ModelOutput(NamedTuple):
     coarse: torch.Tensor | None
 
 
-class _Expandable:
-    def expand(self, members):
-        """Repeat for `members` ensemble members, member-major: row e * N + n is member e of image n."""
+class _Rows:
+    def rows(self, which):
+        """The condition of these rows, which may repeat: `which` is int [M]. Ensemble members share their image's."""
 
-        def repeated(x):
+        def taken(x):
             if isinstance(x, tuple):
-                return tuple(repeated(part) for part in x)
-            return None if x is None else x.repeat(members, *[1] * (x.ndim - 1))
+                return tuple(taken(part) for part in x)
+            return None if x is None else x.index_select(0, which)
 
-        return type(self)(*(repeated(part) for part in self))
+        return type(self)(*(taken(part) for part in self))
 
 
 class _ConditionV1(NamedTuple):
@@ -45,7 +45,7 @@ class _ConditionV1(NamedTuple):
     label: torch.Tensor | None
 
 
-class ConditionV1(_Expandable, _ConditionV1):
+class ConditionV1(_Rows, _ConditionV1):
     """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
     features [N, D, H, W], and the class embedding [N, E] or None."""
 
@@ -58,7 +58,7 @@ class _ConditionV2(NamedTuple):
     label: torch.Tensor | None
 
 
-class ConditionV2(_Expandable, _ConditionV2):
+class ConditionV2(_Rows, _ConditionV2):
     """All that v2 knows of an image: the image [N, C, H, W] (None where the diffusion does not see it), c0
     [N, D, h, w], the anchors' attention maps [N, 1, H_i, W_i] of the first levels, the condition model's mask logits
     [N, K, H, W], and the class embedding [N, E] or None."""
@@ -68,7 +68,7 @@ class _Answer(NamedTuple):
     logits: torch.Tensor
 
 
-class Answer(_Expandable, _Answer):
+class Answer(_Rows, _Answer):
     """The plain U-Net's answer: mask logits [N, K, H, W]."""
 
 

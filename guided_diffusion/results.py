@@ -98,18 +98,25 @@ class ResultsFolder:
     """Writes cases below `out_dir`. A case counts as finished when its mask is there, which is written last.
 
     manifest: plain types; its "checkpoint_sha256", "settings" and "data" must match those of a manifest found in the
-    folder, else `UserError` names the difference. Masks without a manifest are not ours: `UserError` as well.
+    folder, else `UserError` names the difference. Masks without a manifest are not ours: `UserError` as well. begin:
+    whether to check that and to write the manifest; of several processes one does.
     """
 
-    def __init__(self, out_dir, manifest, *, save_samples=False):
+    def __init__(self, out_dir, manifest, *, save_samples=False, begin=True):
         self.out_dir, self.manifest, self.save_samples = Path(out_dir), manifest, save_samples
+        if begin:
+            self._begin()
+
+    def _begin(self):
         path = self.out_dir / "manifest.json"
         if path.exists():
-            self._check_same(path, read_json(path))
+            old = read_json(path)
+            self._check_same(path, old)
+            self.manifest |= {key: old[key] for key in ("seconds", "cases_sampled") if key in old}
         elif any(self.out_dir.glob("masks/*")) or any(self.out_dir.glob("*_seg.nii*")):
             # They would count as finished: a data set's own truth, scored against itself.
             raise UserError(f"{self.out_dir}: holds masks that are not of a run of ours; choose another --out_dir")
-        write_json(path, manifest)
+        write_json(path, self.manifest)
 
     def _check_same(self, path, old):
         new = self.manifest
@@ -168,9 +175,11 @@ class ResultsFolder:
         if attention is not None:
             write_png(self.out_dir / "debug" / f"{name}_attention.png", attention)
 
-    def complete(self, **facts):
-        """Add how the run ended to the manifest."""
-        self.manifest.update(facts, status="complete")
+    def complete(self, seconds, sampled, cases):
+        """Add how the run ended to the manifest: seconds and cases sampled, added up over the runs, and all cases."""
+        self.manifest["seconds"] = round(self.manifest.get("seconds", 0) + seconds, 2)
+        self.manifest["cases_sampled"] = self.manifest.get("cases_sampled", 0) + sampled
+        self.manifest.update(cases=cases, status="complete")
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 

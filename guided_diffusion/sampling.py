@@ -98,17 +98,17 @@ def member_generator(seed, name, member):
 
 
 class MemberNoise:
-    """Standard noise for a batch of ensemble members, each row from a generator of its own.
+    """Standard noise for rows of ensemble members, each row from a generator of its own.
 
-    Drawn on the CPU, so that a result is the same on every device; row e * N + n is member e of case n.
+    Drawn on the CPU, so that a result is the same on every device. members: a (case name, member) for each row.
     """
 
-    def __init__(self, seed, names, members, shape, device):
-        self.generators = [member_generator(seed, name, member) for member in range(members) for name in names]
+    def __init__(self, seed, members, shape, device):
+        self.generators = [member_generator(seed, name, member) for name, member in members]
         self.shape, self.device = shape, device
 
     def __call__(self):
-        """Returns float32 [E * N, K, H, W]."""
+        """Returns float32 [rows, K, H, W]."""
         rows = torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
         if torch.device(self.device).type == "cuda":  # from pinned memory it is copied without waiting for the GPU
             return rows.pin_memory().to(self.device, non_blocking=True)
@@ -120,6 +120,10 @@ class Members(NamedTuple):
 
     soft: torch.Tensor
     coarse: torch.Tensor | None
+
+    def cpu(self):
+        """The same on the CPU."""
+        return Members(*(None if x is None else x.cpu() for x in self))
 
 
 @contextmanager
@@ -135,30 +139,43 @@ def _evaluating(model):
 
 
 @torch.inference_mode()
-def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None):
-    """Draw `members` masks for each image: all members of all images go through the network as one batch.
+def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None, rows=None):
+    """Draw `members` masks for each image, which is encoded once; row e * N + n of the work is member e of image n.
 
     plan: a `SamplingPlan`; image: [N, C, H, W]; names: N case names, which with `seed` decide the noise; label: int
-    [N] or None. watch(x, x0): called at each step with x_t and its x0, [E, N, K, H, W]. The network is in evaluation
-    mode meanwhile, whatever mode it is in. Returns `Members`.
+    [N] or None. rows: how many go through the network in one pass; None: all E * N. A result does not depend on it
+    but for rounding. watch(x, x0): called at each step of each pass with x_t and its x0, [rows, K, H, W]. The network
+    is in evaluation mode meanwhile, whatever mode it is in. Returns `Members`.
     """
-    shape = (model.mask_channels, *image.shape[-2:])
-    noise = MemberNoise(seed, names, members, shape, image.device)
-    last = {}
+    count = members * len(names)
+    soft, coarse = [], []
+    with _evaluating(model):
+        condition = model.encode(image, label)
+        for low in range(0, count, rows or count):
+            part = range(low, min(low + (rows or count), count))
+            x0, logits = _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watch)
+            soft.append((x0.float().clamp(-1, 1) + 1) / 2)
+            coarse.append(logits)
 
-    def ensemble_shape(x):
-        return x.reshape(members, len(names), *x.shape[1:])  # [E * N, K, H, W] -> [E, N, K, H, W]
+    def ensemble_shape(parts):
+        return torch.cat(parts).unflatten(0, (members, len(names)))  # [E * N, K, H, W] -> [E, N, K, H, W]
+
+    return Members(ensemble_shape(soft), None if coarse[0] is None else ensemble_shape(coarse).float().sigmoid())
+
+
+def _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watch):
+    """The last step's x0 [rows, K, H, W] and coarse logits (or None) of the rows in the range `part`."""
+    who = [(names[row % len(names)], row // len(names)) for row in part]
+    noise = MemberNoise(seed, who, (model.mask_channels, *image.shape[-2:]), image.device)
+    which = torch.arange(part.start, part.stop, device=image.device) % len(names)
+    denoiser = diffusion.denoiser(
+        model, condition.rows(which), clip=plan.clip, dynamic_threshold=plan.dynamic_threshold
+    )
+    last = {}
 
     def denoise(x, t):
         denoised = denoiser(x, t)
         last["coarse"] = denoised.coarse
         return denoised
 
-    step_done = None if watch is None else (lambda x, x0: watch(ensemble_shape(x), ensemble_shape(x0)))
-    with _evaluating(model):
-        condition = model.encode(image, label).expand(members)
-        denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
-        x0 = plan.run(denoise, noise(), diffusion.schedule, noise, step_done)
-    soft = ensemble_shape((x0.float().clamp(-1, 1) + 1) / 2)
-    coarse = None if last["coarse"] is None else ensemble_shape(torch.sigmoid(last["coarse"].float()))
-    return Members(soft, coarse)
+    return plan.run(denoise, noise(), diffusion.schedule, noise, watch), last["coarse"]

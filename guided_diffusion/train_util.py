@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from .data import training_batches
 from .dist_util import autocast
 from .errors import UserError
 from .logger import RunLog, console, counted
@@ -136,7 +136,7 @@ class TrainLoop:
     # ---- one step ----------------------------------------------------------------------------------------------
 
     def train_step(self, batch):
-        """One optimizer step on a batch (see `data.collate`). Returns a dict of its mean losses, gradient norm, lr.
+        """One optimizer step on a batch (see `batches.collate`). Returns a dict of its mean losses, gradient norm, lr.
 
         Gradients are summed over microbatches and mean the same as the full batch's. Raises `UserError`, before any
         weight changes, for a loss or gradient that is not finite.

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def main(argv=None):
     check_variant(model_options, diffusion_options)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training runs on one device so far: start it without torchrun")
     device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
     precision = pick_precision(device_options.precision, device)
     dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from guided_diffusion.batches import sampling_batches
 from guided_diffusion.bratsloader import MODALITIES, BraTSDataset
-from guided_diffusion.data import build_dataset, sampling_batches
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.volumes import VolumeCache, VolumeReader, zscore
 
@@ -107,7 +108,7 @@ def test_split_and_sampling_without_truth(tmp_path, put):
     dataset = load(tmp_path, split="test", need_masks=False)
     assert names(dataset) == names(load(tmp_path / "testing", need_masks=False)) == ["B_slice_000", "B_slice_001"]
     both = load(tmp_path, need_masks=False)
-    batch = next(iter(sampling_batches(both, [2, 3], 2)))
+    batch = next(iter(sampling_batches(both, [[2, 3]])))
     assert "mask" not in batch and batch["volume"] == ["A", "B"] and batch["slice_index"] == [2, 0]
 
 

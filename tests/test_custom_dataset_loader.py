@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.data import build_dataset, sampling_batches
+from guided_diffusion.batches import sampling_batches
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
@@ -76,7 +77,7 @@ def test_sampling_needs_no_masks(tmp_path, put, save_picture):
         load(tmp_path)
     dataset = load(tmp_path, need_masks=False)
     assert [len(case.masks) for case in dataset.cases] == [1, 0]
-    assert "mask" not in next(iter(sampling_batches(dataset, [0, 1], 2)))
+    assert "mask" not in next(iter(sampling_batches(dataset, [[0, 1]])))
     save_picture(tmp_path / "loose" / "x.png", IMAGE)
     assert names(load(tmp_path / "loose", need_masks=False)) == ["x"]
 
@@ -237,6 +238,6 @@ def test_workers_give_the_same_batches(tmp_path, put):
     for name in "abcd":
         put(f"{name}.png", f"{name}.png", image=np.full((20, 30), ord(name), np.uint8))
     dataset = load(tmp_path)
-    alone, helped = (list(sampling_batches(dataset, [3, 1, 0, 2], 3, num_workers=n)) for n in (0, 2))
+    alone, helped = (list(sampling_batches(dataset, [[3, 1, 0], [2]], num_workers=n)) for n in (0, 2))
     for one, other in zip(alone, helped, strict=True):
         assert one["name"] == other["name"] and torch.equal(one["image"], other["image"])

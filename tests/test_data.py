@@ -9,18 +9,15 @@ import pytest
 import torch
 
 from guided_diffusion import custom_dataset_loader
+from guided_diffusion.batches import TrainingOrder, collate, sampling_batches, training_batches
 from guided_diffusion.data import (
     Case,
     SegmentationDataset,
-    TrainingOrder,
     build_dataset,
-    collate,
     find_loader,
     resize_image,
     resize_mask,
-    sampling_batches,
     split_folders,
-    training_batches,
 )
 from guided_diffusion.errors import UserError
 
@@ -203,7 +200,7 @@ def test_workers_do_not_change_the_batches(dataset):
 
 
 def test_sampling_batches_keep_the_order_and_the_last_short_batch(dataset):
-    batches = sampling_batches(dataset, [4, 0, 2], 2)
+    batches = sampling_batches(dataset, [[4, 0], [2]])
     assert len(batches) == 2
     assert [batch["name"] for batch in batches] == [["c4", "c0"], ["c2"]]
 
@@ -212,7 +209,7 @@ def test_sampling_batches_keep_the_order_and_the_last_short_batch(dataset):
 def test_errors_of_workers_stay_one_line(tmp_path, num_workers):
     dataset = make(tmp_path, images={**ArrayDataset.images, "c2": np.full((2, 20, 30), np.inf)})
     with pytest.raises(UserError) as caught:
-        list(sampling_batches(dataset, [0, 2], 1, num_workers=num_workers))
+        list(sampling_batches(dataset, [[0], [2]], num_workers=num_workers))
     assert str(caught.value) == (f"{tmp_path / 'c2'}: holds values that are not finite; repair it or leave it out")
 
 
@@ -228,7 +225,7 @@ def test_the_documented_loader_works_from_its_file(tmp_path, save_picture):
         save_picture(tmp_path / "data" / name / "truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
     dataset = build_dataset(f"{tmp_path}/my_loader.py:MyDataset", tmp_path / "data", 32, need_masks=True)
     assert dataset.class_names == ("polyp",)
-    batch = next(iter(sampling_batches(dataset, [0, 1], 2, num_workers=1)))
+    batch = next(iter(sampling_batches(dataset, [[0, 1]], num_workers=1)))
     assert batch["name"] == ["p1", "p2"] and batch["mask"].shape == (2, 1, 1, 32, 32)
     torch.testing.assert_close(batch["image"], torch.ones(2, 3, 32, 32))
 

@@ -1,10 +1,20 @@
 """The device and the precision the network runs in."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from guided_diffusion import dist_util
-from guided_diffusion.dist_util import autocast, pick_device, pick_precision
+from guided_diffusion.dist_util import (
+    autocast,
+    joined_processes,
+    launch,
+    pick_device,
+    pick_precision,
+    visible_gpus,
+    without_flag,
+)
 from guided_diffusion.errors import UserError
 
 CPU = torch.device("cpu")
@@ -34,12 +44,86 @@ def test_the_gpu_asked_for(gpus):
         pick_device("2")
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    pick_device("cpu")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="without torchrun"):
-        pick_device("cpu")
+def test_a_process_alone_is_the_first_and_waits_for_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined_processes("cpu") as processes:
+        assert processes.is_first and processes.count == 1 and processes.device == CPU
+        assert processes.from_first(lambda: 3) == 3 and processes.gather("a") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "visible", "names"),
+    [("0,2", None, ["0", "2"]), ("2", "4,5,6", ["6"]), ("1,0", "7,GPU-ab", ["GPU-ab", "7"])],
+)
+def test_the_gpus_asked_for_by_their_numbers_among_the_visible(gpus, monkeypatch, text, visible, names):
+    gpus(3 if visible is None else len(visible.split(",")))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus(text) == names
+
+
+@pytest.mark.parametrize("text", ["a", "0,,1", "0,2", "0,0", "-1"])
+def test_gpus_that_are_not_there_are_refused(gpus, text):
+    gpus(2)
+    with pytest.raises(UserError, match=f"--multi-gpu {text}: must"):
+        visible_gpus(text)
+
+
+def test_several_gpus_without_any_are_refused_with_the_way_for_cpus(gpus):
+    gpus(0)
+    with pytest.raises(UserError, match="torchrun --nproc_per_node"):
+        visible_gpus("0,1")
+
+
+def test_a_flag_is_left_out_with_its_value():
+    arguments = ["--a", "1", "--multi-gpu", "0,1", "--b", "--multi_gpu=0", "2"]
+    assert without_flag(arguments, ("--multi-gpu", "--multi_gpu")) == ["--a", "1", "--b", "2"]
+
+
+WORKER = """
+import os, sys
+from guided_diffusion.dist_util import joined_processes
+from guided_diffusion.errors import UserError, run_script
+
+def main():
+    with joined_processes("cpu") as processes:
+        word = processes.from_first(lambda: sys.argv[1] * 2)
+        everyone = processes.gather((processes.rank, word))
+        if sys.argv[1] == "fail":
+            raise UserError("told once")
+        if processes.is_first:
+            print(everyone, processes.count, flush=True)
+
+run_script(main)
+"""
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch, capfd):
+    """A function (argument) that launches `WORKER` in two processes: exit status, stdout and stderr."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(Path(dist_util.__file__).parents[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(argument):
+        status = launch(str(script), [argument], 2)
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def test_launched_processes_know_each_other(launched):
+    status, out, _ = launched("ab")
+    assert status == 0 and out.strip() == "[(0, 'abab'), (1, 'abab')] 2"
+
+
+def test_a_launched_failure_is_told_once_and_its_status_passed_on(launched):
+    status, _, err = launched("fail")
+    assert status == 2
+    assert [line for line in err.splitlines() if "told once" in line] == ["error: told once"]
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.data import build_dataset, sampling_batches
+from guided_diffusion.batches import sampling_batches
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 
 IMAGE = np.full((24, 32, 3), 255, np.uint8)
@@ -93,7 +94,7 @@ def test_missing_masks(tmp_path, put):
         load(tmp_path)
     dataset = load(tmp_path, need_masks=False)
     assert [len(case.masks) for case in dataset.cases] == [1, 0]
-    batch = next(iter(sampling_batches(dataset, [0, 1], 2)))
+    batch = next(iter(sampling_batches(dataset, [[0, 1]])))
     assert "mask" not in batch and batch["image"].shape == (2, 3, 16, 16)
 
 

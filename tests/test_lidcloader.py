@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.data import build_dataset, training_batches
+from guided_diffusion.batches import training_batches
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.phantom_lidc import write_lidc
 

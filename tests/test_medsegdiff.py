@@ -252,7 +252,7 @@ def test_a_cached_condition_of_many_members_equals_one_encoded_for_each(version)
     model = model_of(num_labels=2, class_cond=True, version=version)
     image, x_t, t = inputs(n=2)
     label = torch.tensor([0, 1])
-    condition = model.encode(image, label).expand(3)
+    condition = model.encode(image, label).rows(torch.tensor([0, 1, 0, 1, 0, 1]))
     together = model(x_t.repeat(3, 1, 1, 1), t.repeat(3), condition)
     apart = run(model, image, x_t, t, label)
     for expanded, single in zip(parts_of(together), parts_of(apart), strict=True):
@@ -261,8 +261,8 @@ def test_a_cached_condition_of_many_members_equals_one_encoded_for_each(version)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_an_unconditional_condition_expands_to_none(version):
-    assert model_of(version=version).encode(torch.randn(1, 3, 16, 16)).expand(2).label is None
+def test_an_unconditional_condition_has_no_label(version):
+    assert model_of(version=version).encode(torch.randn(1, 3, 16, 16)).rows(torch.tensor([0, 0])).label is None
 
 
 @pytest.mark.parametrize("use_scale_shift_norm", [False, True])

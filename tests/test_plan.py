@@ -171,8 +171,8 @@ def test_other_settings_and_contradictions_are_refused_for_a_results_folder(samp
     fast = "--sampler dpm_solver --diffusion_steps 2 --num_ensemble 1 --num_samples 1 --num_workers 0 --precision fp32"
     results = sample(trained, pictures, fast)
     again = ["--model_path", trained, "--data_dir", pictures, "--out_dir", results, fast]
-    assert "made with solver_order 2, now it is 1" in refusal("segmentation_sample", [*again, "--solver_order 1"])
-    assert "made with solver_type ode, now" in refusal("segmentation_sample", [*again, "--solver_type sde"])
+    assert "made with --solver_order 2, now it is 1" in refusal("segmentation_sample", [*again, "--solver_order 1"])
+    assert "made with --solver_type ode, now" in refusal("segmentation_sample", [*again, "--solver_type sde"])
     assert "must be at most 3" in refusal("segmentation_sample", [*again, "--solver_order 4"])
     assert "must be at most 1" in refusal("segmentation_sample", [*again, "--dynamic_threshold 99.5"])
     assert "--time_spacing karras: must be one of" in refusal("segmentation_sample", [*again, "--time_spacing karras"])

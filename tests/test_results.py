@@ -232,7 +232,7 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
 def test_complete_adds_facts(tmp_path):
     folder = ResultsFolder(tmp_path, {**changed(), "status": "running"})
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
-    folder.complete(seconds=1.5)
+    folder.complete(seconds=1.5, sampled=2, cases=3)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["seconds"] == 1.5
 

@@ -209,9 +209,9 @@ def test_a_member_s_noise_follows_from_seed_name_and_member():
     keys = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a/0", 1), (10, "a", 0), (1, "0a", 0)]
     draws = [torch.randn(4, generator=member_generator(*key)) for key in keys]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(keys)
-    noise = MemberNoise(0, ["a", "b"], 3, (1, 64, 64), "cpu")
+    noise = MemberNoise(0, [(name, member) for member in range(3) for name in "ab"], (1, 64, 64), "cpu")
     first, second = noise(), noise()
-    assert torch.equal(first[2 * 2 + 1], torch.randn((1, 64, 64), generator=member_generator(0, "b", 2)))  # row e*N + n
+    assert torch.equal(first[2 * 2 + 1], torch.randn((1, 64, 64), generator=member_generator(0, "b", 2)))
     assert first.shape == (6, 1, 64, 64) and not torch.equal(first, second)
     torch.testing.assert_close(first.flatten(1).std(dim=1), torch.ones(6), atol=0.05, rtol=0)
 
@@ -232,9 +232,10 @@ DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0",
 IMAGES, NAMES = randn(3, 2, 16, 16, dtype=torch.float32), ["x", "y", "z"]
 
 
-def draw(model, variant="ddpm", rows=(0, 1, 2), members=2, **options):
+def draw(model, variant="ddpm", rows=(0, 1, 2), members=2, batch_rows=None, **options):
     names, plan = [NAMES[row] for row in rows], plan_of(variant, DIFFUSION, 4)
-    return draw_members(model, DIFFUSION, plan, IMAGES[list(rows)], names, members=members, **options)
+    options |= {"members": members, "rows": batch_rows}
+    return draw_members(model, DIFFUSION, plan, IMAGES[list(rows)], names, **options)
 
 
 @every_variant
@@ -277,16 +278,30 @@ def test_the_image_is_encoded_once_and_all_members_go_in_one_batch_without_gradi
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_watch_sees_members_and_images_apart_and_the_coarse_mask_is_the_last_step_s():
+def test_watch_sees_the_rows_of_each_step_and_the_coarse_mask_is_the_last_step_s():
     model, seen, outputs = small_model(), [], []
     model.register_forward_hook(lambda module, args, output: outputs.append(output))
     members = draw(model, watch=lambda x, x0: seen.append((x, x0)))
     assert len(seen) == 4
-    assert all(part.shape == (2, 3, 1, 16, 16) for step in seen for part in step)
-    torch.testing.assert_close(members.soft, (seen[-1][1] + 1) / 2)
+    assert all(part.shape == (6, 1, 16, 16) for step in seen for part in step)
+    torch.testing.assert_close(members.soft, ((seen[-1][1] + 1) / 2).reshape(2, 3, 1, 16, 16))
     torch.testing.assert_close(members.coarse, torch.sigmoid(outputs[-1].coarse).reshape(2, 3, 1, 16, 16))
-    noise = MemberNoise(0, NAMES, 2, (1, 16, 16), "cpu")()
-    assert torch.equal(seen[0][0], noise.reshape(2, 3, 1, 16, 16))
+    noise = MemberNoise(0, [(name, member) for member in range(2) for name in NAMES], (1, 16, 16), "cpu")
+    assert torch.equal(seen[0][0], noise())  # row e * N + n is member e of image n
+
+
+@every_variant
+@pytest.mark.parametrize("rows", [1, 4, 6, 100])
+def test_members_do_not_depend_on_how_the_work_is_split_and_each_image_is_encoded_once(variant, rows):
+    model, encoded, passes = small_model(learn_sigma=True), [], []
+    whole = draw(model, variant)
+    encode = model.encode
+    model.encode = lambda *args: encoded.append(len(args[0])) or encode(*args)
+    model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    split = draw(model, variant, batch_rows=rows)
+    assert encoded == [3] and max(passes) == min(rows, 6) and sum(passes) == 6 * 4
+    for parts, together in zip(split, whole, strict=True):
+        torch.testing.assert_close(parts, together, atol=1e-5, rtol=0)
 
 
 def test_labels_and_clipping_count_and_other_sizes_work():
@@ -317,7 +332,7 @@ def test_dynamic_thresholding_bounds_what_clipping_would_cut():
 
     assert run().abs().max() == run(dynamic_threshold=0.9).abs().max() == 1
     clipped, scaled, free = run()[0], run(dynamic_threshold=0.9)[0], run(clip_denoised=False)[0]
-    size = free.abs().flatten(2).quantile(0.9, dim=2).clamp(min=1).reshape(1, 3, 1, 1, 1)
+    size = free.abs().flatten(1).quantile(0.9, dim=1).clamp(min=1).reshape(3, 1, 1, 1)
     torch.testing.assert_close(scaled, (free / size).clamp(-1, 1))
     assert (scaled - clipped).abs().max() > 0.01
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from guided_diffusion.batches import collate
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config import DiffusionOptions, ModelOptions, TrainOptions, build
-from guided_diffusion.data import Case, SegmentationDataset, collate
+from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import build_model

@@ -1,0 +1,112 @@
+"""Batches from a data set: the order of training, and the processes that read images beside the network."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from .errors import UserError
+
+
+def collate(items):
+    """Stack a list of items into a batch: tensors are stacked, everything else becomes a list.
+
+    A key that not every item has (some cases have a label, some none) is an error of the data set.
+    """
+    keys = items[0].keys()
+    for item in items:
+        if item.keys() != keys:
+            odd = sorted(item.keys() ^ keys)
+            raise UserError(f"case {item['name']}: differs from {items[0]['name']} in having {', '.join(odd)}")
+    batch = {key: [item[key] for item in items] for key in keys}
+    for key in ("image", "mask"):
+        if key in batch:
+            batch[key] = torch.stack(batch[key])
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"])
+    return batch
+
+
+class TrainingOrder(Sampler):
+    """Endless batches of indices that depend only on (seed, step): position p of the run is item p mod N of a
+    permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one would."""
+
+    def __init__(self, length, batch_size, seed, start_step=0):
+        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+
+    def __iter__(self):
+        epoch, order = -1, None
+        position = self.start_step * self.batch_size
+        while True:
+            batch = []
+            for _ in range(self.batch_size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                batch.append(int(order[position % self.length]))
+                position += 1
+            yield batch
+
+
+def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0):
+    """Return an endless iterator over training batches, in an order that (seed, step) alone decides."""
+    return iter(_loader(dataset, num_workers, batch_sampler=TrainingOrder(len(dataset), batch_size, seed, start_step)))
+
+
+def sampling_batches(dataset, batches, *, num_workers=0):
+    """Return a DataLoader over these batches, lists of indices, in their order."""
+    return _loader(dataset, num_workers, batch_sampler=batches)
+
+
+class _Batches(DataLoader):
+    """A DataLoader that raises its workers' `UserError`s as they were: one line, without the worker's traceback."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except (UserError, OSError) as error:
+            traceback.clear_frames(error.__traceback__)  # lets go of the workers, or each takes 5 s to end
+            if isinstance(error, OSError):
+                raise
+            line = str(error).strip().splitlines()[-1]
+            raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+
+
+def _loader(dataset, num_workers, **keywords):
+    # Workers decode images; one thread each is enough and leaves the cores to the network. They are forked where
+    # that is possible, since a class that came from a file (`path.py:Class`) cannot be sent to a fresh process.
+    if hasattr(os, "sched_getaffinity"):  # more than the cores would only get in each other's way
+        num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+    forked = num_workers > 0 and sys.platform == "linux"
+    if forked:
+        dataset.preload()
+    return _Batches(
+        dataset,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if forked else None,
+        **keywords,
+    )
+
+
+def _start_worker(_worker):
+    torch.set_num_threads(1)
+    # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They live on, or the main process could not
+    # finish its step and write a checkpoint; it ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,235 @@
+"""The sampling loop: ensembles of many images through the network, and finished cases to the results folder."""
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .attention_maps import AttentionRecorder, attention_sheet
+from .batches import sampling_batches
+from .config import SampleOptions
+from .dist_util import autocast, memory_format
+from .errors import is_out_of_memory
+from .evaluation import majority, on_grid, raters_of
+from .logger import console
+from .pictures import denoising_frames, displayed
+from .results import fuse_cases, stack_slices
+from .sampling import draw_members
+
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
+WAITING_BATCHES = 2  # that may wait to be written before the network does
+
+
+def rows_at_once(option, device, image_size):
+    """Images x members in one pass of the network for `--sample_batch_size` ("auto" or a number).
+
+    auto is what fills the machine: 64 of 256 x 256 on a GPU, which is halved when memory runs out; on a CPU, which
+    gains nothing by large batches, 2.
+    """
+    if option != "auto":
+        return int(option)
+    return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // image_size**2)
+
+
+def batches_of(units, images):
+    """Lists of data set indices, each at most `images` long: of 2-D cases in their order, of each volume apart.
+
+    Which cases meet in a batch does not depend on the number of processes that share the batches out.
+    """
+    blocks, flat = [], []
+    for unit in units:
+        if unit.is_volume:
+            blocks.append(list(unit.indices))
+        else:
+            flat.extend(unit.indices)
+    return [block[i : i + images] for block in (flat, *blocks) for i in range(0, len(block), images)]
+
+
+def share_of(units, images, process, processes):
+    """The units that process number `process` of `processes` samples: every so manyth batch, volumes whole."""
+    flat = [unit for unit in units if not unit.is_volume]
+    blocks = [flat[i : i + images] for i in range(0, len(flat), images)]
+    blocks += [[unit] for unit in units if unit.is_volume]
+    return [unit for block in blocks[process::processes] for unit in block]
+
+
+@dataclass
+class EnsembleSampler:
+    """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
+
+    rows: images x members in one pass. images: how many are read at once. fixed_rows: whether running out of memory
+    is an error, rather than a reason to halve `rows`. read_raters: called as `evaluation.raters_of` is.
+    """
+
+    model: torch.nn.Module
+    diffusion: object
+    plan: object
+    options: SampleOptions
+    device: torch.device
+    precision: str
+    rows: int
+    images: int
+    fixed_rows: bool = False
+    read_raters: object = raters_of
+
+    def __post_init__(self):
+        self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
+
+    def run(self, dataset, units, folder, num_workers, show=True):
+        """Sample all `units`, with a bar over the denoising steps (if `show`). Returns how many masks are empty.
+
+        Fusing and writing go on in the background while the network draws the next batch, unless this process also
+        reads the images (num_workers 0): a loader is not asked for two things at once.
+        """
+        writer = _Writer(self, dataset, units, folder)
+        batches = batches_of(units, self.images)
+        total = sum(map(len, batches)) * self.options.num_ensemble * len(self.plan.timesteps)
+        with (
+            tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True, disable=not show) as bar,
+            ThreadPoolExecutor(1) if num_workers else nullcontext() as executor,
+        ):
+            done, pending = 0, []
+            for indices, batch in zip(
+                batches, sampling_batches(dataset, batches, num_workers=num_workers), strict=True
+            ):
+                drawn = self.draw(batch, bar)
+                if executor is None:
+                    writer(indices, batch, *drawn)
+                else:
+                    pending.append(executor.submit(writer, indices, batch, *drawn))
+                    while len(pending) > WAITING_BATCHES or (pending and pending[0].done()):
+                        pending.pop(0).result()
+                done += len(indices)
+                bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images")
+            for task in pending:
+                task.result()
+        return writer.empty
+
+    def draw(self, batch, bar):
+        """The batch's `Members` on the CPU, its `Trace` and `AttentionRecorder` (of nothing without --debug)."""
+        while True:
+            began = bar.n
+            try:
+                return self._draw(batch, bar)
+            except RuntimeError as error:
+                if self.fixed_rows or self.rows == 1 or not is_out_of_memory(error):
+                    raise
+            self.rows = max(1, min(self.rows, len(batch["name"]) * self.options.num_ensemble) // 2)
+            console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
+            bar.update(began - bar.n)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _draw(self, batch, bar):
+        debug, members = self.options.debug, self.options.num_ensemble
+        conditional = self.model.label_embedding is not None
+        trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
+        recorder = AttentionRecorder(self.model) if debug else None
+        image = batch["image"].to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device), recorder or nullcontext():
+            drawn = draw_members(
+                self.model,
+                self.diffusion,
+                self.plan,
+                image.to(memory_format=memory_format(self.precision, self.device)),
+                batch["name"],
+                members=members,
+                seed=self.options.seed,
+                label=batch["label"].to(self.device) if conditional else None,
+                watch=trace,
+                rows=None if debug else self.rows,  # the recorder looks at a batch as a whole
+            )
+        return drawn.cpu(), trace, recorder
+
+
+class _Writer:
+    """Fuses drawn batches, in their order, and writes each case or volume that is complete."""
+
+    def __init__(self, sampler, dataset, units, folder):
+        self.sampler, self.dataset, self.folder = sampler, dataset, folder
+        self.unit_of = {index: unit for unit in units for index in unit.indices}
+        self.slices = defaultdict(list)  # the maps of volumes that are not complete yet
+        self.empty = 0
+
+    def __call__(self, indices, batch, members, trace, recorder):
+        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse)
+        for n, index in enumerate(indices):
+            if recorder is not None:
+                self._write_debug(index, n, maps[n], trace, recorder)
+            unit = self.unit_of[index]
+            self.slices[unit].append(maps[n])
+            if len(self.slices[unit]) == len(unit.cases):
+                answer = write_unit(self.folder, self.dataset, unit, self.slices.pop(unit), self.sampler.read_raters)
+                self.empty += not answer.mask.any()
+
+    def _write_debug(self, index, n, maps, trace, recorder):
+        case = self.dataset.cases[index]
+        picture = displayed(self.dataset.load_image(case))
+        frames = denoising_frames(picture, *trace.of_image(n))
+        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask))
+
+
+class Trace:
+    """Follows the steps of a batch: moves the bar and, of `kept_steps` steps, holds x_t and x0 for the animation.
+
+    Of more than 50 steps it holds 50: a thousand would take gigabytes. images: how many the batch has.
+    """
+
+    def __init__(self, bar, images, kept_steps):
+        self.bar, self.images = bar, images
+        self.kept = set(np.linspace(0, kept_steps - 1, min(kept_steps, 50)).round().astype(int).tolist())
+        self.states, self.predictions = [], []
+        self.step = 0
+
+    def __call__(self, x, x0):
+        self.bar.update(len(x))
+        if self.step in self.kept:
+            self.states.append(x.float().cpu().numpy())
+            self.predictions.append(x0.float().cpu().numpy())
+        self.step += 1
+
+    def of_image(self, n):
+        """Lists over steps of x_t and x0 [E, H, W] of image n; of a batch that was drawn in one pass."""
+
+        def members(x):  # rows are member by member
+            return x[n :: self.images, 0]
+
+        return [members(x) for x in self.states], [members(x) for x in self.predictions]
+
+
+def write_unit(folder, dataset, unit, maps, read_raters):
+    """Write one finished 2-D case, or restack and write one volume. Returns its `CaseMaps`."""
+    answer = stack_slices(maps) if unit.is_volume else maps[0]
+
+    def image_of(k):
+        return dataset.load_image(unit.cases[k])
+
+    truth = majority(read_raters(dataset, unit.cases))
+    if truth is not None:
+        truth = on_grid(truth, answer.mask.shape)
+    if unit.is_volume:
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
+    else:
+        folder.write_image(unit.name, answer, image_of(0), truth)
+    return answer
+
+
+class ReadableRaters:
+    """`raters_of`, but None, with a warning for each mask, where the truth cannot be read: sampling needs none."""
+
+    def __init__(self):
+        self.told = set()
+
+    def __call__(self, dataset, cases):
+        try:
+            return raters_of(dataset, cases)
+        except Exception as error:  # the loader may be the user's own and raise anything
+            if cases[0].masks not in self.told:
+                self.told.add(cases[0].masks)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason}")
+            return None
