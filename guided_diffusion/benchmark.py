@@ -24,6 +24,10 @@ PLAIN, FAST = "plain", "fast"
 MASK_CHANNELS, NUM_LABELS = 1, 2
 TRAINING_FACTOR = 3  # forward, and backward at twice its cost: gradients of the features and of the weights
 
+# What a device can do is tried out on these: sides of square matrices; images, channels and pixels of a side.
+MATMUL_SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
+CONVOLUTION_SIZES = {"cpu": ((1, 128, 64), (1, 512, 32)), "cuda": ((32, 256, 64), (32, 512, 64))}
+
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 
@@ -49,13 +53,13 @@ def _cpu_name():
     return platform.processor() or platform.machine()
 
 
-def measured_peak(precision, device, repeats=5):
+def measured_peak(precision, device, repeats=3):
     """The most FLOP/s that this machine reaches in this precision, best of some sizes and repeats: a dict of "matmul"
     (products of square matrices) and "convolution" (3x3, of many channels).
 
     Both, because libraries differ: on some processors their fp32 convolutions are twice as fast as their products.
     """
-    dtype, large = AUTOCAST_DTYPES.get(precision, torch.float32), device.type == "cuda"
+    dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
     best = {"matmul": 0.0, "convolution": 0.0}
 
     def try_out(kind, flops, call):
@@ -63,10 +67,10 @@ def measured_peak(precision, device, repeats=5):
         best[kind] = max(best[kind], flops / min(seconds_of(call, device) for _ in range(repeats)))
 
     with torch.inference_mode():
-        for size in (2048, 4096, 8192) if large else (512, 1024):
+        for size in MATMUL_SIZES[device.type]:
             a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
             try_out("matmul", 2 * size**3, lambda a=a, b=b: torch.mm(a, b))
-        for channels, size, images in ((256, 64, 32), (512, 64, 32)) if large else ((128, 64, 1), (512, 32, 1)):
+        for images, channels, size in CONVOLUTION_SIZES[device.type]:
             x = torch.randn(images, channels, size, size, device=device, dtype=dtype)
             kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
             flops = 2 * 9 * channels**2 * size**2 * images

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .benchmark import FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, Timing, seconds_of, time_by_turns
+from .benchmark import FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .config import DiffusionOptions, SampleOptions, TrainOptions, build
 from .data import build_dataset, sampling_batches
 from .dist_util import autocast
@@ -201,9 +201,8 @@ class NetworkBench:
         return timings, (masks[PLAIN] - masks[FAST]).abs().max().item()
 
     def time_case(self, steps, members, repeats):
-        """The `Timing` of sampling one image by the fast path, which had its warm-up if `members` did; it is repeated
-        while that is quick."""
-        timing = Timing([], 0.0, 0)
+        """The `Timing` of sampling one image by the fast path, after a step as warm-up; repeated while quick."""
+        timing = time_by_turns({FAST: lambda: self.draw(FAST, 1, members)}, 0, self.device)[FAST]
         while not timing.times or (sum(timing.times) < ENOUGH_SECONDS and len(timing.times) < repeats):
             timing.times.append(seconds_of(lambda: self.draw(FAST, steps, members), self.device))
         return timing
