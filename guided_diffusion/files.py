@@ -303,14 +303,12 @@ def _plain(value):
     return value
 
 
-def check_writable(folder):
-    """Make the folder and write a byte in it; `UserError` names it and the reason when that fails."""
+def check_writable(folder, flag="--out_dir"):
+    """Make the folder and write a byte in it; `UserError` names it, the reason and the flag when that fails."""
     folder = Path(folder)
     try:
         with atomic_path(folder / ".writable") as temporary:
             temporary.write_bytes(b"1")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror or error}); choose another --out_dir"
-        ) from error
+        raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error

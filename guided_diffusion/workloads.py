@@ -1,0 +1,269 @@
+"""What the benchmark times: a network by the plain and by the fast path, and loaders beside the naive way."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from .benchmark import FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
+from .config import DiffusionOptions, SampleOptions, TrainOptions, build
+from .data import build_dataset, sampling_batches
+from .dist_util import autocast
+from .gaussian_diffusion import build_diffusion
+from .medsegdiff import ModelOutput, build_model
+from .nn import without_autocast
+from .phantom import write_brats, write_isic
+from .sampling import ONE_LOOK, draw_members, plan_sampling
+from .train_util import TrainLoop
+from .volumes import VolumeReader
+
+ENOUGH_SECONDS = 2.0  # a case that took this long is not sampled again for the table
+PICTURES, PICTURE_SIZE = 8, 256
+VOLUMES, VOLUME_SIZE, VOLUME_SLICES, NAIVE_SLICES = 2, 96, 48, 4
+
+# ---- the network -------------------------------------------------------------------------------------------------
+
+
+class OneAtATime:
+    """A network as it is used plainly: members go through it one by one, and each step encodes the image anew.
+
+    It stands for `model` wherever masks are sampled, so that both paths go through the same sampler.
+    """
+
+    def __init__(self, model):
+        self.model, self.mask_channels = model, model.mask_channels
+
+    def encode(self, image, label=None):
+        """Keeps the image [N, C, H, W] for later."""
+        return _NotEncoded(image, label)
+
+    def __call__(self, x_t, t, condition):
+        """x_t: [E * N, K, H, W], member-major. Returns the `ModelOutput` of all of them."""
+        count = len(condition.image)
+        outputs = [
+            self.model(x, times, self.model.encode(condition.image, condition.label))
+            for x, times in zip(x_t.split(count), t.split(count), strict=True)
+        ]
+        parts = zip(*outputs, strict=True)
+        return ModelOutput(*(None if part[0] is None else torch.cat(part) for part in parts))
+
+
+class _NotEncoded(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor | None
+
+    def expand(self, members):
+        return self  # the members are taken one by one
+
+
+def compiled(model):
+    """The network with `encode` and `forward` compiled, which happens at their first call for each shape.
+
+    A shallow copy: it shares the weights with `model`, which stays as it is.
+    """
+    fast = copy.copy(model)
+    fast.encode, fast.forward = (torch.compile(part, dynamic=False) for part in (model.encode, model.forward))
+    return fast
+
+
+class NetworkBench:
+    """One network on random images, by both paths.
+
+    Plain: fp32, one member at a time, the condition computed at every step. Fast: `precision`, all members in one
+    batch, the condition encoded once, and compiled if asked. Layers that start at zero are filled with small numbers,
+    so that the paths' masks can be compared.
+    """
+
+    def __init__(self, options, device, precision, *, image_channels, batch_size, members, compile=False):
+        torch.manual_seed(0)
+        self.device, self.precision, self.batch_size, self.members = device, precision, batch_size, members
+        self.has_steps = options.version != "unet"
+        self.model = build_model(options, image_channels, MASK_CHANNELS, NUM_LABELS).to(device)
+        for parameter in self.model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        self.fast = compiled(self.model) if compile else self.model
+        self.diffusion = build_diffusion(build(DiffusionOptions, {}))
+        size = (options.image_size, options.image_size)
+        self.images = torch.randn(batch_size, image_channels, *size)
+        self.masks = (torch.rand(batch_size, 1, MASK_CHANNELS, *size) < 0.5).float()  # one rater
+        self.labels = torch.zeros(batch_size, dtype=torch.long) if options.class_cond else None
+
+    def _case(self):
+        """The first image and its label, on the device."""
+        label = None if self.labels is None else self.labels[:1].to(self.device)
+        return self.images[:1].to(self.device), label
+
+    def _context(self, path):
+        return autocast(self.precision, self.device) if path == FAST else without_autocast(self.device.type)
+
+    def _eval(self):
+        self.model.eval()
+        self.fast.eval()
+
+    def time_row(self):
+        """Seconds of one forward pass of one image in fp32, to foresee how long a benchmark takes."""
+        self._eval()
+        image, label = self._case()
+        x_t, t = torch.randn(1, MASK_CHANNELS, *image.shape[-2:], device=self.device), torch.zeros(1).to(self.device)
+
+        @torch.inference_mode()
+        def forward():
+            self.model(x_t, t, self.model.encode(image, label))
+
+        return min(seconds_of(forward, self.device) for _ in range(2))
+
+    def time_step(self, repeats, done=lambda: None):
+        """`Timing`s of one denoising step of all members of one image, plain and fast, and of its condition.
+
+        The plain U-Net has no steps that cost anything: its step is its one answer, condition included.
+        """
+        self._eval()
+        image, label = self._case()
+        rows = self.members
+        x_t = torch.randn(rows, MASK_CHANNELS, *image.shape[-2:], device=self.device)
+        t = torch.full((rows,), self.diffusion.num_timesteps // 2, device=self.device)
+
+        def step(path, model):
+            with torch.inference_mode(), self._context(path):
+                condition = model.encode(image, label).expand(rows)
+
+            def call():
+                with torch.inference_mode(), self._context(path):
+                    now = condition if self.has_steps else model.encode(image, label).expand(rows)
+                    self.diffusion.denoiser(model, now)(x_t, t)
+
+            return call
+
+        def encode():
+            with torch.inference_mode(), self._context(FAST):
+                self.fast.encode(image, label)
+
+        # The outer context keeps the weights in half precision from step to step, as sampling does.
+        with self._context(FAST):
+            plain, fast = step(PLAIN, OneAtATime(self.model)), step(FAST, self.fast)
+            return time_by_turns({PLAIN: plain, FAST: fast, "condition": encode}, repeats, self.device, done)
+
+    def time_training(self, repeats, done=lambda: None):
+        """`Timing`s of one training step on a batch, plain and fast."""
+        loop = TrainLoop(
+            self.model,
+            self.diffusion,
+            None,
+            build(TrainOptions, {"batch_size": self.batch_size}),
+            config={},
+            device=self.device,
+            precision=self.precision,
+        )
+        batch = {"image": self.images, "mask": self.masks, "name": [f"random {n}" for n in range(self.batch_size)]}
+        if self.labels is not None:
+            batch["label"] = self.labels
+        self.model.train()
+        self.fast.train()
+
+        def step(model, precision):
+            def call():
+                loop.model, loop.precision = model, precision
+                loop.train_step(batch)
+                loop.step += 1
+
+            return call
+
+        calls = {PLAIN: step(self.model, "fp32"), FAST: step(self.fast, self.precision)}
+        calls[PLAIN]()  # the optimizer's state is made by the first step, whichever path takes it
+        return time_by_turns(calls, repeats, self.device, done)
+
+    def draw(self, path, steps, members):
+        """Soft masks [E, 1, K, H, W] of the first image, by `steps` steps of the default sampler."""
+        self._eval()
+        image, label = self._case()
+        plan = ONE_LOOK
+        if self.has_steps:
+            asked = {"diffusion_steps": steps, "dpm_solver": True}
+            plan = plan_sampling(build(SampleOptions, asked), set(asked), self.diffusion.num_timesteps)
+        model = self.fast if path == FAST else OneAtATime(self.model)
+        with self._context(path):
+            drawn = draw_members(model, self.diffusion, plan, image, ["random"], members=members, label=label)
+        return drawn.soft
+
+    def time_sampling(self, steps, repeats, done=lambda: None):
+        """`Timing`s of sampling all members of one image in `steps` steps, plain and fast, and the largest difference
+        between their masks."""
+        masks = {}
+
+        def sample(path):
+            masks[path] = self.draw(path, steps, self.members)
+
+        calls = {PLAIN: lambda: sample(PLAIN), FAST: lambda: sample(FAST)}
+        timings = time_by_turns(calls, repeats, self.device, done)
+        return timings, (masks[PLAIN] - masks[FAST]).abs().max().item()
+
+    def time_case(self, steps, members, repeats):
+        """The `Timing` of sampling one image by the fast path, after a step as warm-up; repeated while quick."""
+        timing = time_by_turns({FAST: lambda: self.draw(FAST, 1, members)}, 0, self.device)[FAST]
+        while not timing.times or (sum(timing.times) < ENOUGH_SECONDS and len(timing.times) < repeats):
+            timing.times.append(seconds_of(lambda: self.draw(FAST, steps, members), self.device))
+        return timing
+
+
+# ---- the data ----------------------------------------------------------------------------------------------------
+
+
+class DecodedForEverySlice(Dataset):
+    """A data set of volumes read the naive way: the files of a volume are decompressed whole for each slice."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        self.dataset.volumes = VolumeReader()
+        return self.dataset[index]
+
+
+class DataBench:
+    """Phantoms written below `folder`, loaded through the DataLoader in this process.
+
+    ISIC: pictures of 320 x 256 pixels. BraTS: volumes of 96 x 96 x 48, four modalities and the truth. The system's
+    file cache is warm in all of it, as the files have just been written.
+    """
+
+    def __init__(self, folder, image_size, batch_size):
+        self.batch_size = batch_size
+        write_isic(folder / "isic", PICTURES, 0, size=PICTURE_SIZE)
+        write_brats(folder / "brats", VOLUMES, 0, size=VOLUME_SIZE, num_slices=VOLUME_SLICES)
+        self.pictures, self.volumes = (
+            build_dataset(name, folder / name.lower(), image_size, split="train", need_masks=True)
+            for name in ("ISIC", "BRATS")
+        )
+
+    def time_loading(self, repeats, done=lambda: None):
+        """How fast items are loaded: dict of name -> (`Timing`, items a call).
+
+        isic: pictures. brats_naive: every slice decompresses its volume. brats_cold: the first pass over the volumes.
+        brats_warm: a later one, from memory.
+        """
+        naive = DecodedForEverySlice(self.volumes)
+        some = list(range(0, len(self.volumes), len(self.volumes) // NAIVE_SLICES))[:NAIVE_SLICES]
+
+        def cold():
+            self.volumes.volumes = VolumeReader()
+            self._load(self.volumes)
+
+        calls = {
+            "isic": (lambda: self._load(self.pictures), len(self.pictures)),
+            "brats_naive": (lambda: self._load(naive, some), len(some)),
+            "brats_cold": (cold, len(self.volumes)),
+            "brats_warm": (lambda: self._load(self.volumes), len(self.volumes)),  # by its turn right after the cold one
+        }
+        device = torch.device("cpu")
+        timings = time_by_turns({name: call for name, (call, _) in calls.items()}, repeats, device, done)
+        return {name: (timings[name], items) for name, (_, items) in calls.items()}
+
+    def _load(self, dataset, indices=None):
+        for _ in sampling_batches(dataset, indices or list(range(len(dataset))), self.batch_size):
+            pass

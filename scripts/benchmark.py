@@ -1,0 +1,389 @@
+"""Measure how fast a network trains and samples and data loads here, as ratios to plain ways in the same run."""
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from guided_diffusion.benchmark import (
+    FAST,
+    PLAIN,
+    TRAINING_FACTOR,
+    compare,
+    count,
+    describe_machine,
+    measured_peak,
+    memory_kind,
+)
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant, option
+from guided_diffusion.dist_util import pick_device, pick_precision
+from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.files import check_writable, write_json
+from guided_diffusion.logger import console
+from guided_diffusion.workloads import DataBench, NetworkBench
+
+PARTS = ("network", "training", "sampling", "data")
+DATA_SECONDS = 20  # about what the data part takes, most of it to write the phantoms
+SAMPLING_PAIRS = 3  # whole cases take long: no more of them are timed by turns
+
+
+@dataclass
+class BenchmarkOptions:
+    """The benchmark."""
+
+    out: str = option("./results/benchmark.json", "file for the figures")
+    parts: str = option(
+        ",".join(PARTS), "what to measure; empty: only count parameters and FLOPs, which works for every size"
+    )
+    batch_size: int = option(4, "images per training step, and per batch of the loaders", above=0)
+    num_ensemble: int = option(5, "members of an ensemble: sampling and denoising are of one image", above=0)
+    sampling_steps: str = option("4,10,20", "numbers of sampling steps; the first is also timed by the plain path")
+    repeats: int = option(5, "measurements of each kind, after a warm-up", above=0)
+    image_channels: int = option(4, "channels of the images", above=0)
+    compile: bool = option(False, "compile the fast path's network by torch.compile; on a CPU this takes minutes")
+
+    def resolve(self, given):
+        """Check the lists."""
+        for part in self.chosen():
+            if part not in PARTS:
+                raise UserError(f"--parts {self.parts}: {part} is none of {', '.join(PARTS)}")
+        if not self.steps() or min(self.steps()) < 1:
+            raise UserError(f"--sampling_steps {self.sampling_steps}: must be like 4,10,20")
+        if not self.out.endswith(".json") or Path(self.out).is_dir():
+            raise UserError(f"--out {self.out}: must be the name of a .json file")
+
+    def chosen(self):
+        """`parts` as a list."""
+        return [part.strip() for part in self.parts.split(",") if part.strip()]
+
+    def steps(self):
+        """`sampling_steps` as a list of ints."""
+        try:
+            return [int(part) for part in self.sampling_steps.split(",")]
+        except ValueError:
+            raise UserError(f"--sampling_steps {self.sampling_steps}: must be like 4,10,20") from None
+
+
+@dataclass
+class NetworkOptions(ModelOptions):
+    """The network, small unless said otherwise."""
+
+    image_size: int = option(64, "pixels along each side of the images; the levels must divide it", above=0)
+    num_channels: int = option(32, "width of the first level", above=0)
+
+
+def main(argv=None):
+    """Count, measure the parts that are asked for, write the figures and print them."""
+    (options, network, device_options), _ = parse(__doc__, [BenchmarkOptions, NetworkOptions, DeviceOptions], argv)
+    diffusion = build(DiffusionOptions, {})
+    check_variant(network, diffusion)
+    if max(options.steps()) >= diffusion.diffusion_steps:
+        raise UserError(f"--sampling_steps {options.sampling_steps}: must be below T = {diffusion.diffusion_steps}")
+    device = pick_device(device_options.gpu_dev)
+    precision = pick_precision(device_options.precision, device)
+    run = Run(options, network, device, precision)
+    check_writable(Path(options.out).parent, "--out")
+    run.measure()
+    console().info(report(run.result))
+    console().info(f"these figures and more: {options.out}")
+
+
+class Run:
+    """One run of the benchmark, whose `result` is what the JSON file holds."""
+
+    def __init__(self, options, network, device, precision):
+        self.options, self.network, self.device, self.precision = options, network, device, precision
+        self.counts = counts = count(network, options.image_channels)
+        settings = {**dataclasses.asdict(options), **dataclasses.asdict(network)}
+        self.result = {
+            "machine": describe_machine(device),
+            "settings": {**settings, "parts": options.chosen(), "sampling_steps": self.steps()},
+            "paths": {
+                PLAIN: "fp32, one member at a time, the condition encoded at every step",
+                FAST: f"{precision}, all members in one batch, the condition encoded once"
+                + (", compiled" if options.compile else ""),
+            },
+            "precision": {PLAIN: "fp32", FAST: precision},
+            "memory": memory_kind(device),
+            "parameters": counts.parameters,
+            "flops": {
+                "forward": counts.forward,
+                "condition": counts.condition,
+                "step": counts.step,
+                "training_step": TRAINING_FACTOR * options.batch_size * counts.forward,
+            },
+            "peak": {},
+        }
+
+    def steps(self):
+        """The numbers of sampling steps; the plain U-Net answers in one."""
+        return [1] if self.network.version == "unet" else self.options.steps()
+
+    def network_parts(self):
+        """The parts asked for that need a network, in order."""
+        return [part for part in PARTS[:3] if part in self.options.chosen()]
+
+    def measure(self):
+        """Measure all parts; the file is written after each, so that an interruption keeps what was done."""
+        began = time.monotonic()
+        console().info(describe(self.result))
+        if self.network_parts():
+            bench = NetworkBench(
+                self.network,
+                self.device,
+                self.precision,
+                image_channels=self.options.image_channels,
+                batch_size=self.options.batch_size,
+                members=self.options.num_ensemble,
+                compile=self.options.compile,
+            )
+            self.foresee(bench.time_row())
+            for part in self.network_parts():
+                self.update_peak()
+                self.measure_part(part, bench)
+                self.save(began)
+            self.update_peak()
+        if "data" in self.options.chosen():
+            self.measure_data()
+        self.save(began)
+
+    def measure_part(self, part, bench):
+        """Measure one of the network's parts."""
+        try:
+            getattr(self, f"measure_{part}")(bench)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # the compiler fails in many ways, by what it lacks or does not know
+            if not self.options.compile:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"--compile True: the {part} part fails ({reason}); leave it or this part out") from error
+
+    def update_peak(self):
+        """Measure the machine's peak again; the best of the whole run counts, as others may use the machine."""
+        for precision in {"fp32", self.precision}:
+            now, best = measured_peak(precision, self.device), self.result["peak"].get(precision, {})
+            self.result["peak"][precision] = {kind: max(value, best.get(kind, 0)) for kind, value in now.items()}
+
+    def save(self, began):
+        """Write the file, with rates and shares of the peak as they are by now."""
+        peaks = {precision: max(best.values()) for precision, best in self.result["peak"].items()}
+        for part in ("step", "training_step", "sampling"):
+            for path, precision in self.result["precision"].items():
+                entry = self.result.get(part, {}).get(path)
+                if entry:
+                    entry["flops_per_second"] = entry["flops"] / entry["seconds"]
+                    entry["share_of_peak"] = entry["flops_per_second"] / peaks[precision]
+        self.result["seconds"] = round(time.monotonic() - began, 1)
+        write_json(self.options.out, self.result)
+
+    # ---- the parts -----------------------------------------------------------------------------------------------
+
+    def sampling_flops(self, path, steps):
+        """FLOPs of sampling all members of one image."""
+        members, counts = self.options.num_ensemble, self.counts
+        if path == PLAIN:
+            return members * steps * counts.forward
+        return counts.condition + members * steps * counts.step
+
+    def foresee(self, row_seconds):
+        """Say how long it may take, from the seconds that one image takes in fp32."""
+        repeats, counts = self.options.repeats, self.counts
+        turns = repeats + (3 if self.device.type == "cuda" else 1)
+        pairs = turns - repeats + min(repeats, SAMPLING_PAIRS)
+        pair = [sum(self.sampling_flops(path, steps) for path in (PLAIN, FAST)) for steps in (1, self.steps()[0])]
+        flops = {
+            "network": turns * (pair[0] + counts.condition),
+            "training": (1 + 2 * turns) * self.result["flops"]["training_step"],
+            "sampling": pairs * pair[1]
+            + sum(s * m * counts.forward for s in self.steps() for m in self.table_members()),
+        }
+        seconds = sum(flops[part] for part in self.network_parts()) / counts.forward * row_seconds
+        seconds += DATA_SECONDS if "data" in self.options.chosen() else 0
+        compiling = ", and minutes more to compile" if self.options.compile else ""
+        console().info(f"this may take {max(seconds / 60, 0.1):.1f} minutes{compiling}; bf16 and GPUs take less")
+
+    def table_members(self):
+        """The sizes of ensemble in the table of sampling."""
+        return sorted({1, self.options.num_ensemble})
+
+    def measure_network(self, bench):
+        """One denoising step, and the condition."""
+        with progress("denoising", 3 * (1 + self.options.repeats)) as bar:
+            timings = bench.time_step(self.options.repeats, bar.update)
+        members = self.options.num_ensemble
+        flops = {PLAIN: members * self.counts.forward, FAST: members * self.counts.step or self.counts.condition}
+        self.result["step"] = self.comparison(timings, flops, members)
+        self.result["condition"] = timings["condition"].as_dict()
+
+    def measure_training(self, bench):
+        """One training step."""
+        with progress("training", 2 * (1 + self.options.repeats)) as bar:
+            timings = bench.time_training(self.options.repeats, bar.update)
+        flops = dict.fromkeys((PLAIN, FAST), self.result["flops"]["training_step"])
+        self.result["training_step"] = self.comparison(timings, flops, self.options.batch_size)
+
+    def measure_sampling(self, bench):
+        """Whole cases: by turns in the first number of steps, then the table of steps and members."""
+        steps, members = self.steps(), self.options.num_ensemble
+        repeats = min(self.options.repeats, SAMPLING_PAIRS)
+        cells = [(s, m) for m in self.table_members() for s in steps]
+        turn = steps[0] * members  # the bar counts denoising steps of members, so that its ETA is about right
+        with progress("sampling", 2 * (1 + repeats) * turn + sum(s * m for s, m in cells), "member-step") as bar:
+            timings, difference = bench.time_sampling(steps[0], repeats, lambda: bar.update(turn))
+            table = []
+            for s, m in cells:
+                timing = bench.time_case(s, m, self.options.repeats)
+                table.append({"steps": s, "members": m, **timing.as_dict()})
+                bar.update(s * m)
+        flops = {path: self.sampling_flops(path, steps[0]) for path in (PLAIN, FAST)}
+        self.result["sampling"] = {
+            **self.comparison(timings, flops, 1),
+            "steps": steps[0],
+            "members": members,
+            "largest_difference": difference,
+        }
+        self.result["sampling_table"] = table
+
+    def comparison(self, timings, flops, images):
+        """Both paths' figures and their ratio. images: how many one call sends through."""
+        result = {}
+        for path in (PLAIN, FAST):
+            timing = timings[path]
+            result[path] = {**timing.as_dict(), "images_per_second": images / timing.seconds, "flops": flops[path]}
+        return {**result, **compare(timings)}
+
+    def measure_data(self):
+        """Loading of pictures and of volumes."""
+        with tempfile.TemporaryDirectory() as folder, progress("loading", 4 * (1 + self.options.repeats)) as bar:
+            bench = DataBench(Path(folder), self.network.image_size, self.options.batch_size)
+            loaded = bench.time_loading(self.options.repeats, bar.update)
+        naive, naive_items = loaded["brats_naive"]
+        self.result["data"] = result = {
+            name: {**timing.as_dict(), "items": items, "items_per_second": items / timing.seconds}
+            for name, (timing, items) in loaded.items()
+        }
+        for name in ("brats_cold", "brats_warm"):
+            timing, items = loaded[name]
+            result[name] |= compare({PLAIN: naive, FAST: timing}, scale=items / naive_items)
+
+
+def progress(what, total, unit="call"):
+    """A bar with the time left."""
+    return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+
+
+# ---- in words ----------------------------------------------------------------------------------------------------
+
+
+def describe(result):
+    """What is measured, and what was counted beforehand."""
+    machine, settings, flops = result["machine"], result["settings"], result["flops"]
+    where = f"{machine['gpu']}, " if machine["gpu"] else ""
+    return "\n".join(
+        [
+            f"machine: {where}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, load "
+            f"{machine['load']}, torch {machine['torch']}",
+            f"network: {settings['version']}, {settings['image_size']} pixels, {settings['num_channels']} channels, "
+            f"{result['parameters'] / 1e6:.2f} M parameters",
+            f"FLOPs of one image: {in_giga(flops['forward'])} G forward = {in_giga(flops['condition'])} G condition, "
+            f"once an image, + {in_giga(flops['step'])} G a denoising step",
+            f"FLOPs of a training step: {in_giga(flops['training_step'])} G = {TRAINING_FACTOR} (forward, and backward "
+            f"as two) x {settings['batch_size']} images x forward",
+            *(f"{path} path: {what}" for path, what in result["paths"].items()),
+        ]
+    )
+
+
+def report(result):
+    """All figures as text, with a blank line around each section."""
+    lines, sections = [], []
+    for precision, best in sorted(result["peak"].items(), reverse=True):
+        kinds = ", ".join(f"{kind} {value / 1e9:.0f}" for kind, value in best.items())
+        lines.append(f"peak of this machine in this run in {precision}, GFLOP/s: {kinds}; the larger counts below")
+    if lines:
+        sections.append("\n".join(lines))
+    compared = compared_rows(result)
+    if compared:
+        head = ["", "path", "seconds", "min..max", "images/s", "GFLOP/s", "of peak", "memory MB", "warm-up s"]
+        sections.append(table(head, compared) + f"\nmemory: {result['memory']}")
+    if "sampling_table" in result:
+        head = ["sampling of one image", "members", "seconds", "min..max", "times"]
+        rows = [[f"{c['steps']} steps", c["members"], *spread(c), len(c["times"])] for c in result["sampling_table"]]
+        sections.append(table(head, rows))
+    if "data" in result:
+        sections.append(data_table(result["data"]))
+    return "".join(f"\n{section}\n" for section in sections)
+
+
+def compared_rows(result):
+    """The rows of what was measured by both paths."""
+    settings, rows = result["settings"], []
+    for key, what in (
+        ("step", f"denoising step, {settings['num_ensemble']} members"),
+        ("training_step", f"training step, {settings['batch_size']} images"),
+        ("sampling", f"sampling, {result.get('sampling', {}).get('steps')} steps, {settings['num_ensemble']} members"),
+    ):
+        if key not in result:
+            continue
+        for path in (PLAIN, FAST):
+            entry = result[key][path]
+            rates = [f"{entry['images_per_second']:.3g}", in_giga(entry["flops_per_second"])]
+            rates += [f"{entry['share_of_peak']:.0%}", f"{entry['peak_memory_bytes'] / 2**20:.0f}"]
+            rows.append([what, path, *spread(entry), *rates, f"{entry['warm_up_seconds']:.3g}"])
+        rows.append(["  plain / fast", "", f"{result[key]['ratio']:.2f} x", ratio_spread(result[key])])
+    if "condition" in result:
+        rows.append(["condition of one image", FAST, *spread(result["condition"])])
+    if "sampling" in result:
+        rows.append(["  largest difference of masks", "", f"{result['sampling']['largest_difference']:.1e}"])
+    return rows
+
+
+def data_table(data):
+    """Loading, and how many times faster than the naive way."""
+    head = ["loading, one process", "images", "seconds", "min..max", "images/s", "by naive", "min..max"]
+    rows = []
+    for name, what in (
+        ("isic", "pictures, 320 x 256"),
+        ("brats_naive", "volumes, 96 x 96 x 48: naive, decompressed for every slice"),
+        ("brats_cold", "  first pass"),
+        ("brats_warm", "  from memory"),
+    ):
+        entry = data[name]
+        row = [what, entry["items"], *spread(entry), f"{entry['items_per_second']:.3g}"]
+        rows.append(row + ([f"{entry['ratio']:.1f} x", ratio_spread(entry)] if "ratio" in entry else []))
+    return table(head, rows)
+
+
+def in_giga(value):
+    """A number in billions, of three digits."""
+    return f"{value / 1e9:.3g}" if value < 1e12 else f"{value / 1e9:.0f}"
+
+
+def spread(entry):
+    """The cells of a timing: median, min..max."""
+    return [f"{entry['seconds']:.3g}", f"{entry['min']:.3g}..{entry['max']:.3g}"]
+
+
+def ratio_spread(entry):
+    """The cell of a ratio's least and most."""
+    return f"{entry['ratio_min']:.2f}..{entry['ratio_max']:.2f}"
+
+
+def table(head, rows):
+    """Columns of text, the first to the left and the others to the right; short rows are filled up."""
+    rows = [[str(cell) for cell in row] + [""] * (len(head) - len(row)) for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)
