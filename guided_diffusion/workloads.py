@@ -7,15 +7,17 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from .batches import sampling_batches
 from .benchmark import FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .config import DiffusionOptions, SampleOptions, TrainOptions, build
-from .data import build_dataset, sampling_batches
-from .dist_util import autocast
+from .data import build_dataset
+from .dist_util import autocast, memory_format
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
 from .phantom import write_brats, write_isic
-from .sampling import ONE_LOOK, draw_members, plan_sampling
+from .plan import ONE_LOOK, plan_sampling
+from .sampling import draw_members
 from .train_util import TrainLoop
 from .volumes import VolumeReader
 
@@ -26,26 +28,27 @@ VOLUMES, VOLUME_SIZE, VOLUME_SLICES, NAIVE_SLICES = 2, 96, 48, 4
 # ---- the network -------------------------------------------------------------------------------------------------
 
 
-class OneAtATime:
+class OneAtATime(nn.Module):
     """A network as it is used plainly: members go through it one by one, and each step encodes the image anew.
 
     It stands for `model` wherever masks are sampled, so that both paths go through the same sampler.
     """
 
     def __init__(self, model):
+        super().__init__()
         self.model, self.mask_channels = model, model.mask_channels
 
     def encode(self, image, label=None):
         """Keeps the image [N, C, H, W] for later."""
         return _NotEncoded(image, label)
 
-    def __call__(self, x_t, t, condition):
-        """x_t: [E * N, K, H, W], member-major. Returns the `ModelOutput` of all of them."""
-        count = len(condition.image)
-        outputs = [
-            self.model(x, times, self.model.encode(condition.image, condition.label))
-            for x, times in zip(x_t.split(count), t.split(count), strict=True)
-        ]
+    def forward(self, x_t, t, condition):
+        """x_t: [E * N, K, H, W]; condition: of as many rows. Returns the `ModelOutput` of all of them."""
+        outputs = []
+        for row in range(len(x_t)):
+            only = slice(row, row + 1)
+            label = None if condition.label is None else condition.label[only]
+            outputs.append(self.model(x_t[only], t[only], self.model.encode(condition.image[only], label)))
         parts = zip(*outputs, strict=True)
         return ModelOutput(*(None if part[0] is None else torch.cat(part) for part in parts))
 
@@ -54,8 +57,8 @@ class _NotEncoded(NamedTuple):
     image: torch.Tensor
     label: torch.Tensor | None
 
-    def expand(self, members):
-        return self  # the members are taken one by one
+    def rows(self, which):
+        return _NotEncoded(self.image[which], None if self.label is None else self.label[which])
 
 
 def compiled(model):
@@ -84,7 +87,11 @@ class NetworkBench:
         for parameter in self.model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-        self.fast = compiled(self.model) if compile else self.model
+        # As in the scripts: training stays contiguous, sampling has channels last where that pays.
+        self.sampling = copy.deepcopy(self.model).to(memory_format=memory_format(precision, device))
+        self.fast = self.model
+        if compile:
+            self.sampling, self.fast = compiled(self.sampling), compiled(self.model)
         self.diffusion = build_diffusion(build(DiffusionOptions, {}))
         size = (options.image_size, options.image_size)
         self.images = torch.randn(batch_size, image_channels, *size)
@@ -100,8 +107,9 @@ class NetworkBench:
         return autocast(self.precision, self.device) if path == FAST else without_autocast(self.device.type)
 
     def _eval(self):
+        self.sampling.load_state_dict(self.model.state_dict())  # training steps may have come between
         self.model.eval()
-        self.fast.eval()
+        self.sampling.eval()
 
     def time_row(self):
         """Seconds of one forward pass of one image in fp32, to foresee how long a benchmark takes."""
@@ -124,26 +132,26 @@ class NetworkBench:
         image, label = self._case()
         rows = self.members
         x_t = torch.randn(rows, MASK_CHANNELS, *image.shape[-2:], device=self.device)
-        t = torch.full((rows,), self.diffusion.num_timesteps // 2, device=self.device)
+        same = torch.zeros(rows, dtype=torch.long, device=self.device)
 
         def step(path, model):
             with torch.inference_mode(), self._context(path):
-                condition = model.encode(image, label).expand(rows)
+                condition = model.encode(image, label).rows(same)
 
             def call():
                 with torch.inference_mode(), self._context(path):
-                    now = condition if self.has_steps else model.encode(image, label).expand(rows)
-                    self.diffusion.denoiser(model, now)(x_t, t)
+                    now = condition if self.has_steps else model.encode(image, label).rows(same)
+                    self.diffusion.denoiser(model, now)(x_t, self.diffusion.num_timesteps // 2)
 
             return call
 
         def encode():
             with torch.inference_mode(), self._context(FAST):
-                self.fast.encode(image, label)
+                self.sampling.encode(image, label)
 
         # The outer context keeps the weights in half precision from step to step, as sampling does.
         with self._context(FAST):
-            plain, fast = step(PLAIN, OneAtATime(self.model)), step(FAST, self.fast)
+            plain, fast = step(PLAIN, OneAtATime(self.model)), step(FAST, self.sampling)
             return time_by_turns({PLAIN: plain, FAST: fast, "condition": encode}, repeats, self.device, done)
 
     def time_training(self, repeats, done=lambda: None):
@@ -182,8 +190,8 @@ class NetworkBench:
         plan = ONE_LOOK
         if self.has_steps:
             asked = {"diffusion_steps": steps, "dpm_solver": True}
-            plan = plan_sampling(build(SampleOptions, asked), set(asked), self.diffusion.num_timesteps)
-        model = self.fast if path == FAST else OneAtATime(self.model)
+            plan = plan_sampling(build(SampleOptions, asked), set(asked), self.diffusion)
+        model = self.sampling if path == FAST else OneAtATime(self.model)
         with self._context(path):
             drawn = draw_members(model, self.diffusion, plan, image, ["random"], members=members, label=label)
         return drawn.soft
@@ -265,5 +273,7 @@ class DataBench:
         return {name: (timings[name], items) for name, (_, items) in calls.items()}
 
     def _load(self, dataset, indices=None):
-        for _ in sampling_batches(dataset, indices or list(range(len(dataset))), self.batch_size):
+        indices = indices or list(range(len(dataset)))
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        for _ in sampling_batches(dataset, batches):
             pass
