@@ -14,7 +14,7 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "multi_gpu": "training runs on one device so far",
     "recipe": "set --objective, --input_scale and --mask_loss instead",
     "fsdp": "the model must fit on one device so far",
-    "compile": "the network runs as it is so far",
+    "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",
     "cache_dir": "volumes are kept in memory so far",
     "augment": "images are used as they are so far",

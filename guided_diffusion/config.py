@@ -283,6 +283,9 @@ class SampleOptions:
     batch_size: int = option(
         0, "images read at once, split by --sample_batch_size; 0: as many as fit a pass", minimum=0
     )
+    compile: bool = option(
+        False, "compile the network by torch.compile: minutes of warm-up, which is reported, then faster steps on a GPU"
+    )
     multi_gpu: str = option(
         "", "GPUs to share the cases out to, as 0,1,2 (also --multi-gpu); torchrun starts processes on several machines"
     )

@@ -1,5 +1,6 @@
 """The sampling loop: ensembles of many images through the network, and finished cases to the results folder."""
 
+import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -78,6 +79,9 @@ class EnsembleSampler:
 
     def __post_init__(self):
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
+        self.warm = not self.options.compile
+        if self.options.compile:
+            self.model.forward = torch.compile(self.model.forward)
 
     def run(self, dataset, units, folder, num_workers, show=True):
         """Sample all `units`, with a bar over the denoising steps (if `show`). Returns how many masks are empty.
@@ -128,6 +132,7 @@ class EnsembleSampler:
         debug, members = self.options.debug, self.options.num_ensemble
         conditional = self.model.label_embedding is not None
         trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
+        began = time.monotonic()
         recorder = AttentionRecorder(self.model) if debug else None
         image = batch["image"].to(self.device, non_blocking=True)
         with autocast(self.precision, self.device), recorder or nullcontext():
@@ -143,6 +148,9 @@ class EnsembleSampler:
                 watch=trace,
                 rows=None if debug else self.rows,  # the recorder looks at a batch as a whole
             )
+        if not self.warm:
+            console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
+            self.warm = True
         return drawn.cpu(), trace, recorder
 
 

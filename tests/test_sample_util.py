@@ -122,6 +122,26 @@ def test_an_error_while_writing_ends_the_run(script, trained, pictures, tmp_path
     assert written == ["case0"] or workers
 
 
+def test_a_compiled_network_gives_the_same_and_tells_its_warm_up(
+    script, trained, pictures, tmp_path, monkeypatch, capsys
+):
+    compiled = []
+
+    def compile(forward):  # the real one takes a minute
+        def call(*arguments):
+            compiled.append(len(arguments[0]))
+            return forward(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    plain = pixels(sample(script, trained, pictures, tmp_path / "plain"))
+    assert not compiled and "compilation" not in capsys.readouterr().out
+    other = pixels(sample(script, trained, pictures, tmp_path / "compiled", "--compile True --batch_size 4"))
+    assert compiled == [12, 12] and capsys.readouterr().out.count("with the network's compilation, took") == 1
+    assert all((plain[name] == other[name]).all() for name in plain)
+
+
 def test_seconds_and_cases_add_up_over_runs(script, trained, pictures, tmp_path):
     out = sample(script, trained, pictures, tmp_path, "--num_samples 1")
     first = json.loads((out / "manifest.json").read_text())
