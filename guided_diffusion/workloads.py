@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .batches import sampling_batches
-from .benchmark import FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
+from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .config import DiffusionOptions, SampleOptions, TrainOptions, build
 from .data import build_dataset
 from .dist_util import autocast, memory_format
@@ -29,26 +29,27 @@ VOLUMES, VOLUME_SIZE, VOLUME_SLICES, NAIVE_SLICES = 2, 96, 48, 4
 
 
 class OneAtATime(nn.Module):
-    """A network as it is used plainly: members go through it one by one, and each step encodes the image anew.
+    """A network as it is used plainly: members go through it one by one, and each step encodes the image anew, or
+    (cached) takes the condition that was encoded once.
 
     It stands for `model` wherever masks are sampled, so that both paths go through the same sampler.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, cached=False):
         super().__init__()
-        self.model, self.mask_channels = model, model.mask_channels
+        self.model, self.cached, self.mask_channels = model, cached, model.mask_channels
 
     def encode(self, image, label=None):
-        """Keeps the image [N, C, H, W] for later."""
-        return _NotEncoded(image, label)
+        """The model's condition, or the image [N, C, H, W] kept for later."""
+        return self.model.encode(image, label) if self.cached else _NotEncoded(image, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [E * N, K, H, W]; condition: of as many rows. Returns the `ModelOutput` of all of them."""
         outputs = []
         for row in range(len(x_t)):
-            only = slice(row, row + 1)
-            label = None if condition.label is None else condition.label[only]
-            outputs.append(self.model(x_t[only], t[only], self.model.encode(condition.image[only], label)))
+            only = condition.rows(torch.tensor([row], device=x_t.device))
+            only = only if self.cached else self.model.encode(*only)
+            outputs.append(self.model(x_t[row : row + 1], t[row : row + 1], only))
         parts = zip(*outputs, strict=True)
         return ModelOutput(*(None if part[0] is None else torch.cat(part) for part in parts))
 
@@ -124,7 +125,8 @@ class NetworkBench:
         return min(seconds_of(forward, self.device) for _ in range(2))
 
     def time_step(self, repeats, done=lambda: None):
-        """`Timing`s of one denoising step of all members of one image, plain and fast, and of its condition.
+        """`Timing`s of one denoising step of all members of one image: plain, plain with the condition cached, and
+        fast; and of its condition.
 
         The plain U-Net has no steps that cost anything: its step is its one answer, condition included.
         """
@@ -152,7 +154,10 @@ class NetworkBench:
         # The outer context keeps the weights in half precision from step to step, as sampling does.
         with self._context(FAST):
             plain, fast = step(PLAIN, OneAtATime(self.model)), step(FAST, self.sampling)
-            return time_by_turns({PLAIN: plain, FAST: fast, "condition": encode}, repeats, self.device, done)
+            calls = {PLAIN: plain, FAST: fast, "condition": encode}
+            if self.has_steps:
+                calls[CACHED] = step(PLAIN, OneAtATime(self.model, cached=True))
+            return time_by_turns(calls, repeats, self.device, done)
 
     def time_training(self, repeats, done=lambda: None):
         """`Timing`s of one training step on a batch, plain and fast."""

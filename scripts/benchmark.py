@@ -9,8 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion.benchmark import (
+    CACHED,
+    DEFAULT_STEPS,
     FAST,
     PLAIN,
+    PLAIN_STEPS,
     TRAINING_FACTOR,
     compare,
     count,
@@ -121,7 +124,11 @@ class Run:
 
     def steps(self):
         """The numbers of sampling steps; the plain U-Net answers in one."""
-        return [1] if self.network.version == "unet" else self.options.steps()
+        return self.options.steps() if self.has_steps() else [1]
+
+    def has_steps(self):
+        """Whether the network denoises; the plain U-Net does not."""
+        return self.network.version != "unet"
 
     def network_parts(self):
         """The parts asked for that need a network, in order."""
@@ -213,12 +220,20 @@ class Run:
 
     def measure_network(self, bench):
         """One denoising step, and the condition."""
-        with progress("denoising", 3 * (1 + self.options.repeats)) as bar:
+        with progress("denoising", (4 if self.has_steps() else 3) * (1 + self.options.repeats)) as bar:
             timings = bench.time_step(self.options.repeats, bar.update)
         members = self.options.num_ensemble
         flops = {PLAIN: members * self.counts.forward, FAST: members * self.counts.step or self.counts.condition}
         self.result["step"] = self.comparison(timings, flops, members)
         self.result["condition"] = timings["condition"].as_dict()
+        if self.has_steps():
+            self.result["step"]["cached"] = {**timings[CACHED].as_dict(), **compare(timings, slow=CACHED)}
+            ensemble = timings["condition"].seconds + DEFAULT_STEPS * timings[FAST].seconds
+            self.result["ensemble"] = {
+                "plain_seconds": PLAIN_STEPS * timings[PLAIN].seconds,
+                "fast_seconds": ensemble,
+                "ratio": PLAIN_STEPS * timings[PLAIN].seconds / ensemble,
+            }
 
     def measure_training(self, bench):
         """One training step."""
@@ -335,7 +350,19 @@ def compared_rows(result):
             rates = [f"{entry['images_per_second']:.3g}", in_giga(entry["flops_per_second"])]
             rates += [f"{entry['share_of_peak']:.0%}", f"{entry['peak_memory_bytes'] / 2**20:.0f}"]
             rows.append([what, path, *spread(entry), *rates, f"{entry['warm_up_seconds']:.3g}"])
+        if "cached" in result[key]:
+            cached = result[key]["cached"]
+            rows.append([what, "plain, condition cached", *spread(cached)])
+            rows.append(["  plain, condition cached / fast", "", f"{cached['ratio']:.2f} x", ratio_spread(cached)])
         rows.append(["  plain / fast", "", f"{result[key]['ratio']:.2f} x", ratio_spread(result[key])])
+    if "ensemble" in result:
+        rows.append(
+            [
+                f"  {PLAIN_STEPS} plain steps / {DEFAULT_STEPS} fast, extrapolated",
+                "",
+                f"{result['ensemble']['ratio']:.0f} x",
+            ]
+        )
     if "condition" in result:
         rows.append(["condition of one image", FAST, *spread(result["condition"])])
     if "sampling" in result:

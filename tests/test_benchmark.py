@@ -73,6 +73,8 @@ def test_table_and_file_hold_all_that_is_promised(benchmark, small_phantoms, cap
         "training step, 2 images",
         "sampling, 2 steps, 3 members",
         "plain / fast",
+        "plain, condition cached / fast",
+        "1000 plain steps / 20 fast, extrapolated",
         "largest difference of masks",
         "sampling of one image",
         "decompressed for every slice",
@@ -92,6 +94,9 @@ def test_table_and_file_hold_all_that_is_promised(benchmark, small_phantoms, cap
         for path in ("plain", "fast"):
             check_rates(figures[part][path], images, max(figures["peak"]["fp32"].values()))
     assert figures["condition"].keys() == TIMING
+    assert figures["step"]["cached"].keys() == TIMING | RATIO
+    seconds = figures["condition"]["seconds"] + 20 * figures["step"]["fast"]["seconds"]
+    assert figures["ensemble"]["ratio"] == pytest.approx(1000 * figures["step"]["plain"]["seconds"] / seconds)
     assert figures["sampling"]["largest_difference"] < 1e-5
     assert [(c["steps"], c["members"]) for c in figures["sampling_table"]] == [(2, 1), (3, 1), (2, 3), (3, 3)]
     assert all(cell.keys() == TIMING | {"steps", "members"} for cell in figures["sampling_table"])
