@@ -47,9 +47,9 @@ def attention_sheet(image, recorder, index, focus):
 
     image: RGB uint8 [H, W, 3]. recorder: after the batch was drawn. index: the image's row in the batch (its first
     member is shown). focus: a bool mask [H, W], the answer: the "query" tiles show where its centre looks.
-    First row: the image and the anchors' maps. Then for each cross-attention, at the first and the last step: the
-    attention that each place gets on average, what the query at the focus's centre attends to, and the filter over
-    pairs of frequencies; each tile is scaled to its own maximum.
+    First row: the image and the anchors' maps. Then a row for each cross-attention, at the first step and at the last:
+    the attention that each place gets on average, what the query at the focus's centre attends to, and the filter over
+    pairs of frequencies. Attention is scaled to its own maximum, a filter stretched over the range in its caption.
     """
     anchors = recorder.of_kind(UncertainSpatialAttention).values()
     affinities = recorder.of_kind(FourierAffinity)
@@ -61,10 +61,12 @@ def attention_sheet(image, recorder, index, focus):
         tiles.append((f"anchor {level + 1}", resized(heat(calls[0][index, 0]), TILE, proportions)))
     rows = [tiles]
     for name, calls in affinities.items():
-        for call, when in zip((calls[0], calls[-1]), ("first", "last"), strict=True):
-            filters = recorder.outputs.get(f"{name}.filter")
-            pairs = filters[0 if when == "first" else -1][index] if filters else None
-            rows.append(_attention_row(f"{_short(name)}, {when}", call[index], pairs, proportions, focus))
+        filters = recorder.outputs.get(f"{name}.filter")
+        row = []
+        for which, when in ((0, "first"), (-1, "last")):
+            pairs = filters[which][index] if filters else None
+            row += _attention_tiles(f"{_short(name)}, {when}", calls[which][index], pairs, proportions, focus)
+        rows.append(row)
     width = max(len(row) for row in rows)
     strips = []
     for row in rows:
@@ -74,7 +76,7 @@ def attention_sheet(image, recorder, index, focus):
     return np.concatenate(strips)
 
 
-def _attention_row(label, weights, pairs, proportions, focus):
+def _attention_tiles(label, weights, pairs, proportions, focus):
     weights = weights.mean(axis=0)  # heads, L, L -> L, L
     side = round(len(weights) ** 0.5)  # the network sees every image square
     received = weights.mean(axis=0).reshape(side, side)
@@ -84,7 +86,9 @@ def _attention_row(label, weights, pairs, proportions, focus):
         ("of the query", resized(heat(_scaled(query)), TILE, proportions)),
     ]
     if pairs is not None:
-        row.append(("filter", resized(grey(_scaled(pairs.mean(axis=0))), TILE)))
+        low, high = pairs.mean(axis=0).min(), pairs.mean(axis=0).max()
+        stretched = (pairs.mean(axis=0) - low) / max(high - low, 1e-12)
+        row.append((f"filter {low:.3f}..{high:.3f}", resized(grey(stretched), TILE)))
     return row
 
 
