@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from .errors import UserError
+from .presets import PRESETS
 
 
 def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False):
@@ -33,30 +34,6 @@ class DataOptions:
     def resolve(self, given):
         """Make the path of a loader absolute: checkpoint and manifest are read from other folders as well."""
         self.data_name = absolute_loader(self.data_name)
-
-
-PRESETS = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
-    "S": {"channel_mult": "1,1,2,2,4"},
-    "B": {"channel_mult": "1,1,2,2,4,4"},
-    "L": {"channel_mult": "1,1,2,2,4,4,4"},
-    "++": {
-        "channel_mult": "1,1,2,2,4,4",
-        "num_channels": 512,
-        "num_res_blocks": 12,
-        "num_heads": 8,
-        "attention_resolutions": "24",
-        "use_scale_shift_norm": True,
-    },
-}
-_EVERY_PRESET = {
-    "image_size": 256,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 1,
-    "attention_resolutions": "16",
-    "use_scale_shift_norm": False,
-}
-PRESETS = {name: {**_EVERY_PRESET, **values} for name, values in PRESETS.items()}
 
 
 @dataclass

@@ -174,25 +174,6 @@ def test_version_synonyms(word, version):
     assert values(f"--version {word}")["version"] == version
 
 
-def test_a_preset_sets_the_model_flags_and_explicit_flags_win():
-    published = values("--preset ++")
-    names = ("num_channels", "num_res_blocks", "num_heads", "attention_resolutions", "use_scale_shift_norm")
-    assert [published[name] for name in names] == [512, 12, 8, "24", True]
-    own = values("--num_heads 4 --preset ++ --image_size 64")
-    assert {name for name in own if own[name] != published[name]} == {"num_heads", "image_size"}
-    levels = [len(values(f"--preset {preset}")["channel_mult"].split(",")) for preset in ("S", "B", "L", "++")]
-    assert levels == [5, 6, 7, 6]  # 4, 5 and 6 downsamplings
-
-
-def test_a_preset_contradicts_a_checkpoint_by_what_it_stands_for():
-    saved = {**dataclasses.asdict(build(ModelOptions, {"preset": "B"})), "preset": ""}
-    (options,), given = parse("", [ModelOptions], ["--preset", "B"])
-    assert saved_options(ModelOptions, saved, options, given, "x.pt").num_channels == 128
-    (options,), given = parse("", [ModelOptions], ["--preset", "++"])
-    with pytest.raises(UserError, match="contradicts the checkpoint x.pt"):
-        saved_options(ModelOptions, saved, options, given, "x.pt")
-
-
 @pytest.mark.parametrize("line", ["--objective eps", "--use_kl True", "--learn_sigma True"])
 def test_the_plain_unet_refuses_what_belongs_to_diffusion(line):
     (model, diffusion), _ = parse("", [ModelOptions, DiffusionOptions], ["--version", "unet", *line.split()])

@@ -1,10 +1,14 @@
 """The published sizes: parameter counts of every variant against a sum over its layers, and what a pass costs."""
 
+import dataclasses
+
 import pytest
 import torch
 from test_medsegdiff import inputs, run
 
-from guided_diffusion.config import ModelOptions, build
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import ModelOptions, build, saved_options
+from guided_diffusion.errors import UserError
 from guided_diffusion.medsegdiff import build_model
 
 PRESETS = ("S", "B", "L", "++")
@@ -136,3 +140,27 @@ def test_the_published_model_has_about_130_million_parameters_and_half_a_teraflo
     assert 120e6 < sum(parameter.numel() for parameter in model.parameters()) < 180e6
     assert 0.3e12 < counter.get_total_flops() < 1.2e12
     assert model.shape.attention_levels == (4,)
+
+
+def model_flags(line):
+    (options,), _ = parse("", [ModelOptions], line.split())
+    return dataclasses.asdict(options)
+
+
+def test_a_preset_sets_the_model_flags_and_explicit_flags_win():
+    published = model_flags("--preset ++")
+    names = ("num_channels", "num_res_blocks", "num_heads", "attention_resolutions", "use_scale_shift_norm")
+    assert [published[name] for name in names] == [512, 12, 8, "24", True]
+    own = model_flags("--num_heads 4 --preset ++ --image_size 64")
+    assert {name for name in own if own[name] != published[name]} == {"num_heads", "image_size"}
+    levels = [len(model_flags(f"--preset {preset}")["channel_mult"].split(",")) for preset in ("S", "B", "L", "++")]
+    assert levels == [5, 6, 7, 6]  # 4, 5 and 6 downsamplings
+
+
+def test_a_preset_contradicts_a_checkpoint_by_what_it_stands_for():
+    saved = {**dataclasses.asdict(build(ModelOptions, {"preset": "B"})), "preset": ""}
+    (options,), given = parse("", [ModelOptions], ["--preset", "B"])
+    assert saved_options(ModelOptions, saved, options, given, "x.pt").num_channels == 128
+    (options,), given = parse("", [ModelOptions], ["--preset", "++"])
+    with pytest.raises(UserError, match="contradicts the checkpoint x.pt"):
+        saved_options(ModelOptions, saved, options, given, "x.pt")
