@@ -41,6 +41,11 @@ def group_norm(channels, smallest_group=4):
     return nn.GroupNorm(groups, channels)
 
 
+def silu_of_temporary(x):
+    """SiLU of a tensor that nobody else holds: in its own memory while no gradients are wanted."""
+    return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def conv3x3(in_channels, out_channels, stride=1):
     """A 3x3 convolution that keeps the size (or halves it with stride 2)."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .nn import at_least_float32, checkpointed, conv3x3, group_norm, zeroed
+from .nn import at_least_float32, checkpointed, conv3x3, group_norm, silu_of_temporary, zeroed
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class ResBlock(nn.Module):
         return checkpointed(self._forward, x, embedding, enabled=self.use_checkpoint)
 
     def _forward(self, x, embedding):
-        h = self.conv1(self._resample(F.silu(self.norm1(x))))
-        h = F.silu(self._condition(h, embedding))
+        h = self.conv1(self._resample(silu_of_temporary(self.norm1(x))))
+        h = silu_of_temporary(self._condition(h, embedding))
         h = self.conv2(self.dropout(h))
         return self.skip(self._resample(x)) + h
 
@@ -262,4 +262,4 @@ class Head(nn.Module):
 
     def forward(self, x):
         """x: [N, C, H, W]. Returns float32 [N, out, H, W] (or float64) whatever the precision inside."""
-        return at_least_float32(self.conv(F.silu(self.norm(x))))
+        return at_least_float32(self.conv(silu_of_temporary(self.norm(x))))

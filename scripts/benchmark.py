@@ -108,7 +108,7 @@ class Run:
             "settings": {**settings, "parts": options.chosen(), "sampling_steps": self.steps()},
             "paths": {
                 PLAIN: "fp32, one member at a time, the condition encoded at every step",
-                FAST: f"{precision}, all members in one batch, the condition encoded once"
+                FAST: f"{precision}, all members in one batch, the condition encoded once, freed memory kept"
                 + (", compiled" if options.compile else ""),
             },
             "precision": {PLAIN: "fp32", FAST: precision},

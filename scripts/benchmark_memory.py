@@ -10,7 +10,7 @@ import torch
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, SampleOptions, build, option
 from guided_diffusion.data import build_dataset, group_cases
-from guided_diffusion.dist_util import pick_device, pick_precision
+from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console
@@ -61,6 +61,7 @@ def main(argv=None):
     (options, device_options), given = parse(__doc__, [MemoryOptions, DeviceOptions], argv)
     device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
     precision = pick_precision(device_options.precision, device)
+    keep_freed_memory()
     sizes = {"version": options.version, "image_size": IMAGE_SIZE, "num_channels": options.num_channels}
     torch.manual_seed(0)
     model = build_model(build(ModelOptions, sizes), 3, 1)

@@ -24,7 +24,14 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.data import build_dataset, group_cases
-from guided_diffusion.dist_util import joined_processes, launch, pick_precision, visible_gpus, without_flag
+from guided_diffusion.dist_util import (
+    joined_processes,
+    keep_freed_memory,
+    launch,
+    pick_precision,
+    visible_gpus,
+    without_flag,
+)
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import evaluate, format_summary
 from guided_diffusion.files import check_writable
@@ -55,6 +62,7 @@ def main(argv=None):
         return launch(__file__, arguments, len(gpus))
     with joined_processes(device_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
+        keep_freed_memory()
         sample_all(options, given, processes)
     return 0
 

@@ -25,7 +25,7 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
-from guided_diffusion.dist_util import pick_device, pick_precision
+from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
@@ -60,6 +60,7 @@ def main(argv=None):
         raise UserError("training runs on one device so far: start it without torchrun")
     device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
     precision = pick_precision(device_options.precision, device)
+    keep_freed_memory()
     dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     check_writable(Path(train.out_dir))
