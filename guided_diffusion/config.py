@@ -23,8 +23,8 @@ class DataOptions:
 
     data_name: str = option(
         "BRATS",
-        "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), FOLDER (images/ and masks/ paired by name), "
-        "or path/to/my_loader.py:MyDataset",
+        "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches with several readers' masks), "
+        "FOLDER (images/ and masks/ paired by name), or path/to/my_loader.py:MyDataset",
     )
     data_dir: str = option("", "folder that holds the data", required=True)
     num_workers: int = option(

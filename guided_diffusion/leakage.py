@@ -21,11 +21,16 @@ def leakage_warning(dataset, units, trained):
         cases = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
     except (UserError, OSError):  # it has been moved or changed since: nothing is known
         return None
-    images = {path.resolve() for case in cases for path in case.images}
-    count = sum(unit.cases[0].images[0].resolve() in images for unit in units)
+    images = {_image_of(case) for case in cases}
+    count = sum(_image_of(unit.cases[0]) in images for unit in units)
     if not count:
         return None
     return (
         f"warning: {count} of {len(units)} cases were trained on: Dice on training images says nothing about new ones; "
         "keep test images apart, for example by a split.json"
     )
+
+
+def _image_of(case):
+    """What tells the case's image from others: its file and, as a file may hold the images of many cases, its name."""
+    return case.images[0].resolve(), case.name

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from guided_diffusion.batches import training_batches
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.errors import UserError
+from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.phantom_lidc import write_lidc
 
 RNG = np.random.default_rng(0)
@@ -164,3 +165,11 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, tmp_path, capsy
     script("segmentation_eval", ["--pred_dir", tmp_path / "out"])
     text = capsys.readouterr().out
     assert all(label in text for label in ("ece", "in band", "brier", "ged2", "matched iou", "rater dice"))
+
+
+def test_training_on_one_half_of_the_file_is_no_leak_into_the_other(tmp_path):
+    write_lidc(tmp_path, num_train=4, num_test=2, size=32)
+    trained = {"data_name": "LIDC", "data_dir": str(tmp_path)}
+    for split, warned in (("test", False), ("train", True)):
+        dataset = build_dataset("LIDC", tmp_path, 32, split=split)
+        assert (leakage_warning(dataset, group_cases(dataset.cases), trained) is not None) == warned
