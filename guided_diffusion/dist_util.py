@@ -173,19 +173,19 @@ def autocast(precision, device):
     return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
 
 
-def keep_freed_memory(keep=True):
+def keep_freed_memory():
     """Let the C library keep the memory that tensors free instead of handing it back to the system (Linux, glibc).
 
     On a CPU a large network spends a quarter of its time on getting the same pages back, one by one and cleared.
-    keep False: as glibc adapts itself by default, for comparison. Elsewhere this does nothing.
+    Elsewhere this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return
     trim_threshold, mmap_threshold = -1, -3  # the numbers of M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-    mallopt(mmap_threshold, 1 << 30 if keep else 1 << 25)
-    mallopt(trim_threshold, -1 if keep else 1 << 26)
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, -1)
 
 
 def memory_format(precision, device):

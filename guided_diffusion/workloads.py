@@ -11,7 +11,7 @@ from .batches import sampling_batches
 from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .config import DiffusionOptions, SampleOptions, TrainOptions, build
 from .data import build_dataset
-from .dist_util import autocast, keep_freed_memory, memory_format
+from .dist_util import autocast, memory_format
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
@@ -105,7 +105,6 @@ class NetworkBench:
         return self.images[:1].to(self.device), label
 
     def _context(self, path):
-        keep_freed_memory(path == FAST)  # as the scripts do
         return autocast(self.precision, self.device) if path == FAST else without_autocast(self.device.type)
 
     def _eval(self):
@@ -177,16 +176,15 @@ class NetworkBench:
         self.model.train()
         self.fast.train()
 
-        def step(path, model, precision):
+        def step(model, precision):
             def call():
-                keep_freed_memory(path == FAST)
                 loop.model, loop.precision = model, precision
                 loop.train_step(batch)
                 loop.step += 1
 
             return call
 
-        calls = {PLAIN: step(PLAIN, self.model, "fp32"), FAST: step(FAST, self.fast, self.precision)}
+        calls = {PLAIN: step(self.model, "fp32"), FAST: step(self.fast, self.precision)}
         calls[PLAIN]()  # the optimizer's state is made by the first step, whichever path takes it
         return time_by_turns(calls, repeats, self.device, done)
 
