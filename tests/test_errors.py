@@ -11,7 +11,11 @@ from guided_diffusion.errors import UserError, run_script
         (UserError("x.png: is damaged; copy it again"), 2, "error: x.png: is damaged; copy it again"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left on device", "out/model.pt"), 1, "error: out/model.pt: No space left on device"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "error: out of memory: lower --batch_size"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            1,
+            "error: out of memory: train with --microbatch 1",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: out of memory"),
     ],
 )
