@@ -1,6 +1,6 @@
 """The benchmark's figures in words and tables."""
 
-from .benchmark import DEFAULT_STEPS, FAST, PLAIN, PLAIN_STEPS, TRAINING_FACTOR
+from .benchmark import CACHED, DEFAULT_STEPS, FAST, PLAIN, PLAIN_STEPS, TRAINING_FACTOR
 
 
 def describe(result):
@@ -63,6 +63,11 @@ def compared_rows(result):
             rows.append([what, "plain, condition cached", *spread(cached)])
             rows.append(["  plain, condition cached / fast", "", f"{cached['ratio']:.2f} x", ratio_spread(cached)])
         rows.append(["  plain / fast", "", f"{result[key]['ratio']:.2f} x", ratio_spread(result[key])])
+        if "by_itself" in result[key]:
+            for path, label in ((PLAIN, "plain"), (CACHED, "plain, condition cached")):
+                seconds, ratio = (result[key]["by_itself"][figure][path] for figure in ("seconds", "ratio"))
+                rows.append([what, f"{label}, freed memory handed back", f"{seconds:.3g}"])
+                rows.append([f"  {label}, freed memory handed back / fast", "", f"{ratio:.2f} x"])
     if "ensemble" in result:
         rows.append(
             [

@@ -101,7 +101,7 @@ def _add_flag(section, item, remark):
         *names,
         dest=item.name,
         type=_boolean if item.type is bool else item.type,
-        metavar=f"{{{','.join(choices)}}}" if choices else kind,
+        metavar=f"{{{','.join(filter(None, choices))}}}" if choices else kind,
         help=(item.metadata["help"] + remark).replace("%", "%%"),
     )
 

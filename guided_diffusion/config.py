@@ -264,7 +264,7 @@ class SampleOptions:
         False, "compile the network by torch.compile: minutes of warm-up, which is reported, then faster steps on a GPU"
     )
     multi_gpu: str = option(
-        "", "GPUs to share the cases out to, as 0,1,2 (also --multi-gpu); torchrun starts processes on several machines"
+        "", "GPUs to share the cases out to, as 0,1,2; torchrun starts processes on several machines"
     )
     diffusion_steps: int = option(
         0,
@@ -340,8 +340,23 @@ def build(group, values):
     return options
 
 
-def check_variant(model, diffusion):
-    """Raise `UserError` for diffusion flags that the plain U-Net cannot follow."""
+V2_FLAGS = ("anchor_levels", "ss_former", "ss_blocks", "nbp_filter", "nbp_activation", "concat_image")
+
+
+def check_variant(model, diffusion, given=()):
+    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
+    unheeded = {name: f"belongs to --version v2, not {model.version}" for name in V2_FLAGS if model.version != "v2"}
+    if model.ss_former != "fourier":
+        unheeded |= dict.fromkeys(("nbp_filter", "nbp_activation"), "belongs to --ss_former fourier")
+    if model.ss_former == "add":
+        unheeded["ss_blocks"] = "belongs to --ss_former fourier or cross"
+    if model.version == "unet":
+        coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every")
+        unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
+    if diffusion.coarse_loss == "mse":
+        unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
+    for name in sorted(unheeded.keys() & set(given)):
+        raise UserError(f"--{name} {unheeded[name]}; leave it out")
     if model.version != "unet":
         return
     for asked, flag in (
@@ -361,12 +376,17 @@ def saved_options(group, saved, given_options, given, where):
     """
     names = {item.name for item in dataclasses.fields(group)}
     options = group(**{name: value for name, value in saved.items() if name in names})
+    implied = set()
     if "preset" in given & names:  # what it stands for counts, not its name
-        given = given - {"preset"} | PRESETS.get(given_options.preset, {}).keys()
+        implied = PRESETS.get(given_options.preset, {}).keys() - given
+        given = given - {"preset"} | implied
     for name in sorted(given & names):
         asked, has = getattr(given_options, name), getattr(options, name)
         if asked != has:
-            raise UserError(f"--{name} {asked} contradicts the checkpoint {where}, which was trained with {name} {has}")
+            preset = f" (of --preset {given_options.preset})" if name in implied else ""
+            raise UserError(
+                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
+            )
     return options
 
 

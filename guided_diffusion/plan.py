@@ -68,8 +68,8 @@ def _check_settings(options, given, sampler, objective):
         for name in ("solver_order", "solver_type", "time_spacing"):
             if name in given:
                 raise UserError(
-                    f"--{name} {getattr(options, name)}: {sampler} has none; add --sampler dpm_solver or unipc, or "
-                    "leave it out"
+                    f"--{name} {getattr(options, name)}: {sampler} has none; sample by --sampler dpm_solver"
+                    f"{'' if name == 'solver_type' else ' or unipc'}, or leave it out"
                 )
     if sampler == "unipc" and options.solver_type == "sde":
         raise UserError("--solver_type sde: unipc solves the ODE alone; use --sampler dpm_solver")

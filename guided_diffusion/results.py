@@ -132,8 +132,13 @@ class ResultsFolder:
                 raise UserError(f"{path}: these results were made with {difference}; choose another --out_dir")
 
     def finished(self, name, is_volume):
-        """Whether the case or volume has been written completely."""
-        return self._mask_path(name, is_volume).exists()
+        """Whether the case or volume has been written completely, and all of it is still there."""
+        maps = [self.out_dir / "overlay" / f"{name}.png", self._mask_path(name, is_volume)]
+        if is_volume:
+            maps += [self.out_dir / f"{name}_{what}.nii.gz" for what in ("prob", "uncertainty")]
+        else:
+            maps += [self.out_dir / what / f"{name}.png" for what in ("probability", "uncertainty")]
+        return all(path.exists() for path in maps)
 
     def _mask_path(self, name, is_volume):
         return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"

@@ -1,6 +1,8 @@
 """Measure how fast a network trains and samples and data loads here, as ratios to plain ways in the same run."""
 
 import dataclasses
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from guided_diffusion.command_line import parse
 from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant, option
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import UserError, run_script
-from guided_diffusion.files import check_writable, write_json
+from guided_diffusion.files import check_writable, read_json, write_json
 from guided_diffusion.logger import console
 from guided_diffusion.workloads import DataBench, NetworkBench
 
@@ -50,6 +52,11 @@ class BenchmarkOptions:
     image_channels: int = option(4, "channels of the images", above=0)
     keep_memory: bool = option(
         True, "keep freed memory, on a CPU, as the scripts do; it speeds up both paths. Compare runs to see by how much"
+    )
+    compare_memory: bool = option(
+        False,
+        "measure the network part in a second process too, without keeping freed memory, and set the fast path against "
+        "that plain path, which is all as torch does it by itself",
     )
     compile: bool = option(False, "compile the fast path's network by torch.compile; on a CPU this takes minutes")
 
@@ -94,7 +101,7 @@ def main(argv=None):
     precision = pick_precision(device_options.precision, device)
     if options.keep_memory:
         keep_freed_memory()
-    run = Run(options, network, device, precision)
+    run = Run(options, network, device, precision, device_options)
     check_writable(Path(options.out).parent, "--out")
     run.measure()
     console().info(report(run.result))
@@ -104,8 +111,9 @@ def main(argv=None):
 class Run:
     """One run of the benchmark, whose `result` is what the JSON file holds."""
 
-    def __init__(self, options, network, device, precision):
+    def __init__(self, options, network, device, precision, device_options):
         self.options, self.network, self.device, self.precision = options, network, device, precision
+        self.device_options = device_options
         self.counts = counts = count(network, options.image_channels)
         settings = {**dataclasses.asdict(options), **dataclasses.asdict(network)}
         self.result = {
@@ -235,11 +243,26 @@ class Run:
         if self.has_steps():
             self.result["step"]["cached"] = {**timings[CACHED].as_dict(), **compare(timings, slow=CACHED)}
             ensemble = timings["condition"].seconds + DEFAULT_STEPS * timings[FAST].seconds
+            if self.options.compare_memory:
+                self.result["step"]["by_itself"] = self.without_kept_memory(timings[FAST].seconds)
             self.result["ensemble"] = {
                 "plain_seconds": PLAIN_STEPS * timings[PLAIN].seconds,
                 "fast_seconds": ensemble,
                 "ratio": PLAIN_STEPS * timings[PLAIN].seconds / ensemble,
             }
+
+    def without_kept_memory(self, fast_seconds):
+        """What a process that hands freed memory back needs for the plain paths, and how it compares to ours fast."""
+        console().info("again in a second process, which does not keep freed memory")
+        with tempfile.TemporaryDirectory() as folder:
+            own = {"out": f"{folder}/figures.json", "parts": "network", "keep_memory": False, "compare_memory": False}
+            groups = (dataclasses.asdict(group) for group in (self.options, self.network, self.device_options))
+            flags = {name: value for group in groups for name, value in group.items()} | own
+            words = [word for name, value in flags.items() if value != "" for word in (f"--{name}", str(value))]
+            subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)
+            step = read_json(own["out"])["step"]
+        seconds = {PLAIN: step[PLAIN]["seconds"], CACHED: step[CACHED]["seconds"], FAST: step[FAST]["seconds"]}
+        return {"seconds": seconds, "ratio": {path: value / fast_seconds for path, value in seconds.items()}}
 
     def measure_training(self, bench):
         """One training step."""

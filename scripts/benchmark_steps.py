@@ -46,6 +46,7 @@ class StepsOptions:
     data_name: str = option("", "its kind; empty: as the checkpoint was trained with")
     version: str = option("v2", "variant to train on phantoms", choices=("v1", "v2"))
     train_steps: int = option(200, "optimizer steps of that training", above=0)
+    total_steps: int = option(250, "its T, the steps of full DDPM", minimum=2)
     samplers: str = option("all", f"which of {', '.join(SOLVERS)}, separated by commas, or all")
     steps: str = option("4,10,20,50", "numbers of steps; all T steps of DDPM are always taken too, as the reference")
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
@@ -101,9 +102,9 @@ def train(options, out_dir):
     """Train on phantoms unless that has been done. Returns the checkpoint and the kind of data."""
     data, run = out_dir / "data", out_dir / "run"
     if not data.exists():
-        write_isic(data, num_train=160, num_test=40, seed=0)
+        write_isic(data, num_train=160, num_test=20, seed=0)
     where = f"--data_name ISIC --data_dir {quoted(data / 'Train')} --out_dir {quoted(run)} --resume_checkpoint auto"
-    limits = f"--version {options.version} --max_steps {options.train_steps}"
+    limits = f"--version {options.version} --max_steps {options.train_steps} --diffusion_steps {options.total_steps}"
     segmentation_train.main(shlex.split(f"{where} {limits} {MODEL} {TRAINING}"))
     return newest_checkpoint(run), "ISIC"
 

@@ -93,7 +93,8 @@ def sample_all(options, given, processes):
     describe(dataset, units, waiting, trained["data"])
     read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
-        console().info(f"{counted(sample.num_ensemble, 'member')} by {plan}, on {where(processes)} in {precision}")
+        how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"
+        console().info(f"{how}, on {where(processes)} in {precision}")
         rows = rows_at_once(sample.sample_batch_size, processes.device, image_size)
         images = sample.batch_size or max(1, rows // sample.num_ensemble)
         sampler = EnsembleSampler(

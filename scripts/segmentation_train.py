@@ -53,7 +53,7 @@ def main(argv=None):
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
         check_not_behind(train, start)
-    check_variant(model_options, diffusion_options)
+    check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -179,7 +179,7 @@ def describe(dataset, model, train, device, precision, start):
     console().info(f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}")
     for note in dataset.notes:
         console().info(note)
-    console().info(f"model: {parameters / 1e6:.1f} M parameters, on {device} in {precision}")
+    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {device} in {precision}")
     if start is not None:
         console().info(f"going on from step {start.step}")
     console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")

@@ -115,6 +115,14 @@ def check_rates(entry, images, peak):
     assert entry["share_of_peak"] == pytest.approx(entry["flops_per_second"] / peak)
 
 
+def test_the_fast_path_is_set_against_a_process_as_torch_leaves_it(benchmark, capsys):
+    step = benchmark("--version v1 --parts network --compare_memory True")["step"]
+    by_itself, fast = step["by_itself"], step["fast"]["seconds"]
+    assert by_itself["seconds"].keys() == by_itself["ratio"].keys() == {"plain", "cached", "fast"}
+    assert by_itself["ratio"]["cached"] == pytest.approx(by_itself["seconds"]["cached"] / fast)
+    assert "plain, condition cached, freed memory handed back / fast" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("version", ["v2", "unet"])
 def test_other_versions(benchmark, version):
     figures = benchmark(f"--version {version} --parts network,sampling --class_cond True")

@@ -174,6 +174,25 @@ def test_version_synonyms(word, version):
     assert values(f"--version {word}")["version"] == version
 
 
+@pytest.mark.parametrize(
+    ("line", "flag", "where"),
+    [
+        ("--version v1 --anchor_levels 0", "anchor_levels", "--version v2, not v1"),
+        ("--version unet --ss_former cross", "ss_former", "--version v2, not unet"),
+        ("--version v2 --ss_former add --nbp_filter False", "nbp_filter", "--ss_former fourier"),
+        ("--version v2 --ss_former cross --nbp_activation sine", "nbp_activation", "--ss_former fourier"),
+        ("--version v2 --ss_former add --ss_blocks 3", "ss_blocks", "--ss_former fourier or cross"),
+        ("--version unet --coarse_weight 10", "coarse_weight", "--version v1 or v2"),
+        ("--coarse_loss mse --coarse_ce 10", "coarse_ce", "--coarse_loss bce_dice"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(line, flag, where):
+    (model, diffusion), given = parse("", [ModelOptions, DiffusionOptions], line.split())
+    with pytest.raises(UserError, match=f"--{flag} belongs to {where}.*; leave it out"):
+        check_variant(model, diffusion, given)
+    check_variant(model, diffusion, given - {flag})
+
+
 @pytest.mark.parametrize("line", ["--objective eps", "--use_kl True", "--learn_sigma True"])
 def test_the_plain_unet_refuses_what_belongs_to_diffusion(line):
     (model, diffusion), _ = parse("", [ModelOptions, DiffusionOptions], ["--version", "unet", *line.split()])

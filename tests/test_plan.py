@@ -98,7 +98,10 @@ def test_respacing_counts_the_steps_of_each_section():
         ({"sampler": "ddpm", "dpm_solver": True}, "--sampler ddpm contradicts --dpm_solver True"),
         ({"sampler": "dpm_solver", "dpm_solver": False}, "--sampler dpm_solver contradicts --dpm_solver False"),
         ({"solver_order": 2, "use_ddim": True}, "--solver_order 2: ddim has none"),
-        ({"solver_order": 3, "diffusion_steps": 50}, "--solver_order 3: ddpm has none; add --sampler dpm_solver"),
+        (
+            {"solver_order": 3, "diffusion_steps": 50},
+            "ddpm has none; sample by --sampler dpm_solver or unipc",
+        ),
         ({"time_spacing": "logsnr", "timestep_respacing": "50"}, "--time_spacing logsnr: ddpm has none"),
         ({"solver_type": "sde", "sampler": "ddim"}, "--solver_type sde: ddim has none"),
         ({"solver_type": "sde", "sampler": "unipc"}, "unipc solves the ODE alone"),

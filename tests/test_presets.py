@@ -162,5 +162,5 @@ def test_a_preset_contradicts_a_checkpoint_by_what_it_stands_for():
     (options,), given = parse("", [ModelOptions], ["--preset", "B"])
     assert saved_options(ModelOptions, saved, options, given, "x.pt").num_channels == 128
     (options,), given = parse("", [ModelOptions], ["--preset", "++"])
-    with pytest.raises(UserError, match="contradicts the checkpoint x.pt"):
+    with pytest.raises(UserError, match=r"\(of --preset \+\+\) contradicts the checkpoint x.pt"):
         saved_options(ModelOptions, saved, options, given, "x.pt")
