@@ -35,7 +35,8 @@ class Processes:
         if self.count == 1:
             return make()
         box = [make() if self.is_first else None]
-        dist.broadcast_object_list(box)
+        with _peers_needed():
+            dist.broadcast_object_list(box)
         return box[0]
 
     def gather(self, value):
@@ -43,8 +44,18 @@ class Processes:
         if self.count == 1:
             return [value]
         values = [None] * self.count
-        dist.all_gather_object(values, value)
+        with _peers_needed():
+            dist.all_gather_object(values, value)
         return values
+
+
+@contextmanager
+def _peers_needed():
+    """Turn what gloo raises when another process has gone into one line; that process has said why it went."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError("another of the processes has ended; see its message") from error
 
 
 @contextmanager

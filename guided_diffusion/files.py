@@ -309,6 +309,6 @@ def check_writable(folder, flag="--out_dir"):
     try:
         with atomic_path(folder / ".writable") as temporary:
             temporary.write_bytes(b"1")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another run may try the same folder
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error

@@ -83,7 +83,8 @@ def sample_all(options, given, processes):
         plan = plan_sampling(sample, given, diffusion)
     dataset = find_data(data, image_size, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
-    check_writable(sample.out_dir)
+    if processes.is_first:  # one checks for all; they would trip over each other's trial file
+        check_writable(sample.out_dir)
 
     units = group_cases(dataset.cases)[: sample.num_samples or None]
     manifest = describe_run(sample, data, checkpoint, plan, image_size, precision, processes, dataset)
