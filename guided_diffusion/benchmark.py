@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .dist_util import AUTOCAST_DTYPES
 from .medsegdiff import build_model
+from .plan import DEFAULT_STEPS as SAMPLER_STEPS
 
 PLAIN, CACHED, FAST = "plain", "cached", "fast"
-PLAIN_STEPS, DEFAULT_STEPS = 1000, 20  # of full DDPM and of the default sampler
+PLAIN_STEPS, DEFAULT_STEPS = 1000, SAMPLER_STEPS["dpm_solver"]  # of full DDPM and of the default sampler
 MASK_CHANNELS, NUM_LABELS = 1, 2
 TRAINING_FACTOR = 3  # forward, and backward at twice its cost: gradients of the features and of the weights
 

@@ -62,8 +62,8 @@ def share_of(units, images, process, processes):
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    rows: images x members in one pass. images: how many are read at once. fixed_rows: whether running out of memory
-    is an error, rather than a reason to halve `rows`. read_raters: called as `evaluation.raters_of` is.
+    rows: images x members in one pass, halved when memory runs out unless `options` ask for a number. images: how
+    many are read at once. read_raters: called as `evaluation.raters_of` is.
     """
 
     model: torch.nn.Module
@@ -74,7 +74,6 @@ class EnsembleSampler:
     precision: str
     rows: int
     images: int
-    fixed_rows: bool = False
     read_raters: object = raters_of
 
     def __post_init__(self):
@@ -120,7 +119,8 @@ class EnsembleSampler:
             try:
                 return self._draw(batch, bar)
             except RuntimeError as error:
-                if self.fixed_rows or self.rows == 1 or not is_out_of_memory(error):
+                fixed = self.options.sample_batch_size != "auto"
+                if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
             self.rows = max(1, min(self.rows, len(batch["name"]) * self.options.num_ensemble) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")

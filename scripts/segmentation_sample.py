@@ -107,7 +107,6 @@ def sample_all(options, given, processes):
             precision,
             rows=rows,
             images=images,
-            fixed_rows=sample.sample_batch_size != "auto",
             read_raters=read_raters,
         )
         own = share_of(waiting, images, processes.rank, processes.count)
