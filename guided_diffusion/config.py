@@ -79,6 +79,12 @@ class ModelOptions:
         "sigmoid", "v2: last activation of that filter, sigmoid or sine", choices=("sigmoid", "sine")
     )
     concat_image: bool = option(True, "v2: the diffusion's encoder sees the image beside x_t; False: x_t alone")
+    concat_features: bool = option(
+        False, "v2: the diffusion's encoder also sees the condition model's first-level decoder features"
+    )
+    diffusion_channels: int = option(
+        0, "v2: width of the diffusion's first level; 0: --num_channels, as the condition model's", minimum=0
+    )
 
     def resolve(self, given):
         """Bring synonyms to one form, apply the preset and check the lists."""
@@ -124,18 +130,24 @@ class DiffusionOptions:
     )
     mask_loss: str = option(
         "auto",
-        "mse, or bce_dice (binary cross-entropy + Dice on the predicted mask; goes with x0 alone); auto: bce_dice for "
-        "x0, else mse",
-        choices=("auto", "mse", "bce_dice"),
+        "mse, bce (binary cross-entropy on the predicted mask) or bce_dice (the same + Dice); those two go with x0 "
+        "alone; auto: bce_dice for x0, else mse",
+        choices=("auto", "mse", "bce", "bce_dice"),
+    )
+    logit_skip: str = option(
+        "none",
+        "what is added to the predicted mask's logits, so that the network learns the rest alone (x0 only): noise (each "
+        "pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
+        choices=("none", "noise", "coarse", "both"),
     )
     coarse_weight: float = option(
         1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10 for v1)", minimum=0
     )
     coarse_loss: str = option(
         "auto",
-        "loss on the coarse mask: bce_dice (Dice + --coarse_ce times cross-entropy, v2's anchor loss) or mse; auto: "
-        "the kind of --mask_loss",
-        choices=("auto", "mse", "bce_dice"),
+        "loss on the coarse mask: bce_dice (Dice + --coarse_ce times cross-entropy, v2's anchor loss), bce or mse; "
+        "auto: the kind of --mask_loss",
+        choices=("auto", "mse", "bce", "bce_dice"),
     )
     coarse_ce: float = option(1.0, "weight of the cross-entropy beside Dice in --coarse_loss bce_dice", minimum=0)
     coarse_every: int = option(
@@ -158,9 +170,10 @@ class DiffusionOptions:
             self.input_scale = 1.0 if self.objective == "eps" else 0.1
         if self.mask_loss == "auto":
             self.mask_loss = "bce_dice" if self.objective == "x0" and not self.use_kl else "mse"
-        if self.mask_loss == "bce_dice" and self.objective != "x0":
-            raise UserError(f"--mask_loss bce_dice goes with --objective x0, not {self.objective}")
-        if self.mask_loss == "bce_dice" and self.use_kl:
+        for flag, odd in (("mask_loss", self.mask_loss != "mse"), ("logit_skip", self.logit_skip != "none")):
+            if odd and self.objective != "x0":
+                raise UserError(f"--{flag} {getattr(self, flag)} goes with --objective x0, not {self.objective}")
+        if self.mask_loss != "mse" and self.use_kl:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
@@ -340,7 +353,8 @@ def build(group, values):
     return options
 
 
-V2_FLAGS = ("anchor_levels", "ss_former", "ss_blocks", "nbp_filter", "nbp_activation", "concat_image")
+V2_FLAGS = ("anchor_levels", "ss_former", "ss_blocks", "nbp_filter", "nbp_activation", "concat_image", "concat_features",
+            "diffusion_channels")
 
 
 def check_variant(model, diffusion, given=()):
@@ -353,7 +367,7 @@ def check_variant(model, diffusion, given=()):
     if model.version == "unet":
         coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every")
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
-    if diffusion.coarse_loss == "mse":
+    if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
     for name in sorted(unheeded.keys() & set(given)):
         raise UserError(f"--{name} {unheeded[name]}; leave it out")

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 
 
+MASK_LOSSES = ("mse", "bce", "bce_dice")
+LOGIT_SKIPS = ("none", "noise", "coarse", "both")
+
+
 def linear_betas(steps):
     """DDPM's betas from 1e-4 to 0.02 at T = 1000, scaled so that other T end at the same noise. float64 [T]."""
     scale = 1000 / steps
@@ -92,6 +96,7 @@ class GaussianDiffusion:
         *,
         objective="eps",
         mask_loss="mse",
+        logit_skip="none",
         coarse_weight=1.0,
         coarse_loss=None,
         coarse_ce=1.0,
@@ -101,10 +106,11 @@ class GaussianDiffusion:
         use_kl=False,
     ):
         self.schedule = Schedule(alphas_bar)
-        if objective not in ("eps", "x0", "v") or mask_loss not in ("mse", "bce_dice"):
-            raise ValueError(f"unknown objective {objective!r} or mask loss {mask_loss!r}")
-        if mask_loss == "bce_dice" and objective != "x0":
-            raise ValueError("bce_dice needs the objective x0")
+        if objective not in ("eps", "x0", "v") or mask_loss not in MASK_LOSSES or logit_skip not in LOGIT_SKIPS:
+            raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {logit_skip!r}")
+        if (mask_loss != "mse" or logit_skip != "none") and objective != "x0":
+            raise ValueError(f"the mask loss {mask_loss} with the skip {logit_skip} needs the objective x0")
+        self.logit_skip = logit_skip
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
@@ -142,8 +148,32 @@ class GaussianDiffusion:
         abar = self.schedule.alpha_bar(t.cpu().numpy())
         return _per_row(np.sqrt(abar), x0) * noise - _per_row(np.sqrt(1 - abar), x0) * x0
 
+    def prediction(self, output, x_t, t):
+        """The network's raw prediction at x_t, with what `logit_skip` adds to it: for x0 by its activation, mask logits
+        or half of them (tanh z = 2 sigmoid(2 z) - 1). t: int [N], or one int for all rows."""
+        skip = self.skipped_logits(output, x_t, t)
+        if skip is None:
+            return output.prediction
+        return output.prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
+
+    def skipped_logits(self, output, x_t, t):
+        """The mask logits that need no network: float32 like x_t, or None.
+
+        The noise of one pixel tells nothing of another's, so for a binary mask Bayes' rule gives, exactly,
+            logit p(x_0,i = 1 | x_t, I) = 2 sqrt(abar) x_t,i / (1 - abar) + logit p(x_0,i = 1 | x_t elsewhere, I):
+        a pixel's own evidence, which is the skip "noise", and what its surroundings and the image say, which is left to
+        the network. Of the latter the coarse mask's logits are the part without x_t (the skip "coarse").
+        """
+        parts = []
+        if self.logit_skip in ("noise", "both"):
+            abar = self.schedule.alpha_bar(_on_host(t))
+            parts.append(_per_row(2 * np.sqrt(abar) / (1 - abar), x_t) * x_t)
+        if self.logit_skip in ("coarse", "both") and output.coarse is not None:
+            parts.append(output.coarse.detach())
+        return sum(parts) if parts else None
+
     def activate(self, prediction):
-        """The network's raw prediction as a value of its target: squashed to [-1, 1] for x0."""
+        """The raw prediction as a value of its target: squashed to [-1, 1] for x0."""
         if self.objective != "x0":
             return prediction
         return torch.tanh(prediction) if self.mask_loss == "mse" else 2 * torch.sigmoid(prediction) - 1
@@ -174,7 +204,7 @@ class GaussianDiffusion:
         def denoise(x_t, t):
             times = t if isinstance(t, torch.Tensor) else torch.full((len(x_t),), int(t), device=x_t.device)
             output = model(x_t, self.model_time(times), condition)
-            x0 = self.to_x0(self.activate(output.prediction), x_t, t)
+            x0 = self.to_x0(self.activate(self.prediction(output, x_t, t)), x_t, t)
             if dynamic_threshold:
                 x0 = cut_dynamically(x0, dynamic_threshold)
             elif clip:
@@ -198,14 +228,15 @@ class GaussianDiffusion:
         output = model(x_t, self.model_time(t), condition)
         if any(part is not None and part.shape != mask.shape for part in output):  # would broadcast without a word
             raise ValueError(f"the network's outputs have other shapes than the masks' {tuple(mask.shape)}")
-        value = self.activate(output.prediction)
+        prediction = self.prediction(output, x_t, t)
+        value = self.activate(prediction)
         losses = {}
         if self.use_kl:
             losses["mask"] = self.num_timesteps * self.variational_term(x0, x_t, t, value, output.variance)
             total = losses["mask"]
         else:
-            if self.mask_loss == "bce_dice":
-                losses["mask"] = bce_dice(output.prediction, mask)
+            if self.mask_loss in CROSS_ENTROPIES:
+                losses["mask"] = CROSS_ENTROPIES[self.mask_loss](prediction, mask)
             else:
                 losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
             total = losses["mask"]
@@ -225,6 +256,8 @@ class GaussianDiffusion:
         construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha)."""
         if self.coarse_kind == "bce_dice":
             loss = bce_dice(logits, mask, self.coarse_ce)
+        elif self.coarse_kind == "bce":
+            loss = bce(logits, mask)
         else:
             loss = mean_flat((torch.sigmoid(logits) - mask) ** 2)
         return loss * (t % self.coarse_every == 0)
@@ -253,6 +286,7 @@ def build_diffusion(options):
         noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale),
         objective=options.objective,
         mask_loss=options.mask_loss,
+        logit_skip=options.logit_skip,
         coarse_weight=options.coarse_weight,
         coarse_loss=None if options.coarse_loss == "auto" else options.coarse_loss,
         coarse_ce=options.coarse_ce,
@@ -277,17 +311,25 @@ def cut_dynamically(x0, share):
     return x0.clamp(-s, s) / s
 
 
+def bce(logits, mask):
+    """Binary cross-entropy per item [N], a mean over pixels and the K classes. A proper score: its best answer is the
+    probability itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]."""
+    return mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
+
+
 def bce_dice(logits, mask, ce_weight=1.0):
     """`ce_weight` times binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
 
     logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
     has a gradient.
     """
-    bce = mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
     probability = torch.sigmoid(logits)
     both = (probability * mask).sum(dim=(2, 3))  # [N, K]
     size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-    return ce_weight * bce + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+    return ce_weight * bce(logits, mask) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+
+
+CROSS_ENTROPIES = {"bce": bce, "bce_dice": bce_dice}
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2):

@@ -1,6 +1,7 @@
 """The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1), -V2 (v2) and the plain
 U-Net without diffusion (unet)."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class ConditionV1(_Rows, _ConditionV1):
 
 
 class _ConditionV2(NamedTuple):
-    image: torch.Tensor | None
+    visible: torch.Tensor | None
     bottleneck: torch.Tensor
     anchors: tuple[torch.Tensor, ...]
     coarse: torch.Tensor
@@ -59,8 +60,8 @@ class _ConditionV2(NamedTuple):
 
 
 class ConditionV2(_Rows, _ConditionV2):
-    """All that v2 knows of an image: the image [N, C, H, W] (None where the diffusion does not see it), c0
-    [N, D, h, w], the anchors' attention maps [N, 1, H_i, W_i] of the first levels, the condition model's mask logits
+    """All that v2 knows of an image: what the diffusion's encoder sees beside x_t (the image and the condition model's
+    first features, [N, D', H, W], or None), c0 [N, D, h, w] in the diffusion's width, the anchors' attention maps [N, 1, H_i, W_i] of the first levels, the condition model's mask logits
     [N, K, H, W], and the class embedding [N, E] or None."""
 
 
@@ -177,7 +178,8 @@ class MedSegDiffV2(Denoiser):
     diffusion's in the SS-Former, whose result the diffusion decoder takes; its own mask is `coarse`.
 
     anchor_levels: how many of the first levels are anchored (0: none). semantic: keywords of `SSFormer`.
-    concat_image: whether the diffusion encoder sees the image beside x_t.
+    concat_image, concat_features: whether the diffusion encoder sees, beside x_t, the image and the condition model's
+    first-level decoder features. diffusion_channels: width of the diffusion's first level; 0: the condition model's.
     """
 
     def __init__(
@@ -191,13 +193,19 @@ class MedSegDiffV2(Denoiser):
         num_labels=0,
         anchor_levels=1,
         concat_image=True,
+        concat_features=False,
+        diffusion_channels=0,
         **semantic,
     ):
+        condition_shape, shape = shape, replace(shape, channels=diffusion_channels or shape.channels)
         super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
-        self.concat_image = concat_image
-        self.condition_model = ConditionUNet(image_channels, mask_channels, shape)
-        self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in shape.widths[:anchor_levels])
-        input_channels = mask_channels + (image_channels if concat_image else 0)
+        self.concat_image, self.concat_features = concat_image, concat_features
+        widths = condition_shape.widths
+        self.condition_model = ConditionUNet(image_channels, mask_channels, condition_shape)
+        self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
+        self.narrow = nn.Identity() if widths == shape.widths else nn.Conv2d(widths[-1], shape.widths[-1], 1)
+        visible = image_channels * concat_image + widths[0] * concat_features
+        input_channels = mask_channels + visible
         self.encoder = build_encoder(input_channels, shape, self.embedding_channels)
         self.bottleneck = Bottleneck(shape, self.embedding_channels)
         self.semantic = SSFormer(shape, self.embedding_channels, **semantic)
@@ -211,12 +219,14 @@ class MedSegDiffV2(Denoiser):
         label = self._embed_label(image, label)
         bottleneck, features, coarse = self.condition_model(image)
         anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
-        return ConditionV2(image if self.concat_image else None, bottleneck, anchors, coarse, label)
+        visible = [image] * self.concat_image + [features[0].to(image.dtype)] * self.concat_features
+        visible = torch.cat(visible, dim=1) if visible else None
+        return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = x_t if condition.image is None else torch.cat([x_t, condition.image], dim=1)  # [N, K (+ C), H, W]
+        h = x_t if condition.visible is None else torch.cat([x_t, condition.visible], dim=1)  # [N, K + D', H, W]
         skips = []
         for level, stage in enumerate(self.encoder):
             h, stage_skips = stage(h, embedding)
@@ -314,6 +324,8 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         num_labels=num_labels,
         anchor_levels=options.anchor_levels,
         concat_image=options.concat_image,
+        concat_features=options.concat_features,
+        diffusion_channels=options.diffusion_channels,
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,
