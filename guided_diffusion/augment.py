@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -76,41 +75,27 @@ STRENGTHS = {
 }
 
 
-class TrainingItems(Dataset):
-    """The items of `dataset` by the keys of `batches.TrainingOrder`, (index, position), augmented.
+class Augmentation:
+    """Augments training items by what is drawn from (seed, position) alone: a resumed run sees what an uninterrupted
+    one would, whatever the number of workers.
 
-    What is drawn follows from (seed, position) alone, so a resumed run sees what an uninterrupted one would, whatever
-    the number of workers. augment: none, light or strong; none hands the data set's items on as they are.
+    augment, dataset: see `build_augmentation`. seed: of the run.
     """
 
-    def __init__(self, dataset, augment, seed):
-        self.dataset, self.seed = dataset, seed
-        self.transform = None if augment == "none" else build_augmentation(augment, dataset)
+    def __init__(self, augment, dataset, seed):
+        self.transform, self.seed = build_augmentation(augment, dataset), seed
 
-    def __len__(self):
-        return len(self.dataset)
+    def __call__(self, item, position):
+        """The item (see `data.SegmentationDataset.__getitem__`) with its image and masks changed.
 
-    def preload(self):
-        """See `data.SegmentationDataset.preload`."""
-        self.dataset.preload()
-
-    def __getitem__(self, key):
-        index, position = key
-        item = self.dataset[index]
-        return item if self.transform is None else augment_item(self.transform, item, self.seed, position)
-
-
-def augment_item(transform, item, seed, position):
-    """The item (see `data.SegmentationDataset.__getitem__`) with image and mask transformed, other keys as they are.
-
-    The random numbers are those of (seed, position). torch's global generator, from which torchvision draws, is left
-    as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the GPU's generator as well, which the fork does not keep.
-        torch.default_generator.manual_seed(seed_of("augment", seed, position))
-        image, mask = transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["mask"]))
-    return {**item, "image": image.as_subclass(torch.Tensor), "mask": mask.as_subclass(torch.Tensor)}
+        position: the item's place in the run (see `batches.TrainingOrder`). torch's global generator, from which
+        torchvision draws, is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the GPU's generator as well, which the fork does not keep.
+            torch.default_generator.manual_seed(seed_of("augment", self.seed, position))
+            image, mask = self.transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["mask"]))
+        return {**item, "image": image.as_subclass(torch.Tensor), "mask": mask.as_subclass(torch.Tensor)}
 
 
 def build_augmentation(augment, dataset):

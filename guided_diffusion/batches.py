@@ -8,9 +8,8 @@ import traceback
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .augment import TrainingItems
 from .errors import UserError
 
 
@@ -36,7 +35,7 @@ def collate(items):
 class TrainingOrder(Sampler):
     """Endless batches of keys (index, position) that depend only on (seed, step): position p of the run is item
     p mod N of a permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one
-    would. What is drawn for an item follows from its position (see `augment.TrainingItems`)."""
+    would. What is drawn for an item follows from its position (see `TrainingItems`)."""
 
     def __init__(self, length, batch_size, seed, start_step=0):
         self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
@@ -55,10 +54,37 @@ class TrainingOrder(Sampler):
             yield batch
 
 
+class TrainingItems(Dataset):
+    """The items of `dataset` by the keys of `TrainingOrder`, (index, position), augmented.
+
+    What is drawn follows from (seed, position) alone. augment: none, light or strong, see
+    `augment.build_augmentation`; none hands the items on as they are.
+    """
+
+    def __init__(self, dataset, augment, seed):
+        self.dataset, self.augment = dataset, None
+        if augment != "none":
+            from .augment import Augmentation  # torchvision takes a second to import, which others need not wait for
+
+            self.augment = Augmentation(augment, dataset, seed)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def preload(self):
+        """See `data.SegmentationDataset.preload`."""
+        self.dataset.preload()
+
+    def __getitem__(self, key):
+        index, position = key
+        item = self.dataset[index]
+        return item if self.augment is None else self.augment(item, position)
+
+
 def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none"):
     """Return an endless iterator over training batches, which (seed, step) alone decide.
 
-    augment: none, light or strong, see `augment.build_augmentation`.
+    augment: none, light or strong (see `TrainingItems`).
     """
     items, order = TrainingItems(dataset, augment, seed), TrainingOrder(len(dataset), batch_size, seed, start_step)
     return iter(_loader(items, num_workers, batch_sampler=order))

@@ -182,6 +182,8 @@ def describe(dataset, model, train, device, precision, start):
     for note in dataset.notes:
         console().info(note)
     console().info(f"model: {parameters / 1e6:.4g} M parameters, on {device} in {precision}")
+    if train.augment != "none":
+        console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
         console().info(f"going on from step {start.step}")
     console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
