@@ -93,12 +93,17 @@ def test_no_black_wedges(clean, level):
         assert torch.equal(item["mask"], mask)
 
 
-def fitted(seed, rotation=0, **bounds):
-    """The linear map [2, 2] and shift [2] in pixels of a warp, by what it makes of an image of its own coordinates."""
+def looked_at(seed, rotation=0, **bounds):
+    """The centred coordinates [2, S, S] (x, y) of the pixels, and where a warp with these bounds looks for each."""
     still = {field.name: 0 for field in dataclasses.fields(Strength)} | {"scale": 1}
     places = torch.stack(torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="xy")) - (SIZE - 1) / 2
     torch.manual_seed(seed)
-    warped = Warp(Strength(**still | bounds), rotation)(tv_tensors.Image(places), tv_tensors.Mask(places[:1]))[0]
+    return places, Warp(Strength(**still | bounds), rotation)(tv_tensors.Image(places), tv_tensors.Mask(places))[0]
+
+
+def fitted(seed, **bounds):
+    """The linear map [2, 2] and shift [2] in pixels of a warp."""
+    places, warped = looked_at(seed, **bounds)
     inside = (slice(None), slice(10, -10), slice(10, -10))  # where nothing is reflected
     before, after = (x[inside].flatten(1).T.numpy() for x in (places, warped))
     solved, residues, *_ = np.linalg.lstsq(np.column_stack([before, np.ones(len(before))]), after, rcond=None)
@@ -125,6 +130,18 @@ def test_each_part_of_the_affine_map_is_what_its_bound_says():
         drawn["shift"] += list(shift)
     for name, bound in {"angle": 30, "scale": 1, "shear": 10, "shift": 0.1 * SIZE}.items():
         assert bound * 0.6 < max(drawn[name]) <= bound and -bound <= min(drawn[name]) < -bound * 0.6, name
+
+
+def test_an_elastic_deformation_is_smooth_and_folds_nothing():
+    largest = []
+    for seed in range(50):
+        places, warped = looked_at(seed, elastic=STRENGTHS["strong"].elastic)
+        largest.append((warped - places).abs().max())
+        (xx, yx), (xy, yy) = warped.diff(dim=2)[:, :-1], warped.diff(dim=1)[:, :, :-1]
+        inside = (slice(4, -4), slice(4, -4))  # where nothing is reflected
+        assert (xx * yy - xy * yx)[inside].min() > 0
+        assert warped.diff(n=2, dim=2)[:, 4:-4, 4:-4].abs().max() < 0.25
+    assert max(largest) > 0.05 * SIZE and min(largest) < 0.02 * SIZE
 
 
 def tilt(mask):
