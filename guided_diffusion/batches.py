@@ -8,7 +8,7 @@ import traceback
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import UserError
 
@@ -33,8 +33,9 @@ def collate(items):
 
 
 class TrainingOrder(Sampler):
-    """Endless batches of indices that depend only on (seed, step): position p of the run is item p mod N of a
-    permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one would."""
+    """Endless batches of keys (index, position) that depend only on (seed, step): position p of the run is item
+    p mod N of a permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one
+    would. What is drawn for an item follows from its position (see `TrainingItems`)."""
 
     def __init__(self, length, batch_size, seed, start_step=0):
         self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
@@ -48,14 +49,45 @@ class TrainingOrder(Sampler):
                 if position // self.length != epoch:
                     epoch = position // self.length
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-                batch.append(int(order[position % self.length]))
+                batch.append((int(order[position % self.length]), position))
                 position += 1
             yield batch
 
 
-def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0):
-    """Return an endless iterator over training batches, in an order that (seed, step) alone decides."""
-    return iter(_loader(dataset, num_workers, batch_sampler=TrainingOrder(len(dataset), batch_size, seed, start_step)))
+class TrainingItems(Dataset):
+    """The items of `dataset` by the keys of `TrainingOrder`, (index, position), augmented.
+
+    What is drawn follows from (seed, position) alone. augment: none, light or strong, see
+    `augment.build_augmentation`; none hands the items on as they are.
+    """
+
+    def __init__(self, dataset, augment, seed):
+        self.dataset, self.augment = dataset, None
+        if augment != "none":
+            from .augment import Augmentation  # torchvision takes a second to import, which others need not wait for
+
+            self.augment = Augmentation(augment, dataset, seed)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def preload(self):
+        """See `data.SegmentationDataset.preload`."""
+        self.dataset.preload()
+
+    def __getitem__(self, key):
+        index, position = key
+        item = self.dataset[index]
+        return item if self.augment is None else self.augment(item, position)
+
+
+def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none"):
+    """Return an endless iterator over training batches, which (seed, step) alone decide.
+
+    augment: none, light or strong (see `TrainingItems`).
+    """
+    items, order = TrainingItems(dataset, augment, seed), TrainingOrder(len(dataset), batch_size, seed, start_step)
+    return iter(_loader(items, num_workers, batch_sampler=order))
 
 
 def sampling_batches(dataset, batches, *, num_workers=0):

@@ -35,6 +35,7 @@ class BraTSDataset(SegmentationDataset):
 
     image_channels = len(MODALITIES)
     class_names = ("tumour",)
+    left_right_axis = -2  # a slice lies as in the file, [X, Y]
 
     def find_cases(self):
         self.volumes = VolumeReader()

@@ -234,6 +234,12 @@ class TrainOptions:
         "mean (the mean of their masks, a soft target)",
         choices=("random", "mean"),
     )
+    augment: str = option(
+        "none",
+        "change images and masks at random while training, within what the kind of data allows: light (mirror, rotate, "
+        "scale, contrast), strong (more of it, elastic deformation, noise and blur) or none",
+        choices=("none", "light", "strong"),
+    )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
     resume_checkpoint: str = option(

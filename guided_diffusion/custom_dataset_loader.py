@@ -168,6 +168,7 @@ class FolderDataset(SegmentationDataset):
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
         self.image_channels = 1 if self.is_nifti else read_picture(first).shape[0]
+        self.left_right_axis = -2 if self.is_nifti else -1
 
 
 def files_by_name(folder):

@@ -57,7 +57,12 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
-    With class labels it also sets `label_names`.
+    With class labels it also sets `label_names`. For --augment it may set
+    - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
+      has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
+      in dermoscopy or microscopy: it mirrors both ways and rotates by up to 180 degrees;
+    - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
+      of slices [X, Y] as NIfTI files hold them.
 
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
@@ -69,6 +74,8 @@ class SegmentationDataset(Dataset):
     image_channels = 3
     class_names = ("foreground",)
     label_names = ()
+    orientation = "upright"
+    left_right_axis = -1
     notes = ()  # lines that the scripts say about the data
 
     def __init__(self, data_dir, image_size, *, split=None, need_masks=False):

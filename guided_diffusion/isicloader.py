@@ -35,6 +35,7 @@ class ISICDataset(SegmentationDataset):
     """
 
     class_names = ("lesion",)
+    orientation = "any"
 
     def find_cases(self):
         folders = self._pick(_image_folders(self.data_dir))

@@ -28,6 +28,7 @@ class LIDCDataset(SegmentationDataset):
 
     image_channels = 1
     class_names = ("nodule",)
+    orientation = "any"
 
     def find_cases(self):
         found = list_files(self.data_dir, (".npz",))

@@ -95,6 +95,7 @@ class TrainLoop:
             seed=self.options.seed,
             start_step=self.step,
             num_workers=self.num_workers,
+            augment=self.options.augment,
         )
         log = RunLog(self.options.out_dir, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step)
         recent = defaultdict(list)

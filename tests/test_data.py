@@ -174,7 +174,7 @@ def test_collate_stacks_tensors_and_lists_the_rest(dataset):
 def test_training_order_visits_each_item_once_per_epoch(length, batch_size):
     epochs = 5
     batches = islice(TrainingOrder(length, batch_size, seed=3), epochs * length)
-    flat = [index for batch in batches for index in batch][: epochs * length]
+    flat = [index for batch in batches for index, _ in batch][: epochs * length]
     orders = [flat[i : i + length] for i in range(0, len(flat), length)]
     assert all(sorted(order) == list(range(length)) for order in orders)
     assert len({tuple(order) for order in orders}) > 1

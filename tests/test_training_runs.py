@@ -69,7 +69,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_well(process, pictures, tmp_path,
 RESUMED = (
     TINY
     + " --dropout 0.2 --schedule_sampler loss-second-moment --diffusion_steps 2 --ema_rate 0.5,0.999 --batch_size 6 "
-    "--save_interval 4"
+    "--save_interval 4 --augment strong"
 )
 
 

@@ -1,0 +1,214 @@
+"""Augmentation of training items: image and masks together, drawn from the run's seed and the item's position alone."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .errors import UserError
+from .seeds import seed_of
+
+ORIENTATIONS = ("any", "upright")
+ELASTIC_POINTS = 5  # a side of the grid of points that an elastic deformation moves: waves of half an image
+BLUR_SIZE = 5  # pixels
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far an augmentation goes. Each bound holds to both sides; what is drawn is uniform between.
+
+    warped: the share of items that are warped; the others stay as sharp as the images that are sampled.
+    rotation, shear: degrees. The rotation is that of upright images; those of any orientation turn by up to 180.
+    scale: the factor, uniform in its logarithm. translation: in parts of the image's side.
+    elastic: largest standard deviation of the points' shifts, in parts of the side.
+    gain, offset: of the contrast (1 +- gain) and the brightness, of the whole image; channel_gain, channel_offset: of
+    each channel beside. Offsets and noise are in units of the image's standard deviation.
+    noise, blur: largest standard deviations (blur: pixels), each in a share `degraded` of the items.
+    """
+
+    warped: float
+    rotation: float
+    shear: float
+    scale: float
+    translation: float
+    elastic: float
+    gain: float
+    offset: float
+    channel_gain: float
+    channel_offset: float
+    noise: float = 0.0
+    blur: float = 0.0
+    degraded: float = 0.0
+
+
+STRENGTHS = {
+    "light": Strength(
+        warped=0.8,
+        rotation=10,
+        shear=3,
+        scale=1.1,
+        translation=0.05,
+        elastic=0.0,
+        gain=0.1,
+        offset=0.1,
+        channel_gain=0.03,
+        channel_offset=0.03,
+    ),
+    "strong": Strength(
+        warped=0.9,
+        rotation=20,
+        shear=8,
+        scale=1.3,
+        translation=0.1,
+        elastic=0.03,
+        gain=0.25,
+        offset=0.25,
+        channel_gain=0.1,
+        channel_offset=0.1,
+        noise=0.15,
+        blur=1.0,
+        degraded=0.25,
+    ),
+}
+
+
+class Augmentation:
+    """Augments training items by what is drawn from (seed, position) alone: a resumed run sees what an uninterrupted
+    one would, whatever the number of workers.
+
+    augment, dataset: see `build_augmentation`. seed: of the run.
+    """
+
+    def __init__(self, augment, dataset, seed):
+        self.transform, self.seed = build_augmentation(augment, dataset), seed
+
+    def __call__(self, item, position):
+        """The item (see `data.SegmentationDataset.__getitem__`) with its image and masks changed.
+
+        position: the item's place in the run (see `batches.TrainingOrder`). torch's global generator, from which
+        torchvision draws, is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the GPU's generator as well, which the fork does not keep.
+            torch.default_generator.manual_seed(seed_of("augment", self.seed, position))
+            image, mask = self.transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["mask"]))
+        return {**item, "image": image.as_subclass(torch.Tensor), "mask": mask.as_subclass(torch.Tensor)}
+
+
+def build_augmentation(augment, dataset):
+    """The transform (image [C, S, S], mask [R, K, S, S]) -> the same, as strong as `augment` says.
+
+    dataset: says by `orientation` and `left_right_axis` what is plausible (see `data.SegmentationDataset`).
+    Raises `UserError` where it says neither.
+    """
+    strength = STRENGTHS[augment]
+    if dataset.orientation not in ORIENTATIONS or dataset.left_right_axis not in (-1, -2):
+        raise UserError(
+            f"{type(dataset).__name__}: has orientation {dataset.orientation!r} and left_right_axis "
+            f"{dataset.left_right_axis!r}; they must be 'any' or 'upright', and -1 or -2"
+        )
+    anyhow = dataset.orientation == "any"
+    mirrors = {-1: v2.RandomHorizontalFlip(), -2: v2.RandomVerticalFlip()}
+    steps = list(mirrors.values()) if anyhow else [mirrors[dataset.left_right_axis]]
+    steps.append(v2.RandomApply([Warp(strength, 180 if anyhow else strength.rotation)], strength.warped))
+    if strength.blur and dataset.image_size > BLUR_SIZE // 2:  # what the reflection at its borders needs
+        blur = v2.GaussianBlur(BLUR_SIZE, (0.2 * strength.blur, strength.blur))
+        steps.append(v2.RandomApply([blur], strength.degraded))
+    steps.append(Intensity(strength))
+    if strength.noise:
+        steps.append(v2.RandomApply([Noise(strength.noise)], strength.degraded))
+    return v2.Compose(steps)
+
+
+class Warp(v2.Transform):
+    """Rotate, scale, shear, move and deform elastically, all by one resampling: bilinear, of masks nearest.
+
+    What lies beyond the borders is the image's reflection. rotation: the largest one, in degrees.
+    """
+
+    def __init__(self, strength, rotation):
+        super().__init__()
+        self.strength, self.rotation = strength, rotation
+
+    def make_params(self, flat_inputs):
+        """displacement [1, H, W, 2]: where each pixel (x, y) looks, from itself, in halves of the image's sides."""
+        height, width = flat_inputs[0].shape[-2:]
+        extent = torch.tensor([width - 1.0, height - 1.0])
+        side = extent.max()
+        rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+        pixels = torch.stack([columns, rows], dim=-1)  # [H, W, 2]
+        sources = (pixels - extent / 2) @ self._matrix().T + extent / 2
+        sources = sources + side * _uniform(2, self.strength.translation)
+        if self.strength.elastic:
+            sources = sources + side * self._waves(height, width)
+        return {"displacement": (reflect(sources, extent) - pixels)[None] * 2 / (extent + 1)}
+
+    def transform(self, inpt, params):
+        return v2.functional.elastic(inpt, **params)
+
+    def _matrix(self):
+        """[2, 2], from a place in the warped image to that in the original."""
+        angle = math.radians(_uniform(1, self.rotation).item())
+        shear = math.tan(math.radians(_uniform(1, self.strength.shear).item()))
+        scale = math.exp(_uniform(1, math.log(self.strength.scale)).item())
+        cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+        return torch.tensor([[cos, -sin], [sin, cos]]) @ torch.tensor([[1.0, shear], [0.0, 1.0]])
+
+    def _waves(self, height, width):
+        """Smooth random shifts [H, W, 2], in parts of the image's side."""
+        points = torch.randn(1, 2, ELASTIC_POINTS, ELASTIC_POINTS) * torch.rand(()) * self.strength.elastic
+        shifts = F.interpolate(points, (height, width), mode="bicubic", align_corners=True)
+        return shifts[0].permute(1, 2, 0)
+
+
+class Intensity(v2.Transform):
+    """Change contrast and brightness of the whole image and, slightly, of each channel; masks stay as they are.
+
+    Gains turn about the channel's mean and offsets count in the image's standard deviations, so it is the same for
+    every normalisation, and a flat image stays as it is. Values are not clipped.
+    """
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs):
+        """gain and offset, [C, 1, 1]."""
+        by, channels = self.strength, flat_inputs[0].shape[-3]
+        gain = (1 + _uniform(1, by.gain)) * (1 + _uniform(channels, by.channel_gain))
+        offset = _uniform(1, by.offset) + _uniform(channels, by.channel_offset)
+        return {"gain": gain[:, None, None], "offset": offset[:, None, None]}
+
+    def transform(self, inpt, params):
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        image = inpt.as_subclass(torch.Tensor)
+        mean, unit = image.mean(dim=(-2, -1), keepdim=True), image.std(correction=0)
+        return tv_tensors.Image(mean + (image - mean) * params["gain"] + unit * params["offset"])
+
+
+class Noise(v2.Transform):
+    """Add Gaussian noise to images. sigma: the largest standard deviation, in those of the image."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma = sigma
+
+    def transform(self, inpt, params):
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        sigma = (inpt.std(correction=0) * torch.rand(()) * self.sigma).item()
+        return v2.functional.gaussian_noise(inpt, sigma=sigma, clip=False)
+
+
+def reflect(places, extent):
+    """Places [..., 2] in pixels, folded into [0, extent] as if the image were reflected at its outermost pixels."""
+    extent = extent.clamp(min=0.5)  # of a single pixel
+    return extent - (places.remainder(2 * extent) - extent).abs()
+
+
+def _uniform(count, bound):
+    return torch.empty(count).uniform_(-bound, bound)
