@@ -82,6 +82,12 @@ class ModelOptions:
     concat_features: bool = option(
         False, "v2: the diffusion's encoder also sees the condition model's first-level decoder features"
     )
+    diffusion_level: int = option(
+        0,
+        "v2: the level at which the diffusion's U-Net begins; 1: at half the image's resolution, where 2 x 2 pixels are "
+        "channels of one, which takes a fraction of the time",
+        minimum=0,
+    )
     diffusion_channels: int = option(
         0, "v2: width of the diffusion's first level; 0: --num_channels, as the condition model's", minimum=0
     )
@@ -360,7 +366,7 @@ def build(group, values):
 
 
 V2_FLAGS = ("anchor_levels", "ss_former", "ss_blocks", "nbp_filter", "nbp_activation", "concat_image", "concat_features",
-            "diffusion_channels")
+            "diffusion_channels", "diffusion_level")
 
 
 def check_variant(model, diffusion, given=()):

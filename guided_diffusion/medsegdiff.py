@@ -1,10 +1,10 @@
 """The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1), -V2 (v2) and the plain
 U-Net without diffusion (unet)."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
@@ -97,15 +97,15 @@ class Variant(nn.Module):
 class Denoiser(Variant):
     """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
 
-    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma):
+    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma, head_width=None, block=1):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.learn_sigma = learn_sigma
+        self.learn_sigma, self.block = learn_sigma, block
         self.time_embedding = nn.Sequential(
             nn.Linear(shape.channels, self.embedding_channels),
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
-        self.head = Head(shape.widths[0], mask_channels * (2 if learn_sigma else 1))
+        self.head = Head(head_width or shape.widths[0], block**2 * mask_channels * (2 if learn_sigma else 1))
 
     def _embed_time(self, t, label):
         """t: [N]; label: the class embedding or None. Returns [N, E]."""
@@ -116,6 +116,8 @@ class Denoiser(Variant):
     def _output(self, h, coarse):
         """The `ModelOutput` from the decoder's features [N, D, H, W] and the coarse logits."""
         prediction, variance = self.head(h), None
+        if self.block > 1:
+            prediction = F.pixel_shuffle(prediction, self.block)  # [N, K b^2, H / b, W / b] -> [N, K, H, W]
         if self.learn_sigma:
             prediction, variance = prediction.chunk(2, dim=1)  # [N, 2K, H, W] -> two of [N, K, H, W]
         return ModelOutput(prediction, variance, coarse)
@@ -179,7 +181,9 @@ class MedSegDiffV2(Denoiser):
 
     anchor_levels: how many of the first levels are anchored (0: none). semantic: keywords of `SSFormer`.
     concat_image, concat_features: whether the diffusion encoder sees, beside x_t, the image and the condition model's
-    first-level decoder features. diffusion_channels: width of the diffusion's first level; 0: the condition model's.
+    decoder features of its first level. diffusion_channels: c of the diffusion's widths c * multiplier; 0: the
+    condition model's. diffusion_level: the first of the levels that the diffusion's U-Net has; from 1 on, blocks of
+    pixels are its channels (space to depth) and its output's (depth to space).
     """
 
     def __init__(
@@ -195,21 +199,22 @@ class MedSegDiffV2(Denoiser):
         concat_image=True,
         concat_features=False,
         diffusion_channels=0,
+        diffusion_level=0,
         **semantic,
     ):
-        condition_shape, shape = shape, replace(shape, channels=diffusion_channels or shape.channels)
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
-        self.concat_image, self.concat_features = concat_image, concat_features
-        widths = condition_shape.widths
-        self.condition_model = ConditionUNet(image_channels, mask_channels, condition_shape)
+        own = shape.part(diffusion_channels, diffusion_level)
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], 2**diffusion_level)
+        self.concat_image, self.concat_features, self.level = concat_image, concat_features, diffusion_level
+        self.condition_model = ConditionUNet(image_channels, mask_channels, shape)
+        widths, block = shape.widths[diffusion_level:], self.block**2
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
-        self.narrow = nn.Identity() if widths == shape.widths else nn.Conv2d(widths[-1], shape.widths[-1], 1)
-        visible = image_channels * concat_image + widths[0] * concat_features
-        input_channels = mask_channels + visible
-        self.encoder = build_encoder(input_channels, shape, self.embedding_channels)
-        self.bottleneck = Bottleneck(shape, self.embedding_channels)
-        self.semantic = SSFormer(shape, self.embedding_channels, **semantic)
-        self.decoder = build_decoder(shape, self.embedding_channels)
+        self.narrow = nn.Identity() if widths == own.widths else nn.Conv2d(widths[-1], own.widths[-1], 1)
+        visible = image_channels * concat_image * block + widths[0] * concat_features
+        input_channels = mask_channels * block + visible
+        self.encoder = build_encoder(input_channels, own, self.embedding_channels)
+        self.bottleneck = Bottleneck(own, self.embedding_channels)
+        self.semantic = SSFormer(own, self.embedding_channels, **semantic)
+        self.decoder = build_decoder(own, self.embedding_channels)
 
     def encode(self, image, label=None):
         """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV2`.
@@ -218,15 +223,18 @@ class MedSegDiffV2(Denoiser):
         """
         label = self._embed_label(image, label)
         bottleneck, features, coarse = self.condition_model(image)
+        features = features[self.level :]
         anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
-        visible = [image] * self.concat_image + [features[0].to(image.dtype)] * self.concat_features
+        visible = [self._blocks(image)] * self.concat_image + [features[0].to(image.dtype)] * self.concat_features
         visible = torch.cat(visible, dim=1) if visible else None
         return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = x_t if condition.visible is None else torch.cat([x_t, condition.visible], dim=1)  # [N, K + D', H, W]
+        h = self._blocks(x_t)
+        if condition.visible is not None:
+            h = torch.cat([h, condition.visible], dim=1)  # [N, K' + D', H', W']
         skips = []
         for level, stage in enumerate(self.encoder):
             h, stage_skips = stage(h, embedding)
@@ -238,6 +246,10 @@ class MedSegDiffV2(Denoiser):
         for stage in self.decoder:
             h = stage(h, skips.pop(), embedding)
         return self._output(h, condition.coarse)
+
+    def _blocks(self, x):
+        """x: [N, D, H, W] as the diffusion's U-Net takes it: [N, D b^2, H / b, W / b], b = 2^level."""
+        return F.pixel_unshuffle(x, self.block) if self.block > 1 else x
 
 
 class PlainUNet(Variant):
@@ -326,6 +338,7 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         concat_image=options.concat_image,
         concat_features=options.concat_features,
         diffusion_channels=options.diffusion_channels,
+        diffusion_level=options.diffusion_level,
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,

@@ -1,6 +1,6 @@
 """The U-Net's blocks, and the encoder and decoder that every model variant is assembled from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,14 @@ class UNetShape:
     def widths(self):
         """Channels of each level, finest first."""
         return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
+
+    def part(self, channels, first_level):
+        """The shape of this width (0: the same) that has the levels from `first_level` on."""
+        attention = tuple(level - first_level for level in self.attention_levels if level >= first_level)
+        multipliers = self.multipliers[first_level:]
+        return replace(
+            self, channels=channels or self.channels, multipliers=multipliers, attention_levels=attention
+        )
 
     def attention_heads(self, width):
         """Number of heads for features of this width."""

@@ -1,0 +1,317 @@
+"""Accuracy at equal time: train every contender for the same minutes on fixed splits, sample, evaluate, and tabulate.
+
+Each finished run is one JSON line of --record, so the table can be built up over several sittings: runs that have
+their line are not done again, and a run that was stopped goes on from its last checkpoint.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import segmentation_sample
+import segmentation_train
+import torch
+
+from guided_diffusion.accuracy_table import write_tables
+from guided_diffusion.batches import training_batches
+from guided_diffusion.checkpoint import checkpoint_path
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, TrainOptions, option
+from guided_diffusion.custom_dataset_loader import FolderDataset
+from guided_diffusion.data import build_dataset
+from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
+from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.files import atomic_path, check_writable
+from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.lidcloader import LIDCDataset
+from guided_diffusion.logger import console
+from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.train_util import TrainLoop
+
+# The same for all: the size of the network, and what a trainer of any network would set.
+SIZE = "--image_size 64 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 --attention_resolutions 16"
+TRAINING = "--dropout 0.1 --batch_size 16 --lr 1e-3 --augment light"
+CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
+    "unet": "--version unet --mask_loss bce_dice",
+    "unet_mse": "--version unet --mask_loss mse",
+    "unet_bce": "--version unet --mask_loss bce",
+    "v1_published": "--version v1 --recipe published",
+    "v2_published": "--version v2 --recipe published",
+    "v2": "--version v2",
+}
+SAMPLING = {"ph2": "--num_ensemble 5", "lidc4": "--num_ensemble 16"}
+KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
+MEASURED_STEPS = 5
+FIGURES = {  # of summary.json
+    "dice": ("ensemble", "dice", "mean"),
+    "iou": ("ensemble", "iou", "mean"),
+    "sample_dice": ("sample", "mean"),
+    "coarse_dice": ("coarse", "mean"),
+    "ece_band": ("calibration", "ece_band"),
+    "ece": ("calibration", "ece"),
+    "brier_band": ("calibration", "brier_band"),
+    "coarse_ece_band": ("calibration", "coarse_ece_band"),
+    "ged2": ("diversity", "ged2", "mean"),
+    "matched_iou": ("diversity", "matched_iou", "mean"),
+    "rater_dice": ("diversity", "rater_dice", "mean"),
+}
+PER_CASE = ("dice", "sample_dice", "coarse_dice", "ged2", "matched_iou")
+
+
+@dataclass
+class AccuracyOptions:
+    """The comparison."""
+
+    out_dir: str = option("./runs/accuracy/", "folder for checkpoints and results; may be deleted when all is recorded")
+    record: str = option("docs/accuracy.jsonl", "file of one JSON line per finished run")
+    ph2_dir: str = option("../shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
+    lidc4_dir: str = option("../shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
+    sets: str = option("ph2,lidc4", "which data sets, separated by commas")
+    contenders: str = option(
+        "unet,unet_mse,v1_published,v2_published,v2",
+        f"which of {', '.join(CONTENDERS)}, or NAME=flags of a contender of your own; separated by semicolons or commas",
+    )
+    seeds: str = option("0,1", "seeds of the runs, separated by commas")
+    split: str = option(
+        "test",
+        "what is reported on: test, or tuning (train on three quarters of the training split, report on the fourth)",
+        choices=("test", "tuning"),
+    )
+    minutes: float = option(12.0, "minutes of training each run is given", above=0)
+    threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
+    size: str = option(SIZE, "flags of the network's size, the same for all contenders")
+    measure: bool = option(False, "measure the seconds per step anew, though --record has them for this machine")
+    table: bool = option(False, "only write the tables of what --record has")
+
+
+def main(argv=None):
+    """Do the runs that have no line yet, and write the tables beside the record."""
+    (options,), _ = parse(__doc__, [AccuracyOptions], argv)
+    sets, contenders, seeds = chosen(options)
+    check_writable(Path(options.record).parent)
+    if not options.table:
+        keep_freed_memory()
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        for name in sets:
+            steps = steps_of(options, name, contenders)
+            for seed in seeds:
+                for contender, flags in contenders.items():
+                    run(options, name, contender, flags, seed, steps[contender])
+    path = Path(options.record).with_suffix(".md")
+    console().info(write_tables(records(options.record), path))
+    console().info(f"written: {path}")
+
+
+def chosen(options):
+    """The data sets, {contender: flags} and seeds asked for."""
+    sets = options.sets.split(",")
+    for name in sets:
+        if name not in KINDS:
+            raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(KINDS)}")
+    contenders = {}
+    for word in options.contenders.replace(";", "," if "=" not in options.contenders else ";").split(
+        ";" if "=" in options.contenders else ","
+    ):
+        name, own, flags = word.strip().partition("=")
+        if not own and name not in CONTENDERS:
+            raise UserError(f"--contenders: {name!r} is none of {', '.join(CONTENDERS)}; write NAME=flags for your own")
+        contenders[name] = flags if own else CONTENDERS[name]
+    try:
+        seeds = [int(part) for part in options.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {options.seeds}: must be whole numbers separated by commas") from None
+    return sets, contenders, seeds
+
+
+# ---- what the runs are given ---------------------------------------------------------------------------------------
+
+
+def steps_of(options, name, contenders):
+    """{contender: optimizer steps} that fit the minutes, by the seconds a step takes on this machine.
+
+    The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
+    sitting on the same kind of machine takes the same steps.
+    """
+    known = {}
+    for line in records(options.record):
+        if line["kind"] == "speed" and line["machine"] == machine(options) and line["set"] == name:
+            known |= {(line["contender"], line["flags"]): line["seconds_per_step"]}
+    keys = {contender: (contender, trained_with(options, flags)) for contender, flags in contenders.items()}
+    lacking = [c for c, key in keys.items() if options.measure or key not in known]
+    if lacking:
+        for contender, seconds in measure(options, name, contenders).items():
+            known[keys[contender]] = seconds
+            line = {"kind": "speed", "set": name, "contender": contender, "flags": keys[contender][1]}
+            append(options.record, line | {"machine": machine(options), "seconds_per_step": seconds})
+    return {c: max(1, math.floor(options.minutes * 60 / known[key])) for c, key in keys.items()}
+
+
+def measure(options, name, contenders):
+    """{contender: seconds of a training step, reading included}: medians of `MEASURED_STEPS` turns, the first aside."""
+    console().info(f"=== {name}: seconds of a training step, measured by turns")
+    loops = {contender: loop_of(options, name, flags) for contender, flags in contenders.items()}
+    seconds = {contender: [] for contender in contenders}
+    for turn in range(MEASURED_STEPS + 1):
+        for contender, (loop, batches) in loops.items():
+            began = time.perf_counter()
+            loop.train_step(next(batches))
+            if turn:
+                seconds[contender].append(time.perf_counter() - began)
+    for contender, values in seconds.items():
+        console().info(f"{contender}: {np.median(values):.3f} s ({min(values):.3f} to {max(values):.3f})")
+    return {contender: float(np.median(values)) for contender, values in seconds.items()}
+
+
+def loop_of(options, name, flags):
+    """A `TrainLoop` as the training script builds it, and its batches, read in this process."""
+    words = shlex.split(trained_with(options, flags))
+    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+    (_, train, model_options, diffusion_options, device_options), _ = parse(__doc__, groups, words)
+    dataset = build_dataset(*data_of(options, name), model_options.image_size, split="train", need_masks=True)
+    device = pick_device(device_options.gpu_dev)
+    model = build_model(model_options, dataset.image_channels, len(dataset.class_names)).to(device)
+    precision = pick_precision(device_options.precision, device)
+    loop = TrainLoop(
+        model, build_diffusion(diffusion_options), dataset, train, config={}, device=device, precision=precision
+    )
+    return loop, training_batches(dataset, train.batch_size, seed=0, augment=train.augment)
+
+
+def trained_with(options, flags):
+    """The flags of a contender's training, later ones winning over earlier ones."""
+    common = "" if "--recipe published" in flags else TRAINING
+    return " ".join(f"{common} {flags} {options.size}".split())
+
+
+def data_of(options, name):
+    """--data_name and --data_dir of a set."""
+    kind = KINDS[name] if options.split == "test" else f"{Path(__file__).resolve()}:Tuning{KINDS[name]}"
+    return kind, getattr(options, f"{name}_dir")
+
+
+def machine(options):
+    """What the times belong to, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    precision = pick_precision("auto", torch.device("cpu"))
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {precision}"
+
+
+def cpu_name():
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(part.strip() for part in line.partition(":")[::2]) if False else {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, {facts.get('model')})"
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+
+
+def run(options, name, contender, flags, seed, steps):
+    """Train, sample and evaluate one contender, unless its line is there; append the line."""
+    flags = trained_with(options, flags)
+    what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
+    what |= {"minutes": options.minutes, "steps": steps, "flags": flags, "sampling": SAMPLING[name]}
+    if any(all(line.get(key) == value for key, value in what.items()) for line in records(options.record)):
+        console().info(f"=== {name}, {contender}, seed {seed}: done before")
+        return
+    console().info(f"\n=== {name}, {contender}, seed {seed}: {steps} steps")
+    folder = Path(options.out_dir) / f"{options.split}_{name}_{contender}_{seed}_{steps}"
+    kind, data_dir = data_of(options, name)
+    where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
+    decay = [] if "--recipe published" in flags else ["--lr_anneal_steps", str(steps)]
+    words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps), *shlex.split(flags)]
+    began, used = time.perf_counter(), time.process_time()
+    resume = ["--resume_checkpoint", "auto", "--save_interval", "100"]
+    segmentation_train.main([*words, *decay, *resume])
+    seconds = {"train_seconds": time.perf_counter() - began, "train_cpu_seconds": time.process_time() - used}
+    results = folder / "results"
+    checkpoint = str(checkpoint_path(folder, steps))
+    segmentation_sample.main(
+        [*where, "--model_path", checkpoint, "--out_dir", str(results), "--save_samples", "True"]
+        + shlex.split(SAMPLING[name])
+    )
+    append(options.record, what | {"machine": machine(options)} | seconds | outcome(results, *data_of(options, name)))
+
+
+def outcome(results, data_name, data_dir):
+    """What a results folder says: the means `FIGURES`, seconds per case, and the figures `PER_CASE` of each case."""
+    summary = json.loads((results / "summary.json").read_text())
+    manifest = json.loads((results / "manifest.json").read_text())
+    dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
+    groups = {case.name: case.group or case.name for case in dataset.cases}
+    figures = {}
+    for key, path in FIGURES.items():
+        value = summary
+        for part in path:
+            value = None if value is None else value.get(part)
+        figures[key] = None if value is None or math.isnan(value) else round(value, 5)
+    with open(results / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = {key: [round(float(row[key]), 4) if row[key] else None for row in rows] for key in PER_CASE}
+    return {
+        "seconds_per_case": round(manifest["seconds"] / manifest["cases_sampled"], 3),
+        "figures": figures,
+        "groups": [groups[row["name"]] for row in rows],
+        "cases": {key: values for key, values in cases.items() if any(value is not None for value in values)},
+    }
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+
+def records(path):
+    """The record's lines as dicts; none where there is no file yet."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno} is not JSON; repair or remove it") from None
+
+
+def append(path, line):
+    """Add a line to the record; the file is replaced whole."""
+    path = Path(path)
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with atomic_path(path) as temporary:
+        temporary.write_text(before + json.dumps(line) + "\n", encoding="utf-8")
+
+
+class _Tuning:
+    """A loader of the training split alone: of four groups (patients, or cases) one is for testing."""
+
+    def find_cases(self):
+        asked, self.split = self.split, "train"
+        cases = super().find_cases()
+        self.split = asked
+        groups = sorted({case.group or case.name for case in cases})
+        held_out = set(np.random.default_rng(0).permutation(groups)[: len(groups) // 4].tolist())
+        return [case for case in cases if ((case.group or case.name) in held_out) == (asked == "test")]
+
+
+class TuningFOLDER(_Tuning, FolderDataset):
+    """`_Tuning` of a folder of pairs."""
+
+
+class TuningLIDC(_Tuning, LIDCDataset):
+    """`_Tuning` of LIDC patches."""
+
+
+if __name__ == "__main__":
+    run_script(main)
