@@ -6,13 +6,13 @@ import difflib
 import math
 import re
 
-from .config import DiffusionOptions, EvalOptions, SampleOptions, TrainOptions, build
+from .config import VERSIONS, DiffusionOptions, EvalOptions, SampleOptions, TrainOptions, build
 from .errors import UserError, describe_os_error
 from .files import read_yaml
+from .presets import RECIPES
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "multi_gpu": "training runs on one device so far",
-    "recipe": "set --objective, --input_scale and --mask_loss instead",
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",
@@ -63,10 +63,24 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     config_file = given.pop("config", None)
     if config_file:
         given = {**_read_yaml(config_file, fields), **given}
+    given = {**_recipe(given, fields), **given}
     for name, value in given.items():
         check_value(fields[name], value)
     options = [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
     return options, set(given)
+
+
+def _recipe(given, fields):
+    """The values that `--recipe` stands for, which count as given unless a flag says otherwise."""
+    name = given.get("recipe")
+    if not name:
+        return {}
+    check_value(fields["recipe"], name)
+    versions = RECIPES[name]
+    version = VERSIONS.get(given.get("version", fields["version"].default))
+    if version not in versions:
+        raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
+    return versions[version]
 
 
 def check_value(item, value):

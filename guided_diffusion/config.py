@@ -5,7 +5,9 @@ import os
 from dataclasses import dataclass, field
 
 from .errors import UserError
-from .presets import PRESETS
+from .presets import PRESETS, RECIPES
+
+VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
 
 def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False):
@@ -44,7 +46,7 @@ class ModelOptions:
         "v1",
         "model variant: v1 (MedSegDiff), v2 (MedSegDiff-V2) or unet (the same U-Net without diffusion, the baseline); "
         "also written 1, 2 and new (v2)",
-        choices=("v1", "v2", "unet", "1", "2", "new"),
+        choices=tuple(VERSIONS),
     )
     preset: str = option(
         "",
@@ -84,8 +86,8 @@ class ModelOptions:
     )
     diffusion_level: int = option(
         0,
-        "v2: the level at which the diffusion's U-Net begins; 1: at half the image's resolution, where 2 x 2 pixels are "
-        "channels of one, which takes a fraction of the time",
+        "v2: the level at which the diffusion's U-Net begins; 1: at half the image's resolution, where 2 x 2 pixels "
+        "are channels of one, which takes a fraction of the time",
         minimum=0,
     )
     diffusion_channels: int = option(
@@ -94,7 +96,7 @@ class ModelOptions:
 
     def resolve(self, given):
         """Bring synonyms to one form, apply the preset and check the lists."""
-        self.version = {"1": "v1", "2": "v2", "new": "v2"}.get(self.version, self.version)
+        self.version = VERSIONS[self.version]
         for name, value in PRESETS.get(self.preset, {}).items():
             if name not in given:
                 setattr(self, name, value)
@@ -142,8 +144,8 @@ class DiffusionOptions:
     )
     logit_skip: str = option(
         "none",
-        "what is added to the predicted mask's logits, so that the network learns the rest alone (x0 only): noise (each "
-        "pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
+        "what is added to the predicted mask's logits, so that the network learns the rest alone (x0 only): noise "
+        "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
         choices=("none", "noise", "coarse", "both"),
     )
     coarse_weight: float = option(
@@ -212,6 +214,12 @@ class DeviceOptions:
 class TrainOptions:
     """The training run."""
 
+    recipe: str = option(
+        "",
+        "published: train exactly as the published commands and code do (eps, linear betas, learned sigma, the "
+        "coarse mask's published loss, no augmentation, ...); sizes are --preset's; explicit flags win",
+        choices=("", *RECIPES),
+    )
     out_dir: str = option("./results/", "folder for checkpoints and logs")
     max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
     max_minutes: float = option(
@@ -365,8 +373,17 @@ def build(group, values):
     return options
 
 
-V2_FLAGS = ("anchor_levels", "ss_former", "ss_blocks", "nbp_filter", "nbp_activation", "concat_image", "concat_features",
-            "diffusion_channels", "diffusion_level")
+V2_FLAGS = (
+    "anchor_levels",
+    "ss_former",
+    "ss_blocks",
+    "nbp_filter",
+    "nbp_activation",
+    "concat_image",
+    "concat_features",
+    "diffusion_level",
+    "diffusion_channels",
+)
 
 
 def check_variant(model, diffusion, given=()):

@@ -60,9 +60,13 @@ class _ConditionV2(NamedTuple):
 
 
 class ConditionV2(_Rows, _ConditionV2):
-    """All that v2 knows of an image: what the diffusion's encoder sees beside x_t (the image and the condition model's
-    first features, [N, D', H, W], or None), c0 [N, D, h, w] in the diffusion's width, the anchors' attention maps [N, 1, H_i, W_i] of the first levels, the condition model's mask logits
-    [N, K, H, W], and the class embedding [N, E] or None."""
+    """All that v2 knows of an image.
+
+    visible: what the diffusion's encoder sees beside x_t, the image and the condition model's features [N, D', H', W'],
+    or None. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps [N, 1, H_i, W_i] of the
+    diffusion's first levels. coarse: the condition model's mask logits [N, K, H, W]. label: the class embedding [N, E]
+    or None.
+    """
 
 
 class _Answer(NamedTuple):
@@ -310,13 +314,18 @@ def unet_shape(options):
         updown_blocks=options.resblock_updown,
         use_checkpoint=options.use_checkpoint,
     )
-    for level in {*shape.attention_levels, len(multipliers) - 1}:
+    check_heads(shape)
+    return shape
+
+
+def check_heads(shape):
+    """Raise `UserError` for head numbers that do not divide the width of a level with attention."""
+    for level in {*shape.attention_levels, len(shape.multipliers) - 1}:
         width = shape.widths[level]
         if shape.head_channels > 0 and width % shape.head_channels:
             raise UserError(f"--num_head_channels {shape.head_channels} does not divide the {width} channels there are")
         if width % shape.attention_heads(width):
             raise UserError(f"--num_heads {shape.heads} does not divide the {width} channels of an attention layer")
-    return shape
 
 
 def build_model(options, image_channels, mask_channels, num_labels=0):
@@ -328,8 +337,15 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         return PlainUNet(*sizes, num_labels=num_labels)
     if options.version == "v1":
         return MedSegDiffV1(*sizes, learn_sigma=options.learn_sigma, num_labels=num_labels)
-    if options.anchor_levels > len(shape.multipliers):
-        raise UserError(f"--anchor_levels {options.anchor_levels}: the model has {len(shape.multipliers)} levels")
+    levels = len(shape.multipliers)
+    if options.diffusion_level >= levels:
+        raise UserError(f"--diffusion_level {options.diffusion_level}: the model has levels 0 to {levels - 1}")
+    if options.anchor_levels > levels - options.diffusion_level:
+        has = f"the model has {levels} levels"
+        if options.diffusion_level:
+            has = f"with --diffusion_level {options.diffusion_level} there are {levels - options.diffusion_level} levels"
+        raise UserError(f"--anchor_levels {options.anchor_levels}: {has}")
+    check_heads(shape.part(options.diffusion_channels, options.diffusion_level))
     return MedSegDiffV2(
         *sizes,
         learn_sigma=options.learn_sigma,

@@ -40,9 +40,7 @@ class UNetShape:
         """The shape of this width (0: the same) that has the levels from `first_level` on."""
         attention = tuple(level - first_level for level in self.attention_levels if level >= first_level)
         multipliers = self.multipliers[first_level:]
-        return replace(
-            self, channels=channels or self.channels, multipliers=multipliers, attention_levels=attention
-        )
+        return replace(self, channels=channels or self.channels, multipliers=multipliers, attention_levels=attention)
 
     def attention_heads(self, width):
         """Number of heads for features of this width."""

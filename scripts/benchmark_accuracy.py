@@ -7,7 +7,6 @@ their line are not done again, and a run that was stopped goes on from its last 
 import csv
 import json
 import math
-import os
 import platform
 import shlex
 import time
@@ -76,7 +75,8 @@ class AccuracyOptions:
     sets: str = option("ph2,lidc4", "which data sets, separated by commas")
     contenders: str = option(
         "unet,unet_mse,v1_published,v2_published,v2",
-        f"which of {', '.join(CONTENDERS)}, or NAME=flags of a contender of your own; separated by semicolons or commas",
+        f"which of {', '.join(CONTENDERS)}, separated by commas; or, separated by semicolons, also NAME=flags, "
+        "contenders of your own",
     )
     seeds: str = option("0,1", "seeds of the runs, separated by commas")
     split: str = option(
@@ -117,9 +117,7 @@ def chosen(options):
         if name not in KINDS:
             raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(KINDS)}")
     contenders = {}
-    for word in options.contenders.replace(";", "," if "=" not in options.contenders else ";").split(
-        ";" if "=" in options.contenders else ","
-    ):
+    for word in options.contenders.split(";" if "=" in options.contenders else ","):
         name, own, flags = word.strip().partition("=")
         if not own and name not in CONTENDERS:
             raise UserError(f"--contenders: {name!r} is none of {', '.join(CONTENDERS)}; write NAME=flags for your own")
@@ -211,7 +209,7 @@ def cpu_name():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = dict(part.strip() for part in line.partition(":")[::2]) if False else {}
+    facts = {}
     for line in lines:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())

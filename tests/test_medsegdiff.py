@@ -320,9 +320,10 @@ def test_v2_runs_its_condition_model_in_encode_alone():
     [
         ({}, "anchors"),
         ({}, "bottleneck"),
-        ({}, "image"),
+        ({}, "visible"),
         ({"concat_image": False}, "bottleneck"),
         ({"ss_former": "cross"}, "bottleneck"),
+        ({"diffusion_level": 1, "concat_image": False, "concat_features": True}, "visible"),
         ({"ss_former": "add"}, "bottleneck"),
         ({"nbp_filter": False}, "bottleneck"),
     ],
@@ -347,6 +348,10 @@ ABLATIONS = [
     {"nbp_filter": False},
     {"nbp_activation": "sine"},
     {"concat_image": False},
+    {"concat_features": True},
+    {"diffusion_channels": 24},
+    {"diffusion_level": 1},
+    {"diffusion_level": 1, "diffusion_channels": 24, "concat_features": True, "learn_sigma": True},
 ]
 
 
