@@ -36,14 +36,17 @@ from guided_diffusion.train_util import TrainLoop
 
 # The same for all: the size of the network, and what a trainer of any network would set.
 SIZE = "--image_size 64 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 --attention_resolutions 16"
-TRAINING = "--dropout 0.1 --batch_size 16 --lr 1e-3 --augment light"
+TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light"
 CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
     "unet": "--version unet --mask_loss bce_dice",
     "unet_mse": "--version unet --mask_loss mse",
     "unet_bce": "--version unet --mask_loss bce",
     "v1_published": "--version v1 --recipe published",
     "v2_published": "--version v2 --recipe published",
-    "v2": "--version v2",
+    "v2": (
+        "--version v2 --mask_loss bce --logit_skip both --concat_features True --diffusion_level 1 "
+        "--diffusion_channels 8"
+    ),
 }
 SAMPLING = {"ph2": "--num_ensemble 5", "lidc4": "--num_ensemble 16"}
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
@@ -87,6 +90,7 @@ class AccuracyOptions:
     minutes: float = option(12.0, "minutes of training each run is given", above=0)
     threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
     size: str = option(SIZE, "flags of the network's size, the same for all contenders")
+    sampling: str = option("", "more flags of sampling, the same for all contenders")
     measure: bool = option(False, "measure the seconds per step anew, though --record has them for this machine")
     table: bool = option(False, "only write the tables of what --record has")
 
@@ -221,9 +225,9 @@ def cpu_name():
 
 def run(options, name, contender, flags, seed, steps):
     """Train, sample and evaluate one contender, unless its line is there; append the line."""
-    flags = trained_with(options, flags)
+    flags, sampling = trained_with(options, flags), f"{SAMPLING[name]} {options.sampling}".strip()
     what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
-    what |= {"minutes": options.minutes, "steps": steps, "flags": flags, "sampling": SAMPLING[name]}
+    what |= {"minutes": options.minutes, "steps": steps, "flags": flags, "sampling": sampling}
     if any(all(line.get(key) == value for key, value in what.items()) for line in records(options.record)):
         console().info(f"=== {name}, {contender}, seed {seed}: done before")
         return
@@ -241,7 +245,7 @@ def run(options, name, contender, flags, seed, steps):
     checkpoint = str(checkpoint_path(folder, steps))
     segmentation_sample.main(
         [*where, "--model_path", checkpoint, "--out_dir", str(results), "--save_samples", "True"]
-        + shlex.split(SAMPLING[name])
+        + shlex.split(sampling)
     )
     append(options.record, what | {"machine": machine(options)} | seconds | outcome(results, *data_of(options, name)))
 
