@@ -343,7 +343,9 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     if options.anchor_levels > levels - options.diffusion_level:
         has = f"the model has {levels} levels"
         if options.diffusion_level:
-            has = f"with --diffusion_level {options.diffusion_level} there are {levels - options.diffusion_level} levels"
+            has = (
+                f"with --diffusion_level {options.diffusion_level} there are {levels - options.diffusion_level} levels"
+            )
         raise UserError(f"--anchor_levels {options.anchor_levels}: {has}")
     check_heads(shape.part(options.diffusion_channels, options.diffusion_level))
     return MedSegDiffV2(

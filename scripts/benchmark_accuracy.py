@@ -50,7 +50,8 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
 }
 SAMPLING = {"ph2": "--num_ensemble 5", "lidc4": "--num_ensemble 16"}
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
-MEASURED_STEPS = 5
+AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
+MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
     "iou": ("ensemble", "iou", "mean"),
@@ -142,25 +143,29 @@ def steps_of(options, name, contenders):
     The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
     sitting on the same kind of machine takes the same steps.
     """
+    measured_as = {contender: AS_FAST_AS.get(contender, contender) for contender in contenders}
+    flags = {twin: trained_with(options, CONTENDERS.get(twin, contenders.get(twin))) for twin in measured_as.values()}
+    flags |= {own: trained_with(options, contenders[own]) for own in set(contenders) & set(flags)}
     known = {}
     for line in records(options.record):
         if line["kind"] == "speed" and line["machine"] == machine(options) and line["set"] == name:
-            known |= {(line["contender"], line["flags"]): line["seconds_per_step"]}
-    keys = {contender: (contender, trained_with(options, flags)) for contender, flags in contenders.items()}
-    lacking = [c for c, key in keys.items() if options.measure or key not in known]
-    if lacking:
-        for contender, seconds in measure(options, name, contenders).items():
-            known[keys[contender]] = seconds
-            line = {"kind": "speed", "set": name, "contender": contender, "flags": keys[contender][1]}
-            append(options.record, line | {"machine": machine(options), "seconds_per_step": seconds})
-    return {c: max(1, math.floor(options.minutes * 60 / known[key])) for c, key in keys.items()}
+            known[line["contender"], line["flags"]] = line["seconds_per_step"]
+    lacking = {twin: words for twin, words in flags.items() if options.measure or (twin, words) not in known}
+    for twin, seconds in measure(options, name, lacking).items() if lacking else ():
+        known[twin, flags[twin]] = seconds
+        line = {"kind": "speed", "set": name, "contender": twin, "flags": flags[twin]}
+        append(options.record, line | {"machine": machine(options), "seconds_per_step": seconds})
+    return {c: max(1, int(options.minutes * 60 / known[twin, flags[twin]])) for c, twin in measured_as.items()}
 
 
-def measure(options, name, contenders):
-    """{contender: seconds of a training step, reading included}: medians of `MEASURED_STEPS` turns, the first aside."""
+def measure(options, name, flags):
+    """{contender: seconds of a training step, reading included}: medians of `MEASURED_STEPS` turns, the first aside.
+
+    flags: {contender: all flags of its training}.
+    """
     console().info(f"=== {name}: seconds of a training step, measured by turns")
-    loops = {contender: loop_of(options, name, flags) for contender, flags in contenders.items()}
-    seconds = {contender: [] for contender in contenders}
+    loops = {contender: loop_of(options, name, words) for contender, words in flags.items()}
+    seconds = {contender: [] for contender in flags}
     for turn in range(MEASURED_STEPS + 1):
         for contender, (loop, batches) in loops.items():
             began = time.perf_counter()
@@ -174,9 +179,8 @@ def measure(options, name, contenders):
 
 def loop_of(options, name, flags):
     """A `TrainLoop` as the training script builds it, and its batches, read in this process."""
-    words = shlex.split(trained_with(options, flags))
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-    (_, train, model_options, diffusion_options, device_options), _ = parse(__doc__, groups, words)
+    (_, train, model_options, diffusion_options, device_options), _ = parse(__doc__, groups, shlex.split(flags))
     dataset = build_dataset(*data_of(options, name), model_options.image_size, split="train", need_masks=True)
     device = pick_device(device_options.gpu_dev)
     model = build_model(model_options, dataset.image_channels, len(dataset.class_names)).to(device)

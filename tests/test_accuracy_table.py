@@ -7,7 +7,11 @@ from guided_diffusion.statistics import bootstrap_interval
 
 
 def run_of(contender, seed, dice, ged2, groups=("a", "a", "b"), **more):
-    figures = {"dice": float(np.mean([d for d in dice if d is not None])), "ged2": float(np.mean(ged2)), "coarse_dice": None}
+    figures = {
+        "dice": float(np.mean([d for d in dice if d is not None])),
+        "ged2": float(np.mean(ged2)),
+        "coarse_dice": None,
+    }
     line = {"kind": "run", "set": "lidc4", "split": "test", "minutes": 12.0, "contender": contender, "seed": seed}
     line |= {"steps": 7, "flags": contender, "machine": "box", "seconds_per_case": 0.5, "figures": figures}
     return line | {"groups": list(groups), "cases": {"dice": dice, "ged2": ged2}} | more

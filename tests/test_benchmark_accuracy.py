@@ -10,7 +10,9 @@ from guided_diffusion.data import build_dataset
 from guided_diffusion.files import write_json
 from guided_diffusion.phantom_lidc import write_lidc
 
-SIZE = ["--size '--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2' --sampling '--diffusion_steps 2 --dpm_solver True'"]
+SIZE = [
+    "--size '--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2' --sampling '--diffusion_steps 2 --dpm_solver True'"
+]
 PROTOCOL = SCRIPTS / "benchmark_accuracy.py"
 
 
@@ -42,7 +44,9 @@ def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capsys
         assert line["seed"] == 3 and line["steps"] >= 1 and line["train_seconds"] > 0 and line["split"] == "test"
         assert f"--version {contender}" in line["flags"] and "--image_size 32" in line["flags"]
         dice = [value for value in line["cases"]["dice"] if value is not None]
-        assert line["figures"]["dice"] == pytest.approx(np.mean(dice), abs=1e-3) if dice else not line["figures"]["dice"]
+        assert (
+            line["figures"]["dice"] == pytest.approx(np.mean(dice), abs=1e-3) if dice else not line["figures"]["dice"]
+        )
         assert (line["figures"]["ged2"] is None) == (name == "ph2")
         assert (line["figures"]["coarse_dice"] is None) == (contender == "unet")
         assert len(line["groups"]) == 2 and line["seconds_per_case"] > 0
