@@ -237,6 +237,12 @@ class TrainOptions:
     ema_rate: str = option(
         "0.9999", "decay of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
     )
+    dice_steps: int = option(
+        300,
+        "steps, from the first, in which Dice is added to --coarse_loss bce (for --version unet: to --mask_loss bce): "
+        "small objects are found sooner, and the steps after them calibrate",
+        minimum=0,
+    )
     schedule_sampler: str = option(
         "uniform",
         "how training time steps are drawn: uniform, or loss-second-moment (more often where the loss is large)",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 MASK_LOSSES = ("mse", "bce", "bce_dice")
 LOGIT_SKIPS = ("none", "noise", "coarse", "both")
+LARGEST_GAIN = 4.0  # of the network's output; where noise is low, its errors would otherwise be made large
 
 
 def linear_betas(steps):
@@ -149,11 +150,23 @@ class GaussianDiffusion:
 
     def prediction(self, output, x_t, t):
         """The network's raw prediction at x_t, with what `logit_skip` adds to it: for x0 by its activation, mask logits
-        or half of them (tanh z = 2 sigmoid(2 z) - 1). t: int [N], or one int for all rows."""
+        or half of them (tanh z = 2 sigmoid(2 z) - 1). t: int [N], or one int for all rows.
+
+        Beside the skip "noise" the prediction is in units of that evidence, up to a bound: what neighbours say is a
+        weighted sum of their x_t, and the weights need not be learned for each t anew.
+        """
         skip = self.skipped_logits(output, x_t, t)
         if skip is None:
             return output.prediction
-        return output.prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
+        prediction = output.prediction
+        if self.logit_skip in ("noise", "both"):
+            prediction = prediction * _per_row(np.minimum(self._evidence(t), LARGEST_GAIN), x_t)
+        return prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
+
+    def _evidence(self, t):
+        """The logits that one unit of x_t is worth at t, 2 sqrt(abar) / (1 - abar): float64, of a scalar or [N]."""
+        abar = self.schedule.alpha_bar(_on_host(t))
+        return 2 * np.sqrt(abar) / (1 - abar)
 
     def skipped_logits(self, output, x_t, t):
         """The mask logits that need no network: float32 like x_t, or None.
@@ -165,8 +178,7 @@ class GaussianDiffusion:
         """
         parts = []
         if self.logit_skip in ("noise", "both"):
-            abar = self.schedule.alpha_bar(_on_host(t))
-            parts.append(_per_row(2 * np.sqrt(abar) / (1 - abar), x_t) * x_t)
+            parts.append(_per_row(self._evidence(t), x_t) * x_t)
         if self.logit_skip in ("coarse", "both") and output.coarse is not None:
             parts.append(output.coarse.detach())
         return sum(parts) if parts else None
@@ -215,10 +227,11 @@ class GaussianDiffusion:
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
-    def training_losses(self, model, mask, condition, t, noise):
+    def training_losses(self, model, mask, condition, t, noise, dice=False):
         """Losses per item of the network's view of x_t.
 
-        mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask.
+        mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. dice: whether Dice
+        is added to cross-entropy on the mask that is told from the image alone: the coarse one where there is one.
         Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, or the bound
         with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
         """
@@ -235,7 +248,8 @@ class GaussianDiffusion:
             total = losses["mask"]
         else:
             if self.mask_loss in CROSS_ENTROPIES:
-                losses["mask"] = CROSS_ENTROPIES[self.mask_loss](prediction, mask)
+                kind = "bce_dice" if dice and output.coarse is None else self.mask_loss
+                losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask)
             else:
                 losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
             total = losses["mask"]
@@ -246,14 +260,14 @@ class GaussianDiffusion:
                     losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
                 total = total + losses["vb"]
         if output.coarse is not None and self.coarse_weight:
-            losses["coarse"] = self.coarse_loss(output.coarse, mask, t)
+            losses["coarse"] = self.coarse_loss(output.coarse, mask, t, dice)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
 
-    def coarse_loss(self, logits, mask, t):
+    def coarse_loss(self, logits, mask, t, dice=False):
         """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
         construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha)."""
-        if self.coarse_kind == "bce_dice":
+        if self.coarse_kind == "bce_dice" or (dice and self.coarse_kind == "bce"):
             loss = bce_dice(logits, mask, self.coarse_ce)
         elif self.coarse_kind == "bce":
             loss = bce(logits, mask)

@@ -193,7 +193,12 @@ class TrainLoop:
         with autocast(self.precision, self.device):
             condition = self.model.encode(to_device(batch["image"]), label)
             return self.diffusion.training_losses(
-                self.model, to_device(mask), condition, to_device(t), to_device(noise)
+                self.model,
+                to_device(mask),
+                condition,
+                to_device(t),
+                to_device(noise),
+                dice=self.step < self.options.dice_steps,
             )
 
     def _check_finite(self, losses, names):

@@ -44,11 +44,14 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "v1_published": "--version v1 --recipe published",
     "v2_published": "--version v2 --recipe published",
     "v2": (
-        "--version v2 --mask_loss bce --logit_skip both --concat_features True --diffusion_level 1 "
+        "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
         "--diffusion_channels 8"
     ),
 }
-SAMPLING = {"ph2": "--num_ensemble 5", "lidc4": "--num_ensemble 16"}
+SAMPLING = {
+    "ph2": "--num_ensemble 5 --diffusion_steps 10 --dpm_solver True",
+    "lidc4": "--num_ensemble 16 --diffusion_steps 10 --dpm_solver True",
+}
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
 MEASURED_STEPS = 11
