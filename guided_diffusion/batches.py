@@ -34,10 +34,13 @@ def collate(items):
 
 class TrainingOrder(Sampler):
     """Endless batches of indices that depend only on (seed, step): position p of the run is item p mod N of a
-    permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one would."""
+    permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one would.
 
-    def __init__(self, length, batch_size, seed, start_step=0):
+    share: the slice of each batch that is yielded, of the process that reads it."""
+
+    def __init__(self, length, batch_size, seed, start_step=0, share=slice(None)):
         self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+        self.share = share
 
     def __iter__(self):
         epoch, order = -1, None
@@ -50,12 +53,16 @@ class TrainingOrder(Sampler):
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
                 batch.append(int(order[position % self.length]))
                 position += 1
-            yield batch
+            yield batch[self.share]
 
 
-def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0):
-    """Return an endless iterator over training batches, in an order that (seed, step) alone decides."""
-    return iter(_loader(dataset, num_workers, batch_sampler=TrainingOrder(len(dataset), batch_size, seed, start_step)))
+def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, share=slice(None)):
+    """Return an endless iterator over training batches, in an order that (seed, step) alone decides.
+
+    share: the slice of each batch that this process reads.
+    """
+    order = TrainingOrder(len(dataset), batch_size, seed, start_step, share)
+    return iter(_loader(dataset, num_workers, batch_sampler=order))
 
 
 def sampling_batches(dataset, batches, *, num_workers=0):

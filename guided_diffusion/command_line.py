@@ -11,7 +11,6 @@ from .errors import UserError, describe_os_error
 from .files import read_yaml
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
-    "multi_gpu": "training runs on one device so far",
     "recipe": "set --objective, --input_scale and --mask_loss instead",
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
