@@ -35,7 +35,6 @@ def with_shared_gradients(losses, processes):
         return DistributedDataParallel(
             losses,
             device_ids=[processes.device] if processes.device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=not losses.diffusion.coarse_weight,
         )
 
