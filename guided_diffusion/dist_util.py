@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+import time
+import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -111,11 +113,35 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
         torch.cuda.set_device(device)
     # Shares may take days longer than one another, so nobody gives up waiting; a process that dies ends them all.
     by_nccl = exchange_tensors and device.type == "cuda" and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if by_nccl else "gloo", timeout=timedelta(days=365))
+    backend, forever = "cpu:gloo,cuda:nccl" if by_nccl else "gloo", timedelta(days=365)
+    with peers_needed():
+        store, rank, count = _meeting_place()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=forever)
     try:
-        yield Processes(dist.get_rank(), count, device)
+        yield Processes(rank, count, device)
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place():
+    """The store in which the processes find each other, under a name that none has used before; rank and count.
+
+    torchrun keeps one store over its restarts, and the addresses of the processes that were killed are still in it.
+    So the first process makes up a new name; each other leaves a word of its own there, and goes on once the first
+    has listed it. Under a name of the past, others are listed.
+    """
+    store, rank, count = next(dist.rendezvous("env://"))
+    name = word = uuid.uuid4().hex
+    if rank == 0:
+        store.set("meeting", name)
+        store.set(f"{name}/all", " ".join(store.get(f"{name}/{other}").decode() for other in range(1, count)))
+        return dist.PrefixStore(name, store), rank, count
+    while True:
+        name = store.get("meeting").decode()
+        store.set(f"{name}/{rank}", word)
+        if store.check([f"{name}/all"]) and word in store.get(f"{name}/all").decode():
+            return dist.PrefixStore(name, store), rank, count
+        time.sleep(0.05)
 
 
 def visible_gpus(text):
