@@ -111,7 +111,7 @@ def furthest(one, other):
 CASES = {
     "v1, whole shares": ({}, {}, {}),
     "v2, one by one, learned time steps": (
-        {"version": "v2", "learn_sigma": True},
+        {"version": "v2", "learn_sigma": True, "ss_blocks": 1},
         {"diffusion_steps": 2, "coarse_every": 2},
         {"microbatch": 1, "schedule_sampler": "loss-second-moment"},
     ),
