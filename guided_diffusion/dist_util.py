@@ -187,16 +187,23 @@ def launch(script, arguments, count):
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
     )
     try:
         elastic_launch(config, sys.executable)("-u", script, *arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
+        codes = {failure.exitcode for failure in error.failures.values()}
         if max(codes) > 0:
             return max(codes)
-        print(f"error: a process was ended by {signal.Signals(-min(codes)).name}", file=sys.stderr)
-        return 128 - min(codes)
+        number = signal.Signals(-min(codes - {-signal.SIGTERM}, default=-signal.SIGTERM))  # SIGTERM ends the others
+        print(f"error: a process was ended by {number.name}", file=sys.stderr)
+        return 128 + number
     except SignalException as error:
         return 128 + error.sigval
     return 0

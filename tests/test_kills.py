@@ -35,9 +35,8 @@ def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
         assert now.items() >= whole.items()  # none is lost, and none is touched again
         for name in now.keys() - whole.keys():
             checkpoint = load_checkpoint(tmp_path / "killed" / name)
-            assert checkpoint.step == int(name[5:11]) and equal(
-                vars(checkpoint), vars(checkpoint)
-            )  # all tensors can be read
+            assert checkpoint.step == int(name[5:11])
+            assert equal(vars(checkpoint), vars(checkpoint))  # all tensors can be read
         whole = now
     assert during_a_write >= KILLS / 4 and 1 < len(whole) < STEPS
 
