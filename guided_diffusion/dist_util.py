@@ -114,9 +114,11 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
     # Shares may take days longer than one another, so nobody gives up waiting; a process that dies ends them all.
     by_nccl = exchange_tensors and device.type == "cuda" and dist.is_nccl_available()
     backend, forever = "cpu:gloo,cuda:nccl" if by_nccl else "gloo", timedelta(days=365)
-    with peers_needed():
+    try:
         store, rank, count = _meeting_place()
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=forever)
+    except (RuntimeError, ValueError) as error:  # a port that is taken, a variable of torchrun's that is not set
+        raise UserError(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
     try:
         yield Processes(rank, count, device)
     finally:
