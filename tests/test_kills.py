@@ -1,6 +1,7 @@
 """A training run that is killed again and again, at any moment: nothing is lost, and it ends as if it never was."""
 
 import random
+import shlex
 import time
 
 import processes
@@ -9,17 +10,17 @@ from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 
-KILLS, STEPS = 20, 40
+KILLS = 20
 FLAGS = (
-    TINY + f" --max_steps {STEPS} --save_interval 1 --log_interval 2 --dropout 0.2 --schedule_sampler "
-    "loss-second-moment --diffusion_steps 2 --ema_rate 0.9 --lr_anneal_steps 100"
+    TINY + " --log_interval 2 --dropout 0.2 --schedule_sampler loss-second-moment --diffusion_steps 2 --ema_rate 0.9 "
+    "--lr_anneal_steps 1000"
 )
 
 
 def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
     """Every other kill comes while a checkpoint is being written, the others at random moments of training."""
     data = ["--data_name FOLDER --data_dir", pictures, FLAGS]
-    line = words([*data, "--resume_checkpoint auto --out_dir", tmp_path / "killed"])
+    line = words([*data, "--save_interval 1 --resume_checkpoint auto --out_dir", tmp_path / "killed"])
     moments, whole, during_a_write = random.Random(0), {}, 0
     for kill in range(KILLS):
         child = processes.start(processes.train, line, log=tmp_path / "log")
@@ -38,17 +39,18 @@ def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
             assert checkpoint.step == int(name[5:11])
             assert equal(vars(checkpoint), vars(checkpoint))  # all tensors can be read
         whole = now
-    assert during_a_write >= KILLS / 4 and 1 < len(whole) < STEPS
+    assert during_a_write >= KILLS / 4 and len(whole) > KILLS / 4
 
-    script("segmentation_train", line)
+    steps = len(whole) + 3
+    script("segmentation_train", [shlex.join(line), f"--max_steps {steps}"])
     assert not temporaries(tmp_path / "killed")
-    script("segmentation_train", words([*data, f"--save_interval {STEPS} --out_dir", tmp_path / "alone"]))
+    script("segmentation_train", [*data, f"--max_steps {steps} --out_dir", tmp_path / "alone"])
     killed, alone = (load_checkpoint(newest_checkpoint(tmp_path / out)) for out in ("killed", "alone"))
-    assert killed.step == STEPS
+    assert killed.step == alone.step == steps
     for part in ("model", "ema", "optimizer", "scaler", "timestep_sampler"):
         assert equal(getattr(killed, part), getattr(alone, part)), part
     logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("killed", "alone")]
-    assert logs[0].splitlines()[-2:] == logs[1].splitlines()[-2:]
+    assert logs[0].splitlines()[-1] == logs[1].splitlines()[-1]  # its steps are all of the last life
 
 
 def checkpoints(folder):
