@@ -35,10 +35,14 @@ def collate(items):
 class TrainingOrder(Sampler):
     """Endless batches of keys (index, position) that depend only on (seed, step): position p of the run is item
     p mod N of a permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one
-    would. What is drawn for an item follows from its position (see `TrainingItems`)."""
+    would. What is drawn for an item follows from its position (see `TrainingItems`).
 
-    def __init__(self, length, batch_size, seed, start_step=0):
+
+    share: the slice of each batch that is yielded, of the process that reads it."""
+
+    def __init__(self, length, batch_size, seed, start_step=0, share=slice(None)):
         self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+        self.share = share
 
     def __iter__(self):
         epoch, order = -1, None
@@ -51,7 +55,7 @@ class TrainingOrder(Sampler):
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
                 batch.append((int(order[position % self.length]), position))
                 position += 1
-            yield batch
+            yield batch[self.share]
 
 
 class TrainingItems(Dataset):
@@ -81,12 +85,13 @@ class TrainingItems(Dataset):
         return item if self.augment is None else self.augment(item, position)
 
 
-def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none"):
+def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none", share=slice(None)):
     """Return an endless iterator over training batches, which (seed, step) alone decide.
 
-    augment: none, light or strong (see `TrainingItems`).
+    augment: none, light or strong (see `TrainingItems`). share: the slice of each batch that this process reads.
     """
-    items, order = TrainingItems(dataset, augment, seed), TrainingOrder(len(dataset), batch_size, seed, start_step)
+    order = TrainingOrder(len(dataset), batch_size, seed, start_step, share)
+    items = TrainingItems(dataset, augment, seed)
     return iter(_loader(items, num_workers, batch_sampler=order))
 
 

@@ -12,7 +12,6 @@ from .files import read_yaml
 from .presets import RECIPES
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
-    "multi_gpu": "training runs on one device so far",
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",

@@ -211,6 +211,16 @@ class DeviceOptions:
 
 
 @dataclass
+class ProcessOptions(DeviceOptions):
+    """What the network runs on, in one process or several."""
+
+    multi_gpu: str = option(
+        "",
+        "GPUs to share the work among, one process each, as 0,1,2; torchrun starts processes on several machines",
+    )
+
+
+@dataclass
 class TrainOptions:
     """The training run."""
 
@@ -225,9 +235,11 @@ class TrainOptions:
     max_minutes: float = option(
         0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew; 0: none", minimum=0
     )
-    batch_size: int = option(8, "images per optimizer step", above=0)
+    batch_size: int = option(8, "images per optimizer step, of all processes together", above=0)
     microbatch: int = option(
-        -1, "images per forward pass: gradients are summed over the batch's parts; -1: the whole batch at once"
+        -1,
+        "images per forward pass: gradients are summed over the parts of a process's share of the batch; -1: all at "
+        "once",
     )
     lr: float = option(1e-4, "learning rate of AdamW", above=0)
     weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
@@ -301,9 +313,6 @@ class SampleOptions:
     )
     compile: bool = option(
         False, "compile the network by torch.compile: minutes of warm-up, which is reported, then faster steps on a GPU"
-    )
-    multi_gpu: str = option(
-        "", "GPUs to share the cases out to, as 0,1,2; torchrun starts processes on several machines"
     )
     diffusion_steps: int = option(
         0,

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import signal
 import sys
 import time
+import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .errors import UserError
+from .errors import PeerGone, UserError, is_out_of_memory
 from .logger import console
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,12 +32,17 @@ class Processes:
         """Whether this is the process that speaks, writes what is written once, and evaluates."""
         return self.rank == 0
 
+    @property
+    def place(self):
+        """What they run on, in words."""
+        return str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
+
     def from_first(self, make):
         """The first process's `make()`, in all of them; the others wait for it. Plain types."""
         if self.count == 1:
             return make()
         box = [make() if self.is_first else None]
-        with _peers_needed():
+        with peers_needed():
             dist.broadcast_object_list(box)
         return box[0]
 
@@ -44,26 +51,57 @@ class Processes:
         if self.count == 1:
             return [value]
         values = [None] * self.count
-        with _peers_needed():
+        with peers_needed():
             dist.all_gather_object(values, value)
         return values
 
+    def sum(self, values):
+        """A dict of numbers, the same names in every process, summed over all of them."""
+        return self._reduced(values, "SUM")
+
+    def largest(self, values):
+        """A dict of numbers, the same names in every process, each the largest of them all."""
+        return self._reduced(values, "MAX")
+
+    def _reduced(self, values, how):
+        if self.count == 1:
+            return values
+        numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+        with peers_needed():
+            dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
+        return dict(zip(values, numbers.tolist(), strict=True))
+
+    def share(self, total):
+        """The part of a global batch of `total` items that is this process's: a slice, one after the other by rank.
+
+        Shares differ by one item at most. Raises `UserError` where there are fewer items than processes.
+        """
+        if total < self.count:
+            raise UserError(
+                f"--batch_size {total}: is shared by {self.count} processes, which need at least one image each"
+            )
+        return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
 
 @contextmanager
-def _peers_needed():
-    """Turn what gloo raises when another process has gone into one line; that process has said why it went."""
+def peers_needed():
+    """Turn what gloo and NCCL raise when another process has gone into `PeerGone`."""
     try:
         yield
     except RuntimeError as error:
-        raise UserError("another of the processes has ended; see its message") from error
+        known = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl"))
+        if not known or is_out_of_memory(error):
+            raise
+        raise PeerGone("another of the processes has ended; see its message") from error
 
 
 @contextmanager
-def joined_processes(gpu_dev, explicit=False):
+def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
     """A context with this process's `Processes`: those that torchrun (or `launch`) started, or itself alone.
 
     Under torchrun process i of a machine takes its GPU i; without GPUs all run on the CPU. gpu_dev, explicit: see
-    `pick_device`, for a single process.
+    `pick_device`, for a single process. exchange_tensors: whether they will exchange tensors of their GPUs, by NCCL,
+    beside plain values on the CPU, by gloo.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -74,15 +112,38 @@ def joined_processes(gpu_dev, explicit=False):
         device = pick_device(os.environ["LOCAL_RANK"])
         torch.cuda.set_device(device)
     # Shares may take days longer than one another, so nobody gives up waiting; a process that dies ends them all.
-    dist.init_process_group("gloo", timeout=timedelta(days=365))
+    by_nccl = exchange_tensors and device.type == "cuda" and dist.is_nccl_available()
+    backend, forever = "cpu:gloo,cuda:nccl" if by_nccl else "gloo", timedelta(days=365)
     try:
-        yield Processes(dist.get_rank(), count, device)
-    except UserError:
-        if dist.get_rank():  # the first has most likely met it too, and the launcher ends this one: it is told once
-            time.sleep(3)
-        raise
+        store, rank, count = _meeting_place()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=forever)
+    except (RuntimeError, ValueError) as error:  # a port that is taken, a variable of torchrun's that is not set
+        raise UserError(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
+    try:
+        yield Processes(rank, count, device)
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place():
+    """The store in which the processes find each other, under a name that none has used before; rank and count.
+
+    torchrun keeps one store over its restarts, and the addresses of the processes that were killed are still in it.
+    So the first process makes up a new name; each other leaves a word of its own there, and goes on once the first
+    has listed it. Under a name of the past, others are listed.
+    """
+    store, rank, count = next(dist.rendezvous("env://"))
+    name = word = uuid.uuid4().hex
+    if rank == 0:
+        store.set("meeting", name)
+        store.set(f"{name}/all", " ".join(store.get(f"{name}/{other}").decode() for other in range(1, count)))
+        return dist.PrefixStore(name, store), rank, count
+    while True:
+        name = store.get("meeting").decode()
+        store.set(f"{name}/{rank}", word)
+        if store.check([f"{name}/all"]) and word in store.get(f"{name}/all").decode():
+            return dist.PrefixStore(name, store), rank, count
+        time.sleep(0.05)
 
 
 def visible_gpus(text):
@@ -107,36 +168,47 @@ def visible_gpus(text):
     return [names[gpu] if names != [""] else str(gpu) for gpu in gpus]
 
 
+def launch_on_gpus(multi_gpu, script, arguments):
+    """Run a script with these arguments in one process for each GPU of `--multi-gpu`; returns the exit status."""
+    if "LOCAL_RANK" in os.environ:
+        raise UserError(f"--multi-gpu {multi_gpu}: starts its processes itself; leave it out under torchrun")
+    gpus = visible_gpus(multi_gpu)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return launch(script, [*arguments, "--multi_gpu="], len(gpus))  # the last counts, also over a YAML file's
+
+
 def launch(script, arguments, count):
     """Run a script in `count` processes of this machine through torch's elastic launcher; returns the exit status.
 
-    The process that failed first has said why; the launcher's own report is left out.
+    The process that failed first has said why; the launcher's own report is left out. A signal is passed on to all,
+    which have two minutes to write what they have.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
     )
     try:
         elastic_launch(config, sys.executable)("-u", script, *arguments)
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values())
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if max(codes) > 0:
+            return max(codes)
+        number = signal.Signals(-min(codes - {-signal.SIGTERM}, default=-signal.SIGTERM))  # SIGTERM ends the others
+        print(f"error: a process was ended by {number.name}", file=sys.stderr)
+        return 128 + number
+    except SignalException as error:
+        return 128 + error.sigval
     return 0
-
-
-def without_flag(arguments, names):
-    """The arguments without these flags and their values."""
-    kept, skip = [], False
-    for word in arguments:
-        flag, equals, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif flag in names:
-            skip = not equals
-        else:
-            kept.append(word)
-    return kept
 
 
 def pick_device(gpu_dev, explicit=False):

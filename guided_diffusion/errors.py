@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 
 class UserError(Exception):
@@ -11,6 +12,10 @@ class UserError(Exception):
 
 class NoCasesError(UserError):
     """A folder in which the loader finds nothing: perhaps it is the wrong loader."""
+
+
+class PeerGone(UserError):
+    """Another of the processes that work together has ended: it has said why, unless it was killed."""
 
 
 def interruptible_imports():
@@ -33,12 +38,14 @@ def run_script(main):
 
     A `UserError` becomes one line on stderr and exit status 2, a full disk, an unwritable path or exhausted memory one
     line and status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
+    Of several processes one speaks: see `_told_by_another`.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
     except UserError as error:
+        _told_by_another(error)
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
@@ -50,6 +57,7 @@ def run_script(main):
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        _told_by_another(error)
         print(
             "error: out of memory: train with --microbatch 1 or --use_checkpoint True, "
             "sample with a lower --sample_batch_size",
@@ -57,9 +65,21 @@ def run_script(main):
         )
         status = 1
     except OSError as error:
+        _told_by_another(error)
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         status = 1
     sys.exit(status or 0)
+
+
+def _told_by_another(error):
+    """Wait, in one of several processes, for another's message: their launcher then ends this one, and it is told once.
+
+    What one meets the first has most likely met too; where a peer has gone it had the reason.
+    """
+    if isinstance(error, PeerGone):
+        time.sleep(10)
+    elif os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
 
 
 def is_out_of_memory(error):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,6 +255,16 @@ def atomic_path(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder):
+    """Remove what `atomic_path` left in a folder, as it does when the process is killed meanwhile.
+
+    For folders that one run alone writes to: those of a run at work would be gone too.
+    """
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_png(path, array):

@@ -7,6 +7,8 @@ import torch
 class UniformTimesteps:
     """Every time step is equally likely."""
 
+    learns = False  # whether `update` changes anything
+
     def __init__(self, num_timesteps):
         self.num_timesteps = num_timesteps
 
@@ -37,6 +39,8 @@ class UniformTimesteps:
 class LossSecondMomentTimesteps(UniformTimesteps):
     """Time steps in proportion to sqrt(E[loss^2]) (arXiv 2102.09672 sec. 3.3) of their last `history` losses, mixed
     with a thousandth of uniform; uniform until every time step has a full history."""
+
+    learns = True
 
     def __init__(self, num_timesteps, history=10, uniform_share=0.001):
         super().__init__(num_timesteps)

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections import defaultdict
+from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from tqdm import tqdm
 
 from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from .dist_util import autocast
-from .errors import UserError
+from .dist_util import Processes, autocast, peers_needed
+from .errors import PeerGone, UserError
+from .files import remove_temporaries
 from .logger import RunLog, console, counted
+from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
 from .timesteps import TIMESTEP_SAMPLERS
 
@@ -55,12 +58,30 @@ class TrainLoop:
     """Train `model` on `dataset` until the last step, a time limit or a signal.
 
     options: `config.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go on
-    from, whose weights the model already holds, or None.
+    from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
+    them run this loop, the first one writes.
     """
 
-    def __init__(self, model, diffusion, dataset, options, *, config, device, precision, num_workers=0, start=None):
+    def __init__(
+        self,
+        model,
+        diffusion,
+        dataset,
+        options,
+        *,
+        config,
+        device,
+        precision,
+        num_workers=0,
+        start=None,
+        processes=None,
+    ):
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
+        self.processes = processes or Processes(0, 1, device)
+        self.share = self.processes.share(options.batch_size)
+        self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
+        self.step_losses = with_shared_gradients(StepLosses(model, diffusion), self.processes)
         self.step = self.first_step = start.step if start else 0
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -96,29 +117,45 @@ class TrainLoop:
             start_step=self.step,
             num_workers=self.num_workers,
             augment=self.options.augment,
+            share=self.share,
         )
-        log = RunLog(self.options.out_dir, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step)
         recent = defaultdict(list)
         self.model.train()
-        bar = tqdm(total=self.last_step, initial=self.step, desc="training", unit="step", dynamic_ncols=True)
-        with _SignalsCaught(self), bar:
-            while not self._finished(began):
+        with self._log() as log, _SignalsCaught(self), self._bar() as bar, peers_needed():
+            finished = self._finished(began)
+            while not finished:
                 batch, started = next(batches), time.monotonic()
                 values = self.train_step(batch)
                 self.step += 1
                 self._foretell(time.monotonic() - started)
-                self._report(bar, log, recent, values, began)
+                finished = self._finished(began)
+                if self.processes.is_first:
+                    self._report(bar, log, recent, values, began, finished)
                 if self.step % self.options.save_interval == 0:
                     self.save()
-        if self.step != self.last_saved:
-            self.save()
-        log.close()
+            if self.step != self.last_saved:
+                self.save()
         return self.step
 
+    def _log(self):
+        if not self.processes.is_first:
+            return nullcontext()
+        remove_temporaries(self.options.out_dir)  # of a run that was killed while it wrote
+        return closing(RunLog(self.options.out_dir, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step))
+
+    def _bar(self):
+        words = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not self.processes.is_first}
+        return tqdm(total=self.last_step, initial=self.step, **words)
+
     def _finished(self, began):
+        """Whether to stop after this step, for any process's signal or clock: all processes stop after the same one."""
         limit = self.options.max_minutes * 60
-        out_of_time = limit and time.monotonic() - began >= limit
-        return self.stop_signal is not None or self.step >= self.last_step or bool(out_of_time)
+        asked = {"signal": self.stop_signal or 0, "time": bool(limit and time.monotonic() - began >= limit)}
+        asked = self.processes.largest(asked)
+        if asked["signal"] and self.processes.count > 1:
+            self.stop_signal = signal.Signals(int(asked["signal"]))
+            console().info(f"{self.stop_signal.name}: all processes stop after step {self.step}")
+        return self.step >= self.last_step or any(asked.values())
 
     def _foretell(self, seconds):
         """Say how long the run will take, from the seconds of one of its first steps, where that is beyond a day."""
@@ -143,24 +180,38 @@ class TrainLoop:
         weight changes, for a loss or gradient that is not finite.
         """
         learning_rate = self._set_learning_rate()
-        torch.manual_seed(seed_of("step", self.options.seed, self.step))  # dropout follows from (seed, step)
+        self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
-        count = len(mask)
-        size = self.options.microbatch if self.options.microbatch > 0 else count
-        sums = defaultdict(float)
-        for low in range(0, count, size):
-            part = slice(low, min(low + size, count))
-            losses = self._losses(batch, mask, t, noise, part)
-            self._check_finite(losses["loss"], batch["name"][part])
-            total = (losses["loss"] * weights[part].to(self.device)).sum() / count
-            self.scaler.scale(total).backward()
-            self.timesteps.update(t[part], losses["loss"].detach())
+        here = len(mask)
+        count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
+        size = self.options.microbatch if self.options.microbatch > 0 else here
+        sums, seen = defaultdict(float), []
+        for low in range(0, here, size):
+            part = slice(low, min(low + size, here))
+            with gradients_exchanged(self.step_losses, now=part.stop == here):
+                losses = self._losses(batch, mask, t, noise, part)
+                self._check_finite(losses["loss"], batch["name"][part])
+                total = (losses["loss"] * weights[part].to(self.device)).sum() / count
+                self.scaler.scale(total * self.processes.count).backward()  # their mean is taken: of this, the sum
+            seen.append(losses["loss"].detach())
             for name, value in losses.items():
                 sums[name] += value.detach().sum().item() / count
+        self._learn_timesteps(t, torch.cat(seen))
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.step)
-        return {**sums, "grad_norm": grad_norm, "lr": learning_rate}
+        return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
+
+    def _seed_dropout(self):
+        """Dropout follows from (seed, step) and the process: the same mask for each share would tie their items."""
+        rank = [self.processes.rank] if self.processes.rank else []
+        torch.manual_seed(seed_of("step", self.options.seed, self.step, *rank))
+
+    def _learn_timesteps(self, t, losses):
+        """Tell the sampler of time steps of the whole global batch, in its order: it stays the same everywhere."""
+        if self.timesteps.learns:
+            shares = self.processes.gather((t, losses.cpu()))
+            self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
     def _set_learning_rate(self):
         total = self.options.lr_anneal_steps
@@ -176,7 +227,7 @@ class TrainLoop:
         `raters` alone see the same time steps and noise.
         """
         chosen, uniforms, noise = [], [], []
-        for index, mask in enumerate(masks):  # mask: [R, K, H, W]
+        for index, mask in enumerate(masks, start=self.share.start):  # mask: [R, K, H, W]
             generator = item_generator(self.options.seed, self.step, index)
             rater = torch.randint(len(mask), (), generator=generator)
             chosen.append(mask.mean(dim=0) if self.options.raters == "mean" else mask[rater])
@@ -191,11 +242,10 @@ class TrainLoop:
 
         label = to_device(batch["label"]) if self.model.label_embedding is not None else None
         with autocast(self.precision, self.device):
-            condition = self.model.encode(to_device(batch["image"]), label)
-            return self.diffusion.training_losses(
-                self.model,
+            return self.step_losses(
+                to_device(batch["image"]),
+                label,
                 to_device(mask),
-                condition,
                 to_device(t),
                 to_device(noise),
                 dice=self.step < self.options.dice_steps,
@@ -220,6 +270,7 @@ class TrainLoop:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
         if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
+            names = sum(self.processes.gather(list(names)), [])
             self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -228,7 +279,7 @@ class TrainLoop:
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def _report(self, bar, log, recent, values, began):
+    def _report(self, bar, log, recent, values, began, finished):
         for name, value in values.items():
             recent[name].append(value)
         bar.update()
@@ -237,7 +288,7 @@ class TrainLoop:
             left = self.options.max_minutes - (time.monotonic() - began) / 60
             shown["minutes left"] = f"{max(left, 0):.1f}"
         bar.set_postfix(shown, refresh=False)
-        if self.step % self.options.log_interval == 0 or self._finished(began):
+        if self.step % self.options.log_interval == 0 or finished:
             means = {name: float(np.mean(history)) for name, history in recent.items()}
             recent.clear()
             log.write(self.step, means)
@@ -259,15 +310,20 @@ class TrainLoop:
         )
 
     def save(self):
-        """Write OUT/model<step>.pt, whole or not at all."""
+        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all."""
         path = checkpoint_path(self.options.out_dir, self.step)
-        save_checkpoint(self.checkpoint(), path)
+        if self.processes.is_first:
+            save_checkpoint(self.checkpoint(), path)
         self.last_saved = self.step
         console().info(f"step {self.step}: wrote {path}")
 
 
 class _SignalsCaught:
-    """While inside, SIGINT and SIGTERM ask the loop to stop after the step in hand; a second one stops at once."""
+    """While inside, SIGINT and SIGTERM ask the loop to stop after the step in hand; a second one stops at once.
+
+    Several processes agree at the end of the step, which then says so; they do not count signals, since a scheduler
+    and the launcher may both pass on the same one.
+    """
 
     def __init__(self, loop):
         self.loop = loop
@@ -275,14 +331,19 @@ class _SignalsCaught:
     def __enter__(self):
         self.previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def __exit__(self, *_):
+    def __exit__(self, _kind, error, _trace):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if isinstance(error, PeerGone) and self.loop.stop_signal is not None:
+            signal.raise_signal(self.loop.stop_signal)  # the launcher ends those that are left
 
     def _caught(self, number, _frame):
-        if self.loop.stop_signal is not None:
+        alone = self.loop.processes.count == 1
+        if self.loop.stop_signal is not None and alone:
             raise KeyboardInterrupt
         self.loop.stop_signal = number
+        if not alone:
+            return
         console().info(
             f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; a "
             "second Ctrl-C quits at once without saving"

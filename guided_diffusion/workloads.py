@@ -15,6 +15,7 @@ from .dist_util import autocast, memory_format
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
+from .parallel import StepLosses
 from .phantom import write_brats, write_isic
 from .plan import ONE_LOOK, plan_sampling
 from .sampling import draw_members
@@ -179,6 +180,7 @@ class NetworkBench:
         def step(model, precision):
             def call():
                 loop.model, loop.precision = model, precision
+                loop.step_losses = StepLosses(model, self.diffusion)
                 loop.train_step(batch)
                 loop.step += 1
 

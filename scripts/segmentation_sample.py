@@ -5,7 +5,6 @@ from guided_diffusion.errors import interruptible_imports, run_script
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
-import os
 import platform
 import sys
 import time
@@ -17,9 +16,9 @@ from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
-    DeviceOptions,
     DiffusionOptions,
     ModelOptions,
+    ProcessOptions,
     SampleOptions,
     saved_options,
 )
@@ -27,10 +26,8 @@ from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
-    launch,
+    launch_on_gpus,
     pick_precision,
-    visible_gpus,
-    without_flag,
 )
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import evaluate, format_summary
@@ -49,18 +46,15 @@ EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model0
 
 def main(argv=None):
     """Parse the command line and sample, in this process or in one for each GPU that is asked for."""
-    groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+    groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
     options, given = parse(__doc__, groups, argv, example=EXAMPLE, saved=(ModelOptions, DiffusionOptions))
-    sample, device_options = options[0], options[-1]
+    process_options = options[-1]
     for name in ("model_path", "data_dir"):
         if name not in given:
             raise UserError(f"--{name}: is needed; see --help")
-    if sample.multi_gpu:
-        gpus = visible_gpus(sample.multi_gpu)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        arguments = without_flag(sys.argv[1:] if argv is None else argv, ("--multi-gpu", "--multi_gpu"))
-        return launch(__file__, arguments, len(gpus))
-    with joined_processes(device_options.gpu_dev, "gpu_dev" in given) as processes:
+    if process_options.multi_gpu:
+        return launch_on_gpus(process_options.multi_gpu, __file__, sys.argv[1:] if argv is None else argv)
+    with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
         sample_all(options, given, processes)
@@ -69,13 +63,13 @@ def main(argv=None):
 
 def sample_all(options, given, processes):
     """Sample every case that is not finished, this process its share; the first evaluates where truth exists."""
-    sample, data, model_options, diffusion_options, device_options = options
+    sample, data, model_options, diffusion_options, process_options = options
     checkpoint = load_checkpoint(sample.model_path)
     trained = checkpoint.config
     model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
-    precision = pick_precision(device_options.precision, processes.device)
+    precision = pick_precision(process_options.precision, processes.device)
     if trained["model"]["version"] == "unet":
         plan, sample.num_ensemble = ONE_LOOK, 1
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
@@ -95,7 +89,7 @@ def sample_all(options, given, processes):
     read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"
-        console().info(f"{how}, on {where(processes)} in {precision}")
+        console().info(f"{how}, on {processes.place} in {precision}")
         rows = rows_at_once(sample.sample_batch_size, processes.device, image_size)
         images = sample.batch_size or max(1, rows // sample.num_ensemble)
         sampler = EnsembleSampler(
@@ -132,11 +126,6 @@ def rebuild(checkpoint, sample, model_options, diffusion_options, given):
     checkpoint.load_weights(model, sample.weights)
     check_size(image_size, len(model.shape.multipliers))
     return model, diffusion, image_size
-
-
-def where(processes):
-    """What the sampling runs on, in words."""
-    return str(processes.device) if processes.count == 1 else f"{processes.count} processes ({processes.device.type})"
 
 
 def find_data(data, image_size, chosen):

@@ -6,8 +6,8 @@ if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
 import dataclasses
-import os
 import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -16,20 +16,20 @@ from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
-    DeviceOptions,
     DiffusionOptions,
     ModelOptions,
+    ProcessOptions,
     TrainOptions,
     build,
     check_variant,
     saved_options,
 )
 from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
-from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
+from guided_diffusion.dist_util import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.logger import console, counted
+from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.train_util import TrainLoop
 
@@ -40,12 +40,23 @@ BEFORE = {"augment": "none"}  # what runs did whose checkpoints are older than t
 
 
 def main(argv=None):
-    """Parse the command line, build or resume the run, train it."""
-    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-    (data, train, model_options, diffusion_options, device_options), given = parse(
-        __doc__, groups, argv, example=EXAMPLE
-    )
-    start = find_start(train)
+    """Parse the command line and train, in this process or in one for each GPU that is asked for."""
+    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
+    options, given = parse(__doc__, groups, argv, example=EXAMPLE)
+    process_options = options[-1]
+    if process_options.multi_gpu:
+        return launch_on_gpus(process_options.multi_gpu, __file__, sys.argv[1:] if argv is None else argv)
+    with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
+        quiet(not processes.is_first)
+        keep_freed_memory()
+        train_model(options, given, processes)
+    return 0
+
+
+def train_model(options, given, processes):
+    """Build or resume the run and train it, this process on its share of every batch."""
+    data, train, model_options, diffusion_options, process_options = options
+    start = find_start(train, processes)
     if start is not None:
         model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
         diffusion_options = saved_options(
@@ -58,14 +69,11 @@ def main(argv=None):
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training runs on one device so far: start it without torchrun")
-    device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
-    precision = pick_precision(device_options.precision, device)
-    keep_freed_memory()
+    precision = pick_precision(process_options.precision, processes.device)
     dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
-    check_writable(Path(train.out_dir))
+    if processes.is_first:  # one checks for all; they would trip over each other's trial file
+        check_writable(Path(train.out_dir))
 
     torch.manual_seed(train.seed)
     if start is None:
@@ -74,14 +82,14 @@ def main(argv=None):
         diffusion = build_diffusion(diffusion_options)
     else:
         model, diffusion = start.build(model_options)
-    model.to(device)
+    model.to(processes.device)
     config = {
         "data": dataclasses.asdict(data) | {"data_dir": str(dataset.data_dir.absolute())},
         "model": dataclasses.asdict(model_options),
         "diffusion": dataclasses.asdict(diffusion_options),
         "train": dataclasses.asdict(train),
     }
-    describe(dataset, model, train, device, precision, start)
+    describe(dataset, model, train, processes.place, precision, start)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -90,12 +98,15 @@ def main(argv=None):
         dataset,
         train,
         config=config,
-        device=device,
+        device=processes.device,
         precision=precision,
         num_workers=data.num_workers,
         start=start,
+        processes=processes,
     )
     last = loop.run()
+    if not processes.is_first:
+        return
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
@@ -112,9 +123,9 @@ def find_data(data, image_size, chosen):
         raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
 
 
-def find_start(train):
+def find_start(train, processes):
     """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
-    newest = newest_checkpoint(train.out_dir)
+    newest = processes.from_first(lambda: newest_checkpoint(train.out_dir))  # or some might see a later one
     if train.resume_checkpoint == "auto":
         return None if newest is None else load_checkpoint(newest)
     if train.resume_checkpoint:
@@ -174,14 +185,14 @@ def check_labels(dataset, start):
         )
 
 
-def describe(dataset, model, train, device, precision, start):
+def describe(dataset, model, train, place, precision, start):
     """Say what is about to run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     channels = counted(dataset.image_channels, "channel")
     console().info(f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}")
     for note in dataset.notes:
         console().info(note)
-    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {device} in {precision}")
+    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {precision}")
     if train.augment != "none":
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:

@@ -10,10 +10,10 @@ from guided_diffusion import command_line
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
-    DeviceOptions,
     DiffusionOptions,
     EvalOptions,
     ModelOptions,
+    ProcessOptions,
     SampleOptions,
     TrainOptions,
     build,
@@ -22,9 +22,9 @@ from guided_diffusion.config import (
 )
 from guided_diffusion.errors import UserError
 
-TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-IN_SAMPLING = ("multi_gpu", "compile")  # coming in training, there in sampling
+TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
+SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
+IN_SAMPLING = ("compile",)  # coming in training, there in sampling
 GROUPS = {
     "segmentation_train": TRAIN,
     "segmentation_sample": SAMPLE,
@@ -220,7 +220,7 @@ def test_a_value_without_its_flag():
 
 
 @pytest.mark.parametrize(
-    "flag", ["--multi-gpu 0,1", "--multi_gpu 0,1", "--recipe published", "--fsdp True", "--fsdp=True"]
+    "flag", ["--dry-run True", "--dry_run True", "--recipe published", "--fsdp True", "--fsdp=True"]
 )
 def test_flags_of_later_versions_are_refused_by_name(flag):
     line = refused(flag)

@@ -1,22 +1,26 @@
 """The device and the precision the network runs in."""
 
+import os
 import platform
 import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from guided_diffusion import dist_util
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import ProcessOptions
 from guided_diffusion.dist_util import (
     autocast,
     joined_processes,
     keep_freed_memory,
     launch,
+    launch_on_gpus,
     pick_device,
     pick_precision,
     visible_gpus,
-    without_flag,
 )
 from guided_diffusion.errors import UserError
 
@@ -52,6 +56,7 @@ def test_a_process_alone_is_the_first_and_waits_for_nobody(monkeypatch):
     with joined_processes("cpu") as processes:
         assert processes.is_first and processes.count == 1 and processes.device == CPU
         assert processes.from_first(lambda: 3) == 3 and processes.gather("a") == ["a"]
+        assert processes.sum({"a": 2}) == processes.largest({"a": 2}) == {"a": 2}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,23 @@ def test_several_gpus_without_any_are_refused_with_the_way_for_cpus(gpus):
         visible_gpus("0,1")
 
 
-def test_a_flag_is_left_out_with_its_value():
-    arguments = ["--a", "1", "--multi-gpu", "0,1", "--b", "--multi_gpu=0", "2"]
-    assert without_flag(arguments, ("--multi-gpu", "--multi_gpu")) == ["--a", "1", "--b", "2"]
+def test_each_gpu_gets_a_process_which_starts_no_others(gpus, monkeypatch):
+    """Whether the flag or a YAML file asked for them: in the processes the last flag counts."""
+    gpus(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    started = []
+    monkeypatch.setattr(dist_util, "launch", lambda *how: started.append((*how, os.environ["CUDA_VISIBLE_DEVICES"])))
+    launch_on_gpus("0,2", "script.py", ["--multi-gpu", "0,2", "--seed", "1"])
+    ((script, arguments, count, visible),) = started
+    assert (script, count, visible) == ("script.py", 2, "0,2")
+    (options,), _ = parse("", [ProcessOptions], [word for word in arguments if word not in ("--seed", "1")])
+    assert options.multi_gpu == ""
+
+
+def test_processes_within_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="--multi-gpu 0,1: starts its processes itself; leave it out under torchrun"):
+        launch_on_gpus("0,1", "script.py", [])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is glibc's")
@@ -97,7 +116,7 @@ def test_freed_memory_is_kept():
 
 
 WORKER = """
-import os, sys
+import os, signal, sys, time
 from guided_diffusion.dist_util import joined_processes
 from guided_diffusion.errors import UserError, run_script
 
@@ -105,10 +124,14 @@ def main():
     with joined_processes("cpu") as processes:
         word = processes.from_first(lambda: sys.argv[1] * 2)
         everyone = processes.gather((processes.rank, word))
-        if sys.argv[1] == "fail":
+        if sys.argv[1] == "fail" or sys.argv[1] == "one" and processes.rank == 1:
             raise UserError("told once")
+        if sys.argv[1] == "killed" and processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = processes.sum({"a": processes.rank + 1, "b": 0.5})
+        largest = processes.largest({"rank": processes.rank})
         if processes.is_first:
-            print(everyone, processes.count, flush=True)
+            print(everyone, processes.count, total, largest, flush=True)
 
 run_script(main)
 """
@@ -131,13 +154,22 @@ def launched(tmp_path, monkeypatch, capfd):
 
 def test_launched_processes_know_each_other(launched):
     status, out, _ = launched("ab")
-    assert status == 0 and out.strip() == "[(0, 'abab'), (1, 'abab')] 2"
+    assert status == 0 and out.strip() == "[(0, 'abab'), (1, 'abab')] 2 {'a': 3.0, 'b': 1.0} {'rank': 1.0}"
 
 
-def test_a_launched_failure_is_told_once_and_its_status_passed_on(launched):
-    status, _, err = launched("fail")
-    assert status == 2
-    assert [line for line in err.splitlines() if "told once" in line] == ["error: told once"]
+@pytest.mark.parametrize(
+    "what, code, line",
+    [
+        ("fail", 2, "error: told once"),
+        ("one", 2, "error: told once"),
+        ("killed", 128 + signal.SIGKILL, "error: a process was ended by SIGKILL"),
+    ],
+)
+def test_a_launched_failure_is_told_once_and_its_status_passed_on(launched, what, code, line):
+    """Of all, of one on which the other waits, and of one that cannot tell it any more."""
+    status, _, err = launched(what)
+    assert status == code
+    assert [line for line in err.splitlines() if line.startswith("error")] == [line]
     assert "Traceback" not in err
 
 

@@ -25,6 +25,7 @@ from guided_diffusion.files import (
     read_npz_headers,
     read_picture,
     read_picture_mask,
+    remove_temporaries,
     split_suffix,
     write_json,
     write_nifti,
@@ -330,6 +331,12 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, target], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -9 and target.read_text() == "old"
+    others = [tmp_path / name for name in (".hidden.json", "y.12.json", "12.json", ".12.json")]
+    for path in others:
+        path.touch()
+    assert len(list(tmp_path.iterdir())) == 6
+    remove_temporaries(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([target, *others])
 
 
 @pytest.mark.parametrize("array", [GREY, COLOUR, GREY.astype(np.uint16) * 257 + 3], ids=["grey", "rgb", "16 bit"])

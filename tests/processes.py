@@ -1,0 +1,72 @@
+"""Real processes for tests, forked where torch is loaded already: training as torchrun would start it, in a second."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from types import SimpleNamespace
+
+MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
+MODULES += ["guided_diffusion.train_util", "guided_diffusion.custom_dataset_loader"]
+
+
+def start(target, *arguments, log, environment=None):
+    """Start `target(*arguments)` in a process of its own, whose output goes to the file `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    child = context.Process(target=_begin, args=(target, arguments, str(log), environment or {}), daemon=True)
+    child.start()
+    return child
+
+
+def start_ranks(count, target, *arguments, folder):
+    """Start `count` processes as torchrun does; process i writes to FOLDER/i.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(
+            target,
+            *arguments,
+            log=folder / f"{rank}.log",
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(children, folder, timeout=60):
+    """Wait for the processes of `start_ranks`: their exit statuses and outputs, by rank."""
+    for child in children:
+        child.join(timeout)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+    return SimpleNamespace(
+        statuses=[child.exitcode for child in children],
+        outputs=[(folder / f"{rank}.log").read_text() for rank in range(len(children))],
+    )
+
+
+def train(words):
+    """The training script with this command line, from its door to its exit."""
+    from conftest import SCRIPTS
+
+    sys.path.insert(0, str(SCRIPTS))
+    import segmentation_train
+
+    from guided_diffusion.errors import run_script
+
+    run_script(lambda: segmentation_train.main(words))
+
+
+def _begin(target, arguments, log, environment):
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    target(*arguments)

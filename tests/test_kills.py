@@ -1,0 +1,69 @@
+"""A training run that is killed again and again, at any moment: nothing is lost, and it ends as if it never was."""
+
+import random
+import shlex
+import time
+
+import processes
+from conftest import TINY, words
+from test_training_runs import equal
+
+from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+
+KILLS = 20
+FLAGS = (
+    TINY + " --log_interval 2 --dropout 0.2 --schedule_sampler loss-second-moment --diffusion_steps 2 --ema_rate 0.9 "
+    "--lr_anneal_steps 1000"
+)
+
+
+def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
+    """Every other kill comes while a checkpoint is being written, the others at random moments of training."""
+    data = ["--data_name FOLDER --data_dir", pictures, FLAGS]
+    line = words([*data, "--save_interval 1 --resume_checkpoint auto --out_dir", tmp_path / "killed"])
+    moments, whole, during_a_write = random.Random(0), {}, 0
+    for kill in range(KILLS):
+        child = processes.start(processes.train, line, log=tmp_path / "log")
+        look = temporaries if kill % 2 else checkpoints
+        wait_for_more(lambda look=look: look(tmp_path / "killed"), child)
+        if not kill % 2:
+            time.sleep(moments.uniform(0, 0.2))
+        child.kill()
+        child.join()
+        assert child.exitcode == -9, (tmp_path / "log").read_text()
+        during_a_write += bool(temporaries(tmp_path / "killed"))
+        now = {path.name: path.read_bytes() for path in checkpoints(tmp_path / "killed")}
+        assert now.items() >= whole.items()  # none is lost, and none is touched again
+        for name in now.keys() - whole.keys():
+            checkpoint = load_checkpoint(tmp_path / "killed" / name)
+            assert checkpoint.step == int(name[5:11])
+            assert equal(vars(checkpoint), vars(checkpoint))  # all tensors can be read
+        whole = now
+    assert during_a_write >= KILLS / 4 and len(whole) > KILLS / 4
+
+    steps = len(whole) + 3
+    script("segmentation_train", [shlex.join(line), f"--max_steps {steps}"])
+    assert not temporaries(tmp_path / "killed")
+    script("segmentation_train", [*data, f"--max_steps {steps} --out_dir", tmp_path / "alone"])
+    killed, alone = (load_checkpoint(newest_checkpoint(tmp_path / out)) for out in ("killed", "alone"))
+    assert killed.step == alone.step == steps
+    for part in ("model", "ema", "optimizer", "scaler", "timestep_sampler"):
+        assert equal(getattr(killed, part), getattr(alone, part)), part
+    logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("killed", "alone")]
+    assert logs[0].splitlines()[-1] == logs[1].splitlines()[-1]  # its steps are all of the last life
+
+
+def checkpoints(folder):
+    return list(folder.glob("model*.pt"))
+
+
+def temporaries(folder):
+    """Checkpoints that are half written."""
+    return list(folder.glob(".model*.pt"))
+
+
+def wait_for_more(look, child, seconds=60):
+    before, until = set(look()), time.monotonic() + seconds
+    while not set(look()) - before:
+        assert time.monotonic() < until and child.is_alive()
+        time.sleep(0.001)
