@@ -10,9 +10,10 @@ from guided_diffusion.data import build_dataset
 from guided_diffusion.files import write_json
 from guided_diffusion.phantom_lidc import write_lidc
 
-SIZE = [
-    "--size '--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2' --sampling '--diffusion_steps 2 --dpm_solver True'"
-]
+SIZE = (
+    "--size '--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2' "
+    "--sampling '--diffusion_steps 2 --dpm_solver True'"
+)
 PROTOCOL = SCRIPTS / "benchmark_accuracy.py"
 
 
@@ -33,7 +34,7 @@ def sets(tmp_path):
 
 def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capsys):
     record = tmp_path / "accuracy.jsonl"
-    flags = [*sets, "--record", record, "--minutes 0.001 --seeds 3 --contenders unet,v2", *SIZE]
+    flags = [*sets, "--record", record, "--minutes 0.001 --seeds 3 --contenders unet,v2", SIZE]
     script("benchmark_accuracy", flags)
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     runs = {(line["set"], line["contender"]): line for line in lines if line["kind"] == "run"}
@@ -76,7 +77,7 @@ def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):
 def test_a_contender_of_ones_own(script, sets, tmp_path):
     record = tmp_path / "accuracy.jsonl"
     own = ["--contenders 'mine=--version unet --mask_loss mse' --sets ph2 --seeds 0 --minutes 0.001 --split tuning"]
-    script("benchmark_accuracy", [*sets, "--record", record, *own, *SIZE])
+    script("benchmark_accuracy", [*sets, "--record", record, *own, SIZE])
     line = json.loads(record.read_text().splitlines()[-1])
     assert line["contender"] == "mine" and "--mask_loss mse" in line["flags"] and line["split"] == "tuning"
     assert len(line["groups"]) == 1  # of the four images to train on, one

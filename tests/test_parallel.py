@@ -223,7 +223,7 @@ def test_what_one_process_meets_ends_all_and_is_told_once(line, pictures, trunca
     """The launcher, which ends the others once one has failed, is the test here."""
     copy = tmp_path / "data"
     shutil.copytree(pictures, copy)
-    first = {seed: next(iter(TrainingOrder(4, 2, seed))) for seed in range(9)}
+    first = {seed: [index for index, _ in next(iter(TrainingOrder(4, 2, seed)))] for seed in range(9)}
     seed, (_, second) = next(item for item in first.items() if item[1][1])  # process 1's; case 0 tells all the channels
     truncate(copy / "images" / f"case{second}.png")
     children = processes.start_ranks(
