@@ -6,10 +6,11 @@ import difflib
 import math
 import re
 
-from .config import VERSIONS, DiffusionOptions, EvalOptions, SampleOptions, TrainOptions, build
+from .config import VERSIONS, DiffusionOptions, build
 from .errors import UserError, describe_os_error
 from .files import read_yaml
 from .presets import RECIPES
+from .run_options import EvalOptions, SampleOptions, TrainOptions
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "fsdp": "the model must fit on one device so far",

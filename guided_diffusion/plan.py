@@ -11,7 +11,7 @@ ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is th
 
 
 def plan_sampling(options, given, diffusion):
-    """The `SamplingPlan` that the flags of `config.SampleOptions` ask for (design, section 4).
+    """The `SamplingPlan` that the flags of `run_options.SampleOptions` ask for (design, section 4).
 
     given: names of the flags given explicitly. diffusion: the checkpoint's `GaussianDiffusion`, of T steps.
     Raises `UserError` for flags that contradict each other or the checkpoint, and for more steps than T.

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
-from .config import SampleOptions
 from .dist_util import autocast, memory_format
 from .errors import is_out_of_memory
 from .evaluation import majority, on_grid, raters_of
 from .logger import console
 from .pictures import denoising_frames, displayed
 from .results import fuse_cases, stack_slices
+from .run_options import SampleOptions
 from .sampling import draw_members
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from .batches import sampling_batches
 from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
-from .config import DiffusionOptions, SampleOptions, TrainOptions, build
+from .config import DiffusionOptions, build
 from .data import build_dataset
 from .dist_util import autocast, memory_format
 from .gaussian_diffusion import build_diffusion
@@ -18,6 +18,7 @@ from .nn import without_autocast
 from .parallel import StepLosses
 from .phantom import write_brats, write_isic
 from .plan import ONE_LOOK, plan_sampling
+from .run_options import SampleOptions, TrainOptions
 from .sampling import draw_members
 from .train_util import TrainLoop
 from .volumes import VolumeReader

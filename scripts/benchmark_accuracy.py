@@ -22,7 +22,7 @@ from guided_diffusion.accuracy_table import write_tables
 from guided_diffusion.batches import training_batches
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, TrainOptions, option
+from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, option
 from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.data import build_dataset
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
@@ -32,6 +32,7 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.lidcloader import LIDCDataset
 from guided_diffusion.logger import console
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 
 # The same for all: the size of the network, and what a trainer of any network would set.

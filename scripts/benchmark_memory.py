@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, SampleOptions, build, option
+from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, build, option
 from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import UserError, run_script
@@ -18,6 +18,7 @@ from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.phantom import write_isic
 from guided_diffusion.plan import plan_sampling
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler
 
 IMAGE_SIZE = 64

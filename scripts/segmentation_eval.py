@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import EvalOptions
 from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import RULES, evaluate, format_summary
@@ -18,6 +17,7 @@ from guided_diffusion.files import check_writable, read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
 from guided_diffusion.results import Predictions
+from guided_diffusion.run_options import EvalOptions
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
 

@@ -14,14 +14,7 @@ import torch
 
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import (
-    DataOptions,
-    DiffusionOptions,
-    ModelOptions,
-    ProcessOptions,
-    SampleOptions,
-    saved_options,
-)
+from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, saved_options
 from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
@@ -38,6 +31,7 @@ from guided_diffusion.medsegdiff import check_size
 from guided_diffusion.plan import ONE_LOOK, plan_sampling
 from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\

@@ -19,7 +19,6 @@ from guided_diffusion.config import (
     DiffusionOptions,
     ModelOptions,
     ProcessOptions,
-    TrainOptions,
     build,
     check_variant,
     saved_options,
@@ -31,6 +30,7 @@ from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\

@@ -57,7 +57,7 @@ def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capsys
     before = record.read_text()
     capsys.readouterr()
     script("benchmark_accuracy", flags)
-    assert record.read_text() == before and capsys.readouterr().err.count("done before") == 4
+    assert record.read_text() == before and capsys.readouterr().out.count("done before") == 4
 
 
 def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from oracles import exact_x0, network, noise_source, randn, record, smooth_denoiser, with_our_schedule
 
-from guided_diffusion.config import SampleOptions, build
+from guided_diffusion.config import build
 from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion, noise_schedule
 from guided_diffusion.grids import strided_timesteps
 from guided_diffusion.medsegdiff import MedSegDiffV1, ModelOutput, UNetShape
 from guided_diffusion.plan import plan_sampling
+from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import (
     SAMPLERS,
     MemberNoise,

@@ -1,0 +1,167 @@
+"""The options of training, sampling and evaluation (see `config`)."""
+
+from dataclasses import dataclass
+
+from .config import numbers, option
+from .errors import UserError
+from .presets import RECIPES
+
+
+@dataclass
+class TrainOptions:
+    """The training run."""
+
+    recipe: str = option(
+        "",
+        "published: train exactly as the published commands and code do (eps, linear betas, learned sigma, the "
+        "coarse mask's published loss, no augmentation, ...); sizes are --preset's; explicit flags win",
+        choices=("", *RECIPES),
+    )
+    out_dir: str = option("./results/", "folder for checkpoints and logs")
+    max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
+    max_minutes: float = option(
+        0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew; 0: none", minimum=0
+    )
+    batch_size: int = option(8, "images per optimizer step, of all processes together", above=0)
+    microbatch: int = option(
+        -1,
+        "images per forward pass: gradients are summed over the parts of a process's share of the batch; -1: all at "
+        "once",
+    )
+    lr: float = option(1e-4, "learning rate of AdamW", above=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
+    lr_anneal_steps: int = option(
+        0, "decay the learning rate linearly to 0 over this many steps, and stop; 0: constant", minimum=0
+    )
+    ema_rate: str = option(
+        "0.9999", "decay of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
+    )
+    dice_steps: int = option(
+        300,
+        "steps, from the first, in which Dice is added to --coarse_loss bce (for --version unet: to --mask_loss bce): "
+        "small objects are found sooner, and the steps after them calibrate",
+        minimum=0,
+    )
+    schedule_sampler: str = option(
+        "uniform",
+        "how training time steps are drawn: uniform, or loss-second-moment (more often where the loss is large)",
+        choices=("uniform", "loss-second-moment"),
+    )
+    raters: str = option(
+        "random",
+        "what is learned where several raters marked an image: random (one rater's mask, drawn anew for each item) or "
+        "mean (the mean of their masks, a soft target)",
+        choices=("random", "mean"),
+    )
+    augment: str = option(
+        "none",
+        "change images and masks at random while training, within what the kind of data allows: light (mirror, rotate, "
+        "scale, contrast), strong (more of it, elastic deformation, noise and blur) or none",
+        choices=("none", "light", "strong"),
+    )
+    log_interval: int = option(50, "steps between lines of the log", above=0)
+    save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
+    resume_checkpoint: str = option(
+        "", "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none"
+    )
+    seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if self.microbatch == 0 or self.microbatch < -1:
+            raise UserError(f"--microbatch {self.microbatch}: must be -1 or above 0")
+        for rate in self.ema_rates():
+            if not 0 <= rate < 1:
+                raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+
+    def ema_rates(self):
+        """`ema_rate` as a tuple of floats."""
+        rates = numbers("ema_rate", self.ema_rate, float)
+        if not rates:
+            raise UserError("--ema_rate: needs at least one rate, such as 0.9999")
+        return rates
+
+
+@dataclass
+class SampleOptions:
+    """What is sampled and how. The network and its diffusion come from the checkpoint."""
+
+    model_path: str = option("", "checkpoint to sample from", required=True)
+    out_dir: str = option("./results/", "results folder; finished cases in it are skipped")
+    num_ensemble: int = option(5, "masks drawn for each image", above=0)
+    num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
+    sample_batch_size: str = option(
+        "auto",
+        "images x ensemble members in one pass of the network; auto: as many as suit the machine, fewer when memory "
+        "runs out. Masks do not depend on it",
+    )
+    batch_size: int = option(
+        0, "images read at once, split by --sample_batch_size; 0: as many as fit a pass", minimum=0
+    )
+    compile: bool = option(
+        False, "compile the network by torch.compile: minutes of warm-up, which is reported, then faster steps on a GPU"
+    )
+    diffusion_steps: int = option(
+        0,
+        "number of steps through the checkpoint's schedule of T: T is full DDPM, fewer strided DDPM (or DDIM or "
+        "DPM-Solver++ by the flags below); 0: 20 steps of DPM-Solver++",
+        minimum=0,
+    )
+    sampler: str = option(
+        "auto",
+        "how the steps are taken; auto: as --use_ddim, --dpm_solver and --diffusion_steps say. unipc (UniPC, 20 steps "
+        "unless --diffusion_steps says otherwise) has no flag of its own",
+        choices=("auto", "ddpm", "ddim", "dpm_solver", "unipc"),
+    )
+    use_ddim: bool = option(False, "take the steps by DDIM (50 steps unless --diffusion_steps says otherwise)")
+    dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (20 unless --diffusion_steps says otherwise)")
+    solver_order: int = option(2, "order of DPM-Solver++ or UniPC, 1 to 3", minimum=1, maximum=3)
+    solver_type: str = option(
+        "ode",
+        "what DPM-Solver++ solves: ode, or sde, which adds fresh noise at each step",
+        choices=("ode", "sde"),
+    )
+    time_spacing: str = option(
+        "uniform",
+        "where DPM-Solver++ and UniPC step: evenly in t (uniform), in the log signal-to-noise ratio (logsnr), or "
+        "denser towards the clean mask (quadratic)",
+        choices=("uniform", "logsnr", "quadratic"),
+    )
+    timestep_respacing: str = option(
+        "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
+    )
+    clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
+    dynamic_threshold: float = option(
+        0.0,
+        "clip by scaling this share of each predicted mask's pixels, such as 0.995, into [-1, 1]; for checkpoints that "
+        "predict eps or v; 0: off",
+        minimum=0,
+        maximum=1,
+    )
+    fuse: str = option("staple", "how members become one mask", choices=("staple", "mean", "vote"))
+    weights: str = option(
+        "ema", "weights to use: ema (the first rate trained with), model (not averaged), or a rate such as 0.999"
+    )
+    save_samples: bool = option(False, "also write every member's mask and the coarse mask")
+    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif, and v2's attention maps")
+    seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
+            raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
+
+
+@dataclass
+class EvalOptions:
+    """What is evaluated."""
+
+    pred_dir: str = option(
+        "",
+        "results folder of segmentation_sample.py, or any folder of masks named like the cases (NAME.png, "
+        "NAME_mask.png, NAME_seg.nii.gz, ...)",
+        required=True,
+    )
+    data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
+    data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says")
+    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder")
