@@ -17,6 +17,11 @@ from .gaussian_diffusion import build_diffusion
 from .medsegdiff import build_model
 
 FORMAT = "medsegdiff-checkpoint-1"
+OLDER = {  # what a checkpoint that is older than an option was trained with
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
+    "diffusion": {"logit_skip": "none"},
+    "train": {"augment": "none", "dice_steps": 0},
+}
 
 
 @dataclass
@@ -99,6 +104,7 @@ def load_checkpoint(path):
     names = [f.name for f in dataclasses.fields(Checkpoint)]
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
+    content["config"] = {key: OLDER.get(key, {}) | values for key, values in content["config"].items()}
     return Checkpoint(**{name: content[name] for name in names})
 
 

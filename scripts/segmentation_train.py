@@ -36,8 +36,6 @@ from guided_diffusion.train_util import TrainLoop
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
       --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
 
-BEFORE = {"augment": "none"}  # what runs did whose checkpoints are older than the option
-
 
 def main(argv=None):
     """Parse the command line and train, in this process or in one for each GPU that is asked for."""
@@ -148,7 +146,7 @@ def check_not_behind(train, start):
 def go_on_with(options, saved, given):
     """A resumed run's options: as before, but for the flags given now."""
     names = {item.name for item in dataclasses.fields(options)}
-    values = {name: value for name, value in (BEFORE | saved).items() if name in names}
+    values = {name: value for name, value in saved.items() if name in names}
     values |= {name: getattr(options, name) for name in names & given}
     return build(type(options), values)
 

@@ -18,6 +18,7 @@ from guided_diffusion.checkpoint import (
 from guided_diffusion.config import DiffusionOptions, ModelOptions
 from guided_diffusion.errors import UserError, describe_os_error
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.run_options import TrainOptions
 
 
 @pytest.fixture
@@ -58,11 +59,30 @@ def equal(one, other):
 
 
 def test_round_trip(content, tmp_path):
+    content.config["train"] = dataclasses.asdict(TrainOptions())
     save_checkpoint(content, tmp_path / "a" / "m.pt")
     loaded = load_checkpoint(tmp_path / "a" / "m.pt")
     for item in dataclasses.fields(Checkpoint):
         assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("model", "concat_features", False),
+        ("model", "diffusion_channels", 0),
+        ("model", "diffusion_level", 0),
+        ("diffusion", "logit_skip", "none"),
+        ("train", "augment", "none"),
+        ("train", "dice_steps", 0),
+    ],
+)
+def test_what_is_older_than_an_option_was_trained_without_it(content, tmp_path, group, name, value):
+    content.config["train"] = dataclasses.asdict(TrainOptions())
+    del content.config[group][name]
+    save_checkpoint(content, tmp_path / "m.pt")
+    assert load_checkpoint(tmp_path / "m.pt").config[group][name] == value
 
 
 def test_build_gives_the_network_and_its_diffusion(content, tmp_path):
