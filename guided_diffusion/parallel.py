@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,26 +17,38 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model, self.diffusion = model, diffusion
 
-    def forward(self, image, label, mask, t, noise, dice=False):
-        """The losses per item (see `GaussianDiffusion.training_losses`) of images [N, C, H, W] with labels [N] or
-        None."""
-        return self.diffusion.training_losses(self.model, mask, self.model.encode(image, label), t, noise, dice)
+    def forward(self, image, label, mask, t, noise, *, dice=False, condition_alone=False):
+        """The losses per row (see `GaussianDiffusion.training_losses`).
+
+        image: [N, C, H, W]; label: [N] or None; mask, t, noise: of N * R rows, R for each image in turn.
+        condition_alone: of the condition model's own mask alone, without the diffusion.
+        """
+        condition = self.model.encode(image, label)
+        if len(mask) > len(image):
+            rows = torch.arange(len(image), device=image.device).repeat_interleave(len(mask) // len(image))
+            condition = condition.rows(rows)
+        if condition_alone:
+            loss = self.diffusion.coarse_loss(condition.coarse, mask, t, dice)
+            return {"loss": loss, "coarse": loss}
+        return self.diffusion.training_losses(self.model, mask, condition, t, noise, dice)
 
 
-def with_shared_gradients(losses, processes):
+def with_shared_gradients(losses, processes, stages=False):
     """The `StepLosses` for one of several processes, whose backward pass averages the gradients over all of them.
 
-    Alone it is returned as it is. The first process's weights become everyone's.
+    Alone it is returned as it is. The first process's weights become everyone's. stages: whether parts of the network
+    learn at different times.
     """
     if processes.count == 1:
         return losses
-    # Without the coarse loss its decoder gets no gradient at all. The others then do not wait for one, and it stays
-    # None as in a single process; to look for such parameters at each step would only cost time otherwise.
+    # Without the coarse loss its decoder gets no gradient at all, and in a stage the other part gets none. The others
+    # then do not wait for one, and it stays None as in a single process; to look for such parameters at each step would
+    # only cost time otherwise.
     with peers_needed():
         return DistributedDataParallel(
             losses,
             device_ids=[processes.device] if processes.device.type == "cuda" else None,
-            find_unused_parameters=not losses.diffusion.coarse_weight,
+            find_unused_parameters=stages or not losses.diffusion.coarse_weight,
         )
 
 

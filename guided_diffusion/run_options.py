@@ -36,6 +36,15 @@ class TrainOptions:
     ema_rate: str = option(
         "0.9999", "decay of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
     )
+    condition_steps: int = option(
+        0,
+        "v2: steps, from the first, in which the condition model alone learns, as a plain U-Net by --coarse_loss and "
+        "Dice; then it stays as it is, but for its last layer, and the diffusion learns on it. 0: both from the first",
+        minimum=0,
+    )
+    noise_draws: int = option(
+        1, "time steps, noises and raters drawn for each image of a batch, which shares its condition", above=0
+    )
     dice_steps: int = option(
         300,
         "steps, from the first, in which Dice is added to --coarse_loss bce (for --version unet: to --mask_loss bce): "

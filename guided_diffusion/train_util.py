@@ -28,6 +28,11 @@ def item_generator(seed, step, index):
     return seeded_generator("train", seed, step, index)
 
 
+def rows(drawn, part):
+    """Of what was drawn for each item, [N, R, ...], that of the slice `part` of items as rows [n * R, ...]."""
+    return drawn[part].flatten(0, 1)
+
+
 class EMA:
     """An exponential moving average of a model's parameters, in float32.
 
@@ -81,7 +86,9 @@ class TrainLoop:
         self.processes = processes or Processes(0, 1, device)
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
-        self.step_losses = with_shared_gradients(StepLosses(model, diffusion), self.processes)
+        self.step_losses = with_shared_gradients(
+            StepLosses(model, diffusion), self.processes, stages=options.condition_steps > 0
+        )
         self.step = self.first_step = start.step if start else 0
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -180,23 +187,26 @@ class TrainLoop:
         weight changes, for a loss or gradient that is not finite.
         """
         learning_rate = self._set_learning_rate()
+        if self.options.condition_steps:
+            self.model.fix_condition(not self._condition_alone)
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
         size = self.options.microbatch if self.options.microbatch > 0 else here
-        sums, seen = defaultdict(float), []
+        sums, seen, draws = defaultdict(float), [], self.options.noise_draws
         for low in range(0, here, size):
             part = slice(low, min(low + size, here))
             with gradients_exchanged(self.step_losses, now=part.stop == here):
                 losses = self._losses(batch, mask, t, noise, part)
                 self._check_finite(losses["loss"], batch["name"][part])
-                total = (losses["loss"] * weights[part].to(self.device)).sum() / count
+                total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
                 self.scaler.scale(total * self.processes.count).backward()  # their mean is taken: of this, the sum
             seen.append(losses["loss"].detach())
             for name, value in losses.items():
-                sums[name] += value.detach().sum().item() / count
-        self._learn_timesteps(t, torch.cat(seen))
+                sums[name] += value.detach().sum().item() / (count * draws)
+        if not self._condition_alone:
+            self._learn_timesteps(t.flatten(), torch.cat(seen))
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.step)
@@ -213,27 +223,40 @@ class TrainLoop:
             shares = self.processes.gather((t, losses.cpu()))
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
+    @property
+    def _condition_alone(self):
+        """Whether this step is of the first stage (see `--condition_steps`)."""
+        return self.step < self.options.condition_steps
+
     def _set_learning_rate(self):
-        total = self.options.lr_anneal_steps
-        rate = self.options.lr * (1 - self.step / total if total else 1)
+        """Each stage begins with --lr and, with --lr_anneal_steps, ends with 0."""
+        first, last = 0, self.options.condition_steps
+        if not self._condition_alone:
+            first, last = last, self.options.lr_anneal_steps
+        rate = self.options.lr
+        if self.options.lr_anneal_steps:
+            rate *= 1 - (self.step - first) / (last - first)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
     def _draw(self, masks):
-        """For each item its mask [N, K, H, W] (of a rater, or the raters' mean), time step, loss weight and noise.
+        """For each item R draws of a mask [N, R, K, H, W] (of a rater, or the raters' mean), time step [N, R], loss
+        weight and noise.
 
         All are drawn by the item's own generator, also the rater that the mean does without: so runs that differ in
-        `raters` alone see the same time steps and noise.
+        `raters` alone see the same time steps and noise. An item's time steps are R equal parts of the whole apart.
         """
+        draws = self.options.noise_draws
         chosen, uniforms, noise = [], [], []
         for index, mask in enumerate(masks, start=self.share.start):  # mask: [R, K, H, W]
             generator = item_generator(self.options.seed, self.step, index)
-            rater = torch.randint(len(mask), (), generator=generator)
-            chosen.append(mask.mean(dim=0) if self.options.raters == "mean" else mask[rater])
-            uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())
-            noise.append(torch.randn(mask.shape[1:], generator=generator))
-        t, weights = self.timesteps.draw(uniforms)
+            raters = torch.randint(len(mask), (draws,), generator=generator)
+            chosen.append(mask.mean(dim=0).expand(draws, -1, -1, -1) if self.options.raters == "mean" else mask[raters])
+            first = torch.rand((), generator=generator, dtype=torch.float64).item()
+            uniforms += [(first + draw / draws) % 1 for draw in range(draws)]
+            noise.append(torch.randn(draws, *mask.shape[1:], generator=generator))
+        t, weights = (drawn.unflatten(0, (-1, draws)) for drawn in self.timesteps.draw(uniforms))
         return torch.stack(chosen), t, weights, torch.stack(noise)
 
     def _losses(self, batch, mask, t, noise, part):
@@ -245,10 +268,9 @@ class TrainLoop:
             return self.step_losses(
                 to_device(batch["image"]),
                 label,
-                to_device(mask),
-                to_device(t),
-                to_device(noise),
-                dice=self.step < self.options.dice_steps,
+                *(rows(drawn, part).to(self.device, non_blocking=True) for drawn in (mask, t, noise)),
+                dice=self.step < (self.options.condition_steps or self.options.dice_steps),
+                condition_alone=self._condition_alone,
             )
 
     def _check_finite(self, losses, names):

@@ -46,7 +46,7 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "v2_published": "--version v2 --recipe published",
     "v2": (
         "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
-        "--diffusion_channels 8"
+        "--diffusion_channels 8 --condition_steps 75% --noise_draws 2"
     ),
 }
 SAMPLING = {
@@ -55,6 +55,7 @@ SAMPLING = {
 }
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
+CONDITION_SHARE = 0.75  # of the steps, where --condition_steps is 75%
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
@@ -172,10 +173,14 @@ def measure(options, name, flags):
     seconds = {contender: [] for contender in flags}
     for turn in range(MEASURED_STEPS + 1):
         for contender, (loop, batches) in loops.items():
-            began = time.perf_counter()
-            loop.train_step(next(batches))
+            share, took = CONDITION_SHARE if loop.options.condition_steps else 0, 0
+            for loop.step, weight in ((0, share), (1, 1 - share)):  # the stage of the condition model, and the other
+                if weight:
+                    began = time.perf_counter()
+                    loop.train_step(next(batches))
+                    took += weight * (time.perf_counter() - began)
             if turn:
-                seconds[contender].append(time.perf_counter() - began)
+                seconds[contender].append(took)
     for contender, values in seconds.items():
         console().info(f"{contender}: {np.median(values):.3f} s ({min(values):.3f} to {max(values):.3f})")
     return {contender: float(np.median(values)) for contender, values in seconds.items()}
@@ -199,6 +204,11 @@ def trained_with(options, flags):
     """The flags of a contender's training, later ones winning over earlier ones."""
     common = "" if "--recipe published" in flags else TRAINING
     return " ".join(f"{common} {flags} {options.size}".split())
+
+
+def in_steps(flags, steps):
+    """The flags with the share of the steps that is the condition model's, "75%", as a number of at least 1."""
+    return flags.replace(f"{CONDITION_SHARE:.0%}", str(max(1, round(CONDITION_SHARE * steps))))
 
 
 def data_of(options, name):
@@ -244,7 +254,8 @@ def run(options, name, contender, flags, seed, steps):
     kind, data_dir = data_of(options, name)
     where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
     decay = [] if "--recipe published" in flags else ["--lr_anneal_steps", str(steps)]
-    words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps), *shlex.split(flags)]
+    words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps)]
+    words += shlex.split(in_steps(flags, steps))
     began, used = time.perf_counter(), time.process_time()
     resume = ["--resume_checkpoint", "auto", "--save_interval", "100"]
     segmentation_train.main([*words, *decay, *resume])

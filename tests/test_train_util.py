@@ -177,7 +177,7 @@ def test_one_rater_is_drawn_for_each_item(loop):
     batch = batch_of(trainer.dataset, [0, 1])
     seen = [set(), set()]
     for trainer.step in range(40):
-        chosen = trainer._draw(batch["mask"])[0]  # [N, K, H, W]
+        chosen = trainer._draw(batch["mask"])[0][:, 0]  # [N, R, K, H, W] -> [N, K, H, W]
         for n in range(2):
             matches = [r for r in range(3) if torch.equal(chosen[n], batch["mask"][n, r])]
             assert len(matches) == 1
@@ -191,7 +191,7 @@ def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
     random, mean = loop(dataset=three), loop(dataset=three, raters="mean")
     batch = batch_of(mean.dataset, [0, 1])
     mask, *others = mean._draw(batch["mask"])
-    torch.testing.assert_close(mask, batch["mask"].sum(dim=1) / 3)
+    torch.testing.assert_close(mask[:, 0], batch["mask"].sum(dim=1) / 3)
     assert mask.unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     for one, other in zip(others, random._draw(batch["mask"])[1:], strict=True):
         assert torch.equal(one, other)
@@ -302,3 +302,58 @@ def test_log_interval_means(loop, tmp_path):
     assert [row["step"] for row in rows] == ["2", "4", "5"]
     for row, steps in zip(rows, [(0, 1), (2, 3), (4,)], strict=True):
         assert float(row["loss"]) == pytest.approx(np.mean([seen[k]["loss"] for k in steps]), rel=1e-5)
+
+
+# ---- stages and draws --------------------------------------------------------------------------------------------
+
+
+def weights_of(trainer, prefix):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if name.startswith(prefix)}
+
+
+def moved(trainer, before):
+    now = dict(trainer.model.named_parameters())
+    return {name for name, value in before.items() if not torch.equal(value, now[name])}
+
+
+def test_in_the_first_stage_the_condition_model_learns_alone_and_then_its_last_layer(loop):
+    trainer = loop(model={"version": "v2"}, condition_steps=2, lr=1e-2, max_steps=4)
+    batch, all_before = batch_of(trainer.dataset, [0, 1]), weights_of(loop(model={"version": "v2"}, lr=1e-2), "")
+    for trainer.step in range(2):
+        assert trainer.train_step(batch).keys() == {"loss", "coarse", "grad_norm", "lr"}
+    changed = moved(trainer, all_before)
+    assert changed and all(name.startswith("condition_model.") for name in changed)
+    before = weights_of(trainer, "")
+    for trainer.step in range(2, 5):
+        assert "mask" in trainer.train_step(batch)
+    changed = moved(trainer, before)
+    assert {name for name in changed if name.startswith("condition_model.")} == {
+        name for name in before if name.startswith("condition_model.head.")
+    }
+    assert any(name.startswith("decoder.") for name in changed)
+
+
+def test_each_stage_has_its_own_decay(loop, tmp_path):
+    loop(model={"version": "v2"}, lr=0.1, condition_steps=4, lr_anneal_steps=6, max_steps=6, log_interval=1).run()
+    assert [float(row["lr"]) for row in log_rows(tmp_path / "run")] == pytest.approx(
+        [0.1, 0.075, 0.05, 0.025, 0.1, 0.05]
+    )
+
+
+def test_several_draws_share_an_image_and_average(loop):
+    """The loss of 3 draws is that of a batch which repeats each image with those masks, times and noises."""
+    trainer = loop(model={"version": "v2"}, noise_draws=3)
+    batch = batch_of(trainer.dataset, [0, 1])
+    mask, t, weights, noise = trainer._draw(batch["mask"])
+    assert mask.shape[:2] == t.shape == weights.shape == noise.shape[:2] == (2, 3)
+    gaps = (t.diff(dim=1) % trainer.diffusion.num_timesteps).float() / trainer.diffusion.num_timesteps
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 3), atol=0.05, rtol=0)
+    assert len({row.sum().item() for row in noise.flatten(0, 1)}) == 6
+    model, image = trainer.model.eval(), batch["image"].repeat_interleave(3, dim=0)
+    with torch.no_grad():
+        expected = trainer.diffusion.training_losses(
+            model, mask.flatten(0, 1), model.encode(image), t.flatten(), noise.flatten(0, 1), dice=True
+        )
+        found = trainer._losses(batch, mask, t, noise, slice(0, 2))
+    torch.testing.assert_close(found["loss"], expected["loss"])
+    assert trainer.train_step(batch)["loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-4)
