@@ -189,7 +189,9 @@ def measure(options, name, flags):
 def loop_of(options, name, flags):
     """A `TrainLoop` as the training script builds it, and its batches, read in this process."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
-    (_, train, model_options, diffusion_options, device_options), _ = parse(__doc__, groups, shlex.split(flags))
+    (_, train, model_options, diffusion_options, device_options), _ = parse(
+        __doc__, groups, shlex.split(in_steps(flags, 1))
+    )
     dataset = build_dataset(*data_of(options, name), model_options.image_size, split="train", need_masks=True)
     device = pick_device(device_options.gpu_dev)
     model = build_model(model_options, dataset.image_channels, len(dataset.class_names)).to(device)

@@ -201,7 +201,7 @@ def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
 def test_the_mean_of_one_rater_is_that_rater(loop):
     trainer = loop(raters="mean")
     batch = batch_of(trainer.dataset, [0, 1])
-    assert torch.equal(trainer._draw(batch["mask"])[0], batch["mask"][:, 0])
+    assert torch.equal(trainer._draw(batch["mask"])[0][:, 0], batch["mask"][:, 0])
 
 
 def test_what_an_item_draws_depends_on_seed_step_and_place_alone(loop):
