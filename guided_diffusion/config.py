@@ -94,7 +94,7 @@ class ModelOptions:
         minimum=0,
     )
     diffusion_channels: int = option(
-        0, "v2: width of the diffusion's first level; 0: --num_channels, as the condition model's", minimum=0
+        0, "v2: --num_channels of the diffusion's U-Net; 0: as the condition model's, -1: half of them", minimum=-1
     )
 
     def resolve(self, given):
@@ -103,6 +103,8 @@ class ModelOptions:
         for name, value in PRESETS.get(self.preset, {}).items():
             if name not in given:
                 setattr(self, name, value)
+        if self.diffusion_channels == -1:
+            self.diffusion_channels = max(1, self.num_channels // 2)
         self.multipliers()
         self.attention_sizes()
         if self.num_head_channels == 0 or self.num_head_channels < -1:
@@ -246,7 +248,8 @@ V2_FLAGS = (
 
 def check_variant(model, diffusion, given=()):
     """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
-    unheeded = {name: f"belongs to --version v2, not {model.version}" for name in V2_FLAGS if model.version != "v2"}
+    of_v2 = (*V2_FLAGS, "condition_steps")
+    unheeded = {name: f"belongs to --version v2, not {model.version}" for name in of_v2 if model.version != "v2"}
     if model.ss_former != "fourier":
         unheeded |= dict.fromkeys(("nbp_filter", "nbp_activation"), "belongs to --ss_former fourier")
     if model.ss_former == "add":
@@ -254,6 +257,7 @@ def check_variant(model, diffusion, given=()):
     if model.version == "unet":
         coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every")
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
+        unheeded["noise_draws"] = "belongs to --version v1 or v2: the plain U-Net sees no noise"
     if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
     for name in sorted(unheeded.keys() & set(given)):
@@ -264,6 +268,7 @@ def check_variant(model, diffusion, given=()):
         (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
         (diffusion.use_kl, "--use_kl True"),
         (model.learn_sigma, "--learn_sigma True"),
+        (diffusion.logit_skip != "none", f"--logit_skip {diffusion.logit_skip}"),
     ):
         if asked:
             raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")

@@ -13,8 +13,9 @@ class TrainOptions:
 
     recipe: str = option(
         "",
-        "published: train exactly as the published commands and code do (eps, linear betas, learned sigma, the "
-        "coarse mask's published loss, no augmentation, ...); sizes are --preset's; explicit flags win",
+        "several flags in one word; explicit flags win. staged (v2): first the condition model learns as a plain "
+        "U-Net, then a light diffusion on it, by cross-entropy and Bayes' rule. published (v1, v2): exactly as the "
+        "published commands and code do it (eps, linear betas, learned sigma, ...)",
         choices=("", *RECIPES),
     )
     out_dir: str = option("./results/", "folder for checkpoints and logs")
@@ -38,9 +39,10 @@ class TrainOptions:
     )
     condition_steps: int = option(
         0,
-        "v2: steps, from the first, in which the condition model alone learns, as a plain U-Net by --coarse_loss and "
-        "Dice; then it stays as it is, but for its last layer, and the diffusion learns on it. 0: both from the first",
-        minimum=0,
+        "v2: steps, from the first, in which the condition model learns alone, as a plain U-Net by --coarse_loss and "
+        "Dice; then it stays as it is, but for its last layer, and the diffusion learns on it. 0: both from the first; "
+        "-1: three quarters of the run's steps, or of --max_minutes if they are over first",
+        minimum=-1,
     )
     noise_draws: int = option(
         1, "time steps, noises and raters drawn for each image of a batch, which shares its condition", above=0

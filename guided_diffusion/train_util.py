@@ -22,6 +22,8 @@ from .timesteps import TIMESTEP_SAMPLERS
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
 
+CONDITION_SHARE = 0.75  # of a run that is given to the condition model alone by --condition_steps -1
+
 
 def item_generator(seed, step, index):
     """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
@@ -87,7 +89,7 @@ class TrainLoop:
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
         self.step_losses = with_shared_gradients(
-            StepLosses(model, diffusion), self.processes, stages=options.condition_steps > 0
+            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0
         )
         self.step = self.first_step = start.step if start else 0
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -131,6 +133,7 @@ class TrainLoop:
         with self._log() as log, _SignalsCaught(self), self._bar() as bar, peers_needed():
             finished = self._finished(began)
             while not finished:
+                self._end_stage(began)
                 batch, started = next(batches), time.monotonic()
                 values = self.train_step(batch)
                 self.step += 1
@@ -187,7 +190,7 @@ class TrainLoop:
         weight changes, for a loss or gradient that is not finite.
         """
         learning_rate = self._set_learning_rate()
-        if self.options.condition_steps:
+        if self.condition_steps:
             self.model.fix_condition(not self._condition_alone)
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
@@ -223,14 +226,33 @@ class TrainLoop:
             shares = self.processes.gather((t, losses.cpu()))
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
+    # ---- stages (see --condition_steps) --------------------------------------------------------------------------
+
+    @property
+    def condition_steps(self):
+        """How many steps the first stage has, as far as is known."""
+        steps = self.options.condition_steps
+        return steps if steps >= 0 else round(CONDITION_SHARE * self.last_step)
+
     @property
     def _condition_alone(self):
-        """Whether this step is of the first stage (see `--condition_steps`)."""
-        return self.step < self.options.condition_steps
+        return self.step < self.condition_steps
+
+    def _end_stage(self, began):
+        """Once the first stage is over, by its share of the steps or of the time, write down when it was."""
+        if self.options.condition_steps != -1:
+            return
+        limit = CONDITION_SHARE * self.options.max_minutes * 60
+        late = self.processes.largest({"time": bool(limit and time.monotonic() - began >= limit)})["time"]
+        if late or not self._condition_alone:
+            self.options.condition_steps = self.config["train"]["condition_steps"] = self.step
+            console().info(f"step {self.step}: from here on the condition model stays, and the diffusion learns on it")
+
+    # ---- the parts of a step -------------------------------------------------------------------------------------
 
     def _set_learning_rate(self):
         """Each stage begins with --lr and, with --lr_anneal_steps, ends with 0."""
-        first, last = 0, self.options.condition_steps
+        first, last = 0, self.condition_steps
         if not self._condition_alone:
             first, last = last, self.options.lr_anneal_steps
         rate = self.options.lr
@@ -269,7 +291,7 @@ class TrainLoop:
                 to_device(batch["image"]),
                 label,
                 *(rows(drawn, part).to(self.device, non_blocking=True) for drawn in (mask, t, noise)),
-                dice=self.step < (self.options.condition_steps or self.options.dice_steps),
+                dice=self.step < (self.condition_steps or self.options.dice_steps),
                 condition_alone=self._condition_alone,
             )
 

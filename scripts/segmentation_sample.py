@@ -69,6 +69,7 @@ def sample_all(options, given, processes):
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     else:
         plan = plan_sampling(sample, given, diffusion)
+    warn_of_first_stage(checkpoint)
     dataset = find_data(data, image_size, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -132,6 +133,17 @@ def find_data(data, image_size, chosen):
         raise UserError(
             f"{error}; the checkpoint was trained on {data.data_name}: for others add --data_name"
         ) from None
+
+
+def warn_of_first_stage(checkpoint):
+    """Warn where training stopped before the diffusion's stage had begun (see `--condition_steps`)."""
+    steps = checkpoint.config["train"].get("condition_steps", 0)
+    if steps < 0 or checkpoint.step <= steps:
+        console().warning(
+            f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
+            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, or use the "
+            "coarse mask (--save_samples True)"
+        )
 
 
 def describe(dataset, units, waiting, trained):

@@ -47,7 +47,7 @@ def test_the_plain_unet_was_not_published():
 
 
 def test_a_recipe_that_is_none_is_refused():
-    with pytest.raises(UserError, match="--recipe mine: must be one of published"):
+    with pytest.raises(UserError, match="--recipe mine: must be one of staged, published"):
         options_of("--recipe mine")
 
 
@@ -55,4 +55,14 @@ def test_it_trains_from_the_shell(train, pictures, capsys):
     checkpoint = train("FOLDER", pictures, "--recipe published --version v2")
     config = torch.load(checkpoint, weights_only=True)["config"]
     assert config["diffusion"]["objective"] == "eps" and config["train"]["recipe"] == "published"
+    capsys.readouterr()
+
+
+def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
+    checkpoint = train("FOLDER", pictures, "--recipe staged --version v2", steps=4)
+    config = torch.load(checkpoint, weights_only=True)["config"]
+    assert config["train"]["condition_steps"] == 3 and config["diffusion"]["logit_skip"] == "both"
+    assert config["model"]["diffusion_channels"] == config["model"]["num_channels"] // 2
+    with pytest.raises(UserError, match="--recipe staged goes with --version v2, not v1"):
+        options_of("--recipe staged --version v1")
     capsys.readouterr()

@@ -357,3 +357,22 @@ def test_several_draws_share_an_image_and_average(loop):
         found = trainer._losses(batch, mask, t, noise, slice(0, 2))
     torch.testing.assert_close(found["loss"], expected["loss"])
     assert trainer.train_step(batch)["loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-4)
+
+
+def test_the_first_stage_ends_by_its_share_of_the_steps_and_that_is_kept(loop, tmp_path):
+    trainer = loop(model={"version": "v2"}, condition_steps=-1, max_steps=4, save_interval=2, log_interval=1)
+    trainer.run()
+    at = {step: load_checkpoint(tmp_path / "run" / f"model00000{step}.pt").config["train"] for step in (2, 4)}
+    assert (at[2]["condition_steps"], at[4]["condition_steps"]) == (-1, 3)
+    assert [bool(row["mask"]) for row in log_rows(tmp_path / "run")] == [False, False, False, True]
+
+
+def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
+    trainer = loop(model={"version": "v2"}, condition_steps=-1, max_steps=1000, max_minutes=1)
+    trainer.step = 5
+    monkeypatch.setattr("time.monotonic", lambda: 44.0)
+    trainer._end_stage(0.0)
+    assert trainer._condition_alone
+    monkeypatch.setattr("time.monotonic", lambda: 46.0)
+    trainer._end_stage(0.0)
+    assert not trainer._condition_alone and trainer.options.condition_steps == 5

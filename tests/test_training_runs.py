@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY, finish
+from conftest import FAST, TINY, finish
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -183,3 +183,28 @@ def test_logs_hold_loss_gradient_and_rate(long_run):
     events.Reload()
     assert {"loss", "grad_norm", "lr"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_a_staged_run_that_is_resumed_in_either_stage_equals_one_at_once(script, pictures, tmp_path, first):
+    flags = f"{TINY} --version v2 --recipe staged --condition_steps 3 --dropout 0.2"
+    for name, stops in (("once", (6,)), ("resumed", (first, 6))):
+        for stop in stops:
+            given = ["--data_name FOLDER --data_dir", pictures, flags] if stop == stops[0] else ["--precision fp32"]
+            script(
+                "segmentation_train",
+                [*given, "--resume_checkpoint auto --out_dir", tmp_path / name, f"--max_steps {stop}"],
+            )
+    at_once, resumed = (load_checkpoint(tmp_path / name / "model000006.pt") for name in ("once", "resumed"))
+    for part in ("model", "ema", "optimizer", "step"):
+        assert equal(getattr(at_once, part), getattr(resumed, part)), part
+
+
+def test_sampling_warns_of_a_checkpoint_of_the_first_stage(script, pictures, tmp_path, capsys):
+    flags = f"{TINY} --version v2 --recipe staged --condition_steps 2 --save_interval 1 --max_steps 3"
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", flags])
+    for step, warned in ((1, True), (2, True), (3, False)):
+        capsys.readouterr()
+        where = ["--model_path", tmp_path / "run" / f"model00000{step}.pt", "--data_dir", pictures]
+        script("segmentation_sample", [*where, "--out_dir", tmp_path / f"results{step}", FAST])
+        assert ("from training's first stage" in capsys.readouterr().err) == warned
