@@ -207,4 +207,4 @@ def test_sampling_warns_of_a_checkpoint_of_the_first_stage(script, pictures, tmp
         capsys.readouterr()
         where = ["--model_path", tmp_path / "run" / f"model00000{step}.pt", "--data_dir", pictures]
         script("segmentation_sample", [*where, "--out_dir", tmp_path / f"results{step}", FAST])
-        assert ("from training's first stage" in capsys.readouterr().err) == warned
+        assert ("from training's first stage" in capsys.readouterr().out) == warned
