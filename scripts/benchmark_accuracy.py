@@ -54,6 +54,20 @@ SAMPLING = {
     "lidc4": "--num_ensemble 16 --diffusion_steps 10 --dpm_solver True",
 }
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
+ABLATIONS = {  # of v2: what each part of the recipe brings
+    "v2_no_stages": "--condition_steps 0",
+    "v2_no_skip": "--logit_skip none",
+    "v2_skip_noise": "--logit_skip noise",
+    "v2_bce_dice": "--mask_loss bce_dice",
+    "v2_b_0.1": "--input_scale 0.1",
+    "v2_one_draw": "--noise_draws 1",
+    "v2_level_0": "--diffusion_level 0",
+    "v2_full_width": "--diffusion_channels 0",
+    "v2_no_features": "--concat_features False",
+    "v2_no_augment": "--augment none",
+    "v2_add": "--ss_former add",
+}
+CONTENDERS |= {name: f"{CONTENDERS['v2']} {flags}" for name, flags in ABLATIONS.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
 CONDITION_SHARE = 0.75  # of the steps, where --condition_steps is 75%
 MEASURED_STEPS = 11
