@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from .dist_util import Processes, autocast, peers_needed
 from .errors import PeerGone, UserError
 from .files import remove_temporaries
+from .learning_rate import learning_rate_factor
 from .logger import RunLog, console, counted
 from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
@@ -214,8 +215,10 @@ class TrainLoop:
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
     def _set_learning_rate(self):
-        total = self.options.lr_anneal_steps
-        rate = self.options.lr * (1 - self.step / total if total else 1)
+        options = self.options
+        rate = options.lr * learning_rate_factor(
+            self.step, warmup=options.warmup_steps, total=options.lr_anneal_steps, decay=options.lr_decay
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -268,10 +271,13 @@ class TrainLoop:
     def _optimizer_step(self, names):
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
+        total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        grad_norm = total_norm.item()
         if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
             names = sum(self.processes.gather(list(names)), [])
             self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
+        if self.options.grad_clip:  # the processes' mean, unscaled: the same for any number of them, with any scaler
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.options.grad_clip, total_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
