@@ -244,8 +244,8 @@ V2_FLAGS = (
 )
 
 
-def check_variant(model, diffusion, given=()):
-    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
+def unheeded_flags(model, diffusion):
+    """The flags that the variant would leave unheeded: a dict of name -> what they belong to, in words."""
     unheeded = {name: f"belongs to --version v2, not {model.version}" for name in V2_FLAGS if model.version != "v2"}
     if model.ss_former != "fourier":
         unheeded |= dict.fromkeys(("nbp_filter", "nbp_activation"), "belongs to --ss_former fourier")
@@ -256,6 +256,12 @@ def check_variant(model, diffusion, given=()):
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
     if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
+    return unheeded
+
+
+def check_variant(model, diffusion, given=()):
+    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
+    unheeded = unheeded_flags(model, diffusion)
     for name in sorted(unheeded.keys() & set(given)):
         raise UserError(f"--{name} {unheeded[name]}; leave it out")
     if model.version != "unet":

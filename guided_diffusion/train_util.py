@@ -58,8 +58,8 @@ class EMA:
 class TrainLoop:
     """Train `model` on `dataset` until the last step, a time limit or a signal.
 
-    options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go on
-    from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
+    options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
+    on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
     them run this loop, the first one writes.
     """
 

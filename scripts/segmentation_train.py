@@ -23,6 +23,7 @@ from guided_diffusion.config import (
     check_variant,
     saved_options,
 )
+from guided_diffusion.config_file import run_values, write_config
 from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
 from guided_diffusion.dist_util import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.errors import NoCasesError, UserError
@@ -88,7 +89,10 @@ def train_model(options, given, processes):
         "model": dataclasses.asdict(model_options),
         "diffusion": dataclasses.asdict(diffusion_options),
         "train": dataclasses.asdict(train),
+        "device": {"precision": precision, "use_fp16": precision == "fp16"},
     }
+    if processes.is_first:
+        write_config(run_values(config, model_options, diffusion_options, train.out_dir), train.out_dir)
     describe(dataset, model, train, processes.place, precision, start)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")

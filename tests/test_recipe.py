@@ -1,4 +1,4 @@
-"""`--recipe published`: the published settings, below every flag that is given, for the variants that were published."""
+"""`--recipe published`: the published settings, below every flag given, for the variants that were published."""
 
 import pytest
 import torch
