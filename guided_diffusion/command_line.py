@@ -21,7 +21,6 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
     "keep_checkpoints": "all checkpoints are kept so far",
     "overfit": "point --data_dir at a folder of a few cases instead",
-    "dry_run": "use --max_steps 1 instead",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"

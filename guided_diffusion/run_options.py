@@ -73,6 +73,9 @@ class TrainOptions:
     resume_checkpoint: str = option(
         "", "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none"
     )
+    dry_run: bool = option(
+        False, "print the options, the number of parameters, the memory that training takes and the data; write nothing"
+    )
     seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
 
     def resolve(self, given):
