@@ -167,6 +167,13 @@ class DiffusionOptions:
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
+    loss_weighting: str = option(
+        "none",
+        "weight of --mask_loss by the time step's signal-to-noise ratio: min_snr (the ratio cut at --min_snr_gamma, as "
+        "an error of x0 counts; for eps and v in proportion), snr_plus_one (x0 as if it were v) or none",
+        choices=("none", "min_snr", "snr_plus_one"),
+    )
+    min_snr_gamma: float = option(5.0, "largest weight of --loss_weighting min_snr", above=0)
 
     def resolve(self, given):
         """Settle what is left open and refuse pairs that contradict each other."""
@@ -188,6 +195,16 @@ class DiffusionOptions:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
+        self._check_weighting()
+
+    def _check_weighting(self):
+        if self.loss_weighting != "none" and self.use_kl:
+            raise UserError(f"--use_kl True has weights of its own; leave out --loss_weighting {self.loss_weighting}")
+        if self.loss_weighting == "snr_plus_one" and self.objective == "eps":
+            raise UserError(
+                "--loss_weighting snr_plus_one goes with --objective x0 or v: an error of eps would count up to a "
+                "billion times where there is noise alone"
+            )
 
 
 @dataclass
@@ -256,6 +273,8 @@ def unheeded_flags(model, diffusion):
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
     if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
+    if diffusion.loss_weighting != "min_snr":
+        unheeded["min_snr_gamma"] = "belongs to --loss_weighting min_snr"
     return unheeded
 
 
@@ -270,6 +289,7 @@ def check_variant(model, diffusion, given=()):
         (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
         (diffusion.use_kl, "--use_kl True"),
         (model.learn_sigma, "--learn_sigma True"),
+        (diffusion.loss_weighting != "none", f"--loss_weighting {diffusion.loss_weighting}"),
     ):
         if asked:
             raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")

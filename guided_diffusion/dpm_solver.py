@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .gaussian_diffusion import Schedule
+from .schedule import Schedule
 
 
 def sample_dpm_solver(
