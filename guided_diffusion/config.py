@@ -164,6 +164,9 @@ class DiffusionOptions:
     coarse_every: int = option(
         1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
     )
+    zero_terminal_snr: bool = option(
+        False, "rescale the noise schedule so that its last step is noise alone, where sampling begins; for x0 and v"
+    )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
@@ -195,9 +198,14 @@ class DiffusionOptions:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
-        self._check_weighting()
+        self._check_end_and_weighting()
 
-    def _check_weighting(self):
+    def _check_end_and_weighting(self):
+        if self.zero_terminal_snr and self.objective == "eps":
+            raise UserError(
+                "--zero_terminal_snr True goes with --objective x0 or v, not eps: from noise alone no mask can be told "
+                "by its noise"
+            )
         if self.loss_weighting != "none" and self.use_kl:
             raise UserError(f"--use_kl True has weights of its own; leave out --loss_weighting {self.loss_weighting}")
         if self.loss_weighting == "snr_plus_one" and self.objective == "eps":
@@ -288,6 +296,7 @@ def check_variant(model, diffusion, given=()):
     for asked, flag in (
         (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
         (diffusion.use_kl, "--use_kl True"),
+        (diffusion.zero_terminal_snr, "--zero_terminal_snr True"),
         (model.learn_sigma, "--learn_sigma True"),
         (diffusion.loss_weighting != "none", f"--loss_weighting {diffusion.loss_weighting}"),
     ):

@@ -56,6 +56,8 @@ class GaussianDiffusion:
             raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {logit_skip!r}")
         if (mask_loss != "mse" or logit_skip != "none") and objective != "x0":
             raise ValueError(f"the mask loss {mask_loss} with the skip {logit_skip} needs the objective x0")
+        if objective == "eps" and self.schedule.alphas_bar[-1] == 0:
+            raise ValueError("a schedule that ends in noise alone needs the objective x0 or v")
         self.logit_skip = logit_skip
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
@@ -249,7 +251,7 @@ class GaussianDiffusion:
 def build_diffusion(options):
     """The `GaussianDiffusion` that `options` (`config.DiffusionOptions`) describe."""
     return GaussianDiffusion(
-        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale),
+        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale, options.zero_terminal_snr),
         objective=options.objective,
         mask_loss=options.mask_loss,
         logit_skip=options.logit_skip,
