@@ -101,7 +101,7 @@ def test_the_correction_of_the_first_step_is_exact_where_the_signal_is_small():
     assert errors[1] < errors[0] / 6
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning", "ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize("solver_type", ["ode", "sde"])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("objective", ["x0", "v"])
