@@ -7,8 +7,8 @@ import math
 import re
 
 from .config import VERSIONS, DiffusionOptions, build
-from .errors import UserError, describe_os_error
-from .files import read_yaml
+from .config_file import read_config
+from .errors import UserError
 from .presets import RECIPES
 from .run_options import EvalOptions, SampleOptions, TrainOptions
 
@@ -21,7 +21,6 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
     "keep_checkpoints": "all checkpoints are kept so far",
     "overfit": "point --data_dir at a folder of a few cases instead",
-    "dry_run": "use --max_steps 1 instead",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
@@ -44,7 +43,11 @@ def parse(description, groups, argv=None, *, example="", saved=()):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win over it")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with the same names; flags win over it. `include: FILE`, or a list, brings in others",
+    )
     for group in groups:
         title = group.__doc__.splitlines()[0].rstrip(".")
         if group in saved:
@@ -62,7 +65,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     given = vars(namespace)
     config_file = given.pop("config", None)
     if config_file:
-        given = {**_read_yaml(config_file, fields), **given}
+        given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
     given = {**_recipe(given, fields), **given}
     for name, value in given.items():
         check_value(fields[name], value)
@@ -126,24 +129,16 @@ def _boolean(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
 
 
-def _read_yaml(path, fields):
-    try:
-        values = read_yaml(path)
-    except OSError as error:
-        raise UserError(f"--config {describe_os_error(error)}; name a YAML file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: must hold lines of the form 'flag: value'")
-    result = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise UserError(f"--config {path}: {_unknown_flag(str(name), fields)}")
-        kind = fields[name].type
-        text = ",".join(str(part) for part in value) if isinstance(value, list) else str("" if value is None else value)
-        try:  # from its text, as on the command line: int(3.7) and int(True) would pass in silence
-            result[name] = _boolean(text) if kind is bool else kind(text)
-        except (ValueError, argparse.ArgumentTypeError):
-            raise UserError(f"--config {path}: {name}: {value!r} is not of type {kind.__name__}") from None
-    return result
+def _read_value(fields, name, value):
+    """A value of a YAML file in its option's type. Raises `UserError` without the file's name."""
+    if name not in fields:
+        raise UserError(_unknown_flag(str(name), fields))
+    kind = fields[name].type
+    text = ",".join(str(part) for part in value) if isinstance(value, list) else str("" if value is None else value)
+    try:  # from its text, as on the command line: int(3.7) and int(True) would pass in silence
+        return _boolean(text) if kind is bool else kind(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UserError(f"{name}: {value!r} is not of type {kind.__name__}") from None
 
 
 def _refuse_unknown(unknown, fields):

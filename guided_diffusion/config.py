@@ -166,9 +166,19 @@ class DiffusionOptions:
     coarse_every: int = option(
         1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
     )
+    zero_terminal_snr: bool = option(
+        False, "rescale the noise schedule so that its last step is noise alone, where sampling begins; for x0 and v"
+    )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
+    loss_weighting: str = option(
+        "none",
+        "weight of --mask_loss by the time step's signal-to-noise ratio: min_snr (the ratio cut at --min_snr_gamma, as "
+        "an error of x0 counts; for eps and v in proportion), snr_plus_one (x0 as if it were v) or none",
+        choices=("none", "min_snr", "snr_plus_one"),
+    )
+    min_snr_gamma: float = option(5.0, "largest weight of --loss_weighting min_snr", above=0)
 
     def resolve(self, given):
         """Settle what is left open and refuse pairs that contradict each other."""
@@ -190,6 +200,21 @@ class DiffusionOptions:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
+        self._check_end_and_weighting()
+
+    def _check_end_and_weighting(self):
+        if self.zero_terminal_snr and self.objective == "eps":
+            raise UserError(
+                "--zero_terminal_snr True goes with --objective x0 or v, not eps: from noise alone no mask can be told "
+                "by its noise"
+            )
+        if self.loss_weighting != "none" and self.use_kl:
+            raise UserError(f"--use_kl True has weights of its own; leave out --loss_weighting {self.loss_weighting}")
+        if self.loss_weighting == "snr_plus_one" and self.objective == "eps":
+            raise UserError(
+                "--loss_weighting snr_plus_one goes with --objective x0 or v: an error of eps would count up to a "
+                "billion times where there is noise alone"
+            )
 
 
 @dataclass
@@ -246,8 +271,8 @@ V2_FLAGS = (
 )
 
 
-def check_variant(model, diffusion, given=()):
-    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
+def unheeded_flags(model, diffusion):
+    """The flags that the variant would leave unheeded: a dict of name -> what they belong to, in words."""
     of_v2 = (*V2_FLAGS, "condition_steps")
     unheeded = {name: f"belongs to --version v2, not {model.version}" for name in of_v2 if model.version != "v2"}
     if model.ss_former != "fourier":
@@ -260,6 +285,14 @@ def check_variant(model, diffusion, given=()):
         unheeded["noise_draws"] = "belongs to --version v1 or v2: the plain U-Net sees no noise"
     if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
+    if diffusion.loss_weighting != "min_snr":
+        unheeded["min_snr_gamma"] = "belongs to --loss_weighting min_snr"
+    return unheeded
+
+
+def check_variant(model, diffusion, given=()):
+    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
+    unheeded = unheeded_flags(model, diffusion)
     for name in sorted(unheeded.keys() & set(given)):
         raise UserError(f"--{name} {unheeded[name]}; leave it out")
     if model.version != "unet":
@@ -267,8 +300,10 @@ def check_variant(model, diffusion, given=()):
     for asked, flag in (
         (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
         (diffusion.use_kl, "--use_kl True"),
+        (diffusion.zero_terminal_snr, "--zero_terminal_snr True"),
         (model.learn_sigma, "--learn_sigma True"),
         (diffusion.logit_skip != "none", f"--logit_skip {diffusion.logit_skip}"),
+        (diffusion.loss_weighting != "none", f"--loss_weighting {diffusion.loss_weighting}"),
     ):
         if asked:
             raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")

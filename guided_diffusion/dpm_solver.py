@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .gaussian_diffusion import Schedule
+from .schedule import Schedule
 
 
 def sample_dpm_solver(
@@ -50,7 +50,10 @@ def sample_dpm_solver(
 
 
 class NoiseLevels(NamedTuple):
-    """alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma) at each step; float64 [steps]."""
+    """alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma) at each step; float64 [steps].
+
+    Where there is noise alone (abar = 0, the last training step under --zero_terminal_snr) lambda is -inf.
+    """
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -60,7 +63,8 @@ class NoiseLevels(NamedTuple):
     def at(cls, schedule, timesteps):
         """The levels at falling integer `timesteps`."""
         abar = schedule.alpha_bar(np.asarray(timesteps, dtype=int))
-        return cls(np.sqrt(abar), np.sqrt(1 - abar), 0.5 * np.log(abar / (1 - abar)))
+        with np.errstate(divide="ignore"):
+            return cls(np.sqrt(abar), np.sqrt(1 - abar), 0.5 * np.log(abar / (1 - abar)))
 
 
 def integrate(levels, x, i, points, *, eta=0, variant="bh2"):
@@ -69,8 +73,15 @@ def integrate(levels, x, i, points, *, eta=0, variant="bh2"):
     With h = lambda_s - lambda_t, u = (lambda - lambda_t) / h and k = 1 + eta, the variation of constants
     of the diffusion ODE or, with eta = 1, SDE (to whose result noise is still to be added) reads
         x_s = sigma_s / sigma_t e^(-eta h) x_t + alpha_s integral_0^1 k h e^(-k h (1 - u)) x0(u) du.
+    From noise alone h is infinite. x0 is then taken as constant from one point, and through two points, both of the
+    step's ends, as linear in e^lambda, which their polynomial in lambda has no limit for; as alpha is small there, x0
+    nearly is. Later steps leave the infinitely far point out, to which the limit of their polynomial comes.
     """
     h = levels.log_snr[i + 1] - levels.log_snr[i]
+    if math.isinf(h):
+        mean = sum(x0 for _, x0 in points) / len(points)
+        return levels.sigma[i + 1] / levels.sigma[i] * (eta == 0) * x + levels.alpha[i + 1] * mean
+    points = [(j, x0) for j, x0 in points if math.isfinite(levels.log_snr[j])]
     nodes = [(levels.log_snr[j] - levels.log_snr[i]) / h for j, _ in points]
     weights = levels.alpha[i + 1] * quadrature(nodes, (1 + eta) * h, variant)
     x = levels.sigma[i + 1] / levels.sigma[i] * math.exp(-eta * h) * x

@@ -1,4 +1,4 @@
-"""Gaussian diffusion of masks: the noise schedule, q(x_t|x_0), the posterior, prediction targets and losses."""
+"""Gaussian diffusion of masks: q(x_t|x_0), prediction targets and losses."""
 
 import math
 from typing import NamedTuple
@@ -7,69 +7,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .loss_weights import loss_weight
+from .schedule import Schedule, noise_schedule
+
 MASK_LOSSES = ("mse", "bce", "bce_dice")
 LOGIT_SKIPS = ("none", "noise", "coarse", "both")
 LARGEST_GAIN = 4.0  # of the network's output; where noise is low, its errors would otherwise be made large
-
-
-def linear_betas(steps):
-    """DDPM's betas from 1e-4 to 0.02 at T = 1000, scaled so that other T end at the same noise. float64 [T]."""
-    scale = 1000 / steps
-    return np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64), 0.999)
-
-
-def cosine_betas(steps):
-    """abar(t) = cos^2((t/T + 0.008) / 1.008 * pi/2) (arXiv 2102.09672 eq. 17), betas cut at 0.999. float64 [T]."""
-    t = np.arange(steps + 1, dtype=np.float64) / steps
-    alphas_bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], 0.999)
-
-
-def noise_schedule(name, steps, input_scale=1.0):
-    """abar_t for t = 0..T-1, float64 [T]: the named schedule with the mask scaled by b = `input_scale`.
-
-    Scaling x_0 by b and normalising the variance again gives abar_b = b^2 abar / ((b^2 - 1) abar + 1)
-    (arXiv 2504.05977): the signal-to-noise ratio times b^2.
-    """
-    betas = {"linear": linear_betas, "cosine": cosine_betas}[name](steps)
-    alphas_bar = np.cumprod(1 - betas)
-    return input_scale**2 * alphas_bar / ((input_scale**2 - 1) * alphas_bar + 1)
-
-
-class Schedule:
-    """abar_t in float64, with t = -1 standing for the clean mask (abar = 1)."""
-
-    def __init__(self, alphas_bar):
-        self.alphas_bar = np.asarray(alphas_bar, dtype=np.float64)
-        if not ((self.alphas_bar > 0) & (self.alphas_bar < 1)).all() or (np.diff(self.alphas_bar) >= 0).any():
-            raise ValueError("abar must fall strictly inside (0, 1)")
-
-    def __len__(self):
-        return len(self.alphas_bar)
-
-    def alpha_bar(self, t):
-        """abar at integer t (array or scalar), 1 at t = -1."""
-        return np.where(np.asarray(t) < 0, 1.0, self.alphas_bar[t])
-
-    def posterior(self, t, s):
-        """q(x_s | x_t, x_0) for s < t (DDPM eq. 7, between any two times): coefficients of x_0 and x_t, the variance,
-        and beta = 1 - abar_t / abar_s of the step."""
-        abar_t, abar_s = self.alpha_bar(t), self.alpha_bar(s)
-        beta = 1 - abar_t / abar_s
-        of_x0 = np.sqrt(abar_s) * beta / (1 - abar_t)
-        of_xt = np.sqrt(1 - beta) * (1 - abar_s) / (1 - abar_t)
-        return of_x0, of_xt, beta * (1 - abar_s) / (1 - abar_t), beta
-
-    def log_variances(self, t, s):
-        """log of the smallest and largest sensible variance of the step t -> s: the posterior's and beta.
-
-        Where s is the clean mask the posterior's variance is 0; its log is taken from the step before, as in the
-        improved DDPM paper, so that it stays finite.
-        """
-        t, s = np.asarray(t), np.asarray(s)
-        _, _, variance, beta = self.posterior(t, s)
-        _, _, second, _ = self.posterior(t + (s < 0), np.where(s < 0, t, s))
-        return np.log(np.where(s < 0, np.minimum(second, beta), variance)), np.log(beta)
 
 
 class Denoised(NamedTuple):
@@ -88,6 +31,7 @@ class GaussianDiffusion:
     alphas_bar: float64 [T], see `noise_schedule`. objective: "eps", "x0" or "v". mask_loss: "mse" or "bce_dice".
     An x0 prediction is squashed: by tanh with MSE; by 2 sigmoid - 1 with BCE + Dice, whose loss sees the logits.
     coarse_loss: "mse", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every: see `coarse_loss`.
+    loss_weighting, min_snr_gamma: see `loss_weight`.
     """
 
     def __init__(
@@ -104,17 +48,21 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         rescale_learned_sigmas=False,
         use_kl=False,
+        loss_weighting="none",
+        min_snr_gamma=5.0,
     ):
         self.schedule = Schedule(alphas_bar)
         if objective not in ("eps", "x0", "v") or mask_loss not in MASK_LOSSES or logit_skip not in LOGIT_SKIPS:
             raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {logit_skip!r}")
         if (mask_loss != "mse" or logit_skip != "none") and objective != "x0":
             raise ValueError(f"the mask loss {mask_loss} with the skip {logit_skip} needs the objective x0")
+        if objective == "eps" and self.schedule.alphas_bar[-1] == 0:
+            raise ValueError("a schedule that ends in noise alone needs the objective x0 or v")
         self.logit_skip = logit_skip
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
-        self.use_kl = use_kl
+        self.use_kl, self.loss_weighting, self.min_snr_gamma = use_kl, loss_weighting, min_snr_gamma
 
     @property
     def num_timesteps(self):
@@ -232,8 +180,8 @@ class GaussianDiffusion:
 
         mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. dice: whether Dice
         is added to cross-entropy on the mask that is told from the image alone: the coarse one where there is one.
-        Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, or the bound
-        with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
+        Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, weighted, or the
+        bound with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
         """
         x0 = mask * 2 - 1
         x_t = self.q_sample(x0, t, noise)
@@ -252,6 +200,8 @@ class GaussianDiffusion:
                 losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask)
             else:
                 losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
+            if self.loss_weighting != "none":
+                losses["mask"] = losses["mask"] * _per_row(self.loss_weights(t), losses["mask"])
             total = losses["mask"]
             if output.variance is not None:
                 # Learned sigma only: the mean is trained by the loss above (arXiv 2102.09672 sec. 3.1).
@@ -263,6 +213,11 @@ class GaussianDiffusion:
             losses["coarse"] = self.coarse_loss(output.coarse, mask, t, dice)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
+
+    def loss_weights(self, t):
+        """The weights float64 [N] of the mask's losses at t, int [N] (see `loss_weight`)."""
+        abar = self.schedule.alpha_bar(_on_host(t))
+        return loss_weight(self.loss_weighting, self.objective, abar / (1 - abar), self.min_snr_gamma)
 
     def coarse_loss(self, logits, mask, t, dice=False):
         """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
@@ -296,7 +251,7 @@ class GaussianDiffusion:
 def build_diffusion(options):
     """The `GaussianDiffusion` that `options` (`config.DiffusionOptions`) describe."""
     return GaussianDiffusion(
-        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale),
+        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale, options.zero_terminal_snr),
         objective=options.objective,
         mask_loss=options.mask_loss,
         logit_skip=options.logit_skip,
@@ -307,6 +262,8 @@ def build_diffusion(options):
         rescale_timesteps=options.rescale_timesteps,
         rescale_learned_sigmas=options.rescale_learned_sigmas,
         use_kl=options.use_kl,
+        loss_weighting=options.loss_weighting,
+        min_snr_gamma=options.min_snr_gamma,
     )
 
 

@@ -10,9 +10,19 @@ def strided_timesteps(num_timesteps, steps):
     return np.linspace(num_timesteps - 1, 0, steps).round().astype(int)
 
 
+def _log_noise_to_signal(alphas_bar):
+    """log((1 - abar) / abar), rising. The step to noise alone (abar = 0), which is infinitely wide, is made as wide as
+    all others together: wide enough to be one part, however many there are."""
+    with np.errstate(divide="ignore"):
+        values = np.log((1 - alphas_bar) / alphas_bar)
+    if np.isinf(values[-1]):
+        values[-1] = 2 * values[-2] - values[0]
+    return values
+
+
 SPACINGS = {  # a quantity that rises with t = 0 .. T - 1, of which a solver's steps take even parts. float64 [T]
     "uniform": lambda alphas_bar: np.arange(len(alphas_bar), dtype=np.float64),
-    "logsnr": lambda alphas_bar: np.log((1 - alphas_bar) / alphas_bar),
+    "logsnr": _log_noise_to_signal,
     "quadratic": lambda alphas_bar: np.sqrt(np.arange(len(alphas_bar))),
 }
 
@@ -20,7 +30,7 @@ SPACINGS = {  # a quantity that rises with t = 0 .. T - 1, of which a solver's s
 def solver_timesteps(schedule, steps, spacing="uniform"):
     """The times of a solver of the diffusion ODE or SDE: T - 1 first, the last one still noisy. int [steps], falling.
 
-    schedule: `gaussian_diffusion.Schedule` of T steps; 1 <= steps <= T. spacing: "uniform" in t, "logsnr" uniform in
+    schedule: `schedule.Schedule` of T steps; 1 <= steps <= T. spacing: "uniform" in t, "logsnr" uniform in
     log(abar / (1 - abar)), or "quadratic": uniform in sqrt(t) (arXiv 2010.02502, D.2), dense where noise is low.
     The way from T - 1 to 0 is cut into `steps` even parts, whose upper ends are taken: from the last the solver goes
     to the clean mask itself. A visit to t = 0 as well, which has almost no noise left, would cost a network call and

@@ -32,7 +32,16 @@ class TrainOptions:
     lr: float = option(1e-4, "learning rate of AdamW", above=0)
     weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
     lr_anneal_steps: int = option(
-        0, "decay the learning rate linearly to 0 over this many steps, and stop; 0: constant", minimum=0
+        0, "decay the learning rate to 0 over this many steps, and stop; 0: constant", minimum=0
+    )
+    lr_decay: str = option(
+        "linear",
+        "how the learning rate falls over --lr_anneal_steps: linear, cosine, or none (constant; no --lr_anneal_steps)",
+        choices=("none", "linear", "cosine"),
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate rises linearly, before it decays", minimum=0)
+    grad_clip: float = option(
+        0.0, "scale the gradient down to this norm, over all weights, where it is longer; 0: off", minimum=0
     )
     ema_rate: str = option(
         "0.9999", "decay of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
@@ -75,6 +84,9 @@ class TrainOptions:
     resume_checkpoint: str = option(
         "", "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none"
     )
+    dry_run: bool = option(
+        False, "print the options, the number of parameters, the memory that training takes and the data; write nothing"
+    )
     seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
 
     def resolve(self, given):
@@ -84,6 +96,16 @@ class TrainOptions:
         for rate in self.ema_rates():
             if not 0 <= rate < 1:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+        self._check_learning_rate(given)
+
+    def _check_learning_rate(self, given):
+        total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
+        if not total and (self.lr_decay == "cosine" or (self.lr_decay == "linear" and alone)):
+            raise UserError(f"--lr_decay {self.lr_decay}: needs --lr_anneal_steps, the steps over which it decays")
+        if total and self.lr_decay == "none":
+            raise UserError(f"--lr_anneal_steps {total} contradicts --lr_decay none; stop a run by --max_steps")
+        if total and self.warmup_steps >= total:
+            raise UserError(f"--warmup_steps {self.warmup_steps}: must be below --lr_anneal_steps {total}")
 
     def ema_rates(self):
         """`ema_rate` as a tuple of floats."""

@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from .dist_util import Processes, autocast, peers_needed
 from .errors import PeerGone, UserError
 from .files import remove_temporaries
+from .learning_rate import learning_rate_factor
 from .logger import RunLog, console, counted
 from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
@@ -251,13 +252,14 @@ class TrainLoop:
     # ---- the parts of a step -------------------------------------------------------------------------------------
 
     def _set_learning_rate(self):
-        """Each stage begins with --lr and, with --lr_anneal_steps, ends with 0."""
+        """Each stage begins anew, and with --lr_anneal_steps each ends with 0."""
+        options = self.options
         first, last = 0, self.condition_steps
         if not self._condition_alone:
-            first, last = last, self.options.lr_anneal_steps
-        rate = self.options.lr
-        if self.options.lr_anneal_steps:
-            rate *= 1 - (self.step - first) / (last - first)
+            first, last = last, options.lr_anneal_steps
+        total = last - first if options.lr_anneal_steps else 0
+        warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
+        rate = options.lr * learning_rate_factor(self.step - first, warmup=warmup, total=total, decay=options.lr_decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -312,10 +314,13 @@ class TrainLoop:
     def _optimizer_step(self, names):
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
+        total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        grad_norm = total_norm.item()
         if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
             names = sum(self.processes.gather(list(names)), [])
             self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
+        if self.options.grad_clip:  # the processes' mean, unscaled: the same for any number of them, with any scaler
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.options.grad_clip, total_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

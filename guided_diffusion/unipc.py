@@ -3,7 +3,7 @@
 from collections import deque
 
 from .dpm_solver import NoiseLevels, integrate
-from .gaussian_diffusion import Schedule
+from .schedule import Schedule
 
 
 def sample_unipc(

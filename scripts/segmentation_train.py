@@ -6,13 +6,14 @@ if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
 import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import torch
 
-from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
@@ -23,8 +24,17 @@ from guided_diffusion.config import (
     check_variant,
     saved_options,
 )
-from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
-from guided_diffusion.dist_util import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
+from guided_diffusion.config_file import as_yaml, run_values, write_config
+from guided_diffusion.data import SPLIT_FOLDERS, SegmentationDataset, build_dataset, split_folders
+from guided_diffusion.dist_util import (
+    Processes,
+    joined_processes,
+    keep_freed_memory,
+    launch_on_gpus,
+    pick_device,
+    pick_precision,
+)
+from guided_diffusion.dry_run import estimate_training
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
@@ -42,6 +52,8 @@ def main(argv=None):
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
     options, given = parse(__doc__, groups, argv, example=EXAMPLE)
     process_options = options[-1]
+    if options[1].dry_run:
+        return dry_run(options, given)
     if process_options.multi_gpu:
         return launch_on_gpus(process_options.multi_gpu, __file__, sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
@@ -51,8 +63,39 @@ def main(argv=None):
     return 0
 
 
-def train_model(options, given, processes):
-    """Build or resume the run and train it, this process on its share of every batch."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is about to run, as flags and, where it goes on, a checkpoint say: options, data, start (or None)."""
+
+    data: DataOptions
+    train: TrainOptions
+    model: ModelOptions
+    diffusion: DiffusionOptions
+    precision: str
+    dataset: SegmentationDataset
+    start: Checkpoint | None
+
+    @property
+    def config(self):
+        """The option values that are kept in checkpoints: a dict for each group."""
+        train = dataclasses.asdict(self.train)
+        del train["dry_run"]
+        return {
+            "data": dataclasses.asdict(self.data) | {"data_dir": str(self.dataset.data_dir.absolute())},
+            "model": dataclasses.asdict(self.model),
+            "diffusion": dataclasses.asdict(self.diffusion),
+            "train": train,
+            "device": {"precision": self.precision, "use_fp16": self.precision == "fp16"},
+        }
+
+    @property
+    def values(self):
+        """The same as one dict, for a file of options."""
+        return run_values(self.config, self.model, self.diffusion, self.train.out_dir)
+
+
+def settle(options, given, processes):
+    """The `Run` that the options ask for, checked; nothing is written."""
     data, train, model_options, diffusion_options, process_options = options
     start = find_start(train, processes)
     if start is not None:
@@ -70,24 +113,27 @@ def train_model(options, given, processes):
     precision = pick_precision(process_options.precision, processes.device)
     dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start)
+
+
+def train_model(options, given, processes):
+    """Build or resume the run and train it, this process on its share of every batch."""
+    run = settle(options, given, processes)
+    train, dataset, start = run.train, run.dataset, run.start
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         check_writable(Path(train.out_dir))
 
     torch.manual_seed(train.seed)
     if start is None:
         num_labels = len(dataset.label_names)
-        model = build_model(model_options, dataset.image_channels, len(dataset.class_names), num_labels)
-        diffusion = build_diffusion(diffusion_options)
+        model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
+        diffusion = build_diffusion(run.diffusion)
     else:
-        model, diffusion = start.build(model_options)
+        model, diffusion = start.build(run.model)
     model.to(processes.device)
-    config = {
-        "data": dataclasses.asdict(data) | {"data_dir": str(dataset.data_dir.absolute())},
-        "model": dataclasses.asdict(model_options),
-        "diffusion": dataclasses.asdict(diffusion_options),
-        "train": dataclasses.asdict(train),
-    }
-    describe(dataset, model, train, processes.place, precision, start)
+    if processes.is_first:
+        write_config(run.values, train.out_dir)
+    describe(dataset, model, train, processes.place, run.precision, start)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -95,10 +141,10 @@ def train_model(options, given, processes):
         diffusion,
         dataset,
         train,
-        config=config,
+        config=run.config,
         device=processes.device,
-        precision=precision,
-        num_workers=data.num_workers,
+        precision=run.precision,
+        num_workers=run.data.num_workers,
         start=start,
         processes=processes,
     )
@@ -108,7 +154,39 @@ def train_model(options, given, processes):
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
-    console().info(f"trained {told}\nsample with: {sampling_command(data.data_dir, train.out_dir)}")
+    console().info(f"trained {told}\nsample with: {sampling_command(run.data.data_dir, train.out_dir)}")
+
+
+def dry_run(options, given):
+    """Print the options as YAML, and as comments below what training would take; write nothing. Returns 0."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's others would say the same
+        return 0
+    process_options = options[-1]
+    listed = process_options.multi_gpu.count(",") + 1 if process_options.multi_gpu else 0
+    count = listed or int(os.environ.get("WORLD_SIZE", "1"))
+    device = pick_device(process_options.gpu_dev)
+    run = settle(options, given, Processes(0, 1, device))
+    own = Processes(count - 1, count, device).share(run.train.batch_size)  # the last share is never the smaller one
+    images = own.stop - own.start
+    if run.train.microbatch > 0:
+        images = min(images, run.train.microbatch)
+    memory = estimate_training(
+        run.model,
+        run.dataset.image_channels,
+        len(run.dataset.class_names),
+        len(run.dataset.label_names),
+        images=images,
+        precision=run.precision,
+        averages=len(run.train.ema_rates()),
+        processes=count,
+    )
+    place = str(device) if count == 1 else f"each of {count} processes"
+    lines = [*memory.told(place, images, run.precision), *told_data(run.dataset)]
+    if run.start is not None:
+        lines.append(f"goes on from step {run.start.step}")
+    comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
+    sys.stdout.write(as_yaml(run.values) + comments)
+    return 0
 
 
 def find_data(data, image_size, chosen):
@@ -186,16 +264,20 @@ def check_labels(dataset, start):
 def describe(dataset, model, train, place, precision, start):
     """Say what is about to run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    channels = counted(dataset.image_channels, "channel")
-    console().info(f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}")
-    for note in dataset.notes:
-        console().info(note)
+    for line in told_data(dataset):
+        console().info(line)
     console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {precision}")
     if train.augment != "none":
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
         console().info(f"going on from step {start.step}")
     console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
+
+
+def told_data(dataset):
+    """Lines that say what data were found."""
+    channels = counted(dataset.image_channels, "channel")
+    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *dataset.notes]
 
 
 def sampling_command(data_dir, out_dir):

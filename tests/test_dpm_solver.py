@@ -19,9 +19,10 @@ from oracles import (
 )
 
 from guided_diffusion.dpm_solver import sample_dpm_solver
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Schedule, noise_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.grids import SPACINGS, solver_timesteps
 from guided_diffusion.sampling import sample_ddim
+from guided_diffusion.schedule import Schedule, noise_schedule
 
 every_objective = pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 every_type = pytest.mark.parametrize("solver_type", ["ode", "sde"])

@@ -11,17 +11,14 @@ from guided_diffusion.config import DiffusionOptions, build
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
-    Schedule,
     bce_dice,
     build_diffusion,
-    cosine_betas,
     discretised_gaussian_log_likelihood,
-    linear_betas,
     mean_flat,
-    noise_schedule,
     normal_kl,
 )
 from guided_diffusion.medsegdiff import ModelOutput
+from guided_diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
 
 ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
 TARGETS = [("eps", "mse"), ("x0", "mse"), ("x0", "bce_dice"), ("v", "mse")]

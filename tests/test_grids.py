@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from oracles import even_schedule
 
-from guided_diffusion.gaussian_diffusion import Schedule, noise_schedule
 from guided_diffusion.grids import SPACINGS, solver_timesteps, strided_timesteps
+from guided_diffusion.schedule import Schedule, noise_schedule
 
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 

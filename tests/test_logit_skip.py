@@ -9,10 +9,11 @@ from torch.distributions import Normal
 
 from guided_diffusion.config import DiffusionOptions, build
 from guided_diffusion.errors import UserError
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, bce, build_diffusion, noise_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, bce, build_diffusion
 from guided_diffusion.grids import solver_timesteps, strided_timesteps
 from guided_diffusion.medsegdiff import ModelOutput
 from guided_diffusion.sampling import SamplingPlan
+from guided_diffusion.schedule import noise_schedule
 
 
 def diffusion_of(steps=200, input_scale=0.1, mask_loss="bce", logit_skip="both"):

@@ -110,7 +110,7 @@ def furthest(one, other):
 
 
 CASES = {
-    "v1, whole shares": ({}, {}, {}),
+    "v1, whole shares, clipped": ({}, {}, {"grad_clip": 0.5, "warmup_steps": 4}),
     "v2, one by one, learned time steps": (
         {"version": "v2", "learn_sigma": True, "ss_blocks": 1},
         {"diffusion_steps": 2, "coarse_every": 2},

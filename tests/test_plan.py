@@ -8,10 +8,11 @@ from conftest import files
 
 from guided_diffusion.config import build
 from guided_diffusion.errors import UserError
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, noise_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.grids import solver_timesteps
 from guided_diffusion.plan import plan_sampling
 from guided_diffusion.run_options import SampleOptions
+from guided_diffusion.schedule import noise_schedule
 
 
 def plan_of(flags, num_timesteps=1000, objective="eps"):

@@ -6,8 +6,9 @@ import torch
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DiffusionOptions, ModelOptions
 from guided_diffusion.errors import UserError
-from guided_diffusion.gaussian_diffusion import build_diffusion, linear_betas
+from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.schedule import linear_betas
 
 
 def options_of(flags):

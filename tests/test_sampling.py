@@ -7,7 +7,7 @@ import torch
 from oracles import exact_x0, network, noise_source, randn, record, smooth_denoiser, with_our_schedule
 
 from guided_diffusion.config import build
-from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion, noise_schedule
+from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
 from guided_diffusion.grids import strided_timesteps
 from guided_diffusion.medsegdiff import MedSegDiffV1, ModelOutput, UNetShape
 from guided_diffusion.plan import plan_sampling
@@ -20,6 +20,7 @@ from guided_diffusion.sampling import (
     sample_ddim,
     sample_ddpm,
 )
+from guided_diffusion.schedule import noise_schedule
 
 VARIANTS = {
     "ddpm": {},

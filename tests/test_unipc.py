@@ -12,8 +12,9 @@ from oracles import (
 )
 
 from guided_diffusion.dpm_solver import sample_dpm_solver
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Schedule, noise_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.grids import solver_timesteps
+from guided_diffusion.schedule import Schedule, noise_schedule
 from guided_diffusion.unipc import sample_unipc
 
 

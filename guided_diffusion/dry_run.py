@@ -1,0 +1,115 @@
+"""What a training run would take: parameters, and its memory estimated by a step on tensors without data."""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .dist_util import autocast
+from .logger import counted
+from .medsegdiff import build_model
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, storage._cdata, size)
+
+    def _forget(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one process in training: weights, their gradients, AdamW's two moments, the averages (EMA), what the
+    forward and backward pass hold at their peak, and, of several processes, the gradients they exchange."""
+
+    parameters: int  # their number, not bytes
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+    exchanged: int
+
+    @property
+    def total(self):
+        """Their sum: an upper bound, since gradients are not all there when activations are at their peak."""
+        return self.weights + self.gradients + self.optimizer + self.averages + self.activations + self.exchanged
+
+    def told(self, place, images, precision):
+        """Lines that say it; place: what each of these runs on, in words."""
+        parts = ["weights", "gradients", "optimizer", "averages", "activations", "exchanged"]
+        names = {"averages": "EMA", "exchanged": "gradients in exchange"}
+        told = [f"{names.get(part, part)} {_bytes(getattr(self, part))}" for part in parts if getattr(self, part)]
+        return [
+            f"parameters: {self.parameters / 1e6:.4g} M",
+            f"memory for training on {place}: about {_bytes(self.total)}: {', '.join(told)}",
+            f"how it is estimated: {counted(images, 'image')} at once in {precision}; one forward and backward pass "
+            "over tensors without data, of which all that lives at once is counted; what the libraries and the memory "
+            "allocator take comes on top",
+        ]
+
+
+def _bytes(number):
+    return f"{number / 2**30:.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def estimate_training(options, image_channels, mask_channels, num_labels, *, images, precision, averages, processes=1):
+    """The `TrainingMemory` of a model (`config.ModelOptions`) that is trained on parts of `images` images at once.
+
+    One forward and backward pass is run on tensors that have shapes and no data, in the `precision` of the training,
+    and every storage counted as long as it lives: with --use_checkpoint also what is computed twice. averages: the
+    number of EMA rates. What a GPU's libraries and the memory allocator take besides is not in it.
+    """
+    size = options.image_size
+    with FakeTensorMode():
+        model = build_model(options, image_channels, mask_channels, num_labels)
+        image = torch.empty(images, image_channels, size, size)
+        x_t, t = torch.empty(images, mask_channels, size, size), torch.zeros(images, dtype=torch.long)
+        label = torch.zeros(images, dtype=torch.long) if model.label_embedding is not None else None
+        for parameter in model.parameters():  # gradients are counted apart
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        with _LiveBytes() as count:
+            with autocast(precision, torch.device("cpu")):
+                outputs = [x for x in model(x_t, t, model.encode(image, label)) if x is not None]
+                loss = sum(output.float().square().mean() for output in outputs)
+            del outputs
+            loss.backward()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return TrainingMemory(
+        parameters=sum(p.numel() for p in model.parameters()),
+        weights=weights + sum(b.numel() * b.element_size() for b in model.buffers()),
+        gradients=weights,
+        optimizer=2 * weights,
+        averages=averages * weights,
+        activations=count.peak,
+        exchanged=weights if processes > 1 else 0,
+    )
+
+
+def _drop_gradient(parameter):
+    parameter.grad = None
