@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.checkpoint import checkpoint_path, load_checkpoint, newest_name, step_of
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
@@ -26,12 +26,13 @@ from guided_diffusion.config import (
 from guided_diffusion.data import SPLIT_FOLDERS, build_dataset, split_folders
 from guided_diffusion.dist_util import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
       --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
@@ -56,7 +57,8 @@ def main(argv=None):
 def train_model(options, given, processes):
     """Build or resume the run and train it, this process on its share of every batch."""
     data, train, model_options, diffusion_options, process_options = options
-    start = find_start(train, processes)
+    folder = work_folder(train.out_dir, "training")
+    start = find_start(train, folder, processes)
     if start is not None:
         model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
         diffusion_options = saved_options(
@@ -65,15 +67,18 @@ def train_model(options, given, processes):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
-        check_not_behind(train, start)
+        check_not_behind(folder, start, processes)
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     precision = pick_precision(process_options.precision, processes.device)
-    dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
+    data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    here = dataclasses.replace(data, data_dir=data_dir)
+    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
-        check_writable(Path(train.out_dir))
+        folder.check_writable()
+        folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
 
     torch.manual_seed(train.seed)
     if start is None:
@@ -84,7 +89,7 @@ def train_model(options, given, processes):
         model, diffusion = start.build(model_options)
     model.to(processes.device)
     config = {
-        "data": dataclasses.asdict(data) | {"data_dir": str(dataset.data_dir.absolute())},
+        "data": dataclasses.asdict(data) | {"data_dir": absolute(data.data_dir)},
         "model": dataclasses.asdict(model_options),
         "diffusion": dataclasses.asdict(diffusion_options),
         "train": dataclasses.asdict(train),
@@ -103,14 +108,17 @@ def train_model(options, given, processes):
         num_workers=data.num_workers,
         start=start,
         processes=processes,
+        folder=folder,
     )
     last = loop.run()
     if not processes.is_first:
         return
+    command = sampling_command(data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
+    folder.finish()
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
-    console().info(f"trained {told}\nsample with: {sampling_command(data.data_dir, train.out_dir)}")
+    console().info(f"trained {told}\nsample with: {command}")
 
 
 def find_data(data, image_size, chosen):
@@ -123,25 +131,45 @@ def find_data(data, image_size, chosen):
         raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
 
 
-def find_start(train, processes):
+def find_start(train, folder, processes):
     """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
-    newest = processes.from_first(lambda: newest_checkpoint(train.out_dir))  # or some might see a later one
+    if processes.is_first:
+        folder.begin()
+    newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
-        return None if newest is None else load_checkpoint(newest)
+        return None if newest is None else load_checkpoint(bring(folder, newest, processes))
     if train.resume_checkpoint:
-        return load_checkpoint(train.resume_checkpoint)
+        path = train.resume_checkpoint
+        return load_checkpoint(processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path)
     if newest is not None:
-        raise UserError(f"--out_dir holds a run already ({newest}): add --resume_checkpoint auto or choose another")
+        raise UserError(
+            f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
+        )
     return None
 
 
-def check_not_behind(train, start):
+def newest_of(folder, processes):
+    """The name of the newest checkpoint in a `WorkFolder` or None, as the first process sees it, in all of them."""
+    return processes.from_first(lambda: newest_name(folder.names()))  # or some might see a later one
+
+
+def bring(folder, name, processes):
+    """The local path of a checkpoint in a `WorkFolder`. The first process may have one that was not pushed yet."""
+    if not is_remote(folder.shown()):
+        return folder.path / name
+    processes.from_first(folder.push)
+    if processes.is_first:
+        folder.pull(lambda other: other == name)
+    return processes.by_machine(lambda: folder.path / name if processes.is_first else fetch_file(folder.shown(name)))
+
+
+def check_not_behind(folder, start, processes):
     """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
-    newest = newest_checkpoint(train.out_dir)
-    if newest is not None and int(newest.stem.removeprefix("model")) > start.step:
+    newest = newest_of(folder, processes)
+    if newest is not None and step_of(newest) > start.step:
         raise UserError(
-            f"--out_dir holds a later checkpoint ({newest}) than the one to go on from, of step {start.step}: remove "
-            "the later ones or choose another"
+            f"--out_dir holds a later checkpoint ({folder.shown(newest)}) than the one to go on from, of step "
+            f"{start.step}: remove the later ones or choose another"
         )
 
 
@@ -197,17 +225,22 @@ def describe(dataset, model, train, place, precision, start):
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
         console().info(f"going on from step {start.step}")
-    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
+    kept = "; each save brings them there" if is_remote(train.out_dir) else ""
+    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
 
 
-def sampling_command(data_dir, out_dir):
-    """The command that samples the newest checkpoint in `out_dir`, ready for the shell."""
-    script, checkpoint = Path(__file__).with_name("segmentation_sample.py"), newest_checkpoint(out_dir)
+def sampling_command(data_dir, fetched, folder, checkpoint):
+    """The command that samples the checkpoint of this name in a `WorkFolder`, ready for the shell.
+
+    data_dir: of the training, local or remote; fetched: where it is on this machine.
+    """
+    script = Path(__file__).with_name("segmentation_sample.py")
     if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
-    results = Path(out_dir) / checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
-    words = ["python", script, "--model_path", checkpoint, "--data_dir", testing_folder(Path(data_dir))]
-    return shlex.join(map(str, [*words, "--out_dir", results]))
+    results = checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
+    testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
+    words = ["python", script, "--model_path", folder.shown(checkpoint.name), "--data_dir", testing]
+    return shlex.join(map(str, [*words, "--out_dir", folder.shown(results)]))
 
 
 def testing_folder(data_dir):
@@ -221,6 +254,16 @@ def testing_folder(data_dir):
     except UserError:  # it holds train/ alone
         return split_folders(data_dir, "train")[0]
     return data_dir
+
+
+def remote_testing_folder(data_dir, fetched):
+    """The same of a remote `data_dir`; fetched: where it is on this machine, which need not have what is beside it."""
+    parent, name = folder_and_name(data_dir)
+    if name.lower() in SPLIT_FOLDERS["train"]:
+        beside = [other for other in list_folders(parent) if other.lower() in SPLIT_FOLDERS["test"]]
+        return join(parent, beside[0]) if beside else data_dir
+    testing = testing_folder(fetched)
+    return data_dir if testing == fetched else join(data_dir, testing.name)
 
 
 if __name__ == "__main__":
