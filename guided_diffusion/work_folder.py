@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import storage
@@ -155,7 +156,8 @@ class RemoteFolder(WorkFolder):
         """Remove local copies of files that are in the store as they are."""
         for path in paths:
             if not self._changed(self._name(path), path):
-                path.unlink()
+                with suppress(OSError):  # Windows keeps files that are in use, such as the checkpoint gone on from
+                    path.unlink()
 
     def _name(self, path):
         return Path(path).relative_to(self.path).as_posix()

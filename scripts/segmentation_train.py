@@ -57,7 +57,7 @@ def main(argv=None):
 def train_model(options, given, processes):
     """Build or resume the run and train it, this process on its share of every batch."""
     data, train, model_options, diffusion_options, process_options = options
-    folder = work_folder(train.out_dir, "training")
+    folder = begun_folder(train.out_dir, processes)
     start = find_start(train, folder, processes)
     if start is not None:
         model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
@@ -67,6 +67,7 @@ def train_model(options, given, processes):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
+        folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
@@ -131,10 +132,16 @@ def find_data(data, image_size, chosen):
         raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
 
 
-def find_start(train, folder, processes):
-    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
+def begun_folder(out_dir, processes):
+    """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
+    folder = work_folder(out_dir, "training")
     if processes.is_first:
         folder.begin()
+    return folder
+
+
+def find_start(train, folder, processes):
+    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
     newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
         return None if newest is None else load_checkpoint(bring(folder, newest, processes))

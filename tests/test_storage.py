@@ -44,7 +44,7 @@ def test_a_run_is_written_to_a_store_and_gone_on_with_from_there(script, refusal
         "segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", RUN, TINY, "--max_steps 6"]
     )
     assert f"holds a run already ({RUN}/model000003.pt)" in line
-    train_remotely(script, pictures, "--max_steps 6 --resume_checkpoint auto")
+    script("segmentation_train", f"--resume_checkpoint {RUN}/model000003.pt --max_steps 6")  # --out_dir is as before
     assert "going on from step 3" in capsys.readouterr().out
     assert equal(load_checkpoint(there / "model000006.pt"), load_checkpoint(tmp_path / "at once" / "model000006.pt"))
     assert (there / "log.csv").read_text().count("\n") == 7
@@ -221,7 +221,7 @@ def test_cases_finished_in_a_store_are_skipped_and_changed_data_are_fetched(scri
     (data / "masks" / "case3.png").unlink()
     blobs.used.clear()
     script("segmentation_sample", [remote.replace("bucket/out", "bucket/anew"), FAST, "--num_samples 1"])
-    assert "3 cases" in capsys.readouterr().out
+    assert "3 cases of" in capsys.readouterr().out
     fetched = [path for done, path in blobs.used if done == "download" and path.startswith("az://")]
     assert fetched == ["az://account/data/pictures/images/case0.png"]
 
