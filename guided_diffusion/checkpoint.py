@@ -124,9 +124,16 @@ def checkpoint_path(out_dir, step):
 
 def newest_checkpoint(out_dir):
     """The checkpoint of the highest step in `out_dir`, or None."""
-    found = {}
-    for path in Path(out_dir).glob("model*.pt"):
-        match = re.fullmatch(r"model(\d+)\.pt", path.name)
-        if match:
-            found[int(match[1])] = path
+    name = newest_name(path.name for path in Path(out_dir).glob("model*.pt"))
+    return name and Path(out_dir) / name
+
+
+def newest_name(names):
+    """The name of the checkpoint of the highest step among these file names, or None."""
+    found = {step_of(name): name for name in names if re.fullmatch(r"model\d+\.pt", name)}
     return found[max(found)] if found else None
+
+
+def step_of(path):
+    """The step of a checkpoint by its name, model000500.pt."""
+    return int(re.search(r"model(\d+)\.pt$", str(path))[1])

@@ -11,6 +11,7 @@ from .config_file import read_config
 from .errors import UserError
 from .presets import RECIPES
 from .run_options import EvalOptions, SampleOptions, TrainOptions
+from .storage import check_path, is_remote
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "fsdp": "the model must fit on one device so far",
@@ -89,8 +90,10 @@ def _recipe(given, fields):
 def check_value(item, value):
     """Raise `UserError` unless `value` satisfies what the option's field asks for."""
     rules, flag = item.metadata, f"--{item.name} {value}"
-    if isinstance(value, str) and value.startswith(("gs://", "az://")):
-        raise UserError(f"{flag}: cloud storage is not there yet; use a local path")
+    if is_remote(value):
+        if not rules["remote"]:
+            raise UserError(f"{flag}: must be a local path")
+        check_path(item.name, value)
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
     if isinstance(value, float) and not math.isfinite(value):

@@ -13,13 +13,14 @@ from .presets import PRESETS
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
 
-def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False):
+def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False):
     """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound).
 
     required: a script needs it, and its help says so; the script itself refuses to run without.
+    remote: it is a path that may be in a blob store (see `storage`).
     """
-    rules = {"required": required, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    return field(default=default, metadata={"help": help, **rules})
+    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata={"help": help, "required": required, "remote": remote, **rules})
 
 
 @dataclass
@@ -31,7 +32,13 @@ class DataOptions:
         "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches with several readers' masks), "
         "FOLDER (images/ and masks/ paired by name), or path/to/my_loader.py:MyDataset",
     )
-    data_dir: str = option("", "folder that holds the data", required=True)
+    data_dir: str = option(
+        "",
+        "folder that holds the data; one on gs:// or az:// is fetched to this machine first, into "
+        "$MEDSEGDIFF_CACHE or ~/.cache/medsegdiff",
+        required=True,
+        remote=True,
+    )
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )

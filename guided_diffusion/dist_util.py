@@ -33,6 +33,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def is_first_here(self):
+        """Whether this is the process that does what is done once on each machine."""
+        return self.count == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    @property
     def place(self):
         """What they run on, in words."""
         return str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
@@ -45,6 +50,14 @@ class Processes:
         with peers_needed():
             dist.broadcast_object_list(box)
         return box[0]
+
+    def by_machine(self, make):
+        """Every process's `make()`; on each machine one process's first, so that the others find what it left there."""
+        if self.count == 1:
+            return make()
+        value = make() if self.is_first_here else None
+        self.gather(None)
+        return value if self.is_first_here else make()
 
     def gather(self, value):
         """A list of every process's `value`, in all of them, once all have come here. Plain types."""

@@ -1,9 +1,8 @@
 """Whether cases that are sampled or scored were trained on, so that their Dice says nothing about new images."""
 
-from pathlib import Path
-
 from .data import build_dataset
 from .errors import UserError
+from .storage import cached
 
 
 def leakage_warning(dataset, units, trained):
@@ -14,7 +13,7 @@ def leakage_warning(dataset, units, trained):
     """
     if not trained.get("data_name") or not trained.get("data_dir"):
         return None
-    there, here = Path(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
+    there, here = cached(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
     if there != here and there not in here.parents and here not in there.parents:
         return None
     try:

@@ -99,11 +99,13 @@ class ResultsFolder:
 
     manifest: plain types; its "checkpoint_sha256", "settings" and "data" must match those of a manifest found in the
     folder, else `UserError` names the difference. Masks without a manifest are not ours: `UserError` as well. begin:
-    whether to check that and to write the manifest; of several processes one does.
+    whether to check that and to write the manifest; of several processes one does. written: called with the paths
+    of each case's files once all of them are there, its mask last.
     """
 
-    def __init__(self, out_dir, manifest, *, save_samples=False, begin=True):
+    def __init__(self, out_dir, manifest, *, save_samples=False, begin=True, written=lambda paths: None):
         self.out_dir, self.manifest, self.save_samples = Path(out_dir), manifest, save_samples
+        self.written = written
         if begin:
             self._begin()
 
@@ -133,12 +135,25 @@ class ResultsFolder:
 
     def finished(self, name, is_volume):
         """Whether the case or volume has been written completely, and all of it is still there."""
-        maps = [self.out_dir / "overlay" / f"{name}.png", self._mask_path(name, is_volume)]
+        return all(path.exists() for path in self._maps(name, is_volume))
+
+    def _maps(self, name, is_volume):
+        """The files that every case has, its mask last."""
         if is_volume:
-            maps += [self.out_dir / f"{name}_{what}.nii.gz" for what in ("prob", "uncertainty")]
+            maps = [self.out_dir / f"{name}_{what}.nii.gz" for what in ("prob", "uncertainty")]
         else:
-            maps += [self.out_dir / what / f"{name}.png" for what in ("probability", "uncertainty")]
-        return all(path.exists() for path in maps)
+            maps = [self.out_dir / what / f"{name}.png" for what in ("probability", "uncertainty")]
+        return [*maps, self.out_dir / "overlay" / f"{name}.png", self._mask_path(name, is_volume)]
+
+    def _files_of(self, name, is_volume, members):
+        """The files that there are of a case but for those of --debug, its mask last."""
+        if is_volume:
+            extra = [self.out_dir / f"{name}_sample_{k:02d}.nii.gz" for k in range(members)]
+            extra.append(self.out_dir / f"{name}_coarse.nii.gz")
+        else:
+            extra = [self.out_dir / "samples" / f"{name}_{k:02d}.png" for k in range(members)]
+            extra.append(self.out_dir / "coarse" / f"{name}.png")
+        return [path for path in (*extra, *self._maps(name, is_volume)) if path.exists()]
 
     def _mask_path(self, name, is_volume):
         return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"
@@ -156,6 +171,7 @@ class ResultsFolder:
             if maps.coarse is not None:
                 write_png(folder / "coarse" / f"{name}.png", _scaled(maps.coarse, 255, np.uint8))
         write_png(self._mask_path(name, False), _scaled(maps.mask, 255, np.uint8))
+        self.written(self._files_of(name, False, len(maps.members)))
 
     def write_volume(self, name, maps, affine, image_of, truth=None):
         """Write a volume. image_of(k): raw slice k [C, X, Y]; truth: bool [X, Y, Z] or None; both for the overlay."""
@@ -172,6 +188,7 @@ class ResultsFolder:
             if maps.coarse is not None:
                 write("coarse", maps.coarse.astype(np.float32))
         write("seg", maps.mask.astype(np.uint8))
+        self.written(self._files_of(name, True, len(maps.members)))
 
     def write_debug(self, name, frames, attention=None):
         """Write debug/NAME.gif and, where there is a sheet of attention maps, debug/NAME_attention.png."""

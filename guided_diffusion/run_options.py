@@ -18,7 +18,11 @@ class TrainOptions:
         "published commands and code do it (eps, linear betas, learned sigma, ...)",
         choices=("", *RECIPES),
     )
-    out_dir: str = option("./results/", "folder for checkpoints and logs")
+    out_dir: str = option(
+        "./results/",
+        "folder for checkpoints and logs; on gs:// or az:// they are written there at each save and at the end",
+        remote=True,
+    )
     max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
     max_minutes: float = option(
         0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew; 0: none", minimum=0
@@ -82,7 +86,9 @@ class TrainOptions:
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
     resume_checkpoint: str = option(
-        "", "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none"
+        "",
+        "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none",
+        remote=True,
     )
     dry_run: bool = option(
         False, "print the options, the number of parameters, the memory that training takes and the data; write nothing"
@@ -119,8 +125,10 @@ class TrainOptions:
 class SampleOptions:
     """What is sampled and how. The network and its diffusion come from the checkpoint."""
 
-    model_path: str = option("", "checkpoint to sample from", required=True)
-    out_dir: str = option("./results/", "results folder; finished cases in it are skipped")
+    model_path: str = option("", "checkpoint to sample from, also on gs:// or az://", required=True, remote=True)
+    out_dir: str = option(
+        "./results/", "results folder, also on gs:// or az://; finished cases in it are skipped", remote=True
+    )
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
     num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
     sample_batch_size: str = option(
@@ -192,9 +200,10 @@ class EvalOptions:
     pred_dir: str = option(
         "",
         "results folder of segmentation_sample.py, or any folder of masks named like the cases (NAME.png, "
-        "NAME_mask.png, NAME_seg.nii.gz, ...)",
+        "NAME_mask.png, NAME_seg.nii.gz, ...), also on gs:// or az://",
         required=True,
+        remote=True,
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
-    data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says")
-    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder")
+    data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
+    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder", remote=True)

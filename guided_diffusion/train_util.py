@@ -19,6 +19,7 @@ from .logger import RunLog, console, counted
 from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
 from .timesteps import TIMESTEP_SAMPLERS
+from .work_folder import WorkFolder
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
@@ -67,7 +68,7 @@ class TrainLoop:
 
     options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
-    them run this loop, the first one writes.
+    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class TrainLoop:
         num_workers=0,
         start=None,
         processes=None,
+        folder=None,
     ):
+        self.folder = folder or WorkFolder(options.out_dir)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
         self.processes = processes or Processes(0, 1, device)
@@ -151,8 +154,8 @@ class TrainLoop:
     def _log(self):
         if not self.processes.is_first:
             return nullcontext()
-        remove_temporaries(self.options.out_dir)  # of a run that was killed while it wrote
-        return closing(RunLog(self.options.out_dir, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step))
+        remove_temporaries(self.folder.path)  # of a run that was killed while it wrote
+        return closing(RunLog(self.folder.path, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step))
 
     def _bar(self):
         words = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not self.processes.is_first}
@@ -305,7 +308,7 @@ class TrainLoop:
 
     def _stop_broken(self, what):
         saved = (
-            f"checkpoint {checkpoint_path(self.options.out_dir, self.last_saved)} is good"
+            f"checkpoint {self.folder.shown(checkpoint_path('', self.last_saved))} is good"
             if (self.last_saved is not None)
             else "no checkpoint had been written"
         )
@@ -359,12 +362,17 @@ class TrainLoop:
         )
 
     def save(self):
-        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all."""
-        path = checkpoint_path(self.options.out_dir, self.step)
+        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all.
+
+        A blob store that fails is told and does not end the run: the next call pushes what it lacks.
+        """
+        path, pushed = checkpoint_path(self.folder.path, self.step), True
         if self.processes.is_first:
             save_checkpoint(self.checkpoint(), path)
+            pushed = self.folder.try_push()
+            self.folder.drop(older for older in path.parent.glob("model*.pt") if older != path)
         self.last_saved = self.step
-        console().info(f"step {self.step}: wrote {path}")
+        console().info(f"step {self.step}: wrote {self.folder.shown(path.name) if pushed else path}")
 
 
 class _SignalsCaught:

@@ -5,19 +5,19 @@ from guided_diffusion.errors import interruptible_imports, run_script
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
-from pathlib import Path
-
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
 from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import RULES, evaluate, format_summary
-from guided_diffusion.files import check_writable, read_json
+from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
+from guided_diffusion.storage import fetch_folder
+from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
 
@@ -27,8 +27,9 @@ def main(argv=None):
     (options,), _ = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
-    Predictions(options.pred_dir)  # a folder that is not there is refused here; --out_dir would make it
-    manifest_path = Path(options.pred_dir) / "manifest.json"
+    pred_dir = fetch_folder(options.pred_dir, "folder of predicted masks")
+    Predictions(pred_dir)  # a folder that is not there is refused here; --out_dir would make it
+    manifest_path = pred_dir / "manifest.json"
     manifest = read_json(manifest_path) if manifest_path.exists() else {}
     recorded = manifest.get("data", {})
     data_name = options.data_name or recorded.get("data_name")
@@ -36,16 +37,17 @@ def main(argv=None):
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
-    out_dir = Path(options.out_dir or options.pred_dir)
-    check_writable(out_dir)
+    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split="test")
+    out = work_folder(options.out_dir or options.pred_dir, "evaluation")
+    out.check_writable()
     for line in (*dataset.notes, leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))):
         if line:
             console().warning(line)
-    summary = evaluate(options.pred_dir, dataset, out_dir, progress=lambda units: tqdm(units, desc="evaluating"))
+    summary = evaluate(pred_dir, dataset, out.path, progress=lambda units: tqdm(units, desc="evaluating"))
     console().info(format_summary(summary))
     console().info("\n".join(f"- {rule}" for rule in RULES))
-    console().info(f"written: {out_dir / 'metrics.csv'}, {out_dir / 'summary.json'}")
+    out.finish()
+    console().info(f"written: {out.shown('metrics.csv')}, {out.shown('summary.json')}")
 
 
 def trained_on(manifest):

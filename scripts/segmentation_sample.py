@@ -5,6 +5,7 @@ from guided_diffusion.errors import interruptible_imports, run_script
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
+import dataclasses
 import platform
 import sys
 import time
@@ -24,7 +25,6 @@ from guided_diffusion.dist_util import (
 )
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import evaluate, format_summary
-from guided_diffusion.files import check_writable
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import check_size
@@ -33,6 +33,8 @@ from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
+from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
       --out_dir runs/isic/results --num_ensemble 5"""
@@ -58,7 +60,7 @@ def main(argv=None):
 def sample_all(options, given, processes):
     """Sample every case that is not finished, this process its share; the first evaluates where truth exists."""
     sample, data, model_options, diffusion_options, process_options = options
-    checkpoint = load_checkpoint(sample.model_path)
+    checkpoint = load_checkpoint(fetched(fetch_file, sample.model_path, processes))
     trained = checkpoint.config
     model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
     if "data_name" not in given:
@@ -70,14 +72,24 @@ def sample_all(options, given, processes):
     else:
         plan = plan_sampling(sample, given, diffusion)
     warn_of_first_stage(checkpoint)
-    dataset = find_data(data, image_size, chosen="data_name" in given)
+    here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
+    dataset = find_data(here, image_size, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
+    out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
-        check_writable(sample.out_dir)
+        out.check_writable()
+        out.begin()
+        out.pull()
+    elif processes.is_first_here:
+        out.begin()
 
     units = group_cases(dataset.cases)[: sample.num_samples or None]
     manifest = describe_run(sample, data, checkpoint, plan, image_size, precision, processes, dataset)
-    folder = ResultsFolder(sample.out_dir, manifest, save_samples=sample.save_samples, begin=processes.is_first)
+    folder = ResultsFolder(
+        out.path, manifest, save_samples=sample.save_samples, begin=processes.is_first, written=out.try_push
+    )
+    if processes.is_first:
+        out.push([out.path / "manifest.json"])  # before the masks, which are nobody's without it
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
     waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
     describe(dataset, units, waiting, trained["data"])
@@ -101,10 +113,27 @@ def sample_all(options, given, processes):
         own = share_of(waiting, images, processes.rank, processes.count)
         empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
     empty = sum(processes.gather(empty))  # all are done
+    if is_remote(sample.out_dir) and processes.count > 1:
+        gather_results(out, processes)
     if processes.is_first:
         warn_if_empty(empty, len(waiting), checkpoint.step)
         folder.complete(time.monotonic() - began, len(waiting), cases=len(units))
-        finish(sample, dataset, units, read_raters)
+        finish(sample, out, dataset, units, read_raters)
+
+
+def fetched(fetch, path, processes):
+    """Where a file or folder is on this machine: `fetch(path)` where it is in a blob store."""
+    return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
+
+
+def gather_results(out, processes):
+    """Bring to the first process's machine what the others have written to a blob store from theirs."""
+    if processes.is_first_here and not processes.is_first:
+        out.finish()
+    processes.gather(None)
+    if processes.is_first:
+        out.begin()
+        out.pull()
 
 
 def rebuild(checkpoint, sample, model_options, diffusion_options, given):
@@ -190,13 +219,14 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
     names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
     settings = {name: getattr(sample, name) for name in names}
     settings |= {"image_size": image_size, "precision": precision, **plan.settings()}
+    data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
         "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": file_hash(sample.model_path),
+        "checkpoint_sha256": file_hash(cached(sample.model_path)),
         "step": checkpoint.step,
         "settings": settings,
-        "data": {"data_name": data.data_name, "data_dir": str(dataset.data_dir.resolve()), "split": "test"},
+        "data": {"data_name": data.data_name, "data_dir": data_dir, "split": "test"},
         "config": checkpoint.config,
         "class_names": checkpoint.class_names,
         "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",
@@ -205,15 +235,16 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
     }
 
 
-def finish(sample, dataset, units, read_raters):
+def finish(sample, out, dataset, units, read_raters):
     """Evaluate where there is truth, draw the overview, and say where to look."""
     if any(case.masks for unit in units for case in unit.cases):
         try:
-            console().info(format_summary(evaluate(sample.out_dir, dataset, read_raters=read_raters)))
+            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters)))
         except UserError as error:  # the masks are there all the same
             console().warning(f"warning: not evaluated: {error}")
-    overview = write_overview(sample.out_dir, dataset, units, read_raters=read_raters)
-    console().info(f"masks: {sample.out_dir}   a first look: {overview}")
+    overview = write_overview(out.path, dataset, units, read_raters=read_raters)
+    out.finish()
+    console().info(f"masks: {sample.out_dir}   a first look: {out.shown(overview.name)}")
 
 
 if __name__ == "__main__":

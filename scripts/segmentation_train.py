@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from guided_diffusion.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from guided_diffusion.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, newest_name, step_of
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
@@ -36,12 +36,13 @@ from guided_diffusion.dist_util import (
 )
 from guided_diffusion.dry_run import estimate_training
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.files import check_writable
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.work_folder import WorkFolder, work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
       --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
@@ -65,7 +66,7 @@ def main(argv=None):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is about to run, as flags and, where it goes on, a checkpoint say: options, data, start (or None)."""
+    """What is about to run, as flags and, where it goes on, a checkpoint say. start: that checkpoint, or None."""
 
     data: DataOptions
     train: TrainOptions
@@ -74,6 +75,7 @@ class Run:
     precision: str
     dataset: SegmentationDataset
     start: Checkpoint | None
+    folder: WorkFolder
 
     @property
     def config(self):
@@ -81,7 +83,7 @@ class Run:
         train = dataclasses.asdict(self.train)
         del train["dry_run"]
         return {
-            "data": dataclasses.asdict(self.data) | {"data_dir": str(self.dataset.data_dir.absolute())},
+            "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
             "model": dataclasses.asdict(self.model),
             "diffusion": dataclasses.asdict(self.diffusion),
             "train": train,
@@ -97,7 +99,8 @@ class Run:
 def settle(options, given, processes):
     """The `Run` that the options ask for, checked; nothing is written."""
     data, train, model_options, diffusion_options, process_options = options
-    start = find_start(train, processes)
+    folder = begun_folder(train.out_dir, processes)
+    start = find_start(train, folder, processes)
     if start is not None:
         model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
         diffusion_options = saved_options(
@@ -106,22 +109,26 @@ def settle(options, given, processes):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
-        check_not_behind(train, start)
+        folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
+        check_not_behind(folder, start, processes)
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     precision = pick_precision(process_options.precision, processes.device)
-    dataset = find_data(data, model_options.image_size, chosen="data_name" in given or start is not None)
+    data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    here = dataclasses.replace(data, data_dir=data_dir)
+    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start)
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder)
 
 
 def train_model(options, given, processes):
     """Build or resume the run and train it, this process on its share of every batch."""
     run = settle(options, given, processes)
-    train, dataset, start = run.train, run.dataset, run.start
+    train, dataset, start, folder = run.train, run.dataset, run.start, run.folder
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
-        check_writable(Path(train.out_dir))
+        folder.check_writable()
+        folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
 
     torch.manual_seed(train.seed)
     if start is None:
@@ -132,7 +139,7 @@ def train_model(options, given, processes):
         model, diffusion = start.build(run.model)
     model.to(processes.device)
     if processes.is_first:
-        write_config(run.values, train.out_dir)
+        write_config(run.values, folder.path)
     describe(dataset, model, train, processes.place, run.precision, start)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
@@ -147,14 +154,17 @@ def train_model(options, given, processes):
         num_workers=run.data.num_workers,
         start=start,
         processes=processes,
+        folder=folder,
     )
     last = loop.run()
     if not processes.is_first:
         return
+    command = sampling_command(run.data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
+    folder.finish()
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
-    console().info(f"trained {told}\nsample with: {sampling_command(run.data.data_dir, train.out_dir)}")
+    console().info(f"trained {told}\nsample with: {command}")
 
 
 def dry_run(options, given):
@@ -199,25 +209,51 @@ def find_data(data, image_size, chosen):
         raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
 
 
-def find_start(train, processes):
+def begun_folder(out_dir, processes):
+    """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
+    folder = work_folder(out_dir, "training")
+    if processes.is_first:
+        folder.begin()
+    return folder
+
+
+def find_start(train, folder, processes):
     """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
-    newest = processes.from_first(lambda: newest_checkpoint(train.out_dir))  # or some might see a later one
+    newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
-        return None if newest is None else load_checkpoint(newest)
+        return None if newest is None else load_checkpoint(bring(folder, newest, processes))
     if train.resume_checkpoint:
-        return load_checkpoint(train.resume_checkpoint)
+        path = train.resume_checkpoint
+        return load_checkpoint(processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path)
     if newest is not None:
-        raise UserError(f"--out_dir holds a run already ({newest}): add --resume_checkpoint auto or choose another")
+        raise UserError(
+            f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
+        )
     return None
 
 
-def check_not_behind(train, start):
+def newest_of(folder, processes):
+    """The name of the newest checkpoint in a `WorkFolder` or None, as the first process sees it, in all of them."""
+    return processes.from_first(lambda: newest_name(folder.names()))  # or some might see a later one
+
+
+def bring(folder, name, processes):
+    """The local path of a checkpoint in a `WorkFolder`. The first process may have one that was not pushed yet."""
+    if not is_remote(folder.shown()):
+        return folder.path / name
+    processes.from_first(folder.push)
+    if processes.is_first:
+        folder.pull(lambda other: other == name)
+    return processes.by_machine(lambda: folder.path / name if processes.is_first else fetch_file(folder.shown(name)))
+
+
+def check_not_behind(folder, start, processes):
     """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
-    newest = newest_checkpoint(train.out_dir)
-    if newest is not None and int(newest.stem.removeprefix("model")) > start.step:
+    newest = newest_of(folder, processes)
+    if newest is not None and step_of(newest) > start.step:
         raise UserError(
-            f"--out_dir holds a later checkpoint ({newest}) than the one to go on from, of step {start.step}: remove "
-            "the later ones or choose another"
+            f"--out_dir holds a later checkpoint ({folder.shown(newest)}) than the one to go on from, of step "
+            f"{start.step}: remove the later ones or choose another"
         )
 
 
@@ -271,7 +307,8 @@ def describe(dataset, model, train, place, precision, start):
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
         console().info(f"going on from step {start.step}")
-    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir})")
+    kept = "; each save brings them there" if is_remote(train.out_dir) else ""
+    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
 
 
 def told_data(dataset):
@@ -280,14 +317,18 @@ def told_data(dataset):
     return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *dataset.notes]
 
 
-def sampling_command(data_dir, out_dir):
-    """The command that samples the newest checkpoint in `out_dir`, ready for the shell."""
-    script, checkpoint = Path(__file__).with_name("segmentation_sample.py"), newest_checkpoint(out_dir)
+def sampling_command(data_dir, fetched, folder, checkpoint):
+    """The command that samples the checkpoint of this name in a `WorkFolder`, ready for the shell.
+
+    data_dir: of the training, local or remote; fetched: where it is on this machine.
+    """
+    script = Path(__file__).with_name("segmentation_sample.py")
     if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
-    results = Path(out_dir) / checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
-    words = ["python", script, "--model_path", checkpoint, "--data_dir", testing_folder(Path(data_dir))]
-    return shlex.join(map(str, [*words, "--out_dir", results]))
+    results = checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
+    testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
+    words = ["python", script, "--model_path", folder.shown(checkpoint.name), "--data_dir", testing]
+    return shlex.join(map(str, [*words, "--out_dir", folder.shown(results)]))
 
 
 def testing_folder(data_dir):
@@ -301,6 +342,16 @@ def testing_folder(data_dir):
     except UserError:  # it holds train/ alone
         return split_folders(data_dir, "train")[0]
     return data_dir
+
+
+def remote_testing_folder(data_dir, fetched):
+    """The same of a remote `data_dir`; fetched: where it is on this machine, which need not have what is beside it."""
+    parent, name = folder_and_name(data_dir)
+    if name.lower() in SPLIT_FOLDERS["train"]:
+        beside = [other for other in list_folders(parent) if other.lower() in SPLIT_FOLDERS["test"]]
+        return join(parent, beside[0]) if beside else data_dir
+    testing = testing_folder(fetched)
+    return data_dir if testing == fetched else join(data_dir, testing.name)
 
 
 if __name__ == "__main__":

@@ -270,3 +270,59 @@ def sample(script, tmp_path):
         return tmp_path / out
 
     return run
+
+
+# ---- a blob store ------------------------------------------------------------------------------------------------
+
+
+class FolderStore:
+    """blobfile on folders that stand for buckets: gs://bucket/x is FOLDER/gs/bucket/x.
+
+    failing: how many of the next uploads fail; used: all (what was done, path).
+    """
+
+    def __init__(self, folder):
+        import blobfile
+
+        self.folder, self.blobfile, self.context = folder, blobfile, blobfile.create_context()
+        self.failing, self.used = 0, []
+
+    def local(self, path):
+        """Where a path lies on this machine; one without a scheme is itself."""
+        scheme, found, rest = str(path).partition("://")
+        return str(self.folder / scheme / rest) if found else str(path)
+
+    def copy(self, source, target, overwrite=False):
+        self.used.append(("upload" if "://" in target else "download", target if "://" in target else source))
+        if "://" in target and self.failing:
+            self.failing -= 1
+            raise self.blobfile.RequestFailure("the store is out of order", "PUT", 503, None, None)
+        os.makedirs(os.path.dirname(self.local(target)), exist_ok=True)
+        self.context.copy(self.local(source), self.local(target), overwrite=overwrite)
+
+    def stat(self, path):
+        if os.path.isdir(self.local(path)):  # stores know no folders
+            raise FileNotFoundError(path)
+        return self.context.stat(self.local(path))
+
+    def scandir(self, path):
+        return self.context.scandir(self.local(path))
+
+    def remove(self, path):
+        self.context.remove(self.local(path))
+
+    def uploads(self):
+        """The paths that were uploaded, without the trials whether that is possible."""
+        return [path for done, path in self.used if done == "upload" and "/.writable" not in path]
+
+
+@pytest.fixture
+def blobs(tmp_path, monkeypatch):
+    """A `FolderStore` in place of gs:// and az://, and a cache of this test's own."""
+    from guided_diffusion import storage, work_folder
+
+    fake = FolderStore(tmp_path / "store")
+    monkeypatch.setattr(storage, "store", lambda: fake)
+    monkeypatch.setattr(work_folder, "FINAL_WAITS", (0, 0))
+    monkeypatch.setenv("MEDSEGDIFF_CACHE", str(tmp_path / "cache"))
+    return fake
