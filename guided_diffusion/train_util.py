@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from .dist_util import Processes, autocast, peers_needed
+from .ema import EMA
 from .errors import PeerGone, UserError
 from .files import remove_temporaries
 from .learning_rate import learning_rate_factor
@@ -35,32 +36,6 @@ def item_generator(seed, step, index):
 def rows(drawn, part):
     """Of what was drawn for each item, [N, R, ...], that of the slice `part` of items as rows [n * R, ...]."""
     return drawn[part].flatten(0, 1)
-
-
-class EMA:
-    """An exponential moving average of a model's parameters, in float32.
-
-    The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
-    for tens of thousands of steps and ruin a short run.
-    """
-
-    def __init__(self, model, rate, state=None):
-        self.rate = rate
-        source = dict(model.named_parameters()) if state is None else state
-        self.parameters = {
-            name: source[name].detach().to(device=parameter.device, dtype=torch.float32, copy=True)
-            for name, parameter in model.named_parameters()
-        }
-
-    def decay(self, updates):
-        """The decay of update number `updates` (0 for the first)."""
-        return min(self.rate, (1 + updates) / (10 + updates))
-
-    @torch.no_grad()
-    def update(self, model, updates):
-        """Move the average towards the model's parameters."""
-        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
-        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
 
 
 class TrainLoop:
@@ -216,7 +191,7 @@ class TrainLoop:
             self._learn_timesteps(t.flatten(), torch.cat(seen))
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
-            ema.update(self.model, self.step)
+            ema.update(self.model, self.step - self._stage_began)
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _seed_dropout(self):
@@ -239,6 +214,10 @@ class TrainLoop:
         return steps if steps >= 0 else round(CONDITION_SHARE * self.last_step)
 
     @property
+    def _stage_began(self):
+        return 0 if self._condition_alone else self.condition_steps
+
+    @property
     def _condition_alone(self):
         return self.step < self.condition_steps
 
@@ -257,9 +236,7 @@ class TrainLoop:
     def _set_learning_rate(self):
         """Each stage begins anew, and with --lr_anneal_steps each ends with 0."""
         options = self.options
-        first, last = 0, self.condition_steps
-        if not self._condition_alone:
-            first, last = last, options.lr_anneal_steps
+        first, last = self._stage_began, self.condition_steps if self._condition_alone else options.lr_anneal_steps
         total = last - first if options.lr_anneal_steps else 0
         warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
         rate = options.lr * learning_rate_factor(self.step - first, warmup=warmup, total=total, decay=options.lr_decay)

@@ -13,11 +13,12 @@ from guided_diffusion.batches import collate
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config import DiffusionOptions, ModelOptions, build
 from guided_diffusion.data import Case, SegmentationDataset
+from guided_diffusion.ema import EMA
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
-from guided_diffusion.train_util import EMA, TrainLoop
+from guided_diffusion.train_util import TrainLoop
 
 CPU = torch.device("cpu")
 
@@ -376,3 +377,17 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 46.0)
     trainer._end_stage(0.0)
     assert not trainer._condition_alone and trainer.options.condition_steps == 5
+
+
+def test_the_average_of_the_second_stage_begins_anew(loop):
+    """Or what the diffusion was before it learned would stay in it for a tenth of both stages' steps."""
+    trainer = loop(model={"version": "v2"}, condition_steps=3, lr=1e-2, max_steps=4)
+    batch = batch_of(trainer.dataset, [0, 1])
+    for trainer.step in range(4):
+        trainer.train_step(batch)
+    (ema,) = trainer.ema.values()
+    before = dict(loop(model={"version": "v2"}).model.named_parameters())
+    for name, parameter in trainer.model.named_parameters():
+        if name.startswith("decoder."):
+            expected = 0.1 * before[name] + 0.9 * parameter  # the decay of the first update, 1 / 10
+            torch.testing.assert_close(ema.parameters[name], expected)

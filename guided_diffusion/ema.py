@@ -1,0 +1,29 @@
+"""The running average of a model's weights, which is what is sampled with."""
+
+import torch
+
+
+class EMA:
+    """An exponential moving average of a model's parameters, in float32.
+
+    The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
+    for tens of thousands of steps and ruin a short run.
+    """
+
+    def __init__(self, model, rate, state=None):
+        self.rate = rate
+        source = dict(model.named_parameters()) if state is None else state
+        self.parameters = {
+            name: source[name].detach().to(device=parameter.device, dtype=torch.float32, copy=True)
+            for name, parameter in model.named_parameters()
+        }
+
+    def decay(self, updates):
+        """The decay of update number `updates` (0 for the first)."""
+        return min(self.rate, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def update(self, model, updates):
+        """Move the average towards the model's parameters."""
+        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
+        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
