@@ -45,8 +45,8 @@ def _row(folder, dataset, unit, read_raters):
         members = predictions.members(unit.name, False)
     image = displayed(dataset.load_image(case))
     truth = majority(read_raters(dataset, [case]))
-    if truth is not None and truth.ndim == 3:  # one slice of a volume
-        truth = truth[..., 0]
+    if truth is not None:  # of one class and, of a volume, one slice
+        truth = truth[0, ..., 0] if unit.is_volume else truth[0]
     layers = [image, grey(mask), grey(probability), heat(uncertainty), *(grey(member) for member in members)]
     truths = [] if truth is None else [grey(truth)]
     if unit.is_volume:

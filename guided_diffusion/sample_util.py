@@ -218,7 +218,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
 
     truth = majority(read_raters(dataset, unit.cases))
     if truth is not None:
-        truth = on_grid(truth, answer.mask.shape)
+        truth = on_grid(truth[0], answer.mask.shape)
     if unit.is_volume:
         folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
     else:

@@ -24,7 +24,7 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.evaluation import evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import check_size
@@ -34,6 +34,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.summary import format_summary
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\

@@ -1,0 +1,297 @@
+"""The summary of an evaluation: means over cases with their intervals, curves, the console's table and its rules."""
+
+import math
+
+import numpy as np
+
+from .calibration import BINS
+from .diversity import LEVELS, SET_FIGURES
+from .logger import counted
+from .metrics import metric_names
+from .statistics import RESAMPLES, Resampling, describe
+from .uncertainty import INTERVAL, SCORES, judge
+
+CALIBRATION = {  # figures and their labels in the table
+    f"{name}{figure}{part}": "  in band" if part else f"{label}{figure.replace('_', ' ')}"
+    for name, label in (("", ""), ("coarse_", "coarse "))
+    for figure in ("ece", "adaptive_ece", "brier")
+    for part in ("", "_band")
+}
+DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
+MAPS = {"": "probability", "coarse_": "coarse"}
+EMPTY = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+WIDTH = 22
+
+
+def summary_of(evaluated):
+    """The summary of an `evaluation.Evaluated`, in plain types.
+
+    "ensemble": the `statistics.describe` of each of `metrics.metric_names` and the counts "cases", "both_empty",
+    "prediction_empty" and "truth_empty"; "sample" and "coarse": that of the Dice of single members and of the coarse
+    mask; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN where no probability was saved,
+    and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`; "raters": a list of that of the
+    Dice to each rater; "uncertainty": of each of `uncertainty.SCORES` that and its `uncertainty.judge`, and
+    "volume_coverage", the share of true volumes within the members' interval.
+    "classes": all these for each class by name. Of several classes those of the first level are of each case's mean
+    over its classes, with pixels and empty masks counted over all classes.
+    "class_names", "groups" (how many, None where no case has one), "hd95_unit", "volume_unit", "nsd_tolerances",
+    "missing", "without_truth", "unmatched_files": cases and files left out; "rules".
+    """
+    rows = evaluated.rows
+    names = metric_names(evaluated.settings.tolerances)
+
+    def part_of(name):
+        own = _of_class(rows, name)
+        return _part(own, own, evaluated.tables[name], names)
+
+    whole = _part(_over_classes(rows), rows, _pooled(evaluated.tables.values()), names)
+    return {
+        **whole,
+        "class_names": list(evaluated.class_names),
+        "classes": {
+            name: whole if len(evaluated.class_names) == 1 else part_of(name) for name in evaluated.class_names
+        },
+        "groups": len({row["group"] for row in rows}) if any(row["group"] for row in rows) else None,
+        "hd95_unit": evaluated.distance_unit,
+        "volume_unit": evaluated.volume_unit,
+        "nsd_tolerances": list(evaluated.settings.tolerances),
+        "missing": evaluated.missing,
+        "without_truth": evaluated.without_truth,
+        "unmatched_files": evaluated.unmatched,
+        "rules": rules_of(evaluated),
+    }
+
+
+def curves_of(evaluated):
+    """What a report draws: {"all": curves, "classes": {name: curves}} of an `evaluation.Evaluated`.
+
+    curves["reliability"]: {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each
+    `calibration.ReliabilityTable.diagram`. curves["retention"]: for each of `uncertainty.SCORES` "kept", "error",
+    "area", "random" and "oracle", see `uncertainty.judge`.
+    """
+    rows = evaluated.rows
+    return {
+        "all": _curves(_over_classes(rows), _pooled(evaluated.tables.values())),
+        "classes": {name: _curves(_of_class(rows, name), evaluated.tables[name]) for name in evaluated.class_names},
+    }
+
+
+def calibration_figures(tables):
+    """The figures `CALIBRATION` of the tables of one case, or of all together; NaN where one lacks.
+
+    tables: {(map, part): `ReliabilityTable`}, map "" or "coarse_", part "" or "_band".
+    """
+    figures = dict.fromkeys(CALIBRATION, math.nan)
+    for (name, part), table in tables.items():
+        for figure in ("ece", "adaptive_ece", "brier"):
+            figures[f"{name}{figure}{part}"] = getattr(table, figure)
+    return figures
+
+
+def groups_of(rows):
+    """What each row's case belongs to: its group, or itself."""
+    return [row["group"] or row["name"] for row in rows]
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------
+
+
+def _of_class(rows, name):
+    return [row for row in rows if row["class"] == name]
+
+
+def _over_classes(rows):
+    """A row a case: of several classes the mean of each figure over those where it is defined."""
+    cases = {}
+    for row in rows:
+        cases.setdefault(row["name"], []).append(row)
+    return [own[0] if len(own) == 1 else _mean_row(own) for own in cases.values()]
+
+
+def _mean_row(rows):
+    mean = {"name": rows[0]["name"], "group": rows[0]["group"]}
+    for key in {key for row in rows for key, value in row.items() if isinstance(value, (int, float))}:
+        values = [row[key] for row in rows if not math.isnan(row.get(key, math.nan))]
+        mean[key] = float(np.mean(values)) if values else math.nan
+    return mean
+
+
+def _pooled(tables):
+    """The tables of all classes, added up."""
+    pooled = {}
+    for own in tables:
+        for key, table in own.items():
+            pooled[key] = pooled[key] + table if key in pooled else table
+    return pooled
+
+
+def _column(rows, name):
+    return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
+
+
+def _part(cases, rows, tables, names):
+    """One level of the summary. cases: a row a case; rows: those that empty masks are counted in."""
+    resampling = Resampling(groups_of(cases))
+
+    def described(name):
+        return describe(_column(cases, name), resampling)
+
+    ensemble = {name: described(name) for name in names} | {"cases": len(cases)}
+    ensemble |= {f"{which}_empty": sum(row["empty"] == which for row in rows) for which in EMPTY}
+    there = {f"cases{part}": int((~np.isnan(_column(cases, f"ece{part}"))).sum()) for part in ("", "_band")}
+    raters = sorted({int(key[6:-5]) for row in cases for key in row if key.startswith("rater_") and key[6].isdigit()})
+    low, high, truth = (_column(cases, name) for name in ("volume_low", "volume_high", "truth_volume"))
+    known = ~np.isnan(low)
+    judged = {name: {**described(name), **_judged(cases, name)} for name in SCORES}
+    for score in judged.values():
+        score.pop("curve")
+    return {
+        "ensemble": ensemble,
+        "sample": described("sample_dice"),
+        "coarse": described("coarse_dice"),
+        "calibration": calibration_figures(tables) | there,
+        "diversity": {name: described(name) for name in DIVERSITY},
+        "raters": [described(f"rater_{rater}_dice") for rater in raters],
+        "uncertainty": {
+            **judged,
+            "volume_coverage": float(((low <= truth) & (truth <= high))[known].mean()) if known.any() else math.nan,
+        },
+    }
+
+
+def _judged(cases, name):
+    """`uncertainty.judge` of a score against the Dice error 1 - Dice."""
+    score = _column(cases, name)
+    judged = judge(-score if SCORES[name] else score, 1 - _column(cases, "dice"))
+    return judged | {"judged": judged.pop("n")}
+
+
+def _curves(cases, tables):
+    retention = {}
+    for name in SCORES:
+        judged = _judged(cases, name)
+        if judged["judged"]:
+            retention[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
+    return {
+        "reliability": {f"{MAPS[name]}{part}": table.diagram() for (name, part), table in tables.items()},
+        "retention": retention,
+    }
+
+
+# ---- the rules ---------------------------------------------------------------------------------------------------
+
+
+def rules_of(evaluated):
+    """The rules that the figures follow, a sentence or two each."""
+    tolerances = ", ".join(f"{tolerance:g}" for tolerance in evaluated.settings.tolerances)
+    spread = "groups (patients)" if any(row["group"] for row in evaluated.rows) else "cases"
+    several = len(evaluated.class_names) > 1
+    return [
+        "Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), per case, then averaged over cases.",
+        "Both masks empty: undefined, left out of the mean. One empty: Dice, IoU, NSD and lesion F1 0, HD95 and ASSD "
+        "the image's diagonal.",
+        f"Interval: 95 %, of the mean, by {RESAMPLES} bootstrap resamples of {spread}.",
+        *(
+            ["Classes: each is a binary problem of its own; the table is of each case's mean over its classes."]
+            if several
+            else []
+        ),
+        "HD95: the larger of the two directed 95th percentiles of surface distances; ASSD: the mean of both "
+        f"directions' together; NSD: the share of them within {tolerances} {evaluated.distance_unit}.",
+        f"Volume difference: (prediction - truth) / truth; volume error: its absolute value; in {evaluated.volume_unit}"
+        " in the table of cases. Undefined without truth.",
+        "Lesions: connected components (over corners too), matched one to one by the largest sum of IoU; found where "
+        f"a pair's IoU is at least {evaluated.settings.lesion_iou:g}. Lesion F1 = 2TP/(2TP+FP+FN) of lesions.",
+        "A volume is one case; slices and volumes are not mixed.",
+        "A prediction of another size is brought to the truth's grid by nearest neighbour.",
+        "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked "
+        "it.",
+        f"ECE: {BINS} equal bins of the foreground's probability; adaptive ECE: {BINS} bins of equally many pixels. "
+        "They and Brier are of all cases' pixels together; in the table of cases they are per case.",
+        "Band: pixels within max(1, round(0.03 sqrt(H W))) of the truth's boundary (of the nearest pixel of the other "
+        "kind), in a volume with its in-plane size and in units of its smallest spacing. An empty truth has none.",
+        "Scores of a case: agreement = mean Dice over pairs of members; expected Dice = what the probability p "
+        "promises, 2 sum(p in mask)/(mask + sum p); volume spread = std/mean of the members' volumes; their interval: "
+        f"the {INTERVAL[0]}th to {INTERVAL[1]}th percentile.",
+        "Is a score any good: its rank correlation (Spearman) with the error 1 - Dice, and the area under the "
+        "retention curve: mean error of the k surest cases, averaged over k = 1..n; beside it that of no knowledge "
+        "(the mean error) and of the best order (oracle).",
+        "Several raters: GED2 = 2 E[d(S,Y)] - E[d(S,S')] - E[d(Y,Y')] of members S and raters Y, d = 1 - IoU, IoU of "
+        "two empty masks 1, each mask also paired with itself. Matched IoU: Hungarian, both sides repeated to the "
+        "least common multiple. Rater Dice: the fused mask to each rater, averaged where defined; raters' agreement: "
+        "mean Dice over pairs of raters. All per case.",
+        "Collective insight = 3 S D V/(S + D + V): S the sensitivity of the members' union to the raters' union, D the "
+        "mean over raters of the best Dice of a member, V = 1 - mean difference of the smallest and of the largest "
+        "1 - IoU among pairs of members and of raters.",
+        f"A run with a single member stands for {LEVELS} masks where sets are compared: its probability cut at "
+        f"(k + 0.5)/{LEVELS}.",
+    ]
+
+
+# ---- the console -------------------------------------------------------------------------------------------------
+
+
+def format_summary(summary):
+    """The summary as a table for the console."""
+    lines = [f"{'':{WIDTH}}{'mean':>9}{'95 % interval':>20}{'median':>9}{'std':>9}{'n':>6}"]
+    lines += _lines(summary, summary)
+    for name, part in summary["classes"].items() if len(summary["classes"]) > 1 else ():
+        lines += [f"{name}:", *_lines(part, summary)]
+    ensemble = summary["ensemble"]
+    empties = ", ".join(f"{ensemble[f'{which}_empty']} {text}" for which, text in EMPTY.items())
+    groups = f" of {counted(summary['groups'], 'group')}" if summary["groups"] else ""
+    lines.append(f"{counted(ensemble['cases'], 'case')}{groups} ({empties})")
+    for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
+        if summary[key]:
+            lines.append(f"left out: {counted(summary[key], 'case')} {text}")
+    if summary["unmatched_files"]:
+        lines.append(f"left out: {counted(summary['unmatched_files'], 'file')} of masks not named like any case")
+    return "\n".join(lines)
+
+
+def _lines(part, summary):
+    """The table of one level of the summary."""
+    names = metric_names(summary["nsd_tolerances"])
+    lines = [_table_line(label_of(name, summary), part["ensemble"][name]) for name in names]
+    values = {"sample dice": part["sample"], "coarse dice": part["coarse"]}
+    values |= {name.replace("_", " "): described for name, described in part["diversity"].items()}
+    if len(part["raters"]) > 1:
+        values |= {f"  to rater {rater}": described for rater, described in enumerate(part["raters"], start=1)}
+    values |= {name.replace("_", " "): part["uncertainty"][name] for name in SCORES}
+    lines += [_table_line(label, described) for label, described in values.items() if described["n"]]
+    # These are of all pixels together, so they have no median.
+    figures = part["calibration"]
+    lines += [f"{label:{WIDTH}}{figures[key]:9.4f}" for key, label in CALIBRATION.items() if not _nan(figures[key])]
+    return lines + _judgement_lines(part["uncertainty"])
+
+
+def _judgement_lines(uncertainty):
+    lines = []
+    for name in SCORES:
+        score = uncertainty[name]
+        if score["judged"] > 1:
+            lines.append(
+                f"{name.replace('_', ' ')} and error: rank correlation {score['spearman']:.3f}, area under retention "
+                f"{score['area']:.4f} (no knowledge {score['random']:.4f}, best order {score['oracle']:.4f})"
+            )
+    if not _nan(uncertainty["volume_coverage"]):
+        lines.append(f"true volume within the members' interval: {uncertainty['volume_coverage']:.1%} of cases")
+    return lines
+
+
+def label_of(name, summary):
+    """A metric's name in tables, with its unit."""
+    unit = summary["hd95_unit"]
+    if name.startswith("nsd_"):
+        return f"nsd at {name[4:]} {unit}"
+    return f"{name} ({unit})" if name in ("hd95", "assd") else name.replace("_", " ")
+
+
+def _table_line(label, values):
+    interval = "" if _nan(values["low"]) else f"[{values['low']:.4f}, {values['high']:.4f}]"
+    figures = f"{values['mean']:9.4f}{interval:>20}{values['median']:9.4f}{values['std']:9.4f}{values['n']:6d}"
+    return f"{label:{WIDTH}}{figures}"
+
+
+def _nan(value):
+    return value is None or math.isnan(value)
