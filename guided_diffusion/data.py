@@ -76,6 +76,7 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     notes = ()  # lines that the scripts say about the data
 
     def __init__(self, data_dir, image_size, *, split=None, need_masks=False):

@@ -34,6 +34,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
@@ -93,6 +94,11 @@ def sample_all(options, given, processes):
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
     waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
     describe(dataset, units, waiting, trained["data"])
+    cache = chosen_folder(data.cache_dir, training=False)
+    if cache is not None:
+        needed = [index for unit in waiting for index in unit.indices]
+        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first}
+        processes.by_machine(lambda: use_cache(dataset, cache, **options))
     read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"
