@@ -16,7 +16,7 @@ from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
 from .results import Predictions
 from .statistics import describe
-from .summary import CALIBRATION, calibration_figures, curves_of, summary_of
+from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
 from .uncertainty import case_scores
 
 
@@ -47,26 +47,37 @@ class Evaluated:
     without_truth: int = 0
     unmatched: int = 0
 
-    def add(self, rows, tables):
-        """Add a case: its row for each class and its `_reliability` for each class."""
-        self.rows += rows
-        for row, own in zip(rows, tables, strict=True):
-            pooled = self.tables.setdefault(row["class"], {})
-            for key, table in own.items():
-                pooled[key] = pooled[key] + table if key in pooled else table
+    def add(self, row, tables):
+        """Add a class of a case: its row and its `_reliability`."""
+        self.rows.append(row)
+        pooled = self.tables.setdefault(row["class"], {})
+        for key, table in tables.items():
+            pooled[key] = pooled[key] + table if key in pooled else table
 
 
-def raters_of(dataset, cases):
-    """What each rater marked: bool [R, K, H, W], or [R, K, X, Y, Z] of a volume's slices; None where a mask lacks."""
+def raters_of(dataset, cases, k=0):
+    """What each rater marked as class k: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask
+    lacks."""
     if not all(case.masks for case in cases):
         return None
-    slices = [dataset.load_mask(case) for case in cases]
+    slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
 def majority(raters):
     """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
     return None if raters is None else raters.mean(axis=0) > 0.5
+
+
+def truths_of(dataset, cases, read_raters=raters_of):
+    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
+    truths = []
+    for k in range(len(dataset.classes)):
+        raters = read_raters(dataset, cases, k)
+        if raters is None:
+            return None
+        truths.append(majority(raters))
+    return np.stack(truths)
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None):
@@ -85,26 +96,24 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
     can be compared.
     """
     units = group_cases(dataset.cases)
-    predictions = Predictions(pred_dir, [unit.name for unit in units])
+    predictions = Predictions(pred_dir, [unit.name for unit in units], dataset.classes)
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
     millimetres = dataset.geometry(units[0].cases[0]) is not None
     evaluated = Evaluated(
-        tuple(dataset.class_names),
+        dataset.classes.names,
         settings or Settings(),
         distance_unit="mm" if millimetres else "pixels",
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
     )
     for unit in progress(units) if progress else units:
-        prediction = predictions.mask(unit.name, unit.is_volume)
-        if prediction is None:
+        if predictions.mask(unit.name, unit.is_volume) is None:
             evaluated.missing += 1
-            continue
-        raters = read_raters(dataset, unit.cases)
-        if raters is None:
+        elif read_raters(dataset, unit.cases) is None:
             evaluated.without_truth += 1
-            continue
-        evaluated.add(*_evaluate_case(dataset, unit, predictions, prediction, raters, evaluated.settings))
+        else:
+            for k in range(len(dataset.classes)):
+                evaluated.add(*_evaluate_class(dataset, unit, predictions, read_raters, k, evaluated.settings))
     unmatched = predictions.unmatched()
     evaluated.unmatched = len(unmatched)
     if not evaluated.rows:
@@ -128,35 +137,8 @@ def write_evaluation(evaluated, out_dir):
 # ---- one case ----------------------------------------------------------------------------------------------------
 
 
-def _evaluate_case(dataset, unit, predictions, prediction, raters, settings):
-    """A case's rows of metrics.csv, one for each class, and its tables likewise (see `_reliability`)."""
-    shape = raters.shape[1:]  # [K, ...]
-    geometry = dataset.geometry(unit.cases[0])
-    spacing = None if geometry is None else geometry.spacing[: len(shape) - 1]
-    who = (unit.name, unit.is_volume)
-    fused = on_truths_grid(prediction, shape)
-    members = [on_truths_grid(member, shape) for member in predictions.members(*who)]
-    probability, coarse = (
-        None if soft is None else on_truths_grid(soft, shape)
-        for soft in (predictions.probability(*who), predictions.coarse(*who))
-    )
-    rows, tables = [], []
-    for k, class_name in enumerate(dataset.class_names):
-        answer = ClassAnswer(
-            fused[k],
-            [member[k] for member in members],
-            None if probability is None else probability[k],
-            None if coarse is None else coarse[k],
-            single=len(members) == 1 or predictions.num_ensemble == 1,
-        )
-        figures, own = _evaluate_class(answer, raters[:, k], spacing, settings)
-        rows.append({"name": unit.name, "class": class_name, "group": unit.cases[0].group or "", **figures})
-        tables.append(own)
-    return rows, tables
-
-
 @dataclass
-class ClassAnswer:
+class Answer:
     """What was predicted of one class of one case, on the truth's grid: arrays [H, W] or [X, Y, Z].
 
     mask: bool. members: a list of bool. probability, coarse: float in [0, 1] or None. single: whether the run drew one
@@ -170,11 +152,29 @@ class ClassAnswer:
     single: bool
 
 
-def _evaluate_class(answer, raters, spacing, settings):
-    """The figures of one class of one case, and its tables. raters: bool [R, ...]."""
+def read_answer(predictions, unit, shape, k=0):
+    """The `Answer` for class k of a case that has been predicted, on a grid of this shape."""
+    who = (unit.name, unit.is_volume, k)
+    members = [on_grid(member, shape) for member in predictions.members(*who)]
+    soft = (predictions.probability(*who), predictions.coarse(*who))
+    return Answer(
+        on_grid(predictions.mask(*who), shape),
+        members,
+        *(None if values is None else on_grid(values, shape) for values in soft),
+        single=len(members) == 1 or predictions.num_ensemble == 1,
+    )
+
+
+def _evaluate_class(dataset, unit, predictions, read_raters, k, settings):
+    """Of class k a case's row of metrics.csv, and its tables (see `_reliability`)."""
+    raters = read_raters(dataset, unit.cases, k)  # [R, ...]
     fraction = raters.mean(axis=0, dtype=np.float32)
     truth = fraction > 0.5
-    row = evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
+    geometry = dataset.geometry(unit.cases[0])
+    spacing = None if geometry is None else geometry.spacing[: truth.ndim]
+    answer = read_answer(predictions, unit, truth.shape, k)
+    row = {"name": unit.name, "class": dataset.classes.names[k], "group": unit.cases[0].group or ""}
+    row |= evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
     row["sample_dice"] = describe([overlap(member, truth)["dice"] for member in answer.members])["mean"]
     if answer.coarse is not None:
         row["coarse_dice"] = overlap(answer.coarse > 0.5, truth)["dice"]
@@ -210,14 +210,6 @@ def _reliability(maps, fraction, truth, spacing):
     return tables | {(name, "_band"): ReliabilityTable.of(soft[band], fraction[band]) for name, soft in present.items()}
 
 
-def on_truths_grid(array, shape):
-    """A prediction on the truth's grid `shape` [K, ...], see `on_grid`; one without an axis of classes is of one."""
-    array = array if array.ndim == len(shape) else array[None]
-    if len(array) != shape[0]:
-        raise UserError(f"predictions have {len(array)} classes, the truth has {shape[0]}; they must agree")
-    return on_grid(array, shape)
-
-
 def on_grid(mask, shape):
     """The mask on a grid of this shape, by nearest neighbour (as it is, where the shapes agree)."""
     if mask.ndim != len(shape):
@@ -231,10 +223,11 @@ def on_grid(mask, shape):
 # ---- the table of cases ------------------------------------------------------------------------------------------
 
 
-def columns(tolerances=TOLERANCES, raters=0):
+def columns(tolerances=TOLERANCES, raters=0, several_classes=False):
     """The columns of metrics.csv, for so many raters."""
     return (
-        *("name", "class", "group", *metric_names(tolerances), "empty", "sample_dice", "coarse_dice", *CALIBRATION),
+        *(("name", "class") if several_classes else ("name",)),
+        *("group", *metric_names(tolerances), "empty", "sample_dice", "coarse_dice", *CALIBRATION),
         *("agreement", "expected_dice", "volume_spread"),
         *("volume", "truth_volume", "volume_low", "volume_high", "lesions", "lesions_predicted", "lesions_found"),
         *(*SET_FIGURES, "rater_dice", "raters_agreement"),
@@ -243,13 +236,15 @@ def columns(tolerances=TOLERANCES, raters=0):
 
 
 def _write_csv(path, evaluated):
-    most = max(sum(key.startswith("rater_") and key[6:7].isdigit() for key in row) for row in evaluated.rows)
-    names = columns(evaluated.settings.tolerances, most)
+    """A row a case; of several classes one for each, and after them that of their means, `classes.MEAN`."""
+    several = len(evaluated.class_names) > 1
+    names = columns(evaluated.settings.tolerances, raters_in(evaluated.rows), several)
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        for row in evaluated.rows:
-            writer.writerow({name: _cell(row.get(name, math.nan)) for name in names})
+        for case in by_case(evaluated.rows):
+            for row in [*case, mean_row(case)] if several else case:
+                writer.writerow({name: _cell(row.get(name, math.nan)) for name in names})
 
 
 def _cell(value):

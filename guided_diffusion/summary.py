@@ -1,10 +1,12 @@
 """The summary of an evaluation: means over cases with their intervals, curves, the console's table and its rules."""
 
 import math
+import re
 
 import numpy as np
 
 from .calibration import BINS
+from .classes import MEAN
 from .diversity import LEVELS, SET_FIGURES
 from .logger import counted
 from .metrics import metric_names
@@ -20,6 +22,7 @@ CALIBRATION = {  # figures and their labels in the table
 DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
 EMPTY = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
 WIDTH = 22
 
 
@@ -32,25 +35,17 @@ def summary_of(evaluated):
     and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`; "raters": a list of that of the
     Dice to each rater; "uncertainty": of each of `uncertainty.SCORES` that and its `uncertainty.judge`, and
     "volume_coverage", the share of true volumes within the members' interval.
-    "classes": all these for each class by name. Of several classes those of the first level are of each case's mean
-    over its classes, with pixels and empty masks counted over all classes.
+    Of several classes these are of each case's mean over its classes; of figures of all pixels together they are the
+    means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
     "class_names", "groups" (how many, None where no case has one), "hd95_unit", "volume_unit", "nsd_tolerances",
     "missing", "without_truth", "unmatched_files": cases and files left out; "rules".
     """
-    rows = evaluated.rows
-    names = metric_names(evaluated.settings.tolerances)
-
-    def part_of(name):
-        own = _of_class(rows, name)
-        return _part(own, own, evaluated.tables[name], names)
-
-    whole = _part(_over_classes(rows), rows, _pooled(evaluated.tables.values()), names)
+    rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
+    parts = {name: _part(_of_class(rows, name), names, evaluated.tables[name]) for name in evaluated.class_names}
     return {
-        **whole,
+        **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
+        **({"classes": parts} if len(parts) > 1 else {}),
         "class_names": list(evaluated.class_names),
-        "classes": {
-            name: whole if len(evaluated.class_names) == 1 else part_of(name) for name in evaluated.class_names
-        },
         "groups": len({row["group"] for row in rows}) if any(row["group"] for row in rows) else None,
         "hd95_unit": evaluated.distance_unit,
         "volume_unit": evaluated.volume_unit,
@@ -63,17 +58,21 @@ def summary_of(evaluated):
 
 
 def curves_of(evaluated):
-    """What a report draws: {"all": curves, "classes": {name: curves}} of an `evaluation.Evaluated`.
+    """What a report draws of an `evaluation.Evaluated`, for each class by name.
 
-    curves["reliability"]: {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each
-    `calibration.ReliabilityTable.diagram`. curves["retention"]: for each of `uncertainty.SCORES` "kept", "error",
-    "area", "random" and "oracle", see `uncertainty.judge`.
+    "reliability": {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
+    `calibration.ReliabilityTable.diagram`. "retention": for each of `uncertainty.SCORES` "kept", "error", "area",
+    "random" and "oracle", see `uncertainty.judge`. Of several classes "mean" has the retention of the cases' means.
     """
     rows = evaluated.rows
-    return {
-        "all": _curves(_over_classes(rows), _pooled(evaluated.tables.values())),
-        "classes": {name: _curves(_of_class(rows, name), evaluated.tables[name]) for name in evaluated.class_names},
+    curves = {
+        name: {
+            "reliability": {f"{MAPS[key]}{part}": t.diagram() for (key, part), t in evaluated.tables[name].items()},
+            "retention": _retention(_of_class(rows, name)),
+        }
+        for name in evaluated.class_names
     }
+    return curves | ({MEAN: {"retention": _retention(_means(rows))}} if len(curves) > 1 else {})
 
 
 def calibration_figures(tables):
@@ -93,6 +92,27 @@ def groups_of(rows):
     return [row["group"] or row["name"] for row in rows]
 
 
+def raters_in(rows):
+    """The largest number of raters in any row."""
+    return max((int(key[6:-5]) for row in rows for key in row if re.fullmatch(r"rater_\d+_dice", key)), default=0)
+
+
+def by_case(rows):
+    """The rows of each case: lists, in the cases' order."""
+    cases = {}
+    for row in rows:
+        cases.setdefault(row["name"], []).append(row)
+    return list(cases.values())
+
+
+def mean_row(rows):
+    """The row `classes.MEAN` of a case: the mean of each figure over those of its classes where it is defined."""
+    mean = {"name": rows[0]["name"], "class": MEAN, "group": rows[0]["group"], "empty": ""}
+    for key in dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, str)):
+        mean[key] = describe([row.get(key, math.nan) for row in rows])["mean"]
+    return mean
+
+
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
@@ -100,63 +120,53 @@ def _of_class(rows, name):
     return [row for row in rows if row["class"] == name]
 
 
-def _over_classes(rows):
-    """A row a case: of several classes the mean of each figure over those where it is defined."""
-    cases = {}
-    for row in rows:
-        cases.setdefault(row["name"], []).append(row)
-    return [own[0] if len(own) == 1 else _mean_row(own) for own in cases.values()]
-
-
-def _mean_row(rows):
-    mean = {"name": rows[0]["name"], "group": rows[0]["group"]}
-    for key in {key for row in rows for key, value in row.items() if isinstance(value, (int, float))}:
-        values = [row[key] for row in rows if not math.isnan(row.get(key, math.nan))]
-        mean[key] = float(np.mean(values)) if values else math.nan
-    return mean
-
-
-def _pooled(tables):
-    """The tables of all classes, added up."""
-    pooled = {}
-    for own in tables:
-        for key, table in own.items():
-            pooled[key] = pooled[key] + table if key in pooled else table
-    return pooled
+def _means(rows):
+    return [mean_row(case) for case in by_case(rows)]
 
 
 def _column(rows, name):
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
 
 
-def _part(cases, rows, tables, names):
-    """One level of the summary. cases: a row a case; rows: those that empty masks are counted in."""
-    resampling = Resampling(groups_of(cases))
+def _part(rows, names, tables):
+    """The summary of a row a case. tables: see `calibration_figures`."""
+    resampling = Resampling(groups_of(rows))
 
     def described(name):
-        return describe(_column(cases, name), resampling)
+        return describe(_column(rows, name), resampling)
 
-    ensemble = {name: described(name) for name in names} | {"cases": len(cases)}
+    ensemble = {name: described(name) for name in names} | {"cases": len(rows)}
     ensemble |= {f"{which}_empty": sum(row["empty"] == which for row in rows) for which in EMPTY}
-    there = {f"cases{part}": int((~np.isnan(_column(cases, f"ece{part}"))).sum()) for part in ("", "_band")}
-    raters = sorted({int(key[6:-5]) for row in cases for key in row if key.startswith("rater_") and key[6].isdigit()})
-    low, high, truth = (_column(cases, name) for name in ("volume_low", "volume_high", "truth_volume"))
+    there = {f"cases{part}": int((~np.isnan(_column(rows, f"ece{part}"))).sum()) for part in ("", "_band")}
+    low, high, truth = (_column(rows, name) for name in ("volume_low", "volume_high", "truth_volume"))
     known = ~np.isnan(low)
-    judged = {name: {**described(name), **_judged(cases, name)} for name in SCORES}
-    for score in judged.values():
+    uncertainty = {name: described(name) | _judged(rows, name) for name in SCORES}
+    for score in uncertainty.values():
         score.pop("curve")
+    uncertainty["volume_coverage"] = float(((low <= truth) & (truth <= high))[known].mean()) if any(known) else math.nan
     return {
         "ensemble": ensemble,
         "sample": described("sample_dice"),
         "coarse": described("coarse_dice"),
         "calibration": calibration_figures(tables) | there,
         "diversity": {name: described(name) for name in DIVERSITY},
-        "raters": [described(f"rater_{rater}_dice") for rater in raters],
-        "uncertainty": {
-            **judged,
-            "volume_coverage": float(((low <= truth) & (truth <= high))[known].mean()) if known.any() else math.nan,
-        },
+        "raters": [described(f"rater_{rater}_dice") for rater in range(1, raters_in(rows) + 1)],
+        "uncertainty": uncertainty,
     }
+
+
+def _mean_part(rows, names, parts):
+    """The summary of several classes together, see `summary_of`. parts: {class: its own}."""
+    whole = _part(_means(rows), names, {})
+
+    def mean_of(part, key):
+        return describe([one[part][key] for one in parts.values()])["mean"]
+
+    whole["calibration"] = {key: mean_of("calibration", key) for key in whole["calibration"]}
+    whole["uncertainty"]["volume_coverage"] = mean_of("uncertainty", "volume_coverage")
+    for which in EMPTY:
+        whole["ensemble"][f"{which}_empty"] = sum(one["ensemble"][f"{which}_empty"] for one in parts.values())
+    return whole
 
 
 def _judged(cases, name):
@@ -166,16 +176,13 @@ def _judged(cases, name):
     return judged | {"judged": judged.pop("n")}
 
 
-def _curves(cases, tables):
-    retention = {}
+def _retention(rows):
+    curves = {}
     for name in SCORES:
-        judged = _judged(cases, name)
+        judged = _judged(rows, name)
         if judged["judged"]:
-            retention[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
-    return {
-        "reliability": {f"{MAPS[name]}{part}": table.diagram() for (name, part), table in tables.items()},
-        "retention": retention,
-    }
+            curves[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
+    return curves
 
 
 # ---- the rules ---------------------------------------------------------------------------------------------------
@@ -192,7 +199,10 @@ def rules_of(evaluated):
         "the image's diagonal.",
         f"Interval: 95 %, of the mean, by {RESAMPLES} bootstrap resamples of {spread}.",
         *(
-            ["Classes: each is a binary problem of its own; the table is of each case's mean over its classes."]
+            [
+                "Several classes: each is scored by itself; a case's mean is over its classes that are defined, and "
+                "figures of all pixels together are averaged over the classes."
+            ]
             if several
             else []
         ),
@@ -232,15 +242,14 @@ def rules_of(evaluated):
 
 
 def format_summary(summary):
-    """The summary as a table for the console."""
-    lines = [f"{'':{WIDTH}}{'mean':>9}{'95 % interval':>20}{'median':>9}{'std':>9}{'n':>6}"]
-    lines += _lines(summary, summary)
-    for name, part in summary["classes"].items() if len(summary["classes"]) > 1 else ():
-        lines += [f"{name}:", *_lines(part, summary)]
+    """The summary as a table for the console; of several classes first a line for each."""
+    lines = [*_class_lines(summary), f"{'':{WIDTH}}{'mean':>9}{'95 % interval':>20}{'median':>9}{'std':>9}{'n':>6}"]
+    lines += _lines(summary)
     ensemble = summary["ensemble"]
     empties = ", ".join(f"{ensemble[f'{which}_empty']} {text}" for which, text in EMPTY.items())
     groups = f" of {counted(summary['groups'], 'group')}" if summary["groups"] else ""
-    lines.append(f"{counted(ensemble['cases'], 'case')}{groups} ({empties})")
+    of_all = " of all classes" if "classes" in summary else ""
+    lines.append(f"{counted(ensemble['cases'], 'case')}{groups} ({empties}{of_all})")
     for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
         if summary[key]:
             lines.append(f"left out: {counted(summary[key], 'case')} {text}")
@@ -249,20 +258,33 @@ def format_summary(summary):
     return "\n".join(lines)
 
 
-def _lines(part, summary):
-    """The table of one level of the summary."""
+def _class_lines(summary):
+    """The table of the classes' means, and the heading of the means over them; nothing for a single class."""
+    if "classes" not in summary:
+        return []
+    names = [name for name in metric_names(summary["nsd_tolerances"]) if name in PER_CLASS or name.startswith("nsd_")]
+    width = max(14, *(len(name) + 2 for name in summary["classes"]))
+    lines = [f"{'class':{width}}{''.join(f'{name:>13}' for name in names)}{'cases':>7}"]
+    for name, one in summary["classes"].items():
+        means = "".join(f"{one['ensemble'][metric]['mean']:13.4f}" for metric in names)
+        lines.append(f"{name:{width}}{means}{one['ensemble']['dice']['n']:7d}")
+    return [*lines, "all classes, each case's mean over those that are defined:"]
+
+
+def _lines(summary):
+    """The lines of the table."""
     names = metric_names(summary["nsd_tolerances"])
-    lines = [_table_line(label_of(name, summary), part["ensemble"][name]) for name in names]
-    values = {"sample dice": part["sample"], "coarse dice": part["coarse"]}
-    values |= {name.replace("_", " "): described for name, described in part["diversity"].items()}
-    if len(part["raters"]) > 1:
-        values |= {f"  to rater {rater}": described for rater, described in enumerate(part["raters"], start=1)}
-    values |= {name.replace("_", " "): part["uncertainty"][name] for name in SCORES}
+    lines = [_table_line(label_of(name, summary), summary["ensemble"][name]) for name in names]
+    values = {"sample dice": summary["sample"], "coarse dice": summary["coarse"]}
+    values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
+    if len(summary["raters"]) > 1:
+        values |= {f"  to rater {rater}": described for rater, described in enumerate(summary["raters"], start=1)}
+    values |= {name.replace("_", " "): summary["uncertainty"][name] for name in SCORES}
     lines += [_table_line(label, described) for label, described in values.items() if described["n"]]
     # These are of all pixels together, so they have no median.
-    figures = part["calibration"]
+    figures = summary["calibration"]
     lines += [f"{label:{WIDTH}}{figures[key]:9.4f}" for key, label in CALIBRATION.items() if not _nan(figures[key])]
-    return lines + _judgement_lines(part["uncertainty"])
+    return lines + _judgement_lines(summary["uncertainty"])
 
 
 def _judgement_lines(uncertainty):
