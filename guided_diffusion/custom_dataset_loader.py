@@ -43,7 +43,7 @@ from .files import (
     split_suffix,
 )
 from .logger import counted
-from .volumes import VolumeReader
+from .volumes import VolumeReader, normalised_channels
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
@@ -62,6 +62,7 @@ class FolderDataset(SegmentationDataset):
     """
 
     class_names = ("foreground",)
+    kept = ("is_nifti",)
 
     def find_cases(self):
         self.volumes = VolumeReader()
@@ -92,6 +93,9 @@ class FolderDataset(SegmentationDataset):
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.
         return image if self.is_nifti else super().normalise(image)
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw) if self.is_nifti else super().normalise_raw(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)

@@ -52,6 +52,10 @@ class CaseMaps:
     members: np.ndarray
     coarse: np.ndarray | None
 
+    def __iter__(self):
+        """`mask, probability, uncertainty = maps`."""
+        return iter((self.mask, self.probability, self.uncertainty))
+
 
 def fuse_cases(members, sizes, method):
     """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
