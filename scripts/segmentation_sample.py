@@ -87,7 +87,12 @@ def sample_all(options, given, processes):
     units = group_cases(dataset.cases)[: sample.num_samples or None]
     manifest = describe_run(sample, data, checkpoint, sampler, processes, dataset)
     folder = ResultsFolder(
-        out.path, manifest, save_samples=sample.save_samples, begin=processes.is_first, written=out.try_push
+        out.path,
+        manifest,
+        save_samples=sample.save_samples,
+        begin=processes.is_first,
+        written=out.try_push,
+        classes=dataset.classes,
     )
     if processes.is_first:
         out.push([out.path / "manifest.json"])  # before the masks, which are nobody's without it

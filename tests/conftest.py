@@ -187,6 +187,14 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+def one_class(mask, probability, uncertainty, members, coarse):
+    """`CaseMaps` of a single class from arrays without that axis."""
+    from guided_diffusion.results import CaseMaps
+
+    coarse = None if coarse is None else coarse[None]
+    return CaseMaps(mask[None], probability[None], uncertainty[None], members[:, None], coarse)
+
+
 def strict_json(path):
     return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
