@@ -93,6 +93,7 @@ class SegmentationDataset(Dataset):
     orientation = "upright"
     left_right_axis = -1
     kept = ()
+    volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
@@ -160,11 +161,17 @@ class SegmentationDataset(Dataset):
 
     # ---- what the framework does with it -----------------------------------------------------------------------
 
+    def kept_values(self):
+        """What a checkpoint keeps of the data set for `without_data`: plain types."""
+        values = [list(group) for group in self.classes.values]
+        return {name: getattr(self, name) for name in self.kept} | {"class_values": values}
+
     @classmethod
-    def without_data(cls, kept):
-        """An instance without cases, to normalise images that lie in no folder. kept: the attributes `kept` names."""
+    def without_data(cls, kept, class_names):
+        """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
         dataset = cls.__new__(cls)
-        vars(dataset).update(kept)
+        values = kept.get("class_values", ())
+        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
         return dataset
 
     def _find_split(self, split):

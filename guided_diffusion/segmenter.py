@@ -39,7 +39,7 @@ class Segmenter:
                 f"{sampler.options.model_path}: is older than Segmenter and does not say how {loader.__name__} "
                 "normalises; train one more step (--resume_checkpoint) or use scripts/segmentation_sample.py"
             )
-        self.loader = loader.without_data(kept)
+        self.loader = loader.without_data(kept, checkpoint.class_names)
 
     @classmethod
     def load(
@@ -89,7 +89,8 @@ class Segmenter:
         label: of a class-conditional checkpoint, one of its label_names or its number, or a list of them.
         progress: whether to show a bar.
         Returns a `results.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse) too;
-        for a batch a list of them. All are NumPy arrays of the image's own size.
+        for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes [K, H, W],
+        in the order of `class_names`; members have their number first.
         Raises ValueError for an image that does not fit.
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
@@ -100,6 +101,7 @@ class Segmenter:
             raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
         raws = [self._raw(image, axes) for image in images]
         answers = self._draw([self._normalised(raw) for raw in raws], names, labels, progress)
+        answers = [answer.of_one_class() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
     def volume(self, volume, name="volume", *, label=None, progress=False):
@@ -114,7 +116,8 @@ class Segmenter:
             raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
         slices = self._normalised(raw).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
-        return stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        return answer.of_one_class() if len(self.class_names) == 1 else answer
 
     @property
     def _channels(self):
@@ -163,7 +166,7 @@ class Segmenter:
             for low in range(0, len(items), sampler.images):
                 batch = collate(items[low : low + sampler.images])
                 members, *_ = sampler.draw(batch, bar)
-                answers += fuse_cases(members, batch["size"], sampler.options.fuse)
+                answers += fuse_cases(members, batch["size"], sampler.options.fuse, self.loader.classes)
         return answers
 
     def _item(self, normalised, name, label):

@@ -34,6 +34,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
 HOLD_OUT_FLAGS = ("val_fraction", "group_key", "split_seed")
@@ -99,6 +100,11 @@ def sample_all(options, given, processes):
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
     waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
     describe(dataset, units, waiting, trained["data"])
+    cache = chosen_folder(data.cache_dir, training=False)
+    if cache is not None:
+        needed = [index for unit in waiting for index in unit.indices]
+        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first}
+        processes.by_machine(lambda: use_cache(dataset, cache, **options))
     sampler.read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         members = counted(sample.num_ensemble, "member")

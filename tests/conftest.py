@@ -51,6 +51,12 @@ class Polyps(SegmentationDataset):
 '''
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keeps what the tests decompress out of the user's cache, in processes that they start as well."""
+    os.environ["MEDSEGDIFF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def save_picture():
     """A function (path, array) that writes a picture in the format of its suffix, makes the folder, returns path."""
