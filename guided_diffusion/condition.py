@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .nn import at_least_float32, checkpointed, conv3x3, group_norm, position_embedding, zeroed
+from .nn import at_least_float32, checkpointed, conv3x3, group_norm, patches, pixels, position_embedding, zeroed
 from .spectrum import FFParser, FourierAffinity, NBPFilter
 from .unet import Bottleneck, Head, ResBlock, build_decoder, build_encoder
 
@@ -46,7 +46,8 @@ class CoarseDecoder(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(level_width, width, 1) for level_width in shape.widths)
         self.refine = nn.ModuleList(ResBlock(width, width, shape) for _ in shape.widths)
         self.smooth = nn.ModuleList(conv3x3(width, width) for _ in shape.widths[1:])
-        self.head = Head(width, out_channels)
+        self.patch = shape.patch
+        self.head = Head(width, out_channels * self.patch**2)
 
     def forward(self, features):
         """features: one [N, C_i, H_i, W_i] a level, finest first. Returns mask logits [N, K, H, W]."""
@@ -54,7 +55,7 @@ class CoarseDecoder(nn.Module):
         for level in reversed(range(len(features) - 1)):
             h = self.smooth[level](F.interpolate(h, scale_factor=2, mode="nearest"))
             h = self.refine[level](h + self.laterals[level](features[level]))
-        return self.head(h)
+        return pixels(self.head(h), self.patch)
 
 
 class ConditionUNet(nn.Module):
@@ -62,10 +63,11 @@ class ConditionUNet(nn.Module):
 
     def __init__(self, image_channels, mask_channels, shape, embedding_channels=None):
         super().__init__()
-        self.encoder = build_encoder(image_channels, shape, embedding_channels)
+        self.patch = shape.patch
+        self.encoder = build_encoder(image_channels * self.patch**2, shape, embedding_channels)
         self.bottleneck = Bottleneck(shape, embedding_channels)
         self.decoder = build_decoder(shape, embedding_channels)
-        self.head = Head(shape.widths[0], mask_channels)
+        self.head = Head(shape.widths[0], mask_channels * self.patch**2)
 
     def forward(self, image, embedding=None):
         """image: [N, C, H, W]; embedding: [N, D] or None.
@@ -73,7 +75,7 @@ class ConditionUNet(nn.Module):
         Returns the bottleneck's embedding c0 [N, D, h, w], the decoder's features f_c of each level, finest first,
         and mask logits float32 [N, K, H, W].
         """
-        h, skips = image, []
+        h, skips = patches(image, self.patch), []
         for stage in self.encoder:
             h, stage_skips = stage(h, embedding)
             skips.append(stage_skips)
@@ -82,7 +84,7 @@ class ConditionUNet(nn.Module):
         for stage in self.decoder:
             features.insert(0, stage.features(h, skips.pop(), embedding))
             h = stage.leave(features[0], embedding)
-        return bottleneck, features, self.head(h)
+        return bottleneck, features, pixels(self.head(h), self.patch)
 
 
 class UncertainSpatialAttention(nn.Module):

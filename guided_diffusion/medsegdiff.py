@@ -4,12 +4,11 @@ U-Net without diffusion (unet)."""
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
 from .errors import UserError
-from .nn import timestep_embedding
+from .nn import patches, pixels, timestep_embedding
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # MedSegDiff's figure fuses after the first two stages
@@ -38,6 +37,19 @@ class _Rows:
             return None if x is None else x.index_select(0, which)
 
         return type(self)(*(taken(part) for part in self))
+
+
+def joined(conditions):
+    """One condition of the rows of several, which are NamedTuples of tensors, of tuples of them, and of None."""
+
+    def cat(values):
+        if values[0] is None:
+            return None
+        if isinstance(values[0], tuple):
+            return tuple(cat(parts) for parts in zip(*values, strict=True))
+        return torch.cat(values)
+
+    return type(conditions[0])(*(cat(values) for values in zip(*conditions, strict=True)))
 
 
 class _ConditionV1(NamedTuple):
@@ -85,14 +97,14 @@ class Variant(nn.Module):
 
     def __init__(self, mask_channels, image_size, shape, num_labels):
         super().__init__()
-        check_size(image_size, len(shape.multipliers))
+        check_size(image_size, shape)
         self.shape, self.mask_channels = shape, mask_channels
         self.embedding_channels = 4 * shape.channels
         self.label_embedding = nn.Embedding(num_labels, self.embedding_channels) if num_labels else None
 
     def _embed_label(self, image, label):
         """The class embedding [N, E] or None, after a check of the image's size and of the label's presence."""
-        check_size(image.shape[-1], len(self.shape.multipliers), height=image.shape[-2])
+        check_size(image.shape[-1], self.shape, height=image.shape[-2])
         if (label is None) != (self.label_embedding is None):
             raise ValueError("a class-conditional model needs labels, and only such a model takes them")
         return None if label is None else self.label_embedding(label)
@@ -101,15 +113,15 @@ class Variant(nn.Module):
 class Denoiser(Variant):
     """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
 
-    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma, head_width=None, block=1):
+    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma, head_width=None, block=None):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.learn_sigma, self.block = learn_sigma, block
+        self.learn_sigma, self.block = learn_sigma, block or shape.patch
         self.time_embedding = nn.Sequential(
             nn.Linear(shape.channels, self.embedding_channels),
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
-        self.head = Head(head_width or shape.widths[0], block**2 * mask_channels * (2 if learn_sigma else 1))
+        self.head = Head(head_width or shape.widths[0], self.block**2 * mask_channels * (2 if learn_sigma else 1))
 
     def _embed_time(self, t, label):
         """t: [N]; label: the class embedding or None. Returns [N, E]."""
@@ -119,9 +131,7 @@ class Denoiser(Variant):
 
     def _output(self, h, coarse):
         """The `ModelOutput` from the decoder's features [N, D, H, W] and the coarse logits."""
-        prediction, variance = self.head(h), None
-        if self.block > 1:
-            prediction = F.pixel_shuffle(prediction, self.block)  # [N, K b^2, H / b, W / b] -> [N, K, H, W]
+        prediction, variance = pixels(self.head(h), self.block), None
         if self.learn_sigma:
             prediction, variance = prediction.chunk(2, dim=1)  # [N, 2K, H, W] -> two of [N, K, H, W]
         return ModelOutput(prediction, variance, coarse)
@@ -139,10 +149,12 @@ class MedSegDiffV1(Denoiser):
 
     def __init__(self, image_channels, mask_channels, image_size, shape, *, learn_sigma=False, num_labels=0):
         super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
-        self.mask_encoder = build_encoder(image_channels + mask_channels, shape, self.embedding_channels)
-        self.image_encoder = build_encoder(image_channels, shape)
+        seen, masks = image_channels * shape.patch**2, mask_channels * shape.patch**2
+        self.mask_encoder = build_encoder(seen + masks, shape, self.embedding_channels)
+        self.image_encoder = build_encoder(seen, shape)
+        size = image_size // shape.patch
         self.fusions = nn.ModuleList(
-            Fusion(width, image_size // 2**level) for level, width in enumerate(shape.widths[:FUSED_STAGES])
+            Fusion(width, size // 2**level) for level, width in enumerate(shape.widths[:FUSED_STAGES])
         )
         self.coarse_decoder = CoarseDecoder(shape, mask_channels)
         self.bottleneck = Bottleneck(shape, self.embedding_channels)
@@ -154,13 +166,14 @@ class MedSegDiffV1(Denoiser):
         Only the condition encoder's first stage is independent of x_t, so only that is done here.
         """
         label = self._embed_label(image, label)
+        image = patches(image, self.block)  # [N, C p^2, H / p, W / p]
         features, _ = self.image_encoder[0](image)
         return ConditionV1(image, features, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = torch.cat([x_t, condition.image], dim=1)  # [N, K + C, H, W]
+        h = torch.cat([patches(x_t, self.block), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
         c = condition.features
         skips, levels = [], []
         for level, (mask_stage, image_stage) in enumerate(zip(self.mask_encoder, self.image_encoder, strict=True)):
@@ -207,14 +220,15 @@ class MedSegDiffV2(Denoiser):
         **semantic,
     ):
         own = shape.part(diffusion_channels, diffusion_level)
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], 2**diffusion_level)
+        block = shape.patch * 2**diffusion_level
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], block)
         self.concat_image, self.concat_features, self.level = concat_image, concat_features, diffusion_level
         self.condition_model = ConditionUNet(image_channels, mask_channels, shape)
-        widths, block = shape.widths[diffusion_level:], self.block**2
+        widths = shape.widths[diffusion_level:]
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
         self.narrow = nn.Identity() if widths == own.widths else nn.Conv2d(widths[-1], own.widths[-1], 1)
-        visible = image_channels * concat_image * block + widths[0] * concat_features
-        input_channels = mask_channels * block + visible
+        visible = image_channels * concat_image * block**2 + widths[0] * concat_features
+        input_channels = mask_channels * block**2 + visible
         self.encoder = build_encoder(input_channels, own, self.embedding_channels)
         self.bottleneck = Bottleneck(own, self.embedding_channels)
         self.semantic = SSFormer(own, self.embedding_channels, **semantic)
@@ -234,14 +248,15 @@ class MedSegDiffV2(Denoiser):
         bottleneck, features, coarse = self.condition_model(image)
         features = features[self.level :]
         anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
-        visible = [self._blocks(image)] * self.concat_image + [features[0].to(image.dtype)] * self.concat_features
+        visible = [patches(image, self.block)] * self.concat_image
+        visible += [features[0].to(image.dtype)] * self.concat_features
         visible = torch.cat(visible, dim=1) if visible else None
         return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = self._blocks(x_t)
+        h = patches(x_t, self.block)
         if condition.visible is not None:
             h = torch.cat([h, condition.visible], dim=1)  # [N, K' + D', H', W']
         skips = []
@@ -255,10 +270,6 @@ class MedSegDiffV2(Denoiser):
         for stage in self.decoder:
             h = stage(h, skips.pop(), embedding)
         return self._output(h, condition.coarse)
-
-    def _blocks(self, x):
-        """x: [N, D, H, W] as the diffusion's U-Net takes it: [N, D b^2, H / b, W / b], b = 2^level."""
-        return F.pixel_unshuffle(x, self.block) if self.block > 1 else x
 
 
 class PlainUNet(Variant):
@@ -279,15 +290,18 @@ class PlainUNet(Variant):
         return ModelOutput(condition.logits, None, None)
 
 
-def check_size(width, num_levels, height=None):
-    """Raise `UserError`, naming the nearest sizes that work, unless the levels divide the image size."""
-    factor = 2 ** (num_levels - 1)
+def check_size(width, shape, height=None):
+    """Raise `UserError`, naming the nearest sizes that work, unless a `UNetShape`'s levels divide the image size."""
+    num_levels = len(shape.multipliers)
+    factor = shape.patch * 2 ** (num_levels - 1)
     for size in (width, width if height is None else height):
         if size % factor or size < factor:
             below = max(size // factor, 1) * factor
             raise UserError(
-                f"image size {size} does not work with {num_levels} levels, which need a multiple of {factor}: "
-                f"use {below} or {below + factor}, or fewer levels (--channel_mult)"
+                f"image size {size} does not work with {num_levels} levels"
+                + (f" of patches of {shape.patch} pixels" if shape.patch > 1 else "")
+                + f", which need a multiple of {factor}: use {below} or {below + factor}, or fewer levels "
+                "(--channel_mult)"
             )
 
 
@@ -305,19 +319,21 @@ def unet_shape(options):
     `attention_resolutions` are feature-map sizes at the training image size; one that no level has adds nothing.
     Raises `UserError` for head numbers that do not divide a level's width.
     """
-    multipliers = options.multipliers() or default_multipliers(options.image_size)
+    size = options.image_size / options.patch_size
+    multipliers = options.multipliers() or default_multipliers(size)
     attention = options.attention_sizes()
     shape = UNetShape(
         channels=options.num_channels,
         multipliers=multipliers,
         blocks=options.num_res_blocks,
-        attention_levels=tuple(i for i in range(len(multipliers)) if options.image_size / 2**i in attention),
+        attention_levels=tuple(i for i in range(len(multipliers)) if size / 2**i in attention),
         heads=options.num_heads,
         head_channels=options.num_head_channels,
         dropout=options.dropout,
         scale_shift=options.use_scale_shift_norm,
         updown_blocks=options.resblock_updown,
         use_checkpoint=options.use_checkpoint,
+        patch=options.patch_size,
     )
     check_heads(shape)
     return shape

@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -56,6 +57,16 @@ def zeroed(layer):
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def patches(x, size):
+    """Space to depth: [N, D, H, W] -> [N, D size^2, H / size, W / size], each patch of pixels as channels of one."""
+    return F.pixel_unshuffle(x, size) if size > 1 else x
+
+
+def pixels(x, size):
+    """Depth to space, the inverse of `patches`: [N, D size^2, h, w] -> [N, D, h size, w size]."""
+    return F.pixel_shuffle(x, size) if size > 1 else x
 
 
 def checkpointed(function, *inputs, enabled):

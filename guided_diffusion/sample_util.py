@@ -79,7 +79,7 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
     )
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, options.weights)
-    check_size(image_size, len(model.shape.multipliers))
+    check_size(image_size, model.shape)
     if model_options.version == "unet":
         plan, options.num_ensemble = ONE_LOOK, 1
     else:

@@ -14,7 +14,10 @@ from typing import NamedTuple
 import torch
 
 from .dpm_solver import sample_dpm_solver
+from .medsegdiff import joined
 from .seeds import seeded_generator
+from .spread import doubt, moved, spread_positions
+from .symmetries import IDENTITY, each_turned, keeping, turned, turned_back
 from .unipc import sample_unipc
 
 
@@ -139,21 +142,40 @@ def _evaluating(model):
 
 
 @torch.inference_mode()
-def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None, rows=None):
+def draw_members(
+    model,
+    diffusion,
+    plan,
+    image,
+    names,
+    *,
+    members,
+    seed=0,
+    label=None,
+    watch=None,
+    rows=None,
+    spread=True,
+    symmetries=(IDENTITY,),
+):
     """Draw `members` masks for each image, which is encoded once; row e * N + n of the work is member e of image n.
 
     plan: a `SamplingPlan`; image: [N, C, H, W]; names: N case names, which with `seed` decide the noise; label: int
     [N] or None. rows: how many go through the network in one pass; None: all E * N. A result does not depend on it
     but for rounding. watch(x, x0): called at each step of each pass with x_t and its x0, [rows, K, H, W]. The network
-    is in evaluation mode meanwhile, whatever mode it is in. Returns `Members`.
+    is in evaluation mode meanwhile, whatever mode it is in.
+    spread: move the members' first noise apart (see `spread`), where the condition has a coarse mask that says along
+    what. symmetries: of `symmetries.ALL`, in which the members see the image by turns; it is encoded once for each,
+    and the coarse masks' mean is every member's. Returns `Members`.
     """
     count = members * len(names)
     soft, coarse = [], []
+    symmetries = keeping(image.shape[-2:], symmetries)[:members]
     with _evaluating(model):
-        condition = model.encode(image, label)
+        condition = _encoded(model, image, label, symmetries, rows or count)
+        start = _Start(model, image, names, members, seed, symmetries, condition if spread else None)
         for low in range(0, count, rows or count):
             part = range(low, min(low + (rows or count), count))
-            x0, logits = _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watch)
+            x0, logits = _draw_rows(model, diffusion, plan, condition, start, part, watch)
             soft.append((x0.float().clamp(-1, 1) + 1) / 2)
             coarse.append(logits)
 
@@ -163,11 +185,64 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
     return Members(ensemble_shape(soft), None if coarse[0] is None else ensemble_shape(coarse).float().sigmoid())
 
 
-def _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watch):
+def _encoded(model, image, label, symmetries, rows):
+    """The conditions of the images in each symmetry, row s * N + n. All of them have the mean coarse mask, if any."""
+    if len(symmetries) == 1:
+        return model.encode(turned(image, symmetries[0]), label)
+    images = torch.cat([turned(image, symmetry) for symmetry in symmetries])  # [S * N, C, H, W]
+    labels = None if label is None else label.repeat(len(symmetries))
+    parts = [
+        model.encode(images[low : low + rows], None if labels is None else labels[low : low + rows])
+        for low in range(0, len(images), rows)
+    ]
+    condition = joined(parts)
+    coarse = getattr(condition, "coarse", None)
+    if coarse is None:
+        return condition
+    apart = coarse.unflatten(0, (len(symmetries), -1))  # [S, N, K, H, W]
+    mean = sum(turned_back(part.float().sigmoid(), s) for part, s in zip(apart, symmetries, strict=True))
+    mean = torch.logit(mean / len(symmetries), eps=1e-6)
+    return condition._replace(coarse=torch.cat([turned(mean, symmetry) for symmetry in symmetries]))
+
+
+class _Start:
+    """Which symmetry each row of the work sees, and the noise that it starts from."""
+
+    def __init__(self, model, image, names, members, seed, symmetries, condition):
+        self.names, self.seed, self.symmetries = names, seed, symmetries
+        self.shape, self.device = (model.mask_channels, *image.shape[-2:]), image.device
+        coarse = getattr(condition, "coarse", None)
+        self.positions = None
+        if coarse is not None and members > 1:
+            self.directions = doubt(coarse[: len(names)])  # of the first symmetry, the identity
+            self.positions = [spread_positions(seed, name, members, model.mask_channels) for name in names]
+
+    def condition_rows(self, part):
+        """The rows of the condition that the rows in the range `part` of the work need."""
+        return [self._symmetry(row) * len(self.names) + row % len(self.names) for row in part]
+
+    def turn(self, x, part, back=False):
+        """Rows [rows, K, H, W] as their members see them, or back."""
+        return each_turned(x, [self._symmetry(row) for row in part], self.symmetries, back)
+
+    def noise(self, part):
+        """The first noise [rows, K, H, W], as the members see it, and the function that gives more."""
+        who = [(self.names[row % len(self.names)], row // len(self.names)) for row in part]
+        more = MemberNoise(self.seed, who, self.shape, self.device)
+        x = more()
+        if self.positions is not None:
+            which = [(row % len(self.names), row // len(self.names)) for row in part]
+            positions = torch.stack([self.positions[n][member] for n, member in which]).to(x)  # [rows, K]
+            x = moved(x, self.directions[[n for n, _ in which]], positions)
+        return self.turn(x, part), more
+
+    def _symmetry(self, row):
+        return row // len(self.names) % len(self.symmetries)
+
+
+def _draw_rows(model, diffusion, plan, condition, start, part, watch):
     """The last step's x0 [rows, K, H, W] and coarse logits (or None) of the rows in the range `part`."""
-    who = [(names[row % len(names)], row // len(names)) for row in part]
-    noise = MemberNoise(seed, who, (model.mask_channels, *image.shape[-2:]), image.device)
-    which = torch.arange(part.start, part.stop, device=image.device) % len(names)
+    which = torch.tensor(start.condition_rows(part), device=start.device)
     denoiser = diffusion.denoiser(
         model, condition.rows(which), clip=plan.clip, dynamic_threshold=plan.dynamic_threshold
     )
@@ -178,4 +253,10 @@ def _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watc
         last["coarse"] = denoised.coarse
         return denoised
 
-    return plan.run(denoise, noise(), diffusion.schedule, noise, watch), last["coarse"]
+    def watch_turned(*both):
+        watch(*(start.turn(x, part, back=True) for x in both))
+
+    x, noise = start.noise(part)
+    x0 = plan.run(denoise, x, diffusion.schedule, noise, watch and watch_turned)
+    coarse = last["coarse"]
+    return start.turn(x0, part, back=True), None if coarse is None else start.turn(coarse, part, back=True)

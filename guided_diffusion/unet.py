@@ -18,6 +18,7 @@ class UNetShape:
     heads, head_channels: attention heads, or (when head_channels > 0) their width, which then sets their number.
     scale_shift: the embedding scales and shifts the normalised features instead of being added to them.
     updown_blocks: residual blocks do the resampling instead of convolutions.
+    patch: the pixels along each side of what is one pixel of the first level (see `nn.patches`).
     """
 
     channels: int
@@ -30,6 +31,7 @@ class UNetShape:
     scale_shift: bool = False
     updown_blocks: bool = False
     use_checkpoint: bool = False
+    patch: int = 1
 
     @property
     def widths(self):

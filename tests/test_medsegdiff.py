@@ -76,13 +76,14 @@ def test_a_model_runs_at_sizes_it_was_not_built_for(shape, version):
 
 @pytest.mark.parametrize(("size", "levels", "below", "above"), [(100, 6, 96, 128), (50, 3, 48, 52), (4, 4, 8, 16)])
 def test_a_size_that_does_not_work_is_refused_with_sizes_that_do(size, levels, below, above):
+    shape = UNetShape(8, (1,) * levels, 1)
     with pytest.raises(UserError) as caught:
-        check_size(size, levels)
+        check_size(size, shape)
     message = str(caught.value)
     assert "\n" not in message
     assert f"image size {size} " in message and f"use {below} or {above}" in message
     for good in (below, above):
-        check_size(good, levels)
+        check_size(good, shape)
 
 
 def test_a_model_refuses_sizes_when_built_and_when_run():
@@ -97,7 +98,7 @@ def test_a_model_refuses_sizes_when_built_and_when_run():
 @pytest.mark.parametrize("image_size", [32, 48, 64, 96, 128, 192, 256, 384, 512, 1024])
 def test_default_multipliers_suit_common_sizes(image_size):
     multipliers = default_multipliers(image_size)
-    check_size(image_size, len(multipliers))
+    check_size(image_size, UNetShape(8, multipliers, 1))
     assert 4 <= image_size / 2 ** (len(multipliers) - 1) <= 16
     assert unet_shape(options_of(image_size=image_size, channel_mult="")).multipliers == multipliers
 
