@@ -21,8 +21,8 @@ FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_
 class BraTSDataset(SegmentationDataset):
     """Slices [4, X, Y] of t1, t1ce, t2, flair with the whole tumour (label > 0) as mask.
 
-    data_dir, or its training/ or testing/ sub-folder picked by `split`, is searched at any depth for folders with
-    NIfTI files (.nii or .nii.gz) of either kind:
+    data_dir, or its training/, validation/ or testing/ sub-folder picked by `split`, is searched at any depth for
+    folders with NIfTI files (.nii or .nii.gz) of either kind:
     - 2-D slices, `brats_train_001_t1_123_w.nii.gz` and so on (case `brats_train_001_123`) or `t1.nii.gz` and so on
       (the case has the folder's name);
     - 3-D volumes, `BraTS2021_00000_flair.nii.gz` and so on or `flair.nii.gz`, of any size; each slice along the last
@@ -35,6 +35,7 @@ class BraTSDataset(SegmentationDataset):
 
     image_channels = len(MODALITIES)
     class_names = ("tumour",)
+    finds_validation = True
     left_right_axis = -2  # a slice lies as in the file, [X, Y]
 
     def find_cases(self):

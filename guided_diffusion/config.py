@@ -5,10 +5,12 @@ Here are those of data, network, diffusion and device; those of single scripts a
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 
 from .errors import UserError
 from .presets import PRESETS
+from .split import hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
@@ -39,6 +41,20 @@ class DataOptions:
         required=True,
         remote=True,
     )
+    val_fraction: float = option(
+        0.0,
+        "hold about this share of the training cases out for validation, where the data are not divided; data that "
+        "has no test cases is then sampled and evaluated on those; 0: none",
+        minimum=0,
+        maximum=0.9,
+    )
+    group_key: str = option(
+        "",
+        "regular expression searched in the names of cases: those in which it (its first parenthesis, if it has one) "
+        "finds the same are of one patient and stay on one side of --val_fraction, as '^(P[0-9]+)'; empty: as the "
+        "loader says, else each image or volume by itself",
+    )
+    split_seed: int = option(0, "which groups --val_fraction holds out; apart from --seed, to compare runs", minimum=0)
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )
@@ -46,6 +62,18 @@ class DataOptions:
     def resolve(self, given):
         """Make the path of a loader absolute: checkpoint and manifest are read from other folders as well."""
         self.data_name = absolute_loader(self.data_name)
+        try:
+            re.compile(self.group_key)
+        except re.error as error:
+            raise UserError(f"--group_key {self.group_key}: is no regular expression ({error})") from None
+        for name in ("group_key", "split_seed"):
+            if getattr(self, name) and not self.val_fraction:
+                raise UserError(f"--{name} belongs to --val_fraction; leave it out")
+
+    @property
+    def hold_out(self):
+        """What is held out of training, a `split.HoldOut`, or None."""
+        return hold_out_of(dataclasses.asdict(self))
 
 
 @dataclass

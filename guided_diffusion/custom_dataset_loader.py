@@ -30,7 +30,7 @@ little more: splits, labels and NIfTI volumes.
 from collections import defaultdict
 
 from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders
-from .errors import UserError
+from .errors import NoSplitError, UserError
 from .files import (
     NIFTI_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -46,6 +46,7 @@ from .logger import counted
 from .volumes import VolumeReader
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
 
@@ -55,13 +56,15 @@ class FolderDataset(SegmentationDataset):
     Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores; a volume is a case per slice).
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. To sample, masks/ may be
     absent, and the images may lie in data_dir itself. Beside images/ there may be
-    - `split.json`, {"train": [names], "test": [names]}: the images that `split` picks; or, instead, sub-folders
-      train/ and test/ that have images/ and masks/ each;
+    - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images that `split` picks ("val" may be
+      left out; it stands in where "test" is); or, instead, sub-folders train/, val/ and test/ that have images/ and
+      masks/ each;
     - `labels.csv`, lines of NAME,LABEL for every image: the classes of a class-conditional model. It lies in
       data_dir also where there are sub-folders.
     """
 
     class_names = ("foreground",)
+    finds_validation = True
 
     def find_cases(self):
         self.volumes = VolumeReader()
@@ -107,36 +110,51 @@ class FolderDataset(SegmentationDataset):
 
     def _pairs(self):
         """All (image, its masks: one or none) of the split, in the order of their names."""
-        pairs = []
-        for folder in split_folders(self.data_dir, self.split):
+        pairs, path = [], self.data_dir / "split.json"
+        is_listed = self.split is not None and path.is_file()
+        for folder in split_folders(self.data_dir, None if is_listed else self.split):
             images = folder / "images"
             masks = files_by_name(folder / "masks")
             for image in list_files(images if images.is_dir() else folder, SUFFIXES):
                 pairs.append((image, _masks_of(image, masks)))
-        chosen = self._chosen_names({split_suffix(image)[0] for image, _ in pairs})
+        if not is_listed:
+            return pairs
+        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, _ in pairs})
         return [(image, masks) for image, masks in pairs if split_suffix(image)[0] in chosen]
 
-    def _chosen_names(self, names):
-        """The names that split.json has for the split; all of them without a split or without the file."""
-        path = self.data_dir / "split.json"
-        if self.split is None or not path.is_file():
-            return names
-        splits = read_json(path)
-        splits = {self.split: None, **splits} if isinstance(splits, dict) else {self.split: None}
-        listed = {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
-        for split, chosen in listed.items():
-            if not (isinstance(chosen, list) and all(isinstance(name, str) for name in chosen)):
-                raise UserError(f'{path}: has no list "{split}"; write {{"train": [names], "test": [names]}}')
+    def _chosen_names(self, path, names):
+        """The names that split.json has for the split."""
+        lists = self._checked_lists(path)
+        for split, chosen in lists.items():
             for name in chosen if self.split in ("train", split) else ():  # to sample, the training images may be gone
                 if name not in names:
                     raise UserError(f"{path}: names {name!r} in {split!r}, but there is no such image; correct it")
-        train, test = (set(listed.get(split, ())) for split in ("train", "test"))
-        if self.split == "train" and train & test:
-            raise UserError(f"{path}: names {min(train & test)!r} in both lists; test images must not be trained on")
-        left_out = len(names - train - test)
+        left_out = len(names.difference(*lists.values()))
         if left_out:
-            self.notes = (f"{path}: {counted(left_out, 'image')} in neither list, left out",)
-        return set(listed[self.split])
+            self.notes = (f"{path}: {counted(left_out, 'image')} in no list, left out",)
+        if self.split == "test" and "test" not in lists and "val" in lists:
+            return set(lists["val"])
+        if self.split != "val" and self.split not in lists:
+            raise NoSplitError(f'{path}: has no list "{self.split}"; write {SPLIT_FORM}')
+        return set(lists.get(self.split, ()))
+
+    def _checked_lists(self, path):
+        """{split: names} as split.json has them. Raises `UserError` for a name in two lists and for what is none."""
+        lists = read_json(path)
+        if not isinstance(lists, dict):
+            raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
+        lists = {split: lists[split] for split in SPLIT_FOLDERS if split in lists}
+        seen = {}
+        for split, names in lists.items():
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise UserError(f'{path}: "{split}" is no list of names; write {SPLIT_FORM}')
+            for name in names:
+                if seen.setdefault(name, split) != split:
+                    raise UserError(
+                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list, since images "
+                        "that are trained on say nothing in a test"
+                    )
+        return lists
 
     def _read_labels(self):
         """{name: label text} from labels.csv, empty without one; sets `label_names`, sorted."""

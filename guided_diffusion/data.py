@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from .errors import NoCasesError, UserError
+from .errors import NoCasesError, NoSplitError, UserError
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -19,7 +19,11 @@ LOADERS = {
     "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
 }
 
-SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing")}
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,13 @@ class SegmentationDataset(Dataset):
 
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
-    split: "train", "test" or None (all there is), for layouts that keep both below one folder.
+    split: "train", "test" or None (all there is), for layouts that keep both below one folder. "val", the cases that
+        watch over training, reaches `find_cases` only where `finds_validation` says that the layout knows it (no
+        cases: it has none).
     need_masks: True for training: items carry a mask, and a case without one is an error. With False (sampling) no
         item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
+    hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
+        latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
     """
 
     image_channels = 3
@@ -76,11 +84,12 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False):
+    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
         if split not in (None, *SPLIT_FOLDERS):
-            raise ValueError(f"split is {split!r}, not 'train', 'test' or None")
+            raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.split = split
@@ -89,7 +98,9 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
-        self.cases = list(self.find_cases())
+        self.cases = self._find_split(split) if hold_out is None or split is None else self._find_divided(hold_out)
+        if not self.cases and split == "val":
+            raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
@@ -131,6 +142,37 @@ class SegmentationDataset(Dataset):
         return "a mask"
 
     # ---- what the framework does with it -----------------------------------------------------------------------
+
+    def _find_split(self, split):
+        """What `find_cases` finds for a split."""
+        if split == "val" and not self.finds_validation:
+            return []
+        asked, self.split = self.split, split
+        try:
+            return list(self.find_cases())
+        finally:
+            self.split = asked
+
+    def _find_divided(self, hold_out):
+        """The cases of `self.split` where training cases are held out."""
+        if self._find_split("val"):
+            raise UserError(f"{self.data_dir}: has validation cases of its own; leave out --val_fraction")
+        if self.split == "test":
+            try:
+                tests = self._find_split("test")
+            except NoSplitError:  # it has training cases alone
+                tests = None
+        training = self._find_split("train")
+        if self.split == "test" and tests is not None and tests != training:
+            return tests
+        if not training:
+            return []
+        kept, held = hold_out.divide(training)
+        self.notes = (
+            *self.notes,
+            f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases are held out of training",
+        )
+        return kept if self.split == "train" else held
 
     def _check_cases(self):
         seen = {}
@@ -206,18 +248,23 @@ class SegmentationDataset(Dataset):
 def split_folders(data_dir, split):
     """Return the folders to look for cases in: data_dir itself, or its sub-folders for training and for testing.
 
-    If data_dir holds any of train/, training/, test/, testing/ (any case), that of `split` is returned, or all of
-    them for None. Raises `UserError` if only the other split's is there, rather than give its cases instead.
+    If data_dir holds any folder of `SPLIT_FOLDERS` (any case), those of `split` are returned, or all of them for None;
+    for "test" those of "val" where there are none for testing; for "val" none at all where there is none. Raises
+    `NoSplitError` if only another split's is there, rather than give its cases instead.
     """
     folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
     found = {name: [f for f in folders if f.name.lower() in names] for name, names in SPLIT_FOLDERS.items()}
+    if split == "val":
+        return found["val"]
     if not any(found.values()):
         return [Path(data_dir)]
     if split is None:
         return [folder for part in found.values() for folder in part]
+    if split == "test" and not found["test"]:
+        found["test"] = found["val"]
     if not found[split]:
         other = next(part[0].name for part in found.values() if part)
-        raise UserError(
+        raise NoSplitError(
             f"{data_dir}: holds {other}/ but no {split}/ or {split}ing/; name the folder to use with --data_dir"
         )
     return found[split]
@@ -238,13 +285,15 @@ def resize_mask(mask, size):
     return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False):
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
+    split, need_masks, hold_out: see `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
-    return find_loader(data_name)(data_dir, image_size, split=split, need_masks=need_masks)
+    loader = find_loader(data_name)
+    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out)
 
 
 def find_loader(data_name):

@@ -14,6 +14,10 @@ class NoCasesError(UserError):
     """A folder in which the loader finds nothing: perhaps it is the wrong loader."""
 
 
+class NoSplitError(UserError):
+    """A folder that holds another part of a data set than the one asked for."""
+
+
 class PeerGone(UserError):
     """Another of the processes that work together has ended: it has said why, unless it was killed."""
 

@@ -27,7 +27,7 @@ class ISICDataset(SegmentationDataset):
 
     data_dir is, or holds at any depth, image folders named as in `LAYOUTS`. Where it holds both training and test
     folders, `split` picks ("test" means the validation folders where there are no test folders); where it holds one
-    kind only, such as DATA/Train, that is used whatever the split; with split None all are used.
+    kind only, such as DATA/Train, that is used for training and testing; with split None all are used.
 
     Masks are `NAME_Segmentation.png` in the ground truth folder; that folder is not needed for sampling. If every
     image folder used has the CSV file of Part 3B inside or beside it (also images of Part 1: they are the same), each
@@ -36,10 +36,13 @@ class ISICDataset(SegmentationDataset):
 
     class_names = ("lesion",)
     orientation = "any"
+    finds_validation = True
 
     def find_cases(self):
         folders = self._pick(_image_folders(self.data_dir))
         cases = [case for folder, truth, _ in folders for case in _cases_in(folder, truth)]
+        if not folders:
+            return []
         tables = [_read_labels(folder, part) for folder, _, part in folders]
         if None in tables:
             return cases
@@ -66,9 +69,12 @@ class ISICDataset(SegmentationDataset):
     def _pick(self, folders):
         """The image folders of this data set's split (see the class)."""
         parts = {part for _, _, part in folders}
-        if self.split is None or len(parts) <= 1:
+        if self.split is None or (len(parts) <= 1 and self.split != "val"):
             return folders
-        wanted = {"train": "Training", "test": "Test" if "Test" in parts else "Validation"}[self.split]
+        test = "Test" if "Test" in parts else "Validation"
+        wanted = {"train": "Training", "val": "Validation", "test": test}[self.split]
+        if self.split == "val" and (len(parts) <= 1 or wanted not in parts):
+            return []
         if wanted not in parts:
             raise UserError(f"{self.data_dir}: holds {' and '.join(sorted(parts))} folders, but none for {self.split}")
         return [folder for folder in folders if folder[2] == wanted]

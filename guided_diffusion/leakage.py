@@ -2,14 +2,15 @@
 
 from .data import build_dataset
 from .errors import UserError
+from .split import hold_out_of
 from .storage import cached
 
 
 def leakage_warning(dataset, units, trained):
     """A line that says how many of the `units` of a data set were trained on; None when none was, or none is known.
 
-    trained: the checkpoint's "data_name" and "data_dir". Its training cases are looked up only where that folder is
-    the data set's, or lies in it or around it.
+    trained: the checkpoint's "data_name", "data_dir" and what it held out. Its training cases are looked up only
+    where that folder is the data set's, or lies in it or around it.
     """
     if not trained.get("data_name") or not trained.get("data_dir"):
         return None
@@ -17,7 +18,8 @@ def leakage_warning(dataset, units, trained):
     if there != here and there not in here.parents and here not in there.parents:
         return None
     try:
-        cases = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
+        held = hold_out_of(trained)
+        cases = build_dataset(trained["data_name"], there, image_size=1, split="train", hold_out=held).cases
     except (UserError, OSError):  # it has been moved or changed since: nothing is known
         return None
     images = {_image_of(case) for case in cases}
@@ -26,7 +28,7 @@ def leakage_warning(dataset, units, trained):
         return None
     return (
         f"warning: {count} of {len(units)} cases were trained on: Dice on training images says nothing about new ones; "
-        "keep test images apart, for example by a split.json"
+        "keep test images apart, by --val_fraction or a split.json"
     )
 
 

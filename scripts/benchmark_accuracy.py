@@ -333,6 +333,8 @@ def append(path, line):
 class _Tuning:
     """A loader of the training split alone: of four groups (patients, or cases) one is for testing."""
 
+    finds_validation = False
+
     def find_cases(self):
         asked, self.split = self.split, "train"
         cases = super().find_cases()

@@ -16,6 +16,7 @@ from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
+from guided_diffusion.split import hold_out_of
 from guided_diffusion.storage import fetch_folder
 from guided_diffusion.work_folder import work_folder
 
@@ -37,7 +38,8 @@ def main(argv=None):
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split="test")
+    held = hold_out_of(recorded) if data_dir == recorded.get("data_dir") else None
+    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split="test", hold_out=held)
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     for line in (*dataset.notes, leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))):

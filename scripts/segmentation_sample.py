@@ -9,6 +9,7 @@ import dataclasses
 import platform
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
 from guided_diffusion.work_folder import work_folder
+
+HOLD_OUT_FLAGS = ("val_fraction", "group_key", "split_seed")
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
       --out_dir runs/isic/results --num_ensemble 5"""
@@ -65,6 +68,8 @@ def sample_all(options, given, processes):
     model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
+        data = hold_out_as(data, trained["data"])
     precision = pick_precision(process_options.precision, processes.device)
     if trained["model"]["version"] == "unet":
         plan, sample.num_ensemble = ONE_LOOK, 1
@@ -155,13 +160,23 @@ def rebuild(checkpoint, sample, model_options, diffusion_options, given):
 def find_data(data, image_size, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test")
+        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
     except NoCasesError as error:
         if chosen:
             raise
         raise UserError(
             f"{error}; the checkpoint was trained on {data.data_name}: for others add --data_name"
         ) from None
+
+
+def is_same_folder(here, there):
+    """Whether both paths, local or remote, name one folder."""
+    return here == there if is_remote(here) or is_remote(there) else Path(here).resolve() == Path(there).resolve()
+
+
+def hold_out_as(data, trained):
+    """The data options with the division of the checkpoint's training, whose values `trained` are."""
+    return dataclasses.replace(data, **{name: trained[name] for name in HOLD_OUT_FLAGS if name in trained})
 
 
 def warn_of_first_stage(checkpoint):
@@ -226,7 +241,12 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
         "checkpoint_sha256": file_hash(cached(sample.model_path)),
         "step": checkpoint.step,
         "settings": settings,
-        "data": {"data_name": data.data_name, "data_dir": data_dir, "split": "test"},
+        "data": {
+            "data_name": data.data_name,
+            "data_dir": data_dir,
+            "split": "test",
+            **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
+        },
         "config": checkpoint.config,
         "class_names": checkpoint.class_names,
         "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from guided_diffusion.batches import sampling_batches
-from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
+from guided_diffusion.data import SPLIT_FOLDERS, build_dataset
+from guided_diffusion.errors import NoCasesError, UserError
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 IMAGE[..., 0] = 255
@@ -127,7 +127,7 @@ def test_split_json(tmp_path, put):
     splits["train"].remove("a")
     (tmp_path / "split.json").write_text(json.dumps(splits))
     for split in ("train", "test"):
-        assert load(tmp_path, split=split).notes == (f"{tmp_path / 'split.json'}: 1 image in neither list, left out",)
+        assert load(tmp_path, split=split).notes == (f"{tmp_path / 'split.json'}: 1 image in no list, left out",)
 
 
 def test_both_lists_of_split_json_are_checked_at_training(tmp_path, put):
@@ -138,18 +138,41 @@ def test_both_lists_of_split_json_are_checked_at_training(tmp_path, put):
         with pytest.raises(UserError, match="split.json: names 'lost' in 'test', but there is no such image"):
             load(tmp_path, split=split)
     (tmp_path / "split.json").write_text('{"train": ["a", "b"], "test": ["b"]}')
-    with pytest.raises(UserError, match="split.json: names 'b' in both lists; test images must not be trained on"):
-        load(tmp_path, split="train")
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="split.json: names 'b' in 'train' and in 'test'; keep it in one list"):
+            load(tmp_path, split=split)
     (tmp_path / "split.json").write_text('{"train": ["gone"], "test": ["b"]}')
     assert names(load(tmp_path, split="test")) == ["b"]
 
 
-@pytest.mark.parametrize("text", ["[]", '{"test": []}', '{"train": "a"}', '{"train": [["a"]]}'])
-def test_split_json_of_another_form(tmp_path, put, text):
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[]", "holds no lists of names"),
+        ('{"test": []}', 'has no list "train"'),
+        ('{"train": "a"}', '"train" is no list of names'),
+        ('{"train": [["a"]]}', '"train" is no list of names'),
+    ],
+)
+def test_split_json_of_another_form(tmp_path, put, text, words):
     put("a.png", "a.png")
     (tmp_path / "split.json").write_text(text)
-    with pytest.raises(UserError, match='split.json: has no list "train"; write'):
+    with pytest.raises(UserError, match=f"split.json: {words}; write "):
         load(tmp_path, split="train")
+
+
+def test_validation_lists_and_folders(tmp_path, put):
+    for name in "abc":
+        put(f"{name}.png", f"{name}.png")
+    with pytest.raises(NoCasesError, match="has no validation cases; hold some out with --val_fraction"):
+        load(tmp_path, split="val")
+    (tmp_path / "split.json").write_text('{"train": ["a"], "val": ["b"], "test": ["c"]}')
+    assert [names(load(tmp_path, split=split)) for split in SPLIT_FOLDERS] == [["a"], ["b"], ["c"]]
+    (tmp_path / "split.json").write_text('{"train": ["a", "c"], "val": ["b"]}')
+    assert names(load(tmp_path, split="test")) == ["b"]  # for want of better
+    for part, name in (("train", "d"), ("validation", "e")):
+        put(f"{name}.png", f"{name}.png", below=f"parts/{part}")
+    assert [names(load(tmp_path / "parts", split=split)) for split in SPLIT_FOLDERS] == [["d"], ["e"], ["e"]]
 
 
 def test_split_sub_folders(tmp_path, put, save_picture):

@@ -72,6 +72,7 @@ def test_split_picks_where_both_are_there(tmp_path, put):
         put(f"ISIC2018_Task1-2_{part}_Input", [name], f"ISIC2018_Task1_{part}_GroundTruth", "_segmentation")
     assert names(load(tmp_path, split="train")) == ["ISIC_0000000"]
     assert names(load(tmp_path, split="test")) == ["ISIC_0000001"]
+    assert names(load(tmp_path, split="val")) == ["ISIC_0000002"]
     assert len(load(tmp_path)) == 3
 
 
