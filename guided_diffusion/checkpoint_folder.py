@@ -39,18 +39,29 @@ class CheckpointFolder:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
 
-    def validation_of_best(self, start):
+    def best_so_far(self, start):
         """`Checkpoint.validation` of the folder's best.pt; {} where there is none.
 
-        start: the checkpoint that is gone on from, or None, which knows it too where best.pt is in a store.
+        start: the checkpoint that is gone on from, or None. Where a kill came between writing it and best.pt, best.pt
+        is made up for.
         """
+        found, own = self._validation_of_best(start), start.validation if start else {}
+        if not own or own["step"] != start.step:
+            return found
+        path = checkpoint_path(self.folder.path, start.step)
+        if path.exists() and (found.get("cases") != own["cases"] or found["dice"] < own["dice"]):
+            self.folder.name_also(path, BEST)
+            return own
+        return found
+
+    def _validation_of_best(self, start):
         if BEST not in self.folder.names():
             return {}
         path = self.folder.path / BEST
-        if not path.exists():
+        if not path.exists():  # it is in a store; what is gone on from knows it too
             return start.validation if start else {}
         try:
             return load_checkpoint(path).validation
         except UserError as error:
-            console().warning(f"warning: {error}; it is written anew after the next validation")
+            console().warning(f"warning: {error}; the next validation makes a new one")
             return {}

@@ -90,8 +90,7 @@ class TrainOptions:
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
     keep_checkpoints: int = option(
         0,
-        "keep only this many of the newest model*.pt, beside best.pt (by validation Dice) and last.pt, which are always "
-        "kept; 0: all",
+        "keep only this many of the newest model*.pt; best.pt (by validation Dice) and last.pt always stay; 0: all",
         minimum=0,
     )
     sample_interval: int = option(

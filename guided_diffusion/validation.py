@@ -125,7 +125,7 @@ class Validation:
         return Seen(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
 
     def _answer(self, model, index, coarse_only):
-        """One case sampled: {"name", "figures", "tiles"}, of plain types."""
+        """One case sampled: {"figures", "tiles"}, of plain types."""
         batch, show = self._case(index)
         one_look = coarse_only or not self.has_diffusion
         conditional = model.label_embedding is not None
@@ -144,16 +144,9 @@ class Validation:
         coarse = None if drawn.coarse is None else drawn.coarse.mean(dim=0)[0].numpy()  # [K, S, S]
         truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
         fused = None if soft is None else fuse(soft, self.fuse)[0].numpy() > 0.5
-        tiles = [("image", show.image), ("truth", show.mask(truth))]
-        if soft is not None:
-            if len(soft) > 1:
-                tiles += [(f"member {n}", show.mask(member[0].numpy())) for n, member in enumerate(soft)]
-            tiles.append(("fused", show.mask(fused)))
-            if len(soft) > 1:
-                tiles.append(("uncertainty", show.uncertainty(uncertainty(soft)[0].numpy())))
-        if coarse is not None:
-            tiles.append(("coarse", show.mask(coarse)))
-        return {"name": batch["name"][0], "figures": figures_of(soft, fused, coarse, truth), "tiles": tiles}
+        name = batch["name"][0]
+        tiles = _tiles(name, show, soft, fused, coarse, truth)
+        return {"figures": figures_of(soft, fused, coarse, truth), "tiles": tiles}
 
     def _case(self, index):
         """A case's batch of one and its `_Show`; it is read once."""
@@ -170,28 +163,31 @@ def figures_of(soft, fused, coarse, truth):
     be. Classes are averaged where they are defined.
     """
 
-    def dice(mask):
-        return mean(overlap(one, other)["dice"] for one, other in zip(mask, truth, strict=True))
-
-    def mean(values):
-        return statistics(list(values))["mean"]
-
     figures = dict.fromkeys(FIGURES, float("nan"))
     if coarse is not None:
-        figures["coarse_dice"] = dice(coarse > 0.5)
+        figures["coarse_dice"] = mean_dice(coarse > 0.5, truth)
     if soft is not None:
         votes = soft > 0.5
         members = votes[:, 0].numpy()  # [E, K, H, W]
-        figures["dice"] = dice(fused)
+        figures["dice"] = mean_dice(fused, truth)
         if len(members) > 1:
-            figures["member_dice"] = mean(dice(member) for member in members)
-            figures["agreement"] = mean(pairwise_dice(votes)[0].tolist())
+            figures["member_dice"] = _mean(mean_dice(member, truth) for member in members)
+            figures["agreement"] = _mean(pairwise_dice(votes)[0].tolist())
         there, most = truth.any(axis=(1, 2)), truth.mean(axis=(1, 2)) > NEARLY_ALL  # [K]
         if there.any():
             figures["empty"] = float((~members.any(axis=(2, 3)))[:, there].mean())
         if not most.all():
             figures["full"] = float((members.mean(axis=(2, 3)) > NEARLY_ALL)[:, ~most].mean())
     return figures
+
+
+def mean_dice(mask, truth):
+    """The mean of the Dice of K classes, bool [K, H, W], where it is defined; NaN where none is."""
+    return _mean(overlap(one, other)["dice"] for one, other in zip(mask, truth, strict=True))
+
+
+def _mean(values):
+    return statistics(list(values))["mean"]
 
 
 class _Show:
@@ -220,9 +216,28 @@ class _Show:
         return self._tile(heat(2 * deviation.max(axis=0)))
 
 
+def _tiles(name, show, soft, fused, coarse, truth):
+    """What the grid shows of a case: a list of (caption, tile), with the Dice of each mask."""
+
+    def scored(title, mask, cut):
+        return f"{title}: {mean_dice(cut, truth):.2f}", show.mask(mask)
+
+    tiles = [(name[:20], show.image), ("truth", show.mask(truth))]
+    if soft is not None and len(soft) > 1:
+        members = soft[:, 0].numpy()  # [E, K, S, S]
+        tiles += [scored(f"member {n}", member, member > 0.5) for n, member in enumerate(members)]
+        tiles += [scored("fused", fused, fused), ("uncertainty", show.uncertainty(uncertainty(soft)[0].numpy()))]
+    elif soft is not None:
+        tiles.append(scored("mask", soft[0, 0].numpy(), fused))
+    if coarse is not None:
+        tiles.append(scored("coarse", coarse, coarse > 0.5))
+    return tiles
+
+
 def picture_grid(answers):
-    """A row of tiles for each answer, below their names; RGB uint8 [H, W, 3]."""
-    titles = [title for title, _ in answers[0]["tiles"]]
-    strip = captions(titles, TILE)
-    rows = mosaic([[picture for _, picture in answer["tiles"]] for answer in answers])
-    return np.concatenate([strip, rows])
+    """A row of tiles for each answer, below their captions; RGB uint8 [H, W, 3]."""
+    rows = []
+    for answer in answers:
+        titles, pictures = zip(*answer["tiles"], strict=True)
+        rows += [captions(titles, TILE), mosaic([pictures])]
+    return np.concatenate(rows)

@@ -14,9 +14,9 @@ OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which
 class Watch:
     """Watches over one run: looks at its validation cases every `options.sample_interval` steps and at its end.
 
-    validation: a `Validation`. options: the run's `TrainOptions`. config: its option values, as in a checkpoint. folder:
-    the `WorkFolder` that pictures go to. best: `Checkpoint.validation` of best.pt so far, or {}. All processes watch
-    alike, and the first one speaks and writes.
+    validation: a `Validation`. options: the run's `TrainOptions`. config: its option values, as in a checkpoint.
+    folder: the `WorkFolder` that pictures go to. best: `Checkpoint.validation` of best.pt so far, or {}. All processes
+    watch alike, and the first one speaks and writes.
     """
 
     def __init__(self, validation, options, config, folder, best=None):
