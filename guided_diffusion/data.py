@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from .classes import Classes, checked_classes
 from .errors import NoCasesError, NoSplitError, UserError
 
 LOADERS = {
@@ -61,12 +62,18 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
+    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
+    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
       in dermoscopy or microscopy: it mirrors both ways and rotates by up to 180 degrees;
     - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
       of slices [X, Y] as NIfTI files hold them.
+
+    `Segmenter` normalises images that lie in no folder: `normalise` must do without what `find_cases` has found, but
+    for the attributes (plain types) that `kept` names, which a checkpoint keeps. A loader whose `read_image` normalises
+    overrides `normalise_raw` too.
 
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
@@ -81,9 +88,12 @@ class SegmentationDataset(Dataset):
 
     image_channels = 3
     class_names = ("foreground",)
+    class_values = ()
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    kept = ()
+    volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
@@ -104,6 +114,7 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
+        self.classes = self._own_classes()
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -126,6 +137,13 @@ class SegmentationDataset(Dataset):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
         return image / 127.5 - 1
 
+    def normalise_raw(self, raw):
+        """Map an image from elsewhere to the network's range: [C, H, W], or a volume [C, X, Y, Z], as a file has it.
+
+        By default what `normalise` does, for loaders whose `read_image` gives what the file has.
+        """
+        return self.normalise(raw)
+
     def preload(self):
         """Read what all cases share. Called once before workers are forked, which then have it without a copy."""
 
@@ -142,6 +160,19 @@ class SegmentationDataset(Dataset):
         return "a mask"
 
     # ---- what the framework does with it -----------------------------------------------------------------------
+
+    def kept_values(self):
+        """What a checkpoint keeps of the data set for `without_data`: plain types."""
+        values = [list(group) for group in self.classes.values]
+        return {name: getattr(self, name) for name in self.kept} | {"class_values": values}
+
+    @classmethod
+    def without_data(cls, kept, class_names):
+        """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
+        dataset = cls.__new__(cls)
+        values = kept.get("class_values", ())
+        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
+        return dataset
 
     def _find_split(self, split):
         """What `find_cases` finds for a split."""
@@ -174,6 +205,17 @@ class SegmentationDataset(Dataset):
         )
         return kept if self.split == "train" else held
 
+    def _own_classes(self):
+        """The `Classes` that `class_names` and `class_values` stand for."""
+        names, values = tuple(self.class_names), self.class_values
+        if len(names) == 1 and not values:
+            return Classes(names)
+        values = values or range(1, len(names) + 1)
+        values = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in values]
+        if len(values) != len(names):
+            raise UserError(f"{type(self).__name__}: has {len(names)} class_names, but {len(values)} class_values")
+        return checked_classes(names, values, type(self).__name__)
+
     def _check_cases(self):
         seen = {}
         for case in self.cases:
@@ -200,7 +242,7 @@ class SegmentationDataset(Dataset):
         """
         case = self.cases[index]
         raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
-        image = resize_image(torch.as_tensor(self.normalise(raw), dtype=torch.float32), self.image_size)
+        image = network_image(self.normalise(raw), self.image_size)
         item = {"image": image, "name": case.name, "size": tuple(raw.shape[-2:])}
         if self.need_masks:
             mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, raw.shape[-2:])))
@@ -236,6 +278,11 @@ class SegmentationDataset(Dataset):
             raise UserError(
                 f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
                 f"not [raters, {len(self.class_names)}, H, W]"
+            )
+        if self.classes.is_exclusive and mask.shape[1] > 1 and (mask.sum(axis=1) > 1).any():
+            raise UserError(
+                f"{case.masks[0]}: the loader marked a pixel as two of {', '.join(self.class_names)}; where classes "
+                "overlap, class_values must have a label value that both share"
             )
         if image_size is not None and tuple(mask.shape[-2:]) != tuple(image_size):
             raise UserError(
@@ -275,6 +322,11 @@ def resize_image(image, size):
     if image.shape[-2:] == (size, size):
         return image
     return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def network_image(normalised, size):
+    """What the network sees of a normalised image [C, H, W]: float32 [C, size, size]."""
+    return resize_image(torch.as_tensor(normalised, dtype=torch.float32), size)
 
 
 def resize_mask(mask, size):

@@ -79,6 +79,26 @@ def read_picture_mask(path):
     return _cut_mask(path, grey, 255)
 
 
+def read_picture_labels(path):
+    """Read a label map, a picture whose values are class numbers, as int32 [H, W]; of a palette its indices.
+
+    Raises `UserError` for a missing or damaged file, for colours and for JPEG, which changes values.
+    """
+    picture = _open_picture(path)
+    if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
+        raise UserError(f"{path}: is a JPEG, whose values are not those that were saved; save label maps as PNG")
+    with _decoding(path, "picture"):
+        if _is_wide(picture):
+            values = _wide_values(path, picture)
+        else:
+            values = np.asarray(picture)
+    if values.ndim == 3:
+        if values.shape[2] >= 3 and (values[..., :1] != values[..., :3]).any():
+            raise UserError(f"{path}: is in colour; save label maps in grey or with a palette, a value for each class")
+        values = values[..., 0]
+    return values.astype(np.int32)
+
+
 def _cut_mask(path, values, full):
     top = values.max()
     if 1 < top <= full / 2:
@@ -287,13 +307,31 @@ def write_png(path, array):
         Image.fromarray(array).save(temporary, format="PNG")
 
 
+def write_label_png(path, labels, colours):
+    """Write a label map, uint8 or uint16 [H, W], as a PNG: with a palette, so that it can be looked at, where the
+    values fit into bytes, else as 16-bit grey.
+
+    colours: {value: (red, green, blue)}; others are black.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype != np.uint8:
+        return write_png(path, labels)
+    palette = np.zeros((256, 3), np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
 def write_nifti(path, array, affine):
-    """Write uint8 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
+    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
     import nibabel
 
     array = np.asarray(array)
-    if array.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"write_nifti takes uint8 or float32, not {array.dtype}")
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:

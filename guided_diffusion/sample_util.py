@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
 from .errors import is_out_of_memory
-from .evaluation import majority, on_grid, raters_of
+from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
+from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
+from .plan import ONE_LOOK, plan_sampling
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
@@ -58,12 +61,38 @@ def share_of(units, images, process, processes):
     return [unit for block in blocks[process::processes] for unit in block]
 
 
+def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
+    """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
+
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
+    for those that contradict the checkpoint.
+    """
+    model_options, diffusion_options = model_options or ModelOptions(), diffusion_options or DiffusionOptions()
+    trained = checkpoint.config
+    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
+    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
+    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, options.model_path)
+    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
+    saved_options(
+        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
+    )
+    model, diffusion = checkpoint.build(model_options)
+    checkpoint.load_weights(model, options.weights)
+    check_size(image_size, len(model.shape.multipliers))
+    if model_options.version == "unet":
+        plan, options.num_ensemble = ONE_LOOK, 1
+    else:
+        plan = plan_sampling(options, given, diffusion)
+    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size)
+
+
 @dataclass
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    rows: images x members in one pass, halved when memory runs out unless `options` ask for a number. images: how
-    many are read at once. read_raters: called as `evaluation.raters_of` is.
+    read_raters: called as `evaluation.raters_of` is. rows: images x members in one pass, halved when memory runs out
+    unless `options` ask for a number. images: how many are read at once.
     """
 
     model: torch.nn.Module
@@ -72,11 +101,12 @@ class EnsembleSampler:
     options: SampleOptions
     device: torch.device
     precision: str
-    rows: int
-    images: int
+    image_size: int
     read_raters: object = raters_of
 
     def __post_init__(self):
+        self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
+        self.images = self.options.batch_size or max(1, self.rows // self.options.num_ensemble)
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
         self.warm = not self.options.compile
         if self.options.compile:
@@ -164,7 +194,7 @@ class _Writer:
         self.empty = 0
 
     def __call__(self, indices, batch, members, trace, recorder):
-        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse)
+        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
         for n, index in enumerate(indices):
             if recorder is not None:
                 self._write_debug(index, n, maps[n], trace, recorder)
@@ -178,7 +208,7 @@ class _Writer:
         case = self.dataset.cases[index]
         picture = displayed(self.dataset.load_image(case))
         frames = denoising_frames(picture, *trace.of_image(n))
-        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask))
+        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask.any(axis=0)))
 
 
 class Trace:
@@ -201,10 +231,10 @@ class Trace:
         self.step += 1
 
     def of_image(self, n):
-        """Lists over steps of x_t and x0 [E, H, W] of image n; of a batch that was drawn in one pass."""
+        """Lists over steps of x_t and x0 [E, K, H, W] of image n; of a batch that was drawn in one pass."""
 
         def members(x):  # rows are member by member
-            return x[n :: self.images, 0]
+            return x[n :: self.images]
 
         return [members(x) for x in self.states], [members(x) for x in self.predictions]
 
@@ -216,9 +246,9 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     def image_of(k):
         return dataset.load_image(unit.cases[k])
 
-    truth = majority(read_raters(dataset, unit.cases))
+    truth = truths_of(dataset, unit.cases, read_raters)
     if truth is not None:
-        truth = on_grid(truth, answer.mask.shape)
+        truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
         folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
     else:
@@ -232,9 +262,9 @@ class ReadableRaters:
     def __init__(self):
         self.told = set()
 
-    def __call__(self, dataset, cases):
+    def __call__(self, dataset, cases, k=0):
         try:
-            return raters_of(dataset, cases)
+            return raters_of(dataset, cases, k)
         except Exception as error:  # the loader may be the user's own and raise anything
             if cases[0].masks not in self.told:
                 self.told.add(cases[0].masks)

@@ -1,5 +1,6 @@
 """Validation while a model trains: a few fixed cases are sampled fast, scored and drawn."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -9,12 +10,13 @@ from tqdm import tqdm
 
 from .batches import collate
 from .dist_util import Processes, autocast
-from .ensemble import fuse, pairwise_dice, uncertainty
-from .metrics import overlap, statistics
-from .pictures import captions, displayed, grey, heat, mosaic, radiological, resized
+from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
+from .metrics import overlap
+from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .plan import ONE_LOOK, plan_sampling
 from .run_options import SampleOptions
 from .sampling import draw_members
+from .statistics import describe
 
 MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
 TILE = 128  # pixels of a picture in the grid
@@ -121,7 +123,7 @@ class Validation:
                 bar.update()
         shares = self.processes.gather(own)
         answers = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in their order
-        figures = {name: statistics([answer["figures"][name] for answer in answers])["mean"] for name in FIGURES}
+        figures = {name: _mean(answer["figures"][name] for answer in answers) for name in FIGURES}
         return Seen(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
 
     def _answer(self, model, index, coarse_only):
@@ -140,13 +142,11 @@ class Validation:
                 seed=self.seed,
                 label=batch["label"].to(self.device) if conditional else None,
             ).cpu()
-        soft = None if coarse_only else drawn.soft  # [E, 1, K, S, S]
-        coarse = None if drawn.coarse is None else drawn.coarse.mean(dim=0)[0].numpy()  # [K, S, S]
+        drawn = Drawn.of(
+            None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
+        )
         truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
-        fused = None if soft is None else fuse(soft, self.fuse)[0].numpy() > 0.5
-        name = batch["name"][0]
-        tiles = _tiles(name, show, soft, fused, coarse, truth)
-        return {"figures": figures_of(soft, fused, coarse, truth), "tiles": tiles}
+        return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], show, truth)}
 
     def _case(self, index):
         """A case's batch of one and its `_Show`; it is read once."""
@@ -155,30 +155,73 @@ class Validation:
         return self._read[index]
 
 
-def figures_of(soft, fused, coarse, truth):
-    """{name of `FIGURES`: value} of one case; NaN where undefined or where what it is of is None.
+@dataclass
+class Drawn:
+    """What was drawn of one case, by K classes. soft: the members, float32 [E, K, H, W] in [0, 1]; masks: each
+    member's own, bool [E, K, H, W]; fused: bool [K, H, W]; all None where the diffusion was not asked. agreement: mean
+    Dice of pairs of members. coarse, coarse_mask: [K, H, W] in [0, 1] and bool, None without such a branch."""
 
-    soft: the members [E, 1, K, H, W] in [0, 1]; fused: bool [K, H, W]; coarse: [K, H, W] in [0, 1]; truth: bool
-    [K, H, W]. agreement: mean Dice of pairs of members; empty, full: the share of members that are so, and should not
-    be. Classes are averaged where they are defined.
-    """
+    soft: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    fused: np.ndarray | None = None
+    agreement: float = math.nan
+    spread: np.ndarray | None = None
+    coarse: np.ndarray | None = None
+    coarse_mask: np.ndarray | None = None
 
-    figures = dict.fromkeys(FIGURES, float("nan"))
-    if coarse is not None:
-        figures["coarse_dice"] = mean_dice(coarse > 0.5, truth)
-    if soft is not None:
-        votes = soft > 0.5
-        members = votes[:, 0].numpy()  # [E, K, H, W]
-        figures["dice"] = mean_dice(fused, truth)
-        if len(members) > 1:
-            figures["member_dice"] = _mean(mean_dice(member, truth) for member in members)
-            figures["agreement"] = _mean(pairwise_dice(votes)[0].tolist())
-        there, most = truth.any(axis=(1, 2)), truth.mean(axis=(1, 2)) > NEARLY_ALL  # [K]
+    @classmethod
+    def of(cls, soft, coarse, method, exclusive):
+        """From the soft members and coarse masks [E, 1, K, H, W], either may be None; method, exclusive: see
+        `ensemble.fuse_masks`."""
+        drawn = cls()
+        if coarse is not None:
+            coarse = coarse.mean(dim=0)[0]
+            drawn.coarse, drawn.coarse_mask = coarse.numpy(), member_masks(coarse, exclusive).numpy()
+        if soft is not None:
+            masks = member_masks(soft, exclusive)
+            drawn.soft, drawn.masks = soft[:, 0].numpy(), masks[:, 0].numpy()
+            drawn.fused = fuse_masks(soft, method, exclusive)[0].numpy()
+            if len(soft) > 1:
+                drawn.agreement = _mean(pairwise_dice(masks)[0].tolist())
+                drawn.spread = uncertainty(soft)[0].numpy()
+        return drawn
+
+    def figures(self, truth):
+        """{name of `FIGURES`: value}, against a truth bool [K, H, W]; NaN where undefined or not asked.
+
+        empty, full: the share of members that are so and should not be. Classes are averaged where they are defined.
+        """
+        figures = dict.fromkeys(FIGURES, math.nan) | {"agreement": self.agreement}
+        if self.coarse is not None:
+            figures["coarse_dice"] = mean_dice(self.coarse_mask, truth)
+        if self.soft is None:
+            return figures
+        figures["dice"] = mean_dice(self.fused, truth)
+        if len(self.masks) > 1:
+            figures["member_dice"] = _mean(mean_dice(mask, truth) for mask in self.masks)
+        there, everywhere = truth.any(axis=(1, 2)), truth.mean(axis=(1, 2)) > NEARLY_ALL  # [K]
         if there.any():
-            figures["empty"] = float((~members.any(axis=(2, 3)))[:, there].mean())
-        if not most.all():
-            figures["full"] = float((members.mean(axis=(2, 3)) > NEARLY_ALL)[:, ~most].mean())
-    return figures
+            figures["empty"] = float((~self.masks.any(axis=(2, 3)))[:, there].mean())
+        if not everywhere.all():
+            figures["full"] = float((self.masks.mean(axis=(2, 3)) > NEARLY_ALL)[:, ~everywhere].mean())
+        return figures
+
+    def tiles(self, name, show, truth):
+        """What the grid shows: a list of (caption, tile), with the Dice of each mask. show: a `_Show`."""
+
+        def scored(title, values, mask):
+            return f"{title}: {mean_dice(mask, truth):.2f}", show.mask(values)
+
+        tiles = [(name[:20], show.image), ("truth", show.mask(truth))]
+        if self.soft is not None and len(self.soft) > 1:
+            pairs = zip(self.soft, self.masks, strict=True)
+            tiles += [scored(f"member {n}", soft, mask) for n, (soft, mask) in enumerate(pairs)]
+            tiles += [scored("fused", self.fused, self.fused), ("uncertainty", show.uncertainty(self.spread))]
+        elif self.soft is not None:
+            tiles.append(scored("mask", self.soft[0], self.fused))
+        if self.coarse is not None:
+            tiles.append(scored("coarse", self.coarse, self.coarse_mask))
+        return tiles
 
 
 def mean_dice(mask, truth):
@@ -187,7 +230,7 @@ def mean_dice(mask, truth):
 
 
 def _mean(values):
-    return statistics(list(values))["mean"]
+    return describe(list(values))["mean"]
 
 
 class _Show:
@@ -207,31 +250,12 @@ class _Show:
         return resized(self._upright(picture), TILE, self.proportions)
 
     def mask(self, soft):
-        """[K, H, W] in [0, 1]: of several classes the strongest at each pixel, in a grey of its own."""
-        levels = (np.arange(len(soft)) + 1)[:, None, None] / len(soft)
-        return self._tile(grey((soft * levels).max(axis=0)))
+        """[K, H, W] in [0, 1], or bool; several classes in their colours."""
+        return self._tile(tinted(soft.astype(np.float32)))
 
     def uncertainty(self, deviation):
         """[K, H, W] in [0, 0.5]: of several classes the largest."""
         return self._tile(heat(2 * deviation.max(axis=0)))
-
-
-def _tiles(name, show, soft, fused, coarse, truth):
-    """What the grid shows of a case: a list of (caption, tile), with the Dice of each mask."""
-
-    def scored(title, mask, cut):
-        return f"{title}: {mean_dice(cut, truth):.2f}", show.mask(mask)
-
-    tiles = [(name[:20], show.image), ("truth", show.mask(truth))]
-    if soft is not None and len(soft) > 1:
-        members = soft[:, 0].numpy()  # [E, K, S, S]
-        tiles += [scored(f"member {n}", member, member > 0.5) for n, member in enumerate(members)]
-        tiles += [scored("fused", fused, fused), ("uncertainty", show.uncertainty(uncertainty(soft)[0].numpy()))]
-    elif soft is not None:
-        tiles.append(scored("mask", soft[0, 0].numpy(), fused))
-    if coarse is not None:
-        tiles.append(scored("coarse", coarse, coarse > 0.5))
-    return tiles
 
 
 def picture_grid(answers):

@@ -1,13 +1,13 @@
-"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept in a bounded memory cache."""
-
-from collections import OrderedDict
+"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept, on disk or in memory."""
 
 import numpy as np
 
 from .data import Case, Geometry
 from .errors import UserError
 from .files import read_nifti, read_nifti_header, read_nifti_labels
+from .volume_store import Entry, VolumeCache
 
+DECODED = "1"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
 CLIP = 5.0  # z-scores beyond this are noise or bright vessels; the network does better without them
 
 
@@ -17,13 +17,15 @@ class VolumeReader:
     A slice k is `volume[..., k]` as it lies in the file, [X, Y], so stacking slices along the last axis gives the
     volume back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
 
-    cache_bytes: the memory that decoded volumes may take in each process. The default holds about 55 BraTS cases
-    (240 x 240 x 155, four modalities at 71 MB); set `VolumeReader.cache_bytes` for more or less.
+    store: the `volume_store.VolumeStore` that keeps decoded volumes on disk, or None: then each process keeps them in
+    memory, at most `cache_bytes` of them. The default holds about 55 BraTS cases (240 x 240 x 155, four modalities at
+    71 MB); set `VolumeReader.cache_bytes` for more or less. 2-D images are kept in memory alone.
     """
 
     cache_bytes = 4 * 2**30
 
     def __init__(self):
+        self.store = None
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, check_masks=True):
@@ -46,13 +48,26 @@ class VolumeReader:
 
     def image(self, case):
         """Return the case's slice as float32 [C, X, Y]: per file a z-score over the whole volume (see `zscore`)."""
-        return _slice_of(case, case.images[0], self._cache.get(case.images, _decode_images)).astype(np.float32)
+        return _slice_of(case, case.images[0], self._array(case, _images_of(case))).astype(np.float32)
 
     def labels(self, case):
         """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
-        image = None if case.volume is None else case.images[0]
-        decoded = [(path, self._cache.get((path, image), _decode_labels)) for path in case.masks]
+        decoded = [(entry.files[0], self._array(case, entry)) for entry in _labels_of(case)]
         return np.stack([_slice_of(case, path, slices) for path, slices in decoded])
+
+    def entries(self, case, masks):
+        """What a store keeps of a case's volume, a list of `Entry`s; with `masks` also its label maps."""
+        return [_images_of(case), *(_labels_of(case) if masks else ())]
+
+    def stored_bytes(self, entry):
+        """About how many bytes of a store an entry takes, from the headers of its files."""
+        voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
+        return voxels * (2 * len(entry.files) if entry.decode is _decode_images else 1)
+
+    def _array(self, case, entry):
+        if self.store is None or case.volume is None:
+            return self._cache.get(entry, lambda entry: entry.decode(entry.files))
+        return self.store.get(entry)
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
@@ -60,33 +75,6 @@ class VolumeReader:
             return None
         shape, affine, spacing = read_nifti_header(case.images[0])
         return Geometry(affine, spacing, shape)
-
-
-class VolumeCache:
-    """Decoded arrays by key, at most `limit_bytes` of them; the least recently used go first.
-
-    The newest one always stays, so the slices of a volume larger than the limit are still decoded once.
-    """
-
-    def __init__(self, limit_bytes):
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self._arrays = OrderedDict()
-
-    def get(self, key, decode):
-        """Return the array of `key`, made by `decode(key)` unless it is still here."""
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
-            return self._arrays[key]
-        array = decode(key)
-        self._arrays[key] = array
-        self.used_bytes += array.nbytes
-        while self.used_bytes > self.limit_bytes and len(self._arrays) > 1:
-            self.used_bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
-
-    def __reduce__(self):
-        return VolumeCache, (self.limit_bytes,)  # a copy sent to another process starts empty
 
 
 def zscore(values):
@@ -105,8 +93,29 @@ def zscore(values):
     return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
 
 
+def normalised(values):
+    """A channel's z-scores (see `zscore`) as float16, which suffices within +-5: how they are kept in memory."""
+    return zscore(values).astype(np.float16)
+
+
+def normalised_channels(raw):
+    """`normalised` of each channel of an image or volume [C, ...] from elsewhere, as float32."""
+    raw = np.asarray(raw, dtype=np.float32)
+    return np.stack([normalised(channel) for channel in raw]).astype(np.float32)
+
+
+def _images_of(case):
+    return Entry(case.volume or case.name, case.images, _decode_images, DECODED)
+
+
+def _labels_of(case):
+    """An entry for each rater: (the label map[, an image of the volume, which it must fit])."""
+    image = () if case.volume is None else case.images[:1]
+    return [Entry(case.volume or case.name, (path, *image), _decode_labels, DECODED) for path in case.masks]
+
+
 def _decode_images(paths):
-    """The files as one array [Z, C, X, Y]: a slice lies in one piece, and half precision suffices within +-5."""
+    """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
     channels, shapes = [], {}
     for path in paths:
         values = read_nifti(path)[0]
@@ -114,16 +123,16 @@ def _decode_images(paths):
             raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
         values = values.reshape(_as_volume(values.shape))
         shapes[path] = values.shape
-        channels.append(zscore(values).astype(np.float16).transpose(2, 0, 1))
+        channels.append(normalised(values).transpose(2, 0, 1))
     _check_shapes(shapes)
     return np.stack(channels, axis=1)
 
 
-def _decode_labels(key):
-    """The label map of (its path, an image of its volume or None) as [Z, X, Y], in bytes where the labels fit."""
-    path, image = key
+def _decode_labels(files):
+    """The label map of (its path[, an image of its volume]) as [Z, X, Y], in bytes where the labels fit."""
+    path, *images = files
     labels = read_nifti_labels(path)
-    if image is not None:
+    for image in images:
         _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)

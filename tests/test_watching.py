@@ -20,7 +20,7 @@ from guided_diffusion.grids import solver_timesteps
 from guided_diffusion.sampling import MemberNoise
 from guided_diffusion.split import HoldOut
 from guided_diffusion.symptoms import symptoms
-from guided_diffusion.validation import FIGURES, TILE, figures_of, spread_cases
+from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
 
 WATCHED = (
     TINY + " --max_steps 5 --save_interval 2 --val_fraction 0.4 --split_seed 1 --dropout 0.2 --lr 1e-2 --ema_rate 0.5"
@@ -253,13 +253,13 @@ def test_figures_of_one_case():
     truth = np.zeros((1, 4, 4), dtype=bool)
     truth[0, :2] = True
     half, empty, full = truth.astype(np.float32), np.zeros_like(truth, np.float32), np.ones_like(truth, np.float32)
-    soft = torch.from_numpy(np.stack([half, empty, full])[:, None])
-    found = figures_of(soft, half > 0.5, full, truth)
+    soft = torch.from_numpy(np.stack([half, empty, full]))
+    found = Drawn.of(soft[:, None], torch.from_numpy(full)[None, None], "vote", True).figures(truth)
     assert found["dice"] == 1 and found["coarse_dice"] == pytest.approx(2 / 3)
     assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert found["agreement"] == pytest.approx((0 + 2 / 3 + 0) / 3)
     assert found["empty"] == found["full"] == pytest.approx(1 / 3)
-    nothing = figures_of(soft[:1], half > 0.5, None, np.zeros_like(truth))
+    nothing = Drawn.of(soft[:1, None], None, "vote", True).figures(np.zeros_like(truth))
     assert nothing["dice"] == 0 and all(math.isnan(nothing[name]) for name in ("agreement", "coarse_dice", "empty"))
 
 
