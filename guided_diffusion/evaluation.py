@@ -19,7 +19,8 @@ RULES = (
     "Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), per case, then averaged over cases.",
     "Both masks empty: undefined, left out of the mean. One empty: Dice and IoU 0, HD95 the image's diagonal.",
     "HD95: the larger of the two directed 95th percentiles of surface distances.",
-    "A volume is one case; slices and volumes are not mixed.",
+    "A volume is one case; slices and volumes are not mixed. Volumes are compared in one orientation, which their "
+    "files' affines tell.",
     "A prediction of another size is brought to the truth's grid by nearest neighbour.",
     "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked it.",
     f"ECE: {BINS} equal bins of the foreground's probability. ECE and Brier are of all cases' pixels together; in the "

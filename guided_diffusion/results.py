@@ -173,15 +173,19 @@ class ResultsFolder:
         write_png(self._mask_path(name, False), _scaled(maps.mask, 255, np.uint8))
         self.written(self._files_of(name, False, len(maps.members)))
 
-    def write_volume(self, name, maps, affine, image_of, truth=None):
-        """Write a volume. image_of(k): raw slice k [C, X, Y]; truth: bool [X, Y, Z] or None; both for the overlay."""
+    def write_volume(self, name, maps, geometry, image_of, truth=None):
+        """Write a volume, lying as its file does.
+
+        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]; truth: bool [X, Y, Z] or None; both for the
+        overlay.
+        """
 
         def write(what, values):
-            write_nifti(self.out_dir / f"{name}_{what}.nii.gz", values, affine)
+            write_nifti(self.out_dir / f"{name}_{what}.nii.gz", *geometry.as_in_file(values))
 
         write("prob", maps.probability.astype(np.float32))
         write("uncertainty", maps.uncertainty.astype(np.float32))
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, affine, truth))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
         if self.save_samples:
             for k, member in enumerate(maps.members):
                 write(f"sample_{k:02d}", member.astype(np.uint8))

@@ -220,7 +220,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = on_grid(truth, answer.mask.shape)
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer

@@ -68,6 +68,8 @@ def sample_all(options, given, processes):
     model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "ct_window" not in given:
+        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     precision = pick_precision(process_options.precision, processes.device)
@@ -160,7 +162,7 @@ def rebuild(checkpoint, sample, model_options, diffusion_options, given):
 def find_data(data, image_size, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        return build_dataset(data.data_name, data.data_dir, image_size, split="test", **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
