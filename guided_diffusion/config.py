@@ -63,10 +63,20 @@ class DataOptions:
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )
+    cache_dir: str = option(
+        "auto",
+        "folder of volumes decompressed once for all runs, from which slices are then read (BraTS: 80 MB a case; it "
+        "may be removed at any time); auto: in training volumes/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff, in "
+        "sampling none; none: each process decompresses volumes itself and keeps 4 GB of them",
+    )
 
     def resolve(self, given):
-        """Make the path of a loader absolute: checkpoint and manifest are read from other folders as well."""
+        """Make paths absolute: checkpoint and manifest are read from other folders as well."""
         self.data_name = absolute_loader(self.data_name)
+        if not self.cache_dir:
+            raise UserError("--cache_dir: is empty; name a folder, auto or none")
+        if self.cache_dir not in ("auto", "none"):
+            self.cache_dir = os.path.abspath(self.cache_dir)
         try:
             re.compile(self.group_key)
         except re.error as error:

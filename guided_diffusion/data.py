@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from .classes import Classes, checked_classes
 from .errors import NoCasesError, NoSplitError, UserError
-from .orientation import turned_back
+from .orientation import STILL, turned_back
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -62,6 +63,11 @@ class Geometry:
     file_affine: np.ndarray | None = None
     turn: np.ndarray | None = None
 
+    @property
+    def in_file(self):
+        """(the file's affine, the turn from there to here, an array [3, 2])."""
+        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+
     def as_in_file(self, array):
         """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
         return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
@@ -72,6 +78,8 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
+    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
+    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
@@ -93,9 +101,11 @@ class SegmentationDataset(Dataset):
 
     image_channels = 3
     class_names = ("foreground",)
+    class_values = ()
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
@@ -117,6 +127,7 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
+        self.classes = self._own_classes()
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -187,6 +198,17 @@ class SegmentationDataset(Dataset):
         )
         return kept if self.split == "train" else held
 
+    def _own_classes(self):
+        """The `Classes` that `class_names` and `class_values` stand for."""
+        names, values = tuple(self.class_names), self.class_values
+        if len(names) == 1 and not values:
+            return Classes(names)
+        values = values or range(1, len(names) + 1)
+        values = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in values]
+        if len(values) != len(names):
+            raise UserError(f"{type(self).__name__}: has {len(names)} class_names, but {len(values)} class_values")
+        return checked_classes(names, values, type(self).__name__)
+
     def _check_cases(self):
         seen = {}
         for case in self.cases:
@@ -249,6 +271,11 @@ class SegmentationDataset(Dataset):
             raise UserError(
                 f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
                 f"not [raters, {len(self.class_names)}, H, W]"
+            )
+        if self.classes.is_exclusive and mask.shape[1] > 1 and (mask.sum(axis=1) > 1).any():
+            raise UserError(
+                f"{case.masks[0]}: the loader marked a pixel as two of {', '.join(self.class_names)}; where classes "
+                "overlap, class_values must have a label value that both share"
             )
         if image_size is not None and tuple(mask.shape[-2:]) != tuple(image_size):
             raise UserError(

@@ -44,6 +44,43 @@ def fuse(soft, method):
     return vote(votes) if method == "vote" else staple(votes).consensus.float()
 
 
+def fuse_masks(soft, method, exclusive=False):
+    """The members fused into one mask of each class: bool [N, K, H, W], from soft [E, N, K, H, W] in [0, 1].
+
+    method: see `fuse`. Each class by itself: where its consensus is above 0.5. With `exclusive`, of several classes a
+    pixel has one at most: the background, 1 minus the sum of the others, is a class more, each member votes for the
+    class of its highest value, classes are fused one by one, and a pixel belongs to the class of the highest consensus
+    (`one_of_many`). For a single class both say the same.
+    """
+    if not exclusive or soft.shape[-3] == 1:
+        return fuse(soft, method) > 0.5
+    scores = with_background(soft)
+    return one_of_many(fuse(scores if method == "mean" else one_hot(scores), method))
+
+
+def member_masks(soft, exclusive=False):
+    """Each member's own masks, by the same rule: soft [..., K, H, W] in [0, 1] -> bool [..., K, H, W]."""
+    return one_of_many(with_background(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
+
+
+def with_background(soft):
+    """Soft masks of classes that exclude one another, and before them that of the background, what they leave of 1:
+    [..., K, H, W] in [0, 1] -> [..., K + 1, H, W]."""
+    return torch.cat([(1 - soft.sum(dim=-3, keepdim=True)).clamp(min=0), soft], dim=-3)
+
+
+def one_hot(scores):
+    """1 for the class of the highest score, of several the first, else 0: [..., K + 1, H, W] -> float32 likewise."""
+    # numpy takes the first of equal values, which torch does not promise.
+    highest = torch.from_numpy(scores.cpu().numpy().argmax(axis=-3)).to(scores.device)
+    return (torch.arange(scores.shape[-3], device=scores.device)[:, None, None] == highest.unsqueeze(-3)).float()
+
+
+def one_of_many(scores):
+    """The class of the highest score, the background first of equals: [..., K + 1, H, W] -> bool [..., K, H, W]."""
+    return one_hot(scores).bool().narrow(-3, 1, scores.shape[-3] - 1)
+
+
 def mean_consensus(soft):
     """Mean of the members' soft predictions: [E, N, K, H, W] in [0, 1] -> float32 [N, K, H, W] in [0, 1]."""
     _check_soft(soft)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .calibration import BINS, ReliabilityTable, boundary_band
+from .classes import MEAN
 from .data import group_cases
 from .diversity import LEVELS, compare_sets, level_masks, rater_dice
 from .errors import UserError
@@ -21,6 +22,8 @@ RULES = (
     "HD95: the larger of the two directed 95th percentiles of surface distances.",
     "A volume is one case; slices and volumes are not mixed. Volumes are compared in one orientation, which their "
     "files' affines tell.",
+    "Several classes: each is scored by itself; a case's mean is over its classes that are defined, and figures of all "
+    "pixels together are averaged over the classes.",
     "A prediction of another size is brought to the truth's grid by nearest neighbour.",
     "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked it.",
     f"ECE: {BINS} equal bins of the foreground's probability. ECE and Brier are of all cases' pixels together; in the "
@@ -47,17 +50,29 @@ DIVERSITY = ("ged2", "matched_iou", "rater_dice")
 COLUMNS = ("name", *METRICS, "empty", "sample_dice", "coarse_dice", *CALIBRATION, *DIVERSITY)
 
 
-def raters_of(dataset, cases):
-    """What each rater marked: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask lacks."""
+def raters_of(dataset, cases, k=0):
+    """What each rater marked as class k: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask
+    lacks."""
     if not all(case.masks for case in cases):
         return None
-    slices = [dataset.load_mask(case)[:, 0] for case in cases]  # [R, K, H, W] -> [R, H, W]
+    slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
 def majority(raters):
     """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
     return None if raters is None else raters.mean(axis=0) > 0.5
+
+
+def truths_of(dataset, cases, read_raters=raters_of):
+    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
+    truths = []
+    for k in range(len(dataset.classes)):
+        raters = read_raters(dataset, cases, k)
+        if raters is None:
+            return None
+        truths.append(majority(raters))
+    return np.stack(truths)
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of):
@@ -67,9 +82,10 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_
     `summary_of`, with "unmatched_files": how many files of masks belong to no case. Raises `UserError` when nothing
     can be compared.
     """
-    rows, pooled, missing, without_truth = [], {}, 0, 0
+    scores, missing, without_truth = [ClassScores() for _ in dataset.classes.names], 0, 0
     units = group_cases(dataset.cases)
-    predictions = Predictions(pred_dir, [unit.name for unit in units])
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
     mixed = {unit.is_volume for unit in units}
     if len(mixed) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
@@ -82,19 +98,28 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_
         if raters is None:
             without_truth += 1
             continue
-        row, tables = _evaluate_case(dataset, unit, predictions, prediction, raters)
-        rows.append(row)
-        for name, table in tables.items():
-            pooled[name] = pooled[name] + table if name in pooled else table
+        scores[0].add(*_evaluate_case(dataset, unit, predictions, prediction, raters))
+        for k in range(1, len(scores)):
+            prediction, raters = (
+                predictions.mask(unit.name, unit.is_volume, k),
+                read_raters(dataset, unit.cases, k),
+            )
+            scores[k].add(*_evaluate_case(dataset, unit, predictions, prediction, raters, k))
     unmatched = predictions.unmatched()
-    if not rows:
+    if not scores[0].rows:
         example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
         raise UserError(
             f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, {missing} "
             f"have no prediction and {without_truth} no truth{example}"
         )
     millimetres = dataset.geometry(units[0].cases[0]) is not None
-    summary = summary_of(rows, pooled, missing, without_truth, "mm" if millimetres else "pixels")
+    rest = (missing, without_truth, "mm" if millimetres else "pixels")
+    summaries = [summary_of(score.rows, score.pooled, *rest) for score in scores]
+    summary, rows = summaries[0], scores[0].rows
+    if len(scores) > 1:
+        names = dataset.classes.names
+        rows = class_rows(names, [score.rows for score in scores])
+        summary = mean_summary(names, [row for row in rows if row["class"] == MEAN], summaries, rest)
     summary["unmatched_files"] = len(unmatched)
     out_dir = Path(out_dir or pred_dir)
     _write_csv(out_dir / "metrics.csv", rows)
@@ -102,17 +127,55 @@ def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_
     return summary
 
 
-def _evaluate_case(dataset, unit, predictions, prediction, raters):
-    """A case's row of metrics.csv, and its tables (see `_reliability`)."""
+class ClassScores:
+    """What is known of one class: `rows`, a dict for each case, and `pooled`, the sums of the cases' tables."""
+
+    def __init__(self):
+        self.rows, self.pooled = [], {}
+
+    def add(self, row, tables):
+        """Add a case (see `_evaluate_case`)."""
+        self.rows.append(row)
+        for name, table in tables.items():
+            self.pooled[name] = self.pooled[name] + table if name in self.pooled else table
+
+
+def class_rows(names, rows):
+    """Each case's rows of its classes, with the column "class", and after them its row `classes.MEAN`, of the means
+    over the classes that are defined. rows: for each class those of all cases."""
+    table = []
+    for of_case in zip(*rows, strict=True):
+        table += [{"class": name} | row for name, row in zip(names, of_case, strict=True)]
+        numbers = [name for name in COLUMNS if name not in ("name", "empty")]
+        means = {name: statistics([row[name] for row in of_case])["mean"] for name in numbers}
+        table.append({"name": of_case[0]["name"], "class": MEAN, "empty": "", **means})
+    return table
+
+
+def mean_summary(names, rows, summaries, rest):
+    """The summary of several classes: that of the cases' means over the classes (`rows`), and below "classes" each
+    class's own. Figures of all pixels together are the means of the classes', and counts of empty masks their sums."""
+    summary = summary_of(rows, {}, *rest)
+    figures = [one["calibration"] for one in summaries]
+    summary["calibration"] = {key: statistics([one[key] for one in figures])["mean"] for key in figures[0]}
+    for which in ("both", "prediction", "truth"):
+        summary["ensemble"][f"{which}_empty"] = sum(one["ensemble"][f"{which}_empty"] for one in summaries)
+    own = ("ensemble", "sample", "coarse", "calibration", "diversity")
+    summary["classes"] = {name: {key: one[key] for key in own} for name, one in zip(names, summaries, strict=True)}
+    return summary
+
+
+def _evaluate_case(dataset, unit, predictions, prediction, raters, k=0):
+    """Of class k a case's row of metrics.csv, and its tables (see `_reliability`)."""
     fraction = raters.mean(axis=0, dtype=np.float32)
     truth = fraction > 0.5
     geometry = dataset.geometry(unit.cases[0])
     spacing = None if geometry is None else geometry.spacing[: truth.ndim]
     fused = on_grid(prediction, truth.shape)
-    members = [on_grid(member, truth.shape) for member in predictions.members(unit.name, unit.is_volume)]
+    members = [on_grid(member, truth.shape) for member in predictions.members(unit.name, unit.is_volume, k)]
     probability, coarse = (
         None if soft is None else on_grid(soft, truth.shape)
-        for soft in (read(unit.name, unit.is_volume) for read in (predictions.probability, predictions.coarse))
+        for soft in (read(unit.name, unit.is_volume, k) for read in (predictions.probability, predictions.coarse))
     )
     row = {name: math.nan for name in COLUMNS} | {"name": unit.name, **evaluate_mask(fused, truth, spacing)}
     row["sample_dice"] = statistics([overlap(member, truth)["dice"] for member in members])["mean"]
@@ -166,7 +229,8 @@ def summary_of(rows, pooled, missing, without_truth, unit):
     "ensemble": see `metrics.summarise`; "sample" and "coarse": mean, median, std, n of the Dice of single members and
     of the coarse mask, where saved; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN where
     no probability was saved, and "cases", "cases_band", over how many; "diversity": mean, median, std, n of each of
-    `DIVERSITY`; "hd95_unit"; "missing", "without_truth": cases left out; "rules".
+    `DIVERSITY`; "hd95_unit"; "missing", "without_truth": cases left out; "rules". Of several classes see
+    `mean_summary`.
     """
     counted = {f"cases{part}": sum(not math.isnan(row[f"ece{part}"]) for row in rows) for part in ("", "_band")}
     return {
@@ -184,7 +248,8 @@ def summary_of(rows, pooled, missing, without_truth, unit):
 def format_summary(summary):
     """The summary as a table for the console."""
     ensemble = summary["ensemble"]
-    lines = [f"{'':14}{'mean':>9}{'median':>9}{'std':>9}{'n':>6}"]
+    lines = _class_lines(summary)
+    lines += [f"{'':14}{'mean':>9}{'median':>9}{'std':>9}{'n':>6}"]
     for metric in METRICS:
         label = f"hd95 ({summary['hd95_unit']})" if metric == "hd95" else metric
         lines.append(_table_line(label, ensemble[metric]))
@@ -201,13 +266,26 @@ def format_summary(summary):
         f"{ensemble[f'{w}_empty']} {text}"
         for w, text in (("both", "both empty"), ("prediction", "prediction empty"), ("truth", "truth empty"))
     )
-    lines.append(f"{counted(ensemble['cases'], 'case')} ({empties})")
+    of_all = " of all classes" if "classes" in summary else ""
+    lines.append(f"{counted(ensemble['cases'], 'case')} ({empties}{of_all})")
     for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
         if summary[key]:
             lines.append(f"left out: {counted(summary[key], 'case')} {text}")
     if summary.get("unmatched_files"):
         lines.append(f"left out: {counted(summary['unmatched_files'], 'file')} of masks not named like any case")
     return "\n".join(lines)
+
+
+def _class_lines(summary):
+    """The table of the classes' means, and the heading of the means over them; nothing for a single class."""
+    if "classes" not in summary:
+        return []
+    width = max(14, *(len(name) + 2 for name in summary["classes"]))
+    lines = [f"{'class':{width}}{''.join(f'{metric:>13}' for metric in METRICS)}{'cases':>7}"]
+    for name, one in summary["classes"].items():
+        means = "".join(f"{one['ensemble'][metric]['mean']:13.4f}" for metric in METRICS)
+        lines.append(f"{name:{width}}{means}{one['ensemble']['dice']['n']:7d}")
+    return [*lines, "all classes, each case's mean over those that are defined:"]
 
 
 def _calibration_lines(figures):
@@ -221,10 +299,11 @@ def _table_line(label, values):
 
 def _write_csv(path, rows):
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        columns = ("name", "class", *COLUMNS[1:]) if "class" in rows[0] else COLUMNS
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: _cell(row[name]) for name in COLUMNS})
+            writer.writerow({name: _cell(row[name]) for name in columns})
 
 
 def _cell(value):

@@ -80,6 +80,26 @@ def read_picture_mask(path):
     return _cut_mask(path, grey, 255)
 
 
+def read_picture_labels(path):
+    """Read a label map, a picture whose values are class numbers, as int32 [H, W]; of a palette its indices.
+
+    Raises `UserError` for a missing or damaged file, for colours and for JPEG, which changes values.
+    """
+    picture = _open_picture(path)
+    if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
+        raise UserError(f"{path}: is a JPEG, whose values are not those that were saved; save label maps as PNG")
+    with _decoding(path, "picture"):
+        if _is_wide(picture):
+            values = _wide_values(path, picture)
+        else:
+            values = np.asarray(picture)
+    if values.ndim == 3:
+        if values.shape[2] >= 3 and (values[..., :1] != values[..., :3]).any():
+            raise UserError(f"{path}: is in colour; save label maps in grey or with a palette, a value for each class")
+        values = values[..., 0]
+    return values.astype(np.int32)
+
+
 def _cut_mask(path, values, full):
     top = values.max()
     if 1 < top <= full / 2:
@@ -115,15 +135,16 @@ def _wide_values(path, picture):
 # ---- volumes -----------------------------------------------------------------------------------------------------
 
 
-def read_nifti(path, like=None):
+def read_nifti(path, like=None, onto=None):
     """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
 
     A volume is turned to the orientation of `orientation.canonical_turn`, and the affine and spacing with it; a 2-D
     image is as in the file. Further axes of length 1 are dropped. A file whose affine is the identity, as programs
     write that have lost it, is taken to lie voxel for voxel as the file `like` (a path or None) does.
+    onto: a `data.Geometry`, as whose array a volume is turned instead; one without an affine lies as that one's file.
     Raises `UserError` for a missing or damaged file and for 4-D data.
     """
-    opened = _open_nifti(path, like)
+    opened = _open_nifti(path, like, onto)
     if opened.channels > 1:
         raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
     return opened.values()[..., 0], opened.affine, opened.spacing
@@ -135,10 +156,10 @@ def read_nifti_channels(path, like=None):
     return _open_nifti(path, like).values()
 
 
-def read_nifti_labels(path, like=None):
+def read_nifti_labels(path, like=None, onto=None):
     """Read a NIfTI label map, as `read_nifti` does, as int32 [X, Y] or [X, Y, Z]; labels stored as floats are
     rounded."""
-    values = read_nifti(path, like)[0]
+    values = read_nifti(path, like, onto)[0]
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     return np.rint(values).astype(np.int32)
@@ -197,7 +218,7 @@ class _Nifti:
         return orientation.turned(values, self.turn)
 
 
-def _open_nifti(path, like=None):
+def _open_nifti(path, like=None, onto=None):
     import nibabel
 
     with _decoding(path, "NIfTI file"):
@@ -210,9 +231,10 @@ def _open_nifti(path, like=None):
     if len(shape) not in (2, 3, 4):
         raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and one for channels")
     shape = shape[:3]
-    if like is not None and (affine == np.eye(4)).all():
-        affine = _open_nifti(like).file_affine
-    return _Nifti(path, image, channels, shape, affine, orientation.canonical_turn(affine, shape))
+    if (like or onto) and (affine == np.eye(4)).all():
+        affine = onto.in_file[0] if onto else _open_nifti(like).file_affine
+    turn = orientation.turn_onto(affine, *onto.in_file) if onto else orientation.canonical_turn(affine, shape)
+    return _Nifti(path, image, channels, shape, affine, turn)
 
 
 # ---- NumPy archives ----------------------------------------------------------------------------------------------
@@ -340,13 +362,31 @@ def write_png(path, array):
         Image.fromarray(array).save(temporary, format="PNG")
 
 
+def write_label_png(path, labels, colours):
+    """Write a label map, uint8 or uint16 [H, W], as a PNG: with a palette, so that it can be looked at, where the
+    values fit into bytes, else as 16-bit grey.
+
+    colours: {value: (red, green, blue)}; others are black.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype != np.uint8:
+        return write_png(path, labels)
+    palette = np.zeros((256, 3), np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
 def write_nifti(path, array, affine):
-    """Write uint8 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
+    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
     import nibabel
 
     array = np.asarray(array)
-    if array.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"write_nifti takes uint8 or float32, not {array.dtype}")
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:

@@ -4,6 +4,7 @@ import numpy as np
 
 # The order of axes of a canonical volume by its thickest one: slices lie along the last. Axial ones are the rule.
 AXES = {"R": "ASR", "A": "RSA", "S": "RAS"}
+STILL = np.array([[0.0, 1], [1, 1], [2, 1]])  # the turn that leaves all as it is
 THICK = 1.5  # times as thick as the second thickest is a voxel of slices acquired in that direction
 
 
@@ -18,14 +19,27 @@ def canonical_turn(affine, shape):
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
     if len(shape) < 3 or shape[2] == 1:
-        return axcodes2ornt("RAS")
+        return STILL
     lies = io_orientation(affine)
     if np.isnan(lies).any():  # an axis of zero length points nowhere
-        return axcodes2ornt("RAS")
+        return STILL
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     second, thickest = np.sort(sizes)[1:]
     slices = "RAS"[int(lies[sizes.argmax(), 0])] if thickest > THICK * second else "S"
     return ornt_transform(lies, axcodes2ornt(AXES[slices]))
+
+
+def turn_onto(affine, other, other_turn):
+    """The turn of a file with this affine that brings it to lie as another one with the affine `other` does when that
+    is turned by `other_turn`."""
+    from nibabel.orientations import io_orientation, ornt_transform
+
+    lies, others = io_orientation(affine), io_orientation(other)
+    if np.isnan(lies).any() or np.isnan(others).any() or (lies == others).all():
+        return other_turn
+    between = ornt_transform(lies, others)
+    axes = other_turn[between[:, 0].astype(int)]
+    return np.column_stack([axes[:, 0], between[:, 1] * axes[:, 1]])
 
 
 def turned(array, turn):
@@ -58,4 +72,4 @@ def turned_back(array, turn):
 
 def is_still(turn):
     """Whether a turn leaves everything as it is."""
-    return bool((turn[:, 0] == np.arange(len(turn))).all() and (turn[:, 1] == 1).all())
+    return bool((turn == STILL).all())

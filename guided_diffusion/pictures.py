@@ -5,6 +5,17 @@ from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
 TRUTH_COLOUR = (64, 255, 96)
+CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
+    (255, 64, 64),
+    (64, 160, 255),
+    (255, 210, 0),
+    (200, 90, 255),
+    (0, 220, 200),
+    (255, 130, 0),
+    (150, 255, 80),
+    (255, 130, 190),
+)
+DASH = 3  # pixels of a dash, and between two
 CAPTION = 16  # height of a line of captions
 
 
@@ -56,11 +67,42 @@ def outline(picture, mask, colour):
     return drawn
 
 
-def overlay(picture, mask, truth=None):
-    """The picture with the outline of the mask in red, over that of the truth (where there is one) in green."""
-    if truth is not None:
-        picture = outline(picture, truth, TRUTH_COLOUR)
-    return outline(picture, mask, MASK_COLOUR)
+def dashed_outline(picture, mask, colour):
+    """`outline`, dashed."""
+    drawn, (rows, columns) = outline(picture, mask, colour), np.indices(mask.shape)
+    kept = (rows + columns) // DASH % 2 == 0
+    return np.where(kept[..., None], drawn, picture)
+
+
+def overlay(picture, masks, truths=None):
+    """The picture with the outlines of masks bool [K, H, W] over those of the truth likewise (or None).
+
+    A single class's mask is red and its truth green. Of several, each has its `class_colour`, the truth dashed.
+    """
+    if len(masks) == 1:
+        if truths is not None:
+            picture = outline(picture, truths[0], TRUTH_COLOUR)
+        return outline(picture, masks[0], MASK_COLOUR)
+    for draw, group in ((dashed_outline, () if truths is None else truths), (outline, masks)):
+        for k, mask in enumerate(group):
+            picture = draw(picture, mask, class_colour(k))
+    return picture
+
+
+def class_colour(k):
+    """The colour of class k of several."""
+    return CLASS_COLOURS[k % len(CLASS_COLOURS)]
+
+
+def tinted(values):
+    """Values in [0, 1] [K, H, W] of K classes as RGB uint8 [H, W, 3]: of one in grey, of several each in its colour,
+    the later classes over the earlier ones."""
+    if len(values) == 1:
+        return grey(values[0])
+    picture = np.zeros((*values.shape[1:], 3))
+    for k, value in enumerate(np.clip(values, 0, 1)[..., None]):
+        picture = picture * (1 - value) + value * np.array(class_colour(k))
+    return picture.round().astype(np.uint8)
 
 
 def enlarged(array, least=256):
@@ -95,10 +137,14 @@ def mosaic(rows, gap=2):
     return canvas
 
 
-def overlaid_tile(layers, size):
-    """`overlay` of pictures [image, mask] or [image, mask, truth], drawn after they are resized: lines stay visible."""
-    image, *masks = (resized(layer, size) for layer in layers)
-    return overlay(image, *(mask[..., 0] > 127 for mask in masks))
+def overlaid_tile(image, masks, size, truths=None):
+    """`overlay` of a picture uint8 [H, W, 3], masks and truths bool [K, H, W], drawn after they are resized: lines stay
+    visible."""
+
+    def small(group):
+        return None if group is None else np.stack([resized(grey(mask), size)[..., 0] > 127 for mask in group])
+
+    return overlay(resized(image, size), small(masks), small(truths))
 
 
 def captions(texts, width, gap=2):
@@ -110,18 +156,21 @@ def captions(texts, width, gap=2):
 
 
 def volume_montage(image_of, masks, affine, truths=None, count=16, size=160):
-    """Overlays of up to `count` slices of a volume, spread over those that the mask or truth touches (or over all).
+    """Overlays of up to `count` slices of a volume, spread over those that a mask or truth touches (or over all).
 
-    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [X, Y, Z]; affine: see `radiological`.
+    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [K, X, Y, Z]; affine: see `radiological`.
     """
-    touched = masks.any(axis=(0, 1)) | (truths.any(axis=(0, 1)) if truths is not None else False)
+    touched = masks.any(axis=(0, 1, 2)) | (truths.any(axis=(0, 1, 2)) if truths is not None else False)
     indices = np.flatnonzero(touched) if touched.any() else np.arange(masks.shape[-1])
     chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
     tiles = []
+
+    def turned(group, k):
+        return None if group is None else np.stack([radiological(mask, affine) for mask in group[..., k]])
+
     for k in chosen:
-        layers = [displayed(image_of(k)), grey(masks[..., k])]
-        layers += [] if truths is None else [grey(truths[..., k])]
-        tiles.append(overlaid_tile([radiological(layer, affine) for layer in layers], size))
+        image = radiological(displayed(image_of(k)), affine)
+        tiles.append(overlaid_tile(image, turned(masks, k), size, turned(truths, k)))
     columns = int(np.ceil(np.sqrt(len(tiles))))
     return mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
@@ -129,14 +178,15 @@ def volume_montage(image_of, masks, affine, truths=None, count=16, size=160):
 def denoising_frames(image, states, predictions, size=96):
     """Frames of the denoising of one image's members: above x_t, below the mask predicted from it.
 
-    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, h, w] in about [-1, 1], shown
-    in the image's proportions. The image leads each row; the last frame shows the last prediction in both.
+    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, K, h, w] in about [-1, 1], shown
+    in the image's proportions (see `tinted`). The image leads each row; the last frame shows the last prediction in
+    both.
     Returns a list of pictures.
     """
     lead = resized(image, size)
 
     def tile(values):
-        return resized(grey(values), size, image.shape[:2])
+        return resized(tinted(values), size, image.shape[:2])
 
     frames = []
     for state, prediction in zip([*states, predictions[-1]], [*predictions, predictions[-1]], strict=True):

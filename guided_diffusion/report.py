@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluation import majority, raters_of
-from .files import read_nifti, read_picture, write_png
-from .pictures import captions, displayed, grey, heat, mosaic, overlaid_tile, radiological, resized
+from .evaluation import raters_of, truths_of
+from .files import write_png
+from .pictures import captions, displayed, heat, mosaic, overlaid_tile, radiological, resized, tinted
 from .results import Predictions
 
 TILE = 128
@@ -17,8 +17,8 @@ def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
     """Write overview.png: a row a case with the image, truth and fused mask outlined, probability and uncertainty.
 
     units: `data.Unit`s that have been sampled; the first `count` are shown, of a volume the slice with the largest
-    mask. Members follow in the row where they were saved. read_raters: called as `raters_of` is. Returns the
-    picture's path.
+    mask. Of several classes each has its colour (see `pictures.overlay`), the uncertainty is the largest. Members
+    follow in the row where they were saved. read_raters: called as `raters_of` is. Returns the picture's path.
     """
     folder = Path(results_dir)
     rows = [_row(folder, dataset, unit, read_raters) for unit in units[:count]]
@@ -30,27 +30,29 @@ def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
 
 
 def _row(folder, dataset, unit, read_raters):
-    predictions = Predictions(folder)
-    mask = predictions.mask(unit.name, unit.is_volume)
+    predictions = Predictions(folder, (), dataset.classes, lambda name: dataset.geometry(unit.cases[0]))
+
+    def of_classes(read):  # [K, ...]
+        return np.stack([read(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))])
+
+    masks, probability, doubt = map(of_classes, (predictions.mask, predictions.probability, predictions.uncertainty))
+    members = [predictions.members(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))]
+    members, case = [np.stack(member) for member in zip(*members, strict=True)], unit.cases[0]
     if unit.is_volume:
-        k = int(mask.sum(axis=(0, 1)).argmax())
+        k = int(masks.sum(axis=(0, 1, 2)).argmax())
         case = unit.cases[k]
-        probability = read_nifti(folder / f"{unit.name}_prob.nii.gz")[0][..., k]
-        uncertainty = read_nifti(folder / f"{unit.name}_uncertainty.nii.gz")[0][..., k] * 2
-        mask, members = mask[..., k], [member[..., k] for member in predictions.members(unit.name, True)]
-    else:
-        case = unit.cases[0]
-        probability = read_picture(folder / "probability" / f"{unit.name}.png")[0] / 255
-        uncertainty = read_picture(folder / "uncertainty" / f"{unit.name}.png")[0] / 255
-        members = predictions.members(unit.name, False)
+        masks, probability, doubt, *members = (maps[..., k] for maps in (masks, probability, doubt, *members))
     image = displayed(dataset.load_image(case))
-    truth = majority(read_raters(dataset, [case]))
-    if truth is not None and truth.ndim == 3:  # one slice of a volume
+    truth = truths_of(dataset, [case], read_raters)
+    if truth is not None and truth.ndim == 4:  # one slice of a volume
         truth = truth[..., 0]
-    layers = [image, grey(mask), grey(probability), heat(uncertainty), *(grey(member) for member in members)]
-    truths = [] if truth is None else [grey(truth)]
+    layers = [image, tinted(probability), heat(doubt.max(axis=0) * 2), *(tinted(member) for member in members)]
     if unit.is_volume:
         affine = dataset.geometry(case).affine
-        layers, truths = ([radiological(layer, affine) for layer in group] for group in (layers, truths))
-    outlined = overlaid_tile([*layers[:2], *truths], TILE)
-    return [resized(layers[0], TILE), outlined, *(resized(layer, TILE) for layer in layers[2:])]
+        layers = [radiological(layer, affine) for layer in layers]
+        masks, truth = (
+            None if group is None else np.stack([radiological(mask, affine) for mask in group])
+            for group in (masks, truth)
+        )
+    shown = [resized(layer, TILE) for layer in layers]
+    return [shown[0], overlaid_tile(layers[0], masks, TILE, truth), *shown[1:]]

@@ -10,6 +10,10 @@ samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.p
 debug/NAME.gif            with --debug: the denoising, step by step; of v2 NAME_attention.png, what it looked at
 NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
                           --save_samples, NAME_sample_kk and NAME_coarse
+
+With `--classes` masks/, samples/, NAME_seg and NAME_sample_kk hold label maps in the data's own label values instead of
+masks. Where there are several classes each has soft maps of its own: probability/CLASS/NAME.png, NAME_prob_CLASS.nii.gz
+and so on.
 """
 
 import glob
@@ -21,6 +25,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from . import ensemble
+from .classes import BINARY
 from .custom_dataset_loader import MASK_ENDINGS, files_by_name
 from .errors import UserError
 from .files import (
@@ -30,20 +35,23 @@ from .files import (
     read_nifti,
     read_nifti_labels,
     read_picture,
+    read_picture_labels,
     read_picture_mask,
     write_json,
+    write_label_png,
     write_nifti,
     write_png,
 )
-from .pictures import displayed, enlarged, overlay, save_animation, volume_montage
+from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 
 
 @dataclass
 class CaseMaps:
-    """One case's answer at its own size: [H, W], or [X, Y, Z] for a volume.
+    """One case's answer at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
 
     mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
-    their standard deviation. members: bool [E, ...], each cut at 0.5. coarse: float in [0, 1], or None.
+    their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
+    the likeliest. coarse: float in [0, 1], or None.
     """
 
     mask: np.ndarray
@@ -53,23 +61,26 @@ class CaseMaps:
     coarse: np.ndarray | None
 
 
-def fuse_cases(members, sizes, method):
+def fuse_cases(members, sizes, method, classes=BINARY):
     """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
 
     sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
-    so that borders stay smooth and the fused mask is that of the members as they are written.
+    so that borders stay smooth and the fused mask is that of the members as they are written. classes: what the K
+    masks are; see `ensemble.fuse_masks` for how they are told apart.
     """
     maps = []
     for n, size in enumerate(sizes):
-        soft = _at_size(members.soft[:, n, 0], size)  # [E, H, W]
-        ensemble_of_one = soft[:, None, None]  # [E, 1, 1, H, W]
-        coarse = None if members.coarse is None else _at_size(members.coarse[:, n, 0], size).mean(dim=0).numpy()
+        soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
+        ensemble_of_one = soft[:, None]  # [E, 1, K, H, W]
+        mask = ensemble.fuse_masks(ensemble_of_one, method, classes.is_exclusive)[0].numpy()
+        own = ensemble.member_masks(soft, classes.is_exclusive).numpy()
+        coarse = None if members.coarse is None else _at_size(members.coarse[:, n], size).mean(dim=0).numpy()
         maps.append(
             CaseMaps(
-                mask=(ensemble.fuse(ensemble_of_one, method)[0, 0] > 0.5).numpy(),
-                probability=ensemble.mean_consensus(ensemble_of_one)[0, 0].numpy(),
-                uncertainty=ensemble.uncertainty(ensemble_of_one)[0, 0].numpy(),
-                members=(soft > 0.5).numpy(),
+                mask=classes.as_written(mask),
+                probability=ensemble.mean_consensus(ensemble_of_one)[0].numpy(),
+                uncertainty=ensemble.uncertainty(ensemble_of_one)[0].numpy(),
+                members=np.stack([classes.as_written(member) for member in own]),
                 coarse=coarse,
             )
         )
@@ -77,11 +88,11 @@ def fuse_cases(members, sizes, method):
 
 
 def _at_size(maps, size):
-    """Values in [0, 1] [E, h, w] -> float32 [E, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
-    maps = maps.float().cpu()[None]
+    """Values in [0, 1] [E, K, h, w] -> float32 [E, K, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
+    maps = maps.float().cpu()
     if tuple(maps.shape[-2:]) != tuple(size):
         maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return maps[0].clamp(0, 1)
+    return maps.clamp(0, 1)
 
 
 def stack_slices(slices):
@@ -100,12 +111,14 @@ class ResultsFolder:
     manifest: plain types; its "checkpoint_sha256", "settings" and "data" must match those of a manifest found in the
     folder, else `UserError` names the difference. Masks without a manifest are not ours: `UserError` as well. begin:
     whether to check that and to write the manifest; of several processes one does. written: called with the paths
-    of each case's files once all of them are there, its mask last.
+    of each case's files once all of them are there, its mask last. classes: what the K masks of each case are.
     """
 
-    def __init__(self, out_dir, manifest, *, save_samples=False, begin=True, written=lambda paths: None):
+    def __init__(
+        self, out_dir, manifest, *, save_samples=False, begin=True, written=lambda paths: None, classes=BINARY
+    ):
         self.out_dir, self.manifest, self.save_samples = Path(out_dir), manifest, save_samples
-        self.written = written
+        self.written, self.classes = written, classes
         if begin:
             self._begin()
 
@@ -139,60 +152,75 @@ class ResultsFolder:
 
     def _maps(self, name, is_volume):
         """The files that every case has, its mask last."""
-        if is_volume:
-            maps = [self.out_dir / f"{name}_{what}.nii.gz" for what in ("prob", "uncertainty")]
-        else:
-            maps = [self.out_dir / what / f"{name}.png" for what in ("probability", "uncertainty")]
+        maps = self._soft_paths(name, is_volume, "probability") + self._soft_paths(name, is_volume, "uncertainty")
         return [*maps, self.out_dir / "overlay" / f"{name}.png", self._mask_path(name, is_volume)]
+
+    def _soft_paths(self, name, is_volume, what):
+        return [self.out_dir / file for file in soft_files(self.classes, name, is_volume, what)]
 
     def _files_of(self, name, is_volume, members):
         """The files that there are of a case but for those of --debug, its mask last."""
-        if is_volume:
-            extra = [self.out_dir / f"{name}_sample_{k:02d}.nii.gz" for k in range(members)]
-            extra.append(self.out_dir / f"{name}_coarse.nii.gz")
-        else:
-            extra = [self.out_dir / "samples" / f"{name}_{k:02d}.png" for k in range(members)]
-            extra.append(self.out_dir / "coarse" / f"{name}.png")
+        extra = [self._member_path(name, is_volume, e) for e in range(members)]
+        extra += self._soft_paths(name, is_volume, "coarse")
         return [path for path in (*extra, *self._maps(name, is_volume)) if path.exists()]
+
+    def _member_path(self, name, is_volume, e):
+        return self.out_dir / (f"{name}_sample_{e:02d}.nii.gz" if is_volume else f"samples/{name}_{e:02d}.png")
 
     def _mask_path(self, name, is_volume):
         return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"
 
     def write_image(self, name, maps, image, truth=None):
-        """Write a 2-D case. image: raw [C, H, W]; truth: bool [H, W] or None, for the overlay."""
-        folder = self.out_dir
-        write_png(folder / "probability" / f"{name}.png", _scaled(maps.probability, 65535, np.uint16))
-        write_png(folder / "uncertainty" / f"{name}.png", _scaled(maps.uncertainty * 2, 255, np.uint8))
-        layers = [displayed(image), maps.mask] + ([] if truth is None else [truth])
-        write_png(folder / "overlay" / f"{name}.png", overlay(*map(enlarged, layers)))
+        """Write a 2-D case. image: raw [C, H, W]; truth: bool [K, H, W] or None, for the overlay."""
+
+        def write(what, values, top, dtype):
+            for path, value in zip(self._soft_paths(name, False, what), values, strict=True):
+                write_png(path, _scaled(value, top, dtype))
+
+        write("probability", maps.probability, 65535, np.uint16)
+        write("uncertainty", maps.uncertainty * 2, 255, np.uint8)
+        masks, truths = (
+            None if group is None else np.stack([enlarged(mask) for mask in group]) for group in (maps.mask, truth)
+        )
+        write_png(self.out_dir / "overlay" / f"{name}.png", overlay(enlarged(displayed(image)), masks, truths))
         if self.save_samples:
-            for k, member in enumerate(maps.members):
-                write_png(folder / "samples" / f"{name}_{k:02d}.png", _scaled(member, 255, np.uint8))
+            for e, member in enumerate(maps.members):
+                self._write_masks(self._member_path(name, False, e), member)
             if maps.coarse is not None:
-                write_png(folder / "coarse" / f"{name}.png", _scaled(maps.coarse, 255, np.uint8))
-        write_png(self._mask_path(name, False), _scaled(maps.mask, 255, np.uint8))
+                write("coarse", maps.coarse, 255, np.uint8)
+        self._write_masks(self._mask_path(name, False), maps.mask)
         self.written(self._files_of(name, False, len(maps.members)))
 
     def write_volume(self, name, maps, geometry, image_of, truth=None):
         """Write a volume, lying as its file does.
 
-        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]; truth: bool [X, Y, Z] or None; both for the
-        overlay.
+        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]; truth: bool [K, X, Y, Z] or None; both for
+        the overlay.
         """
 
-        def write(what, values):
-            write_nifti(self.out_dir / f"{name}_{what}.nii.gz", *geometry.as_in_file(values))
+        def write_one(path, values):
+            write_nifti(path, *geometry.as_in_file(values))
 
-        write("prob", maps.probability.astype(np.float32))
-        write("uncertainty", maps.uncertainty.astype(np.float32))
+        def write(what, values):
+            for path, value in zip(self._soft_paths(name, True, what), values, strict=True):
+                write_one(path, value.astype(np.float32))
+
+        write("probability", maps.probability)
+        write("uncertainty", maps.uncertainty)
         write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
         if self.save_samples:
-            for k, member in enumerate(maps.members):
-                write(f"sample_{k:02d}", member.astype(np.uint8))
+            for e, member in enumerate(maps.members):
+                write_one(self._member_path(name, True, e), self.classes.labels_of(member))
             if maps.coarse is not None:
-                write("coarse", maps.coarse.astype(np.float32))
-        write("seg", maps.mask.astype(np.uint8))
+                write("coarse", maps.coarse)
+        write_one(self._mask_path(name, True), self.classes.labels_of(maps.mask))
         self.written(self._files_of(name, True, len(maps.members)))
+
+    def _write_masks(self, path, masks):
+        """Masks bool [K, H, W] as a picture: the mask, 0 or 255, or a label map with the classes' colours."""
+        if self.classes.is_binary:
+            return write_png(path, _scaled(masks[0], 255, np.uint8))
+        write_label_png(path, self.classes.labels_of(masks), label_colours(self.classes))
 
     def write_debug(self, name, frames, attention=None):
         """Write debug/NAME.gif and, where there is a sheet of attention maps, debug/NAME_attention.png."""
@@ -207,6 +235,25 @@ class ResultsFolder:
         self.manifest["cases_sampled"] = self.manifest.get("cases_sampled", 0) + sampled
         self.manifest.update(cases=cases, status="complete")
         write_json(self.out_dir / "manifest.json", self.manifest)
+
+
+def label_colours(classes):
+    """{label value: the colour of the class that it is written for} (see `Classes.labels_of`)."""
+    values = sorted({value for values in classes.values for value in values})
+    colours = {}
+    for value, masks in zip(values, classes.masks_of(values).T, strict=True):
+        inside = np.flatnonzero(masks)
+        colours[value] = class_colour(min(inside, key=lambda k: len(classes.values[k])))
+    return colours
+
+
+def soft_files(classes, name, is_volume, what):
+    """The file of each class's soft map, relative to the folder; what: "probability", "uncertainty" or "coarse"."""
+    of = [""] if len(classes) == 1 else classes.names
+    if is_volume:
+        what = {"probability": "prob"}.get(what, what)
+        return ["_".join(filter(None, (name, what, part))) + ".nii.gz" for part in of]
+    return ["/".join(filter(None, (what, part, f"{name}.png"))) for part in of]
 
 
 def _difference(key, before, now, old, new):
@@ -231,10 +278,13 @@ class Predictions:
     num_ensemble: the number of members that the folder's manifest tells of, or None.
     names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
     called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
+    classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
+    volume, as whose array those read are turned; None: see `files.read_nifti`.
     """
 
-    def __init__(self, folder, names=()):
-        self.folder, self.names = Path(folder), frozenset(names)
+    def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):
+        self.folder, self.names, self.classes = Path(folder), frozenset(names), classes
+        self.geometry_of = geometry_of
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
@@ -242,15 +292,31 @@ class Predictions:
         recorded = read_json(manifest) if manifest.exists() else {}
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
+        self._last = (None, None)  # the label map that was read last: its path and masks
         self.used = set()
 
-    def mask(self, name, is_volume):
-        """bool [H, W] or [X, Y, Z] of a case, or None when it has not been predicted."""
+    def mask(self, name, is_volume, k=0):
+        """bool [H, W] or [X, Y, Z] of a case and a class, or None when it has not been predicted."""
         path = self._mask_path(name, is_volume)
         if path is None:
             return None
         self.used.add(path)
-        return read_nifti_labels(path) > 0 if is_volume else read_picture_mask(path)
+        return self._read_mask(name, path, is_volume, k)
+
+    def _read_mask(self, name, path, is_volume, k):
+        geometry = self.geometry_of(name) if is_volume else None
+        if self.classes.is_binary:
+            return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
+        if path != self._last[0]:  # the next class is asked for next
+            labels = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
+            masks = self.classes.masks_of(labels)
+            if labels.any() and not masks.any():
+                raise UserError(
+                    f"{path}: holds the values {', '.join(map(str, np.unique(labels)[:5]))} and none of the classes "
+                    f"{self.classes}; give its values by --classes"
+                )
+            self._last = (path, masks)
+        return self._last[1][k]
 
     def unmatched(self):
         """The files of masks, by name, that no case asked for by `mask` has."""
@@ -274,27 +340,33 @@ class Predictions:
     def _files(self):
         return files_by_name(self.masks)
 
-    def members(self, name, is_volume):
-        """The members' masks, where they were saved: a list of bool arrays."""
+    def members(self, name, is_volume, k=0):
+        """The members' masks of a class, where they were saved: a list of bool arrays."""
         if is_volume:
             paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
-            return [read_nifti_labels(path) > 0 for path in paths]
-        paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
-        return [read_picture(path)[0] > 127.5 for path in paths if path.stem[len(name) + 1 :].isdigit()]
+        else:
+            paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
+            paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
+        return [self._read_mask(name, path, is_volume, k) for path in paths]
 
-    def probability(self, name, is_volume):
-        """The foreground's probability, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(f"{name}_prob.nii.gz" if is_volume else f"probability/{name}.png", is_volume)
+    def probability(self, name, is_volume, k=0):
+        """A class's probability, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(name, "probability", is_volume, k)
 
-    def coarse(self, name, is_volume):
-        """The coarse mask, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(f"{name}_coarse.nii.gz" if is_volume else f"coarse/{name}.png", is_volume)
+    def uncertainty(self, name, is_volume, k=0):
+        """A class's uncertainty, float32 in [0, 0.5], where it was saved, else None."""
+        values = self._soft_map(name, "uncertainty", is_volume, k)
+        return values if values is None or is_volume else values / 2
 
-    def _soft_map(self, file, is_volume):
-        path = self.folder / file
+    def coarse(self, name, is_volume, k=0):
+        """A class's coarse mask, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(name, "coarse", is_volume, k)
+
+    def _soft_map(self, name, what, is_volume, k):
+        path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
         if not path.exists():
             return None
-        values = read_nifti(path)[0] if is_volume else read_picture(path)[0] / 255
+        values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
             raise UserError(
                 f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"

@@ -14,7 +14,7 @@ from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
 from .dist_util import autocast, memory_format
 from .errors import is_out_of_memory
-from .evaluation import majority, on_grid, raters_of
+from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .pictures import denoising_frames, displayed
 from .results import fuse_cases, stack_slices
@@ -164,7 +164,7 @@ class _Writer:
         self.empty = 0
 
     def __call__(self, indices, batch, members, trace, recorder):
-        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse)
+        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
         for n, index in enumerate(indices):
             if recorder is not None:
                 self._write_debug(index, n, maps[n], trace, recorder)
@@ -178,7 +178,7 @@ class _Writer:
         case = self.dataset.cases[index]
         picture = displayed(self.dataset.load_image(case))
         frames = denoising_frames(picture, *trace.of_image(n))
-        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask))
+        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask.any(axis=0)))
 
 
 class Trace:
@@ -201,10 +201,10 @@ class Trace:
         self.step += 1
 
     def of_image(self, n):
-        """Lists over steps of x_t and x0 [E, H, W] of image n; of a batch that was drawn in one pass."""
+        """Lists over steps of x_t and x0 [E, K, H, W] of image n; of a batch that was drawn in one pass."""
 
         def members(x):  # rows are member by member
-            return x[n :: self.images, 0]
+            return x[n :: self.images]
 
         return [members(x) for x in self.states], [members(x) for x in self.predictions]
 
@@ -216,9 +216,9 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     def image_of(k):
         return dataset.load_image(unit.cases[k])
 
-    truth = majority(read_raters(dataset, unit.cases))
+    truth = truths_of(dataset, unit.cases, read_raters)
     if truth is not None:
-        truth = on_grid(truth, answer.mask.shape)
+        truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
         folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
     else:
@@ -232,9 +232,9 @@ class ReadableRaters:
     def __init__(self):
         self.told = set()
 
-    def __call__(self, dataset, cases):
+    def __call__(self, dataset, cases, k=0):
         try:
-            return raters_of(dataset, cases)
+            return raters_of(dataset, cases, k)
         except Exception as error:  # the loader may be the user's own and raise anything
             if cases[0].masks not in self.told:
                 self.told.add(cases[0].masks)

@@ -1,14 +1,15 @@
-"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept in a bounded memory cache."""
+"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept, on disk or in memory."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
 from .data import Case, Geometry
 from .errors import UserError
-from .files import nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from .volume_store import Entry, VolumeCache
 
+DECODED = "2"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
 CLIP = 5.0  # z-scores beyond this are noise or bright vessels; the network does better without them
 
 
@@ -49,14 +50,16 @@ class VolumeReader:
 
     normalise: what is done with each channel of a volume, `zscore` or a `CTWindow`, or a tuple with one for each.
 
-    cache_bytes: the memory that decoded volumes may take in each process. The default holds about 55 BraTS cases
-    (240 x 240 x 155, four modalities at 71 MB); set `VolumeReader.cache_bytes` for more or less.
+    store: the `volume_store.VolumeStore` that keeps decoded volumes on disk, or None: then each process keeps them in
+    memory, at most `cache_bytes` of them. The default holds about 55 BraTS cases (240 x 240 x 155, four modalities at
+    71 MB); set `VolumeReader.cache_bytes` for more or less. 2-D images are kept in memory alone.
     """
 
     cache_bytes = 4 * 2**30
 
     def __init__(self, normalise=zscore):
         self.normalise = normalise
+        self.store = None
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, check_masks=True):
@@ -79,14 +82,31 @@ class VolumeReader:
 
     def image(self, case):
         """Return the case's slice as float32 [C, X, Y], each channel normalised over the whole volume."""
-        slices = self._cache.get((case.images, self.normalise), _decode_images)
-        return _slice_of(case, case.images[0], slices).astype(np.float32)
+        return _slice_of(case, case.images[0], self._array(case, self._images_of(case))).astype(np.float32)
 
     def labels(self, case):
         """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
-        image = None if case.volume is None else case.images[0]
-        decoded = [(path, self._cache.get((path, image), _decode_labels)) for path in case.masks]
+        decoded = [(entry.files[0], self._array(case, entry)) for entry in _labels_of(case)]
         return np.stack([_slice_of(case, path, slices) for path, slices in decoded])
+
+    def entries(self, case, masks):
+        """What a store keeps of a case's volume, a list of `Entry`s; with `masks` also its label maps."""
+        return [self._images_of(case), *(_labels_of(case) if masks else ())]
+
+    def stored_bytes(self, entry):
+        """About how many bytes of a store an entry takes, from the headers of its files."""
+        voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
+        is_image = isinstance(entry.decode, ImageDecoder)
+        return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
+
+    def _images_of(self, case):
+        settings = f"{DECODED} {_in_words(self.normalise)}"
+        return Entry(case.volume or case.name, case.images, ImageDecoder(self.normalise), settings)
+
+    def _array(self, case, entry):
+        if self.store is None or case.volume is None:
+            return self._cache.get(entry, lambda entry: entry.decode(entry.files))
+        return self.store.get(entry)
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
@@ -96,57 +116,52 @@ class VolumeReader:
         return Geometry(affine, spacing, shape, *nifti_grid(case.images[0]))
 
 
-class VolumeCache:
-    """Decoded arrays by key, at most `limit_bytes` of them; the least recently used go first.
-
-    The newest one always stays, so the slices of a volume larger than the limit are still decoded once.
-    """
-
-    def __init__(self, limit_bytes):
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self._arrays = OrderedDict()
-
-    def get(self, key, decode):
-        """Return the array of `key`, made by `decode(key)` unless it is still here."""
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
-            return self._arrays[key]
-        array = decode(key)
-        self._arrays[key] = array
-        self.used_bytes += array.nbytes
-        while self.used_bytes > self.limit_bytes and len(self._arrays) > 1:
-            self.used_bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
-
-    def __reduce__(self):
-        return VolumeCache, (self.limit_bytes,)  # a copy sent to another process starts empty
+def _in_words(normalise):
+    """What tells a way of normalising from others, as text."""
+    if isinstance(normalise, tuple):
+        return " ".join(map(_in_words, normalise))
+    return getattr(normalise, "__name__", repr(normalise))
 
 
-def _decode_images(key):
-    """The files (their paths, how to normalise) as one array [Z, C, X, Y]: a slice lies in one piece, and half
-    precision suffices within +-5."""
-    paths, normalise = key
-    channels, shapes = [], {}
-    for path in paths:
-        values = read_nifti_channels(path, like=paths[0])
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
-        shapes[path] = _as_volume(values.shape[:-1])
-        channels += [values[..., k].reshape(shapes[path]) for k in range(values.shape[-1])]
-    _check_shapes(shapes)
-    steps = normalise if isinstance(normalise, tuple) else (normalise,) * len(channels)
-    if len(steps) != len(channels):
-        raise UserError(f"{paths[0]}: has {len(channels)} channels, the data set has {len(steps)}; leave it out")
-    normalised = [step(values) for step, values in zip(steps, channels, strict=True)]
-    return np.stack([values.astype(np.float16).transpose(2, 0, 1) for values in normalised], axis=1)
+def _labels_of(case):
+    """An entry for each rater: (the label map[, an image of the volume, which it must fit])."""
+    image = () if case.volume is None else case.images[:1]
+    return [Entry(case.volume or case.name, (path, *image), _decode_labels, DECODED) for path in case.masks]
 
 
-def _decode_labels(key):
-    """The label map of (its path, an image of its volume or None) as [Z, X, Y], in bytes where the labels fit."""
-    path, image = key
-    labels = read_nifti_labels(path, like=image)
-    if image is not None:
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes the image files of a volume and normalises its channels, see `VolumeReader`."""
+
+    normalise: object
+
+    def __call__(self, paths):
+        """The files as one array [Z, C, X, Y]: a slice lies in one piece, and half precision suffices within +-5."""
+        channels = self._channels(paths)
+        steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
+        if len(steps) != len(channels):
+            raise UserError(f"{paths[0]}: has {len(channels)} channels, the data set has {len(steps)}; leave it out")
+        normalised = [step(values) for step, values in zip(steps, channels, strict=True)]
+        return np.stack([values.astype(np.float16).transpose(2, 0, 1) for values in normalised], axis=1)
+
+    def _channels(self, paths):
+        """A list of float32 [X, Y, Z]."""
+        channels, shapes = [], {}
+        for path in paths:
+            values = read_nifti_channels(path, like=paths[0])
+            if not np.isfinite(values).all():
+                raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
+            shapes[path] = _as_volume(values.shape[:-1])
+            channels += [values[..., k].reshape(shapes[path]) for k in range(values.shape[-1])]
+        _check_shapes(shapes)
+        return channels
+
+
+def _decode_labels(files):
+    """The label map of (its path[, an image of its volume]) as [Z, X, Y], in bytes where the labels fit."""
+    path, *images = files
+    labels = read_nifti_labels(path, *images)
+    for image in images:
         _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)

@@ -35,6 +35,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
 HOLD_OUT_FLAGS = ("val_fraction", "group_key", "split_seed")
@@ -93,13 +94,23 @@ def sample_all(options, given, processes):
     units = group_cases(dataset.cases)[: sample.num_samples or None]
     manifest = describe_run(sample, data, checkpoint, plan, image_size, precision, processes, dataset)
     folder = ResultsFolder(
-        out.path, manifest, save_samples=sample.save_samples, begin=processes.is_first, written=out.try_push
+        out.path,
+        manifest,
+        save_samples=sample.save_samples,
+        begin=processes.is_first,
+        written=out.try_push,
+        classes=dataset.classes,
     )
     if processes.is_first:
         out.push([out.path / "manifest.json"])  # before the masks, which are nobody's without it
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
     waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
     describe(dataset, units, waiting, trained["data"])
+    cache = chosen_folder(data.cache_dir, training=False)
+    if cache is not None:
+        needed = [index for unit in waiting for index in unit.indices]
+        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first}
+        processes.by_machine(lambda: use_cache(dataset, cache, **options))
     read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"

@@ -42,6 +42,7 @@ from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import WorkFolder, work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
@@ -129,6 +130,10 @@ def train_model(options, given, processes):
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         folder.check_writable()
         folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
+    cache = chosen_folder(run.data.cache_dir, training=True)
+    if cache is not None:
+        workers = run.data.num_workers
+        processes.by_machine(lambda: use_cache(dataset, cache, workers=workers, show=processes.is_first))
 
     torch.manual_seed(train.seed)
     if start is None:

@@ -51,6 +51,12 @@ class Polyps(SegmentationDataset):
 '''
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keeps what the tests decompress out of the user's cache, in processes that they start as well."""
+    os.environ["MEDSEGDIFF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def save_picture():
     """A function (path, array) that writes a picture in the format of its suffix, makes the folder, returns path."""
@@ -185,6 +191,14 @@ def files(folder):
 def rows(folder):
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def one_class(mask, probability, uncertainty, members, coarse):
+    """`CaseMaps` of a single class from arrays without that axis."""
+    from guided_diffusion.results import CaseMaps
+
+    coarse = None if coarse is None else coarse[None]
+    return CaseMaps(mask[None], probability[None], uncertainty[None], members[:, None], coarse)
 
 
 def strict_json(path):

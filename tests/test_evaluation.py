@@ -7,6 +7,7 @@ import math
 import nibabel
 import numpy as np
 import pytest
+from conftest import one_class
 from PIL import Image
 
 from guided_diffusion.data import Case, Geometry, SegmentationDataset, build_dataset, group_cases
@@ -14,7 +15,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import COLUMNS, evaluate, format_summary, majority, on_grid, raters_of
 from guided_diffusion.pictures import CAPTION
 from guided_diffusion.report import TILE, write_overview
-from guided_diffusion.results import CaseMaps, ResultsFolder
+from guided_diffusion.results import ResultsFolder
 
 
 def rectangle(top, left, height, width, size=(8, 10)):
@@ -163,7 +164,7 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     soft = np.zeros((8, 10), np.float32)
     for name in ("half", "missed", "nothing"):
         members = np.stack([TRUTH[name], PREDICTED[name]])
-        maps = CaseMaps(TRUTH[name], soft, soft, members, np.float32(0.9) * PREDICTED[name])
+        maps = one_class(TRUTH[name], soft, soft, members, np.float32(0.9) * PREDICTED[name])
         results.write_image(name, maps, np.zeros((3, 8, 10)))
     summary = evaluate(tmp_path / "results", dataset_of(data))
     rows = table(tmp_path / "results" / "metrics.csv")
@@ -263,7 +264,7 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     )
     for name, mask in TRUTH.items():
         soft = mask.astype(np.float32)
-        results.write_image(name, CaseMaps(mask, soft, soft / 2, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
+        results.write_image(name, one_class(mask, soft, soft / 2, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
     summary = evaluate(tmp_path / "results", dataset_of(data))
     figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
     assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
@@ -356,7 +357,7 @@ def test_overview_shows_a_row_a_case(folder, tmp_path):
     for unit in units:
         soft = np.full((8, 10), 0.5, np.float32)
         mask = PREDICTED[unit.name]
-        results.write_image(unit.name, CaseMaps(mask, soft, soft, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
+        results.write_image(unit.name, one_class(mask, soft, soft, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
     path = write_overview(tmp_path / "results", dataset, units)
     with Image.open(path) as picture:
         assert picture.size == (
@@ -374,7 +375,7 @@ def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
     soft[..., 2] = 1
     results.write_volume(
         "v1",
-        CaseMaps(mask, soft, soft / 2, mask[None], None),
+        one_class(mask, soft, soft / 2, mask[None], None),
         Geometry(np.eye(4), (1, 1, 1), (6, 6, 4)),
         lambda k: np.zeros((1, 6, 6)),
     )

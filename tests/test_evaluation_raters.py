@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from conftest import one_class
 
 from guided_diffusion.calibration import ReliabilityTable, boundary_band
 from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.diversity import compare_sets, level_masks
 from guided_diffusion.evaluation import evaluate, format_summary
-from guided_diffusion.results import CaseMaps, ResultsFolder
+from guided_diffusion.results import ResultsFolder
 
 
 def rectangle(top, left, height, width):
@@ -47,7 +48,7 @@ def save_results(folder, members, soft, num_ensemble=2, save_samples=True):
     manifest = {"checkpoint_sha256": "", "settings": {"num_ensemble": num_ensemble}, "data": {"data_dir": ""}}
     results = ResultsFolder(folder, manifest, save_samples=save_samples)
     for name in RATERS:
-        maps = CaseMaps(soft[name] > 0.5, soft[name], soft[name] / 2, members[name], soft[name] / 2)
+        maps = one_class(soft[name] > 0.5, soft[name], soft[name] / 2, members[name], soft[name] / 2)
         results.write_image(name, maps, np.zeros((3, 8, 10)))
 
 

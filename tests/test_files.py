@@ -390,7 +390,7 @@ def test_write_nifti_round_trip_keeps_dtype_and_affine(tmp_path, dtype):
     assert image.get_data_dtype() == dtype
     np.testing.assert_array_equal(np.asarray(image.dataobj), array)
     np.testing.assert_array_equal(image.affine, AFFINE)
-    with pytest.raises(ValueError, match="uint8 or float32"):
+    with pytest.raises(ValueError, match="uint8, uint16 or float32"):
         write_nifti(tmp_path / "w.nii.gz", array.astype(np.int64), AFFINE)
 
 

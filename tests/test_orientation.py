@@ -10,7 +10,16 @@ from conftest import FAST
 from guided_diffusion.data import build_dataset
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.files import read_nifti
-from guided_diffusion.orientation import canonical_turn, is_still, turned, turned_affine, turned_back, turned_shape
+from guided_diffusion.orientation import (
+    STILL,
+    canonical_turn,
+    is_still,
+    turn_onto,
+    turned,
+    turned_affine,
+    turned_back,
+    turned_shape,
+)
 
 RNG = np.random.default_rng(0)
 WORLD = RNG.normal(size=(5, 6, 7))  # by whole places in space: right, front, up
@@ -39,6 +48,13 @@ def test_all_48_orientations_are_read_alike_and_written_back(axes, signs):
     assert turned_shape(array.shape, turn) == WORLD.shape
     np.testing.assert_array_equal(turned_back(WORLD, turn), array)
     assert is_still(turn) == ((axes, signs) == ((0, 1, 2), (1, 1, 1)))
+
+
+@pytest.mark.parametrize("axes, signs", LIES[::5])
+def test_a_file_is_turned_onto_another_that_is_turned_itself(axes, signs):
+    one, other = stored(WORLD, (2, 0, 1), (-1, 1, -1)), stored(WORLD, axes, signs)
+    for turn in (STILL, canonical_turn(one[1], one[0].shape)):
+        np.testing.assert_array_equal(turned(other[0], turn_onto(other[1], one[1], turn)), turned(one[0], turn))
 
 
 @pytest.mark.parametrize("thick, order", [(0, (1, 2, 0)), (1, (0, 2, 1)), (2, (0, 1, 2))])

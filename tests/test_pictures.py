@@ -30,7 +30,7 @@ def test_outline_is_the_inner_border():
 def test_truth_lies_under_the_mask():
     mask, truth = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
     mask[2:5, 2:5] = truth[2:5, 2:8] = True
-    drawn = pictures.overlay(np.zeros((9, 9, 3), np.uint8), mask, truth)
+    drawn = pictures.overlay(np.zeros((9, 9, 3), np.uint8), mask[None], truth[None])
     assert tuple(drawn[2, 2]) == pictures.MASK_COLOUR and tuple(drawn[2, 7]) == pictures.TRUTH_COLOUR
 
 
@@ -70,8 +70,8 @@ def test_volumes_are_shown_front_up_and_left_on_the_right(x, y):
 
 
 def test_montage_shows_the_slices_that_the_mask_touches():
-    masks = np.zeros((8, 8, 30), bool)
-    masks[2:6, 2:6, 10:14] = True
+    masks = np.zeros((1, 8, 8, 30), bool)
+    masks[0, 2:6, 2:6, 10:14] = True
     shown = []
     pictures.volume_montage(lambda k: shown.append(k) or np.zeros((1, 8, 8)), masks, np.eye(4))
     assert shown == [10, 11, 12, 13]

@@ -24,9 +24,9 @@ MANIFEST = {
 }
 
 
-def maps_of(shape, members=2, coarse=True, seed=0):
-    """Random answers of a shape."""
-    rng = np.random.default_rng(seed)
+def maps_of(size, members=2, coarse=True, seed=0, classes=1):
+    """Random answers of a size."""
+    rng, shape = np.random.default_rng(seed), (classes, *size)
     return CaseMaps(
         mask=rng.random(shape) > 0.5,
         probability=rng.random(shape).astype(np.float32),
@@ -63,45 +63,45 @@ def test_fused_maps_at_each_images_own_size():
     )  # [E, N, K, H, W]
     soft[:, 1] = 0
     first, second = fuse_cases(Members(soft, soft / 2), [(64, 96), (16, 32)], "vote")
-    assert first.mask.shape == (64, 96) and second.mask.shape == (16, 32)
-    assert first.members.shape == (3, 64, 96) and first.coarse.shape == (64, 96)
+    assert first.mask[0].shape == (64, 96) and second.mask[0].shape == (16, 32)
+    assert first.members[:, 0].shape == (3, 64, 96) and first.coarse[0].shape == (64, 96)
     area = np.pi * 10**2 * 2 * 3  # of the middle disc, stretched twice and three times
-    assert first.mask.sum() == pytest.approx(area, rel=0.05)
-    assert [m.sum() for m in first.members] == pytest.approx([area * 0.64, area, area * 1.44], rel=0.06)
-    assert first.probability[32, 48] == pytest.approx(1) and first.uncertainty[32, 48] == pytest.approx(0)
-    ring = first.probability[32, 48 + 11 * 3]  # only the largest of the three is there
+    assert first.mask[0].sum() == pytest.approx(area, rel=0.05)
+    assert [m.sum() for m in first.members[:, 0]] == pytest.approx([area * 0.64, area, area * 1.44], rel=0.06)
+    assert first.probability[0, 32, 48] == pytest.approx(1) and first.uncertainty[0, 32, 48] == pytest.approx(0)
+    ring = first.probability[0, 32, 48 + 11 * 3]  # only the largest of the three is there
     assert ring == pytest.approx(1 / 3, abs=0.05)
-    assert first.coarse[32, 48] == pytest.approx(0.5)
-    assert not second.mask.any() and second.probability.max() == 0 and second.uncertainty.max() == 0
+    assert first.coarse[0, 32, 48] == pytest.approx(0.5)
+    assert not second.mask[0].any() and second.probability[0].max() == 0 and second.uncertainty[0].max() == 0
 
 
 def test_fusing_at_the_networks_size_is_exact():
     generator = torch.Generator().manual_seed(0)
     soft = torch.rand(4, 1, 1, 6, 8, generator=generator)
     (maps,) = fuse_cases(Members(soft, None), [(6, 8)], "mean")
-    assert np.array_equal(maps.members, soft[:, 0, 0].numpy() > 0.5)
-    assert np.allclose(maps.probability, soft[:, 0, 0].mean(0)) and maps.coarse is None
-    assert np.allclose(maps.uncertainty, soft[:, 0, 0].numpy().std(0), atol=1e-6)
-    assert np.array_equal(maps.mask, maps.probability > 0.5)
+    assert np.array_equal(maps.members[:, 0], soft[:, 0, 0].numpy() > 0.5)
+    assert np.allclose(maps.probability[0], soft[:, 0, 0].mean(0)) and maps.coarse is None
+    assert np.allclose(maps.uncertainty[0], soft[:, 0, 0].numpy().std(0), atol=1e-6)
+    assert np.array_equal(maps.mask[0], maps.probability[0] > 0.5)
 
 
 def test_the_fused_mask_is_the_staple_of_the_members_as_they_are_written():
     generator = torch.Generator().manual_seed(1)
     smooth = torch.nn.functional.interpolate(torch.rand(5, 1, 4, 4, generator=generator), (16, 16), mode="bicubic")
     (maps,) = fuse_cases(Members(smooth[:, None].clamp(0, 1), None), [(40, 56)], "staple")
-    votes = torch.from_numpy(maps.members)[:, None, None]
-    assert np.array_equal(maps.mask, (staple(votes).consensus[0, 0] > 0.5).numpy())
-    assert maps.mask.any() and not maps.mask.all()
+    votes = torch.from_numpy(maps.members[:, 0])[:, None, None]
+    assert np.array_equal(maps.mask[0], (staple(votes).consensus[0, 0] > 0.5).numpy())
+    assert maps.mask[0].any() and not maps.mask[0].all()
 
 
 def test_stacked_slices_lie_along_the_last_axis():
     slices = [maps_of((4, 5), seed=k) for k in range(3)]
     volume = stack_slices(slices)
-    assert volume.mask.shape == (4, 5, 3) and volume.members.shape == (2, 4, 5, 3)
+    assert volume.mask[0].shape == (4, 5, 3) and volume.members[:, 0].shape == (2, 4, 5, 3)
     for k, maps in enumerate(slices):
-        assert np.array_equal(volume.mask[..., k], maps.mask)
-        assert np.array_equal(volume.members[..., k], maps.members)
-        assert np.array_equal(volume.coarse[..., k], maps.coarse)
+        assert np.array_equal(volume.mask[0, ..., k], maps.mask[0])
+        assert np.array_equal(volume.members[:, 0, ..., k], maps.members[:, 0])
+        assert np.array_equal(volume.coarse[0, ..., k], maps.coarse[0])
     assert stack_slices([maps_of((4, 5), coarse=False)]).coarse is None
 
 
@@ -112,7 +112,7 @@ def test_files_of_a_picture(tmp_path):
     maps, image = maps_of((12, 20)), np.full((3, 12, 20), 100, np.float32)
     folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
     assert not folder.finished("a", False)
-    folder.write_image("a", maps, image, truth=np.zeros((12, 20), bool))
+    folder.write_image("a", maps, image, truth=np.zeros((1, 12, 20), bool))
     assert folder.finished("a", False)
     assert files(tmp_path) == [
         "coarse/a.png",
@@ -124,12 +124,12 @@ def test_files_of_a_picture(tmp_path):
         "samples/a_01.png",
         "uncertainty/a.png",
     ]
-    assert np.array_equal(read(tmp_path / "masks/a.png"), np.uint8(255) * maps.mask)
-    assert np.array_equal(read(tmp_path / "samples/a_01.png"), np.uint8(255) * maps.members[1])
+    assert np.array_equal(read(tmp_path / "masks/a.png"), np.uint8(255) * maps.mask[0])
+    assert np.array_equal(read(tmp_path / "samples/a_01.png"), np.uint8(255) * maps.members[1, 0])
     probability = read(tmp_path / "probability/a.png")
     assert probability.dtype == np.uint16 or Image.open(tmp_path / "probability/a.png").mode.startswith("I")
-    assert np.abs(probability / 65535 - maps.probability).max() < 1 / 65535
-    assert np.abs(read(tmp_path / "uncertainty/a.png") / 255 / 2 - maps.uncertainty).max() < 1 / 255
+    assert np.abs(probability / 65535 - maps.probability[0]).max() < 1 / 65535
+    assert np.abs(read(tmp_path / "uncertainty/a.png") / 255 / 2 - maps.uncertainty[0]).max() < 1 / 255
     overlay = read(tmp_path / "overlay/a.png")
     assert overlay.shape == (12 * 13, 20 * 13, 3) and set(map(tuple, overlay.reshape(-1, 3))) == {
         (100,) * 3,
@@ -154,8 +154,8 @@ def test_files_of_a_volume(tmp_path):
         image = nibabel.load(tmp_path / f"v_{name}.nii.gz")
         assert image.shape == (6, 7, 3) and np.array_equal(image.affine, affine)
     seg = nibabel.load(tmp_path / "v_seg.nii.gz")
-    assert seg.get_data_dtype() == np.uint8 and np.array_equal(seg.get_fdata() > 0, maps.mask)
-    assert np.allclose(nibabel.load(tmp_path / "v_prob.nii.gz").get_fdata(), maps.probability)
+    assert seg.get_data_dtype() == np.uint8 and np.array_equal(seg.get_fdata() > 0, maps.mask[0])
+    assert np.allclose(nibabel.load(tmp_path / "v_prob.nii.gz").get_fdata(), maps.probability[0])
 
 
 def test_the_mask_is_written_last(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_the_mask_is_written_last(tmp_path, monkeypatch):
 
 def test_animation(tmp_path):
     folder = ResultsFolder(tmp_path, dict(MANIFEST))
-    image, states = np.zeros((16, 20, 3), np.uint8), np.random.default_rng(0).normal(size=(4, 2, 16, 16))
+    image, states = np.zeros((16, 20, 3), np.uint8), np.random.default_rng(0).normal(size=(4, 2, 1, 16, 16))
     folder.write_debug("a", pictures.denoising_frames(image, states, [x / 2 for x in states]))
     with Image.open(tmp_path / "debug" / "a.gif") as gif:
         assert gif.format == "GIF" and gif.n_frames == 5  # four steps and the answer
@@ -269,10 +269,10 @@ def test_predictions_of_pictures(tmp_path):
         folder.write_image(name, maps, np.zeros((1, 8, 9), np.float32))
     predictions = Predictions(tmp_path)
     for name, maps in expected.items():
-        assert np.array_equal(predictions.mask(name, False), maps.mask)
-        assert np.array_equal(predictions.members(name, False), maps.members)  # a's are not a_00's
-        assert np.abs(predictions.coarse(name, False) - maps.coarse).max() < 0.5 / 255 + 1e-6
-        assert np.abs(predictions.probability(name, False) - maps.probability).max() < 0.5 / 65535 + 1e-6
+        assert np.array_equal(predictions.mask(name, False), maps.mask[0])
+        assert np.array_equal(predictions.members(name, False), maps.members[:, 0])  # a's are not a_00's
+        assert np.abs(predictions.coarse(name, False) - maps.coarse[0]).max() < 0.5 / 255 + 1e-6
+        assert np.abs(predictions.probability(name, False) - maps.probability[0]).max() < 0.5 / 65535 + 1e-6
     assert predictions.mask("none", False) is None and predictions.members("none", False) == []
     assert predictions.coarse("none", False) is None and predictions.probability("none", False) is None
     assert predictions.num_ensemble == 2
@@ -284,10 +284,10 @@ def test_predictions_of_volumes(tmp_path):
         "v", maps, geometry_of(np.eye(4)), lambda k: np.zeros((1, 6, 7))
     )
     predictions = Predictions(tmp_path)
-    assert np.array_equal(predictions.mask("v", True), maps.mask)
-    assert np.array_equal(predictions.members("v", True), maps.members)
-    assert np.array_equal(predictions.coarse("v", True), maps.coarse)
-    assert np.array_equal(predictions.probability("v", True), maps.probability)
+    assert np.array_equal(predictions.mask("v", True), maps.mask[0])
+    assert np.array_equal(predictions.members("v", True), maps.members[:, 0])
+    assert np.array_equal(predictions.coarse("v", True), maps.coarse[0])
+    assert np.array_equal(predictions.probability("v", True), maps.probability[0])
     assert predictions.probability("none", True) is None
     assert predictions.mask("none", True) is None and predictions.coarse("none", True) is None
 
