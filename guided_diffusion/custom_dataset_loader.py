@@ -43,8 +43,9 @@ from .files import (
     read_picture_mask,
     split_suffix,
 )
+from .intensity import normalised_channels, normaliser
 from .logger import counted
-from .volumes import CTWindow, VolumeReader, zscore
+from .volumes import VolumeReader
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
@@ -66,10 +67,11 @@ class FolderDataset(SegmentationDataset):
     """
 
     class_names = ("foreground",)
+    kept = ("is_nifti", "ct_window")
     finds_validation = True
 
     def find_cases(self):
-        self.volumes = VolumeReader(CTWindow(*self.ct_window) if self.ct_window else zscore)
+        self.volumes = VolumeReader(normaliser(self.ct_window))
         pairs = self._pairs()
         if pairs:
             self._inspect(pairs)
@@ -97,6 +99,9 @@ class FolderDataset(SegmentationDataset):
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.
         return image if self.is_nifti else super().normalise(image)
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw, normaliser(self.ct_window)) if self.is_nifti else super().normalise_raw(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)

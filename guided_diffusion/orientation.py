@@ -65,9 +65,10 @@ def turned_shape(shape, turn):
 
 
 def turned_back(array, turn):
-    """What `turned` made of an array [X, Y, Z], undone."""
-    array = array.transpose(turn[:, 0].astype(int))
-    return np.flip(array, tuple(np.flatnonzero(turn[:, 1] < 0)))
+    """What `turned` made of the last three axes of an array [..., X, Y, Z], undone."""
+    first = array.ndim - 3
+    array = array.transpose(*range(first), *(first + turn[:, 0].astype(int)))
+    return np.flip(array, tuple(first + np.flatnonzero(turn[:, 1] < 0)))
 
 
 def is_still(turn):

@@ -7,38 +7,10 @@ import numpy as np
 from .data import Case, Geometry
 from .errors import UserError
 from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from .intensity import in_words, normalised, zscore
 from .volume_store import Entry, VolumeCache
 
 DECODED = "2"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
-CLIP = 5.0  # z-scores beyond this are noise or bright vessels; the network does better without them
-
-
-def zscore(values):
-    """Normalise one channel, float32 of any shape: (x - mean) / std over its non-zero values, clipped to +-5.
-
-    Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
-    """
-    foreground = values != 0
-    inside = values[foreground]
-    if inside.size == 0:
-        return np.zeros_like(values)
-    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    if std <= 1e-6 * abs(mean):  # constant, up to rounding
-        return np.zeros_like(values)
-    scores = (values - np.float32(mean)) / np.float32(std)
-    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
-
-
-@dataclass(frozen=True)
-class CTWindow:
-    """Normalises CT: HU from `low` to `high` become -1 to 1, what lies beyond is cut off."""
-
-    low: float
-    high: float
-
-    def __call__(self, values):
-        """float32 of any shape -> the same in [-1, 1]."""
-        return (np.clip(values, self.low, self.high) - self.low) * np.float32(2 / (self.high - self.low)) - 1
 
 
 class VolumeReader:
@@ -48,8 +20,7 @@ class VolumeReader:
     last axis gives that back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
     A 4-D file holds several channels.
 
-    normalise: what is done with each channel of a volume, `zscore` or a `CTWindow`, or a tuple with one for each.
-
+    normalise: what is done with each channel of a volume, `intensity.zscore` or a `CTWindow`, or a tuple of them.
     store: the `volume_store.VolumeStore` that keeps decoded volumes on disk, or None: then each process keeps them in
     memory, at most `cache_bytes` of them. The default holds about 55 BraTS cases (240 x 240 x 155, four modalities at
     71 MB); set `VolumeReader.cache_bytes` for more or less. 2-D images are kept in memory alone.
@@ -100,7 +71,7 @@ class VolumeReader:
         return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
 
     def _images_of(self, case):
-        settings = f"{DECODED} {_in_words(self.normalise)}"
+        settings = f"{DECODED} {in_words(self.normalise)}"
         return Entry(case.volume or case.name, case.images, ImageDecoder(self.normalise), settings)
 
     def _array(self, case, entry):
@@ -116,13 +87,6 @@ class VolumeReader:
         return Geometry(affine, spacing, shape, *nifti_grid(case.images[0]))
 
 
-def _in_words(normalise):
-    """What tells a way of normalising from others, as text."""
-    if isinstance(normalise, tuple):
-        return " ".join(map(_in_words, normalise))
-    return getattr(normalise, "__name__", repr(normalise))
-
-
 def _labels_of(case):
     """An entry for each rater: (the label map[, an image of the volume, which it must fit])."""
     image = () if case.volume is None else case.images[:1]
@@ -136,13 +100,13 @@ class ImageDecoder:
     normalise: object
 
     def __call__(self, paths):
-        """The files as one array [Z, C, X, Y]: a slice lies in one piece, and half precision suffices within +-5."""
+        """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
         channels = self._channels(paths)
         steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
         if len(steps) != len(channels):
             raise UserError(f"{paths[0]}: has {len(channels)} channels, the data set has {len(steps)}; leave it out")
-        normalised = [step(values) for step, values in zip(steps, channels, strict=True)]
-        return np.stack([values.astype(np.float16).transpose(2, 0, 1) for values in normalised], axis=1)
+        parts = [normalised(values, step) for step, values in zip(steps, channels, strict=True)]
+        return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
 
     def _channels(self, paths):
         """A list of float32 [X, Y, Z]."""

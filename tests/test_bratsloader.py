@@ -10,8 +10,9 @@ from guided_diffusion.batches import sampling_batches
 from guided_diffusion.bratsloader import MODALITIES, BraTSDataset
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
+from guided_diffusion.intensity import zscore
 from guided_diffusion.volume_store import VolumeCache
-from guided_diffusion.volumes import VolumeReader, zscore
+from guided_diffusion.volumes import VolumeReader
 
 KINDS = (*MODALITIES, "seg")
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
