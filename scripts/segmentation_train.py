@@ -271,9 +271,7 @@ def dry_run(options, given):
 def find_data(data, image_size, chosen):
     """The training data. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(
-            data.data_name, data.data_dir, image_size, split="train", need_masks=True, hold_out=data.hold_out
-        )
+        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True, **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
