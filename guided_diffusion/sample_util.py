@@ -19,7 +19,8 @@ from .logger import console
 from .pictures import denoising_frames, displayed
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
-from .sampling import draw_members
+from .sampling import Members, draw_members
+from .tiles import Tiled
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 WAITING_BATCHES = 2  # that may wait to be written before the network does
@@ -62,8 +63,9 @@ def share_of(units, images, process, processes):
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    rows: images x members in one pass, halved when memory runs out unless `options` ask for a number. images: how
-    many are read at once. read_raters: called as `evaluation.raters_of` is.
+    image_size: the side of the images that the network takes; larger ones, one to a batch, go through it in tiles.
+    rows: images x members (or tiles) in one pass, halved when memory runs out unless `options` ask for a number.
+    images: how many are read at once. read_raters: called as `evaluation.raters_of` is.
     """
 
     model: torch.nn.Module
@@ -72,6 +74,7 @@ class EnsembleSampler:
     options: SampleOptions
     device: torch.device
     precision: str
+    image_size: int
     rows: int
     images: int
     read_raters: object = raters_of
@@ -122,7 +125,8 @@ class EnsembleSampler:
                 fixed = self.options.sample_batch_size != "auto"
                 if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
-            self.rows = max(1, min(self.rows, len(batch["name"]) * self.options.num_ensemble) // 2)
+            most = self.rows if self._is_tiled(batch) else len(batch["name"]) * self.options.num_ensemble
+            self.rows = max(1, min(self.rows, most) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
             bar.update(began - bar.n)
             if self.device.type == "cuda":
@@ -133,11 +137,13 @@ class EnsembleSampler:
         conditional = self.model.label_embedding is not None
         trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
         began = time.monotonic()
-        recorder = AttentionRecorder(self.model) if debug else None
+        tiled = self._is_tiled(batch)
+        recorder = AttentionRecorder(self.model) if debug and not tiled else None
+        model = Tiled(self.model, self.image_size, self.options.tile_overlap, self.rows) if tiled else self.model
         image = batch["image"].to(self.device, non_blocking=True)
         with autocast(self.precision, self.device), recorder or nullcontext():
             drawn = draw_members(
-                self.model,
+                model,
                 self.diffusion,
                 self.plan,
                 image.to(memory_format=memory_format(self.precision, self.device)),
@@ -151,7 +157,13 @@ class EnsembleSampler:
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
+        if tiled:  # what was filled up goes
+            height, width = batch["size"][0]
+            drawn = Members(*(None if x is None else x[..., :height, :width] for x in drawn))
         return drawn.cpu(), trace, recorder
+
+    def _is_tiled(self, batch):
+        return batch["image"].shape[-2:] != (self.image_size, self.image_size)
 
 
 class _Writer:
@@ -166,7 +178,7 @@ class _Writer:
     def __call__(self, indices, batch, members, trace, recorder):
         maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
         for n, index in enumerate(indices):
-            if recorder is not None:
+            if self.sampler.options.debug:
                 self._write_debug(index, n, maps[n], trace, recorder)
             unit = self.unit_of[index]
             self.slices[unit].append(maps[n])
@@ -178,7 +190,8 @@ class _Writer:
         case = self.dataset.cases[index]
         picture = displayed(self.dataset.load_image(case))
         frames = denoising_frames(picture, *trace.of_image(n))
-        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask.any(axis=0)))
+        sheet = None if recorder is None else attention_sheet(picture, recorder, n, maps.mask.any(axis=0))
+        self.folder.write_debug(case.name, frames, sheet)
 
 
 class Trace:

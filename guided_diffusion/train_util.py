@@ -43,7 +43,8 @@ class TrainLoop:
 
     options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
-    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir.
+    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir. selection: the
+    `selection.Selection` of the items to train on; None: all.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class TrainLoop:
         start=None,
         processes=None,
         folder=None,
+        selection=None,
     ):
+        self.selection = selection
         self.folder = folder or WorkFolder(options.out_dir)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
@@ -106,6 +109,7 @@ class TrainLoop:
             num_workers=self.num_workers,
             augment=self.options.augment,
             share=self.share,
+            selection=self.selection,
         )
         recent = defaultdict(list)
         self.model.train()

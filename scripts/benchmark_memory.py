@@ -75,7 +75,7 @@ def main(argv=None):
         folder = WatchedFolder(Path(place) / "results", {"settings": {}}, save_samples=True)
         plan = plan_sampling(sample, set(flags), diffusion)
         sampler = EnsembleSampler(
-            model, diffusion, plan, sample, device, precision, rows=options.num_ensemble, images=1
+            model, diffusion, plan, sample, device, precision, IMAGE_SIZE, rows=options.num_ensemble, images=1
         )
         sampler.run(dataset, group_cases(dataset.cases), folder, num_workers=2)
     early, last = folder.sizes[EARLY - 1], folder.sizes[-1]

@@ -35,6 +35,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
@@ -79,7 +80,9 @@ def sample_all(options, given, processes):
         plan = plan_sampling(sample, given, diffusion)
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, image_size, chosen="data_name" in given)
+    settle_tiles(sample, trained["train"]["crop"], given)
+    view = View(neighbours=trained["model"]["neighbours"], keep_size=sample.tile)
+    dataset = find_data(here, image_size, view, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -114,7 +117,7 @@ def sample_all(options, given, processes):
         how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"
         console().info(f"{how}, on {processes.place} in {precision}")
         rows = rows_at_once(sample.sample_batch_size, processes.device, image_size)
-        images = sample.batch_size or max(1, rows // sample.num_ensemble)
+        images = 1 if sample.tile else sample.batch_size or max(1, rows // sample.num_ensemble)
         sampler = EnsembleSampler(
             model,
             diffusion,
@@ -122,6 +125,7 @@ def sample_all(options, given, processes):
             sample,
             processes.device,
             precision,
+            image_size,
             rows=rows,
             images=images,
             read_raters=read_raters,
@@ -168,10 +172,25 @@ def rebuild(checkpoint, sample, model_options, diffusion_options, given):
     return model, diffusion, image_size
 
 
-def find_data(data, image_size, chosen):
-    """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
+def settle_tiles(sample, cropped, given):
+    """Decide whether to sample in tiles. cropped: whether the checkpoint was trained on crops."""
+    if "tile" not in given:
+        sample.tile = cropped
+    if "tile_overlap" in given and not sample.tile:
+        raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
+    if sample.tile != cropped:
+        how = "squares cut from larger images" if cropped else "whole images made smaller"
+        console().warning(
+            f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
+            "show it another scale"
+        )
+
+
+def find_data(data, image_size, view, chosen):
+    """The data to sample, as `view` shows it. chosen: if --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        options = {"split": "test", "hold_out": data.hold_out, "view": view}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
@@ -245,6 +264,7 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
     names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
     settings = {name: getattr(sample, name) for name in names}
     settings |= {"image_size": image_size, "precision": precision, **plan.settings()}
+    settings["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",

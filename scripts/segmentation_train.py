@@ -40,8 +40,10 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.selection import select_slices
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import WorkFolder, work_folder
 
@@ -118,7 +120,8 @@ def settle(options, given, processes):
     precision = pick_precision(process_options.precision, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
     here = dataclasses.replace(data, data_dir=data_dir)
-    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
+    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder)
 
@@ -160,6 +163,7 @@ def train_model(options, given, processes):
         start=start,
         processes=processes,
         folder=folder,
+        selection=select_slices(dataset, train.slices, processes),
     )
     last = loop.run()
     if not processes.is_first:
@@ -204,12 +208,11 @@ def dry_run(options, given):
     return 0
 
 
-def find_data(data, image_size, chosen):
-    """The training data. chosen: whether --data_name was, rather than left at its default."""
+def find_data(data, image_size, view, chosen):
+    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(
-            data.data_name, data.data_dir, image_size, split="train", need_masks=True, hold_out=data.hold_out
-        )
+        options = {"split": "train", "need_masks": True, "hold_out": data.hold_out, "view": view}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
