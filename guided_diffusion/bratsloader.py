@@ -8,7 +8,7 @@ from pathlib import Path
 from .data import Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import is_nifti, split_suffix
-from .volumes import VolumeReader
+from .volumes import VolumeReader, normalised_channels
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
@@ -56,6 +56,9 @@ class BraTSDataset(SegmentationDataset):
 
     def normalise(self, image):
         return image  # done for the whole volume when it is read
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)

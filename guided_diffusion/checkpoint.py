@@ -28,7 +28,8 @@ OLDER = {  # what a checkpoint that is older than an option was trained with
 class Checkpoint:
     """What a run is made of; plain types and tensors only.
 
-    config: a dict of option values for each of "data", "model", "diffusion", "train".
+    config: a dict of option values for each of "data", "model", "diffusion", "train"; "loader": what the data set's
+    class `kept`.
     image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
     model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
     optimizer, scaler, timestep_sampler: their state dicts, for resuming.

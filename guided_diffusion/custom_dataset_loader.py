@@ -43,7 +43,7 @@ from .files import (
     split_suffix,
 )
 from .logger import counted
-from .volumes import VolumeReader
+from .volumes import VolumeReader, normalised_channels
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
@@ -64,6 +64,7 @@ class FolderDataset(SegmentationDataset):
     """
 
     class_names = ("foreground",)
+    kept = ("is_nifti",)
     finds_validation = True
 
     def find_cases(self):
@@ -95,6 +96,9 @@ class FolderDataset(SegmentationDataset):
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.
         return image if self.is_nifti else super().normalise(image)
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw) if self.is_nifti else super().normalise_raw(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)

@@ -71,6 +71,10 @@ class SegmentationDataset(Dataset):
     - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
       of slices [X, Y] as NIfTI files hold them.
 
+    `Segmenter` normalises images that lie in no folder: `normalise` must do without what `find_cases` has found, but
+    for the attributes (plain types) that `kept` names, which a checkpoint keeps. A loader whose `read_image` normalises
+    overrides `normalise_raw` too.
+
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
     split: "train", "test" or None (all there is), for layouts that keep both below one folder. "val", the cases that
@@ -90,6 +94,7 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    kept = ()
     volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
@@ -137,6 +142,13 @@ class SegmentationDataset(Dataset):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
         return image / 127.5 - 1
 
+    def normalise_raw(self, raw):
+        """Map an image from elsewhere to the network's range: [C, H, W], or a volume [C, X, Y, Z], as a file has it.
+
+        By default what `normalise` does, for loaders whose `read_image` gives what the file has.
+        """
+        return self.normalise(raw)
+
     def preload(self):
         """Read what all cases share. Called once before workers are forked, which then have it without a copy."""
 
@@ -153,6 +165,19 @@ class SegmentationDataset(Dataset):
         return "a mask"
 
     # ---- what the framework does with it -----------------------------------------------------------------------
+
+    def kept_values(self):
+        """What a checkpoint keeps of the data set for `without_data`: plain types."""
+        values = [list(group) for group in self.classes.values]
+        return {name: getattr(self, name) for name in self.kept} | {"class_values": values}
+
+    @classmethod
+    def without_data(cls, kept, class_names):
+        """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
+        dataset = cls.__new__(cls)
+        values = kept.get("class_values", ())
+        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
+        return dataset
 
     def _find_split(self, split):
         """What `find_cases` finds for a split."""

@@ -2,9 +2,11 @@
 
 import torch
 
+from .nn import at_least_float32
+
 
 class EMA:
-    """An exponential moving average of a model's parameters, in float32.
+    """An exponential moving average of a model's parameters, in float32 (or float64 if they have that).
 
     The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
     for tens of thousands of steps and ruin a short run.
@@ -14,7 +16,7 @@ class EMA:
         self.rate = rate
         source = dict(model.named_parameters()) if state is None else state
         self.parameters = {
-            name: source[name].detach().to(device=parameter.device, dtype=torch.float32, copy=True)
+            name: at_least_float32(source[name].detach()).to(device=parameter.device, copy=True)
             for name, parameter in model.named_parameters()
         }
 
@@ -25,5 +27,5 @@ class EMA:
     @torch.no_grad()
     def update(self, model, updates):
         """Move the average towards the model's parameters."""
-        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
+        current = [at_least_float32(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))

@@ -62,6 +62,15 @@ class CaseMaps:
     members: np.ndarray
     coarse: np.ndarray | None
 
+    def __iter__(self):
+        """`mask, probability, uncertainty = maps`."""
+        return iter((self.mask, self.probability, self.uncertainty))
+
+    def of_one_class(self):
+        """The same of a single class, without the axis K."""
+        coarse = None if self.coarse is None else self.coarse[0]
+        return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse)
+
 
 def fuse_cases(members, sizes, method, classes=BINARY):
     """The `CaseMaps` of each image of a batch, from its `sampling.Members`.

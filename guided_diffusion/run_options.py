@@ -1,5 +1,6 @@
 """The options of training, sampling and evaluation (see `config`)."""
 
+import math
 from dataclasses import dataclass
 
 from .config import numbers, option
@@ -224,4 +225,26 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
-    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder", remote=True)
+    out_dir: str = option(
+        "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
+    )
+    nsd_tolerance: str = option(
+        "1,2",
+        "distances within which two surfaces count as the same in the normalised surface Dice: one or several, in mm "
+        "where the voxel size is known, else in pixels",
+    )
+    lesion_iou: float = option(
+        0.1,
+        "least IoU of a predicted and a true connected component that counts as a lesion found",
+        above=0,
+        maximum=1,
+    )
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
+            raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
+
+    def tolerances(self):
+        """--nsd_tolerance as numbers, each once, in their order."""
+        return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))

@@ -12,15 +12,19 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
-from .errors import is_out_of_memory
+from .errors import UserError, is_out_of_memory
 from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
+from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
+from .plan import ONE_LOOK, plan_sampling
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import Members, draw_members
 from .tiles import Tiled
+from .views import WHOLE, View
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 WAITING_BATCHES = 2  # that may wait to be written before the network does
@@ -59,13 +63,55 @@ def share_of(units, images, process, processes):
     return [unit for block in blocks[process::processes] for unit in block]
 
 
+def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
+    """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
+
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
+    for those that contradict the checkpoint.
+    """
+    model_options, diffusion_options = model_options or ModelOptions(), diffusion_options or DiffusionOptions()
+    trained = checkpoint.config
+    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
+    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
+    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, options.model_path)
+    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
+    saved_options(
+        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
+    )
+    model, diffusion = checkpoint.build(model_options)
+    checkpoint.load_weights(model, options.weights)
+    check_size(image_size, len(model.shape.multipliers))
+    if model_options.version == "unet":
+        plan, options.num_ensemble = ONE_LOOK, 1
+    else:
+        plan = plan_sampling(options, given, diffusion)
+    settle_tiles(options, trained["train"]["crop"], given)
+    view = View(model_options.neighbours, keep_size=options.tile)
+    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size, view)
+
+
+def settle_tiles(sample, cropped, given):
+    """Decide whether to sample in tiles. cropped: whether the checkpoint was trained on crops."""
+    if "tile" not in given:
+        sample.tile = cropped
+    if "tile_overlap" in given and not sample.tile:
+        raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
+    if sample.tile != cropped:
+        how = "squares cut from larger images" if cropped else "whole images made smaller"
+        console().warning(
+            f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
+            "show it another scale"
+        )
+
+
 @dataclass
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    image_size: the side of the images that the network takes; larger ones, one to a batch, go through it in tiles.
-    rows: images x members (or tiles) in one pass, halved when memory runs out unless `options` ask for a number.
-    images: how many are read at once. read_raters: called as `evaluation.raters_of` is.
+    view: what the dataset shows the network of each case; images that keep a larger size than image_size, one to a
+    batch, go through it in tiles. read_raters: called as `evaluation.raters_of` is. rows: images x members, or tiles,
+    in one pass, halved when memory runs out unless `options` ask for a number. images: how many are read at once.
     """
 
     model: torch.nn.Module
@@ -75,11 +121,14 @@ class EnsembleSampler:
     device: torch.device
     precision: str
     image_size: int
-    rows: int
-    images: int
+    view: View = WHOLE
     read_raters: object = raters_of
 
     def __post_init__(self):
+        self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
+        self.images = self.options.batch_size or max(1, self.rows // self.options.num_ensemble)
+        if self.view.keep_size:
+            self.images = 1
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
         self.warm = not self.options.compile
         if self.options.compile:

@@ -49,6 +49,11 @@ class View:
             shown = [before or shown[0], *shown, after or shown[-1]]
         return shown
 
+    def with_neighbours(self, slices):
+        """Each of a volume's slices [C, X, Y], all in order, amid its neighbours: a list of [(2N + 1) C, X, Y]."""
+        last, reach = len(slices) - 1, range(-self.neighbours, self.neighbours + 1)
+        return [torch.cat([slices[min(max(k + step, 0), last)] for step in reach]) for k in range(len(slices))]
+
     def image(self, image, size):
         """An image [C, H, W] as the network takes it: [C, size, size], or with `keep_size` larger."""
         if self.keeps(image.shape[-2:], size):

@@ -93,6 +93,17 @@ def zscore(values):
     return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
 
 
+def normalised(values):
+    """A channel's z-scores (see `zscore`) as float16, which suffices within +-5: how they are kept in memory."""
+    return zscore(values).astype(np.float16)
+
+
+def normalised_channels(raw):
+    """`normalised` of each channel of an image or volume [C, ...] from elsewhere, as float32."""
+    raw = np.asarray(raw, dtype=np.float32)
+    return np.stack([normalised(channel) for channel in raw]).astype(np.float32)
+
+
 def _images_of(case):
     return Entry(case.volume or case.name, case.images, _decode_images, DECODED)
 
@@ -104,7 +115,7 @@ def _labels_of(case):
 
 
 def _decode_images(paths):
-    """The files as one array [Z, C, X, Y]: a slice lies in one piece, and half precision suffices within +-5."""
+    """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
     channels, shapes = [], {}
     for path in paths:
         values = read_nifti(path)[0]
@@ -112,7 +123,7 @@ def _decode_images(paths):
             raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
         values = values.reshape(_as_volume(values.shape))
         shapes[path] = values.shape
-        channels.append(zscore(values).astype(np.float16).transpose(2, 0, 1))
+        channels.append(normalised(values).transpose(2, 0, 1))
     _check_shapes(shapes)
     return np.stack(channels, axis=1)
 
