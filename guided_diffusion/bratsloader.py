@@ -8,7 +8,8 @@ from pathlib import Path
 from .data import Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import is_nifti, split_suffix
-from .volumes import VolumeReader, normalised_channels
+from .intensity import normalised_channels
+from .volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.

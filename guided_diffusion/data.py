@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .classes import Classes, checked_classes
 from .errors import NoCasesError, NoSplitError, UserError
+from .orientation import STILL, turned_back
 from .views import WHOLE
 
 LOADERS = {
@@ -50,11 +51,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z]."""
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+
+    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
+    there to here.
+    """
 
     affine: np.ndarray
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
+    file_affine: np.ndarray | None = None
+    turn: np.ndarray | None = None
+
+    @property
+    def in_file(self):
+        """(the file's affine, the turn from there to here, an array [3, 2])."""
+        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+
+    def as_in_file(self, array):
+        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
+        return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
 
 
 class SegmentationDataset(Dataset):
@@ -82,6 +98,7 @@ class SegmentationDataset(Dataset):
         cases: it has none).
     need_masks: True for training: items carry a mask, and a case without one is an error. With False (sampling) no
         item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
+    ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
     view: what an item shows of a case, a `views.View`. With neighbours `image_channels` becomes that of so many slices;
@@ -99,13 +116,16 @@ class SegmentationDataset(Dataset):
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, view=WHOLE):
+    def __init__(
+        self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None, view=WHOLE
+    ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.split = split
         self.need_masks = need_masks
+        self.ct_window = ct_window
         self.view = view
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
@@ -329,15 +349,15 @@ def split_folders(data_dir, split):
     return found[split]
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, view=WHOLE):
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
-    split, need_masks, hold_out, view: see `SegmentationDataset`.
+    split, need_masks, settings (view, and hold_out, ct_window: those of `config.DataOptions.loading`): see
+    `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
-    loader = find_loader(data_name)
-    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out, view=view)
+    return find_loader(data_name)(data_dir, image_size, split=split, need_masks=need_masks, **settings)
 
 
 def find_loader(data_name):

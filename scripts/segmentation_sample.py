@@ -70,6 +70,8 @@ def sample_all(options, given, processes):
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "ct_window" not in given:
+        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     if sampler.plan is ONE_LOOK:
@@ -140,7 +142,7 @@ def gather_results(out, processes):
 def find_data(data, sampler, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        options = {"split": "test", "hold_out": data.hold_out, "view": sampler.view}
+        options = {"split": "test", "view": sampler.view, **data.loading}
         return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
     except NoCasesError as error:
         if chosen:

@@ -211,7 +211,7 @@ def dry_run(options, given):
 def find_data(data, image_size, view, chosen):
     """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        options = {"split": "train", "need_masks": True, "hold_out": data.hold_out, "view": view}
+        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
         return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:

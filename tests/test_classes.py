@@ -179,7 +179,8 @@ def results(request, tmp_path):
         maps = [fuse_cases(answer_of(case), [(12, 16)], "staple", dataset.classes)[0] for case in unit.cases]
         truth = np.stack([truth_of(case) for case in unit.cases], axis=-1)
         if unit.is_volume:
-            folder.write_volume(unit.name, stack_slices(maps), np.diag([2.0, 1, 1, 1]), lambda k: np.zeros((1, 12, 16)))
+            geometry = dataset.geometry(unit.cases[0])
+            folder.write_volume(unit.name, stack_slices(maps), geometry, lambda k: np.zeros((1, 12, 16)))
         else:
             folder.write_image(unit.name, maps[0], np.zeros((1, 12, 16)), truth[..., 0])
         assert folder.finished(unit.name, unit.is_volume)
