@@ -22,8 +22,8 @@ from .pictures import denoising_frames, displayed
 from .plan import ONE_LOOK, plan_sampling
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
-from .sampling import Members, draw_members
-from .tiles import Tiled
+from .sampling import draw_members
+from .tiles import cut, in_tiles
 from .views import WHOLE, View
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
@@ -174,7 +174,8 @@ class EnsembleSampler:
                 fixed = self.options.sample_batch_size != "auto"
                 if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
-            most = self.rows if self._is_tiled(batch) else len(batch["name"]) * self.options.num_ensemble
+            tiled = self.view.keep_size  # in how many tiles is not known here
+            most = self.rows if tiled else len(batch["name"]) * self.options.num_ensemble
             self.rows = max(1, min(self.rows, most) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
             bar.update(began - bar.n)
@@ -186,10 +187,10 @@ class EnsembleSampler:
         conditional = self.model.label_embedding is not None
         trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
         began = time.monotonic()
-        tiled = self._is_tiled(batch)
-        recorder = AttentionRecorder(self.model) if debug and not tiled else None
-        model = Tiled(self.model, self.image_size, self.options.tile_overlap, self.rows) if tiled else self.model
         image = batch["image"].to(self.device, non_blocking=True)
+        model = in_tiles(self.model, image, self.image_size, self.options.tile_overlap, self.rows)
+        tiled = model is not self.model
+        recorder = AttentionRecorder(self.model) if debug and not tiled else None
         with autocast(self.precision, self.device), recorder or nullcontext():
             drawn = draw_members(
                 model,
@@ -206,13 +207,9 @@ class EnsembleSampler:
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
-        if tiled:  # what was filled up goes
-            height, width = batch["size"][0]
-            drawn = Members(*(None if x is None else x[..., :height, :width] for x in drawn))
+        if tiled:
+            drawn = cut(drawn, batch["size"][0])
         return drawn.cpu(), trace, recorder
-
-    def _is_tiled(self, batch):
-        return batch["image"].shape[-2:] != (self.image_size, self.image_size)
 
 
 class _Writer:

@@ -19,7 +19,7 @@ class Tiled(nn.Module):
 
     size: a window's side in pixels, no larger than the image. overlap: of neighbouring windows, in parts of their side,
     below 1. rows: how many windows go through the network in one pass, of all images and members; what is predicted
-    does not depend on it but for rounding.
+    does not depend on it but for rounding; None: all of them.
     """
 
     def __init__(self, model, size, overlap, rows):
@@ -61,6 +61,19 @@ class Tiled(nn.Module):
                     for place, value in zip(places, values, strict=True):
                         field[place] += weights * value
         return ModelOutput(*(fields[name] / total if name in fields else None for name in ModelOutput._fields))
+
+
+def in_tiles(model, image, size, overlap, rows):
+    """The model, `Tiled` if the image [N, C, H, W] is not `size` x `size`; rows: see there, None for all at once."""
+    if tuple(image.shape[-2:]) == (size, size):
+        return model
+    return Tiled(model, size, overlap, rows)
+
+
+def cut(members, size):
+    """`sampling.Members` of an image (H, W) = `size` without what a shorter side was filled up by."""
+    height, width = size
+    return type(members)(*(None if x is None else x[..., :height, :width] for x in members))
 
 
 class TiledCondition(NamedTuple):
@@ -112,4 +125,5 @@ def joined(conditions):
 
 
 def _in_parts(pairs, rows):
+    rows = rows or len(pairs)
     return [pairs[low : low + rows] for low in range(0, len(pairs), rows)]
