@@ -16,6 +16,7 @@ from guided_diffusion.files import read_nifti
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import Answer, ModelOutput, build_model
 from guided_diffusion.sampling import SamplingPlan, draw_members
+from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.tiles import Tiled, windows_of
 
 SIZE = 16
@@ -140,10 +141,11 @@ def large(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cropped(script, large, tmp_path_factory):
-    """A checkpoint of 2 steps on crops of `large`."""
+    """A checkpoint of 2 steps on crops of `large`, watched meanwhile."""
     out = tmp_path_factory.mktemp("cropped")
     data = ["--data_name FOLDER --data_dir", large, "--out_dir", out]
-    script("segmentation_train", [*data, TINY, "--max_steps 2 --lr 1e-2 --crop True --augment strong"])
+    watched = "--sample_interval 2 --val_cases 3"
+    script("segmentation_train", [*data, TINY, f"--max_steps 2 --lr 1e-2 --crop True --augment strong {watched}"])
     return out / "model000002.pt"
 
 
@@ -191,6 +193,19 @@ def test_a_checkpoint_of_crops_is_sampled_in_tiles_by_itself(sample, cropped, la
         ],
     )
     assert told.endswith("--tile_overlap 0.5 belongs to --tile True; leave it out")
+
+
+def test_validation_of_a_run_on_crops_sees_whole_images(cropped):
+    rows = [json.loads(line) for line in (cropped.parent / "log.jsonl").read_text().splitlines()]
+    assert 0 <= rows[-1]["val_coarse_dice"] <= 1 and 0 <= rows[-1]["val_dice"] <= 1
+
+
+def test_segmenter_answers_in_tiles_as_the_script_does(sample, cropped, large):
+    results = sample(cropped, large, "--num_ensemble 2 --num_samples 1 --num_workers 0 --precision fp32")
+    image = np.asarray(Image.open(large / "images" / "a_wide.png"))
+    answer = Segmenter.load(cropped, members=2, precision="fp32", device="cpu")(image, "a_wide")
+    assert answer.mask.shape == (20, 75)
+    assert np.array_equal(answer.mask, pixels(results, "masks")["a_wide.png"] > 0)
 
 
 def test_results_older_than_tiles_are_gone_on_with(sample, trained, large):

@@ -13,6 +13,8 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.dist_util import Processes
 from guided_diffusion.errors import UserError
+from guided_diffusion.files import read_nifti
+from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.selection import Selection, select_slices
 from guided_diffusion.views import View, at_least, crop
 
@@ -80,6 +82,20 @@ def test_a_checkpoint_remembers_its_neighbours(train, sample, brats, refusal, tm
     assert next(results.glob("*_seg.nii.gz")) and next((results / "overlay").iterdir())
     told = refusal("segmentation_sample", ["--neighbours 2 --model_path", path, "--data_dir", brats])
     assert "--neighbours 2 contradicts the checkpoint" in told and "neighbours 1" in told
+
+
+def test_segmenter_shows_a_volume_with_neighbours(train, brats):
+    checkpoint = train("BRATS", brats, "--neighbours 1")
+    dataset = build_dataset("BRATS", brats, 32, split="test")
+    volume = np.stack([read_nifti(path)[0] for path in dataset.cases[0].images])
+    segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
+    encode = segmenter.sampler.model.encode
+    segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
+    segmenter.volume(volume)
+    shown = build_dataset("BRATS", brats, 32, split="test", view=View(neighbours=1))
+    torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
+    with pytest.raises(ValueError, match="checkpoint's 12 channels, as 3 slices at once"):
+        segmenter.volume(volume[:3])
 
 
 # ---- sizes and crops ---------------------------------------------------------------------------------------------
