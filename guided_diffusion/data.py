@@ -351,6 +351,11 @@ def split_folders(data_dir, split):
     return found[split]
 
 
+def given_split(word):
+    """The split of a flag or manifest as data sets take it: None for "all"."""
+    return None if word == "all" else word
+
+
 def split_of(folder_name):
     """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
     name = folder_name.lower()
@@ -409,6 +414,14 @@ def recognised(data_name, data_dir):
         if find_loader(name).recognises(Path(data_dir)):
             return name
     raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
+
+
+def suggested(data_dir):
+    """What to do about `--data_name` where the one that was tried found nothing, in words."""
+    try:
+        return f"add --data_name {recognised(AUTO, data_dir)}"
+    except (UserError, OSError):
+        return "name your kind of data"
 
 
 def find_loader(data_name):
