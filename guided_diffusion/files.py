@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -349,6 +350,15 @@ def atomic_path(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def name_also(path, other):
+    """Let `other` be the same file as `path`, whole or not at all: a hard link where the disk has them, else a copy."""
+    with atomic_path(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # FAT, some network drives
+            shutil.copyfile(path, temporary)
 
 
 def remove_temporaries(folder):
