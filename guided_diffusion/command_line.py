@@ -17,7 +17,6 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",
-    "tile": "images are resized to --image_size so far",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from . import ensemble
 from .classes import BINARY
-from .custom_dataset_loader import MASK_ENDINGS, files_by_name
+from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
     atomic_path,
@@ -43,6 +43,9 @@ from .files import (
     write_png,
 )
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from .raters import files_by_name
+
+OLDER = {"tile": False}  # settings that a manifest older than they are was made with
 
 
 @dataclass
@@ -149,7 +152,7 @@ class ResultsFolder:
             *(("settings", k) for k in new["settings"]),
             ("data", "data_dir"),
         ]:
-            before = (old.get(group, {}) if group else old).get(key)
+            before = (old.get(group, {}) if group else old).get(key, OLDER.get(key))
             now = (new[group] if group else new)[key]
             if before != now:
                 difference = _difference(key, before, now, old, new)

@@ -25,7 +25,7 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.config_file import as_yaml, run_values, write_config
-from guided_diffusion.data import SegmentationDataset, build_dataset
+from guided_diffusion.data import SegmentationDataset, build_dataset, recognised, suggested
 from guided_diffusion.dist_util import (
     Processes,
     joined_processes,
@@ -41,12 +41,14 @@ from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.next_command import sampling_command
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.selection import select_slices
 from guided_diffusion.sessions import FILE as SESSIONS
 from guided_diffusion.sessions import recorded
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, is_remote
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.validation_data import ValidationData, find_validation
+from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
 from guided_diffusion.work_folder import WorkFolder, work_folder
@@ -125,8 +127,10 @@ def settle(options, given, processes):
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     precision = pick_precision(process_options.precision, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
-    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
+    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     if train.overfit:
         dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
@@ -177,6 +181,7 @@ def train_model(options, given, processes):
         processes=processes,
         folder=folder,
         watch=watch_of(run, diffusion, processes),
+        selection=select_slices(dataset, train.slices, processes),
     )
     with recorded(loop) if processes.is_first else nullcontext():
         last = loop.run()
@@ -248,14 +253,17 @@ def dry_run(options, given):
     return 0
 
 
-def find_data(data, image_size, chosen):
-    """The training data. chosen: whether --data_name was, rather than left at its default."""
+def find_data(data, image_size, view, chosen):
+    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True, **data.loading)
+        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
-        raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
+        raise UserError(
+            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
+        ) from None
 
 
 def begun_folder(out_dir, processes):
@@ -365,7 +373,8 @@ def describe(dataset, model, train, place, precision, start, validation):
 def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *dataset.notes]
+    layout = [f"layout: {dataset.layout}"] if dataset.layout else []
+    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *layout, *dataset.notes]
 
 
 if __name__ == "__main__":
