@@ -58,21 +58,22 @@ def summary_of(evaluated):
 
 
 def curves_of(evaluated):
-    """What a report draws of an `evaluation.Evaluated`, for each class by name.
+    """What a report draws of an `evaluation.Evaluated`: {"all": curves, "classes": {name: curves}}.
 
-    "reliability": {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
-    `calibration.ReliabilityTable.diagram`. "retention": for each of `uncertainty.SCORES` "kept", "error", "area",
-    "random" and "oracle", see `uncertainty.judge`. Of several classes "mean" has the retention of the cases' means.
+    curves["reliability"]: {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
+    `calibration.ReliabilityTable.diagram`. curves["retention"]: for each of `uncertainty.SCORES` "kept", "error",
+    "area", "random" and "oracle", see `uncertainty.judge`. "all" has the pixels of all classes together, and the
+    cases' means over them.
     """
-    rows = evaluated.rows
-    curves = {
-        name: {
-            "reliability": {f"{MAPS[key]}{part}": t.diagram() for (key, part), t in evaluated.tables[name].items()},
-            "retention": _retention(_of_class(rows, name)),
-        }
-        for name in evaluated.class_names
+    rows, pooled = evaluated.rows, {}
+    for tables in evaluated.tables.values():
+        for key, table in tables.items():
+            pooled[key] = pooled[key] + table if key in pooled else table
+    several = len(evaluated.class_names) > 1
+    return {
+        "all": _curves(_means(rows) if several else rows, pooled),
+        "classes": {name: _curves(_of_class(rows, name), evaluated.tables[name]) for name in evaluated.class_names},
     }
-    return curves | ({MEAN: {"retention": _retention(_means(rows))}} if len(curves) > 1 else {})
 
 
 def calibration_figures(tables):
@@ -176,13 +177,16 @@ def _judged(cases, name):
     return judged | {"judged": judged.pop("n")}
 
 
-def _retention(rows):
-    curves = {}
+def _curves(rows, tables):
+    retention = {}
     for name in SCORES:
         judged = _judged(rows, name)
         if judged["judged"]:
-            curves[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
-    return curves
+            retention[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
+    return {
+        "reliability": {f"{MAPS[name]}{part}": table.diagram() for (name, part), table in tables.items()},
+        "retention": retention,
+    }
 
 
 # ---- the rules ---------------------------------------------------------------------------------------------------
