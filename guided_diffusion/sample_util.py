@@ -23,6 +23,7 @@ from .plan import ONE_LOOK, plan_sampling
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
+from .temperature_fit import temperature_of
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 WAITING_BATCHES = 2  # that may wait to be written before the network does
@@ -64,7 +65,8 @@ def share_of(units, images, process, processes):
 def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
     """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
 
-    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1; its temperature
+    becomes the checkpoint's unless it has one. given: names of all
     options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
     for those that contradict the checkpoint.
     """
@@ -77,6 +79,7 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
     saved_options(
         DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
     )
+    options.temperature = temperature_of(checkpoint, options.temperature)
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, options.weights)
     check_size(image_size, len(model.shape.multipliers))
@@ -158,6 +161,11 @@ class EnsembleSampler:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def fuse(self, members, sizes, classes):
+        """The `CaseMaps` of drawn members as the options ask for them, see `results.fuse_cases`."""
+        how = {"temperature": self.options.temperature, "pixel_maps": self.options.uncertainty_maps}
+        return fuse_cases(members, sizes, self.options.fuse, classes, **how)
+
     def _draw(self, batch, bar):
         debug, members = self.options.debug, self.options.num_ensemble
         conditional = self.model.label_embedding is not None
@@ -194,7 +202,7 @@ class _Writer:
         self.empty = 0
 
     def __call__(self, indices, batch, members, trace, recorder):
-        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
+        maps = self.sampler.fuse(members, batch["size"], self.dataset.classes)
         for n, index in enumerate(indices):
             if recorder is not None:
                 self._write_debug(index, n, maps[n], trace, recorder)

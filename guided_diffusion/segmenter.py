@@ -17,7 +17,7 @@ from .config import ModelOptions
 from .data import find_loader, network_image
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
-from .results import fuse_cases, stack_slices
+from .results import stack_slices
 from .run_options import SampleOptions
 from .sample_util import build_sampler
 from .storage import fetch_file, is_remote
@@ -166,7 +166,7 @@ class Segmenter:
             for low in range(0, len(items), sampler.images):
                 batch = collate(items[low : low + sampler.images])
                 members, *_ = sampler.draw(batch, bar)
-                answers += fuse_cases(members, batch["size"], sampler.options.fuse, self.loader.classes)
+                answers += sampler.fuse(members, batch["size"], self.loader.classes)
         return answers
 
     def _item(self, normalised, name, label):

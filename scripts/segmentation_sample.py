@@ -76,7 +76,7 @@ def sample_all(options, given, processes):
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler.image_size, chosen="data_name" in given)
+    dataset = find_data(here, sampler.image_size, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -137,10 +137,10 @@ def gather_results(out, processes):
         out.pull()
 
 
-def find_data(data, image_size, chosen):
+def find_data(data, image_size, split, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        return build_dataset(data.data_name, data.data_dir, image_size, split=split, hold_out=data.hold_out)
     except NoCasesError as error:
         if chosen:
             raise
@@ -211,7 +211,10 @@ def check_dataset(dataset, checkpoint):
 
 def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     """The manifest: everything that decides the results, and what they were made with."""
-    names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
+    names = (
+        *("num_ensemble", "fuse", "temperature", "weights", "seed"),
+        *("save_samples", "uncertainty_maps", "debug"),
+    )
     settings = {name: getattr(sample, name) for name in names}
     settings |= {"image_size": sampler.image_size, "precision": sampler.precision, **sampler.plan.settings()}
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
@@ -224,7 +227,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
         "data": {
             "data_name": data.data_name,
             "data_dir": data_dir,
-            "split": "test",
+            "split": sample.split,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
         "config": checkpoint.config,
