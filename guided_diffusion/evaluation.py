@@ -118,7 +118,8 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
     can be compared.
     """
     units = group_cases(dataset.cases)
-    predictions = Predictions(pred_dir, [unit.name for unit in units], dataset.classes)
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
     millimetres = dataset.geometry(units[0].cases[0]) is not None

@@ -19,17 +19,14 @@ and so on.
 """
 
 import glob
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from . import ensemble
+from .case_maps import PIXEL_MAPS
 from .classes import BINARY
-from .custom_dataset_loader import MASK_ENDINGS, files_by_name
+from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
     atomic_path,
@@ -46,97 +43,9 @@ from .files import (
     write_png,
 )
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
-from .temperature import scaled
-from .uncertainty import pixel_uncertainty
+from .raters import files_by_name
 
 OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test"}  # of a manifest that does not say it
-PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have
-
-
-@dataclass
-class CaseMaps:
-    """One case's answer at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
-
-    mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
-    their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
-    the likeliest. coarse: float in [0, 1], or None. pixel_maps: each of `PIXEL_MAPS`, where asked for, see
-    `uncertainty.pixel_uncertainty`.
-    """
-
-    mask: np.ndarray
-    probability: np.ndarray
-    uncertainty: np.ndarray
-    members: np.ndarray
-    coarse: np.ndarray | None
-    pixel_maps: dict = field(default_factory=dict)
-
-    def __iter__(self):
-        """`mask, probability, uncertainty = maps`."""
-        return iter((self.mask, self.probability, self.uncertainty))
-
-    def of_one_class(self):
-        """The same of a single class, without the axis K."""
-        coarse = None if self.coarse is None else self.coarse[0]
-        maps = {name: values[0] for name, values in self.pixel_maps.items()}
-        return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse, maps)
-
-
-def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False):
-    """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
-
-    sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
-    so that borders stay smooth and the fused mask is that of the members as they are written. method: one of
-    `ensemble.FUSE_METHODS`, with `ensemble.COARSE` at its end where the coarse mask (the members' mean) counts as one
-    more member in the mask, the probability and the uncertainty, if there is one. classes: what the K masks are; see
-    `ensemble.fuse_masks` for how they are told apart. temperature: see `temperature.scaled`; of the probability alone.
-    pixel_maps: whether to add `PIXEL_MAPS`.
-    """
-    maps = []
-    for n, size in enumerate(sizes):
-        soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
-        own = ensemble.member_masks(soft, classes.is_exclusive).numpy()
-        coarse = None
-        if members.coarse is not None:
-            coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
-            soft = torch.cat([soft, coarse[None]]) if method.endswith(ensemble.COARSE) else soft
-        fused = soft[:, None]  # [E, 1, K, H, W], an ensemble of one image
-        mask = ensemble.fuse_masks(fused, method.removesuffix(ensemble.COARSE), classes.is_exclusive)[0].numpy()
-        maps.append(
-            CaseMaps(
-                mask=classes.as_written(mask),
-                probability=scaled(ensemble.mean_consensus(fused)[0].numpy(), temperature),
-                uncertainty=ensemble.uncertainty(fused)[0].numpy(),
-                members=np.stack([classes.as_written(member) for member in own]),
-                coarse=None if coarse is None else coarse.numpy(),
-                pixel_maps=_pixel_maps(soft) if pixel_maps else {},
-            )
-        )
-    return maps
-
-
-def _pixel_maps(soft):
-    """`PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
-    doubt = pixel_uncertainty(soft.numpy())
-    return {name: getattr(doubt, name).astype(np.float32) for name in PIXEL_MAPS}
-
-
-def _at_size(maps, size):
-    """Values in [0, 1] [E, K, h, w] -> float32 [E, K, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
-    maps = maps.float().cpu()
-    if tuple(maps.shape[-2:]) != tuple(size):
-        maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return maps.clamp(0, 1)
-
-
-def stack_slices(slices):
-    """One `CaseMaps` of a volume from those of its slices, in order along the last axis."""
-
-    def stacked(name):
-        parts = [getattr(maps, name) for maps in slices]
-        return None if parts[0] is None else np.stack(parts, axis=-1)
-
-    maps = {name: np.stack([one.pixel_maps[name] for one in slices], axis=-1) for name in slices[0].pixel_maps}
-    return CaseMaps(*(stacked(name) for name in ("mask", "probability", "uncertainty", "members", "coarse")), maps)
 
 
 class ResultsFolder:
@@ -229,23 +138,30 @@ class ResultsFolder:
         self._write_masks(self._mask_path(name, False), maps.mask)
         self.written(self._files_of(name, False, len(maps.members)))
 
-    def write_volume(self, name, maps, affine, image_of, truth=None):
-        """Write a volume. image_of(k): raw slice k [C, X, Y]; truth: bool [K, X, Y, Z] or None; for the overlay."""
+    def write_volume(self, name, maps, geometry, image_of, truth=None):
+        """Write a volume, lying as its file does.
+
+        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]; truth: bool [K, X, Y, Z] or None; both for
+        the overlay.
+        """
+
+        def write_one(path, values):
+            write_nifti(path, *geometry.as_in_file(values))
 
         def write(what, values):
             for path, value in zip(self._soft_paths(name, True, what), values, strict=True):
-                write_nifti(path, value.astype(np.float32), affine)
+                write_one(path, value.astype(np.float32))
 
         write("probability", maps.probability)
         for what, values in {"uncertainty": maps.uncertainty, **maps.pixel_maps}.items():
             write(what, values)
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, affine, truth))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
         if self.save_samples:
             for e, member in enumerate(maps.members):
-                write_nifti(self._member_path(name, True, e), self.classes.labels_of(member), affine)
+                write_one(self._member_path(name, True, e), self.classes.labels_of(member))
             if maps.coarse is not None:
                 write("coarse", maps.coarse)
-        write_nifti(self._mask_path(name, True), self.classes.labels_of(maps.mask), affine)
+        write_one(self._mask_path(name, True), self.classes.labels_of(maps.mask))
         self.written(self._files_of(name, True, len(maps.members)))
 
     def _write_masks(self, path, masks):
@@ -310,11 +226,13 @@ class Predictions:
     num_ensemble: the number of members that the folder's manifest tells of, or None.
     names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
     called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
-    classes: what the masks are of; everything is read for one of them, k.
+    classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
+    volume, as whose array those read are turned; None: see `files.read_nifti`.
     """
 
-    def __init__(self, folder, names=(), classes=BINARY):
+    def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):
         self.folder, self.names, self.classes = Path(folder), frozenset(names), classes
+        self.geometry_of = geometry_of
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
@@ -331,13 +249,14 @@ class Predictions:
         if path is None:
             return None
         self.used.add(path)
-        return self._read_mask(path, is_volume, k)
+        return self._read_mask(name, path, is_volume, k)
 
-    def _read_mask(self, path, is_volume, k):
+    def _read_mask(self, name, path, is_volume, k):
+        geometry = self.geometry_of(name) if is_volume else None
         if self.classes.is_binary:
-            return read_nifti_labels(path) > 0 if is_volume else read_picture_mask(path)
+            return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
         if path != self._last[0]:  # the next class is asked for next
-            labels = read_nifti_labels(path) if is_volume else read_picture_labels(path)
+            labels = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
             masks = self.classes.masks_of(labels)
             if labels.any() and not masks.any():
                 raise UserError(
@@ -376,26 +295,26 @@ class Predictions:
         else:
             paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
             paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
-        return [self._read_mask(path, is_volume, k) for path in paths]
+        return [self._read_mask(name, path, is_volume, k) for path in paths]
 
     def probability(self, name, is_volume, k=0):
         """A class's probability, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(soft_files(self.classes, name, is_volume, "probability")[k], is_volume)
+        return self._soft_map(name, "probability", is_volume, k)
 
     def uncertainty(self, name, is_volume, k=0):
         """A class's uncertainty, float32 in [0, 0.5], where it was saved, else None."""
-        values = self._soft_map(soft_files(self.classes, name, is_volume, "uncertainty")[k], is_volume)
+        values = self._soft_map(name, "uncertainty", is_volume, k)
         return values if values is None or is_volume else values / 2
 
     def coarse(self, name, is_volume, k=0):
         """A class's coarse mask, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(soft_files(self.classes, name, is_volume, "coarse")[k], is_volume)
+        return self._soft_map(name, "coarse", is_volume, k)
 
-    def _soft_map(self, file, is_volume):
-        path = self.folder / file
+    def _soft_map(self, name, what, is_volume, k):
+        path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
         if not path.exists():
             return None
-        values = read_nifti(path)[0] if is_volume else read_picture(path)[0] / 255
+        values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
             raise UserError(
                 f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"

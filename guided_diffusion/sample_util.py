@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
 from .errors import is_out_of_memory
@@ -20,7 +21,6 @@ from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_LOOK, plan_sampling
-from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .temperature_fit import temperature_of
@@ -258,7 +258,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer

@@ -253,7 +253,8 @@ def rules_of(evaluated):
         " in the table of cases. Undefined without truth.",
         "Lesions: connected components (over corners too), matched one to one by the largest sum of IoU; found where "
         f"a pair's IoU is at least {evaluated.settings.lesion_iou:g}. Lesion F1 = 2TP/(2TP+FP+FN) of lesions.",
-        "A volume is one case; slices and volumes are not mixed.",
+        "A volume is one case; slices and volumes are not mixed. Volumes are compared in one orientation, which their "
+        "files' affines tell.",
         "A prediction of another size is brought to the truth's grid by nearest neighbour.",
         "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked "
         "it.",

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
 from guided_diffusion.comparison import RULES, compare, format_comparison
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.files import read_json
@@ -75,9 +75,9 @@ def find_truth(options, manifest):
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    same = data_dir == recorded.get("data_dir")
-    held, split = (hold_out_of(recorded), recorded.get("split", "test")) if same else (None, "test")
-    return build_dataset(data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=held)
+    same = recorded if data_dir == recorded.get("data_dir") else {}
+    split = given_split(same.get("split", "test"))
+    return build_dataset(data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same))
 
 
 def settings_of(options, manifest):

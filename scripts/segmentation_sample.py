@@ -17,7 +17,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -70,6 +70,8 @@ def sample_all(options, given, processes):
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "ct_window" not in given:
+        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     if sampler.plan is ONE_LOOK:
@@ -138,9 +140,9 @@ def gather_results(out, processes):
 
 
 def find_data(data, image_size, split, chosen):
-    """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
+    """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split=split, hold_out=data.hold_out)
+        return build_dataset(data.data_name, data.data_dir, image_size, split=given_split(split), **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
@@ -176,6 +178,8 @@ def describe(dataset, units, waiting, trained):
     asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
     done = len(units) - len(waiting)
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
+    if dataset.layout:
+        console().info(f"layout: {dataset.layout}")
     for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
         if line:
             console().warning(line)

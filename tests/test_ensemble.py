@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from guided_diffusion.case_maps import fuse_cases
 from guided_diffusion.ensemble import (
     COARSE,
     FUSE_METHODS,
@@ -20,7 +21,6 @@ from guided_diffusion.ensemble import (
     uncertainty,
     vote,
 )
-from guided_diffusion.results import fuse_cases
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import Members
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import one_class
 from PIL import Image
 
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset, group_cases
+from guided_diffusion.data import Case, Geometry, SegmentationDataset, build_dataset, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import columns, evaluate, majority, on_grid, raters_of
 from guided_diffusion.pictures import CAPTION
@@ -387,7 +387,10 @@ def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
     mask[0, 0, 0] = mask[:3, :3, 2] = True
     soft[..., 2] = 1
     results.write_volume(
-        "v1", one_class(mask, soft, soft / 2, mask[None], None), np.eye(4), lambda k: np.zeros((1, 6, 6))
+        "v1",
+        one_class(mask, soft, soft / 2, mask[None], None),
+        Geometry(np.eye(4), (1, 1, 1), (6, 6, 4)),
+        lambda k: np.zeros((1, 6, 6)),
     )
     path = write_overview(tmp_path / "results", dataset, group_cases(dataset.cases)[:1])
     picture = np.asarray(Image.open(path))
