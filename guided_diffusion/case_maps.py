@@ -35,6 +35,12 @@ class CaseMaps:
         """`mask, probability, uncertainty = maps`."""
         return iter((self.mask, self.probability, self.uncertainty))
 
+    def changed(self, change):
+        """The same with `change(array)` in place of each array that is there."""
+        maps = {name: change(values) for name, values in self.pixel_maps.items()}
+        own = (self.mask, self.probability, self.uncertainty, self.members, self.coarse)
+        return CaseMaps(*(None if values is None else change(values) for values in own), maps)
+
     def of_one_class(self):
         """The same of a single class, without the axis K."""
         coarse = None if self.coarse is None else self.coarse[0]

@@ -6,8 +6,6 @@ segmenter = Segmenter.load("runs/isic/model005000.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -124,8 +122,7 @@ class Segmenter:
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
-        maps = {name: values for name, values in vars(answer).items() if values is not None}
-        answer = replace(answer, **{name: turned_back(values, turn) for name, values in maps.items()})
+        answer = answer.changed(lambda values: turned_back(values, turn))
         return answer.of_one_class() if len(self.class_names) == 1 else answer
 
     @property
