@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .classes import Classes
 from .config import DiffusionOptions, ModelOptions
 from .errors import UserError
 from .files import atomic_path
@@ -19,7 +20,7 @@ from .medsegdiff import build_model
 FORMAT = "medsegdiff-checkpoint-1"
 OLDER = {  # what a checkpoint that is older than an option was trained with
     "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
-    "diffusion": {"logit_skip": "none"},
+    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
     "train": {"augment": "none", "dice_steps": 0},
 }
 
@@ -28,7 +29,8 @@ OLDER = {  # what a checkpoint that is older than an option was trained with
 class Checkpoint:
     """What a run is made of; plain types and tensors only.
 
-    config: a dict of option values for each of "data", "model", "diffusion", "train".
+    config: a dict of option values for each of "data", "model", "diffusion", "train"; and, in "classes", the names and
+    label values of the data's `classes.Classes`.
     image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
     model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
     optimizer, scaler, timestep_sampler: their state dicts, for resuming.
@@ -44,6 +46,12 @@ class Checkpoint:
     optimizer: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
     timestep_sampler: dict = field(default_factory=dict)
+
+    @property
+    def classes(self):
+        """The `classes.Classes` that it was trained on."""
+        saved = self.config.get("classes", {"names": self.class_names, "values": ()})
+        return Classes(tuple(saved["names"]), tuple(map(tuple, saved["values"])))
 
     def build(self, options=None):
         """The network (in training mode, with the not-averaged weights) and its diffusion."""

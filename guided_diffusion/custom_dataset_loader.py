@@ -29,6 +29,8 @@ little more: splits, labels and NIfTI volumes.
 
 from collections import defaultdict
 
+import numpy as np
+
 from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders
 from .errors import NoSplitError, UserError
 from .files import (
@@ -39,6 +41,7 @@ from .files import (
     read_csv,
     read_json,
     read_picture,
+    read_picture_labels,
     read_picture_mask,
     split_suffix,
 )
@@ -51,7 +54,7 @@ MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
 
 class FolderDataset(SegmentationDataset):
-    """`images/NAME.png` with `masks/NAME.png`, one class of foreground.
+    """`images/NAME.png` with `masks/NAME.png`, one class of foreground, or with --classes label maps of several.
 
     Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores; a volume is a case per slice).
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. To sample, masks/ may be
@@ -88,9 +91,14 @@ class FolderDataset(SegmentationDataset):
         return read_picture(case.images[0])
 
     def read_mask(self, case):
-        if self.is_nifti:
-            return self.volumes.labels(case)[:, None] > 0
+        if self.is_nifti or not self.classes.is_binary:
+            return super().read_mask(case)  # from label maps
         return read_picture_mask(case.masks[0])[None, None]
+
+    def read_labels(self, case):
+        if self.is_nifti:
+            return self.volumes.labels(case)
+        return np.stack([read_picture_labels(path) for path in case.masks])
 
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from .classes import Classes, checked_classes
+from .classes import WORDS, Classes, checked_classes, described_classes, found_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 
 LOADERS = {
@@ -62,8 +63,9 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
-    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
-    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
+    A loader of label maps overrides `read_labels` instead of `read_mask`; --classes then says what they are read as.
+    With several classes of its own it may set `class_values`, the label value of each in the maps that sampling writes
+    (default: 1, 2, ...), or several values of each where classes are regions that overlap: ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
@@ -80,6 +82,7 @@ class SegmentationDataset(Dataset):
         item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
+    classes: what `--classes` says; "": the loader's own. Sets `self.classes`, a `classes.Classes`, and `class_names`.
     """
 
     image_channels = 3
@@ -91,7 +94,7 @@ class SegmentationDataset(Dataset):
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, classes=""):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
@@ -108,7 +111,8 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
-        self.classes = self._own_classes()
+        self.classes = self._settled_classes(classes)
+        self.class_names = self.classes.names
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -125,7 +129,23 @@ class SegmentationDataset(Dataset):
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        if not self._reads_labels:
+            raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
+
+    def read_labels(self, case):
+        """Return the case's label maps as integers [R, H, W], where the data has such. Called as `read_mask` is."""
+        raise TypeError(f"{type(self).__name__} has no read_labels(case)")
+
+    def named_classes(self, word):
+        """The `Classes` that `--classes auto`, or another of `classes.WORDS`, stands for in this data."""
+        if word != "auto":
+            raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
+        if (self.data_dir / "dataset.json").is_file():
+            return described_classes(self.data_dir / "dataset.json")
+        cases = [case for case in self.cases if case.masks]
+        bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
+        return found_classes((self.read_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
@@ -178,6 +198,21 @@ class SegmentationDataset(Dataset):
             f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases are held out of training",
         )
         return kept if self.split == "train" else held
+
+    @property
+    def _reads_labels(self):
+        return type(self).read_labels is not SegmentationDataset.read_labels
+
+    def _settled_classes(self, text):
+        """The `Classes` that `--classes` says, or the loader's own."""
+        if not text:
+            return self._own_classes()
+        if not self._reads_labels:
+            raise UserError(
+                f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
+                "leave it out (a loader of your own has label maps where it defines read_labels)"
+            )
+        return self.named_classes(text) if text in WORDS else parse_classes(text)
 
     def _own_classes(self):
         """The `Classes` that `class_names` and `class_values` stand for."""
@@ -306,15 +341,15 @@ def resize_mask(mask, size):
     return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, classes=""):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
-    split, need_masks, hold_out: see `SegmentationDataset`.
+    split, need_masks, hold_out, classes: see `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
     loader = find_loader(data_name)
-    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out)
+    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out, classes=classes)
 
 
 def find_loader(data_name):

@@ -206,4 +206,9 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
+    classes: str = option(
+        "",
+        "classes to score in label maps, as in training: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or "
+        "auto; they may be others than were trained; empty: as the results folder's manifest says",
+    )
     out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder", remote=True)

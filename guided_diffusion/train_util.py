@@ -326,7 +326,7 @@ class TrainLoop:
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`."""
         return Checkpoint(
-            config=self.config,
+            config={**self.config, "classes": self.dataset.classes.plain()},
             image_channels=self.dataset.image_channels,
             class_names=list(self.dataset.class_names),
             label_names=list(self.dataset.label_names),

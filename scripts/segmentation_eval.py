@@ -39,7 +39,10 @@ def main(argv=None):
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
     held = hold_out_of(recorded) if data_dir == recorded.get("data_dir") else None
-    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split="test", hold_out=held)
+    classes = options.classes or recorded.get("classes", "")
+    dataset = build_dataset(
+        data_name, fetch_folder(data_dir), image_size=1, split="test", hold_out=held, classes=classes
+    )
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     for line in (*dataset.notes, leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))):

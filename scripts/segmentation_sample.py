@@ -68,6 +68,8 @@ def sample_all(options, given, processes):
     model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "classes" not in given:
+        data.classes = trained["data"].get("classes", "")
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     precision = pick_precision(process_options.precision, processes.device)
@@ -165,7 +167,9 @@ def rebuild(checkpoint, sample, model_options, diffusion_options, given):
 def find_data(data, image_size, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        return build_dataset(
+            data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out, classes=data.classes
+        )
     except NoCasesError as error:
         if chosen:
             raise
@@ -223,6 +227,16 @@ def check_dataset(dataset, checkpoint):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{checkpoint.image_channels}"
         )
+    old, new = checkpoint.classes, dataset.classes
+    if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):
+        raise UserError(
+            f"{dataset.data_dir}: has the classes {new.described()}, the checkpoint was trained with {old.described()}"
+        )
+    if old.is_exclusive != new.is_exclusive:
+        raise UserError(
+            f"--classes {new}: the checkpoint was trained with {old.described()}; whether values are in several "
+            "classes must be the same"
+        )
     if checkpoint.config["model"]["class_cond"]:
         if list(dataset.label_names) != checkpoint.label_names:
             raise UserError(
@@ -238,6 +252,7 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
     """The manifest: everything that decides the results, and what they were made with."""
     names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
     settings = {name: getattr(sample, name) for name in names}
+    settings |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
     settings |= {"image_size": image_size, "precision": precision, **plan.settings()}
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
@@ -250,6 +265,7 @@ def describe_run(sample, data, checkpoint, plan, image_size, precision, processe
             "data_name": data.data_name,
             "data_dir": data_dir,
             "split": "test",
+            "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
         "config": checkpoint.config,

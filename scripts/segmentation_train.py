@@ -119,6 +119,10 @@ def settle(options, given, processes):
     here = dataclasses.replace(data, data_dir=data_dir)
     dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
+    if data.classes == "auto":
+        data.classes = str(dataset.classes)  # what was found, for those who go on from here
+    if start is None:
+        diffusion_options.settle_activation(dataset.classes)
     return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder)
 
 
@@ -203,7 +207,13 @@ def find_data(data, image_size, chosen):
     """The training data. chosen: whether --data_name was, rather than left at its default."""
     try:
         return build_dataset(
-            data.data_name, data.data_dir, image_size, split="train", need_masks=True, hold_out=data.hold_out
+            data.data_name,
+            data.data_dir,
+            image_size,
+            split="train",
+            need_masks=True,
+            hold_out=data.hold_out,
+            classes=data.classes,
         )
     except NoCasesError as error:
         if chosen:
@@ -278,10 +288,10 @@ def check_dataset(dataset, model_options, start):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{start.image_channels}"
         )
-    if list(dataset.class_names) != start.class_names:
+    if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
         raise UserError(
-            f"{dataset.data_dir}: has the classes {', '.join(dataset.class_names)}, the checkpoint was trained with "
-            f"{', '.join(start.class_names)}"
+            f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "
+            f"{start.classes.described()}"
         )
 
 
@@ -316,7 +326,8 @@ def describe(dataset, model, train, place, precision, start):
 def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *dataset.notes]
+    classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
+    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *classes, *dataset.notes]
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):
