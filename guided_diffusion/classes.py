@@ -35,10 +35,6 @@ class Classes:
         pairs = zip(self.names, self.values, strict=False)
         return ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in pairs)
 
-    def plain(self):
-        """The same in lists, as checkpoints keep it."""
-        return {"names": list(self.names), "values": [list(values) for values in self.values]}
-
     def described(self):
         """In words, for people."""
         if self.is_binary:

@@ -62,13 +62,28 @@ class DataOptions:
         "training masks hold, called as dataset.json says. BRATS: regions (WT, TC, ET) or labels (NCR, ED, ET), by the "
         "values of its layout. Results are label maps in the same values. Empty: one class, all that is not 0",
     )
+    ct_window: str = option(
+        "",
+        "CT volumes (MSD, FOLDER): LOW,HIGH in HU that become -1 and 1, what lies beyond is cut off, as -160,240; "
+        "empty: for MSD by its task, else volumes are taken as MRI, by z-scores",
+    )
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )
+    cache_dir: str = option(
+        "auto",
+        "folder of volumes decompressed once for all runs, from which slices are then read (BraTS: 80 MB a case; it "
+        "may be removed at any time); auto: in training volumes/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff, in "
+        "sampling none; none: each process decompresses volumes itself and keeps 4 GB of them",
+    )
 
     def resolve(self, given):
-        """Make the path of a loader absolute: checkpoint and manifest are read from other folders as well."""
+        """Make paths absolute: checkpoint and manifest are read from other folders as well."""
         self.data_name = absolute_loader(self.data_name)
+        if not self.cache_dir:
+            raise UserError("--cache_dir: is empty; name a folder, auto or none")
+        if self.cache_dir not in ("auto", "none"):
+            self.cache_dir = os.path.abspath(self.cache_dir)
         try:
             re.compile(self.group_key)
         except re.error as error:
@@ -76,11 +91,24 @@ class DataOptions:
         for name in ("group_key", "split_seed"):
             if getattr(self, name) and not self.val_fraction:
                 raise UserError(f"--{name} belongs to --val_fraction; leave it out")
+        self.window()
+
+    def window(self):
+        """`ct_window` as (low, high), None when it is empty."""
+        bounds = numbers("ct_window", self.ct_window, float)
+        if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
+            raise UserError(f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240")
+        return bounds or None
 
     @property
     def hold_out(self):
         """What is held out of training, a `split.HoldOut`, or None."""
         return hold_out_of(dataclasses.asdict(self))
+
+    @property
+    def loading(self):
+        """What `data.build_dataset` is to be given besides the name, the folder and the split: a dict."""
+        return {"hold_out": self.hold_out, "ct_window": self.window(), "classes": self.classes}
 
 
 @dataclass

@@ -1,10 +1,14 @@
 """The running average of a model's weights, which is what is sampled with."""
 
+from contextlib import contextmanager
+
 import torch
+
+from .nn import at_least_float32
 
 
 class EMA:
-    """An exponential moving average of a model's parameters, in float32.
+    """An exponential moving average of a model's parameters, in float32 (or float64 if they have that).
 
     The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
     for tens of thousands of steps and ruin a short run.
@@ -14,7 +18,7 @@ class EMA:
         self.rate = rate
         source = dict(model.named_parameters()) if state is None else state
         self.parameters = {
-            name: source[name].detach().to(device=parameter.device, dtype=torch.float32, copy=True)
+            name: at_least_float32(source[name].detach()).to(device=parameter.device, copy=True)
             for name, parameter in model.named_parameters()
         }
 
@@ -25,5 +29,22 @@ class EMA:
     @torch.no_grad()
     def update(self, model, updates):
         """Move the average towards the model's parameters."""
-        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
+        current = [at_least_float32(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
+
+    @contextmanager
+    def weights_in(self, model):
+        """Within, `model` computes with the averaged weights; afterwards it has its own again, to the bit."""
+        current = list(model.parameters())
+        own = [parameter.detach().clone() for parameter in current]
+        _set(current, list(self.parameters.values()))
+        try:
+            yield
+        finally:
+            _set(current, own)
+
+
+@torch.no_grad()
+def _set(parameters, values):
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

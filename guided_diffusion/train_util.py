@@ -10,17 +10,25 @@ import torch
 from tqdm import tqdm
 
 from .batches import training_batches
-from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
+from .checkpoint import Checkpoint, checkpoint_path
+from .checkpoint_folder import CheckpointFolder
 from .dist_util import Processes, autocast, peers_needed
 from .ema import EMA
-from .errors import PeerGone, UserError
+from .errors import UserError
 from .files import remove_temporaries
 from .learning_rate import learning_rate_factor
 from .logger import RunLog, console, counted
+from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
+from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
+from .validation import LOGGED as VALIDATED
+from .waiting import WaitingShare
+from .watching import OVERFIT_DICE
 from .work_folder import WorkFolder
+
+LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
@@ -43,7 +51,8 @@ class TrainLoop:
 
     options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
-    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir.
+    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir. watch: the `Watch` that
+    samples validation cases meanwhile, or None.
     """
 
     def __init__(
@@ -60,8 +69,10 @@ class TrainLoop:
         start=None,
         processes=None,
         folder=None,
+        watch=None,
     ):
-        self.folder = folder or WorkFolder(options.out_dir)
+        self.folder, self.watch = folder or WorkFolder(options.out_dir), watch
+        self.checkpoints = CheckpointFolder(self.folder, options.keep_checkpoints)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
         self.processes = processes or Processes(0, 1, device)
@@ -71,7 +82,7 @@ class TrainLoop:
             StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0
         )
         self.step = self.first_step = start.step if start else 0
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.optimizer = build_optimizer(model.parameters(), options.lr, options.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.timesteps = TIMESTEP_SAMPLERS[options.schedule_sampler](diffusion.num_timesteps)
         saved_ema = start.ema if start else {}
@@ -79,12 +90,10 @@ class TrainLoop:
         if start:
             self._restore(start)
         self.last_saved = self.step if start else None
-        self.stop_signal = None
+        self.stop_signal, self.stopping = None, False
 
     def _restore(self, start):
-        self.optimizer.load_state_dict(start.optimizer)
-        for group in self.optimizer.param_groups:  # the state brings the old run's; a flag given now counts
-            group["weight_decay"] = self.options.weight_decay
+        restore_optimizer(self.optimizer, start.optimizer)
         if self.scaler.is_enabled() and start.scaler:
             self.scaler.load_state_dict(start.scaler)
         if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
@@ -107,21 +116,26 @@ class TrainLoop:
             augment=self.options.augment,
             share=self.share,
         )
-        recent = defaultdict(list)
+        recent, self.waiting = defaultdict(list), WaitingShare(self.num_workers)
         self.model.train()
-        with self._log() as log, _SignalsCaught(self), self._bar() as bar, peers_needed():
+        with self._log() as log, SignalsCaught(self), self._bar() as bar, peers_needed():
             finished = self._finished(began)
             while not finished:
                 self._end_stage(began)
-                batch, started = next(batches), time.monotonic()
+                batch, started = self.waiting.next(batches), time.monotonic()
                 values = self.train_step(batch)
                 self.step += 1
                 self._foretell(time.monotonic() - started)
                 finished = self._finished(began)
+                seen = self._look(values["loss"], finished)
+                finished = finished or self._is_learned(seen)
                 if self.processes.is_first:
-                    self._report(bar, log, recent, values, began, finished)
-                if self.step % self.options.save_interval == 0:
+                    self._report(bar, log, recent, values, began, finished, seen)
+                best = seen is not None and self.watch.is_best(self.step)
+                if self.step % self.options.save_interval == 0 or finished:
                     self.save()
+                if best:
+                    self._save_best()
             if self.step != self.last_saved:
                 self.save()
         return self.step
@@ -130,7 +144,7 @@ class TrainLoop:
         if not self.processes.is_first:
             return nullcontext()
         remove_temporaries(self.folder.path)  # of a run that was killed while it wrote
-        return closing(RunLog(self.folder.path, ["loss", "mask", "vb", "coarse", "grad_norm", "lr"], self.step))
+        return closing(RunLog(self.folder.path, [*LOGGED, *VALIDATED], self.step))
 
     def _bar(self):
         words = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not self.processes.is_first}
@@ -141,6 +155,7 @@ class TrainLoop:
         limit = self.options.max_minutes * 60
         asked = {"signal": self.stop_signal or 0, "time": bool(limit and time.monotonic() - began >= limit)}
         asked = self.processes.largest(asked)
+        self.stopping = bool(asked["signal"])
         if asked["signal"] and self.processes.count > 1:
             self.stop_signal = signal.Signals(int(asked["signal"]))
             console().info(f"{self.stop_signal.name}: all processes stop after step {self.step}")
@@ -176,22 +191,23 @@ class TrainLoop:
         here = len(mask)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
         size = self.options.microbatch if self.options.microbatch > 0 else here
-        sums, seen, draws = defaultdict(float), [], self.options.noise_draws
+        seen, draws = [], self.options.noise_draws
         for low in range(0, here, size):
             part = slice(low, min(low + size, here))
             with gradients_exchanged(self.step_losses, now=part.stop == here):
                 losses = self._losses(batch, mask, t, noise, part)
-                self._check_finite(losses["loss"], batch["name"][part])
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
                 self.scaler.scale(total * self.processes.count).backward()  # their mean is taken: of this, the sum
-            seen.append(losses["loss"].detach())
-            for name, value in losses.items():
-                sums[name] += value.detach().sum().item() / (count * draws)
+            seen.append({name: value.detach() for name, value in losses.items()})
+        # Only here, where the device has all it needs for the whole step, is it waited for.
+        losses = {name: torch.cat([values[name] for values in seen]).cpu() for name in seen[0]}
+        self._check_finite(losses["loss"].unflatten(0, (here, draws)), batch["name"])
         if not self._condition_alone:
-            self._learn_timesteps(t.flatten(), torch.cat(seen))
+            self._learn_timesteps(t.flatten(), losses["loss"])
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.step - self._stage_began)
+        sums = {name: value.sum().item() / (count * draws) for name, value in losses.items()}
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _seed_dropout(self):
@@ -202,7 +218,7 @@ class TrainLoop:
     def _learn_timesteps(self, t, losses):
         """Tell the sampler of time steps of the whole global batch, in its order: it stays the same everywhere."""
         if self.timesteps.learns:
-            shares = self.processes.gather((t, losses.cpu()))
+            shares = self.processes.gather((t, losses))
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
     # ---- stages (see --condition_steps) --------------------------------------------------------------------------
@@ -278,7 +294,7 @@ class TrainLoop:
             )
 
     def _check_finite(self, losses, names):
-        finite = torch.isfinite(losses.detach()).cpu()
+        finite = torch.isfinite(losses).all(dim=1)  # [N, R] -> [N]
         if not finite.all():
             bad = [name for name, good in zip(names, finite, strict=True) if not good]
             self._stop_broken(f"the loss of {', '.join(bad)} is not finite")
@@ -293,40 +309,61 @@ class TrainLoop:
 
     def _optimizer_step(self, names):
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        grad_norm = total_norm.item()
+        norm = gradient_norm(self.model.parameters())
+        grad_norm = norm.item()
         if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
             names = sum(self.processes.gather(list(names)), [])
             self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
-        if self.options.grad_clip:  # the processes' mean, unscaled: the same for any number of them, with any scaler
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.options.grad_clip, total_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        take_step(self.optimizer, self.scaler, self.model.parameters(), norm, self.options.grad_clip)
         return grad_norm
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def _report(self, bar, log, recent, values, began, finished):
+    def _look(self, loss, finished):
+        """Sample the validation cases with averaged weights, where that is due. Returns a `validation.Seen` or None."""
+        if self.watch is None:
+            return None
+        self.watch.note(loss)
+        if self.stopping or not self.watch.due(self.step, finished):
+            return None
+        with next(iter(self.ema.values())).weights_in(self.model):
+            return self.watch.look(
+                self.model,
+                self.step,
+                coarse_only=self.step <= self.condition_steps,
+                stopped=lambda: self.stop_signal is not None,
+            )
+
+    def _is_learned(self, seen):
+        """Whether --overfit has nothing more to find out."""
+        return bool(self.options.overfit and seen is not None and seen.dice >= OVERFIT_DICE)
+
+    def _report(self, bar, log, recent, values, began, finished, seen):
         for name, value in values.items():
             recent[name].append(value)
         bar.update()
-        shown = {"loss": f"{values['loss']:.4f}"}
+        shown = {"loss": f"{values['loss']:.4f}", "waiting": f"{self.waiting.share:.0%}"}
         if self.options.max_minutes:
             left = self.options.max_minutes - (time.monotonic() - began) / 60
             shown["minutes left"] = f"{max(left, 0):.1f}"
+        if self.watch is not None and self.watch.seen is not None:
+            shown["val"] = f"{self.watch.seen.shown_dice:.3f}"
         bar.set_postfix(shown, refresh=False)
+        means = {}
         if self.step % self.options.log_interval == 0 or finished:
             means = {name: float(np.mean(history)) for name, history in recent.items()}
             recent.clear()
-            log.write(self.step, means)
+            means["waiting"] = self.waiting.take()
             console().info(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
+        if means or seen is not None:
+            log.write(self.step, means | (seen.logged if seen is not None else {}))
+        if seen is not None:
+            log.picture("validation", self.step, seen.picture)
 
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`."""
         return Checkpoint(
-            config={**self.config, "classes": self.dataset.classes.plain()},
+            config=self.config | {"loader": self.dataset.kept_values()},
             image_channels=self.dataset.image_channels,
             class_names=list(self.dataset.class_names),
             label_names=list(self.dataset.label_names),
@@ -336,49 +373,18 @@ class TrainLoop:
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             timestep_sampler=self.timesteps.state_dict(),
+            validation=self.watch.best if self.watch is not None else {},
         )
 
     def save(self):
-        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all.
-
-        A blob store that fails is told and does not end the run: the next call pushes what it lacks.
-        """
-        path, pushed = checkpoint_path(self.folder.path, self.step), True
-        if self.processes.is_first:
-            save_checkpoint(self.checkpoint(), path)
-            pushed = self.folder.try_push()
-            self.folder.drop(older for older in path.parent.glob("model*.pt") if older != path)
-        self.last_saved = self.step
-        console().info(f"step {self.step}: wrote {self.folder.shown(path.name) if pushed else path}")
-
-
-class _SignalsCaught:
-    """While inside, SIGINT and SIGTERM ask the loop to stop after the step in hand; a second one stops at once.
-
-    Several processes agree at the end of the step, which then says so; they do not count signals, since a scheduler
-    and the launcher may both pass on the same one.
-    """
-
-    def __init__(self, loop):
-        self.loop = loop
-
-    def __enter__(self):
-        self.previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, _kind, error, _trace):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        if isinstance(error, PeerGone) and self.loop.stop_signal is not None:
-            signal.raise_signal(self.loop.stop_signal)  # the launcher ends those that are left
-
-    def _caught(self, number, _frame):
-        alone = self.loop.processes.count == 1
-        if self.loop.stop_signal is not None and alone:
-            raise KeyboardInterrupt
-        self.loop.stop_signal = number
-        if not alone:
+        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all. Not of an --overfit check."""
+        if self.options.overfit:
             return
-        console().info(
-            f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; a "
-            "second Ctrl-C quits at once without saving"
-        )
+        if self.processes.is_first:
+            console().info(f"step {self.step}: wrote {self.checkpoints.save(self.checkpoint())}")
+        self.last_saved = self.step
+
+    def _save_best(self):
+        """Let OUT/best.pt be the run as it stands."""
+        if self.processes.is_first and not self.options.overfit:
+            self.checkpoints.save_best(self.checkpoint(), saved=self.last_saved == self.step)

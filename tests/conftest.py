@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (
     "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 16 "
-    "--num_workers 0 --batch_size 2 --precision fp32 --log_interval 1"
+    "--num_workers 0 --batch_size 2 --precision fp32 --log_interval 1 "
+    "--sample_interval 0"
 )
 FAST = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32"
 LOADER = '''"""A loader as a user writes it: pictures photo.png and truth.png in a folder for each case."""
@@ -49,6 +50,12 @@ class Polyps(SegmentationDataset):
     def read_mask(self, case):
         return read_picture_mask(case.masks[0])[None, None]
 '''
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keeps what the tests decompress out of the user's cache, in processes that they start as well."""
+    os.environ["MEDSEGDIFF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Training over several real processes: the global batch decides, not how many share it."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, TINY, messages, words
 from test_train_util import Blobs
-from test_training_runs import equal
+from test_training_runs import equal, logged
 
 from guided_diffusion.batches import TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
@@ -142,8 +141,7 @@ def test_two_processes_take_the_steps_of_one(run, tmp_path, case):
     assert first["exchanges"] == second["exchanges"] == 10  # once a step, however many parts
     everything = {name for name, _ in build_model(build(ModelOptions, SMALL | CASES[case][0]), 2, 1).named_parameters()}
     assert (first["gradients"][0].keys() < everything) == ("without" in case)
-    rows = [[json.loads(row) for row in open(tmp_path / f"run{count}" / "log.jsonl")] for count in (1, 2)]
-    for alone, shared in zip(*rows, strict=True):
+    for alone, shared in zip(logged(tmp_path / "run1"), logged(tmp_path / "run2"), strict=True):
         assert shared == pytest.approx(alone, rel=1e-9)
 
 

@@ -119,9 +119,9 @@ def test_training_moves_every_weight(loop):
 # ---- averaged weights --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9999])
-def test_ema_is_the_recursion(rate):
-    model = torch.nn.Linear(1, 1, bias=False)
+@pytest.mark.parametrize("rate, dtype", [(0.0, torch.float32), (0.5, torch.bfloat16), (0.9999, torch.float64)])
+def test_ema_is_the_recursion(rate, dtype):
+    model = torch.nn.Linear(1, 1, bias=False, dtype=dtype)
     values = [1.0, 4.0, -2.0, 8.0, 3.0]
     torch.nn.init.constant_(model.weight, values[0])
     ema, expected = EMA(model, rate), values[0]
@@ -130,7 +130,9 @@ def test_ema_is_the_recursion(rate):
         ema.update(model, n)
         decay = min(rate, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * value
-        assert ema.parameters["weight"].item() == pytest.approx(expected, rel=1e-6)
+        precise = dtype == torch.float64
+        assert ema.parameters["weight"].dtype == (dtype if precise else torch.float32)
+        assert ema.parameters["weight"].item() == pytest.approx(expected, rel=1e-14 if precise else 1e-6)
 
 
 def test_ema_warms_up_to_its_rate():
@@ -291,7 +293,10 @@ def test_time_limit(loop, tmp_path):
 
 def test_save_interval_and_last(loop, tmp_path):
     loop(max_steps=5, save_interval=2).run()
-    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == [f"model00000{n}.pt" for n in (2, 4, 5)]
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == [
+        "last.pt",
+        *(f"model00000{n}.pt" for n in (2, 4, 5)),
+    ]
 
 
 def test_log_interval_means(loop, tmp_path):
