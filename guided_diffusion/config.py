@@ -32,7 +32,8 @@ class DataOptions:
     data_name: str = option(
         "BRATS",
         "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches with several readers' masks), "
-        "FOLDER (images/ and masks/ paired by name), or path/to/my_loader.py:MyDataset",
+        "MSD (Medical Segmentation Decathlon and nnU-Net), FOLDER (images/ and masks/ paired by name), AUTO (what the "
+        "folder looks like), a name that an installed package registers, or path/to/my_loader.py:MyDataset",
     )
     data_dir: str = option(
         "",

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from . import ensemble
 from .classes import BINARY
-from .custom_dataset_loader import MASK_ENDINGS, files_by_name
+from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
     atomic_path,
@@ -43,6 +43,7 @@ from .files import (
     write_png,
 )
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from .raters import files_by_name
 
 
 @dataclass

@@ -172,6 +172,11 @@ class SampleOptions:
     out_dir: str = option(
         "./results/", "results folder, also on gs:// or az://; finished cases in it are skipped", remote=True
     )
+    split: str = option(
+        "test",
+        "which cases of the data are sampled: test (all where they are not divided), val (validation), train or all",
+        choices=("test", "val", "train", "all"),
+    )
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
     num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
     sample_batch_size: str = option(

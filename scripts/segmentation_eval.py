@@ -8,7 +8,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.files import read_json
@@ -39,10 +39,10 @@ def main(argv=None):
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    held = hold_out_of(recorded) if data_dir == recorded.get("data_dir") else None
-    classes = options.classes or recorded.get("classes", "")
+    same = recorded if data_dir == recorded.get("data_dir") else {}
+    split, classes = given_split(same.get("split", "test")), options.classes or recorded.get("classes", "")
     dataset = build_dataset(
-        data_name, fetch_folder(data_dir), image_size=1, split="test", hold_out=held, classes=classes
+        data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same), classes=classes
     )
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()

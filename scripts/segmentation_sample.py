@@ -17,7 +17,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -79,7 +79,7 @@ def sample_all(options, given, processes):
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler.image_size, chosen="data_name" in given)
+    dataset = find_data(here, sampler.image_size, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -140,10 +140,10 @@ def gather_results(out, processes):
         out.pull()
 
 
-def find_data(data, image_size, chosen):
-    """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
+def find_data(data, image_size, split, chosen):
+    """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", **data.loading)
+        return build_dataset(data.data_name, data.data_dir, image_size, split=given_split(split), **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
@@ -179,6 +179,8 @@ def describe(dataset, units, waiting, trained):
     asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
     done = len(units) - len(waiting)
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
+    if dataset.layout:
+        console().info(f"layout: {dataset.layout}")
     for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
         if line:
             console().warning(line)
@@ -238,7 +240,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
         "data": {
             "data_name": data.data_name,
             "data_dir": data_dir,
-            "split": "test",
+            "split": sample.split,
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },

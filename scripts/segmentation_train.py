@@ -27,7 +27,14 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.config_file import as_yaml, run_values, write_config
-from guided_diffusion.data import SPLIT_FOLDERS, SegmentationDataset, build_dataset, split_folders
+from guided_diffusion.data import (
+    SPLIT_FOLDERS,
+    SegmentationDataset,
+    build_dataset,
+    recognised,
+    split_folders,
+    suggested,
+)
 from guided_diffusion.dist_util import (
     Processes,
     joined_processes,
@@ -124,6 +131,7 @@ def settle(options, given, processes):
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     precision = pick_precision(process_options.precision, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
     dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
@@ -279,7 +287,9 @@ def find_data(data, image_size, chosen):
     except NoCasesError as error:
         if chosen:
             raise
-        raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
+        raise UserError(
+            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
+        ) from None
 
 
 def begun_folder(out_dir, processes):
@@ -389,8 +399,10 @@ def describe(dataset, model, train, place, precision, start, validation):
 def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
+    layout = [f"layout: {dataset.layout}"] if dataset.layout else []
     classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *classes, *dataset.notes]
+    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
+    return [found, *layout, *classes, *dataset.notes]
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):
