@@ -128,6 +128,12 @@ class ModelOptions:
         choices=("", *PRESETS),
     )
     image_size: int = option(256, "images are resized to this many pixels square; the levels must divide it", above=0)
+    neighbours: int = option(
+        0,
+        "slices on either side of a volume's slice that are seen beside it, as further channels (2.5-D); at its ends a "
+        "volume's outermost slice is repeated",
+        minimum=0,
+    )
     num_channels: int = option(128, "width of the first level", above=0)
     num_res_blocks: int = option(2, "residual blocks per level", above=0)
     num_heads: int = option(1, "attention heads (when --num_head_channels is not set)", above=0)

@@ -45,6 +45,8 @@ from .files import (
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
 
+OLDER = {"tile": False}  # settings that a manifest older than they are was made with
+
 
 @dataclass
 class CaseMaps:
@@ -150,7 +152,7 @@ class ResultsFolder:
             *(("settings", k) for k in new["settings"]),
             ("data", "data_dir"),
         ]:
-            before = (old.get(group, {}) if group else old).get(key)
+            before = (old.get(group, {}) if group else old).get(key, OLDER.get(key))
             now = (new[group] if group else new)[key]
             if before != now:
                 difference = _difference(key, before, now, old, new)

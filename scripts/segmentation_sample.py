@@ -79,7 +79,7 @@ def sample_all(options, given, processes):
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler.image_size, sample.split, chosen="data_name" in given)
+    dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -140,10 +140,11 @@ def gather_results(out, processes):
         out.pull()
 
 
-def find_data(data, image_size, split, chosen):
+def find_data(data, sampler, split, chosen):
     """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split=given_split(split), **data.loading)
+        options = {"split": given_split(split), "view": sampler.view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
@@ -230,6 +231,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     settings = {name: getattr(sample, name) for name in names}
     settings |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
     settings |= {"image_size": sampler.image_size, "precision": sampler.precision, **sampler.plan.settings()}
+    settings["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",

@@ -49,10 +49,12 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.selection import select_slices
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.validation_data import ValidationData, find_validation
+from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import OVERFIT_DICE, Watch
 from guided_diffusion.work_folder import WorkFolder, work_folder
@@ -133,7 +135,8 @@ def settle(options, given, processes):
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
     data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
-    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
+    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
     if data.classes == "auto":
         data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
@@ -188,6 +191,7 @@ def train_model(options, given, processes):
         processes=processes,
         folder=folder,
         watch=watch_of(run, diffusion, processes),
+        selection=select_slices(dataset, train.slices, processes),
     )
     last = loop.run()
     if processes.is_first:
@@ -280,10 +284,11 @@ def dry_run(options, given):
     return 0
 
 
-def find_data(data, image_size, chosen):
-    """The training data. chosen: whether --data_name was, rather than left at its default."""
+def find_data(data, image_size, view, chosen):
+    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True, **data.loading)
+        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
