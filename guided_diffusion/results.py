@@ -45,7 +45,7 @@ from .files import (
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
 
-OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test"}  # of a manifest that does not say it
+OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # in a manifest without them
 
 
 class ResultsFolder:

@@ -89,6 +89,17 @@ class TrainOptions:
         "scale, contrast), strong (more of it, elastic deformation, noise and blur) or none",
         choices=("none", "light", "strong"),
     )
+    slices: str = option(
+        "all",
+        "which slices (or images) are trained on: all, nonempty (those in which anything is marked) or balanced (as "
+        "many with as without, of the more numerous kind others in each epoch). Sampling always takes all",
+        choices=("all", "nonempty", "balanced"),
+    )
+    crop: bool = option(
+        False,
+        "train on squares of --image_size cut at random from larger images, of which a third are around something that "
+        "is marked, instead of on whole images made smaller; sampling such a checkpoint takes --tile True by itself",
+    )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
     keep_checkpoints: int = option(
@@ -221,6 +232,13 @@ class SampleOptions:
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
     )
+    tile: bool = option(
+        False,
+        "predict images larger than --image_size in overlapping tiles of that size and blend them, instead of making "
+        "images smaller and masks larger again. The network then sees the images' own scale: for checkpoints trained "
+        "with --crop True, where it is the default",
+    )
+    tile_overlap: float = option(0.25, "overlap of neighbouring tiles in parts of their side", minimum=0, maximum=0.9)
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
     dynamic_threshold: float = option(
         0.0,
@@ -271,6 +289,11 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
+    classes: str = option(
+        "",
+        "classes to score in label maps, as in training: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or "
+        "auto; they may be others than were trained; empty: as the results folder's manifest says",
+    )
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )

@@ -15,7 +15,7 @@ from .case_maps import stack_slices
 from .checkpoint import load_checkpoint
 from .command_line import options_from
 from .config import ModelOptions
-from .data import find_loader, network_image
+from .data import find_loader
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
 from .orientation import STILL, canonical_turn, turned, turned_back
@@ -115,11 +115,15 @@ class Segmenter:
         """
         raw = _tensor(volume)
         raw = raw[None] if raw.ndim == 3 else raw
-        if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
-            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
+        view = self.sampler.view
+        if raw.ndim != 4 or len(raw) * view.slices != self.checkpoint.image_channels:
+            each = f", as {view.slices} slices at once" if view.neighbours else ""
+            raise ValueError(
+                f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}{each}"
+            )
         turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
-        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
+        slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1))
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
         answer = answer.changed(lambda values: turned_back(values, turn))
@@ -176,7 +180,7 @@ class Segmenter:
         return answers
 
     def _item(self, normalised, name, label):
-        item = {"image": network_image(normalised, self.sampler.image_size), "name": str(name)}
+        item = {"image": self.sampler.view.image(normalised, self.sampler.image_size), "name": str(name)}
         item["size"] = tuple(normalised.shape[-2:])
         if self.checkpoint.config["model"]["class_cond"]:
             known = self.checkpoint.label_names

@@ -76,8 +76,10 @@ def find_truth(options, manifest):
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
     same = recorded if data_dir == recorded.get("data_dir") else {}
-    split = given_split(same.get("split", "test"))
-    return build_dataset(data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same))
+    split, classes = given_split(same.get("split", "test")), options.classes or recorded.get("classes", "")
+    return build_dataset(
+        data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same), classes=classes
+    )
 
 
 def settings_of(options, manifest):
