@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from .classes import Classes, checked_classes
+from .classes import WORDS, Classes, checked_classes, described_classes, found_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 from .orientation import STILL, turned_back
 from .views import WHOLE
@@ -87,8 +88,9 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
-    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
-    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
+    A loader of label maps overrides `read_labels` instead of `read_mask`; --classes then says what they are read as.
+    With several classes of its own it may set `class_values`, the label value of each in the maps that sampling writes
+    (default: 1, 2, ...), or several values of each where classes are regions that overlap: ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
@@ -110,6 +112,7 @@ class SegmentationDataset(Dataset):
     ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
+    classes: what `--classes` says; "": the loader's own. Sets `self.classes`, a `classes.Classes`, and `class_names`.
     view: what an item shows of a case, a `views.View`. With neighbours `image_channels` becomes that of so many slices;
         `read_image` and `load_image` give a case's own.
     """
@@ -127,7 +130,16 @@ class SegmentationDataset(Dataset):
     notes = ()  # lines that the scripts say about the data
 
     def __init__(
-        self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None, view=WHOLE
+        self,
+        data_dir,
+        image_size,
+        *,
+        split=None,
+        need_masks=False,
+        hold_out=None,
+        ct_window=None,
+        classes="",
+        view=WHOLE,
     ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
@@ -147,7 +159,8 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
-        self.classes = self._own_classes()
+        self.classes = self._settled_classes(classes)
+        self.class_names = self.classes.names
         self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
         self._slices = view.slices_of(self.cases)
 
@@ -172,7 +185,23 @@ class SegmentationDataset(Dataset):
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        if not self._reads_labels:
+            raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
+
+    def read_labels(self, case):
+        """Return the case's label maps as integers [R, H, W], where the data has such. Called as `read_mask` is."""
+        raise TypeError(f"{type(self).__name__} has no read_labels(case)")
+
+    def named_classes(self, word):
+        """The `Classes` that `--classes auto`, or another of `classes.WORDS`, stands for in this data."""
+        if word != "auto":
+            raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
+        if (self.data_dir / "dataset.json").is_file():
+            return described_classes(self.data_dir / "dataset.json")
+        cases = [case for case in self.cases if case.masks]
+        bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
+        return found_classes((self.read_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
@@ -245,6 +274,21 @@ class SegmentationDataset(Dataset):
             f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases are held out of training",
         )
         return kept if self.split == "train" else held
+
+    @property
+    def _reads_labels(self):
+        return type(self).read_labels is not SegmentationDataset.read_labels
+
+    def _settled_classes(self, text):
+        """The `Classes` that `--classes` says, or the loader's own."""
+        if not text:
+            return self._own_classes()
+        if not self._reads_labels:
+            raise UserError(
+                f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
+                "leave it out (a loader of your own has label maps where it defines read_labels)"
+            )
+        return self.named_classes(text) if text in WORDS else parse_classes(text)
 
     def _own_classes(self):
         """The `Classes` that `class_names` and `class_values` stand for."""
@@ -387,7 +431,7 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
 
     data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
     a loader of your own, or AUTO.
-    split, need_masks, settings (view, and hold_out, ct_window: those of `config.DataOptions.loading`): see
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
 from .errors import UserError, is_out_of_memory
@@ -20,9 +21,9 @@ from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_LOOK, plan_sampling
-from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
+from .temperature_fit import temperature_of
 from .tiles import cut, in_tiles
 from .views import WHOLE, View
 
@@ -66,7 +67,8 @@ def share_of(units, images, process, processes):
 def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
     """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
 
-    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1; its temperature
+    becomes the checkpoint's unless it has one. given: names of all
     options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
     for those that contradict the checkpoint.
     """
@@ -79,6 +81,7 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
     saved_options(
         DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
     )
+    options.temperature = temperature_of(checkpoint, options.temperature)
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, options.weights)
     check_size(image_size, len(model.shape.multipliers))
@@ -182,6 +185,11 @@ class EnsembleSampler:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def fuse(self, members, sizes, classes):
+        """The `CaseMaps` of drawn members as the options ask for them, see `results.fuse_cases`."""
+        how = {"temperature": self.options.temperature, "pixel_maps": self.options.uncertainty_maps}
+        return fuse_cases(members, sizes, self.options.fuse, classes, **how)
+
     def _draw(self, batch, bar):
         debug, members = self.options.debug, self.options.num_ensemble
         conditional = self.model.label_embedding is not None
@@ -222,7 +230,7 @@ class _Writer:
         self.empty = 0
 
     def __call__(self, indices, batch, members, trace, recorder):
-        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
+        maps = self.sampler.fuse(members, batch["size"], self.dataset.classes)
         for n, index in enumerate(indices):
             if self.sampler.options.debug:
                 self._write_debug(index, n, maps[n], trace, recorder)

@@ -36,7 +36,7 @@ def find_validation(data, train, dataset, val_dir):
     if train.overfit:
         return ValidationData(dataset, "case", trained_on=True)
     if val_dir:
-        shown = {"view": dataset.view, "ct_window": data.window()}
+        shown = {"view": dataset.view, **data.loading, "hold_out": None}
         found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
         _check_fits(found, dataset)
         return ValidationData(found, "validation case")

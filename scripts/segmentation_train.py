@@ -138,6 +138,10 @@ def settle(options, given, processes):
     view = View(neighbours=model_options.neighbours, keep_size=train.crop)
     dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
+    if data.classes == "auto":
+        data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
+    if start is None:
+        diffusion_options.settle_activation(dataset.classes)
     if train.overfit:
         dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
         model_options = dataclasses.replace(model_options, dropout=0.0)
@@ -360,10 +364,10 @@ def check_dataset(dataset, model_options, start):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{start.image_channels}"
         )
-    if list(dataset.class_names) != start.class_names:
+    if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
         raise UserError(
-            f"{dataset.data_dir}: has the classes {', '.join(dataset.class_names)}, the checkpoint was trained with "
-            f"{', '.join(start.class_names)}"
+            f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "
+            f"{start.classes.described()}"
         )
 
 
@@ -401,7 +405,9 @@ def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
     layout = [f"layout: {dataset.layout}"] if dataset.layout else []
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *layout, *dataset.notes]
+    classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
+    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
+    return [found, *layout, *classes, *dataset.notes]
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):
