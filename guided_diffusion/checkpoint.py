@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .classes import Classes
 from .config import DiffusionOptions, ModelOptions
 from .errors import UserError
 from .files import atomic_path
@@ -18,9 +19,9 @@ from .medsegdiff import build_model
 
 FORMAT = "medsegdiff-checkpoint-1"
 OLDER = {  # what a checkpoint that is older than an option was trained with
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
-    "diffusion": {"logit_skip": "none"},
-    "train": {"augment": "none", "dice_steps": 0},
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "neighbours": 0},
+    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
+    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
 }
 
 
@@ -32,7 +33,8 @@ class Checkpoint:
     class `kept`.
     image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
     model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
-    optimizer, scaler, timestep_sampler: their state dicts, for resuming.
+    optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best validation so far,
+    "step" and "dice", and "cases", the names of what it was of; {} without one.
     """
 
     config: dict
@@ -45,6 +47,13 @@ class Checkpoint:
     optimizer: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
     timestep_sampler: dict = field(default_factory=dict)
+    validation: dict = field(default_factory=dict)
+
+    @property
+    def classes(self):
+        """The `classes.Classes` that it was trained on."""
+        values = self.config.get("loader", {}).get("class_values", ())
+        return Classes(tuple(self.class_names), tuple(map(tuple, values)))
 
     def build(self, options=None):
         """The network (in training mode, with the not-averaged weights) and its diffusion."""
@@ -103,6 +112,8 @@ def load_checkpoint(path):
     except Exception as error:  # damaged bytes raise nearly anything
         raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
     names = [f.name for f in dataclasses.fields(Checkpoint)]
+    if isinstance(content, dict):
+        content.setdefault("validation", {})  # older ones have none
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
     content["config"] = {key: OLDER.get(key, {}) | values for key, values in content["config"].items()}
@@ -131,8 +142,13 @@ def newest_checkpoint(out_dir):
 
 def newest_name(names):
     """The name of the checkpoint of the highest step among these file names, or None."""
-    found = {step_of(name): name for name in names if re.fullmatch(r"model\d+\.pt", name)}
-    return found[max(found)] if found else None
+    found = names_by_step(names)
+    return found[-1] if found else None
+
+
+def names_by_step(names):
+    """Those of these file names that are checkpoints by their step, model000500.pt, in its order."""
+    return sorted((name for name in names if re.fullmatch(r"model\d+\.pt", name)), key=step_of)
 
 
 def step_of(path):

@@ -10,17 +10,12 @@ from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
 from .presets import RECIPES
-from .run_options import EvalOptions, SampleOptions, TrainOptions
+from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
-    "classes": "masks are binary so far",
-    "tile": "images are resized to --image_size so far",
-    "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
-    "keep_checkpoints": "all checkpoints are kept so far",
-    "overfit": "point --data_dir at a folder of a few cases instead",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
@@ -174,6 +169,7 @@ def _unknown_flag(name, fields):
         "segmentation_train.py": (TrainOptions, DiffusionOptions),
         "segmentation_sample.py": (SampleOptions,),
         "segmentation_eval.py": (EvalOptions,),
+        "check_data.py": (CheckOptions,),
     }
     for script, groups in elsewhere.items():
         if any(name == item.name for group in groups for item in dataclasses.fields(group)):

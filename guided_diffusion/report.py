@@ -23,14 +23,15 @@ def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
     folder = Path(results_dir)
     rows = [_row(folder, dataset, unit, read_raters) for unit in units[:count]]
     members = max(len(row) for row in rows) - len(COLUMNS)
-    heading = captions([*COLUMNS, *(f"member {k}" for k in range(members))], TILE)
+    columns = COLUMNS if len(dataset.classes) == 1 else (COLUMNS[0], "mask (truth dashed)", *COLUMNS[2:])
+    heading = captions([*columns, *(f"member {k}" for k in range(members))], TILE)
     path = folder / "overview.png"
     write_png(path, np.concatenate([heading, mosaic(rows)]))
     return path
 
 
 def _row(folder, dataset, unit, read_raters):
-    predictions = Predictions(folder, classes=dataset.classes)
+    predictions = Predictions(folder, (), dataset.classes, lambda name: dataset.geometry(unit.cases[0]))
 
     def of_classes(read):  # [K, ...]
         return np.stack([read(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))])

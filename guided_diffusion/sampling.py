@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import torch
 
+from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
+from .gaussian_diffusion import class_probabilities
 from .medsegdiff import joined
 from .seeds import seeded_generator
 from .spread import doubt, moved, spread_positions
-from .symmetries import IDENTITY, each_turned, keeping, turned, turned_back
+from .symmetries import SYMMETRIES, each_turned, turned, turned_back
 from .unipc import sample_unipc
 
 
@@ -68,7 +70,10 @@ class SamplingPlan:
 
     sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
     solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
-    `GaussianDiffusion.denoiser`.
+    `GaussianDiffusion.denoiser`. spread: the members' first noise is moved apart (see `spread`), where the condition
+    has a coarse mask that says along what. symmetric: the members see a square image in its eight symmetries by turns;
+    it is encoded once for each, and the mean of the coarse masks is every member's. coupled: the members' mean is the
+    coarse mask (see `coupling`).
     """
 
     sampler: str
@@ -78,6 +83,9 @@ class SamplingPlan:
     time_spacing: str | None = None
     clip: bool = True
     dynamic_threshold: float = 0.0
+    spread: bool = True
+    symmetric: bool = False
+    coupled: bool = False
 
     def __str__(self):
         return f"{self.sampler}, {len(self.timesteps)} steps"
@@ -154,25 +162,21 @@ def draw_members(
     label=None,
     watch=None,
     rows=None,
-    spread=True,
-    symmetries=(IDENTITY,),
 ):
     """Draw `members` masks for each image, which is encoded once; row e * N + n of the work is member e of image n.
 
     plan: a `SamplingPlan`; image: [N, C, H, W]; names: N case names, which with `seed` decide the noise; label: int
     [N] or None. rows: how many go through the network in one pass; None: all E * N. A result does not depend on it
     but for rounding. watch(x, x0): called at each step of each pass with x_t and its x0, [rows, K, H, W]. The network
-    is in evaluation mode meanwhile, whatever mode it is in.
-    spread: move the members' first noise apart (see `spread`), where the condition has a coarse mask that says along
-    what. symmetries: of `symmetries.ALL`, in which the members see the image by turns; it is encoded once for each,
-    and the coarse masks' mean is every member's. Returns `Members`.
+    is in evaluation mode meanwhile, whatever mode it is in. Returns `Members`.
     """
     count = members * len(names)
     soft, coarse = [], []
-    symmetries = keeping(image.shape[-2:], symmetries)[:members]
+    turns = plan.symmetric and image.shape[-1] == image.shape[-2]
+    symmetries = SYMMETRIES[:members] if turns else SYMMETRIES[:1]
     with _evaluating(model):
         condition = _encoded(model, image, label, symmetries, rows or count)
-        start = _Start(model, image, names, members, seed, symmetries, condition if spread else None)
+        start = _Start(model, image, names, members, seed, symmetries, condition if plan.spread else None)
         for low in range(0, count, rows or count):
             part = range(low, min(low + (rows or count), count))
             x0, logits = _draw_rows(model, diffusion, plan, condition, start, part, watch)
@@ -182,7 +186,11 @@ def draw_members(
     def ensemble_shape(parts):
         return torch.cat(parts).unflatten(0, (members, len(names)))  # [E * N, K, H, W] -> [E, N, K, H, W]
 
-    return Members(ensemble_shape(soft), None if coarse[0] is None else ensemble_shape(coarse).float().sigmoid())
+    soft = ensemble_shape(soft)
+    if coarse[0] is None:
+        return Members(soft, None)
+    coarse = class_probabilities(ensemble_shape(coarse).float(), diffusion.exclusive)
+    return Members(coupled(soft, coarse.mean(dim=0)) if plan.coupled and members > 1 else soft, coarse)
 
 
 def _encoded(model, image, label, symmetries, rows):
@@ -219,11 +227,11 @@ class _Start:
 
     def condition_rows(self, part):
         """The rows of the condition that the rows in the range `part` of the work need."""
-        return [self._symmetry(row) * len(self.names) + row % len(self.names) for row in part]
+        return [self._turns(row) * len(self.names) + row % len(self.names) for row in part]
 
     def turn(self, x, part, back=False):
         """Rows [rows, K, H, W] as their members see them, or back."""
-        return each_turned(x, [self._symmetry(row) for row in part], self.symmetries, back)
+        return each_turned(x, [self.symmetries[self._turns(row)] for row in part], back)
 
     def noise(self, part):
         """The first noise [rows, K, H, W], as the members see it, and the function that gives more."""
@@ -236,7 +244,7 @@ class _Start:
             x = moved(x, self.directions[[n for n, _ in which]], positions)
         return self.turn(x, part), more
 
-    def _symmetry(self, row):
+    def _turns(self, row):
         return row // len(self.names) % len(self.symmetries)
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import one_class
 from PIL import Image
 
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset, group_cases
+from guided_diffusion.data import Case, Geometry, SegmentationDataset, build_dataset, group_cases
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import columns, evaluate, majority, on_grid, raters_of
 from guided_diffusion.pictures import CAPTION
@@ -275,6 +275,13 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
     assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
     assert {values["n"] for values in summary["diversity"].values()} == {0} and summary["raters"] == []
+    curves = strict_json(tmp_path / "results" / "curves.json")
+    assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {
+        "probability",
+        "probability_band",
+    }
+    assert curves["all"]["reliability"]["probability"]["truth"] == [0, 1]
+    assert curves["all"]["retention"]["agreement"]["error"] == [0] * 3  # "imagined" and "nothing" are empty twice
     saved = strict_json(tmp_path / "results" / "summary.json")
     assert saved["calibration"]["coarse_ece"] is None and any("GED2" in rule for rule in saved["rules"])
 
@@ -380,7 +387,10 @@ def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
     mask[0, 0, 0] = mask[:3, :3, 2] = True
     soft[..., 2] = 1
     results.write_volume(
-        "v1", one_class(mask, soft, soft / 2, mask[None], None), np.eye(4), lambda k: np.zeros((1, 6, 6))
+        "v1",
+        one_class(mask, soft, soft / 2, mask[None], None),
+        Geometry(np.eye(4), (1, 1, 1), (6, 6, 4)),
+        lambda k: np.zeros((1, 6, 6)),
     )
     path = write_overview(tmp_path / "results", dataset, group_cases(dataset.cases)[:1])
     picture = np.asarray(Image.open(path))
