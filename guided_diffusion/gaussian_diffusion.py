@@ -296,6 +296,14 @@ def class_probabilities(logits, exclusive=False):
     return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
 
 
+def class_logits(probabilities, exclusive=False):
+    """The inverse of `class_probabilities`; probabilities of 0 and 1 stay finite logits."""
+    if not exclusive:
+        return torch.logit(probabilities, eps=1e-6)
+    background = (1 - probabilities.sum(dim=-3, keepdim=True)).clamp(min=1e-6)
+    return probabilities.clamp(min=1e-6).log() - background.log()
+
+
 def with_background(logits):
     """Logits of K classes and, before them, that of the background, 0: [..., K, H, W] -> [..., K + 1, H, W]."""
     return F.pad(logits, (0, 0, 0, 0, 1, 0))

@@ -15,10 +15,9 @@ import torch
 
 from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
-from .gaussian_diffusion import class_probabilities
+from .gaussian_diffusion import class_logits, class_probabilities
 from .medsegdiff import joined
 from .seeds import seeded_generator
-from .spread import doubt, moved, spread_positions
 from .symmetries import SYMMETRIES, each_turned, turned, turned_back
 from .unipc import sample_unipc
 
@@ -70,8 +69,7 @@ class SamplingPlan:
 
     sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
     solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
-    `GaussianDiffusion.denoiser`. spread: the members' first noise is moved apart (see `spread`), where the condition
-    has a coarse mask that says along what. symmetric: the members see a square image in its eight symmetries by turns;
+    `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns;
     it is encoded once for each, and the mean of the coarse masks is every member's. coupled: the members' mean is the
     coarse mask (see `coupling`).
     """
@@ -83,7 +81,6 @@ class SamplingPlan:
     time_spacing: str | None = None
     clip: bool = True
     dynamic_threshold: float = 0.0
-    spread: bool = True
     symmetric: bool = False
     coupled: bool = False
 
@@ -175,11 +172,10 @@ def draw_members(
     turns = plan.symmetric and image.shape[-1] == image.shape[-2]
     symmetries = SYMMETRIES[:members] if turns else SYMMETRIES[:1]
     with _evaluating(model):
-        condition = _encoded(model, image, label, symmetries, rows or count)
-        start = _Start(model, image, names, members, seed, symmetries, condition if plan.spread else None)
+        condition = _encoded(model, image, label, symmetries, rows or count, diffusion.exclusive)
         for low in range(0, count, rows or count):
-            part = range(low, min(low + (rows or count), count))
-            x0, logits = _draw_rows(model, diffusion, plan, condition, start, part, watch)
+            part = _Rows(names, symmetries, range(low, min(low + (rows or count), count)))
+            x0, logits = _draw_rows(model, diffusion, plan, condition, part, image, seed, watch)
             soft.append((x0.float().clamp(-1, 1) + 1) / 2)
             coarse.append(logits)
 
@@ -193,7 +189,7 @@ def draw_members(
     return Members(coupled(soft, coarse.mean(dim=0)) if plan.coupled and members > 1 else soft, coarse)
 
 
-def _encoded(model, image, label, symmetries, rows):
+def _encoded(model, image, label, symmetries, rows, exclusive):
     """The conditions of the images in each symmetry, row s * N + n. All of them have the mean coarse mask, if any."""
     if len(symmetries) == 1:
         return model.encode(turned(image, symmetries[0]), label)
@@ -207,53 +203,46 @@ def _encoded(model, image, label, symmetries, rows):
     coarse = getattr(condition, "coarse", None)
     if coarse is None:
         return condition
-    apart = coarse.unflatten(0, (len(symmetries), -1))  # [S, N, K, H, W]
-    mean = sum(turned_back(part.float().sigmoid(), s) for part, s in zip(apart, symmetries, strict=True))
-    mean = torch.logit(mean / len(symmetries), eps=1e-6)
+    apart = class_probabilities(coarse.float(), exclusive).unflatten(0, (len(symmetries), -1))  # [S, N, K, H, W]
+    mean = sum(turned_back(part, symmetry) for part, symmetry in zip(apart, symmetries, strict=True)) / len(symmetries)
+    mean = class_logits(mean, exclusive)
     return condition._replace(coarse=torch.cat([turned(mean, symmetry) for symmetry in symmetries]))
 
 
-class _Start:
-    """Which symmetry each row of the work sees, and the noise that it starts from."""
+@dataclass(frozen=True)
+class _Rows:
+    """Whose the rows of the work are, member by member, and in which symmetry each member sees its image."""
 
-    def __init__(self, model, image, names, members, seed, symmetries, condition):
-        self.names, self.seed, self.symmetries = names, seed, symmetries
-        self.shape, self.device = (model.mask_channels, *image.shape[-2:]), image.device
-        coarse = getattr(condition, "coarse", None)
-        self.positions = None
-        if coarse is not None and members > 1:
-            self.directions = doubt(coarse[: len(names)])  # of the first symmetry, the identity
-            self.positions = [spread_positions(seed, name, members, model.mask_channels) for name in names]
+    names: list
+    symmetries: tuple
+    part: range
 
-    def condition_rows(self, part):
-        """The rows of the condition that the rows in the range `part` of the work need."""
-        return [self._turns(row) * len(self.names) + row % len(self.names) for row in part]
+    @property
+    def who(self):
+        """(case name, member) of each row."""
+        return [(self.names[row % len(self.names)], row // len(self.names)) for row in self.part]
 
-    def turn(self, x, part, back=False):
+    @property
+    def conditions(self):
+        """Each row's among the conditions of all symmetries (see `_encoded`)."""
+        count = len(self.names)
+        return [
+            member % len(self.symmetries) * count + row % count
+            for row, (_, member) in zip(self.part, self.who, strict=True)
+        ]
+
+    def turn(self, x, back=False):
         """Rows [rows, K, H, W] as their members see them, or back."""
-        return each_turned(x, [self.symmetries[self._turns(row)] for row in part], back)
-
-    def noise(self, part):
-        """The first noise [rows, K, H, W], as the members see it, and the function that gives more."""
-        who = [(self.names[row % len(self.names)], row // len(self.names)) for row in part]
-        more = MemberNoise(self.seed, who, self.shape, self.device)
-        x = more()
-        if self.positions is not None:
-            which = [(row % len(self.names), row // len(self.names)) for row in part]
-            positions = torch.stack([self.positions[n][member] for n, member in which]).to(x)  # [rows, K]
-            x = moved(x, self.directions[[n for n, _ in which]], positions)
-        return self.turn(x, part), more
-
-    def _turns(self, row):
-        return row // len(self.names) % len(self.symmetries)
+        return each_turned(x, [self.symmetries[member % len(self.symmetries)] for _, member in self.who], back)
 
 
-def _draw_rows(model, diffusion, plan, condition, start, part, watch):
-    """The last step's x0 [rows, K, H, W] and coarse logits (or None) of the rows in the range `part`."""
-    which = torch.tensor(start.condition_rows(part), device=start.device)
+def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
+    """The last step's x0 [rows, K, H, W] and coarse logits (or None) of some `_Rows`."""
+    which = torch.tensor(rows.conditions, device=image.device)
     denoiser = diffusion.denoiser(
         model, condition.rows(which), clip=plan.clip, dynamic_threshold=plan.dynamic_threshold
     )
+    noise = MemberNoise(seed, rows.who, (model.mask_channels, *image.shape[-2:]), image.device)
     last = {}
 
     def denoise(x, t):
@@ -261,10 +250,9 @@ def _draw_rows(model, diffusion, plan, condition, start, part, watch):
         last["coarse"] = denoised.coarse
         return denoised
 
-    def watch_turned(*both):
-        watch(*(start.turn(x, part, back=True) for x in both))
+    def watch_turned(x, x0):
+        watch(rows.turn(x, back=True), rows.turn(x0, back=True))
 
-    x, noise = start.noise(part)
-    x0 = plan.run(denoise, x, diffusion.schedule, noise, watch and watch_turned)
+    x0 = plan.run(denoise, rows.turn(noise()), diffusion.schedule, noise, watch and watch_turned)
     coarse = last["coarse"]
-    return start.turn(x0, part, back=True), None if coarse is None else start.turn(coarse, part, back=True)
+    return rows.turn(x0, back=True), None if coarse is None else rows.turn(coarse, back=True)
