@@ -1,5 +1,7 @@
 """From the flags of sampling to a plan: which sampler takes which steps of the training schedule."""
 
+import dataclasses
+
 import numpy as np
 
 from .errors import UserError
@@ -32,6 +34,24 @@ def plan_sampling(options, given, diffusion):
     else:
         times = strided_timesteps(total, steps)
     return SamplingPlan(sampler, tuple(int(t) for t in times), **settings)
+
+
+def settle_members(plan, options, train, exclusive):
+    """The plan with what the flags of `SampleOptions` leave to the checkpoint settled, and with it options.fuse.
+
+    train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
+    for --coupling coarse with several such classes.
+    """
+    symmetric = options.symmetries == "all"
+    if options.symmetries == "auto":
+        symmetric = train.get("augment", "none") != "none" and train.get("orientation") == "any"
+    if options.coupling == "coarse" and exclusive:
+        raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
+    staged = bool(train.get("condition_steps")) and not exclusive
+    coupled = staged if options.coupling == "auto" else options.coupling == "coarse"
+    if options.fuse == "auto":
+        options.fuse = "mean" if coupled else "staple"
+    return dataclasses.replace(plan, symmetric=symmetric, coupled=coupled)
 
 
 def _check_flags(options, given):

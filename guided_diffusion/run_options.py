@@ -59,8 +59,8 @@ class TrainOptions:
     condition_steps: int = option(
         0,
         "v2: steps, from the first, in which the condition model learns alone, as a plain U-Net by --coarse_loss and "
-        "Dice; then it stays as it is, but for its last layer, and the diffusion learns on it. 0: both from the first; "
-        "-1: three quarters of the run's steps, or of --max_minutes if they are over first",
+        "Dice on the mean of the raters' masks; then it stays as it is, but for its last layer, and the diffusion "
+        "learns on it. 0: both from the first; -1: 85 % of the run's steps, or of --max_minutes if they are over first",
         minimum=-1,
     )
     noise_draws: int = option(
@@ -99,6 +99,12 @@ class TrainOptions:
         False,
         "train on squares of --image_size cut at random from larger images, of which a third are around something that "
         "is marked, instead of on whole images made smaller; sampling such a checkpoint takes --tile True by itself",
+    )
+    orientation: str = option(
+        "auto",
+        "what images may look like, for --augment and for --symmetries of sampling: any (dermoscopy, microscopy, CT "
+        "patches: turned and mirrored as one likes), upright (they have a top), or auto (as the loader says)",
+        choices=("auto", "any", "upright"),
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
@@ -247,12 +253,26 @@ class SampleOptions:
         minimum=0,
         maximum=1,
     )
+    symmetries: str = option(
+        "auto",
+        "members see the image turned and mirrored, each another way by turns, which is encoded once for each: all "
+        "(eight), none, or auto (all where the checkpoint was trained with --augment on images of any --orientation)",
+        choices=("auto", "all", "none"),
+    )
+    coupling: str = option(
+        "auto",
+        "whose probability the members have at each pixel: own, or coarse (that of the condition branch's mask; the "
+        "diffusion decides which members have the pixel, so how pixels go together); auto: coarse for checkpoints "
+        "trained in stages (--condition_steps), whose coarse mask was trained for that, else own",
+        choices=("auto", "own", "coarse"),
+    )
     fuse: str = option(
-        "staple",
-        "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, or "
-        "weighted, a mean in which members weigh by their agreement with the others (mean Dice). With +coarse the "
-        "condition branch's own mask counts as one more member, where the network has one",
-        choices=(*FUSE, *(f"{method}+coarse" for method in FUSE)),
+        "auto",
+        "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, "
+        "weighted (a mean in which members weigh by their agreement with the others, their mean Dice), or auto (mean "
+        "where --coupling is coarse, else staple). With +coarse the condition branch's own mask counts as one more "
+        "member, where the network has one",
+        choices=("auto", *FUSE, *(f"{method}+coarse" for method in FUSE)),
     )
     temperature: float = option(
         0.0,

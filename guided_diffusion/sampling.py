@@ -19,6 +19,7 @@ from .gaussian_diffusion import class_logits, class_probabilities
 from .medsegdiff import joined
 from .seeds import seeded_generator
 from .symmetries import SYMMETRIES, each_turned, turned, turned_back
+from .tiles import Tiled
 from .unipc import sample_unipc
 
 
@@ -70,7 +71,8 @@ class SamplingPlan:
     sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
     solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
     `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns;
-    it is encoded once for each, and the mean of the coarse masks is every member's. coupled: the members' mean is the
+    it is encoded once for each, and the mean of the coarse masks is every member's
+    (not in tiles). coupled: the members' mean is the
     coarse mask (see `coupling`).
     """
 
@@ -169,7 +171,7 @@ def draw_members(
     """
     count = members * len(names)
     soft, coarse = [], []
-    turns = plan.symmetric and image.shape[-1] == image.shape[-2]
+    turns = plan.symmetric and image.shape[-1] == image.shape[-2] and not isinstance(model, Tiled)
     symmetries = SYMMETRIES[:members] if turns else SYMMETRIES[:1]
     with _evaluating(model):
         condition = _encoded(model, image, label, symmetries, rows or count, diffusion.exclusive)

@@ -50,7 +50,7 @@ class Segmenter:
         members=5,
         steps=0,
         sampler="auto",
-        fuse="staple",
+        fuse="auto",
         seed=0,
         device=None,
         precision="auto",

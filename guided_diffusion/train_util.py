@@ -33,7 +33,7 @@ LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
 
-CONDITION_SHARE = 0.75  # of a run that is given to the condition model alone by --condition_steps -1
+CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
 
 
 def item_generator(seed, step, index):
@@ -272,11 +272,12 @@ class TrainLoop:
         `raters` alone see the same time steps and noise. An item's time steps are R equal parts of the whole apart.
         """
         draws = self.options.noise_draws
+        means = self.options.raters == "mean" or self._condition_alone
         chosen, uniforms, noise = [], [], []
         for index, mask in enumerate(masks, start=self.share.start):  # mask: [R, K, H, W]
             generator = item_generator(self.options.seed, self.step, index)
             raters = torch.randint(len(mask), (draws,), generator=generator)
-            chosen.append(mask.mean(dim=0).expand(draws, -1, -1, -1) if self.options.raters == "mean" else mask[raters])
+            chosen.append(mask.mean(dim=0).expand(draws, -1, -1, -1) if means else mask[raters])
             first = torch.rand((), generator=generator, dtype=torch.float64).item()
             uniforms += [(first + draw / draws) % 1 for draw in range(draws)]
             noise.append(torch.randn(draws, *mask.shape[1:], generator=generator))

@@ -13,7 +13,7 @@ from .dist_util import Processes, autocast
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from .metrics import overlap
 from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
-from .plan import ONE_LOOK, plan_sampling
+from .plan import ONE_LOOK, plan_sampling, settle_members
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .statistics import describe
@@ -81,6 +81,7 @@ class Validation:
 
     source: what they are, in words. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net, which
     answers once. seed: of the noise, which is the same at each validation. processes: share the cases; all call `look`.
+    train: the options of the training, which decide how members are drawn (see `plan.settle_members`).
     No global random state is read or changed.
     """
 
@@ -93,13 +94,15 @@ class Validation:
     has_diffusion: bool = True
     seed: int = 0
     processes: Processes | None = None
+    train: dict = field(default_factory=dict)
     _read: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.processes = self.processes or Processes(0, 1, self.device)
         options = SampleOptions(dpm_solver=True, diffusion_steps=min(STEPS, self.diffusion.num_timesteps))
+        plan = plan_sampling(options, {"dpm_solver", "diffusion_steps"}, self.diffusion)
+        self.plan = settle_members(plan, options, self.train, self.diffusion.exclusive)
         self.fuse = options.fuse
-        self.plan = plan_sampling(options, {"dpm_solver", "diffusion_steps"}, self.diffusion)
 
     @property
     def names(self):

@@ -33,25 +33,30 @@ from guided_diffusion.lidcloader import LIDCDataset
 from guided_diffusion.logger import console
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.train_util import CONDITION_SHARE, TrainLoop
 
 # The same for all: the size of the network, and what a trainer of any network would set.
-SIZE = "--image_size 64 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 --attention_resolutions 16"
-TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light"
+SIZE = (
+    "--image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 "
+    "--attention_resolutions 16"
+)
+OF_64 = "--image_size 64 --patch_size 1"  # as published; its first level, and so its time, is of the same size
+TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light --orientation any --val_fraction 0"
 CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
     "unet": "--version unet --mask_loss bce_dice",
     "unet_mse": "--version unet --mask_loss mse",
     "unet_bce": "--version unet --mask_loss bce",
-    "v1_published": "--version v1 --recipe published",
-    "v2_published": "--version v2 --recipe published",
+    "unet_64": f"--version unet --mask_loss bce_dice {OF_64}",
+    "v1_published": f"--version v1 --recipe published {OF_64}",
+    "v2_published": f"--version v2 --recipe published {OF_64}",
     "v2": (
         "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
-        "--diffusion_channels 8 --condition_steps 75% --noise_draws 2"
+        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2"
     ),
 }
 SAMPLING = {
-    "ph2": "--num_ensemble 5 --diffusion_steps 10 --dpm_solver True",
-    "lidc4": "--num_ensemble 16 --diffusion_steps 10 --dpm_solver True",
+    "ph2": "--num_ensemble 8 --diffusion_steps 5 --dpm_solver True",
+    "lidc4": "--num_ensemble 16 --diffusion_steps 5 --dpm_solver True",
 }
 KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 ABLATIONS = {  # of v2: what each part of the recipe brings
@@ -69,7 +74,6 @@ ABLATIONS = {  # of v2: what each part of the recipe brings
 }
 CONTENDERS |= {name: f"{CONTENDERS['v2']} {flags}" for name, flags in ABLATIONS.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
-CONDITION_SHARE = 0.75  # of the steps, where --condition_steps is 75%
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
@@ -219,11 +223,11 @@ def loop_of(options, name, flags):
 def trained_with(options, flags):
     """The flags of a contender's training, later ones winning over earlier ones."""
     common = "" if "--recipe published" in flags else TRAINING
-    return " ".join(f"{common} {flags} {options.size}".split())
+    return " ".join(f"{common} {options.size} {flags}".split())
 
 
 def in_steps(flags, steps):
-    """The flags with the share of the steps that is the condition model's, "75%", as a number of at least 1."""
+    """The flags with the share of the steps that is the condition model's, "85%", as a number of at least 1."""
     return flags.replace(f"{CONDITION_SHARE:.0%}", str(max(1, round(CONDITION_SHARE * steps))))
 
 

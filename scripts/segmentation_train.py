@@ -131,6 +131,9 @@ def settle(options, given, processes):
     here = dataclasses.replace(data, data_dir=data_dir)
     view = View(neighbours=model_options.neighbours, keep_size=train.crop)
     dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
+    if train.orientation == "auto":
+        train.orientation = dataset.orientation  # for those who go on from here, and for sampling
+    dataset.orientation = train.orientation
     check_dataset(dataset, model_options, start)
     if data.classes == "auto":
         data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
@@ -218,6 +221,7 @@ def watch_of(run, diffusion, processes):
         has_diffusion=run.model.version != "unet",
         seed=run.train.seed,
         processes=processes,
+        train=run.config["train"],
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
     return Watch(validation, run.train, run.config, run.folder, best)

@@ -133,6 +133,8 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
         "solver_order": 3,
         "solver_type": "ode",
         "time_spacing": "logsnr",
+        "symmetric": False,
+        "coupled": False,
         "clip_denoised": True,
         "dynamic_threshold": 0.9,
     }
