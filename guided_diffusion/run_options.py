@@ -85,6 +85,11 @@ class TrainOptions:
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
+    fsdp: bool = option(
+        False,
+        "split weights, gradients, averages and the optimizer's state among the processes, for networks that do not "
+        "fit on one device (torch's FSDP2); --use_checkpoint True goes well with it. Checkpoints are the same files",
+    )
     resume_checkpoint: str = option(
         "",
         "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none",

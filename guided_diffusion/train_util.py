@@ -20,6 +20,7 @@ from .logger import RunLog, console, counted
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
+from .sharding import gathered
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
 from .waiting import WaitingShare
@@ -72,8 +73,9 @@ class TrainLoop:
         self.processes = processes or Processes(0, 1, device)
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
+        self.sharded = options.fsdp and self.processes.count > 1
         self.step_losses = with_shared_gradients(
-            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0
+            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0, shards=self.sharded
         )
         self.step = self.first_step = start.step if start else 0
         self.optimizer = build_optimizer(model.parameters(), options.lr, options.weight_decay)
@@ -178,15 +180,15 @@ class TrainLoop:
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
-        size = self.options.microbatch if self.options.microbatch > 0 else here
         seen, draws = [], self.options.noise_draws
-        for low in range(0, here, size):
-            part = slice(low, min(low + size, here))
+        for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
                 losses = self._losses(batch, mask, t, noise, part)
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
-                self.scaler.scale(total * self.processes.count).backward()  # their mean is taken: of this, the sum
-            seen.append({name: value.detach() for name, value in losses.items()})
+                # The processes' mean is taken: of this, the sum.
+                self.scaler.scale(total * self.processes.count * counts).backward()
+            if counts:
+                seen.append({name: value.detach() for name, value in losses.items()})
         # Only here, where the device has all it needs for the whole step, is it waited for.
         losses = {name: torch.cat([values[name] for values in seen]).cpu() for name in seen[0]}
         self._check_finite(losses["loss"].unflatten(0, (here, draws)), batch["name"])
@@ -197,6 +199,16 @@ class TrainLoop:
             ema.update(self.model, self.step - self._stage_began)
         sums = {name: value.sum().item() / (count * draws) for name, value in losses.items()}
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
+
+    def _parts(self, here):
+        """The slices of this process's share, of `here` items, that go through the network at once, and whether each
+        counts: to gather shards the processes need each other, so one with fewer parts repeats its last for nothing."""
+        size = self.options.microbatch if self.options.microbatch > 0 else here
+        parts = [(slice(low, min(low + size, here)), True) for low in range(0, here, size)]
+        if self.sharded and self.options.microbatch > 0:
+            most = -(-self.options.batch_size // self.processes.count)  # of the largest share
+            parts += [(parts[-1][0], False)] * (-(-most // size) - len(parts))
+        return parts
 
     def _seed_dropout(self):
         """Dropout follows from (seed, step) and the process: the same mask for each share would tie their items."""
@@ -272,7 +284,7 @@ class TrainLoop:
             return x[part].to(self.device, non_blocking=True)
 
         label = to_device(batch["label"]) if self.model.label_embedding is not None else None
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device, keep_weights=not self.sharded):
             return self.step_losses(
                 to_device(batch["image"]),
                 label,
@@ -324,16 +336,25 @@ class TrainLoop:
             console().info(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
 
     def checkpoint(self):
-        """The run as it stands, as a `Checkpoint`."""
+        """The run as it stands, as a `Checkpoint`. Weights in shards are put together for it, in the first process
+        alone; all of them call this at once."""
+        model, ema, optimizer = gathered(
+            [
+                self.model.state_dict(),
+                {rate: ema.parameters for rate, ema in self.ema.items()},
+                self.optimizer.state_dict(),
+            ],
+            keep=self.processes.is_first,
+        )
         return Checkpoint(
             config=self.config,
             image_channels=self.dataset.image_channels,
             class_names=list(self.dataset.class_names),
             label_names=list(self.dataset.label_names),
             step=self.step,
-            model=self.model.state_dict(),
-            ema={rate: ema.parameters for rate, ema in self.ema.items()},
-            optimizer=self.optimizer.state_dict(),
+            model=model,
+            ema=ema,
+            optimizer=optimizer,
             scaler=self.scaler.state_dict(),
             timestep_sampler=self.timesteps.state_dict(),
         )
@@ -344,8 +365,9 @@ class TrainLoop:
         A blob store that fails is told and does not end the run: the next call pushes what it lacks.
         """
         path, pushed = checkpoint_path(self.folder.path, self.step), True
+        checkpoint = self.checkpoint()
         if self.processes.is_first:
-            save_checkpoint(self.checkpoint(), path)
+            save_checkpoint(checkpoint, path)
             pushed = self.folder.try_push()
             self.folder.drop(older for older in path.parent.glob("model*.pt") if older != path)
         self.last_saved = self.step

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.volume_store import chosen_folder, use_cache
@@ -136,16 +138,21 @@ def train_model(options, given, processes):
         processes.by_machine(lambda: use_cache(dataset, cache, workers=workers, show=processes.is_first))
 
     torch.manual_seed(train.seed)
-    if start is None:
-        num_labels = len(dataset.label_names)
-        model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
-        diffusion = build_diffusion(run.diffusion)
-    else:
-        model, diffusion = start.build(run.model)
+    sharded = train.fsdp and processes.count > 1
+    if train.fsdp and not sharded:
+        console().info("--fsdp True: there is one process alone, which keeps all weights whole")
+    with sharded_as_built(processes) if sharded else nullcontext():
+        if start is None:
+            num_labels = len(dataset.label_names)
+            model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
+            diffusion = build_diffusion(run.diffusion)
+        else:
+            model, diffusion = start.build(run.model)
     model.to(processes.device)
     if processes.is_first:
         write_config(run.values, folder.path)
-    describe(dataset, model, train, processes.place, run.precision, start)
+    place = f"{processes.place}, in shards" if sharded else processes.place
+    describe(dataset, model, train, place, run.precision, start)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -194,6 +201,7 @@ def dry_run(options, given):
         precision=run.precision,
         averages=len(run.train.ema_rates()),
         processes=count,
+        shards=run.train.fsdp,
     )
     place = str(device) if count == 1 else f"each of {count} processes"
     lines = [*memory.told(place, images, run.precision), *told_data(run.dataset)]
