@@ -8,6 +8,7 @@ from pathlib import Path
 from .data import Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import is_nifti, split_suffix
+from .intensity import normalised_channels
 from .volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -56,6 +57,9 @@ class BraTSDataset(SegmentationDataset):
 
     def normalise(self, image):
         return image  # done for the whole volume when it is read
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)

@@ -17,9 +17,6 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",
     "tile": "images are resized to --image_size so far",
-    "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
-    "keep_checkpoints": "all checkpoints are kept so far",
-    "overfit": "point --data_dir at a folder of a few cases instead",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
@@ -32,9 +29,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     checkpoint brings; their help, and that of --data_name then, shows no defaults. Returns the instances, in the order
     of `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong.
     """
-    fields = {}
-    for item in (item for group in groups for item in dataclasses.fields(group)):
-        fields.setdefault(item.name, item)
+    fields = _fields(groups)
     parser = _Parser(
         description=description,
         epilog=f"example:\n  {example}" if example else None,
@@ -66,10 +61,27 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     if config_file:
         given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
     given = {**_recipe(given, fields), **given}
+    return _instances(groups, fields, given), set(given)
+
+
+def options_from(groups, values):
+    """The same from a dict of values by name, for programs: instances of `groups`, and the names given."""
+    fields = _fields(groups)
+    given = {name: _read_value(fields, name, value) for name, value in values.items()}
+    return _instances(groups, fields, given), set(given)
+
+
+def _fields(groups):
+    fields = {}
+    for item in (item for group in groups for item in dataclasses.fields(group)):
+        fields.setdefault(item.name, item)
+    return fields
+
+
+def _instances(groups, fields, given):
     for name, value in given.items():
         check_value(fields[name], value)
-    options = [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
-    return options, set(given)
+    return [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
 
 
 def _recipe(given, fields):

@@ -36,12 +36,14 @@ from .files import (
     PICTURE_SUFFIXES,
     is_nifti,
     list_files,
+    nifti_channels,
     read_csv,
     read_json,
     read_picture,
     read_picture_mask,
     split_suffix,
 )
+from .intensity import normalised_channels, normaliser
 from .logger import counted
 from .volumes import VolumeReader
 
@@ -53,7 +55,8 @@ MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 class FolderDataset(SegmentationDataset):
     """`images/NAME.png` with `masks/NAME.png`, one class of foreground.
 
-    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores; a volume is a case per slice).
+    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores, or CT as `ct_window` says; a
+    volume is a case per slice, a fourth axis are its channels).
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. To sample, masks/ may be
     absent, and the images may lie in data_dir itself. Beside images/ there may be
     - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images that `split` picks ("val" may be
@@ -64,10 +67,11 @@ class FolderDataset(SegmentationDataset):
     """
 
     class_names = ("foreground",)
+    kept = ("is_nifti", "ct_window")
     finds_validation = True
 
     def find_cases(self):
-        self.volumes = VolumeReader()
+        self.volumes = VolumeReader(normaliser(self.ct_window))
         pairs = self._pairs()
         if pairs:
             self._inspect(pairs)
@@ -95,6 +99,9 @@ class FolderDataset(SegmentationDataset):
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.
         return image if self.is_nifti else super().normalise(image)
+
+    def normalise_raw(self, raw):
+        return normalised_channels(raw, normaliser(self.ct_window)) if self.is_nifti else super().normalise_raw(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)
@@ -185,7 +192,7 @@ class FolderDataset(SegmentationDataset):
                     raise UserError(
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
-        self.image_channels = 1 if self.is_nifti else read_picture(first).shape[0]
+        self.image_channels = nifti_channels(first) if self.is_nifti else read_picture(first).shape[0]
         self.left_right_axis = -2 if self.is_nifti else -1
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .classes import Classes, checked_classes
 from .errors import NoCasesError, NoSplitError, UserError
+from .orientation import STILL, turned_back
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -50,11 +51,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z]."""
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+
+    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
+    there to here.
+    """
 
     affine: np.ndarray
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
+    file_affine: np.ndarray | None = None
+    turn: np.ndarray | None = None
+
+    @property
+    def in_file(self):
+        """(the file's affine, the turn from there to here, an array [3, 2])."""
+        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+
+    def as_in_file(self, array):
+        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
+        return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
 
 
 class SegmentationDataset(Dataset):
@@ -71,6 +87,10 @@ class SegmentationDataset(Dataset):
     - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
       of slices [X, Y] as NIfTI files hold them.
 
+    `Segmenter` normalises images that lie in no folder: `normalise` must do without what `find_cases` has found, but
+    for the attributes (plain types) that `kept` names, which a checkpoint keeps. A loader whose `read_image` normalises
+    overrides `normalise_raw` too.
+
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
     split: "train", "test" or None (all there is), for layouts that keep both below one folder. "val", the cases that
@@ -78,6 +98,7 @@ class SegmentationDataset(Dataset):
         cases: it has none).
     need_masks: True for training: items carry a mask, and a case without one is an error. With False (sampling) no
         item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
+    ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
     """
@@ -88,17 +109,19 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    kept = ()
     volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.split = split
         self.need_masks = need_masks
+        self.ct_window = ct_window
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
@@ -132,6 +155,13 @@ class SegmentationDataset(Dataset):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
         return image / 127.5 - 1
 
+    def normalise_raw(self, raw):
+        """Map an image from elsewhere to the network's range: [C, H, W], or a volume [C, X, Y, Z], as a file has it.
+
+        By default what `normalise` does, for loaders whose `read_image` gives what the file has.
+        """
+        return self.normalise(raw)
+
     def preload(self):
         """Read what all cases share. Called once before workers are forked, which then have it without a copy."""
 
@@ -148,6 +178,19 @@ class SegmentationDataset(Dataset):
         return "a mask"
 
     # ---- what the framework does with it -----------------------------------------------------------------------
+
+    def kept_values(self):
+        """What a checkpoint keeps of the data set for `without_data`: plain types."""
+        values = [list(group) for group in self.classes.values]
+        return {name: getattr(self, name) for name in self.kept} | {"class_values": values}
+
+    @classmethod
+    def without_data(cls, kept, class_names):
+        """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
+        dataset = cls.__new__(cls)
+        values = kept.get("class_values", ())
+        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
+        return dataset
 
     def _find_split(self, split):
         """What `find_cases` finds for a split."""
@@ -217,7 +260,7 @@ class SegmentationDataset(Dataset):
         """
         case = self.cases[index]
         raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
-        image = resize_image(torch.as_tensor(self.normalise(raw), dtype=torch.float32), self.image_size)
+        image = network_image(self.normalise(raw), self.image_size)
         item = {"image": image, "name": case.name, "size": tuple(raw.shape[-2:])}
         if self.need_masks:
             mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, raw.shape[-2:])))
@@ -299,6 +342,11 @@ def resize_image(image, size):
     return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
+def network_image(normalised, size):
+    """What the network sees of a normalised image [C, H, W]: float32 [C, size, size]."""
+    return resize_image(torch.as_tensor(normalised, dtype=torch.float32), size)
+
+
 def resize_mask(mask, size):
     """Resize [..., H, W] by nearest neighbour to [..., size, size]; values in {0, 1} stay in {0, 1}."""
     if mask.shape[-2:] == (size, size):
@@ -307,15 +355,15 @@ def resize_mask(mask, size):
     return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
-    split, need_masks, hold_out: see `SegmentationDataset`.
+    split, need_masks, settings (hold_out, ct_window; those of `config.DataOptions.loading`): see
+    `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
-    loader = find_loader(data_name)
-    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out)
+    return find_loader(data_name)(data_dir, image_size, split=split, need_masks=need_masks, **settings)
 
 
 def find_loader(data_name):

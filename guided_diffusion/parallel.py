@@ -1,6 +1,6 @@
 """Data parallel training: every process computes gradients for its share of the batch, and all take the sum's step."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -62,3 +62,16 @@ def gradients_exchanged(losses, now):
     Shards are exchanged in every pass: what waits would be the gradients of all weights, whole.
     """
     return nullcontext() if now or not isinstance(losses, DistributedDataParallel) else losses.no_sync()
+
+
+@contextmanager
+def ready_for_calls(losses):
+    """Within, every process may call the network itself, without its `StepLosses`, if all do so equally often."""
+    if not hasattr(losses, "unshard"):
+        yield
+        return
+    losses.unshard()  # what no block has; blocks see to themselves
+    try:
+        yield
+    finally:
+        losses.reshard()

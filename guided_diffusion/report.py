@@ -30,7 +30,7 @@ def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
 
 
 def _row(folder, dataset, unit, read_raters):
-    predictions = Predictions(folder, classes=dataset.classes)
+    predictions = Predictions(folder, (), dataset.classes, lambda name: dataset.geometry(unit.cases[0]))
 
     def of_classes(read):  # [K, ...]
         return np.stack([read(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))])

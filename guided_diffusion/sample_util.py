@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
 from .errors import is_out_of_memory
 from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
+from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
+from .plan import ONE_LOOK, plan_sampling
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
@@ -58,12 +61,38 @@ def share_of(units, images, process, processes):
     return [unit for block in blocks[process::processes] for unit in block]
 
 
+def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
+    """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
+
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
+    for those that contradict the checkpoint.
+    """
+    model_options, diffusion_options = model_options or ModelOptions(), diffusion_options or DiffusionOptions()
+    trained = checkpoint.config
+    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
+    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
+    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, options.model_path)
+    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
+    saved_options(
+        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
+    )
+    model, diffusion = checkpoint.build(model_options)
+    checkpoint.load_weights(model, options.weights)
+    check_size(image_size, len(model.shape.multipliers))
+    if model_options.version == "unet":
+        plan, options.num_ensemble = ONE_LOOK, 1
+    else:
+        plan = plan_sampling(options, given, diffusion)
+    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size)
+
+
 @dataclass
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    rows: images x members in one pass, halved when memory runs out unless `options` ask for a number. images: how
-    many are read at once. read_raters: called as `evaluation.raters_of` is.
+    read_raters: called as `evaluation.raters_of` is. rows: images x members in one pass, halved when memory runs out
+    unless `options` ask for a number. images: how many are read at once.
     """
 
     model: torch.nn.Module
@@ -72,11 +101,12 @@ class EnsembleSampler:
     options: SampleOptions
     device: torch.device
     precision: str
-    rows: int
-    images: int
+    image_size: int
     read_raters: object = raters_of
 
     def __post_init__(self):
+        self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
+        self.images = self.options.batch_size or max(1, self.rows // self.options.num_ensemble)
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
         self.warm = not self.options.compile
         if self.options.compile:
@@ -220,7 +250,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer

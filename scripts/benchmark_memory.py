@@ -68,15 +68,13 @@ def main(argv=None):
     model = build_model(build(ModelOptions, sizes), 3, 1)
     diffusion = build_diffusion(build(DiffusionOptions, {}))
     flags = {"dpm_solver": True, "diffusion_steps": options.diffusion_steps, "num_ensemble": options.num_ensemble}
-    sample = build(SampleOptions, flags)
+    sample = build(SampleOptions, flags | {"sample_batch_size": str(options.num_ensemble), "batch_size": 1})
     with tempfile.TemporaryDirectory() as place:
         write_isic(Path(place) / "data", num_train=1, num_test=options.cases, size=IMAGE_SIZE, seed=0)
         dataset = build_dataset("ISIC", Path(place) / "data" / "Test", IMAGE_SIZE, split="test")
         folder = WatchedFolder(Path(place) / "results", {"settings": {}}, save_samples=True)
         plan = plan_sampling(sample, set(flags), diffusion)
-        sampler = EnsembleSampler(
-            model, diffusion, plan, sample, device, precision, rows=options.num_ensemble, images=1
-        )
+        sampler = EnsembleSampler(model, diffusion, plan, sample, device, precision, IMAGE_SIZE)
         sampler.run(dataset, group_cases(dataset.cases), folder, num_workers=2)
     early, last = folder.sizes[EARLY - 1], folder.sizes[-1]
     console().info(f"resident size after {EARLY} cases: {early / 2**20:.1f} MB")

@@ -16,7 +16,7 @@ import torch
 
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, saved_options
+from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.data import build_dataset, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
@@ -25,16 +25,16 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.evaluation import evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
-from guided_diffusion.medsegdiff import check_size
-from guided_diffusion.plan import ONE_LOOK, plan_sampling
+from guided_diffusion.plan import ONE_LOOK
 from guided_diffusion.report import write_overview
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
-from guided_diffusion.sample_util import EnsembleSampler, ReadableRaters, rows_at_once, share_of
+from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.summary import format_summary
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
@@ -66,20 +66,19 @@ def sample_all(options, given, processes):
     sample, data, model_options, diffusion_options, process_options = options
     checkpoint = load_checkpoint(fetched(fetch_file, sample.model_path, processes))
     trained = checkpoint.config
-    model, diffusion, image_size = rebuild(checkpoint, sample, model_options, diffusion_options, given)
+    precision = pick_precision(process_options.precision, processes.device)
+    sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "ct_window" not in given:
+        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
-    precision = pick_precision(process_options.precision, processes.device)
-    if trained["model"]["version"] == "unet":
-        plan, sample.num_ensemble = ONE_LOOK, 1
+    if sampler.plan is ONE_LOOK:
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
-    else:
-        plan = plan_sampling(sample, given, diffusion)
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, image_size, chosen="data_name" in given)
+    dataset = find_data(here, sampler.image_size, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -90,7 +89,7 @@ def sample_all(options, given, processes):
         out.begin()
 
     units = group_cases(dataset.cases)[: sample.num_samples or None]
-    manifest = describe_run(sample, data, checkpoint, plan, image_size, precision, processes, dataset)
+    manifest = describe_run(sample, data, checkpoint, sampler, processes, dataset)
     folder = ResultsFolder(
         out.path,
         manifest,
@@ -109,24 +108,12 @@ def sample_all(options, given, processes):
         needed = [index for unit in waiting for index in unit.indices]
         options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first}
         processes.by_machine(lambda: use_cache(dataset, cache, **options))
-    read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
+    sampler.read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
-        how = "one pass" if plan is ONE_LOOK else f"{counted(sample.num_ensemble, 'member')} by {plan}"
+        members = counted(sample.num_ensemble, "member")
+        how = "one pass" if sampler.plan is ONE_LOOK else f"{members} by {sampler.plan}"
         console().info(f"{how}, on {processes.place} in {precision}")
-        rows = rows_at_once(sample.sample_batch_size, processes.device, image_size)
-        images = sample.batch_size or max(1, rows // sample.num_ensemble)
-        sampler = EnsembleSampler(
-            model,
-            diffusion,
-            plan,
-            sample,
-            processes.device,
-            precision,
-            rows=rows,
-            images=images,
-            read_raters=read_raters,
-        )
-        own = share_of(waiting, images, processes.rank, processes.count)
+        own = share_of(waiting, sampler.images, processes.rank, processes.count)
         empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
     empty = sum(processes.gather(empty))  # all are done
     if is_remote(sample.out_dir) and processes.count > 1:
@@ -134,7 +121,7 @@ def sample_all(options, given, processes):
     if processes.is_first:
         warn_if_empty(empty, len(waiting), checkpoint.step)
         folder.complete(time.monotonic() - began, len(waiting), cases=len(units))
-        finish(sample, out, dataset, units, read_raters)
+        finish(sample, out, dataset, units, sampler.read_raters)
 
 
 def fetched(fetch, path, processes):
@@ -152,26 +139,10 @@ def gather_results(out, processes):
         out.pull()
 
 
-def rebuild(checkpoint, sample, model_options, diffusion_options, given):
-    """The checkpoint's network with the weights asked for, its diffusion and the image size to sample at."""
-    trained = checkpoint.config
-    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
-    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
-    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, sample.model_path)
-    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
-    saved_options(
-        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, sample.model_path
-    )
-    model, diffusion = checkpoint.build(model_options)
-    checkpoint.load_weights(model, sample.weights)
-    check_size(image_size, len(model.shape.multipliers))
-    return model, diffusion, image_size
-
-
 def find_data(data, image_size, chosen):
     """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        return build_dataset(data.data_name, data.data_dir, image_size, split="test", **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
@@ -240,11 +211,11 @@ def check_dataset(dataset, checkpoint):
                 raise UserError(f"{case.images[0]}: has no class label, which this class-conditional checkpoint needs")
 
 
-def describe_run(sample, data, checkpoint, plan, image_size, precision, processes, dataset):
+def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     """The manifest: everything that decides the results, and what they were made with."""
     names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
     settings = {name: getattr(sample, name) for name in names}
-    settings |= {"image_size": image_size, "precision": precision, **plan.settings()}
+    settings |= {"image_size": sampler.image_size, "precision": sampler.precision, **sampler.plan.settings()}
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",

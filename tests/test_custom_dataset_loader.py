@@ -233,6 +233,30 @@ def test_2d_nifti(tmp_path, save_nifti):
     assert abs(item["image"].mean()) < 0.3  # a z-score; as a photograph it would be above 0.5
 
 
+def test_a_fourth_axis_is_channels(tmp_path, save_nifti):
+    values = volume((8, 10, 5, 3))
+    save_nifti(tmp_path / "images" / "p.nii.gz", values)
+    save_nifti(tmp_path / "masks" / "p.nii.gz", np.ones((8, 10, 5), np.uint8))
+    dataset = load(tmp_path)
+    assert dataset.image_channels == 3 and len(dataset) == 5 and dataset[0]["image"].shape == (3, 16, 16)
+    images = np.stack([dataset.load_image(case) for case in dataset.cases], axis=-1)
+    for channel in range(3):
+        raw = values[..., channel].astype(np.float64)
+        np.testing.assert_allclose(images[channel], (raw - raw.mean()) / raw.std(), atol=2e-3)
+    save_nifti(tmp_path / "images" / "q.nii.gz", volume((8, 10, 5)))
+    save_nifti(tmp_path / "masks" / "q.nii.gz", np.ones((8, 10, 5), np.uint8))
+    with pytest.raises(UserError, match="q.nii.gz: has 1 channels, the data set has 3"):
+        load(tmp_path)[-1]
+
+
+def test_ct_window(tmp_path, save_nifti):
+    hounsfield = np.linspace(-1000, 1000, 8 * 10 * 5).reshape(8, 10, 5).astype(np.int16)
+    save_nifti(tmp_path / "images" / "p.nii.gz", hounsfield)
+    dataset = load(tmp_path, need_masks=False, ct_window=(-160, 240))
+    images = np.stack([dataset.load_image(case)[0] for case in dataset.cases], axis=-1)
+    np.testing.assert_allclose(images, np.interp(hounsfield, (-160, 240), (-1, 1)), atol=1e-3)
+
+
 def test_nifti_errors(tmp_path, put, save_nifti):
     save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10, 5)))
     save_nifti(tmp_path / "masks" / "p.nii.gz", volume((8, 10, 4)))

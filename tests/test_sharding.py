@@ -39,7 +39,7 @@ def run(tmp_path):
     """A function (count, target, *arguments) that runs that many processes: their statuses and outputs, by rank."""
 
     def go(count, target, *arguments):
-        return processes.finish(processes.start_ranks(count, target, *arguments, folder=tmp_path), tmp_path)
+        return processes.finish(processes.start_ranks(count, target, *arguments, folder=tmp_path), tmp_path, 180)
 
     return go
 
@@ -90,17 +90,21 @@ def train_plus(folder, *flags):
 CASES = {
     "v1, clipped": ({}, {}, {"grad_clip": 0.5, "warmup_steps": 4, "ema_rate": "0.5,0.99"}),
     "v2, one by one, learned time steps": (
-        {"version": "v2", "learn_sigma": True, "ss_blocks": 1},
+        {"version": "v2", "learn_sigma": True, "ss_blocks": 1, "num_res_blocks": 1},
         {"diffusion_steps": 2},
-        {"microbatch": 1, "schedule_sampler": "loss-second-moment", "noise_draws": 2},
+        {"microbatch": 1, "schedule_sampler": "loss-second-moment", "noise_draws": 2, "batch_size": 3},
     ),
-    "v2, in stages": ({"version": "v2", "ss_blocks": 1}, {}, {"condition_steps": 5, "grad_clip": 0.5}),
+    "v2, in stages": (
+        {"version": "v2", "ss_blocks": 1, "num_res_blocks": 1},
+        {},
+        {"condition_steps": 5, "grad_clip": 0.5, "batch_size": 3},
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_shards_take_the_steps_of_one(run, tmp_path, case):
-    """In float64: weights, averages, moments, gradient norms and losses, after ten steps on five images."""
+    """In float64: weights, averages, moments, gradient norms and losses, after ten steps on an odd number of images."""
     train_plus(tmp_path, *CASES[case])
     ended = run(2, train_plus, tmp_path, *CASES[case])
     assert ended.statuses == [0, 0], ended.outputs
@@ -199,7 +203,13 @@ def test_checkpoints_go_from_shards_to_whole_and_back_and_are_sampled(run, scrip
 
     def line(flags, out="run"):
         base = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / out, TINY]
-        return words([*base, "--batch_size 3 --preset ++ --num_heads 1 --save_interval 1", flags])
+        return words(
+            [
+                *base,
+                "--batch_size 3 --preset ++ --num_heads 1 --save_interval 1 --sample_interval 2 --val_cases 1",
+                flags,
+            ]
+        )
 
     shards = "--fsdp True --use_checkpoint True --resume_checkpoint auto"
     for wait in (checkpoints, temporaries):

@@ -1,0 +1,196 @@
+"""The door for notebooks and other programs: a checkpoint as a function from images to masks, as the script draws them.
+
+from guided_diffusion import Segmenter
+
+segmenter = Segmenter.load("runs/isic/model005000.pt")
+mask, probability, uncertainty = segmenter(image)
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .batches import collate
+from .checkpoint import load_checkpoint
+from .command_line import options_from
+from .config import ModelOptions
+from .data import find_loader, network_image
+from .dist_util import pick_device, pick_precision
+from .errors import UserError
+from .orientation import STILL, canonical_turn, turned, turned_back
+from .results import fuse_cases, stack_slices
+from .run_options import SampleOptions
+from .sample_util import build_sampler
+from .storage import fetch_file, is_remote
+
+
+class Segmenter:
+    """A trained network with its settings; made by `load`, and called with an image or a batch of them.
+
+    For the same checkpoint, image, case name, seed and settings the answers are those of segmentation_sample.py.
+    """
+
+    def __init__(self, checkpoint, sampler):
+        self.checkpoint, self.sampler = checkpoint, sampler
+        loader = find_loader(checkpoint.config["data"]["data_name"])
+        kept = checkpoint.config.get("loader", {})
+        missing = [name for name in loader.kept if name not in kept]
+        if missing:
+            raise UserError(
+                f"{sampler.options.model_path}: is older than Segmenter and does not say how {loader.__name__} "
+                "normalises; train one more step (--resume_checkpoint) or use scripts/segmentation_sample.py"
+            )
+        self.loader = loader.without_data(kept, checkpoint.class_names)
+
+    @classmethod
+    def load(
+        cls,
+        path,
+        *,
+        members=5,
+        steps=0,
+        sampler="auto",
+        fuse="staple",
+        seed=0,
+        device=None,
+        precision="auto",
+        **options,
+    ):
+        """The `Segmenter` of a checkpoint file, local or on gs:// or az://.
+
+        members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
+        --seed and --precision of segmentation_sample.py: 20 steps of DPM-Solver++ by default, and steps alone asks for
+        DDPM. device: a torch device or its name; None: the first GPU, or the CPU without one. options: others of the
+        script's, such as weights="model", image_size=512 or solver_order=3.
+        Raises `UserError` for whatever the script would refuse.
+        """
+        values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
+        values |= {"fuse": fuse, "seed": seed, **options}
+        (sample, model_options), given = options_from([SampleOptions, ModelOptions], values)
+        device = pick_device("0") if device is None else torch.device(device)
+        checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path)
+        precision = pick_precision(precision, device)
+        return cls(checkpoint, build_sampler(checkpoint, sample, given, device, precision, model_options))
+
+    @property
+    def class_names(self):
+        """The classes that it segments, without the background."""
+        return tuple(self.checkpoint.class_names)
+
+    def __call__(self, images, name=None, *, axes=None, label=None, progress=False):
+        """Segment an image, or each of a batch.
+
+        images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size, with the
+            values that its file would have: 0 to 255 for photographs, any unit for MRI, of which z-scores are taken
+            (per channel over non-zero pixels), and what `read_image` of your own loader returns. A batch is a list of
+            images, or one array with N first.
+        name: the case's name, or a list of them; seed and name decide the noise. By default "0", "1", ...
+        axes: "HWC" or "CHW", where both would fit; else the axis that has as many entries as the checkpoint's images
+            have channels tells.
+        label: of a class-conditional checkpoint, one of its label_names or its number, or a list of them.
+        progress: whether to show a bar.
+        Returns a `results.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse) too;
+        for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes [K, H, W],
+        in the order of `class_names`; members have their number first.
+        Raises ValueError for an image that does not fit.
+        """
+        batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
+        images = list(images) if batch else [images]
+        names = [str(n) for n in range(len(images))] if name is None else [name] if not batch else list(name)
+        labels = list(label) if isinstance(label, (list, tuple)) else [label] * len(images)
+        if not len(images) == len(names) == len(labels):
+            raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
+        raws = [self._raw(image, axes) for image in images]
+        answers = self._draw([self._normalised(raw) for raw in raws], names, labels, progress)
+        answers = [answer.of_one_class() for answer in answers] if len(self.class_names) == 1 else answers
+        return answers if batch else answers[0]
+
+    def volume(self, volume, name="volume", *, affine=None, label=None, progress=False):
+        """Segment each slice along the last axis of a volume [X, Y, Z] or [C, X, Y, Z], normalised as a whole.
+
+        affine: that of its file [4, 4], as `nibabel.load(path).affine`: the volume is turned by it as the script does,
+            and the answer back. None: it lies as `files.read_nifti` turns it, with axial slices [right, front].
+        As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
+        Returns a `results.CaseMaps` of the volume's size.
+        """
+        raw = _tensor(volume)
+        raw = raw[None] if raw.ndim == 3 else raw
+        if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
+            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
+        turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
+        raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
+        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
+        names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
+        answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        maps = {name: values for name, values in vars(answer).items() if values is not None}
+        answer = replace(answer, **{name: turned_back(values, turn) for name, values in maps.items()})
+        return answer.of_one_class() if len(self.class_names) == 1 else answer
+
+    @property
+    def _channels(self):
+        count = self.checkpoint.image_channels
+        return f"the checkpoint's {count} channel{'' if count == 1 else 's'}"
+
+    def _raw(self, image, axes):
+        """An image as it was given -> float32 [C, H, W] on the CPU, its values as they are."""
+        raw, count = _tensor(image), self.checkpoint.image_channels
+        shape = tuple(raw.shape)
+        if axes not in (None, "HWC", "CHW"):
+            raise ValueError(f"axes is {axes!r}, not 'HWC' or 'CHW'")
+        if raw.ndim == 2:
+            raw, axes = raw[None], "CHW"
+        if raw.ndim != 3:
+            raise ValueError(f"an image of shape {shape} is neither [H, W], [H, W, C] nor [C, H, W]")
+        last, first = raw.shape[-1] == count, raw.shape[0] == count
+        if axes is None and last and first:
+            raise ValueError(f"an image of shape {shape} may be [H, W, C] or [C, H, W]: say axes='HWC' or axes='CHW'")
+        channels_last = axes == "HWC" or (axes is None and last)
+        if not (last if channels_last else first):
+            raise ValueError(f"an image of shape {shape} has not {self._channels}")
+        return (raw.permute(2, 0, 1) if channels_last else raw).contiguous()
+
+    def _normalised(self, raw):
+        """[C, H, W] or [C, X, Y, Z] as it is in a file -> as the network was trained on, float32 of the same shape."""
+        if not torch.isfinite(raw).all():
+            raise ValueError("an image holds values that are not finite")
+        low, high = raw.min().item(), raw.max().item()
+        fractions = high <= 1 and bool((raw != raw.round()).any())
+        if self._takes_photographs and (low < 0 or high > 255 or fractions):
+            raise ValueError(f"an image has values from {low:g} to {high:g}; give them from 0 to 255, as in its file")
+        return torch.as_tensor(self.loader.normalise_raw(raw), dtype=torch.float32)
+
+    @property
+    def _takes_photographs(self):
+        probe = torch.tensor([0.0, 255.0]).expand(self.checkpoint.image_channels, 1, 2)
+        return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
+
+    def _draw(self, normalised, names, labels, progress):
+        """The `CaseMaps` of normalised images, which pass the network in the batches of the script."""
+        sampler, answers = self.sampler, []
+        items = [self._item(*case) for case in zip(normalised, names, labels, strict=True)]
+        total = len(items) * sampler.options.num_ensemble * len(sampler.plan.timesteps)
+        with tqdm(total=total, desc="sampling", unit="step", disable=not progress) as bar:
+            for low in range(0, len(items), sampler.images):
+                batch = collate(items[low : low + sampler.images])
+                members, *_ = sampler.draw(batch, bar)
+                answers += fuse_cases(members, batch["size"], sampler.options.fuse, self.loader.classes)
+        return answers
+
+    def _item(self, normalised, name, label):
+        item = {"image": network_image(normalised, self.sampler.image_size), "name": str(name)}
+        item["size"] = tuple(normalised.shape[-2:])
+        if self.checkpoint.config["model"]["class_cond"]:
+            known = self.checkpoint.label_names
+            if label not in known and label not in range(len(known)):
+                raise ValueError(f"label is {label!r}; the class-conditional checkpoint has {', '.join(known)}")
+            item["label"] = known.index(label) if label in known else int(label)
+        return item
+
+
+def _tensor(image):
+    """Anything like an array -> float32 tensor on the CPU."""
+    if isinstance(image, torch.Tensor):
+        return image.detach().cpu().float()
+    return torch.from_numpy(np.array(image, dtype=np.float32))
