@@ -10,13 +10,11 @@ from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
 from .presets import RECIPES
-from .run_options import EvalOptions, SampleOptions, TrainOptions
+from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "compile": "training runs the network as it is so far",
-    "classes": "masks are binary so far",
-    "tile": "images are resized to --image_size so far",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
@@ -170,6 +168,7 @@ def _unknown_flag(name, fields):
         "segmentation_train.py": (TrainOptions, DiffusionOptions),
         "segmentation_sample.py": (SampleOptions,),
         "segmentation_eval.py": (EvalOptions,),
+        "check_data.py": (CheckOptions,),
     }
     for script, groups in elsewhere.items():
         if any(name == item.name for group in groups for item in dataclasses.fields(group)):

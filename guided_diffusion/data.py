@@ -1,25 +1,35 @@
 """The data contract: what a loader gives, what an item is, and which cases are answered as one."""
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
+import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from .classes import Classes, checked_classes
+from .classes import WORDS, Classes, checked_classes, described_classes, found_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 from .orientation import STILL, turned_back
+from .views import WHOLE
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
     "ISIC": "guided_diffusion.isicloader:ISICDataset",
     "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
     "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
+    "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
 }
+
+AUTO = "AUTO"
+RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
+ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -78,14 +88,17 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
-    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
-    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
+    A loader of label maps overrides `read_labels` instead of `read_mask`; --classes then says what they are read as.
+    With several classes of its own it may set `class_values`, the label value of each in the maps that sampling writes
+    (default: 1, 2, ...), or several values of each where classes are regions that overlap: ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
       in dermoscopy or microscopy: it mirrors both ways and rotates by up to 180 degrees;
     - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
-      of slices [X, Y] as NIfTI files hold them.
+      of slices [X, Y] as NIfTI files hold them;
+    - `background`: the value, after normalising, of what is not part of the image, such as the 0 around a head in
+      skull-stripped MRI: contrast, brightness and noise leave it as it is. None (default): there is no such value.
 
     `Segmenter` normalises images that lie in no folder: `normalise` must do without what `find_cases` has found, but
     for the attributes (plain types) that `kept` names, which a checkpoint keeps. A loader whose `read_image` normalises
@@ -101,6 +114,9 @@ class SegmentationDataset(Dataset):
     ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
+    classes: what `--classes` says; "": the loader's own. Sets `self.classes`, a `classes.Classes`, and `class_names`.
+    view: what an item shows of a case, a `views.View`. With neighbours `image_channels` becomes that of so many slices;
+        `read_image` and `load_image` give a case's own.
     """
 
     image_channels = 3
@@ -109,12 +125,25 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    background = None
     kept = ()
     volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
+    layout = ""  # what was found there, in words
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None):
+    def __init__(
+        self,
+        data_dir,
+        image_size,
+        *,
+        split=None,
+        need_masks=False,
+        hold_out=None,
+        ct_window=None,
+        classes="",
+        view=WHOLE,
+    ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
@@ -122,6 +151,7 @@ class SegmentationDataset(Dataset):
         self.split = split
         self.need_masks = need_masks
         self.ct_window = ct_window
+        self.view = view
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
@@ -132,9 +162,18 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
-        self.classes = self._own_classes()
+        self.classes = self._settled_classes(classes)
+        self.class_names = self.classes.names
+        self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
+        self._slices = view.slices_of(self.cases)
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether the folder, a `Path`, is in this loader's layout, so that `--data_name AUTO` takes it; by default
+        never."""
+        return False
 
     def find_cases(self):
         """Return the list of `Case`s below `self.data_dir`, in a fixed order."""
@@ -149,7 +188,23 @@ class SegmentationDataset(Dataset):
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        if not self._reads_labels:
+            raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
+
+    def read_labels(self, case):
+        """Return the case's label maps as integers [R, H, W], where the data has such. Called as `read_mask` is."""
+        raise TypeError(f"{type(self).__name__} has no read_labels(case)")
+
+    def named_classes(self, word):
+        """The `Classes` that `--classes auto`, or another of `classes.WORDS`, stands for in this data."""
+        if word != "auto":
+            raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
+        if (self.data_dir / "dataset.json").is_file():
+            return described_classes(self.data_dir / "dataset.json")
+        cases = [case for case in self.cases if case.masks]
+        bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
+        return found_classes((self.read_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
@@ -223,6 +278,21 @@ class SegmentationDataset(Dataset):
         )
         return kept if self.split == "train" else held
 
+    @property
+    def _reads_labels(self):
+        return type(self).read_labels is not SegmentationDataset.read_labels
+
+    def _settled_classes(self, text):
+        """The `Classes` that `--classes` says, or the loader's own."""
+        if not text:
+            return self._own_classes()
+        if not self._reads_labels:
+            raise UserError(
+                f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
+                "leave it out (a loader of your own has label maps where it defines read_labels)"
+            )
+        return self.named_classes(text) if text in WORDS else parse_classes(text)
+
     def _own_classes(self):
         """The `Classes` that `class_names` and `class_values` stand for."""
         names, values = tuple(self.class_names), self.class_values
@@ -254,17 +324,19 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, index):
         """Return the item of case `index` (design contract).
 
-        image: float32 [C, S, S], normalised. mask: float32 [R, K, S, S] in {0, 1}, only if `need_masks`.
+        image: float32 [C, S, S], normalised, of `view` (larger if that keeps sizes). mask: float32 [R, K, S, S] in
+        {0, 1}, of the image's size, only if `need_masks`.
         name: str. size: (H, W) of the original. label: int, where the case has one.
         volume, slice_index: of a slice.
         """
         case = self.cases[index]
-        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
-        image = network_image(self.normalise(raw), self.image_size)
-        item = {"image": image, "name": case.name, "size": tuple(raw.shape[-2:])}
+        images = [self._normalised(near) for near in self.view.around(case, self._slices)]
+        size = tuple(images[0].shape[-2:])
+        image = torch.cat([self.view.image(image, self.image_size) for image in images])
+        item = {"image": image, "name": case.name, "size": size}
         if self.need_masks:
-            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, raw.shape[-2:])))
-            item["mask"] = resize_mask(mask.float(), self.image_size)
+            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
+            item["mask"] = self.view.mask(mask.float(), self.image_size)
         if case.label is not None:
             item["label"] = case.label
         if case.volume is not None:
@@ -272,14 +344,19 @@ class SegmentationDataset(Dataset):
             item["slice_index"] = case.slice_index
         return item
 
+    def _normalised(self, case):
+        """The case's own image at its own size: float32 [C, H, W]."""
+        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
+        return torch.as_tensor(self.normalise(raw), dtype=torch.float32)
+
     def load_image(self, case):
-        """`read_image`, checked: float32 [C, H, W] with this data set's channels and finite values."""
+        """`read_image`, checked: float32 [C, H, W] with a case's `case_channels` and finite values."""
         image = np.asarray(self.read_image(case), dtype=np.float32)
         if image.ndim != 3:
             raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
-        if image.shape[0] != self.image_channels:
+        if image.shape[0] != self.case_channels:
             raise UserError(
-                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.image_channels}; "
+                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.case_channels}; "
                 "convert it or leave it out"
             )
         if not np.isfinite(image).all():
@@ -318,7 +395,7 @@ def split_folders(data_dir, split):
     `NoSplitError` if only another split's is there, rather than give its cases instead.
     """
     folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
-    found = {name: [f for f in folders if f.name.lower() in names] for name, names in SPLIT_FOLDERS.items()}
+    found = {name: [f for f in folders if split_of(f.name) == name] for name in SPLIT_FOLDERS}
     if split == "val":
         return found["val"]
     if not any(found.values()):
@@ -335,35 +412,57 @@ def split_folders(data_dir, split):
     return found[split]
 
 
-def resize_image(image, size):
-    """Resize [C, H, W] smoothly (antialiased bilinear) to [C, size, size]."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+def given_split(word):
+    """The split of a flag or manifest as data sets take it: None for "all"."""
+    return None if word == "all" else word
 
 
-def network_image(normalised, size):
-    """What the network sees of a normalised image [C, H, W]: float32 [C, size, size]."""
-    return resize_image(torch.as_tensor(normalised, dtype=torch.float32), size)
-
-
-def resize_mask(mask, size):
-    """Resize [..., H, W] by nearest neighbour to [..., size, size]; values in {0, 1} stay in {0, 1}."""
-    if mask.shape[-2:] == (size, size):
-        return mask
-    flat = mask.reshape(1, -1, *mask.shape[-2:])
-    return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
+def split_of(folder_name):
+    """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
+    name = folder_name.lower()
+    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
+    data = (
+        split
+        for split, names in SPLIT_FOLDERS.items()
+        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
+    )
+    return next(exact, None) or next(data, None)
 
 
 def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
-    data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
-    split, need_masks, settings (hold_out, ct_window; those of `config.DataOptions.loading`): see
+    data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
+    a loader of your own, or AUTO.
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
-    return find_loader(data_name)(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+    loader = find_loader(recognised(data_name, data_dir))
+    return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+
+
+def recognised(data_name, data_dir):
+    """The data name itself, or for AUTO that of the first loader which recognises the folder.
+
+    Raises `UserError` where none does.
+    """
+    if data_name.upper() != AUTO:
+        return data_name
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
+    for name in [*RECOGNISED, *registered_loaders()]:
+        if find_loader(name).recognises(Path(data_dir)):
+            return name
+    raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
+
+
+def suggested(data_dir):
+    """What to do about `--data_name` where the one that was tried found nothing, in words."""
+    try:
+        return f"add --data_name {recognised(AUTO, data_dir)}"
+    except (UserError, OSError):
+        return "name your kind of data"
 
 
 def find_loader(data_name):
@@ -371,27 +470,50 @@ def find_loader(data_name):
     if ".py:" in data_name:
         path, _, class_name = data_name.rpartition(":")
         module = _import_file(Path(path))
+        loader = getattr(module, class_name, None)
     elif data_name.upper() in LOADERS:
-        module_name, _, class_name = LOADERS[data_name.upper()].partition(":")
-        module = importlib.import_module(module_name)
-        path = module_name
+        path, _, class_name = LOADERS[data_name.upper()].partition(":")
+        loader = getattr(importlib.import_module(path), class_name)
     else:
-        raise UserError(f"--data_name {data_name}: unknown; use {', '.join(LOADERS)} or path/to/my_loader.py:MyDataset")
-    loader = getattr(module, class_name, None)
+        path, class_name, loader = _registered(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
         raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
     return loader
 
 
+def registered_loaders():
+    """{name in upper case: entry point} of the loaders that installed packages register (see `ENTRY_POINTS`)."""
+    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _registered(data_name):
+    """(where, class name, class) of a loader that an installed package registers."""
+    points = registered_loaders()
+    point = points.get(data_name.upper())
+    if point is None:
+        names = ", ".join([*LOADERS, AUTO, *points])
+        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
+    try:
+        return point.module, point.attr, point.load()
+    except Exception as error:  # whatever the package's own import raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
+
+
 def _import_file(path):
     if not path.is_file():
         raise UserError(f"--data_name {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, for one, look for it
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{path}: {where}{type(error).__name__}: {' '.join(str(error).split())}") from error
     return module
 
 

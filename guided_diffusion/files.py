@@ -133,6 +133,15 @@ def _wide_values(path, picture):
     return values
 
 
+def stacked(paths, arrays):
+    """Arrays as one, with them along the first axis. Raises `UserError` that names the file whose size differs."""
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            sizes = ["x".join(map(str, shape)) for shape in (array.shape, arrays[0].shape)]
+            raise UserError(f"{path}: has {sizes[0]} pixels, but {paths[0]} has {sizes[1]}; they must agree")
+    return np.stack(arrays)
+
+
 # ---- volumes -----------------------------------------------------------------------------------------------------
 
 

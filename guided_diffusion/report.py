@@ -23,7 +23,8 @@ def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
     folder = Path(results_dir)
     rows = [_row(folder, dataset, unit, read_raters) for unit in units[:count]]
     members = max(len(row) for row in rows) - len(COLUMNS)
-    heading = captions([*COLUMNS, *(f"member {k}" for k in range(members))], TILE)
+    columns = COLUMNS if len(dataset.classes) == 1 else (COLUMNS[0], "mask (truth dashed)", *COLUMNS[2:])
+    heading = captions([*columns, *(f"member {k}" for k in range(members))], TILE)
     path = folder / "overview.png"
     write_png(path, np.concatenate([heading, mosaic(rows)]))
     return path

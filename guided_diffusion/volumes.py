@@ -6,7 +6,7 @@ import numpy as np
 
 from .data import Case, Geometry
 from .errors import UserError
-from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels, stacked
 from .intensity import in_words, normalised, zscore
 from .volume_store import Entry, VolumeCache
 
@@ -58,7 +58,7 @@ class VolumeReader:
     def labels(self, case):
         """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
         decoded = [(entry.files[0], self._array(case, entry)) for entry in _labels_of(case)]
-        return np.stack([_slice_of(case, path, slices) for path, slices in decoded])
+        return stacked(case.masks, [_slice_of(case, path, slices) for path, slices in decoded])
 
     def entries(self, case, masks):
         """What a store keeps of a case's volume, a list of `Entry`s; with `masks` also its label maps."""

@@ -128,6 +128,26 @@ def test_channel_order_is_t1_t1ce_t2_flair(tmp_path, put):
     assert [path.name for path in case.images] == [f"{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair")]
 
 
+def test_the_label_3_of_2023_is_tumour_and_the_layout_is_told(tmp_path, save_nifti):
+    for kind in ("t1n", "t1c", "t2w", "t2f"):
+        save_nifti(tmp_path / f"P/BraTS-GLI-00002-000-{kind}.nii.gz", np.ones((6, 8, 2), np.int16))
+    labels = np.zeros((6, 8, 2), np.uint8)
+    labels[1, 2], labels[3, 4] = 3, 1
+    save_nifti(tmp_path / "P/BraTS-GLI-00002-000-seg.nii.gz", labels)
+    dataset = load(tmp_path)
+    np.testing.assert_array_equal(dataset.load_mask(dataset.cases[0])[0, 0], labels[..., 0] > 0)
+    assert dataset.layout == "1 volume with the names of BraTS 2023 and later"
+
+
+def test_several_raters(tmp_path, put, save_nifti):
+    put("A/A_{}.nii.gz", (6, 8, 3), kinds=MODALITIES)
+    for number in (10, 2, 1):
+        save_nifti(tmp_path / f"A/A_seg{number}.nii.gz", np.full((6, 8, 3), number == 2, np.uint8), AFFINE)
+    dataset = load(tmp_path)
+    assert [path.name for path in dataset.cases[0].masks] == ["A_seg1.nii.gz", "A_seg2.nii.gz", "A_seg10.nii.gz"]
+    assert dataset.load_mask(dataset.cases[2]).any(axis=(1, 2, 3)).tolist() == [False, True, False]
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------
 
 
