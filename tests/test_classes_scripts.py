@@ -8,11 +8,12 @@ import pytest
 from conftest import FAST, TINY, rows, strict_json
 from PIL import Image
 
-from guided_diffusion import phantom
+from guided_diffusion import Segmenter, phantom
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.classes import parse_classes
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
+from guided_diffusion.evaluation import raters_of, truths_of
 
 TISSUES = "necrosis=1,oedema=2,rim=4"
 
@@ -93,6 +94,19 @@ def test_what_cannot_be_read_in_classes(label_maps, pictures, isic, tmp_path, sa
             build_dataset("FOLDER", tmp_path / "data", 32, classes="auto")
 
 
+def test_label_maps_of_several_raters(label_maps, tmp_path):
+    shutil.copytree(label_maps / "images", tmp_path / "images")
+    for rater in ("ann", "bob"):
+        shutil.copytree(label_maps / "masks", tmp_path / "masks" / rater)
+    labels = read(tmp_path / "masks" / "bob" / "case0.png")
+    Image.fromarray(np.where(labels == 4, 1, labels).astype(np.uint8)).save(tmp_path / "masks" / "bob" / "case0.png")
+    dataset = build_dataset("FOLDER", tmp_path, 32, need_masks=True, classes=TISSUES)
+    ann, bob = dataset[0]["mask"].numpy()
+    assert ann.shape == (3, 32, 32) and np.array_equal(ann[1], bob[1]) and np.array_equal(ann[0] + ann[2], bob[0])
+    assert [raters_of(dataset, dataset.cases[:1], k).shape[0] for k in range(3)] == [2, 2, 2]
+    assert not truths_of(dataset, dataset.cases[:1])[2].any()  # one of two is no majority
+
+
 def to_2023(folder, path):
     """A copy of BraTS phantoms with the names of 2023, where the enhancing tumour has the label 3."""
     shutil.copytree(folder, path)
@@ -160,6 +174,13 @@ def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
         assert set(np.unique(read(results / "samples" / f"case{n}_02.png"))) <= {0, 1, 2, 4}
         parts = [read(results / "probability" / name / f"case{n}.png").astype(int) for name in checkpoint.class_names]
         assert sum(parts).max() <= 65535 + 3  # with the background's they make one, but for rounding
+    segmenter = Segmenter.load(
+        run / "model000100.pt", members=3, steps=5, sampler="dpm_solver", precision="fp32", device="cpu"
+    )
+    names = [f"case{n}" for n in range(4)]
+    answers = segmenter([read(label_maps / "images" / f"{name}.png") for name in names], names)
+    for name, answer in zip(names, answers, strict=True):
+        assert np.array_equal(segmenter.classes.labels_of(answer.mask), read(results / "masks" / f"{name}.png"))
     script("segmentation_eval", ["--pred_dir", results, "--out_dir", tmp_path / "whole", "--classes tumour=1+2+4"])
     assert float(rows(tmp_path / "whole")[0]["dice"]) > 0.9  # the label maps are scored in other classes as well
 
