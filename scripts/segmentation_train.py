@@ -226,6 +226,7 @@ def watch_of(run, diffusion, processes):
         has_diffusion=run.model.version != "unet",
         seed=run.train.seed,
         processes=processes,
+        rows=run.train.microbatch if run.train.microbatch > 0 else None,  # what training itself does at once
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
     return Watch(validation, run.train, run.config, run.folder, best)

@@ -27,6 +27,7 @@ GROUPS = {
     "segmentation_sample": SAMPLE,
     "segmentation_eval": [EvalOptions],
     "check_data": [CheckOptions, DataOptions],
+    "plot_training": [],
     "demo": [],
 }
 PUBLISHED = (
