@@ -253,6 +253,12 @@ class DiffusionOptions:
         choices=("auto", "mse", "bce", "bce_dice"),
     )
     coarse_ce: float = option(1.0, "weight of the cross-entropy beside Dice in --coarse_loss bce_dice", minimum=0)
+    border_weight: float = option(
+        1.0,
+        "--coarse_loss bce: how many times the pixels near the truth's borders count (within 3 % of the image's side); "
+        "there the coarse mask is then as sure as it is right, at the cost of the easy background",
+        above=0,
+    )
     coarse_every: int = option(
         1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
     )
@@ -382,11 +388,13 @@ def unheeded_flags(model, diffusion):
     if model.ss_former == "add":
         unheeded["ss_blocks"] = "belongs to --ss_former fourier or cross"
     if model.version == "unet":
-        coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every")
+        coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every", "border_weight")
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
         unheeded["noise_draws"] = "belongs to --version v1 or v2: the plain U-Net sees no noise"
     if diffusion.coarse_loss != "bce_dice":
         unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
+    if diffusion.coarse_loss != "bce":
+        unheeded.setdefault("border_weight", "belongs to --coarse_loss bce")
     if diffusion.loss_weighting != "min_snr":
         unheeded["min_snr_gamma"] = "belongs to --loss_weighting min_snr"
     return unheeded

@@ -33,7 +33,8 @@ class GaussianDiffusion:
     An x0 prediction is squashed: by tanh with MSE; by 2 sigmoid - 1 with BCE + Dice, whose loss sees the logits.
     class_activation: "sigmoid", each of the K classes by itself, or "softmax", which takes the place of the sigmoid
     where classes exclude one another (see `class_probabilities`; tanh z = 2 sigmoid(2 z) - 1).
-    coarse_loss: "mse", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every: see `coarse_loss`.
+    coarse_loss: "mse", "bce", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every, border_weight: see the
+    method `coarse_loss`.
     loss_weighting, min_snr_gamma: see `loss_weight`.
     """
 
@@ -49,6 +50,7 @@ class GaussianDiffusion:
         coarse_loss=None,
         coarse_ce=1.0,
         coarse_every=1,
+        border_weight=1.0,
         rescale_timesteps=False,
         rescale_learned_sigmas=False,
         use_kl=False,
@@ -67,6 +69,7 @@ class GaussianDiffusion:
         self.logit_skip, self.exclusive = logit_skip, class_activation == "softmax"
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
+        self.border_weight = border_weight
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
         self.use_kl, self.loss_weighting, self.min_snr_gamma = use_kl, loss_weighting, min_snr_gamma
 
@@ -230,11 +233,13 @@ class GaussianDiffusion:
 
     def coarse_loss(self, logits, mask, t, dice=False):
         """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
-        construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha)."""
+        construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha). Cross-entropy without Dice
+        counts `border_weight` times near the truth's borders (see `near_borders`)."""
         if self.coarse_kind == "bce_dice" or (dice and self.coarse_kind == "bce"):
             loss = bce_dice(logits, mask, self.coarse_ce, self.exclusive)
         elif self.coarse_kind == "bce":
-            loss = bce(logits, mask, self.exclusive)
+            weights = 1 + (self.border_weight - 1) * near_borders(mask) if self.border_weight != 1 else None
+            loss = bce(logits, mask, self.exclusive, weights)
         else:
             loss = mean_flat((class_probabilities(logits, self.exclusive) - mask) ** 2)
         return loss * (t % self.coarse_every == 0)
@@ -269,6 +274,7 @@ def build_diffusion(options):
         coarse_loss=None if options.coarse_loss == "auto" else options.coarse_loss,
         coarse_ce=options.coarse_ce,
         coarse_every=options.coarse_every,
+        border_weight=options.border_weight,
         rescale_timesteps=options.rescale_timesteps,
         rescale_learned_sigmas=options.rescale_learned_sigmas,
         use_kl=options.use_kl,
@@ -310,13 +316,29 @@ def with_background(logits):
     return F.pad(logits, (0, 0, 0, 0, 1, 0))
 
 
-def bce(logits, mask, exclusive=False):
+def bce(logits, mask, exclusive=False, weights=None):
     """Cross-entropy per item [N], a mean over pixels: binary, and a mean over the K classes too, or with `exclusive`
     over K classes and the background (see `class_probabilities`). A proper score: its best answer is the probability
-    itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]."""
-    if not exclusive:
-        return mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
-    return mean_flat(with_background(logits).logsumexp(dim=1) - (logits * mask).sum(dim=1))
+    itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. weights: of the
+    pixels in their mean, [N, 1, H, W], or None where all count alike."""
+    if exclusive:
+        loss = with_background(logits).logsumexp(dim=1, keepdim=True) - (logits * mask).sum(dim=1, keepdim=True)
+    else:
+        loss = F.binary_cross_entropy_with_logits(logits, mask, reduction="none").mean(dim=1, keepdim=True)
+    return mean_flat(loss) if weights is None else mean_flat(loss * weights) / mean_flat(weights)
+
+
+def near_borders(mask):
+    """1 where a class's border is near, else 0: [N, K, H, W] in [0, 1] -> float [N, 1, H, W].
+
+    Near is within r = max(1, round(0.03 sqrt(H W))) pixels along either axis, the reach of `calibration.boundary_band`:
+    a square about the pixel, cut at the image's edges, holds both kinds. Where the mean of several raters is
+    neither 0 nor 1 it is of both.
+    """
+    reach = max(1, round(0.03 * math.sqrt(mask.shape[-2] * mask.shape[-1])))
+    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+    both = (F.max_pool2d(mask, **window) > 0) & (F.max_pool2d(1 - mask, **window) > 0)
+    return both.any(dim=1, keepdim=True).to(mask.dtype)
 
 
 def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):

@@ -1,4 +1,4 @@
-"""Members that see the image turned and mirrored: what they answer is turned back, and the coarse masks are averaged."""
+"""Members that see the image turned and mirrored: their answers are turned back, the coarse masks averaged."""
 
 import dataclasses
 from typing import NamedTuple
