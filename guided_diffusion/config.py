@@ -381,7 +381,7 @@ V2_FLAGS = (
 
 def unheeded_flags(model, diffusion):
     """The flags that the variant would leave unheeded: a dict of name -> what they belong to, in words."""
-    of_v2 = (*V2_FLAGS, "condition_steps")
+    of_v2 = (*V2_FLAGS, "condition_steps", "second_stage_lr")
     unheeded = {name: f"belongs to --version v2, not {model.version}" for name in of_v2 if model.version != "v2"}
     if model.ss_former != "fourier":
         unheeded |= dict.fromkeys(("nbp_filter", "nbp_activation"), "belongs to --ss_former fourier")

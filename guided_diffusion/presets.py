@@ -52,6 +52,7 @@ _STAGED = {  # docs/results.md has what it was measured against
     "condition_steps": -1,
     "noise_draws": 2,
     "border_weight": 50.0,
+    "second_stage_lr": 3.0,
 }
 RECIPES = {
     "staged": {"v2": _STAGED},

@@ -63,6 +63,11 @@ class TrainOptions:
         "learns on it. 0: both from the first; -1: 85 % of the run's steps, or of --max_minutes if they are over first",
         minimum=-1,
     )
+    second_stage_lr: float = option(
+        1.0,
+        "learning rate of the second stage of --condition_steps, in which few layers learn, in units of --lr",
+        above=0,
+    )
     noise_draws: int = option(
         1, "time steps, noises and raters drawn for each image of a batch, which shares its condition", above=0
     )

@@ -266,7 +266,8 @@ class TrainLoop:
         first, last = self._stage_began, self.condition_steps if self._condition_alone else options.lr_anneal_steps
         total = last - first if options.lr_anneal_steps else 0
         warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
-        rate = options.lr * learning_rate_factor(self.step - first, warmup=warmup, total=total, decay=options.lr_decay)
+        rate = options.lr * (options.second_stage_lr if self.condition_steps and not self._condition_alone else 1)
+        rate *= learning_rate_factor(self.step - first, warmup=warmup, total=total, decay=options.lr_decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate

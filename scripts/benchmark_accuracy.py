@@ -51,7 +51,7 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "v2_published": f"--version v2 --recipe published {OF_64}",
     "v2": (
         "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
-        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2 --border_weight 50"
+        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2 --border_weight 50 --second_stage_lr 3"
     ),
 }
 SAMPLING = {
@@ -62,6 +62,7 @@ KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_no_stages": "--condition_steps 0",
     "v2_border_1": "--border_weight 1",
+    "v2_one_lr": "--second_stage_lr 1",
     "v2_no_skip": "--logit_skip none",
     "v2_skip_noise": "--logit_skip noise",
     "v2_bce_dice": "--mask_loss bce_dice",
@@ -74,7 +75,7 @@ ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_add": "--ss_former add",
 }
 CONTENDERS |= {name: f"{CONTENDERS['v2']} {flags}" for name, flags in ABLATIONS.items()}
-AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet"}  # another loss alone: measured as one
+AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),

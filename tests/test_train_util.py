@@ -419,13 +419,21 @@ def test_the_first_stage_ends_by_its_share_of_the_steps_and_that_is_kept(loop, t
     assert [bool(row["mask"]) for row in log_rows(tmp_path / "run")] == [False, False, False, True]
 
 
+def test_the_second_stage_has_a_learning_rate_of_its_own(loop):
+    trainer = loop(
+        model={"version": "v2"}, condition_steps=2, max_steps=4, second_stage_lr=3.0, log_interval=1, lr=1e-3
+    )
+    rates = [trainer._set_learning_rate() for trainer.step in range(4)]
+    assert rates == pytest.approx([1e-3, 1e-3, 3e-3, 3e-3])
+
+
 def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     trainer = loop(model={"version": "v2"}, condition_steps=-1, max_steps=1000, max_minutes=1)
     trainer.step = 5
-    monkeypatch.setattr("time.monotonic", lambda: 44.0)
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
     trainer._end_stage(0.0)
     assert trainer._condition_alone
-    monkeypatch.setattr("time.monotonic", lambda: 46.0)
+    monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
     assert not trainer._condition_alone and trainer.options.condition_steps == 5
 
