@@ -51,7 +51,7 @@ _STAGED = {  # docs/results.md has what it was measured against
     "diffusion_channels": -1,
     "condition_steps": -1,
     "noise_draws": 2,
-    "border_weight": 50.0,
+    "border_weight": 16.0,
     "second_stage_lr": 3.0,
 }
 RECIPES = {

@@ -51,7 +51,7 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "v2_published": f"--version v2 --recipe published {OF_64}",
     "v2": (
         "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
-        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2 --border_weight 50 --second_stage_lr 3"
+        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2 --border_weight 16 --second_stage_lr 3"
     ),
 }
 SAMPLING = {
@@ -62,6 +62,8 @@ KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_no_stages": "--condition_steps 0",
     "v2_border_1": "--border_weight 1",
+    "v2_border_50": "--border_weight 50",
+    "v2_one_lr_no_border": "--border_weight 1 --second_stage_lr 1",
     "v2_one_lr": "--second_stage_lr 1",
     "v2_no_skip": "--logit_skip none",
     "v2_skip_noise": "--logit_skip noise",
