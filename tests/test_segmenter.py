@@ -94,7 +94,7 @@ def test_images_that_do_not_fit_are_refused(segmenter, image, message):
 def test_settings_that_the_script_would_refuse(trained, tmp_path):
     for settings, message in (
         ({"members": 0}, "--num_ensemble 0: must be above 0"),
-        ({"fuse": "best"}, "must be one of staple, mean, vote"),
+        ({"fuse": "best"}, "must be one of auto, staple, mean, vote"),
         ({"sampler": "ddim", "solver_order": 3}, "ddim has none"),
         ({"image_size": 33}, "33"),
         ({"wheel": 1}, "--wheel: no such flag"),
