@@ -49,7 +49,7 @@ class Evaluated:
     tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability`).
     members: {class: a float64 [E, 3] for each case}, see `member_figures`.
     sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
-    levels: `LevelTable` of the pixels of the boundary band, of all classes, where asked for, else None.
+    levels: where asked for, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
     missing, without_truth: cases left out; unmatched: files of masks that belong to no case.
     """
 
@@ -61,20 +61,18 @@ class Evaluated:
     tables: dict = field(default_factory=dict)
     members: dict = field(default_factory=dict)
     sizes: dict = field(default_factory=dict)
-    levels: LevelTable | None = None
+    levels: dict = field(default_factory=dict)
     missing: int = 0
     without_truth: int = 0
     unmatched: int = 0
 
     def add(self, row, tables, members, levels):
-        """Add a class of a case: its row, its `_reliability`, its `member_figures` and its `_levels` (or None)."""
+        """Add a class of a case: its row, its `_reliability`, its `member_figures` and its `_levels`."""
         self.rows.append(row)
         self.members.setdefault(row["class"], []).append(members)
-        pooled = self.tables.setdefault(row["class"], {})
-        for key, table in tables.items():
-            pooled[key] = pooled[key] + table if key in pooled else table
-        if levels is not None:
-            self.levels = levels if self.levels is None else self.levels + levels
+        for pooled, own in ((self.tables.setdefault(row["class"], {}), tables), (self.levels, levels)):
+            for key, table in own.items():
+                pooled[key] = pooled[key] + table if key in pooled else table
 
 
 def raters_of(dataset, cases, k=0):
@@ -203,7 +201,7 @@ def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
         members = member_figures(answer.members, majority(raters))
         row = {"name": unit.name, "class": class_name, "group": group, **figures}
         row["sample_dice"] = describe(members[:, 2])["mean"]
-        levels = _levels(answer.probability, raters, spacing) if settings.levels else None
+        levels = _levels(answer.probability, raters, spacing) if settings.levels else {}
         evaluated.add(row, tables, members, levels)
         answers.append(answer)
         truths.append(majority(raters))
@@ -252,12 +250,12 @@ def member_figures(members, truth):
 
 
 def _levels(probability, raters, spacing):
-    """The `LevelTable` of the boundary band; None without a probability."""
+    """{"": `LevelTable` of all pixels, "_band": of those in the boundary band}; {} without a probability."""
     if probability is None:
-        return None
+        return {}
     fraction = raters.mean(axis=0, dtype=np.float32)
     band = boundary_band(fraction > 0.5, spacing)
-    return LevelTable.of(probability[band], fraction[band])
+    return {"": LevelTable.of(probability, fraction), "_band": LevelTable.of(probability[band], fraction[band])}
 
 
 def _reliability(maps, fraction, truth, spacing):

@@ -60,8 +60,7 @@ class LevelTable:
     def ece(self, temperature=1.0):
         """The expected calibration error (`calibration.ReliabilityTable.ece`) at a temperature."""
         p, count, truth = self._present()
-        table = ReliabilityTable.weighted(scaled(p, temperature), count, truth)
-        return table.ece
+        return ReliabilityTable.weighted(scaled(p, temperature), count, truth).ece
 
     def fit(self):
         """The temperature of least log loss, between 0.05 and 20."""

@@ -27,29 +27,26 @@ def check_origin(path, manifest):
 def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to the results of a checkpoint and write it into that file, whole or not at all.
 
-    It is fitted to the pixels of the boundary band, where the answer is in doubt; over all pixels easy background
-    would decide. manifest: that of the results; levels: `temperature.LevelTable` of the band's pixels, or None; cases:
-    how many they are. Returns what is written to its config's "calibration": "temperature", "cases", "split",
+    It is fitted to all pixels: fitted to the boundary band alone it would spoil the certain background around.
+    manifest: that of the results; levels: {"", "_band": `temperature.LevelTable`} of their pixels; cases: how many
+    they are. Returns what is written to its config's "calibration": "temperature", "cases", "split",
     "checkpoint_sha256" (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError`
     where the results are not that checkpoint's or have no probabilities.
     """
     checkpoint, known = check_origin(path, manifest)
-    if levels is None or not levels.count.any():
-        raise UserError(
-            f"--fit_temperature {path}: the results hold no probabilities near a boundary of the truth; sample other "
-            "validation cases"
-        )
+    if not levels:
+        raise UserError(f"--fit_temperature {path}: the results hold no probabilities; sample again")
     before = manifest["settings"].get("temperature", 1.0)  # of results that were scaled: temperatures multiply
-    factor = levels.fit()
+    factor = levels[""].fit()
     calibration = {
         "temperature": round(factor * before, 4),
         "cases": cases,
         "split": manifest["data"].get("split", "test"),
         "checkpoint_sha256": known,
-        "log_loss_before": levels.log_loss(),
-        "log_loss": levels.log_loss(factor),
-        "ece_band_before": levels.ece(),
-        "ece_band": levels.ece(factor),
+        "log_loss_before": levels[""].log_loss(),
+        "log_loss": levels[""].log_loss(factor),
+        "ece_band_before": levels["_band"].ece(),
+        "ece_band": levels["_band"].ece(factor),
     }
     checkpoint.config["calibration"] = calibration
     save_checkpoint(checkpoint, path)
@@ -61,7 +58,7 @@ def format_fit(fitted, path):
     which = "validation" if fitted["split"] == "val" else "test"
     lines = [
         f"temperature {fitted['temperature']:g} of least log loss on {fitted['cases']} {which} masks, now in {path}: "
-        f"in the boundary band log loss {fitted['log_loss_before']:.4f} -> {fitted['log_loss']:.4f}, ECE "
+        f"log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}, ECE in the boundary band "
         f"{fitted['ece_band_before']:.4f} -> {fitted['ece_band']:.4f}; segmentation_sample.py applies it from now on"
     ]
     if which == "test":

@@ -64,7 +64,8 @@ def test_a_checkpoint_gets_its_temperature_and_sampling_applies_it(
         mask = f"masks/{path.name}"
         assert (plain / mask).read_bytes() == (warm / mask).read_bytes()
         before, after = (read_picture(folder / "probability" / path.name)[0] / 255 for folder in (plain, warm))
-        assert np.allclose(after, scaled(before, fitted["temperature"]), atol=2e-5)
+        rounding = 2e-5 / min(1, fitted["temperature"])  # of 16 bit, as much steeper as the temperature is low
+        assert np.allclose(after, scaled(before, fitted["temperature"]), atol=rounding)
         entropy = read_picture(plain / "entropy" / path.name)[0] / 255
         inside = (before > 0.01) & (before < 0.99)
         p = before[inside]
