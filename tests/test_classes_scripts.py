@@ -16,6 +16,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import raters_of, truths_of
 
 TISSUES = "necrosis=1,oedema=2,rim=4"
+VALIDATION = "--sample_interval 2 --val_cases 1"
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +191,17 @@ def regions(script, brats, tmp_path_factory):
     """A checkpoint of two steps on BraTS phantoms in regions."""
     out = tmp_path_factory.mktemp("regions")
     data = ["--data_name BRATS --data_dir", brats, "--out_dir", out, TINY]
-    script("segmentation_train", [*data, "--classes regions --max_steps 2 --lr 1e-2 --augment light"])
+    script("segmentation_train", [*data, "--classes regions --max_steps 2 --lr 1e-2 --augment light", VALIDATION])
     return out / "model000002.pt"
 
 
 def test_brats_regions_end_to_end(regions, sample, script, brats, tmp_path, capsys):
+    assert load_checkpoint(regions).validation["step"] == 2  # the case that watched over training has three masks too
+    assert script("check_data", ["--data_name BRATS --classes regions --data_dir", brats, "--out_dir", tmp_path]) in (
+        0,
+        1,
+    )
+    assert "3 classes: WT, TC, ET" in capsys.readouterr().out
     results = sample(regions, brats, FAST + " --save_samples True --batch_size 2")
     name = "BraTS2021_05000"
     theirs = nibabel.load(brats / "testing" / name / f"{name}_seg.nii.gz")
