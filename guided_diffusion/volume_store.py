@@ -108,7 +108,7 @@ class VolumeStore:
             with atomic_path(path) as temporary:
                 np.save(temporary, array)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy tells of a short write without a number
                 raise UserError(f"{self.folder}: is full; make room there or choose another --cache_dir") from error
             raise
         for other in self.folder.glob(f"{glob.escape(path.name.rpartition('-')[0])}-*.npy"):

@@ -134,11 +134,12 @@ def test_what_is_half_written_or_removed_is_made_anew(data, tmp_path, truncate):
     assert_same_items([dataset[k] for k in range(6)], plain)
 
 
-def test_a_failed_write_leaves_nothing(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", [(28, "No space left on device"), ("12000 requested and 4 written",)])
+def test_a_failed_write_leaves_nothing(data, tmp_path, monkeypatch, told):
     def fail(file, array):
         with open(file, "wb") as broken:
             broken.write(b"half")
-        raise OSError(28, "No space left on device")
+        raise OSError(*told)
 
     monkeypatch.setattr(np, "save", fail)
     with pytest.raises(UserError, match="cache: is full; make room there or choose another --cache_dir"):
