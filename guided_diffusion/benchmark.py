@@ -8,7 +8,7 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -122,11 +122,13 @@ def count(options, image_channels):
 @dataclass
 class Timing:
     """Measured calls of one function. times: seconds of each. warm_up: seconds of the calls before, which do not
-    count. memory: bytes, see `peak_memory`."""
+    count. memory: bytes, see `peak_memory`. processor: the processor's seconds of each, of all threads together, which
+    others on the machine lengthen far less; of calls timed by turns alone."""
 
     times: list[float]
     warm_up: float
     memory: int
+    processor: list[float] = field(default_factory=list)
 
     @property
     def seconds(self):
@@ -140,6 +142,7 @@ class Timing:
             "min": min(self.times),
             "max": max(self.times),
             "times": self.times,
+            "processor_seconds": median(self.processor) if self.processor else None,
             "warm_up_seconds": self.warm_up,
             "peak_memory_bytes": self.memory,
         }
@@ -161,19 +164,23 @@ def time_by_turns(calls, repeats, device, done=lambda: None):
         done()
     for _ in range(repeats):
         for name, call in calls.items():
+            began = time.process_time()
             timings[name].times.append(seconds_of(call, device))
+            timings[name].processor.append(time.process_time() - began)
             done()
     return timings
 
 
 def compare(timings, slow=PLAIN, fast=FAST, scale=1.0):
-    """How many times faster `fast` is: the ratio of the medians, and the least and the most of neighbouring pairs.
+    """How many times faster `fast` is: the ratio of the medians, and the least and the most of neighbouring pairs; and
+    the ratio of the processor's seconds.
 
     scale: how many times as much a call of `fast` does.
     """
     pairs = [scale * a / b for a, b in zip(timings[slow].times, timings[fast].times, strict=True)]
     ratio = scale * timings[slow].seconds / timings[fast].seconds
-    return {"ratio": ratio, "ratio_min": min(pairs), "ratio_max": max(pairs)}
+    processor = scale * median(timings[slow].processor) / median(timings[fast].processor)
+    return {"ratio": ratio, "ratio_min": min(pairs), "ratio_max": max(pairs), "processor_ratio": processor}
 
 
 def seconds_of(call, device):

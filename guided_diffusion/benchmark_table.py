@@ -73,6 +73,8 @@ def compared_rows(result):
             rows.append([what, "plain, condition cached", *spread(cached)])
             rows.append(["  plain, condition cached / fast", "", f"{cached['ratio']:.2f} x", ratio_spread(cached)])
         rows.append(["  plain / fast", "", f"{result[key]['ratio']:.2f} x", ratio_spread(result[key])])
+        if not result["machine"]["gpu"]:
+            rows.append(["  plain / fast, by processor time", "", f"{result[key]['processor_ratio']:.2f} x"])
         if "by_itself" in result[key]:
             for path, label in ((PLAIN, "plain"), (CACHED, "plain, condition cached")):
                 if path not in result[key]["by_itself"]["seconds"]:
@@ -80,6 +82,9 @@ def compared_rows(result):
                 seconds, ratio = (result[key]["by_itself"][figure][path] for figure in ("seconds", "ratio"))
                 rows.append([what, f"{label}, freed memory handed back", f"{seconds:.3g}"])
                 rows.append([f"  {label}, freed memory handed back / fast", "", f"{ratio:.2f} x"])
+                if not result["machine"]["gpu"]:
+                    ratio = result[key]["by_itself"]["processor_ratio"][path]
+                    rows.append(["    by processor time", "", f"{ratio:.2f} x"])
     if "ensemble" in result:
         rows.append(
             [

@@ -260,17 +260,17 @@ class Run:
             self.result["step"]["cached"] = {**timings[CACHED].as_dict(), **compare(timings, slow=CACHED)}
             ensemble = timings["condition"].seconds + DEFAULT_STEPS * timings[FAST].seconds
             if self.options.compare_memory:
-                self.result["step"]["by_itself"] = self.without_kept_memory("network", "step", timings[FAST].seconds)
+                self.result["step"]["by_itself"] = self.without_kept_memory("network", "step", timings[FAST])
             self.result["ensemble"] = {
                 "plain_seconds": PLAIN_STEPS * timings[PLAIN].seconds,
                 "fast_seconds": ensemble,
                 "ratio": PLAIN_STEPS * timings[PLAIN].seconds / ensemble,
             }
 
-    def without_kept_memory(self, part, key, fast_seconds):
+    def without_kept_memory(self, part, key, fast):
         """What a process that hands freed memory back needs for the paths of a part, and how it compares to ours fast.
 
-        key: under which of the result's keys the part's figures are.
+        key: under which of the result's keys the part's figures are. fast: the `Timing` of ours.
         """
         console().info("again in a second process, which does not keep freed memory")
         with tempfile.TemporaryDirectory() as folder:
@@ -281,8 +281,13 @@ class Run:
             words = [word for name, value in flags.items() if value != "" for word in (f"--{name}", str(value))]
             subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)
             figures = read_json(own["out"])[key]
-        seconds = {path: figures[path]["seconds"] for path in (PLAIN, CACHED, FAST) if path in figures}
-        return {"seconds": seconds, "ratio": {path: value / fast_seconds for path, value in seconds.items()}}
+        ours, paths = fast.as_dict(), [path for path in (PLAIN, CACHED, FAST) if path in figures]
+        seconds = {path: figures[path]["seconds"] for path in paths}
+        ratios = {
+            kind: {path: figures[path][f"{kind}seconds"] / ours[f"{kind}seconds"] for path in paths}
+            for kind in ("", "processor_")
+        }
+        return {"seconds": seconds, "ratio": ratios[""], "processor_ratio": ratios["processor_"]}
 
     def measure_training(self, bench):
         """One training step, and steps on batches of other sizes."""
@@ -291,7 +296,7 @@ class Run:
         flops = dict.fromkeys((PLAIN, FAST), self.result["flops"]["training_step"])
         self.result["training_step"] = result = self.comparison(timings, flops, self.options.batch_size)
         if self.options.compare_memory:
-            result["by_itself"] = self.without_kept_memory("training", "training_step", timings[FAST].seconds)
+            result["by_itself"] = self.without_kept_memory("training", "training_step", timings[FAST])
         self.result["training_table"] = table = []
         for size in self.options.sizes():
             try:
