@@ -2,18 +2,20 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from .data import Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import is_nifti, split_suffix
-from .volumes import VolumeReader, normalised_channels
+from .intensity import normalised_channels
+from .logger import counted
+from .volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
 OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "flair"}
-KINDS = (*MODALITIES, *OTHER_NAMES, "seg")
+KINDS = (*MODALITIES, *OTHER_NAMES, r"seg\d*")
 # brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
 FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
 
@@ -27,7 +29,7 @@ class BraTSDataset(SegmentationDataset):
       (the case has the folder's name);
     - 3-D volumes, `BraTS2021_00000_flair.nii.gz` and so on or `flair.nii.gz`, of any size; each slice along the last
       axis, empty ones too, is a case `BraTS2021_00000_slice_077`.
-    The truth is the file `seg`; it is not needed for sampling.
+    The truth is the file `seg`, or of several raters `seg1`, `seg2` and so on; it is not needed for sampling.
 
     Images are z-scores per modality over the case's non-zero voxels (of the whole volume in 3-D), clipped to +-5,
     with 0 as background.
@@ -38,14 +40,25 @@ class BraTSDataset(SegmentationDataset):
     finds_validation = True
     left_right_axis = -2  # a slice lies as in the file, [X, Y]
 
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether a folder there, or below, has a file of each modality."""
+        for path, _, names in os.walk(data_dir, followlinks=True):
+            groups = _group(Path(path), names, strict=False).values()
+            if any(all(modality in files for modality in MODALITIES) for files in groups):
+                return True
+        return False
+
     def find_cases(self):
         self.volumes = VolumeReader()
+        self.found = Counter()  # of what kind the groups of files are
         cases = []
         for root in split_folders(self.data_dir, self.split):
             for path, subfolders, names in os.walk(root, followlinks=True):
                 subfolders.sort()
                 for (case, rest), files in sorted(_group(Path(path), names).items()):
                     cases += self._cases_of(Path(path), case, rest, files)
+        self.layout = ", ".join(f"{counted(number, what)} {of}" for (what, of), number in sorted(self.found.items()))
         return cases
 
     def read_image(self, case):
@@ -84,14 +97,30 @@ class BraTSDataset(SegmentationDataset):
                 f"{folder}: case {name} lacks the modality {' and '.join(missing)}; add the file or remove the case"
             )
         images = tuple(files[modality] for modality in MODALITIES)
-        masks = (files["seg"],) if "seg" in files else ()
-        if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):
-            return [Case(name, images, masks)]  # a 2-D slice by its name: no header of the many thousands is read
-        return self.volumes.cases(name, images, masks, check_masks=self.need_masks)
+        masks = tuple(files[kind] for kind in sorted(files, key=_number) if kind.startswith("seg"))
+        if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # by its name: no header of the many thousands is read
+            found = [Case(name, images, masks)]
+        else:
+            found = self.volumes.cases(name, images, masks, check_masks=self.need_masks)
+        names = "with the names of BraTS 2023 and later" if is_of_2023(found[0]) else "with the names of BraTS to 2021"
+        self.found["slice" if found[0].volume is None else "volume", names] += 1
+        return found
 
 
-def _group(folder, names):
-    """Group the NIfTI files of a folder: {(case, rest of the name): {modality or "seg": path}}."""
+def is_of_2023(case):
+    """Whether a case's files have the names of BraTS 2023 and later, where 3 means the enhancing tumour, not 4."""
+    return FILE_NAME.fullmatch(split_suffix(case.images[0])[0])["kind"].lower() == "t1n"
+
+
+def _number(kind):
+    return int(kind.removeprefix("seg") or 0) if kind.startswith("seg") else -1
+
+
+def _group(folder, names, strict=True):
+    """Group the NIfTI files of a folder: {(case, rest of the name): {modality or "seg": path}}.
+
+    strict: whether a second file of a kind is an error.
+    """
     groups = defaultdict(dict)
     for name in sorted(names):
         match = FILE_NAME.fullmatch(split_suffix(name)[0])
@@ -100,7 +129,7 @@ def _group(folder, names):
         kind = match["kind"].lower()
         kind = OTHER_NAMES.get(kind, kind)
         group = groups[match["case"] or "", match["rest"] or ""]
-        if kind in group:
+        if kind in group and strict:
             raise UserError(f"{folder / name}: is a second {kind} file of its case beside {group[kind].name}; keep one")
         group[kind] = folder / name
     return groups

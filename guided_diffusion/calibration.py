@@ -1,6 +1,6 @@
 """Calibration of a foreground probability: reliability table, expected calibration error, Brier score, boundary band.
 
-Most pixels of a medical image are easy background, and over all of them any model looks calibrated. So both figures
+Most pixels of a medical image are easy background, and over all of them any model looks calibrated. So all figures
 are also taken in a band around the truth's boundary, where the answer is in doubt. Pure NumPy; it never sees a model.
 """
 
@@ -10,17 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from .metrics import joint_box
+
 BINS = 15
+FINE = 256  # fine bins to each of them
 EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
+FINE_EDGES = np.arange(1, BINS * FINE) / (BINS * FINE)
+FINE_EDGES[FINE - 1 :: FINE] = EDGES  # to the bit
 
 
 @dataclass(frozen=True)
 class ReliabilityTable:
-    """Sums over pixels by bin of the foreground probability p. Tables of several cases add up by `+`.
+    """Sums over pixels by fine bin of the foreground probability p. Tables of several cases add up by `+`.
 
-    The `BINS` bins share [0, 1] equally; a p on an edge belongs to the lower one.
-    count: int64 [BINS], the number of pixels. probability, truth, squared_error: float64 [BINS], their sums of p, of
-    the truth y in [0, 1] and of (p - y)^2.
+    The `BINS` bins of the reliability diagram share [0, 1] equally, and each of them `FINE` fine ones, from which the
+    adaptive bins are made; a p on an edge belongs to the lower one.
+    count: int64 [BINS * FINE], the number of pixels. probability, truth, squared_error: float64 [BINS * FINE], their
+    sums of p, of the truth y in [0, 1] and of (p - y)^2.
     """
 
     count: np.ndarray
@@ -42,9 +48,9 @@ class ReliabilityTable:
             )
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError("probabilities must lie in [0, 1]")
-        bins = np.searchsorted(EDGES, p)
-        sums = (np.bincount(bins, weights, BINS) for weights in (p, y, (p - y) ** 2))
-        return cls(np.bincount(bins, minlength=BINS), *sums)
+        bins = np.searchsorted(FINE_EDGES, p)
+        sums = (np.bincount(bins, weights, BINS * FINE) for weights in (p, y, (p - y) ** 2))
+        return cls(np.bincount(bins, minlength=BINS * FINE), *sums)
 
     def __add__(self, other):
         return ReliabilityTable(
@@ -62,12 +68,41 @@ class ReliabilityTable:
     @property
     def ece(self):
         """Expected calibration error, sum over bins of (n_b / n) |mean p - mean y| in [0, 1]; NaN without pixels."""
-        return float(np.abs(self.probability - self.truth).sum()) / self.pixels if self.pixels else math.nan
+        gaps = (self.probability - self.truth).reshape(BINS, FINE).sum(axis=1)
+        return float(np.abs(gaps).sum()) / self.pixels if self.pixels else math.nan
+
+    @property
+    def adaptive_ece(self):
+        """The same over `BINS` bins that hold equally many pixels each, in the order of p; NaN without pixels.
+
+        Within a fine bin all pixels count as one of its mean p and mean y; one that an edge falls into is shared out.
+        """
+        if not self.pixels:
+            return math.nan
+        shares = np.linspace(0, self.pixels, BINS + 1)
+        reached = np.concatenate([[0], np.cumsum(self.count)])
+        gaps = np.interp(shares, reached, np.concatenate([[0], np.cumsum(self.probability - self.truth)]))
+        return float(np.abs(np.diff(gaps)).sum()) / self.pixels
 
     @property
     def brier(self):
         """Brier score, the mean of (p - y)^2, in [0, 1]; NaN without pixels."""
         return float(self.squared_error.sum()) / self.pixels if self.pixels else math.nan
+
+    def diagram(self):
+        """What a reliability diagram shows, of the `BINS` bins that are not empty: lists by name.
+
+        low, high: a bin's edges; count: its pixels; probability, truth: their mean p and mean y.
+        """
+        count, p, y = (x.reshape(BINS, FINE).sum(axis=1) for x in (self.count, self.probability, self.truth))
+        edges, filled = np.array([0, *EDGES, 1]), count > 0
+        return {
+            "low": edges[:-1][filled].tolist(),
+            "high": edges[1:][filled].tolist(),
+            "count": count[filled].tolist(),
+            "probability": (p[filled] / count[filled]).tolist(),
+            "truth": (y[filled] / count[filled]).tolist(),
+        }
 
 
 def boundary_band(truth, spacing=None):
@@ -89,18 +124,8 @@ def boundary_band(truth, spacing=None):
     steps = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, dtype=float) / min(spacing)
     radius = max(1, round(0.03 * math.sqrt(truth.shape[0] * truth.shape[1])))
     # Outside the box is no band, and no pixel inside has its nearest pixel of the other kind there.
-    box = _box(truth, [int(radius / step) + 1 for step in steps])
+    box = joint_box(truth, [int(radius / step) + 1 for step in steps])
     inside = truth[box]
     for kind in (inside, ~inside):
         band[box] |= kind & (distance_transform_edt(kind, sampling=steps) <= radius)
     return band
-
-
-def _box(truth, margins):
-    """Slices that hold the truth and a margin of so many pixels along each axis."""
-    box = []
-    for axis, margin in enumerate(margins):
-        others = tuple(other for other in range(truth.ndim) if other != axis)
-        marked = np.flatnonzero(truth.any(axis=others))
-        box.append(slice(max(marked[0] - margin, 0), marked[-1] + 1 + margin))
-    return tuple(box)

@@ -32,7 +32,8 @@ class Checkpoint:
     class `kept`.
     image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
     model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
-    optimizer, scaler, timestep_sampler: their state dicts, for resuming.
+    optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best validation so far,
+    "step" and "dice", and "cases", the names of what it was of; {} without one.
     """
 
     config: dict
@@ -45,6 +46,7 @@ class Checkpoint:
     optimizer: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
     timestep_sampler: dict = field(default_factory=dict)
+    validation: dict = field(default_factory=dict)
 
     def build(self, options=None):
         """The network (in training mode, with the not-averaged weights) and its diffusion."""
@@ -103,6 +105,8 @@ def load_checkpoint(path):
     except Exception as error:  # damaged bytes raise nearly anything
         raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
     names = [f.name for f in dataclasses.fields(Checkpoint)]
+    if isinstance(content, dict):
+        content.setdefault("validation", {})  # older ones have none
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
     content["config"] = {key: OLDER.get(key, {}) | values for key, values in content["config"].items()}
@@ -131,8 +135,13 @@ def newest_checkpoint(out_dir):
 
 def newest_name(names):
     """The name of the checkpoint of the highest step among these file names, or None."""
-    found = {step_of(name): name for name in names if re.fullmatch(r"model\d+\.pt", name)}
-    return found[max(found)] if found else None
+    found = names_by_step(names)
+    return found[-1] if found else None
+
+
+def names_by_step(names):
+    """Those of these file names that are checkpoints by their step, model000500.pt, in its order."""
+    return sorted((name for name in names if re.fullmatch(r"model\d+\.pt", name)), key=step_of)
 
 
 def step_of(path):

@@ -18,9 +18,6 @@ COMING = {  # flags of the design that a later version brings; refused by name u
     "compile": "training runs the network as it is so far",
     "classes": "masks are binary so far",
     "tile": "images are resized to --image_size so far",
-    "sample_interval": "sample the checkpoints with scripts/segmentation_sample.py instead",
-    "keep_checkpoints": "all checkpoints are kept so far",
-    "overfit": "point --data_dir at a folder of a few cases instead",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"

@@ -32,7 +32,8 @@ class DataOptions:
     data_name: str = option(
         "BRATS",
         "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches with several readers' masks), "
-        "FOLDER (images/ and masks/ paired by name), or path/to/my_loader.py:MyDataset",
+        "MSD (Medical Segmentation Decathlon and nnU-Net), FOLDER (images/ and masks/ paired by name), AUTO (what the "
+        "folder looks like), a name that an installed package registers, or path/to/my_loader.py:MyDataset",
     )
     data_dir: str = option(
         "",
@@ -55,6 +56,11 @@ class DataOptions:
         "loader says, else each image or volume by itself",
     )
     split_seed: int = option(0, "which groups --val_fraction holds out; apart from --seed, to compare runs", minimum=0)
+    ct_window: str = option(
+        "",
+        "CT volumes (MSD, FOLDER): LOW,HIGH in HU that become -1 and 1, what lies beyond is cut off, as -160,240; "
+        "empty: for MSD by its task, else volumes are taken as MRI, by z-scores",
+    )
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
     )
@@ -79,11 +85,24 @@ class DataOptions:
         for name in ("group_key", "split_seed"):
             if getattr(self, name) and not self.val_fraction:
                 raise UserError(f"--{name} belongs to --val_fraction; leave it out")
+        self.window()
+
+    def window(self):
+        """`ct_window` as (low, high), None when it is empty."""
+        bounds = numbers("ct_window", self.ct_window, float)
+        if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
+            raise UserError(f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240")
+        return bounds or None
 
     @property
     def hold_out(self):
         """What is held out of training, a `split.HoldOut`, or None."""
         return hold_out_of(dataclasses.asdict(self))
+
+    @property
+    def loading(self):
+        """What `data.build_dataset` is to be given besides the name, the folder and the split: a dict."""
+        return {"hold_out": self.hold_out, "ct_window": self.window()}
 
 
 @dataclass

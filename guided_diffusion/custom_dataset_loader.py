@@ -27,25 +27,24 @@ from 0 to 255. The rest, resizing, batches, checks and sampling, works for every
 little more: splits, labels and NIfTI volumes.
 """
 
-from collections import defaultdict
-
-from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders
+from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders, split_of
 from .errors import NoSplitError, UserError
 from .files import (
-    NIFTI_SUFFIXES,
-    PICTURE_SUFFIXES,
     is_nifti,
     list_files,
+    nifti_channels,
     read_csv,
     read_json,
     read_picture,
     read_picture_mask,
     split_suffix,
+    stacked,
 )
+from .intensity import normalised_channels, normaliser
 from .logger import counted
-from .volumes import VolumeReader, normalised_channels
+from .raters import SUFFIXES, RaterFolders
+from .volumes import VolumeReader
 
-SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
@@ -53,9 +52,11 @@ MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 class FolderDataset(SegmentationDataset):
     """`images/NAME.png` with `masks/NAME.png`, one class of foreground.
 
-    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores; a volume is a case per slice).
-    A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. To sample, masks/ may be
-    absent, and the images may lie in data_dir itself. Beside images/ there may be
+    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores, or CT as `ct_window` says; a
+    volume is a case per slice, a fourth axis are its channels).
+    A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. Masks of several raters lie
+    in a folder for each, masks/RATER/NAME.png. To sample, masks/ may be absent, and the images may lie in data_dir
+    itself. Beside images/ there may be
     - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images that `split` picks ("val" may be
       left out; it stands in where "test" is); or, instead, sub-folders train/, val/ and test/ that have images/ and
       masks/ each;
@@ -64,11 +65,11 @@ class FolderDataset(SegmentationDataset):
     """
 
     class_names = ("foreground",)
-    kept = ("is_nifti",)
+    kept = ("is_nifti", "ct_window")
     finds_validation = True
 
     def find_cases(self):
-        self.volumes = VolumeReader()
+        self.volumes = VolumeReader(normaliser(self.ct_window))
         pairs = self._pairs()
         if pairs:
             self._inspect(pairs)
@@ -91,17 +92,23 @@ class FolderDataset(SegmentationDataset):
     def read_mask(self, case):
         if self.is_nifti:
             return self.volumes.labels(case)[:, None] > 0
-        return read_picture_mask(case.masks[0])[None, None]
+        return stacked(case.masks, [read_picture_mask(path) for path in case.masks])[:, None]
 
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.
         return image if self.is_nifti else super().normalise(image)
 
     def normalise_raw(self, raw):
-        return normalised_channels(raw) if self.is_nifti else super().normalise_raw(raw)
+        return normalised_channels(raw, normaliser(self.ct_window)) if self.is_nifti else super().normalise_raw(raw)
 
     def geometry(self, case):
         return self.volumes.geometry(case)
+
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether images/ lies there or in a folder of a split, or, to sample, images themselves."""
+        folders = [data_dir, *(path for path in sorted(data_dir.iterdir()) if split_of(path.name))]
+        return any((folder / "images").is_dir() or list_files(folder, SUFFIXES) for folder in folders)
 
     def expected_layout(self):
         return "images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz) are looked for there"
@@ -118,9 +125,10 @@ class FolderDataset(SegmentationDataset):
         is_listed = self.split is not None and path.is_file()
         for folder in split_folders(self.data_dir, None if is_listed else self.split):
             images = folder / "images"
-            masks = files_by_name(folder / "masks")
+            raters = RaterFolders(folder / "masks", self.need_masks)
             for image in list_files(images if images.is_dir() else folder, SUFFIXES):
-                pairs.append((image, _masks_of(image, masks)))
+                name = split_suffix(image)[0]
+                pairs.append((image, raters.masks_of(image.name, [name + ending for ending in MASK_ENDINGS])))
         if not is_listed:
             return pairs
         chosen = self._chosen_names(path, {split_suffix(image)[0] for image, _ in pairs})
@@ -189,22 +197,18 @@ class FolderDataset(SegmentationDataset):
                     raise UserError(
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
-        self.image_channels = 1 if self.is_nifti else read_picture(first).shape[0]
+        self.layout = self._told_layout(pairs)
+        self.image_channels = nifti_channels(first) if self.is_nifti else read_picture(first).shape[0]
         self.left_right_axis = -2 if self.is_nifti else -1
 
-
-def files_by_name(folder):
-    """{name without suffix: its picture and NIfTI files}, empty if there is no such folder."""
-    files = defaultdict(list)
-    for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
-        files[split_suffix(path)[0]].append(path)
-    return files
-
-
-def _masks_of(image, files):
-    """The image's mask as a tuple of one file, or of none."""
-    name = split_suffix(image)[0]
-    masks = tuple(path for ending in MASK_ENDINGS for path in files.get(name + ending, ()))
-    if len(masks) > 1:
-        raise UserError(f"{masks[1]}: is a second mask of {image.name} beside {masks[0].name}; keep one")
-    return masks
+    def _told_layout(self, pairs):
+        """What was found, in words."""
+        told = [f"folder of {counted(len(pairs), 'NIfTI file' if self.is_nifti else 'picture')}"]
+        if (self.data_dir / "split.json").is_file():
+            told.append("divided by split.json")
+        elif split_folders(self.data_dir, None) != [self.data_dir]:
+            told.append("divided into folders")
+        else:
+            told.append("not divided")
+        raters = max(len(masks) for _, masks in pairs)
+        return ", ".join([*told, f"{raters} raters"] if raters > 1 else told)

@@ -1,7 +1,11 @@
 """The data contract: what a loader gives, what an item is, and which cases are answered as one."""
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
+import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +16,19 @@ from torch.utils.data import Dataset
 
 from .classes import Classes, checked_classes
 from .errors import NoCasesError, NoSplitError, UserError
+from .orientation import STILL, turned_back
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
     "ISIC": "guided_diffusion.isicloader:ISICDataset",
     "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
     "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
+    "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
 }
+
+AUTO = "AUTO"
+RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
+ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -50,11 +60,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z]."""
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+
+    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
+    there to here.
+    """
 
     affine: np.ndarray
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
+    file_affine: np.ndarray | None = None
+    turn: np.ndarray | None = None
+
+    @property
+    def in_file(self):
+        """(the file's affine, the turn from there to here, an array [3, 2])."""
+        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+
+    def as_in_file(self, array):
+        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
+        return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
 
 
 class SegmentationDataset(Dataset):
@@ -82,6 +107,7 @@ class SegmentationDataset(Dataset):
         cases: it has none).
     need_masks: True for training: items carry a mask, and a case without one is an error. With False (sampling) no
         item carries a mask, so truth may be there, partly there or absent; evaluation asks `load_mask` for it.
+    ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
     """
@@ -95,15 +121,17 @@ class SegmentationDataset(Dataset):
     kept = ()
     volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False
+    layout = ""  # what was found there, in words
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.split = split
         self.need_masks = need_masks
+        self.ct_window = ct_window
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
@@ -117,6 +145,12 @@ class SegmentationDataset(Dataset):
         self.classes = self._own_classes()
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether the folder, a `Path`, is in this loader's layout, so that `--data_name AUTO` takes it; by default
+        never."""
+        return False
 
     def find_cases(self):
         """Return the list of `Case`s below `self.data_dir`, in a fixed order."""
@@ -300,7 +334,7 @@ def split_folders(data_dir, split):
     `NoSplitError` if only another split's is there, rather than give its cases instead.
     """
     folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
-    found = {name: [f for f in folders if f.name.lower() in names] for name, names in SPLIT_FOLDERS.items()}
+    found = {name: [f for f in folders if split_of(f.name) == name] for name in SPLIT_FOLDERS}
     if split == "val":
         return found["val"]
     if not any(found.values()):
@@ -315,6 +349,23 @@ def split_folders(data_dir, split):
             f"{data_dir}: holds {other}/ but no {split}/ or {split}ing/; name the folder to use with --data_dir"
         )
     return found[split]
+
+
+def given_split(word):
+    """The split of a flag or manifest as data sets take it: None for "all"."""
+    return None if word == "all" else word
+
+
+def split_of(folder_name):
+    """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
+    name = folder_name.lower()
+    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
+    data = (
+        split
+        for split, names in SPLIT_FOLDERS.items()
+        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
+    )
+    return next(exact, None) or next(data, None)
 
 
 def resize_image(image, size):
@@ -337,15 +388,40 @@ def resize_mask(mask, size):
     return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, hold_out=None):
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
-    data_name: a name in `LOADERS` (any case), or `path/to/file.py:ClassName` of a loader of your own.
-    split, need_masks, hold_out: see `SegmentationDataset`.
+    data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
+    a loader of your own, or AUTO.
+    split, need_masks, settings (hold_out, ct_window; those of `config.DataOptions.loading`): see
+    `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
-    loader = find_loader(data_name)
-    return loader(data_dir, image_size, split=split, need_masks=need_masks, hold_out=hold_out)
+    loader = find_loader(recognised(data_name, data_dir))
+    return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+
+
+def recognised(data_name, data_dir):
+    """The data name itself, or for AUTO that of the first loader which recognises the folder.
+
+    Raises `UserError` where none does.
+    """
+    if data_name.upper() != AUTO:
+        return data_name
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
+    for name in [*RECOGNISED, *registered_loaders()]:
+        if find_loader(name).recognises(Path(data_dir)):
+            return name
+    raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
+
+
+def suggested(data_dir):
+    """What to do about `--data_name` where the one that was tried found nothing, in words."""
+    try:
+        return f"add --data_name {recognised(AUTO, data_dir)}"
+    except (UserError, OSError):
+        return "name your kind of data"
 
 
 def find_loader(data_name):
@@ -353,27 +429,50 @@ def find_loader(data_name):
     if ".py:" in data_name:
         path, _, class_name = data_name.rpartition(":")
         module = _import_file(Path(path))
+        loader = getattr(module, class_name, None)
     elif data_name.upper() in LOADERS:
-        module_name, _, class_name = LOADERS[data_name.upper()].partition(":")
-        module = importlib.import_module(module_name)
-        path = module_name
+        path, _, class_name = LOADERS[data_name.upper()].partition(":")
+        loader = getattr(importlib.import_module(path), class_name)
     else:
-        raise UserError(f"--data_name {data_name}: unknown; use {', '.join(LOADERS)} or path/to/my_loader.py:MyDataset")
-    loader = getattr(module, class_name, None)
+        path, class_name, loader = _registered(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
         raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
     return loader
 
 
+def registered_loaders():
+    """{name in upper case: entry point} of the loaders that installed packages register (see `ENTRY_POINTS`)."""
+    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _registered(data_name):
+    """(where, class name, class) of a loader that an installed package registers."""
+    points = registered_loaders()
+    point = points.get(data_name.upper())
+    if point is None:
+        names = ", ".join([*LOADERS, AUTO, *points])
+        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
+    try:
+        return point.module, point.attr, point.load()
+    except Exception as error:  # whatever the package's own import raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
+
+
 def _import_file(path):
     if not path.is_file():
         raise UserError(f"--data_name {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, for one, look for it
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{path}: {where}{type(error).__name__}: {' '.join(str(error).split())}") from error
     return module
 
 

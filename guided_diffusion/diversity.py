@@ -1,7 +1,7 @@
-"""How well a set of predicted masks stands for a set of raters: GED squared, matched IoU, Dice to each rater.
+"""How well a set of predicted masks stands for a set of raters: GED squared, matched IoU, collective insight, Dice.
 
-Masks are bool arrays of equal shape, 2-D or 3-D. Here, where sets are compared, two empty masks agree: their IoU
-is 1. Pure NumPy and SciPy; it never sees a model.
+Masks are bool arrays of equal shape, 2-D or 3-D. Here, where sets are compared, two empty masks agree: their IoU and
+Dice are 1. Pure NumPy and SciPy; it never sees a model.
 """
 
 import math
@@ -9,9 +9,18 @@ import math
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .metrics import overlap
+from .metrics import joint_box, overlap
 
 LEVELS = 16
+PIXELS_AT_ONCE = 2**20
+SET_FIGURES = (
+    "ged2",
+    "matched_iou",
+    "collective_insight",
+    "combined_sensitivity",
+    "dice_match",
+    "diversity_agreement",
+)
 
 
 def level_masks(probability):
@@ -23,28 +32,55 @@ def level_masks(probability):
     return [probability > (k + 0.5) / LEVELS for k in range(LEVELS)]
 
 
-def iou_matrix(first, second):
-    """IoU of each mask of one list with each of the other: float64 [len(first), len(second)], 1 for two empty ones."""
-    sizes = [np.array([np.count_nonzero(mask) for mask in masks]) for masks in (first, second)]
-    both = np.array([[np.count_nonzero(a & b) for b in second] for a in first])  # pair by pair: volumes are large
-    either = sizes[0][:, None] + sizes[1] - both
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+def shared_pixels(masks):
+    """How many pixels each two of the masks share: float64 [n, n], whole numbers; on the diagonal each one's size."""
+    stack = np.stack(masks)
+    anywhere = stack.any(axis=0)
+    if not anywhere.any():
+        return np.zeros((len(stack), len(stack)))
+    flat = stack[(slice(None), *joint_box(anywhere))].reshape(len(stack), -1)
+    shared = np.zeros((len(stack), len(stack)))
+    for low in range(0, flat.shape[1], PIXELS_AT_ONCE):  # volumes are large; float32 counts to 2^24 exactly
+        part = flat[:, low : low + PIXELS_AT_ONCE].astype(np.float32)
+        shared += part @ part.T
+    return shared
 
 
-def ged_squared(between, samples, raters):
+def pair_iou(shared):
+    """IoU of each two of the masks that `shared_pixels` was given: float64 [n, n], 1 for two empty ones."""
+    sizes = np.diag(shared)
+    either = sizes[:, None] + sizes - shared
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
+
+
+def pair_dice(shared):
+    """Dice likewise."""
+    total = np.diag(shared)[:, None] + np.diag(shared)
+    return np.where(total > 0, 2 * shared / np.maximum(total, 1), 1.0)
+
+
+def mean_over_pairs(figures):
+    """The mean of a symmetric matrix over pairs of different masks; NaN where there is but one."""
+    first, second = np.triu_indices(len(figures), 1)
+    return float(figures[first, second].mean()) if len(first) else math.nan
+
+
+def ged_squared(iou, samples):
     """Generalised energy distance, squared: 2 E[d(S, Y)] - E[d(S, S')] - E[d(Y, Y')], d = 1 - IoU; 0 is best.
 
     All pairs count, also each mask with itself, so that it is the distance of the two sets as they are.
-    between, samples, raters: `iou_matrix` of samples and raters, of samples and of raters among themselves.
+    iou: `pair_iou` of the samples, the first `samples` of them, and the raters.
     """
-    return float(2 * (1 - between).mean() - (1 - samples).mean() - (1 - raters).mean())
+    distance = 1 - iou
+    between, own, raters = distance[:samples, samples:], distance[:samples, :samples], distance[samples:, samples:]
+    return float(2 * between.mean() - own.mean() - raters.mean())
 
 
 def matched_iou(between):
     """Mean IoU of the best one-to-one matching of samples and raters (Hungarian algorithm), in [0, 1].
 
     Both sides are repeated to the least common multiple of their numbers, so that each weighs the same in all.
-    between: `iou_matrix` of samples [E] and raters [R].
+    between: IoU of samples and raters [E, R].
     """
     count = math.lcm(*between.shape)
     repeated = between.repeat(count // between.shape[0], axis=0).repeat(count // between.shape[1], axis=1)
@@ -52,15 +88,53 @@ def matched_iou(between):
     return float(repeated[rows, columns].mean())
 
 
+def collective_insight(samples, raters, iou, dice):
+    """The collective insight score of CIMD (arXiv 2304.04745), the harmonic mean of three figures, and these.
+
+        combined_sensitivity S  |A and B| / |B|, A the union of all samples, B that of all raters
+        dice_match           D  mean over raters of the largest Dice to any sample
+        diversity_agreement  V  1 - (|v_min(S) - v_min(Y)| + |v_max(S) - v_max(Y)|) / 2
+        collective_insight      3 S D V / (S + D + V)
+
+    v_min and v_max are the smallest and the largest variance among the pairs of a set's masks. The paper does not say
+    in full how a pair's variance is taken; here it is the pair's 1 - IoU, the distance of GED (0 for a single mask).
+    Two empty unions give a combined sensitivity of 1, an empty union of raters alone gives 0.
+
+    samples, raters: lists of masks; iou, dice: `pair_iou`, `pair_dice` of both together. Returns a dict of floats.
+    """
+    count = len(samples)
+    predicted, marked = np.any(samples, axis=0), np.any(raters, axis=0)
+    if marked.any():
+        sensitivity = float(np.count_nonzero(predicted & marked) / np.count_nonzero(marked))
+    else:
+        sensitivity = float(not predicted.any())
+    match = float(dice[:count, count:].max(axis=0).mean())
+    spreads = []
+    for own in (1 - iou[:count, :count], 1 - iou[count:, count:]):
+        pairs = own[np.triu_indices(len(own), 1)]
+        spreads.append((pairs.min(), pairs.max()) if len(pairs) else (0.0, 0.0))
+    agreement = float(1 - np.abs(np.subtract(*spreads)).mean())
+    total = sensitivity + match + agreement
+    return {
+        "collective_insight": 3 * sensitivity * match * agreement / total if total else 0.0,
+        "combined_sensitivity": sensitivity,
+        "dice_match": match,
+        "diversity_agreement": agreement,
+    }
+
+
 def compare_sets(samples, raters):
-    """{"ged2", "matched_iou"} of a list of predicted masks and a list of raters' masks, neither empty."""
-    between = iou_matrix(samples, raters)
-    ged2 = ged_squared(between, iou_matrix(samples, samples), iou_matrix(raters, raters))
-    return {"ged2": ged2, "matched_iou": matched_iou(between)}
+    """The `SET_FIGURES` of a list of predicted masks and a list of raters' masks, neither empty."""
+    shared = shared_pixels([*samples, *raters])
+    iou, dice = pair_iou(shared), pair_dice(shared)
+    between = iou[: len(samples), len(samples) :]
+    return {
+        "ged2": ged_squared(iou, len(samples)),
+        "matched_iou": matched_iou(between),
+        **collective_insight(samples, raters, iou, dice),
+    }
 
 
-def rater_dice(prediction, raters):
-    """Mean Dice of one mask to each rater's; NaN ones, of two empty masks, are left out. NaN if all are."""
-    values = [overlap(prediction, rater)["dice"] for rater in raters]
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
+def dice_to_raters(prediction, raters):
+    """Dice of one mask to each rater's: a list of floats, NaN for two empty masks."""
+    return [overlap(prediction, rater)["dice"] for rater in raters]

@@ -1,5 +1,7 @@
 """The running average of a model's weights, which is what is sampled with."""
 
+from contextlib import contextmanager
+
 import torch
 
 from .nn import at_least_float32
@@ -29,3 +31,20 @@ class EMA:
         """Move the average towards the model's parameters."""
         current = [at_least_float32(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
+
+    @contextmanager
+    def weights_in(self, model):
+        """Within, `model` computes with the averaged weights; afterwards it has its own again, to the bit."""
+        current = list(model.parameters())
+        own = [parameter.detach().clone() for parameter in current]
+        _set(current, list(self.parameters.values()))
+        try:
+            yield
+        finally:
+            _set(current, own)
+
+
+@torch.no_grad()
+def _set(parameters, values):
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -9,15 +9,16 @@ import numpy as np
 
 from .data import Case, SegmentationDataset
 from .errors import UserError
-from .files import PICTURE_SUFFIXES, list_files, read_csv, read_picture, read_picture_mask, split_suffix
+from .files import PICTURE_SUFFIXES, list_files, read_csv, read_picture, read_picture_mask, split_suffix, stacked
+from .raters import RaterFolders, files_by_name
 
-# (image folder, its ground truth folder beside it); the group is the part: Training, Validation or Test.
-LAYOUTS = (
-    (r"ISBI2016_ISIC_Part1_(Training|Test)_Data", r"ISBI2016_ISIC_Part1_\1_GroundTruth"),
-    (r"ISBI2016_ISIC_Part3B_(Training|Test)_Data", r"ISBI2016_ISIC_Part3B_\1_Data"),
-    (r"ISIC-2017_(Training|Validation|Test_v2)_Data", r"ISIC-2017_\1_Part1_GroundTruth"),
-    (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
-)
+# Name: (image folder, its ground truth folder beside it); the group is the part: Training, Validation or Test.
+LAYOUTS = {
+    "ISIC 2016 Part 1": (r"ISBI2016_ISIC_Part1_(Training|Test)_Data", r"ISBI2016_ISIC_Part1_\1_GroundTruth"),
+    "ISIC 2016 Part 3B": (r"ISBI2016_ISIC_Part3B_(Training|Test)_Data", r"ISBI2016_ISIC_Part3B_\1_Data"),
+    "ISIC 2017": (r"ISIC-2017_(Training|Validation|Test_v2)_Data", r"ISIC-2017_\1_Part1_GroundTruth"),
+    "ISIC 2018": (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
+}
 LABEL_FILE = "ISBI2016_ISIC_Part3B_{part}_GroundTruth.csv"
 LABELS = {"benign": 0, "0": 0, "0.0": 0, "malignant": 1, "1": 1, "1.0": 1}
 
@@ -29,7 +30,8 @@ class ISICDataset(SegmentationDataset):
     folders, `split` picks ("test" means the validation folders where there are no test folders); where it holds one
     kind only, such as DATA/Train, that is used for training and testing; with split None all are used.
 
-    Masks are `NAME_Segmentation.png` in the ground truth folder; that folder is not needed for sampling. If every
+    Masks are `NAME_Segmentation.png` in the ground truth folder, or of several raters in a sub-folder of it for each;
+    that folder is not needed for sampling. If every
     image folder used has the CSV file of Part 3B inside or beside it (also images of Part 1: they are the same), each
     case has a label, benign or malignant.
     """
@@ -38,14 +40,21 @@ class ISICDataset(SegmentationDataset):
     orientation = "any"
     finds_validation = True
 
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether a folder there, or below, is named as in `LAYOUTS`."""
+        return bool(_image_folders(data_dir))
+
     def find_cases(self):
         folders = self._pick(_image_folders(self.data_dir))
-        cases = [case for folder, truth, _ in folders for case in _cases_in(folder, truth)]
+        cases = [case for folder, truth, _ in folders for case in _cases_in(folder, truth, self.need_masks)]
         if not folders:
             return []
         tables = [_read_labels(folder, part) for folder, _, part in folders]
+        self.layout = ", ".join(sorted({f"{_name_of(folder)} {part}" for folder, _, part in folders}))
         if None in tables:
             return cases
+        self.layout += ", with the labels of Part 3B"
         self.label_names = ("benign", "malignant")
         labels = {name: label for table in tables for name, label in table.items()}
         return [_with_label(case, labels) for case in cases]
@@ -55,7 +64,7 @@ class ISICDataset(SegmentationDataset):
         return np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image
 
     def read_mask(self, case):
-        return read_picture_mask(case.masks[0])[None, None]
+        return stacked(case.masks, [read_picture_mask(path) for path in case.masks])[:, None]
 
     def expected_layout(self):
         return (
@@ -95,24 +104,31 @@ def _image_folders(data_dir):
 def _truth_folder(folder):
     """Return (ground truth folder, part) of an image folder, or None if its name is not that of one."""
     folder = Path(os.path.abspath(folder))
-    for image_pattern, truth_name in LAYOUTS:
+    for image_pattern, truth_name in LAYOUTS.values():
         match = re.fullmatch(image_pattern, folder.name)
         if match:
             return folder.parent / match.expand(truth_name), match[1].removesuffix("_v2")
     return None
 
 
-def _cases_in(folder, truth):
-    masks = {}
-    if truth.is_dir():
-        masks = {split_suffix(path)[0].lower(): path for path in list_files(truth, PICTURE_SUFFIXES)}
+def _name_of(folder):
+    """The name of the layout of an image folder."""
+    name = folder.absolute().name
+    return next(layout for layout, (pattern, _) in LAYOUTS.items() if re.fullmatch(pattern, name))
+
+
+def _cases_in(folder, truth, complete):
+    """The cases of an image folder. complete: see `raters.RaterFolders`."""
+    raters = None if truth == Path(os.path.abspath(folder)) else RaterFolders(truth, complete)
+    beside = files_by_name(truth)  # Part 3B has its masks among the images
     cases = []
     for image in list_files(folder, PICTURE_SUFFIXES):
         name = split_suffix(image)[0]
         if name.lower().endswith(("_segmentation", "_superpixels")):
             continue
-        mask = masks.get(f"{name}_segmentation".lower())
-        cases.append(Case(name, (image,), (mask,) if mask else ()))
+        names = [f"{name}_Segmentation", f"{name}_segmentation"]
+        masks = raters.masks_of(image.name, names) if raters else tuple(beside.get(names[0], beside.get(names[1], ())))
+        cases.append(Case(name, (image,), masks))
     return cases
 
 

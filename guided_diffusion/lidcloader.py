@@ -7,6 +7,7 @@ import numpy as np
 from .data import Case, SegmentationDataset
 from .errors import UserError
 from .files import list_files, read_npz, read_npz_headers
+from .logger import counted
 
 KEYS = ("images", "masks", "patient", "is_test")
 LAZY = ("_images", "_packed_masks")
@@ -30,6 +31,11 @@ class LIDCDataset(SegmentationDataset):
     class_names = ("nodule",)
     orientation = "any"
 
+    @classmethod
+    def recognises(cls, data_dir):
+        """Whether an .npz file lies there."""
+        return bool(list_files(data_dir, (".npz",)))
+
     def find_cases(self):
         found = list_files(self.data_dir, (".npz",))
         if len(found) > 1:
@@ -41,6 +47,7 @@ class LIDCDataset(SegmentationDataset):
             return []
         self.path = found[0]
         self.shape = self._checked_shape()
+        self.layout = f"LIDC patches in {self.path.name}, {counted(self.shape[1], 'rater')}"
         is_test, patient = self._read_tests(), [str(value) for value in read_npz(self.path, "patient")]
         if self.split is not None:
             self._check_split(is_test, patient)

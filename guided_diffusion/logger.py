@@ -98,6 +98,11 @@ class RunLog:
             error.filename = error.filename or str(self.out_dir)
             raise
 
+    def picture(self, name, step, picture):
+        """Show a picture, RGB uint8 [H, W, 3], in TensorBoard."""
+        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+        self.tensorboard.flush()
+
     def close(self):
         """Flush and close all files."""
         for file in (self.jsonl, self.csv_file, self.tensorboard):

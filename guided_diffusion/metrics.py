@@ -1,8 +1,8 @@
-"""Overlap and surface metrics of one mask against its truth, by the rules of section 7 of the design.
+"""Overlap, surface and volume metrics of one mask against its truth, by the rules of section 7 of the design.
 
 A case is one 2-D image or one whole volume, and one class of it. Metrics are computed per case and then averaged over
-cases. A volume is one case, however many slices it has; rows of slices and rows of volumes must never meet in one
-call of `summarise`, which is the caller's duty.
+cases. A volume is one case, however many slices it has; rows of slices and rows of volumes must never be averaged
+together, which is the caller's duty. docs/evaluation.md has every rule on one page.
 """
 
 import math
@@ -10,115 +10,152 @@ import warnings
 
 import numpy as np
 
-METRICS = ("dice", "iou", "sensitivity", "precision", "hd95")
+from .lesions import LESION_METRICS, detection
+
+OVERLAP = ("dice", "iou", "sensitivity", "specificity", "precision")
+TOLERANCES = (1.0, 2.0)
+LESION_IOU = 0.1
 
 
-def evaluate_mask(prediction, truth, spacing=None):
-    """All metrics of one case.
+def metric_names(tolerances=TOLERANCES):
+    """The figures of `evaluate_mask`, in the order in which they are shown."""
+    surface = ("hd95", "assd", *(nsd_name(tolerance) for tolerance in tolerances))
+    return (*OVERLAP, *surface, "volume_difference", "volume_error", *LESION_METRICS)
 
-    prediction, truth: bool arrays of equal shape, [H, W] or [X, Y, Z]. spacing: see `hd95`.
-    Returns a dict with each of `METRICS` (float) and "empty": which of the two masks is empty, one of "", "both",
-    "prediction" and "truth". See `overlap` and `hd95` for the values that empty masks get.
+
+def nsd_name(tolerance):
+    """The column of the normalised surface Dice at a tolerance: nsd_1, nsd_0.5, ..."""
+    return f"nsd_{tolerance:g}"
+
+
+def evaluate_mask(prediction, truth, spacing=None, tolerances=TOLERANCES, lesion_iou=LESION_IOU):
+    """All metrics of one case and class.
+
+    prediction, truth: bool arrays of equal shape, [H, W] or [X, Y, Z]. spacing, tolerances: see `surface`.
+    lesion_iou: see `lesions.detection`.
+    Returns a dict with each of `metric_names` (float), "volume" and "truth_volume" (see `volumes`) and "empty": which
+    of the two masks is empty, one of "", "both", "prediction" and "truth". See `overlap`, `surface`, `volumes` and
+    `lesions.detection` for the values that empty masks get.
     """
     row = overlap(prediction, truth)
-    row["hd95"] = hd95(prediction, truth, spacing)
+    row |= surface(prediction, truth, spacing, tolerances)
+    row |= volumes(prediction, truth, spacing)
+    row |= detection(prediction, truth, lesion_iou)
     empty = {(True, True): "", (False, False): "both", (False, True): "prediction", (True, False): "truth"}
     row["empty"] = empty[bool(np.any(prediction)), bool(np.any(truth))]
     return row
 
 
 def overlap(prediction, truth):
-    """Overlap of two masks, from the pixels they share (TP), the prediction alone has (FP) and the truth alone (FN).
+    """Overlap of two masks, from the pixels that both have (TP), the prediction alone (FP), the truth alone (FN) and
+    neither (TN).
 
         dice         2 TP / (2 TP + FP + FN)
         iou          TP / (TP + FP + FN)
         sensitivity  TP / (TP + FN)             undefined without truth
+        specificity  TN / (TN + FP)             undefined where the truth is everywhere
         precision    TP / (TP + FP)             undefined without prediction
 
     prediction, truth: bool arrays of equal shape, 2-D or 3-D.
-    Returns a dict of floats in [0, 1], NaN where the denominator is 0. So if both masks are empty all four are NaN;
-    if only the prediction is, dice, iou and sensitivity are 0 and precision is NaN; if only the truth is, dice, iou
-    and precision are 0 and sensitivity is NaN.
+    Returns a dict of floats in [0, 1], NaN where the denominator is 0. So if both masks are empty all but specificity
+    are NaN; if only the prediction is, dice, iou and sensitivity are 0 and precision is NaN; if only the truth is,
+    dice, iou and precision are 0 and sensitivity is NaN.
     Raises ValueError for arrays that are not bool, differ in shape or are neither 2-D nor 3-D.
     """
     prediction, truth = _as_masks(prediction, truth)
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(truth)) - tp
+    tn = truth.size - tp - fp - fn
     return {
         "dice": _ratio(2 * tp, 2 * tp + fp + fn),
         "iou": _ratio(tp, tp + fp + fn),
         "sensitivity": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
         "precision": _ratio(tp, tp + fp),
     }
 
 
-def hd95(prediction, truth, spacing=None):
-    """The 95th percentile Hausdorff distance: the larger of the two directed 95th percentiles.
+def surface(prediction, truth, spacing=None, tolerances=TOLERANCES):
+    """Distances between the surfaces of two masks, and how much of them lies close.
 
     A mask's surface is its pixels with a background neighbour across an edge (in 3-D, a face). Beyond the image's
-    border all is background, so a single slice passed as a volume is all surface: pass it as 2-D. Of the distances
-    from each surface pixel of one mask to the nearest of the other the 95th percentile is taken, in either direction,
-    and the larger of the two is returned.
+    border all is background, so a single slice passed as a volume is all surface: pass it as 2-D. From each surface
+    pixel of either mask the distance to the nearest of the other's is taken (by MONAI):
+
+        hd95   the 95th percentile of the distances in each direction, the larger of the two
+        assd   the mean of the distances of both directions together
+        nsd_t  the share of them, of both directions together, that is at most the tolerance t
 
     prediction, truth: bool arrays of equal shape, 2-D or 3-D.
     spacing: the pixel size in mm along each axis of the arrays, or None for distances in pixels.
-    Returns a float in the spacing's unit: NaN if both masks are empty, and the image's diagonal, from corner to
-    corner, if one is.
+    tolerances: in the unit of the distances; each gives a figure `nsd_name(t)`.
+    Returns a dict of floats. If both masks are empty all are NaN; if one is, hd95 and assd are the image's diagonal,
+    from corner to corner, and nsd_t is 0.
     Raises ValueError as `overlap` does, and for a spacing that is not one positive number per axis.
     """
     prediction, truth = _as_masks(prediction, truth)
     size = (1.0,) * truth.ndim if spacing is None else tuple(float(step) for step in spacing)
     if len(size) != truth.ndim or not all(0 < step < math.inf for step in size):
         raise ValueError(f"spacing must be {truth.ndim} positive numbers, not {spacing}")
-    if not prediction.any() and not truth.any():
-        return math.nan
     if not prediction.any() or not truth.any():
-        return math.hypot(*(length * step for length, step in zip(truth.shape, size, strict=True)))
+        both = not prediction.any() and not truth.any()
+        diagonal = math.hypot(*(length * step for length, step in zip(truth.shape, size, strict=True)))
+        distances = dict.fromkeys(("hd95", "assd"), math.nan if both else diagonal)
+        return distances | {nsd_name(tolerance): math.nan if both else 0.0 for tolerance in tolerances}
+    there, back = _surface_distances(prediction, truth, size)
+    pooled = np.concatenate([there, back])
+    return {
+        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        "assd": float(pooled.mean()),
+        **{nsd_name(tolerance): float((pooled <= tolerance).mean()) for tolerance in tolerances},
+    }
 
-    from monai.metrics import compute_hausdorff_distance  # takes seconds to import
 
-    box = _joint_box(prediction, truth)
+def _surface_distances(prediction, truth, spacing):
+    """From each surface pixel to the other mask's surface: float64 [pixels], of the prediction's and the truth's."""
+    import torch
+    from monai.metrics.utils import get_edge_surface_distance  # takes seconds to import
+
+    box = joint_box(prediction | truth)
+    masks = (torch.from_numpy(np.ascontiguousarray(mask[box])) for mask in (prediction, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of a deprecated argument that it passes itself
-        distance = compute_hausdorff_distance(
-            prediction[box][None, None],  # [1, 1, ...]
-            truth[box][None, None],
-            include_background=True,  # the one channel is the foreground
-            percentile=95,
-            spacing=size,
-        )
-    return float(distance)
+        _, distances, _ = get_edge_surface_distance(*masks, spacing=spacing, symmetric=True)
+    return [distance.double().numpy() for distance in distances]
 
 
-def summarise(rows):
-    """Average the metrics over cases.
+def volumes(prediction, truth, spacing=None):
+    """The sizes of both masks and how they differ.
 
-    rows: list of dicts from `evaluate_mask`, one per case; every case weighs the same.
-    Returns a dict with the `statistics` of each of `METRICS`, and the counts "cases", "both_empty",
-    "prediction_empty" and "truth_empty".
+        volume, truth_volume  pixels; with a spacing mm2, of a 3-D mask ml
+        volume_difference     (volume - truth_volume) / truth_volume, so above 0 where too much is marked
+        volume_error          its absolute value
+
+    Returns a dict of floats; the differences are NaN without truth.
     """
-    summary = {metric: statistics([row[metric] for row in rows]) for metric in METRICS}
-    summary["cases"] = len(rows)
-    for which in ("both", "prediction", "truth"):
-        summary[f"{which}_empty"] = sum(row["empty"] == which for row in rows)
-    return summary
-
-
-def statistics(values):
-    """{"mean", "median", "std", "n"} of the n values that are defined (not NaN).
-
-    std is the population's; all three are NaN when n = 0.
-    """
-    defined = np.array([value for value in values if not math.isnan(value)])
-    if defined.size == 0:  # numpy would warn
-        return {"mean": math.nan, "median": math.nan, "std": math.nan, "n": 0}
+    prediction, truth = _as_masks(prediction, truth)
+    unit = pixel_volume(spacing)
+    own, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
+    difference = _ratio(own - true, true)
     return {
-        "mean": float(defined.mean()),
-        "median": float(np.median(defined)),
-        "std": float(defined.std()),
-        "n": defined.size,
+        "volume": own * unit,
+        "truth_volume": true * unit,
+        "volume_difference": difference,
+        "volume_error": abs(difference),
     }
+
+
+def pixel_volume(spacing):
+    """The size of a pixel in the unit of `volumes`."""
+    if spacing is None:
+        return 1.0
+    return math.prod(float(step) for step in spacing) / (1000 if len(spacing) == 3 else 1)
+
+
+def volume_unit(dimensions, in_millimetres):
+    """The unit of `volumes` of masks with so many dimensions."""
+    return ("ml" if dimensions == 3 else "mm2") if in_millimetres else "pixels"
 
 
 def _ratio(numerator, denominator):
@@ -135,12 +172,14 @@ def _as_masks(prediction, truth):
     return prediction, truth
 
 
-def _joint_box(prediction, truth):
-    """Slices that hold both masks and a margin of one pixel, so that every surface pixel keeps its neighbours."""
-    either = prediction | truth
+def joint_box(mask, margins=None):
+    """Slices that hold all of a mask, which is not empty, and a margin along each axis (of one pixel by default).
+
+    With that margin every surface pixel keeps its neighbours.
+    """
     box = []
-    for axis in range(either.ndim):
-        others = tuple(other for other in range(either.ndim) if other != axis)
-        inside = np.flatnonzero(either.any(axis=others))
-        box.append(slice(max(inside[0] - 1, 0), inside[-1] + 2))
+    for axis, margin in enumerate(margins or (1,) * mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(max(inside[0] - margin, 0), inside[-1] + 1 + margin))
     return tuple(box)

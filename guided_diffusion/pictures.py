@@ -33,15 +33,16 @@ def displayed(image):
 
 
 def radiological(picture, affine):
-    """A slice's picture [X, Y, ...] as radiologists look at it: the front up, the patient's left on the right.
+    """A slice's picture [X, Y, ...] as radiologists look at it: the front (of other planes the head) up, the patient's
+    left on the right.
 
-    affine: that of the volume [4, 4]; slices of other planes are turned by the same rule and may lie otherwise.
+    affine: that of the volume [4, 4].
     """
     from nibabel.orientations import aff2axcodes
 
     along_x, along_y, _ = aff2axcodes(affine)
     picture = picture.swapaxes(0, 1)
-    picture = picture[::-1] if along_y == "A" else picture
+    picture = picture[::-1] if along_y in "AS" else picture
     return np.ascontiguousarray(picture[:, ::-1] if along_x == "R" else picture)
 
 

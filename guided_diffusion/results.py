@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from . import ensemble
 from .classes import BINARY
-from .custom_dataset_loader import MASK_ENDINGS, files_by_name
+from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
     atomic_path,
@@ -43,6 +43,7 @@ from .files import (
     write_png,
 )
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from .raters import files_by_name
 
 
 @dataclass
@@ -200,22 +201,29 @@ class ResultsFolder:
         self._write_masks(self._mask_path(name, False), maps.mask)
         self.written(self._files_of(name, False, len(maps.members)))
 
-    def write_volume(self, name, maps, affine, image_of, truth=None):
-        """Write a volume. image_of(k): raw slice k [C, X, Y]; truth: bool [K, X, Y, Z] or None; for the overlay."""
+    def write_volume(self, name, maps, geometry, image_of, truth=None):
+        """Write a volume, lying as its file does.
+
+        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]; truth: bool [K, X, Y, Z] or None; both for
+        the overlay.
+        """
+
+        def write_one(path, values):
+            write_nifti(path, *geometry.as_in_file(values))
 
         def write(what, values):
             for path, value in zip(self._soft_paths(name, True, what), values, strict=True):
-                write_nifti(path, value.astype(np.float32), affine)
+                write_one(path, value.astype(np.float32))
 
         write("probability", maps.probability)
         write("uncertainty", maps.uncertainty)
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, affine, truth))
+        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
         if self.save_samples:
             for e, member in enumerate(maps.members):
-                write_nifti(self._member_path(name, True, e), self.classes.labels_of(member), affine)
+                write_one(self._member_path(name, True, e), self.classes.labels_of(member))
             if maps.coarse is not None:
                 write("coarse", maps.coarse)
-        write_nifti(self._mask_path(name, True), self.classes.labels_of(maps.mask), affine)
+        write_one(self._mask_path(name, True), self.classes.labels_of(maps.mask))
         self.written(self._files_of(name, True, len(maps.members)))
 
     def _write_masks(self, path, masks):
@@ -280,11 +288,13 @@ class Predictions:
     num_ensemble: the number of members that the folder's manifest tells of, or None.
     names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
     called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
-    classes: what the masks are of; everything is read for one of them, k.
+    classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
+    volume, as whose array those read are turned; None: see `files.read_nifti`.
     """
 
-    def __init__(self, folder, names=(), classes=BINARY):
+    def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):
         self.folder, self.names, self.classes = Path(folder), frozenset(names), classes
+        self.geometry_of = geometry_of
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
@@ -301,13 +311,14 @@ class Predictions:
         if path is None:
             return None
         self.used.add(path)
-        return self._read_mask(path, is_volume, k)
+        return self._read_mask(name, path, is_volume, k)
 
-    def _read_mask(self, path, is_volume, k):
+    def _read_mask(self, name, path, is_volume, k):
+        geometry = self.geometry_of(name) if is_volume else None
         if self.classes.is_binary:
-            return read_nifti_labels(path) > 0 if is_volume else read_picture_mask(path)
+            return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
         if path != self._last[0]:  # the next class is asked for next
-            labels = read_nifti_labels(path) if is_volume else read_picture_labels(path)
+            labels = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
             masks = self.classes.masks_of(labels)
             if labels.any() and not masks.any():
                 raise UserError(
@@ -346,26 +357,26 @@ class Predictions:
         else:
             paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
             paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
-        return [self._read_mask(path, is_volume, k) for path in paths]
+        return [self._read_mask(name, path, is_volume, k) for path in paths]
 
     def probability(self, name, is_volume, k=0):
         """A class's probability, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(soft_files(self.classes, name, is_volume, "probability")[k], is_volume)
+        return self._soft_map(name, "probability", is_volume, k)
 
     def uncertainty(self, name, is_volume, k=0):
         """A class's uncertainty, float32 in [0, 0.5], where it was saved, else None."""
-        values = self._soft_map(soft_files(self.classes, name, is_volume, "uncertainty")[k], is_volume)
+        values = self._soft_map(name, "uncertainty", is_volume, k)
         return values if values is None or is_volume else values / 2
 
     def coarse(self, name, is_volume, k=0):
         """A class's coarse mask, float32 in [0, 1], where it was saved, else None."""
-        return self._soft_map(soft_files(self.classes, name, is_volume, "coarse")[k], is_volume)
+        return self._soft_map(name, "coarse", is_volume, k)
 
-    def _soft_map(self, file, is_volume):
-        path = self.folder / file
+    def _soft_map(self, name, what, is_volume, k):
+        path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
         if not path.exists():
             return None
-        values = read_nifti(path)[0] if is_volume else read_picture(path)[0] / 255
+        values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
             raise UserError(
                 f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"

@@ -1,10 +1,14 @@
 """The options of training, sampling and evaluation (see `config`)."""
 
+import math
 from dataclasses import dataclass
 
 from .config import numbers, option
 from .errors import UserError
 from .presets import RECIPES
+from .storage import join
+
+OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100
 
 
 @dataclass
@@ -85,6 +89,31 @@ class TrainOptions:
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
+    keep_checkpoints: int = option(
+        0,
+        "keep only this many of the newest model*.pt; best.pt (by validation Dice) and last.pt always stay; 0: all",
+        minimum=0,
+    )
+    sample_interval: int = option(
+        1000,
+        "steps between validations, one is also made at the end: a few fixed cases are sampled with the averaged "
+        "weights, for Dice and a picture; 0: never. The weights that are learned do not depend on it",
+        minimum=0,
+    )
+    val_cases: int = option(8, "cases that are sampled at each validation, the same ones, spread over all", above=0)
+    val_dir: str = option(
+        "",
+        "folder of cases for validation, of the same kind as --data_dir; empty: those that are held out of training, "
+        "or training cases where none are",
+        remote=True,
+    )
+    overfit: int = option(
+        0,
+        "check that training works: learn this many cases by heart, without augmentation and dropout, sample them, and "
+        "say pass or fail (exit status 1). Stops as soon as it passes, else after 2000 steps or --max_steps; writes to "
+        "overfit/ in --out_dir, and no checkpoint; 0: a usual training",
+        minimum=0,
+    )
     resume_checkpoint: str = option(
         "",
         "go on from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none",
@@ -103,6 +132,20 @@ class TrainOptions:
             if not 0 <= rate < 1:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
         self._check_learning_rate(given)
+        if self.overfit:
+            self._set_for_overfit(given)
+
+    def _set_for_overfit(self, given):
+        """What a check of training needs, whatever the run that is checked is to do."""
+        self.augment, self.resume_checkpoint = "none", ""
+        self.out_dir = str(join(self.out_dir, "overfit"))
+        if not {"max_steps", "max_minutes"} & given:
+            self.max_steps = OVERFIT_STEPS
+        if "sample_interval" not in given:
+            self.sample_interval = OVERFIT_INTERVAL
+        if not self.sample_interval:
+            raise UserError("--sample_interval 0: --overfit needs to sample; leave it out")
+        self.val_cases, self.val_dir = self.overfit, ""
 
     def _check_learning_rate(self, given):
         total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
@@ -128,6 +171,11 @@ class SampleOptions:
     model_path: str = option("", "checkpoint to sample from, also on gs:// or az://", required=True, remote=True)
     out_dir: str = option(
         "./results/", "results folder, also on gs:// or az://; finished cases in it are skipped", remote=True
+    )
+    split: str = option(
+        "test",
+        "which cases of the data are sampled: test (all where they are not divided), val (validation), train or all",
+        choices=("test", "val", "train", "all"),
     )
     num_ensemble: int = option(5, "masks drawn for each image", above=0)
     num_samples: int = option(0, "sample only this many cases, the first; 0: all", minimum=0)
@@ -206,4 +254,26 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
-    out_dir: str = option("", "folder for metrics.csv and summary.json; empty: the results folder", remote=True)
+    out_dir: str = option(
+        "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
+    )
+    nsd_tolerance: str = option(
+        "1,2",
+        "distances within which two surfaces count as the same in the normalised surface Dice: one or several, in mm "
+        "where the voxel size is known, else in pixels",
+    )
+    lesion_iou: float = option(
+        0.1,
+        "least IoU of a predicted and a true connected component that counts as a lesion found",
+        above=0,
+        maximum=1,
+    )
+
+    def resolve(self, given):
+        """Check what a single bound cannot."""
+        if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
+            raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
+
+    def tolerances(self):
+        """--nsd_tolerance as numbers, each once, in their order."""
+        return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))

@@ -250,7 +250,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]).affine, image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer

@@ -6,6 +6,8 @@ segmenter = Segmenter.load("runs/isic/model005000.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -17,6 +19,7 @@ from .config import ModelOptions
 from .data import find_loader, network_image
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
+from .orientation import STILL, canonical_turn, turned, turned_back
 from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sample_util import build_sampler
@@ -104,9 +107,11 @@ class Segmenter:
         answers = [answer.of_one_class() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
-    def volume(self, volume, name="volume", *, label=None, progress=False):
+    def volume(self, volume, name="volume", *, affine=None, label=None, progress=False):
         """Segment each slice along the last axis of a volume [X, Y, Z] or [C, X, Y, Z], normalised as a whole.
 
+        affine: that of its file [4, 4], as `nibabel.load(path).affine`: the volume is turned by it as the script does,
+            and the answer back. None: it lies as `files.read_nifti` turns it, with axial slices [right, front].
         As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
         Returns a `results.CaseMaps` of the volume's size.
         """
@@ -114,9 +119,13 @@ class Segmenter:
         raw = raw[None] if raw.ndim == 3 else raw
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
             raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
-        slices = self._normalised(raw).unbind(-1)
+        turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
+        raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
+        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        maps = {name: values for name, values in vars(answer).items() if values is not None}
+        answer = replace(answer, **{name: turned_back(values, turn) for name, values in maps.items()})
         return answer.of_one_class() if len(self.class_names) == 1 else answer
 
     @property

@@ -7,7 +7,7 @@ cache (`fetch_folder`, `fetch_file`); a run writes to a local working folder, wh
 import errno
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def _asking(path, what):
     except Exception as error:  # blobfile's own errors, those of HTTP, of tokens that are no JSON, ...
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in OF_THIS_MACHINE):
             raise
-        if isinstance(error, FileNotFoundError) and what == "read from":
+        if isinstance(error, FileNotFoundError) and what != "written to":
             raise
         raise StoreError(f"{path}: cannot be {what} ({_reason(error)}); {_remedy(path, error)}") from error
 
@@ -167,6 +167,18 @@ def upload(source, path):
     """Push one file; a store shows it once all of it is there."""
     with _asking(path, "written to"):
         store().copy(str(source), path, overwrite=True)
+
+
+def duplicate(path, other):
+    """Copy one remote file to another path of the same store, which does it by itself."""
+    with _asking(other, "written to"):
+        store().copy(path, other, overwrite=True)
+
+
+def remove(path):
+    """Remove one remote file; that it is not there is no error."""
+    with suppress(FileNotFoundError), _asking(path, "removed"):
+        store().remove(path)
 
 
 def check_store(folder, flag):

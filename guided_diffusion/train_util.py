@@ -10,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from .batches import training_batches
-from .checkpoint import Checkpoint, checkpoint_path, save_checkpoint
+from .checkpoint import Checkpoint, checkpoint_path
+from .checkpoint_folder import CheckpointFolder
 from .dist_util import Processes, autocast, peers_needed
 from .ema import EMA
 from .errors import UserError
@@ -22,7 +23,9 @@ from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
+from .validation import LOGGED as VALIDATED
 from .waiting import WaitingShare
+from .watching import OVERFIT_DICE
 from .work_folder import WorkFolder
 
 LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
@@ -48,7 +51,8 @@ class TrainLoop:
 
     options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
-    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir.
+    them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir. watch: the `Watch` that
+    samples validation cases meanwhile, or None.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class TrainLoop:
         start=None,
         processes=None,
         folder=None,
+        watch=None,
     ):
-        self.folder = folder or WorkFolder(options.out_dir)
+        self.folder, self.watch = folder or WorkFolder(options.out_dir), watch
+        self.checkpoints = CheckpointFolder(self.folder, options.keep_checkpoints)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
         self.processes = processes or Processes(0, 1, device)
@@ -84,7 +90,7 @@ class TrainLoop:
         if start:
             self._restore(start)
         self.last_saved = self.step if start else None
-        self.stop_signal = None
+        self.stop_signal, self.stopping = None, False
 
     def _restore(self, start):
         restore_optimizer(self.optimizer, start.optimizer)
@@ -121,10 +127,15 @@ class TrainLoop:
                 self.step += 1
                 self._foretell(time.monotonic() - started)
                 finished = self._finished(began)
+                seen = self._look(values["loss"], finished)
+                finished = finished or self._is_learned(seen)
                 if self.processes.is_first:
-                    self._report(bar, log, recent, values, began, finished)
-                if self.step % self.options.save_interval == 0:
+                    self._report(bar, log, recent, values, began, finished, seen)
+                best = seen is not None and self.watch.is_best(self.step)
+                if self.step % self.options.save_interval == 0 or finished:
                     self.save()
+                if best:
+                    self._save_best()
             if self.step != self.last_saved:
                 self.save()
         return self.step
@@ -133,7 +144,7 @@ class TrainLoop:
         if not self.processes.is_first:
             return nullcontext()
         remove_temporaries(self.folder.path)  # of a run that was killed while it wrote
-        return closing(RunLog(self.folder.path, LOGGED, self.step))
+        return closing(RunLog(self.folder.path, [*LOGGED, *VALIDATED], self.step))
 
     def _bar(self):
         words = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not self.processes.is_first}
@@ -144,6 +155,7 @@ class TrainLoop:
         limit = self.options.max_minutes * 60
         asked = {"signal": self.stop_signal or 0, "time": bool(limit and time.monotonic() - began >= limit)}
         asked = self.processes.largest(asked)
+        self.stopping = bool(asked["signal"])
         if asked["signal"] and self.processes.count > 1:
             self.stop_signal = signal.Signals(int(asked["signal"]))
             console().info(f"{self.stop_signal.name}: all processes stop after step {self.step}")
@@ -307,7 +319,26 @@ class TrainLoop:
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def _report(self, bar, log, recent, values, began, finished):
+    def _look(self, loss, finished):
+        """Sample the validation cases with averaged weights, where that is due. Returns a `validation.Seen` or None."""
+        if self.watch is None:
+            return None
+        self.watch.note(loss)
+        if self.stopping or not self.watch.due(self.step, finished):
+            return None
+        with next(iter(self.ema.values())).weights_in(self.model):
+            return self.watch.look(
+                self.model,
+                self.step,
+                coarse_only=self.step <= self.condition_steps,
+                stopped=lambda: self.stop_signal is not None,
+            )
+
+    def _is_learned(self, seen):
+        """Whether --overfit has nothing more to find out."""
+        return bool(self.options.overfit and seen is not None and seen.dice >= OVERFIT_DICE)
+
+    def _report(self, bar, log, recent, values, began, finished, seen):
         for name, value in values.items():
             recent[name].append(value)
         bar.update()
@@ -315,13 +346,19 @@ class TrainLoop:
         if self.options.max_minutes:
             left = self.options.max_minutes - (time.monotonic() - began) / 60
             shown["minutes left"] = f"{max(left, 0):.1f}"
+        if self.watch is not None and self.watch.seen is not None:
+            shown["val"] = f"{self.watch.seen.shown_dice:.3f}"
         bar.set_postfix(shown, refresh=False)
+        means = {}
         if self.step % self.options.log_interval == 0 or finished:
             means = {name: float(np.mean(history)) for name, history in recent.items()}
             recent.clear()
             means["waiting"] = self.waiting.take()
-            log.write(self.step, means)
             console().info(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
+        if means or seen is not None:
+            log.write(self.step, means | (seen.logged if seen is not None else {}))
+        if seen is not None:
+            log.picture("validation", self.step, seen.picture)
 
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`."""
@@ -336,17 +373,18 @@ class TrainLoop:
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             timestep_sampler=self.timesteps.state_dict(),
+            validation=self.watch.best if self.watch is not None else {},
         )
 
     def save(self):
-        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all.
-
-        A blob store that fails is told and does not end the run: the next call pushes what it lacks.
-        """
-        path, pushed = checkpoint_path(self.folder.path, self.step), True
+        """Write OUT/model<step>.pt, whole or not at all; the first process does, for all. Not of an --overfit check."""
+        if self.options.overfit:
+            return
         if self.processes.is_first:
-            save_checkpoint(self.checkpoint(), path)
-            pushed = self.folder.try_push()
-            self.folder.drop(older for older in path.parent.glob("model*.pt") if older != path)
+            console().info(f"step {self.step}: wrote {self.checkpoints.save(self.checkpoint())}")
         self.last_saved = self.step
-        console().info(f"step {self.step}: wrote {self.folder.shown(path.name) if pushed else path}")
+
+    def _save_best(self):
+        """Let OUT/best.pt be the run as it stands."""
+        if self.processes.is_first and not self.options.overfit:
+            self.checkpoints.save_best(self.checkpoint(), saved=self.last_saved == self.step)

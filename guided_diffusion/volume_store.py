@@ -124,7 +124,7 @@ class VolumeStore:
 
     def _path(self, entry):
         if entry not in self._paths:
-            kind = entry.decode.__name__
+            kind = getattr(entry.decode, "__name__", type(entry.decode).__name__)
             place = _hash(kind, *(str(path.absolute()) for path in entry.files))
             content = _hash(entry.settings, *(fingerprint(path) for path in entry.files))
             self._paths[entry] = self.folder / f"{entry.volume[:100]}-{place[:12]}-{content[:16]}.npy"

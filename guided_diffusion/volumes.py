@@ -1,22 +1,26 @@
 """Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept, on disk or in memory."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .data import Case, Geometry
 from .errors import UserError
-from .files import read_nifti, read_nifti_header, read_nifti_labels
+from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels, stacked
+from .intensity import in_words, normalised, zscore
 from .volume_store import Entry, VolumeCache
 
-DECODED = "1"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
-CLIP = 5.0  # z-scores beyond this are noise or bright vessels; the network does better without them
+DECODED = "2"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
 
 
 class VolumeReader:
     """What a loader of NIfTI files needs: cases of slices, their normalised images, their labels, their geometry.
 
-    A slice k is `volume[..., k]` as it lies in the file, [X, Y], so stacking slices along the last axis gives the
-    volume back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
+    A slice k is `volume[..., k]`, [X, Y], of the volume as `files.read_nifti` turns it, so stacking slices along the
+    last axis gives that back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
+    A 4-D file holds several channels.
 
+    normalise: what is done with each channel of a volume, `intensity.zscore` or a `CTWindow`, or a tuple of them.
     store: the `volume_store.VolumeStore` that keeps decoded volumes on disk, or None: then each process keeps them in
     memory, at most `cache_bytes` of them. The default holds about 55 BraTS cases (240 x 240 x 155, four modalities at
     71 MB); set `VolumeReader.cache_bytes` for more or less. 2-D images are kept in memory alone.
@@ -24,14 +28,15 @@ class VolumeReader:
 
     cache_bytes = 4 * 2**30
 
-    def __init__(self):
+    def __init__(self, normalise=zscore):
+        self.normalise = normalise
         self.store = None
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, check_masks=True):
         """Return the cases of one volume, `NAME_slice_KKK` for each slice, or [the one case `NAME`] of a 2-D image.
 
-        images: one file per channel; masks: one label map per rater. Only headers are read.
+        images: one file per channel, or per several; masks: one label map per rater. Only headers are read.
         Raises `UserError` if the files of a volume differ in shape. Without `check_masks` those of the masks are left
         to `labels`: to sample, a damaged mask must not matter.
         """
@@ -40,29 +45,34 @@ class VolumeReader:
         if depth == 1:
             return [Case(name, images, masks, label)]  # the shapes are compared when the data are read
         checked = images + masks if check_masks else images
-        _check_shapes({path: _as_volume(read_nifti_header(path)[0]) for path in checked})
+        _check_shapes({path: _as_volume(read_nifti_header(path, like=images[0])[0]) for path in checked})
         return [
             Case(f"{name}_slice_{index:03d}", images, masks, label, volume=name, slice_index=index)
             for index in range(depth)
         ]
 
     def image(self, case):
-        """Return the case's slice as float32 [C, X, Y]: per file a z-score over the whole volume (see `zscore`)."""
-        return _slice_of(case, case.images[0], self._array(case, _images_of(case))).astype(np.float32)
+        """Return the case's slice as float32 [C, X, Y], each channel normalised over the whole volume."""
+        return _slice_of(case, case.images[0], self._array(case, self._images_of(case))).astype(np.float32)
 
     def labels(self, case):
         """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
         decoded = [(entry.files[0], self._array(case, entry)) for entry in _labels_of(case)]
-        return np.stack([_slice_of(case, path, slices) for path, slices in decoded])
+        return stacked(case.masks, [_slice_of(case, path, slices) for path, slices in decoded])
 
     def entries(self, case, masks):
         """What a store keeps of a case's volume, a list of `Entry`s; with `masks` also its label maps."""
-        return [_images_of(case), *(_labels_of(case) if masks else ())]
+        return [self._images_of(case), *(_labels_of(case) if masks else ())]
 
     def stored_bytes(self, entry):
         """About how many bytes of a store an entry takes, from the headers of its files."""
         voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
-        return voxels * (2 * len(entry.files) if entry.decode is _decode_images else 1)
+        is_image = isinstance(entry.decode, ImageDecoder)
+        return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
+
+    def _images_of(self, case):
+        settings = f"{DECODED} {in_words(self.normalise)}"
+        return Entry(case.volume or case.name, case.images, ImageDecoder(self.normalise), settings)
 
     def _array(self, case, entry):
         if self.store is None or case.volume is None:
@@ -74,38 +84,7 @@ class VolumeReader:
         if case.volume is None:
             return None
         shape, affine, spacing = read_nifti_header(case.images[0])
-        return Geometry(affine, spacing, shape)
-
-
-def zscore(values):
-    """Normalise one channel, float32 of any shape: (x - mean) / std over its non-zero values, clipped to +-5.
-
-    Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
-    """
-    foreground = values != 0
-    inside = values[foreground]
-    if inside.size == 0:
-        return np.zeros_like(values)
-    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    if std <= 1e-6 * abs(mean):  # constant, up to rounding
-        return np.zeros_like(values)
-    scores = (values - np.float32(mean)) / np.float32(std)
-    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
-
-
-def normalised(values):
-    """A channel's z-scores (see `zscore`) as float16, which suffices within +-5: how they are kept in memory."""
-    return zscore(values).astype(np.float16)
-
-
-def normalised_channels(raw):
-    """`normalised` of each channel of an image or volume [C, ...] from elsewhere, as float32."""
-    raw = np.asarray(raw, dtype=np.float32)
-    return np.stack([normalised(channel) for channel in raw]).astype(np.float32)
-
-
-def _images_of(case):
-    return Entry(case.volume or case.name, case.images, _decode_images, DECODED)
+        return Geometry(affine, spacing, shape, *nifti_grid(case.images[0]))
 
 
 def _labels_of(case):
@@ -114,24 +93,38 @@ def _labels_of(case):
     return [Entry(case.volume or case.name, (path, *image), _decode_labels, DECODED) for path in case.masks]
 
 
-def _decode_images(paths):
-    """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
-    channels, shapes = [], {}
-    for path in paths:
-        values = read_nifti(path)[0]
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
-        values = values.reshape(_as_volume(values.shape))
-        shapes[path] = values.shape
-        channels.append(normalised(values).transpose(2, 0, 1))
-    _check_shapes(shapes)
-    return np.stack(channels, axis=1)
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes the image files of a volume and normalises its channels, see `VolumeReader`."""
+
+    normalise: object
+
+    def __call__(self, paths):
+        """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
+        channels = self._channels(paths)
+        steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
+        if len(steps) != len(channels):
+            raise UserError(f"{paths[0]}: has {len(channels)} channels, the data set has {len(steps)}; leave it out")
+        parts = [normalised(values, step) for step, values in zip(steps, channels, strict=True)]
+        return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
+
+    def _channels(self, paths):
+        """A list of float32 [X, Y, Z]."""
+        channels, shapes = [], {}
+        for path in paths:
+            values = read_nifti_channels(path, like=paths[0])
+            if not np.isfinite(values).all():
+                raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
+            shapes[path] = _as_volume(values.shape[:-1])
+            channels += [values[..., k].reshape(shapes[path]) for k in range(values.shape[-1])]
+        _check_shapes(shapes)
+        return channels
 
 
 def _decode_labels(files):
     """The label map of (its path[, an image of its volume]) as [Z, X, Y], in bytes where the labels fit."""
     path, *images = files
-    labels = read_nifti_labels(path)
+    labels = read_nifti_labels(path, *images)
     for image in images:
         _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import storage
-from .errors import UserError
-from .files import check_writable, read_json, write_json
+from .errors import UserError, describe_os_error
+from .files import check_writable, name_also, read_json, write_json
 from .logger import console
 
 FINAL_WAITS = (2, 10, 30, 60)  # seconds between the attempts to push what a run leaves
@@ -56,6 +56,18 @@ class WorkFolder:
     def drop(self, paths):
         """Remove local copies of files that are in the store as they are."""
 
+    def name_also(self, path, name):
+        """Let the file `name` in the folder be the same as `path`, one of its files."""
+        name_also(path, self.path / name)
+
+    def try_remove(self, names):
+        """Remove these files for good; one that cannot be is told."""
+        for name in names:
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                console().warning(f"warning: {describe_os_error(error)}; is not removed")
+
     def finish(self):
         """Push what is left, with patience, and remove the local copy. Raises `UserError` that says where it is."""
 
@@ -74,6 +86,7 @@ class RemoteFolder(WorkFolder):
         self.path = storage.cache_root() / "unfinished" / name
         self.marks = storage.cache_root() / "unfinished" / f"{name}.pushed"
         self.there = {}
+        self.also = {}  # name: path, of which the store is to make a copy of its own
 
     def shown(self, *names):
         """What the user is told: the remote path."""
@@ -121,6 +134,10 @@ class RemoteFolder(WorkFolder):
             storage.upload(path, self.shown(name))
             self.there[name] = storage.find_file(self.shown(name))
             self._set_mark(name, self.there[name], here)
+        for name, path in list(self.also.items()):
+            storage.duplicate(self.shown(self._name(path)), self.shown(name))
+            self.there[name] = storage.find_file(self.shown(name))
+            del self.also[name]
 
     def try_push(self, paths=None):
         """The same, but a failure is only told: the next call tries again. Returns whether all of it is there."""
@@ -130,6 +147,23 @@ class RemoteFolder(WorkFolder):
             console().warning(f"warning: {error}. Goes on and tries again later; until then it is in {self.path}")
             return False
         return True
+
+    def name_also(self, path, name):
+        """Let the file `name` be the same as `path`, from the next push on: the store itself copies what it has."""
+        (self.path / name).unlink(missing_ok=True)
+        self._mark_path(name).unlink(missing_ok=True)
+        self.also[name] = Path(path)
+
+    def try_remove(self, names):
+        """Remove these files for good, there and here; one that cannot be is told."""
+        super().try_remove(names)
+        for name in names:
+            self._mark_path(name).unlink(missing_ok=True)
+            try:
+                storage.remove(self.shown(name))
+                self.there.pop(name, None)
+            except storage.StoreError as error:
+                console().warning(f"warning: {error}; is not removed")
 
     def finish(self):
         """Push what is left, with patience, and remove the local copy. Raises `UserError` that says where it is."""

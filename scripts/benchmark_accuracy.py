@@ -273,7 +273,7 @@ def run(options, name, contender, flags, seed, steps):
     words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps)]
     words += shlex.split(in_steps(flags, steps))
     began, used = time.perf_counter(), time.process_time()
-    resume = ["--resume_checkpoint", "auto", "--save_interval", "100"]
+    resume = ["--resume_checkpoint", "auto", "--save_interval", "100", "--sample_interval", "0"]
     segmentation_train.main([*words, *decay, *resume])
     seconds = {"train_seconds": time.perf_counter() - began, "train_cpu_seconds": time.process_time() - used}
     results = folder / "results"

@@ -25,7 +25,7 @@ from guided_diffusion.results import Predictions
 from guided_diffusion.statistics import bootstrap_interval
 
 MODEL = "--image_size 64 --num_channels 24 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16"
-TRAINING = "--batch_size 16 --lr 1e-3 --ema_rate 0.98"
+TRAINING = "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --sample_interval 0"
 SOLVERS = {
     "ddpm": "--sampler ddpm",
     "ddim": "--sampler ddim",

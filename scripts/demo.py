@@ -146,7 +146,8 @@ def run_task(task, options, out_dir, record):
             "segmentation_train.py",
             f"--data_name {task.data_name} --data_dir {quoted(data / task.train_folder)} --out_dir {quoted(run)} "
             f"{MODEL} --max_steps {task.steps_at(options.speed)} --max_minutes {task.minutes * options.speed:g} "
-            f"--cache_dir {quoted(out_dir / 'cache')} --seed {options.seed} --resume_checkpoint auto",
+            f"--cache_dir {quoted(out_dir / 'cache')} --seed {options.seed} --resume_checkpoint auto "
+            "--sample_interval 0",  # it samples afterwards
         )
         checkpoint = newest_checkpoint(run)
         record.add(task, checkpoint=checkpoint.name, steps=int(checkpoint.stem.removeprefix("model")))

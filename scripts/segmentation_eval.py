@@ -8,9 +8,9 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.errors import UserError
-from guided_diffusion.evaluation import RULES, evaluate, format_summary
+from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
@@ -18,6 +18,7 @@ from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import hold_out_of
 from guided_diffusion.storage import fetch_folder
+from guided_diffusion.summary import format_summary
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
@@ -38,18 +39,22 @@ def main(argv=None):
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    held = hold_out_of(recorded) if data_dir == recorded.get("data_dir") else None
-    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split="test", hold_out=held)
+    same = recorded if data_dir == recorded.get("data_dir") else {}
+    split = given_split(same.get("split", "test"))
+    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same))
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     for line in (*dataset.notes, leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))):
         if line:
             console().warning(line)
-    summary = evaluate(pred_dir, dataset, out.path, progress=lambda units: tqdm(units, desc="evaluating"))
+    settings = Settings(options.tolerances(), options.lesion_iou)
+    summary = evaluate(
+        pred_dir, dataset, out.path, lambda units: tqdm(units, desc="evaluating", unit="case"), settings=settings
+    )
     console().info(format_summary(summary))
-    console().info("\n".join(f"- {rule}" for rule in RULES))
+    console().info("\n".join(f"- {rule}" for rule in summary["rules"]))
     out.finish()
-    console().info(f"written: {out.shown('metrics.csv')}, {out.shown('summary.json')}")
+    console().info(f"written: {out.shown('metrics.csv')}, {out.shown('summary.json')}, {out.shown('curves.json')}")
 
 
 def trained_on(manifest):

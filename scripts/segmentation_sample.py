@@ -17,7 +17,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -25,7 +25,7 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.evaluation import evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.plan import ONE_LOOK
@@ -34,6 +34,7 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.summary import format_summary
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
@@ -69,13 +70,15 @@ def sample_all(options, given, processes):
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
+    if "ct_window" not in given:
+        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     if sampler.plan is ONE_LOOK:
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler.image_size, chosen="data_name" in given)
+    dataset = find_data(here, sampler.image_size, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -136,10 +139,10 @@ def gather_results(out, processes):
         out.pull()
 
 
-def find_data(data, image_size, chosen):
-    """The data to sample. chosen: whether --data_name was, rather than taken from the checkpoint."""
+def find_data(data, image_size, split, chosen):
+    """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="test", hold_out=data.hold_out)
+        return build_dataset(data.data_name, data.data_dir, image_size, split=given_split(split), **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
@@ -175,6 +178,8 @@ def describe(dataset, units, waiting, trained):
     asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
     done = len(units) - len(waiting)
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
+    if dataset.layout:
+        console().info(f"layout: {dataset.layout}")
     for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
         if line:
             console().warning(line)
@@ -223,7 +228,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
         "data": {
             "data_name": data.data_name,
             "data_dir": data_dir,
-            "split": "test",
+            "split": sample.split,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
         "config": checkpoint.config,

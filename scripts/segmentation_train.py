@@ -6,6 +6,7 @@ if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from guided_diffusion.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, newest_name, step_of
+from guided_diffusion.checkpoint_folder import BEST, CheckpointFolder
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
@@ -25,7 +27,14 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.config_file import as_yaml, run_values, write_config
-from guided_diffusion.data import SPLIT_FOLDERS, SegmentationDataset, build_dataset, split_folders
+from guided_diffusion.data import (
+    SPLIT_FOLDERS,
+    SegmentationDataset,
+    build_dataset,
+    recognised,
+    split_folders,
+    suggested,
+)
 from guided_diffusion.dist_util import (
     Processes,
     joined_processes,
@@ -42,7 +51,10 @@ from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.validation import Validation, spread_cases
+from guided_diffusion.validation_data import ValidationData, find_validation
 from guided_diffusion.volume_store import chosen_folder, use_cache
+from guided_diffusion.watching import OVERFIT_DICE, Watch
 from guided_diffusion.work_folder import WorkFolder, work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
@@ -61,8 +73,7 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
-        train_model(options, given, processes)
-    return 0
+        return train_model(options, given, processes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +88,15 @@ class Run:
     dataset: SegmentationDataset
     start: Checkpoint | None
     folder: WorkFolder
+    validation: ValidationData | None
 
     @property
     def config(self):
         """The option values that are kept in checkpoints: a dict for each group."""
         train = dataclasses.asdict(self.train)
         del train["dry_run"]
+        if train["val_dir"]:
+            train["val_dir"] = absolute(train["val_dir"])
         return {
             "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
             "model": dataclasses.asdict(self.model),
@@ -117,14 +131,23 @@ def settle(options, given, processes):
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     precision = pick_precision(process_options.precision, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
     dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder)
+    if train.overfit:
+        dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
+        model_options = dataclasses.replace(model_options, dropout=0.0)
+    validation = None
+    if train.sample_interval:
+        val_dir = train.val_dir
+        val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
+        validation = find_validation(here, train, dataset, val_dir)
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation)
 
 
 def train_model(options, given, processes):
-    """Build or resume the run and train it, this process on its share of every batch."""
+    """Build or resume the run and train it, this process on its share of every batch. Returns the exit status."""
     run = settle(options, given, processes)
     train, dataset, start, folder = run.train, run.dataset, run.start, run.folder
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -145,7 +168,7 @@ def train_model(options, given, processes):
     model.to(processes.device)
     if processes.is_first:
         write_config(run.values, folder.path)
-    describe(dataset, model, train, processes.place, run.precision, start)
+    describe(dataset, model, train, processes.place, run.precision, start, run.validation)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -160,16 +183,63 @@ def train_model(options, given, processes):
         start=start,
         processes=processes,
         folder=folder,
+        watch=watch_of(run, diffusion, processes),
     )
     last = loop.run()
-    if not processes.is_first:
-        return
-    command = sampling_command(run.data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
-    folder.finish()
+    if processes.is_first:
+        command = sampling_command(run.data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
+        folder.finish()
+    if train.overfit:
+        return overfit_verdict(loop, last)
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
-    console().info(f"trained {told}\nsample with: {command}")
+    if processes.is_first:
+        console().info(f"trained {told}{best_so_far(loop)}\nsample with: {command}")
+    return 0
+
+
+def watch_of(run, diffusion, processes):
+    """The `Watch` over a run, or None without validation."""
+    if run.validation is None:
+        return None
+    dataset = run.validation.dataset
+    validation = Validation(
+        dataset,
+        spread_cases(dataset, run.train.val_cases),
+        run.validation.noun,
+        diffusion,
+        processes.device,
+        run.precision,
+        has_diffusion=run.model.version != "unet",
+        seed=run.train.seed,
+        processes=processes,
+    )
+    best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
+    return Watch(validation, run.train, run.config, run.folder, best)
+
+
+def best_so_far(loop):
+    """What is told of best.pt, where there is one."""
+    best = loop.watch.best if loop.watch is not None else {}
+    return f"; {loop.folder.shown(BEST)} is of step {best['step']}, validation Dice {best['dice']:.3f}" if best else ""
+
+
+def overfit_verdict(loop, last):
+    """Say whether the cases of --overfit were learned by heart. Returns the exit status, 1 for a fail."""
+    seen, cases = loop.watch.seen, counted(len(loop.dataset), "case")
+    if seen is None or math.isnan(seen.dice):
+        console().info(f"overfit: NO RESULT after {counted(last, 'step')}: {cases} were not sampled")
+        return 1
+    if seen.dice >= OVERFIT_DICE:
+        console().info(f"overfit: PASS: Dice {seen.dice:.3f} on {cases} after {counted(last, 'step')}")
+        return 0
+    console().info(
+        f"overfit: FAIL: Dice {seen.dice:.3f} on {cases} after {counted(last, 'step')}, {OVERFIT_DICE} is needed. Look "
+        f"at {loop.folder.shown('validation')}: are image and truth of one place? Then try a higher --lr, more "
+        "--max_steps, or fewer cases"
+    )
+    return 1
 
 
 def dry_run(options, given):
@@ -197,6 +267,8 @@ def dry_run(options, given):
     )
     place = str(device) if count == 1 else f"each of {count} processes"
     lines = [*memory.told(place, images, run.precision), *told_data(run.dataset)]
+    if run.validation is not None:
+        lines.append(run.validation.told(run.train))
     if run.start is not None:
         lines.append(f"goes on from step {run.start.step}")
     comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
@@ -207,13 +279,13 @@ def dry_run(options, given):
 def find_data(data, image_size, chosen):
     """The training data. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(
-            data.data_name, data.data_dir, image_size, split="train", need_masks=True, hold_out=data.hold_out
-        )
+        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True, **data.loading)
     except NoCasesError as error:
         if chosen:
             raise
-        raise UserError(f"{error}; {data.data_name} is the default of --data_name: name your kind of data") from None
+        raise UserError(
+            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
+        ) from None
 
 
 def begun_folder(out_dir, processes):
@@ -304,12 +376,14 @@ def check_labels(dataset, start):
         )
 
 
-def describe(dataset, model, train, place, precision, start):
+def describe(dataset, model, train, place, precision, start, validation):
     """Say what is about to run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for line in told_data(dataset):
         console().info(line)
     console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {precision}")
+    if validation is not None:
+        console().info(validation.told(train))
     if train.augment != "none":
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
@@ -321,7 +395,8 @@ def describe(dataset, model, train, place, precision, start):
 def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *dataset.notes]
+    layout = [f"layout: {dataset.layout}"] if dataset.layout else []
+    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *layout, *dataset.notes]
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):

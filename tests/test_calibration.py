@@ -24,7 +24,10 @@ def pixels(count=5000):
 def test_by_hand():
     # The first bin has 0 and 0.05, the tenth (9/15 to 10/15) 0.65 twice, the last 1.
     table = ReliabilityTable.of(np.array([0, 0.05, 0.65, 0.65, 1]), np.array([0, 1, 1, 0, 1], bool))
-    assert {n: c for n, c in enumerate(table.count) if c} == {0: 2, 9: 2, 14: 1}
+    diagram = table.diagram()
+    assert diagram["count"] == [2, 2, 1] and np.allclose(diagram["low"], [0, 9 / 15, 14 / 15])
+    assert np.allclose(diagram["high"], [1 / 15, 10 / 15, 1]) and diagram["truth"] == [0.5, 0.5, 1]
+    assert np.allclose(diagram["probability"], [0.025, 0.65, 1])
     assert table.ece == pytest.approx((abs(0.05 - 1) + abs(1.3 - 1) + 0) / 5)
     assert table.brier == pytest.approx((0 + 0.95**2 + 0.35**2 + 0.65**2 + 0) / 5)
     assert table.pixels == 5
@@ -35,11 +38,34 @@ def test_ece_and_bins_are_those_of_scikit_learn():
     p[:BINS] = np.linspace(0, 1, BINS + 1)[:BINS]  # edges too
     table = ReliabilityTable.of(p, y)
     truth, predicted = calibration_curve(y, p, n_bins=BINS)  # of the bins that are not empty
-    filled = table.count > 0
-    np.testing.assert_allclose(table.truth[filled] / table.count[filled], truth)
-    np.testing.assert_allclose(table.probability[filled] / table.count[filled], predicted)
-    assert table.ece == pytest.approx(np.average(np.abs(truth - predicted), weights=table.count[filled]))
+    diagram = table.diagram()
+    np.testing.assert_allclose(diagram["truth"], truth)
+    np.testing.assert_allclose(diagram["probability"], predicted)
+    assert table.ece == pytest.approx(np.average(np.abs(truth - predicted), weights=diagram["count"]))
     assert table.brier == pytest.approx(brier_score_loss(y, p))
+
+
+def test_adaptive_bins_hold_equally_many_pixels():
+    p, y = pixels(BINS * 300)
+    order = np.argsort(p)
+    parts = [(p[part].mean(), y[part].mean()) for part in np.array_split(order, BINS)]
+    assert ReliabilityTable.of(p, y).adaptive_ece == pytest.approx(np.mean([abs(a - b) for a, b in parts]), abs=2e-3)
+    # Two values of p, each of half the pixels: the middle bin, the eighth of 15, gets half a share of either.
+    p, y = np.repeat([0.2, 0.9], 150), np.concatenate([np.zeros(150), np.ones(75), np.zeros(75)])
+    middle = abs((0.2 + (0.9 - 0.5)) / 2)
+    table = ReliabilityTable.of(p, y)
+    assert table.adaptive_ece == pytest.approx((7 * 0.2 + middle + 7 * 0.4) / 15)
+    assert table.ece == pytest.approx((0.2 + 0.4) / 2)
+
+
+def test_a_calibrated_forecast_tends_to_no_error():
+    errors = []
+    for count in (1000, 100_000):
+        p = RNG.random(count)
+        table = ReliabilityTable.of(p, RNG.random(count) < p)
+        errors.append((table.ece, table.adaptive_ece))
+        assert table.brier == pytest.approx(1 / 6, abs=0.02)  # E[p (1 - p)]
+    assert max(errors[1]) < 0.01 and np.all(np.array(errors[1]) < np.array(errors[0]))
 
 
 def test_tables_of_parts_add_up_to_that_of_the_whole():
@@ -62,7 +88,7 @@ def test_the_fraction_of_several_raters_is_a_truth():
 
 def test_without_pixels_nothing_is_defined():
     table = ReliabilityTable.of(np.zeros(0), np.zeros(0, bool))
-    assert table.pixels == 0 and math.isnan(table.ece) and math.isnan(table.brier)
+    assert table.pixels == 0 and all(math.isnan(x) for x in (table.ece, table.adaptive_ece, table.brier))
     p, y = pixels(10)
     assert (table + ReliabilityTable.of(p, y)).ece == ReliabilityTable.of(p, y).ece
 

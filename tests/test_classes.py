@@ -14,11 +14,12 @@ from guided_diffusion.classes import BINARY, Classes, checked_classes, parse_cla
 from guided_diffusion.data import Case, SegmentationDataset, group_cases
 from guided_diffusion.ensemble import fuse_masks, member_masks
 from guided_diffusion.errors import UserError
-from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.evaluation import evaluate
 from guided_diffusion.pictures import class_colour, overlay
 from guided_diffusion.report import write_overview
 from guided_diffusion.results import Predictions, ResultsFolder, fuse_cases, stack_slices
 from guided_diffusion.sampling import Members
+from guided_diffusion.summary import format_summary
 
 MANIFEST = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}}
 REGIONS = parse_classes("WT=1+2+4,TC=1+4,ET=4")
@@ -178,7 +179,8 @@ def results(request, tmp_path):
         maps = [fuse_cases(answer_of(case), [(12, 16)], "staple", dataset.classes)[0] for case in unit.cases]
         truth = np.stack([truth_of(case) for case in unit.cases], axis=-1)
         if unit.is_volume:
-            folder.write_volume(unit.name, stack_slices(maps), np.diag([2.0, 1, 1, 1]), lambda k: np.zeros((1, 12, 16)))
+            geometry = dataset.geometry(unit.cases[0])
+            folder.write_volume(unit.name, stack_slices(maps), geometry, lambda k: np.zeros((1, 12, 16)))
         else:
             folder.write_image(unit.name, maps[0], np.zeros((1, 12, 16)), truth[..., 0])
         assert folder.finished(unit.name, unit.is_volume)

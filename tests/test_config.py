@@ -217,7 +217,7 @@ def test_a_value_without_its_flag():
 # ---- what is not there -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--keep-checkpoints 3", "--keep_checkpoints 3", "--fsdp True", "--fsdp=True"])
+@pytest.mark.parametrize("flag", ["--fsdp True", "--fsdp=True", "--tile 64"])
 def test_flags_of_later_versions_are_refused_by_name(flag):
     line = refused(flag)
     assert line.startswith(f"--{re.split('[ =]', flag[2:])[0].replace('-', '_')} is not there yet: ")
@@ -269,6 +269,9 @@ def test_flags_of_the_other_script():
         ("--gpu_dev 0,1", "--gpu_dev 0,1: must be the number of one GPU, or cpu"),
         ("--precision fp8", "must be one of auto, fp32, bf16, fp16"),
         ("--seed -1", "--seed -1: must be at least 0"),
+        ("--ct_window 5", "--ct_window 5: must be two numbers, the lower one first"),
+        ("--ct_window 240,-160", "must be two numbers, the lower one first"),
+        ("--ct_window a,b", "--ct_window a,b: must be numbers"),
         ("--num_workers -1", "--num_workers -1: must be at least 0"),
     ],
 )

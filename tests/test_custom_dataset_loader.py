@@ -200,6 +200,41 @@ def test_labels(tmp_path, put):
         load(tmp_path)
 
 
+# ---- several raters ----------------------------------------------------------------------------------------------
+
+
+def test_each_rater_has_a_folder(tmp_path, put, save_picture):
+    for name in "ab":
+        put(f"{name}.png")
+        save_picture(tmp_path / "masks" / "anna" / f"{name}.png", MASK)
+        save_picture(tmp_path / "masks" / "ben" / f"{name}_mask.png", 255 - MASK)
+    dataset = load(tmp_path)
+    assert dataset.layout == "folder of 2 pictures, not divided, 2 raters"
+    assert [path.parent.name for path in dataset.cases[0].masks] == ["anna", "ben"]
+    mask = dataset.load_mask(dataset.cases[1])
+    assert mask.shape == (2, 1, 20, 30)
+    np.testing.assert_array_equal(mask[:, 0], [MASK > 0, MASK == 0])
+    assert dataset[0]["mask"].shape == (2, 1, 16, 16)
+    (tmp_path / "masks" / "ben" / "a_mask.png").unlink()
+    assert [len(case.masks) for case in load(tmp_path, need_masks=False).cases] == [1, 2]
+    with pytest.raises(UserError, match="masks/ben: has no mask of a.png, which anna/ has; training needs one of each"):
+        load(tmp_path)
+    save_picture(tmp_path / "masks" / "ben" / "a.png", MASK[:10])
+    with pytest.raises(UserError, match="ben/a.png: has 10x30 pixels, but .*anna/a.png has 20x30; they must agree"):
+        load(tmp_path)[0]
+    save_picture(tmp_path / "masks" / "a.png", MASK)
+    with pytest.raises(UserError, match=r"masks: holds masks and folders of masks \(anna/\); with several raters put"):
+        load(tmp_path)
+
+
+def test_raters_of_volumes(tmp_path, save_nifti):
+    save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10, 5)))
+    for value, rater in enumerate(("anna", "ben")):
+        save_nifti(tmp_path / "masks" / rater / "p.nii.gz", np.full((8, 10, 5), value, np.uint8))
+    mask = load(tmp_path)[3]["mask"]
+    assert mask.shape == (2, 1, 16, 16) and not mask[0].any() and mask[1].all()
+
+
 # ---- NIfTI -------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +266,30 @@ def test_2d_nifti(tmp_path, save_nifti):
     item = load(tmp_path)[0]
     assert item["name"] == "p" and "volume" not in item and item["mask"].min() == 1
     assert abs(item["image"].mean()) < 0.3  # a z-score; as a photograph it would be above 0.5
+
+
+def test_a_fourth_axis_is_channels(tmp_path, save_nifti):
+    values = volume((8, 10, 5, 3))
+    save_nifti(tmp_path / "images" / "p.nii.gz", values)
+    save_nifti(tmp_path / "masks" / "p.nii.gz", np.ones((8, 10, 5), np.uint8))
+    dataset = load(tmp_path)
+    assert dataset.image_channels == 3 and len(dataset) == 5 and dataset[0]["image"].shape == (3, 16, 16)
+    images = np.stack([dataset.load_image(case) for case in dataset.cases], axis=-1)
+    for channel in range(3):
+        raw = values[..., channel].astype(np.float64)
+        np.testing.assert_allclose(images[channel], (raw - raw.mean()) / raw.std(), atol=2e-3)
+    save_nifti(tmp_path / "images" / "q.nii.gz", volume((8, 10, 5)))
+    save_nifti(tmp_path / "masks" / "q.nii.gz", np.ones((8, 10, 5), np.uint8))
+    with pytest.raises(UserError, match="q.nii.gz: has 1 channels, the data set has 3"):
+        load(tmp_path)[-1]
+
+
+def test_ct_window(tmp_path, save_nifti):
+    hounsfield = np.linspace(-1000, 1000, 8 * 10 * 5).reshape(8, 10, 5).astype(np.int16)
+    save_nifti(tmp_path / "images" / "p.nii.gz", hounsfield)
+    dataset = load(tmp_path, need_masks=False, ct_window=(-160, 240))
+    images = np.stack([dataset.load_image(case)[0] for case in dataset.cases], axis=-1)
+    np.testing.assert_allclose(images, np.interp(hounsfield, (-160, 240), (-1, 1)), atol=1e-3)
 
 
 def test_nifti_errors(tmp_path, put, save_nifti):

@@ -237,13 +237,16 @@ def test_named_loaders_can_be_found_and_pickled(name):
 
 
 def test_unknown_loaders_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(UserError, match="--data_name CAMUS: unknown; use BRATS, ISIC, FOLDER, LIDC or path"):
+    with pytest.raises(UserError, match="--data_name CAMUS: unknown; use BRATS, ISIC, FOLDER, LIDC, MSD, AUTO or path"):
         find_loader("CAMUS")
     with pytest.raises(UserError, match="none.py: no such file"):
         find_loader(f"{tmp_path}/none.py:A")
     (tmp_path / "bad.py").write_text("x = 1\nclass A(:\n")
     with pytest.raises(UserError, match="bad.py: line 2: "):
         find_loader(f"{tmp_path}/bad.py:A")
+    (tmp_path / "gone.py").write_text("x = 1\nimport not_installed_anywhere\n")
+    with pytest.raises(UserError, match="gone.py: line 2: ModuleNotFoundError: No module named 'not_installed"):
+        find_loader(f"{tmp_path}/gone.py:A")
     (tmp_path / "other.py").write_text("class A: pass\n")
     for name in ("A", "B"):
         with pytest.raises(UserError, match=f"other.py has no class {name} that extends SegmentationDataset"):

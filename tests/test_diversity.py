@@ -6,7 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from guided_diffusion.diversity import compare_sets, iou_matrix, level_masks, matched_iou, rater_dice
+from guided_diffusion.diversity import (
+    compare_sets,
+    dice_to_raters,
+    level_masks,
+    matched_iou,
+    mean_over_pairs,
+    pair_dice,
+    pair_iou,
+    shared_pixels,
+)
 from guided_diffusion.metrics import overlap
 
 FULL, NONE = np.ones((3, 3), bool), np.zeros((3, 3), bool)
@@ -50,7 +59,7 @@ def test_ged_by_hand():
 def test_matched_iou_is_the_best_permutation(members, raters):
     samples, truths = masks(members, 3), masks(raters, 4)
     table = np.array([[iou(a, b) for b in truths] for a in samples])
-    np.testing.assert_allclose(iou_matrix(samples, truths), table)
+    np.testing.assert_allclose(pair_iou(shared_pixels([*samples, *truths]))[:members, members:], table)
     if (members, raters) == (4, 6):  # 12 factorial is too many: the transport problem's matrix form is the oracle
         assert matched_iou(table) == pytest.approx(transport(table))
         return
@@ -72,8 +81,34 @@ def transport(table):
 
 
 def test_empty_masks_agree():
-    assert iou_matrix([NONE, FULL], [NONE]).tolist() == [[1], [0]]
-    assert compare_sets([NONE], [NONE, NONE]) == {"ged2": 0, "matched_iou": 1}
+    shared = shared_pixels([NONE, FULL, NONE])
+    assert pair_iou(shared).tolist() == pair_dice(shared).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert pair_iou(shared_pixels([NONE, NONE])).tolist() == [[1, 1], [1, 1]]
+    assert mean_over_pairs(pair_dice(shared)) == pytest.approx(1 / 3) and math.isnan(mean_over_pairs(np.ones((1, 1))))
+    nothing = compare_sets([NONE], [NONE, NONE])
+    assert nothing["ged2"] == 0 and all(nothing[name] == 1 for name in nothing if name != "ged2")
+
+
+def test_collective_insight_by_hand():
+    def bar(*columns):
+        mask = np.zeros((3, 6), bool)
+        mask[:, list(columns)] = True
+        return mask
+
+    samples, raters = [bar(0, 1), bar(1, 2)], [bar(0, 1), bar(2), bar(3)]
+    found = compare_sets(samples, raters)
+    # Of the raters' four columns the members have three; best Dice 1, 2/3 and 0.
+    sensitivity, match = 3 / 4, (1 + 2 / 3 + 0) / 3
+    # The members' one pair is 1 - 1/3 apart, the raters' pairs are all 1 apart.
+    agreement = 1 - ((1 - 2 / 3) + (1 - 2 / 3)) / 2
+    assert found["combined_sensitivity"] == pytest.approx(sensitivity)
+    assert found["dice_match"] == pytest.approx(match) and found["diversity_agreement"] == pytest.approx(agreement)
+    expected = 3 * sensitivity * match * agreement / (sensitivity + match + agreement)
+    assert found["collective_insight"] == pytest.approx(expected)
+    assert compare_sets(samples, samples)["collective_insight"] == pytest.approx(1)
+    assert compare_sets([NONE], [FULL])["collective_insight"] == 0
+    assert compare_sets([FULL], [NONE])["combined_sensitivity"] == 0
+    assert compare_sets(samples[::-1], raters[::-1]) == pytest.approx(found)
 
 
 def test_levels_are_sixteenths_and_nested():
@@ -84,9 +119,8 @@ def test_levels_are_sixteenths_and_nested():
     assert [mask.sum() for mask in level_masks(np.array([0.0, 1.0, 0.5]))] == [2] * 8 + [1] * 8
 
 
-def test_rater_dice_leaves_out_what_is_undefined():
+def test_dice_to_each_rater():
     half = np.zeros((3, 3), bool)
     half[0] = True
-    assert rater_dice(FULL, [FULL, half]) == pytest.approx((1 + overlap(FULL, half)["dice"]) / 2) == (1 + 0.5) / 2
-    assert rater_dice(NONE, [NONE, FULL]) == 0
-    assert math.isnan(rater_dice(NONE, [NONE, NONE]))
+    assert dice_to_raters(FULL, [FULL, half]) == [1, overlap(FULL, half)["dice"]] == [1, 0.5]
+    assert dice_to_raters(NONE, [FULL]) == [0] and math.isnan(dice_to_raters(NONE, [NONE])[0])

@@ -10,12 +10,13 @@ import pytest
 from conftest import one_class
 from PIL import Image
 
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset, group_cases
+from guided_diffusion.data import Case, Geometry, SegmentationDataset, build_dataset, group_cases
 from guided_diffusion.errors import UserError
-from guided_diffusion.evaluation import COLUMNS, evaluate, format_summary, majority, on_grid, raters_of
+from guided_diffusion.evaluation import columns, evaluate, majority, on_grid, raters_of
 from guided_diffusion.pictures import CAPTION
 from guided_diffusion.report import TILE, write_overview
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.summary import format_summary
 
 
 def rectangle(top, left, height, width, size=(8, 10)):
@@ -59,7 +60,7 @@ def dataset_of(data, name="FOLDER"):
 def table(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(columns())
     return {row["name"]: row for row in rows}
 
 
@@ -88,7 +89,9 @@ def test_numbers_by_hand(folder):
     ensemble = summary["ensemble"]
     assert ensemble["dice"]["n"] == 4 and ensemble["dice"]["mean"] == pytest.approx((0.5 + 1 + 0 + 0) / 4)
     assert ensemble["iou"]["mean"] == pytest.approx((1 / 3 + 1) / 4) and ensemble["dice"]["median"] == 0.25
-    assert ensemble["sensitivity"] == pytest.approx({"mean": 0.5, "median": 0.5, "std": math.sqrt(1 / 6), "n": 3})
+    sensitivity = {"mean": 0.5, "median": 0.5, "std": math.sqrt(1 / 6), "n": 3}
+    assert {key: ensemble["sensitivity"][key] for key in sensitivity} == pytest.approx(sensitivity)
+    assert 0 <= ensemble["dice"]["low"] < ensemble["dice"]["mean"] < ensemble["dice"]["high"] <= 1
     assert ensemble["hd95"]["mean"] == pytest.approx((2 + 0 + 2 * DIAGONAL) / 4)
     counts = [ensemble[key] for key in ("cases", "both_empty", "prediction_empty", "truth_empty")]
     assert counts == [5, 1, 1, 1] and summary["hd95_unit"] == "pixels"
@@ -106,7 +109,10 @@ def test_summary_is_strict_json(folder, tmp_path):
             (predicted / f"{name}.png").unlink()
     evaluate(predicted, dataset_of(data), tmp_path / "out")
     summary = strict_json(tmp_path / "out" / "summary.json")
-    assert summary["ensemble"]["dice"] == {"mean": None, "median": None, "std": None, "n": 0}
+    assert summary["ensemble"]["dice"] == {
+        **dict.fromkeys(("mean", "median", "std", "low", "high")),
+        "n": 0,
+    }
     assert summary["missing"] == 4 and len(summary["rules"]) >= 5
     assert not (predicted / "summary.json").exists()
 
@@ -174,7 +180,7 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     assert summary["sample"]["mean"] == pytest.approx(0.625) and summary["sample"]["n"] == 2
     assert summary["coarse"]["mean"] == pytest.approx(0.25) and summary["ensemble"]["dice"]["mean"] == 1
     text = format_summary(summary)
-    assert "sample dice      0.6250" in text and "coarse dice      0.2500" in text
+    assert "\nsample dice              0.6250" in text and "\ncoarse dice              0.2500" in text
 
 
 def test_without_samples_the_table_has_no_such_line(folder):
@@ -268,7 +274,7 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     summary = evaluate(tmp_path / "results", dataset_of(data))
     figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
     assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
-    assert {values["n"] for values in summary["diversity"].values()} == {0}
+    assert {values["n"] for values in summary["diversity"].values()} == {0} and summary["raters"] == []
     saved = strict_json(tmp_path / "results" / "summary.json")
     assert saved["calibration"]["coarse_ece"] is None and any("GED2" in rule for rule in saved["rules"])
 
@@ -303,7 +309,7 @@ def test_script_on_a_plain_folder(folder, script, tmp_path, capsys):
         ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data, "--out_dir", tmp_path / "out"],
     )
     out = capsys.readouterr().out
-    assert "dice             0.3750" in out and "Dice = 2TP/(2TP+FP+FN)" in out
+    assert "dice                     0.3750" in out and "Dice = 2TP/(2TP+FP+FN)" in out
     assert len(table(tmp_path / "out" / "metrics.csv")) == 5
     assert strict_json(tmp_path / "out" / "summary.json")["ensemble"]["cases"] == 5
     assert "left out:" not in out
@@ -319,7 +325,7 @@ def test_script_on_a_plain_folder_with_other_names(folder, script, refusal, save
     line = ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data]
     script("segmentation_eval", line)
     out = capsys.readouterr().out
-    assert "dice             0.3750" in out and "left out: 2 files of masks not named like any case" in out
+    assert "dice                     0.3750" in out and "left out: 2 files of masks not named like any case" in out
     assert strict_json(predicted / "summary.json")["unmatched_files"] == 2
     for name in TRUTH:
         for path in predicted.glob(f"{name}*.png"):
@@ -374,7 +380,10 @@ def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
     mask[0, 0, 0] = mask[:3, :3, 2] = True
     soft[..., 2] = 1
     results.write_volume(
-        "v1", one_class(mask, soft, soft / 2, mask[None], None), np.eye(4), lambda k: np.zeros((1, 6, 6))
+        "v1",
+        one_class(mask, soft, soft / 2, mask[None], None),
+        Geometry(np.eye(4), (1, 1, 1), (6, 6, 4)),
+        lambda k: np.zeros((1, 6, 6)),
     )
     path = write_overview(tmp_path / "results", dataset, group_cases(dataset.cases)[:1])
     picture = np.asarray(Image.open(path))

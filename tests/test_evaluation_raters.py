@@ -10,8 +10,9 @@ from conftest import one_class
 from guided_diffusion.calibration import ReliabilityTable, boundary_band
 from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.diversity import compare_sets, level_masks
-from guided_diffusion.evaluation import evaluate, format_summary
+from guided_diffusion.evaluation import evaluate
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.summary import format_summary
 
 
 def rectangle(top, left, height, width):
@@ -79,7 +80,7 @@ def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
         assert got == pytest.approx([case.ece, case.brier], abs=1e-5)
     assert rows["doubted"]["ece_band"] == rows["doubted"]["coarse_brier_band"] == "" != rows["doubted"]["ece"]
     assert (summary["calibration"]["cases"], summary["calibration"]["cases_band"]) == (3, 2)
-    assert f"ece           {summary['calibration']['ece']:9.4f}\n  in band" in format_summary(summary)
+    assert f"ece                   {summary['calibration']['ece']:9.4f}\n  in band" in format_summary(summary)
 
 
 def test_diversity_of_members_and_raters(tmp_path, answers):

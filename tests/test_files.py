@@ -16,9 +16,12 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.files import (
     atomic_path,
     list_files,
+    nifti_channels,
+    nifti_grid,
     read_csv,
     read_json,
     read_nifti,
+    read_nifti_channels,
     read_nifti_header,
     read_nifti_labels,
     read_npz,
@@ -31,6 +34,7 @@ from guided_diffusion.files import (
     write_nifti,
     write_png,
 )
+from guided_diffusion.orientation import turned
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -201,11 +205,35 @@ def test_class_numbers_are_refused_rather_than_read_as_empty(tmp_path, save_pict
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
 def test_nifti_values_affine_and_spacing(tmp_path, save_nifti, suffix):
     array = RNG.integers(-300, 300, (4, 5, 6)).astype(np.int16)
-    values, affine, spacing = read_nifti(save_nifti(tmp_path / f"v.{suffix}", array, AFFINE))
+    path = save_nifti(tmp_path / f"v.{suffix}", array, AFFINE)
+    values, affine, spacing = read_nifti(path)
     assert values.dtype == np.float32
-    np.testing.assert_array_equal(values, array)
-    np.testing.assert_array_equal(affine, AFFINE)
-    assert spacing == (2.0, 0.5, 3.0)
+    np.testing.assert_array_equal(values, array[::-1].transpose(0, 2, 1))  # to the right, front and up
+    np.testing.assert_array_equal(affine, [[2, 0, 0, 84], [0, 3, 0, -126], [0, 0, 0.5, -72], [0, 0, 0, 1]])
+    assert spacing == (2.0, 3.0, 0.5)
+    lies, turn = nifti_grid(path)
+    np.testing.assert_array_equal(lies, AFFINE)
+    np.testing.assert_array_equal(turned(array, turn), values)
+
+
+def test_nifti_without_an_affine_lies_as_another(tmp_path, save_nifti):
+    array = RNG.integers(0, 9, (4, 5, 6)).astype(np.uint8)
+    image = save_nifti(tmp_path / "i.nii", array, AFFINE)
+    lost = save_nifti(tmp_path / "m.nii", array)
+    np.testing.assert_array_equal(read_nifti_labels(lost), array)
+    np.testing.assert_array_equal(read_nifti_labels(lost, like=image), array[::-1].transpose(0, 2, 1))
+    assert read_nifti_header(lost, like=image)[0] == (4, 6, 5)
+
+
+def test_nifti_channels_are_a_fourth_axis(tmp_path, save_nifti):
+    array = RNG.integers(0, 9, (4, 5, 6, 3)).astype(np.uint8)
+    path = save_nifti(tmp_path / "c.nii.gz", array, AFFINE)
+    assert nifti_channels(path) == 3 and read_nifti_header(path)[0] == (4, 6, 5)
+    np.testing.assert_array_equal(read_nifti_channels(path), array[::-1].transpose(0, 2, 1, 3))
+    flat = save_nifti(tmp_path / "f.nii.gz", array[:, :, :1])
+    assert nifti_channels(flat) == 3 and read_nifti_channels(flat).shape == (4, 5, 1, 3)
+    with pytest.raises(UserError, match="e.nii: has shape .*; save it with two or three axes and one for channels"):
+        nifti_channels(save_nifti(tmp_path / "e.nii", array[:, :, None, :, :2]))
 
 
 def test_nifti_axes_of_length_one(tmp_path, save_nifti):
@@ -219,8 +247,8 @@ def test_nifti_axes_of_length_one(tmp_path, save_nifti):
 def test_header_is_read_without_the_data(tmp_path, save_nifti, truncate, reads):
     path = save_nifti(tmp_path / "v.nii.gz", RNG.integers(0, 999, (16, 16, 16)).astype(np.int16), AFFINE)
     shape, affine, spacing = read_nifti_header(truncate(path))
-    assert shape == (16, 16, 16) and spacing == (2.0, 0.5, 3.0) and reads == []
-    np.testing.assert_array_equal(affine, AFFINE)
+    assert shape == (16, 16, 16) and spacing == (2.0, 3.0, 0.5) and reads == []
+    assert affine[0, 0] == 2
 
 
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
@@ -362,7 +390,7 @@ def test_write_nifti_round_trip_keeps_dtype_and_affine(tmp_path, dtype):
     assert image.get_data_dtype() == dtype
     np.testing.assert_array_equal(np.asarray(image.dataobj), array)
     np.testing.assert_array_equal(image.affine, AFFINE)
-    with pytest.raises(ValueError, match="uint8 or float32"):
+    with pytest.raises(ValueError, match="uint8, uint16 or float32"):
         write_nifti(tmp_path / "w.nii.gz", array.astype(np.int64), AFFINE)
 
 

@@ -172,3 +172,10 @@ def test_sizes_that_differ(tmp_path, put, save_picture):
     save_picture(tmp_path / truth / "ISIC_0000000_Segmentation.png", MASK.T)
     with pytest.raises(UserError, match="_Segmentation.png: the mask has 32x24 pixels, its image ISIC_0000000.jpg"):
         load(tmp_path)[0]
+
+
+def test_each_rater_may_have_a_folder(tmp_path, put):
+    images, truth, _ = LAYOUTS["2016 part 1"]
+    for rater in ("a", "b", "c"):
+        put(images, ["ISIC_0000000"], f"{truth}/{rater}")
+    assert load(tmp_path)[0]["mask"].shape == (3, 1, 16, 16)

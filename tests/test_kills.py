@@ -13,7 +13,7 @@ from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 KILLS = 20
 FLAGS = (
     TINY + " --log_interval 2 --dropout 0.2 --schedule_sampler loss-second-moment --diffusion_steps 2 --ema_rate 0.9 "
-    "--lr_anneal_steps 1000"
+    "--lr_anneal_steps 1000 --sample_interval 3 --val_cases 1"
 )
 
 
@@ -47,8 +47,11 @@ def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
     script("segmentation_train", [*data, f"--max_steps {steps} --out_dir", tmp_path / "alone"])
     killed, alone = (load_checkpoint(newest_checkpoint(tmp_path / out)) for out in ("killed", "alone"))
     assert killed.step == alone.step == steps
-    for part in ("model", "ema", "optimizer", "scaler", "timestep_sampler"):
+    for part in ("model", "ema", "optimizer", "scaler", "timestep_sampler", "validation"):
         assert equal(getattr(killed, part), getattr(alone, part)), part
+    bests = [load_checkpoint(tmp_path / out / "best.pt") for out in ("killed", "alone")]
+    assert equal(bests[0].model, bests[1].model) and bests[0].step == bests[1].step == alone.validation["step"]
+    assert (tmp_path / "killed" / "last.pt").read_bytes() == newest_checkpoint(tmp_path / "killed").read_bytes()
     assert logged(tmp_path / "killed")[-1] == logged(tmp_path / "alone")[-1]  # its steps are all of the last life
 
 

@@ -11,7 +11,8 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
-from guided_diffusion.metrics import METRICS, evaluate_mask, hd95, overlap, summarise
+from guided_diffusion.lesions import component_ious, detection
+from guided_diffusion.metrics import evaluate_mask, metric_names, overlap, surface, volumes
 
 SHAPES = [(48, 40), (20, 18, 14)]
 SPACINGS = {2: (0.7, 2.5), 3: (1.5, 0.5, 3.0)}
@@ -28,11 +29,21 @@ def blob_pair(seed, shape):
     return masks
 
 
-def brute_force_hd95(prediction, truth, spacing):
+def hd95(prediction, truth, spacing=None):
+    return surface(prediction, truth, spacing)["hd95"]
+
+
+def brute_force(prediction, truth, spacing, tolerance):
     """All distances between surface pixels; a surface is what an erosion takes away."""
     surfaces = [np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(spacing) for mask in (prediction, truth)]
     distances = cdist(*surfaces)
-    return max(np.percentile(distances.min(axis=1), 95), np.percentile(distances.min(axis=0), 95))
+    there, back = distances.min(axis=1), distances.min(axis=0)
+    near = (there <= tolerance).sum() + (back <= tolerance).sum()
+    return {
+        "hd95": max(np.percentile(there, 95), np.percentile(back, 95)),
+        "assd": (there.sum() + back.sum()) / (len(there) + len(back)),
+        f"nsd_{tolerance:g}": near / (len(there) + len(back)),
+    }
 
 
 def square(corner, side=8, size=32):
@@ -52,7 +63,7 @@ def test_overlap_by_hand():
     truth[0, :] = True  # TP 3, FP 2, FN 1
     prediction[0, :3] = prediction[1, :2] = True
     assert overlap(prediction, truth) == pytest.approx(
-        {"dice": 6 / 9, "iou": 3 / 6, "sensitivity": 3 / 4, "precision": 3 / 5}
+        {"dice": 6 / 9, "iou": 3 / 6, "sensitivity": 3 / 4, "specificity": 2 / 4, "precision": 3 / 5}
     )
 
 
@@ -68,6 +79,7 @@ def test_overlap_agrees_with_monai(shape, seed):
         "dice": DiceMetric()(*pair).item(),
         "iou": MeanIoU()(*pair).item(),
         "sensitivity": compute_confusion_matrix_metric("sensitivity", confusion).item(),
+        "specificity": compute_confusion_matrix_metric("specificity", confusion).item(),
         "precision": compute_confusion_matrix_metric("precision", confusion).item(),
     }
     assert overlap(prediction, truth) == pytest.approx(expected, abs=1e-6)
@@ -75,11 +87,11 @@ def test_overlap_agrees_with_monai(shape, seed):
 
 def test_overlap_of_empty_masks():
     nan = math.nan
-    both = {"dice": nan, "iou": nan, "sensitivity": nan, "precision": nan}
+    both = {"dice": nan, "iou": nan, "sensitivity": nan, "specificity": 1, "precision": nan}
     assert overlap(EMPTY, EMPTY) == pytest.approx(both, nan_ok=True)
-    no_prediction = {"dice": 0, "iou": 0, "sensitivity": 0, "precision": nan}
+    no_prediction = {"dice": 0, "iou": 0, "sensitivity": 0, "specificity": nan, "precision": nan}
     assert overlap(EMPTY, FULL) == pytest.approx(no_prediction, nan_ok=True)
-    no_truth = {"dice": 0, "iou": 0, "sensitivity": nan, "precision": 0}
+    no_truth = {"dice": 0, "iou": 0, "sensitivity": nan, "specificity": 0, "precision": 0}
     assert overlap(FULL, EMPTY) == pytest.approx(no_truth, nan_ok=True)
 
 
@@ -87,40 +99,44 @@ def test_exchanging_the_masks_exchanges_sensitivity_and_precision():
     prediction, truth = blob_pair(0, (32, 32))
     there, back = evaluate_mask(prediction, truth), evaluate_mask(truth, prediction)
     assert there["sensitivity"] == back["precision"] != back["sensitivity"]
-    assert all(there[metric] == back[metric] for metric in ("dice", "iou", "hd95"))
+    assert all(there[metric] == back[metric] for metric in ("dice", "iou", "hd95", "assd", "nsd_2"))
 
 
-# ---- HD95 -------------------------------------------------------------------------------------------------------
+# ---- surfaces ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("in_mm", [False, True])
-def test_hd95_agrees_with_brute_force(shape, seed, in_mm):
+def test_surfaces_agree_with_brute_force(shape, seed, in_mm):
     prediction, truth = blob_pair(seed, shape)
     spacing = SPACINGS[len(shape)] if in_mm else None
-    expected = brute_force_hd95(prediction, truth, spacing or (1,) * len(shape))
-    assert expected > 0
-    assert hd95(prediction, truth, spacing) == pytest.approx(expected, rel=1e-5)
+    expected = brute_force(prediction, truth, spacing or (1,) * len(shape), 1.6)
+    assert expected["hd95"] > 0 and 0 < expected["nsd_1.6"] < 1
+    assert surface(prediction, truth, spacing, (1.6,)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cropping_changes_nothing(shape):
     """The same as MONAI on the whole image, at every place of the image, and whatever empty space lies around."""
-    from monai.metrics import compute_hausdorff_distance
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
     for seed in range(3):
         prediction, truth = (np.pad(mask, [(0, 9)] * mask.ndim) for mask in blob_pair(seed, shape))
+        pair = [torch.from_numpy(mask[None, None]) for mask in (prediction, truth)]
         spacing = SPACINGS[len(shape)]
+        how = {"include_background": True, "spacing": spacing}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of its own code
-            whole = compute_hausdorff_distance(
-                prediction[None, None], truth[None, None], include_background=True, percentile=95, spacing=spacing
-            )
-        found = hd95(prediction, truth, spacing)
-        assert found == whole.item()
+            expected = {
+                "hd95": compute_hausdorff_distance(*pair, percentile=95, **how).item(),
+                "assd": compute_average_surface_distance(*pair, symmetric=True, **how).item(),
+                "nsd_2": compute_surface_dice(*pair, class_thresholds=[2.0], **how).item(),
+            }
+        found = surface(prediction, truth, spacing, (2.0,))
+        assert found == pytest.approx(expected, rel=1e-6)
         moved = [np.roll(mask, 5, axis=tuple(range(mask.ndim))) for mask in (prediction, truth)]
-        assert hd95(*moved, spacing) == found
+        assert surface(*moved, spacing, (2.0,)) == found
 
 
 def test_hd95_by_hand():
@@ -151,7 +167,8 @@ def test_hd95_of_empty_masks():
     wide = np.zeros((30, 40), bool)
     mask = wide.copy()
     mask[3:9, 5:9] = True
-    assert math.isnan(hd95(wide, wide)) and math.isnan(hd95(wide, wide, (1, 2)))
+    assert all(math.isnan(value) for value in surface(wide, wide, (1, 2)).values())
+    assert surface(mask, wide) == {"hd95": 50, "assd": 50, "nsd_1": 0, "nsd_2": 0}
     assert hd95(mask, wide) == hd95(wide, mask) == 50
     assert hd95(mask, wide, (2.0, 1.0)) == pytest.approx(math.hypot(60, 40))
     assert hd95(wide[..., None], mask[..., None], (1, 1, 7.5)) == pytest.approx(math.hypot(30, 40, 7.5))
@@ -165,16 +182,59 @@ def test_a_single_slice_as_a_volume_is_all_surface():
     assert hd95(disc[..., None], ring[..., None]) > 5
 
 
+# ---- volumes and lesions ----------------------------------------------------------------------------------------
+
+
+def test_volumes_by_hand():
+    prediction, truth = square((0, 0), side=6), square((0, 0), side=4)
+    sizes = {"volume": 36, "truth_volume": 16, "volume_difference": 1.25, "volume_error": 1.25}
+    assert volumes(prediction, truth) == sizes
+    assert volumes(truth, prediction)["volume_difference"] == pytest.approx(-20 / 36)
+    assert volumes(prediction, truth, (0.5, 2.0))["volume"] == 36  # mm2
+    assert volumes(prediction[..., None], truth[..., None], (0.5, 2, 3.0))["truth_volume"] == pytest.approx(0.048)  # ml
+    assert math.isnan(volumes(prediction, EMPTY)["volume_error"])
+
+
+def lesion_pair():
+    """True lesions A, B, C; found: A well, B by two pieces, C not; and one that is none."""
+    truth, prediction = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    truth[0:4, 0:4] = truth[8:12, 0:8] = truth[16:18, 16:18] = True
+    truth[4, 4] = True  # joined to A by a corner
+    prediction[0:4, 0:5] = True  # A: 16 of 21 pixels
+    prediction[8:12, 0:3] = prediction[8:12, 5:8] = True  # B: each piece 12 of 32
+    prediction[0:2, 16:18] = True
+    return prediction, truth
+
+
+def test_lesions_by_hand():
+    prediction, truth = lesion_pair()
+    ious = component_ious(prediction, truth)
+    assert np.allclose(sorted(ious[ious > 0]), [12 / 32, 12 / 32, 16 / 21]) and ious.shape == (4, 3)
+    counts = {"lesions": 3, "lesions_predicted": 4, "lesions_found": 2}
+    figures = {"lesion_f1": 4 / 7, "lesion_sensitivity": 2 / 3, "lesion_precision": 2 / 4}
+    assert detection(prediction, truth, 0.1) == pytest.approx(figures | counts)
+    assert detection(prediction, truth, 0.5)["lesions_found"] == 1  # B's pieces are too small each
+    assert detection(truth, truth, 1.0)["lesion_f1"] == 1
+
+
+def test_lesions_of_empty_masks():
+    assert math.isnan(detection(EMPTY, EMPTY, 0.1)["lesion_f1"])
+    assert detection(EMPTY, FULL, 0.1)["lesion_f1"] == detection(FULL, EMPTY, 0.1)["lesion_f1"] == 0
+    assert math.isnan(detection(FULL, EMPTY, 0.1)["lesion_sensitivity"])
+
+
 # ---- one case ---------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_mask_holds_every_metric():
     prediction, truth = blob_pair(0, (32, 32))
-    row = evaluate_mask(prediction, truth, (2.0, 2.0))
-    assert set(row) == {*METRICS, "empty"} and row["empty"] == ""
-    assert {metric: row[metric] for metric in METRICS[:4]} == overlap(prediction, truth)
+    row = evaluate_mask(prediction, truth, (2.0, 2.0), (0.5, 3.0))
+    names = metric_names((0.5, 3.0))
+    counts = {"volume", "truth_volume", "lesions", "lesions_predicted", "lesions_found", "empty"}
+    assert set(row) == {*names, *counts} and row["empty"] == "" and {"nsd_0.5", "nsd_3"} < set(names)
+    assert {metric: row[metric] for metric in names[:5]} == overlap(prediction, truth)
     assert row["hd95"] == hd95(prediction, truth, (2.0, 2.0)) == pytest.approx(2 * hd95(prediction, truth))
-    assert all(type(row[metric]) is float for metric in METRICS)
+    assert all(type(row[metric]) is float for metric in names)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +245,7 @@ def test_evaluate_mask_says_which_is_empty(prediction, truth, empty):
     assert evaluate_mask(prediction, truth)["empty"] == empty
 
 
-@pytest.mark.parametrize("function", [overlap, hd95, evaluate_mask])
+@pytest.mark.parametrize("function", [overlap, surface, volumes, evaluate_mask])
 def test_masks_that_cannot_be_compared_are_refused(function):
     with pytest.raises(ValueError, match="equal shape"):
         function(EMPTY, EMPTY[:, :16])
@@ -202,40 +262,6 @@ def test_bad_spacing_is_refused(spacing):
     for prediction in (EMPTY, FULL):
         with pytest.raises(ValueError, match="2 positive numbers"):
             hd95(prediction, FULL, spacing)
-
-
-# ---- many cases -------------------------------------------------------------------------------------------------
-
-
-def test_summarise_by_hand():
-    half = np.zeros((32, 32), bool)
-    half[:16] = True
-    rows = [
-        evaluate_mask(*masks)
-        for masks in [(FULL, FULL), (half, FULL), (EMPTY, FULL), (FULL, EMPTY), (EMPTY, EMPTY), (EMPTY, EMPTY)]
-    ]
-    summary = summarise(rows)
-    counts = {"cases": 6, "both_empty": 2, "prediction_empty": 1, "truth_empty": 1}
-    assert {key: summary[key] for key in counts} == counts
-    assert set(summary) == {*METRICS, *counts}
-    dice = np.array([1, 2 / 3, 0, 0])  # an empty mask against one that is not counts as 0; two empty ones are left out
-    expected = {"mean": dice.mean(), "median": np.median(dice), "std": dice.std(), "n": 4}
-    assert summary["dice"] == pytest.approx(expected)
-    assert summary["sensitivity"] == pytest.approx({"mean": 0.5, "median": 0.5, "std": math.sqrt(1 / 6), "n": 3})
-    assert summary["precision"]["n"] == 3 and summary["precision"]["mean"] == pytest.approx(2 / 3)
-    assert summary["hd95"]["n"] == 4
-    assert summary["hd95"]["mean"] == pytest.approx(np.mean([0, hd95(half, FULL), *[32 * math.sqrt(2)] * 2]))
-
-
-@pytest.mark.parametrize("rows", [[], [evaluate_mask(EMPTY, EMPTY)]])
-def test_the_mean_of_nothing_is_nan_and_silent(rows):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        summary = summarise(rows)
-    for metric in METRICS:
-        assert summary[metric]["n"] == 0
-        assert all(math.isnan(summary[metric][name]) for name in ("mean", "median", "std"))
-    assert summary["cases"] == summary["both_empty"] == len(rows)
 
 
 def test_importing_metrics_does_not_import_monai():

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from guided_diffusion import pictures
+from guided_diffusion.data import Geometry
 from guided_diffusion.ensemble import staple
 from guided_diffusion.errors import UserError
 from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_cases, stack_slices
@@ -33,6 +34,11 @@ def maps_of(size, members=2, coarse=True, seed=0, classes=1):
         members=rng.random((members, *shape)) > 0.5,
         coarse=rng.random(shape).astype(np.float32) if coarse else None,
     )
+
+
+def geometry_of(affine):
+    """The geometry of a volume that lies as its file does; its spacing and shape are not asked for."""
+    return Geometry(affine, (), ())
 
 
 def read(path):
@@ -140,7 +146,7 @@ def test_files_of_a_volume(tmp_path):
     maps = maps_of((6, 7, 3))
     affine = np.array([[-2.0, 0, 0, 5], [0, 1, 0.5, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
     folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
-    folder.write_volume("v", maps, affine, lambda k: np.random.default_rng(k).random((4, 6, 7)))
+    folder.write_volume("v", maps, geometry_of(affine), lambda k: np.random.default_rng(k).random((4, 6, 7)))
     assert folder.finished("v", True) and not folder.finished("w", True)
     names = ["coarse", "prob", "sample_00", "sample_01", "seg", "uncertainty"]
     assert files(tmp_path) == ["manifest.json", "overlay/v.png", *(f"v_{name}.nii.gz" for name in names)]
@@ -165,7 +171,7 @@ def test_the_mask_is_written_last(tmp_path, monkeypatch):
     folder.write_image("a", maps_of((8, 8)), np.zeros((1, 8, 8), np.float32))
     assert order[-1] == "masks" and order.count("masks") == 1 and len(order) == 7
     order.clear()
-    folder.write_volume("v", maps_of((8, 8, 2)), np.eye(4), lambda k: np.zeros((1, 8, 8)))
+    folder.write_volume("v", maps_of((8, 8, 2)), geometry_of(np.eye(4)), lambda k: np.zeros((1, 8, 8)))
     assert order[-1] == "v_seg.nii.gz" and len(order) == 7
 
 
@@ -275,7 +281,7 @@ def test_predictions_of_pictures(tmp_path):
 def test_predictions_of_volumes(tmp_path):
     maps = maps_of((6, 7, 3))
     ResultsFolder(tmp_path, changed(), save_samples=True).write_volume(
-        "v", maps, np.eye(4), lambda k: np.zeros((1, 6, 7))
+        "v", maps, geometry_of(np.eye(4)), lambda k: np.zeros((1, 6, 7))
     )
     predictions = Predictions(tmp_path)
     assert np.array_equal(predictions.mask("v", True), maps.mask[0])

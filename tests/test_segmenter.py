@@ -112,9 +112,10 @@ def test_mri_slices_and_volumes(train, sample, brats, slices):
     segmenter = Segmenter.load(checkpoint, seed=3, **SETTINGS)
     volume = next((brats / "testing").iterdir())
     kinds = ("t1", "t1ce", "t2", "flair")
-    raw = np.stack([nibabel.load(volume / f"{volume.name}_{kind}.nii.gz").get_fdata() for kind in kinds])
+    scans = [nibabel.load(volume / f"{volume.name}_{kind}.nii.gz") for kind in kinds]
+    raw = np.stack([scan.get_fdata() for scan in scans])
     results = sample(checkpoint, brats, SAVED)
-    answer = segmenter.volume(raw, volume.name)
+    answer = segmenter.volume(raw, volume.name, affine=scans[0].affine)
     for what, values in (("seg", answer.mask), ("prob", answer.probability), ("uncertainty", answer.uncertainty)):
         assert np.array_equal(nibabel.load(results / f"{volume.name}_{what}.nii.gz").get_fdata(), values), what
     assert answer.mask.shape == raw.shape[1:] and answer.probability.std() > 0

@@ -44,7 +44,8 @@ def test_a_run_is_written_to_a_store_and_gone_on_with_from_there(script, refusal
         "segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", RUN, TINY, "--max_steps 6"]
     )
     assert f"holds a run already ({RUN}/model000003.pt)" in line
-    script("segmentation_train", f"--resume_checkpoint {RUN}/model000003.pt --max_steps 6")  # --out_dir is as before
+    line = f"--resume_checkpoint {RUN}/model000003.pt --max_steps 6 --precision fp32"
+    script("segmentation_train", line)  # --out_dir is as before
     assert "going on from step 3" in capsys.readouterr().out
     assert equal(load_checkpoint(there / "model000006.pt"), load_checkpoint(tmp_path / "at once" / "model000006.pt"))
     assert (there / "log.csv").read_text().count("\n") == 7
@@ -89,6 +90,25 @@ def test_a_store_that_always_fails_loses_nothing(script, refusal, pictures, blob
     assert not unfinished(tmp_path)
 
 
+def test_of_a_run_in_a_store_the_newest_and_the_best_are_kept(script, pictures, blobs, tmp_path):
+    check = blobs.remove
+    flags = "--save_interval 1 --keep_checkpoints 2 --sample_interval 1 --val_cases 1 --version unet"
+    train_remotely(script, pictures, f"{flags} --max_steps 2")
+    there = Path(blobs.local(RUN))
+    best = load_checkpoint(there / "best.pt").validation
+    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 2))  # after the trial; then it works again
+    script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 5")
+    checkpoints = {name for name in files(there) if name.endswith(".pt")}
+    assert checkpoints == {"best.pt", "last.pt", "model000004.pt", "model000005.pt"}
+    assert (there / "last.pt").read_bytes() == (there / "model000005.pt").read_bytes()
+    newest = load_checkpoint(there / "model000005.pt").validation
+    assert load_checkpoint(there / "best.pt").validation == newest and newest["dice"] >= best["dice"]
+    assert {f"validation/step00000{step}.png" for step in range(1, 6)} < set(files(there))
+    copied = [source for done, source in blobs.used if done == "download" and source.endswith(".pt")]
+    assert set(copied) == {f"{RUN}/model000002.pt"}  # the store makes last.pt and best.pt by itself
+    assert not unfinished(tmp_path)
+
+
 def test_a_store_that_cannot_be_written_to_is_refused_before_the_first_step(refusal, pictures, blobs):
     blobs.failing = 1
     line = refusal("segmentation_train", ["--data_name FOLDER --data_dir", pictures, f"--out_dir {RUN}", TINY])
@@ -113,7 +133,7 @@ def test_what_was_removed_in_the_store_is_not_gone_on_with(script, pictures, blo
     monkeypatch.setattr(TrainLoop, "_seed_dropout", seed_dropout)
     train_remotely(script, pictures, "--max_steps 1 --resume_checkpoint auto")
     assert "going on from" not in capsys.readouterr().out
-    assert [name for name in files(Path(blobs.local(RUN))) if name.endswith(".pt")] == ["model000001.pt"]
+    assert [name for name in files(Path(blobs.local(RUN))) if name.endswith(".pt")] == ["last.pt", "model000001.pt"]
 
 
 # ---- several processes ----

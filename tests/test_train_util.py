@@ -293,7 +293,10 @@ def test_time_limit(loop, tmp_path):
 
 def test_save_interval_and_last(loop, tmp_path):
     loop(max_steps=5, save_interval=2).run()
-    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == [f"model00000{n}.pt" for n in (2, 4, 5)]
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == [
+        "last.pt",
+        *(f"model00000{n}.pt" for n in (2, 4, 5)),
+    ]
 
 
 def test_log_interval_means(loop, tmp_path):

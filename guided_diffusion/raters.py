@@ -1,0 +1,56 @@
+"""Masks of several raters: a sub-folder of the mask folder for each, masks/RATER/NAME.png, in layouts of folders."""
+
+from .errors import UserError
+from .files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, list_files, split_suffix
+
+SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+
+
+class RaterFolders:
+    """The mask files below `folder`: of one rater in it, or of each in a sub-folder; of none if it is not there.
+
+    complete: whether each rater's mask is needed where one has marked an image, as training needs it.
+    Raises `UserError` where masks lie in the folder as well as in its sub-folders.
+    """
+
+    def __init__(self, folder, complete=False):
+        self.complete = complete
+        own = files_by_name(folder)
+        below = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+        self.raters = {path: masks for path in below if (masks := files_by_name(path))}
+        if own and self.raters:
+            raise UserError(
+                f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters put each "
+                "one's into a folder of its own"
+            )
+        self.raters = self.raters or {folder: own}
+
+    def masks_of(self, image, names):
+        """An image's mask files, one of each rater in the order of their names.
+
+        image: its file name, for messages. names: what a mask may be called, without its suffix.
+        Raises `UserError` for two masks of one rater, and for a rater without a mask where that is needed.
+        """
+        found = {folder: self._mask(folder, image, names) for folder in self.raters}
+        marked = [path for path in found.values() if path]
+        lacking = [folder for folder, path in found.items() if not path]
+        if self.complete and marked and lacking:
+            raise UserError(
+                f"{lacking[0]}: has no mask of {image}, which {marked[0].parent.name}/ has; training needs one of each "
+                "rater: add it (an empty one says that there is nothing) or remove the image"
+            )
+        return tuple(marked)
+
+    def _mask(self, folder, image, names):
+        masks = [path for name in names for path in self.raters[folder].get(name, ())]
+        if len(masks) > 1:
+            raise UserError(f"{masks[1]}: is a second mask of {image} beside {masks[0].name}; keep one")
+        return masks[0] if masks else None
+
+
+def files_by_name(folder):
+    """{name without suffix: its picture and NIfTI files}, empty if there is no such folder."""
+    files = {}
+    for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
+        files.setdefault(split_suffix(path)[0], []).append(path)
+    return files

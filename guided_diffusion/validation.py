@@ -1,0 +1,267 @@
+"""Validation while a model trains: a few fixed cases are sampled fast, scored and drawn."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .batches import collate
+from .dist_util import Processes, autocast
+from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
+from .metrics import overlap
+from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
+from .plan import ONE_LOOK, plan_sampling
+from .run_options import SampleOptions
+from .sampling import draw_members
+from .statistics import describe
+
+MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
+TILE = 128  # pixels of a picture in the grid
+TRIES = 16  # cases looked at for one that has something to segment
+NEARLY_ALL = 0.95  # of an image's pixels: a mask beyond it is full
+
+# What a validation gives, each a mean over cases (of K classes, of their mean); in the log as val_NAME.
+FIGURES = ("dice", "member_dice", "coarse_dice", "agreement", "empty", "full")
+LOGGED = tuple(f"val_{name}" for name in FIGURES)
+
+
+def spread_cases(dataset, count):
+    """The indices of `count` cases spread evenly over a data set, by preference such as have something to segment.
+
+    They are the same for the same data. Of each of `count` equal parts of the data set the middle case is taken, or
+    the nearest to it with a mask that is not empty, if one of the next few has one.
+    """
+    count = min(count, len(dataset.cases))
+    bounds = np.linspace(0, len(dataset.cases), count + 1).round().astype(int)
+    return [_filled(dataset, range(low, high)) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _filled(dataset, part):
+    middle = part[len(part) // 2]
+    for index in sorted(part, key=lambda index: (abs(index - middle), index))[:TRIES]:
+        if dataset.load_mask(dataset.cases[index]).any():
+            return index
+    return middle
+
+
+@dataclass
+class Seen:
+    """What one validation found. figures: the mean of each of `FIGURES` over the cases, NaN where undefined; picture:
+    RGB uint8 [H, W, 3]; coarse_only: whether the diffusion was not asked; seconds: what it took."""
+
+    figures: dict
+    picture: np.ndarray
+    coarse_only: bool
+    seconds: float
+
+    @property
+    def dice(self):
+        """The Dice by which checkpoints are compared: of the ensemble; NaN where it was not asked."""
+        return self.figures["dice"]
+
+    @property
+    def shown_dice(self):
+        """The Dice to show: that of the coarse mask where the diffusion was not asked."""
+        return self.figures["coarse_dice" if self.coarse_only else "dice"]
+
+    @property
+    def logged(self):
+        """The figures by their names in the log."""
+        return {f"val_{name}": value for name, value in self.figures.items()}
+
+
+@dataclass
+class Validation:
+    """The cases of `dataset` (a `SegmentationDataset` with masks) at these `indices`, and how they are sampled.
+
+    source: what they are, in words. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net, which
+    answers once. seed: of the noise, which is the same at each validation. processes: share the cases; all call `look`.
+    No global random state is read or changed.
+    """
+
+    dataset: object
+    indices: list
+    source: str
+    diffusion: object
+    device: torch.device
+    precision: str
+    has_diffusion: bool = True
+    seed: int = 0
+    processes: Processes | None = None
+    _read: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.processes = self.processes or Processes(0, 1, self.device)
+        options = SampleOptions(dpm_solver=True, diffusion_steps=min(STEPS, self.diffusion.num_timesteps))
+        self.fuse = options.fuse
+        self.plan = plan_sampling(options, {"dpm_solver", "diffusion_steps"}, self.diffusion)
+
+    @property
+    def names(self):
+        """The names of the cases."""
+        return [self.dataset.cases[index].name for index in self.indices]
+
+    def look(self, model, *, coarse_only=False, stopped=lambda: False):
+        """Sample the cases with the weights that `model` has, score and draw them.
+
+        coarse_only: look at the condition branch's own mask alone. stopped(): asked in every process before each case
+        whether to leave off; if any says so the result is None, in all of them. Every process runs the network equally
+        often, as sharded weights need it. Returns a `Seen`, the same everywhere.
+        """
+        began, own = time.monotonic(), []
+        each = -(-len(self.indices) // self.processes.count)
+        with tqdm(desc="sampling", total=each, unit="case", leave=False, disable=not self.processes.is_first) as bar:
+            for turn in range(each):
+                if self.processes.largest({"stop": bool(stopped())})["stop"]:
+                    return None
+                place = turn * self.processes.count + self.processes.rank
+                answer = self._answer(model, self.indices[place % len(self.indices)], coarse_only)
+                own += [answer] if place < len(self.indices) else []
+                bar.update()
+        shares = self.processes.gather(own)
+        answers = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in their order
+        figures = {name: _mean(answer["figures"][name] for answer in answers) for name in FIGURES}
+        return Seen(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
+
+    def _answer(self, model, index, coarse_only):
+        """One case sampled: {"figures", "tiles"}, of plain types."""
+        batch, show = self._case(index)
+        one_look = coarse_only or not self.has_diffusion
+        conditional = model.label_embedding is not None
+        with autocast(self.precision, self.device):
+            drawn = draw_members(
+                model,
+                self.diffusion,
+                ONE_LOOK if one_look else self.plan,
+                batch["image"].to(self.device),
+                batch["name"],
+                members=1 if one_look else MEMBERS,
+                seed=self.seed,
+                label=batch["label"].to(self.device) if conditional else None,
+            ).cpu()
+        drawn = Drawn.of(
+            None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
+        )
+        truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
+        return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], show, truth)}
+
+    def _case(self, index):
+        """A case's batch of one and its `_Show`; it is read once."""
+        if index not in self._read:
+            self._read[index] = collate([self.dataset[index]]), _Show(self.dataset, self.dataset.cases[index])
+        return self._read[index]
+
+
+@dataclass
+class Drawn:
+    """What was drawn of one case, by K classes. soft: the members, float32 [E, K, H, W] in [0, 1]; masks: each
+    member's own, bool [E, K, H, W]; fused: bool [K, H, W]; all None where the diffusion was not asked. agreement: mean
+    Dice of pairs of members. coarse, coarse_mask: [K, H, W] in [0, 1] and bool, None without such a branch."""
+
+    soft: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    fused: np.ndarray | None = None
+    agreement: float = math.nan
+    spread: np.ndarray | None = None
+    coarse: np.ndarray | None = None
+    coarse_mask: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, soft, coarse, method, exclusive):
+        """From the soft members and coarse masks [E, 1, K, H, W], either may be None; method, exclusive: see
+        `ensemble.fuse_masks`."""
+        drawn = cls()
+        if coarse is not None:
+            coarse = coarse.mean(dim=0)[0]
+            drawn.coarse, drawn.coarse_mask = coarse.numpy(), member_masks(coarse, exclusive).numpy()
+        if soft is not None:
+            masks = member_masks(soft, exclusive)
+            drawn.soft, drawn.masks = soft[:, 0].numpy(), masks[:, 0].numpy()
+            drawn.fused = fuse_masks(soft, method, exclusive)[0].numpy()
+            if len(soft) > 1:
+                drawn.agreement = _mean(pairwise_dice(masks)[0].tolist())
+                drawn.spread = uncertainty(soft)[0].numpy()
+        return drawn
+
+    def figures(self, truth):
+        """{name of `FIGURES`: value}, against a truth bool [K, H, W]; NaN where undefined or not asked.
+
+        empty, full: the share of members that are so and should not be. Classes are averaged where they are defined.
+        """
+        figures = dict.fromkeys(FIGURES, math.nan) | {"agreement": self.agreement}
+        if self.coarse is not None:
+            figures["coarse_dice"] = mean_dice(self.coarse_mask, truth)
+        if self.soft is None:
+            return figures
+        figures["dice"] = mean_dice(self.fused, truth)
+        if len(self.masks) > 1:
+            figures["member_dice"] = _mean(mean_dice(mask, truth) for mask in self.masks)
+        there, everywhere = truth.any(axis=(1, 2)), truth.mean(axis=(1, 2)) > NEARLY_ALL  # [K]
+        if there.any():
+            figures["empty"] = float((~self.masks.any(axis=(2, 3)))[:, there].mean())
+        if not everywhere.all():
+            figures["full"] = float((self.masks.mean(axis=(2, 3)) > NEARLY_ALL)[:, ~everywhere].mean())
+        return figures
+
+    def tiles(self, name, show, truth):
+        """What the grid shows: a list of (caption, tile), with the Dice of each mask. show: a `_Show`."""
+
+        def scored(title, values, mask):
+            return f"{title}: {mean_dice(mask, truth):.2f}", show.mask(values)
+
+        tiles = [(name[:20], show.image), ("truth", show.mask(truth))]
+        if self.soft is not None and len(self.soft) > 1:
+            pairs = zip(self.soft, self.masks, strict=True)
+            tiles += [scored(f"member {n}", soft, mask) for n, (soft, mask) in enumerate(pairs)]
+            tiles += [scored("fused", self.fused, self.fused), ("uncertainty", show.uncertainty(self.spread))]
+        elif self.soft is not None:
+            tiles.append(scored("mask", self.soft[0], self.fused))
+        if self.coarse is not None:
+            tiles.append(scored("coarse", self.coarse, self.coarse_mask))
+        return tiles
+
+
+def mean_dice(mask, truth):
+    """The mean of the Dice of K classes, bool [K, H, W], where it is defined; NaN where none is."""
+    return _mean(overlap(one, other)["dice"] for one, other in zip(mask, truth, strict=True))
+
+
+def _mean(values):
+    return describe(list(values))["mean"]
+
+
+class _Show:
+    """Tiles of one case, in the proportions and the orientation in which its image is shown."""
+
+    def __init__(self, dataset, case):
+        geometry = dataset.geometry(case)
+        self.affine = None if geometry is None else geometry.affine
+        picture = self._upright(displayed(dataset.load_image(case)))
+        self.proportions = picture.shape[:2]
+        self.image = resized(picture, TILE)
+
+    def _upright(self, picture):
+        return picture if self.affine is None else radiological(picture, self.affine)
+
+    def _tile(self, picture):
+        return resized(self._upright(picture), TILE, self.proportions)
+
+    def mask(self, soft):
+        """[K, H, W] in [0, 1], or bool; several classes in their colours."""
+        return self._tile(tinted(soft.astype(np.float32)))
+
+    def uncertainty(self, deviation):
+        """[K, H, W] in [0, 0.5]: of several classes the largest."""
+        return self._tile(heat(2 * deviation.max(axis=0)))
+
+
+def picture_grid(answers):
+    """A row of tiles for each answer, below their captions; RGB uint8 [H, W, 3]."""
+    rows = []
+    for answer in answers:
+        titles, pictures = zip(*answer["tiles"], strict=True)
+        rows += [captions(titles, TILE), mosaic([pictures])]
+    return np.concatenate(rows)

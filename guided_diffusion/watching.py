@@ -1,0 +1,91 @@
+"""What a training run shows of how well it does: when it is validated, what is told of it, and the best Dice so far."""
+
+import math
+
+import numpy as np
+
+from .files import write_png
+from .logger import console, counted
+from .symptoms import NAMES, symptoms
+
+OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which --overfit passes
+
+
+class Watch:
+    """Watches over one run: looks at its validation cases every `options.sample_interval` steps and at its end.
+
+    validation: a `Validation`. options: the run's `TrainOptions`. config: its option values, as in a checkpoint.
+    folder: the `WorkFolder` that pictures go to. best: `Checkpoint.validation` of best.pt so far, or {}. All processes
+    watch alike, and the first one speaks and writes.
+    """
+
+    def __init__(self, validation, options, config, folder, best=None):
+        self.validation, self.options, self.config, self.folder = validation, options, config, folder
+        self.seen = None  # the newest
+        self.last_step = None
+        self.told = set()
+        self.losses, self.loss_before = [], None
+        self.best = best if best and best.get("cases") == validation.names else {}
+        if best and not self.best:
+            console().info("the validation cases are other ones than before: best.pt begins anew with them")
+
+    def due(self, step, ending):
+        """Whether to look after this step. ending: whether the run is over, and nobody waits for it to stop."""
+        interval = self.options.sample_interval
+        return bool(interval) and step != self.last_step and (step % interval == 0 or ending)
+
+    def note(self, loss):
+        """Take note of a step's loss."""
+        self.losses.append(loss)
+
+    def look(self, model, step, *, coarse_only, stopped):
+        """Validate `model` as it is, which has taken `step` steps; tell, and write OUT/validation/step<step>.png.
+
+        coarse_only, stopped: see `Validation.look`. Returns the `Seen`, or None when it was stopped.
+        """
+        seen = self.validation.look(model, coarse_only=coarse_only, stopped=stopped)
+        if seen is None:
+            return None
+        if self.seen is not None and self.seen.coarse_only != coarse_only:
+            self.loss_before = None  # another stage, whose loss is another
+        self.seen, self.last_step = seen, step
+        if self.validation.processes.is_first:
+            picture = self.folder.path / "validation" / f"step{step:06d}.png"
+            write_png(picture, seen.picture)
+            console().info(f"step {step}: {self._in_words(seen)}; {self.folder.shown('validation', picture.name)}")
+            self._warn(seen)
+        self.loss_before, self.losses = self._mean_loss(), []
+        return seen
+
+    def is_best(self, step):
+        """Whether the newest validation is the best so far; it is then written down as such."""
+        dice = self.seen.dice
+        if math.isnan(dice) or dice <= self.best.get("dice", -1):
+            return False
+        self.best = {"step": step, "dice": dice, "cases": self.validation.names}
+        return True
+
+    def _in_words(self, seen):
+        figures = {name: value for name, value in seen.figures.items() if not math.isnan(value)}
+        told = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
+        if seen.coarse_only:
+            words = f"validation Dice {told}, of the condition model alone: the diffusion does not learn yet"
+        else:
+            members = f"members {figures['member_dice']:.3f}" if "member_dice" in figures else ""
+            beside = ", ".join(filter(None, [members, told]))
+            dice = f"{seen.dice:.3f}" if "dice" in figures else "undefined (no case has anything to segment)"
+            words = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
+        return f"{words}, {counted(len(self.validation.indices), self.validation.source)}, in {seen.seconds:.1f} s"
+
+    def _mean_loss(self):
+        return float(np.mean(self.losses)) if self.losses else None
+
+    def _warn(self, seen):
+        """Say what is wrong, each once until it has passed."""
+        losses = (self.loss_before, self._mean_loss())
+        found = symptoms(seen.figures, losses, self.config["diffusion"], self.config["train"])
+        for name in found.keys() - self.told:
+            console().warning(f"warning: {found[name]}")
+        for name in sorted(self.told - found.keys()):
+            console().info(f"no longer: {NAMES[name]}")
+        self.told = set(found)

@@ -1,0 +1,102 @@
+"""Loaders by name: those of installed packages, AUTO, and the splits that folders' names stand for."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import LOADER
+
+from guided_diffusion.data import ENTRY_POINTS, build_dataset, find_loader, recognised, split_of
+from guided_diffusion.errors import UserError
+from guided_diffusion.phantom_lidc import write_lidc
+
+# ---- loaders of installed packages -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A function (module text, entry points) that installs a distribution with loaders into a folder on the path."""
+
+    def install(text, points):
+        site = tmp_path / "site"
+        (site / "clinic_loaders-1.0.dist-info").mkdir(parents=True)
+        (site / "clinic_loaders.py").write_text(text)
+        (site / "clinic_loaders-1.0.dist-info" / "METADATA").write_text("Name: clinic-loaders\nVersion: 1.0\n")
+        (site / "clinic_loaders-1.0.dist-info" / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{points}\n")
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, "clinic_loaders", raising=False)
+
+    return install
+
+
+def test_an_installed_package_registers_its_loaders(tmp_path, installed, save_picture):
+    recognises = "    @classmethod\n    def recognises(cls, data_dir):\n        return (data_dir / 'clinic').is_dir()\n"
+    installed(LOADER + recognises, "polyps = clinic_loaders:Polyps")
+    for name in ("p1", "p2"):
+        save_picture(tmp_path / "clinic" / name / "photo.png", np.full((24, 40, 3), 255, np.uint8))
+    dataset = build_dataset("Polyps", tmp_path / "clinic", 32)
+    assert [case.name for case in dataset.cases] == ["p1", "p2"] and dataset.class_names == ("polyp",)
+    (tmp_path / "own" / "clinic").mkdir(parents=True)
+    assert recognised("AUTO", tmp_path / "own") == "POLYPS"
+    with pytest.raises(UserError, match="use BRATS, .*AUTO, POLYPS or path/to/my_loader.py"):
+        find_loader("nodules")
+
+
+@pytest.mark.parametrize(
+    "text, points, words",
+    [
+        ("import not_there", "bad = clinic_loaders:Bad", "clinic_loaders:Bad of an installed package fails: No module"),
+        ("class Bad: pass", "bad = clinic_loaders:Bad", "clinic_loaders has no class Bad that extends Segmentation"),
+        ("", "bad = clinic_loaders:Bad", "clinic_loaders:Bad of an installed package fails: "),
+    ],
+)
+def test_a_package_whose_loader_fails_is_named(installed, text, points, words):
+    installed(text, points)
+    with pytest.raises(UserError, match=f"--data_name bad: {words}"):
+        find_loader("bad")
+
+
+# ---- AUTO --------------------------------------------------------------------------------------------------------
+
+
+def test_layouts_are_found_by_themselves(tmp_path, isic, brats, slices, pictures):
+    write_lidc(tmp_path / "lidc", 1, 1, size=32)
+    expected = [
+        (isic, "ISIC", "ISIC 2016 Part 1 Test, ISIC 2016 Part 1 Training, with the labels of Part 3B"),
+        (brats, "BRATS", "3 volumes with the names of BraTS to 2021"),
+        (slices, "BRATS", "5 slices with the names of BraTS to 2021"),
+        (pictures, "FOLDER", "folder of 4 pictures, not divided"),
+        (tmp_path / "lidc", "LIDC", "LIDC patches in lidc4_phantom.npz, 4 raters"),
+    ]
+    for folder, name, layout in expected:
+        assert recognised("auto", folder) == name
+        assert build_dataset("AUTO", folder, 32).layout == layout
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: is in none of the layouts MSD, ISIC, LIDC, BRATS, FOLDER; name a"):
+        recognised("AUTO", tmp_path / "empty")
+    with pytest.raises(UserError, match="gone: no such folder"):
+        recognised("AUTO", tmp_path / "gone")
+
+
+def test_another_layout_than_the_one_asked_for_is_suggested(tmp_path, isic, refusal):
+    line = ["--data_dir", isic, "--out_dir", tmp_path / "run"]
+    assert refusal("segmentation_train", line).endswith("BRATS is the default of --data_name: add --data_name ISIC")
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("Train", "train"),
+        ("valid", "val"),
+        ("testing", "test"),
+        ("MICCAI_BraTS_2018_Data_Training", "train"),
+        ("MICCAI_BraTS2020_ValidationData", "val"),
+        ("RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021", "train"),
+        ("ASNR-MICCAI-BraTS2023-GLI-Challenge-ValidationData", "val"),
+        ("images", None),
+        ("latest_data", None),
+        ("trainee", None),
+    ],
+)
+def test_the_split_that_a_folder_is_of(name, split):
+    assert split_of(name) == split

@@ -1,0 +1,292 @@
+"""Watching a run learn: validation cases, their figures and pictures, best.pt, last.pt and --overfit."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import processes
+import pytest
+import torch
+from conftest import FAST, TINY, files, words
+from PIL import Image
+from test_training_runs import equal
+
+from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.config import DiffusionOptions
+from guided_diffusion.custom_dataset_loader import FolderDataset
+from guided_diffusion.dpm_solver import sample_dpm_solver
+from guided_diffusion.grids import solver_timesteps
+from guided_diffusion.sampling import MemberNoise
+from guided_diffusion.split import HoldOut
+from guided_diffusion.symptoms import symptoms
+from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
+
+WATCHED = (
+    TINY + " --max_steps 5 --save_interval 2 --val_fraction 0.4 --split_seed 1 --dropout 0.2 --lr 1e-2 --ema_rate 0.5"
+)
+EVERY = "--sample_interval 2 --keep_checkpoints 2"
+PARTS = ("model", "ema", "optimizer", "scaler", "timestep_sampler", "step")
+
+
+@pytest.fixture(scope="module")
+def watched(script, pictures, tmp_path_factory):
+    """A run of 5 steps that is validated after the steps 2, 4 and 5."""
+    out = tmp_path_factory.mktemp("watched")
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", out, WATCHED, EVERY])
+    return out
+
+
+def rows_of(out):
+    with open(out / "log.csv", newline="") as file:
+        return {int(row["step"]): row for row in csv.DictReader(file)}
+
+
+def dice_log(out):
+    """{step: Dice of the ensemble}"""
+    return {step: float(row["val_dice"]) for step, row in rows_of(out).items() if row["val_dice"]}
+
+
+def held_out(pictures):
+    return FolderDataset(pictures, 32, split="val", need_masks=True, hold_out=HoldOut(0.4, 1))
+
+
+def test_the_log_has_the_figures_of_each_validation_and_a_picture_of_it(watched, pictures):
+    rows = rows_of(watched)
+    assert list(dice_log(watched)) == [2, 4, 5] and list(rows) == [1, 2, 3, 4, 5]
+    for step in (2, 4, 5):
+        assert all(0 <= float(rows[step][f"val_{name}"]) <= 1 for name in FIGURES)
+        assert rows[step]["loss"]
+        picture = np.asarray(Image.open(watched / "validation" / f"step00000{step}.png"))
+        # image, truth, 5 members, fused, uncertainty, coarse
+        assert picture.shape[1] == 10 * (TILE + 2) - 2 and picture.shape[0] >= len(held_out(pictures)) * TILE
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(watched / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_dice")] == [2, 4, 5]
+    assert [event.step for event in events.Images("validation")] == [2, 4, 5]
+
+
+def test_the_dice_is_that_of_averaged_weights_on_the_held_out_cases(watched, pictures):
+    """Sampled and scored anew, member by member, without the code of validation."""
+    checkpoint = load_checkpoint(watched / "model000004.pt")
+    model, diffusion = checkpoint.build()
+    checkpoint.load_weights(model, "ema")
+    model.eval()
+    scores, member_scores = [], []
+    for item in (dataset := held_out(pictures)):
+        truth = item["mask"][0, 0].numpy() > 0.5
+        with torch.no_grad():
+            condition = model.encode(item["image"][None])
+            denoise = diffusion.denoiser(model, condition)
+            members = []
+            for member in range(5):
+                noise = MemberNoise(0, [(item["name"], member)], (1, 32, 32), "cpu")
+                times = [int(t) for t in solver_timesteps(diffusion.schedule, 10, "uniform")]
+                x0 = sample_dpm_solver(denoise, noise(), times, diffusion.schedule, noise)
+                members.append(x0[0, 0].numpy() > 0)
+        member_scores.append(np.mean([dice(member, truth) for member in members]))
+        scores.append(dice(np.mean(members, axis=0) > 0.5, truth))
+    row = rows_of(watched)[4]
+    assert len(dataset) == len(scores) and checkpoint.validation["cases"] == [case.name for case in dataset.cases]
+    assert float(row["val_member_dice"]) == pytest.approx(np.mean(member_scores), abs=2e-3)
+    assert float(row["val_dice"]) == pytest.approx(np.mean(scores), abs=0.1)  # STAPLE there, a vote here
+
+
+def dice(mask, truth):
+    return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+
+def test_best_is_by_dice_last_is_the_newest_and_older_ones_go(watched):
+    log = dice_log(watched)
+    best = load_checkpoint(watched / "best.pt")
+    assert best.step == max(log, key=log.get)  # the first of equals
+    assert best.validation["step"] == best.step and best.validation["dice"] == pytest.approx(max(log.values()))
+    names = {name for name in files(watched) if name.endswith(".pt")}
+    assert names == {"best.pt", "last.pt", "model000004.pt", "model000005.pt"}
+    assert (watched / "last.pt").samefile(watched / "model000005.pt")  # no second copy on disk
+    assert load_checkpoint(watched / "model000005.pt").validation == best.validation
+
+
+def test_best_can_be_sampled(script, watched, pictures, tmp_path):
+    script(
+        "segmentation_sample",
+        ["--model_path", watched / "best.pt", "--data_dir", pictures, "--out_dir", tmp_path, FAST, "--num_samples 1"],
+    )
+    assert len(list((tmp_path / "masks").iterdir())) == 1
+
+
+def test_what_is_learned_does_not_depend_on_validation(script, watched, pictures, tmp_path):
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, WATCHED]
+    script("segmentation_train", [*data, "--sample_interval 0"])
+    with_it, without = (load_checkpoint(out / "model000005.pt") for out in (watched, tmp_path))
+    for part in PARTS:
+        assert equal(getattr(with_it, part), getattr(without, part)), part
+    assert without.validation == {} and not (tmp_path / "best.pt").exists()
+
+
+def test_validation_leaves_the_random_state_alone(watched, pictures):
+    from guided_diffusion.validation import Validation
+
+    model, diffusion = load_checkpoint(watched / "last.pt").build()
+    dataset = held_out(pictures)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    looked = [Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").look(model) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+    assert looked[0].figures == looked[1].figures and (looked[0].picture == looked[1].picture).all()
+    assert model.training
+    stopped = Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").look(model, stopped=lambda: True)
+    assert stopped is None
+
+
+def test_a_resumed_run_knows_its_best(script, watched, pictures, tmp_path, capsys):
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, WATCHED, EVERY]
+    script("segmentation_train", [*data, "--max_steps 3"])
+    best = load_checkpoint(tmp_path / "best.pt").validation
+    (tmp_path / "best.pt").unlink()  # as if it had been killed before that was written: the checkpoint stands in
+    if best["step"] != 3:
+        (tmp_path / "best.pt").hardlink_to(tmp_path / "model000002.pt")
+    script("segmentation_train", ["--out_dir", tmp_path, "--resume_checkpoint auto --max_steps 5 --precision fp32"])
+    at_once, resumed = (load_checkpoint(out / "model000005.pt") for out in (watched, tmp_path))
+    assert equal(at_once.model, resumed.model)
+    assert at_once.validation["dice"] <= resumed.validation["dice"]  # of step 3 too, at which it ended once
+    assert resumed.validation == load_checkpoint(tmp_path / "best.pt").validation
+    logged = dice_log(tmp_path)
+    assert {step: logged[step] for step in (2, 4, 5)} == dice_log(watched)
+    assert f"best.pt is of step {resumed.validation['step']}, validation Dice" in capsys.readouterr().out
+
+
+def test_other_validation_cases_begin_a_new_best(script, pictures, tmp_path, capsys):
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--sample_interval 1"]
+    script("segmentation_train", [*data, "--max_steps 1 --val_cases 1"])
+    out = capsys.readouterr().out
+    assert "They are trained on" in out and "--val_fraction" in out and "1 training case" in out
+    script(
+        "segmentation_train",
+        ["--out_dir", tmp_path, "--resume_checkpoint auto --max_steps 2 --val_cases 2 --precision fp32"],
+    )
+    assert "best.pt begins anew" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "best.pt").step == 2
+
+
+def test_val_dir_names_cases_and_none_that_are_trained_on(script, refusal, pictures, isic, tmp_path, capsys):
+    where = ["--data_name ISIC --data_dir", isic / "Train", "--out_dir", tmp_path, TINY]
+    flags = "--sample_interval 1 --max_steps 1 --version unet"
+    assert "is trained on" in refusal("segmentation_train", [*where, flags, "--val_dir", isic / "Train"])
+    script("segmentation_train", [*where, flags, "--val_dir", isic / "Test"])
+    assert "validation: 3 validation cases, every 1 step" in capsys.readouterr().out
+    row = rows_of(tmp_path)[1]
+    assert row["val_dice"] and not row["val_coarse_dice"] and not row["val_member_dice"]  # it answers once
+
+
+def test_in_the_first_stage_the_coarse_mask_is_looked_at(script, pictures, tmp_path, capsys):
+    flags = f"{TINY} --version v2 --recipe staged --condition_steps 2 --max_steps 3 --sample_interval 2 --val_cases 1"
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, flags])
+    assert "of the condition model alone" in capsys.readouterr().out
+    rows = rows_of(tmp_path)
+    assert rows[2]["val_coarse_dice"] and not rows[2]["val_dice"] and rows[3]["val_dice"]
+    assert load_checkpoint(tmp_path / "best.pt").step == 3
+
+
+def test_two_processes_share_the_cases(watched, pictures, tmp_path):
+    """The picture and the Dice are those of one process, but for the rounding of gradients; 3 cases, not 2 or 4."""
+    line = words(
+        ["--data_name FOLDER --data_dir", pictures, TINY, "--sample_interval 1 --val_cases 3 --max_steps 1 --lr 1e-5"]
+    )
+    logs = {}
+    for count in (1, 2):
+        (tmp_path / f"logs{count}").mkdir()
+        out = tmp_path / str(count)
+        started = processes.start_ranks(
+            count, processes.train, [*line, "--out_dir", str(out)], folder=tmp_path / f"logs{count}"
+        )
+        ended = processes.finish(started, tmp_path / f"logs{count}", timeout=240)
+        assert ended.statuses == [0] * count, ended.outputs
+        logs[count] = [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()][0]
+    for name in ("val_dice", "val_member_dice", "val_coarse_dice"):
+        assert logs[2][name] == pytest.approx(logs[1][name], abs=0.02)
+    one, two = (np.asarray(Image.open(tmp_path / n / "validation" / "step000001.png"), dtype=float) for n in "12")
+    assert one.shape == two.shape and np.abs(one - two).mean() < 3
+
+
+# ---- a check by heart ---------------------------------------------------------------------------------------------
+
+
+def test_overfit_passes_and_stops_as_soon_as_it_does(script, pictures, tmp_path, capsys):
+    flags = f"{TINY} --version unet --num_channels 16 --lr 5e-3 --ema_rate 0.5 --sample_interval 20 --dropout 0.5"
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, flags, "--augment strong --overfit 2"]
+    assert script("segmentation_train", line) == 0
+    out = capsys.readouterr().out
+    assert "overfit: PASS: Dice 0.9" in out and "on 2 cases" in out and "augmentation: " not in out
+    names = files(tmp_path)
+    assert all(name.startswith("overfit/") for name in names) and not any(name.endswith(".pt") for name in names)
+    assert "dropout: 0.0" in (tmp_path / "overfit" / "config.yaml").read_text()
+
+
+def test_overfit_fails_where_nothing_is_learned(script, pictures, tmp_path, capsys):
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--overfit 1 --lr 1e-9"]
+    assert script("segmentation_train", [*line, "--max_steps 1 --sample_interval 1 --version unet"]) == 1
+    assert "overfit: FAIL: Dice " in capsys.readouterr().out
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+class Cases:
+    """A data set whose masks are empty but for those of some indices."""
+
+    def __init__(self, count, filled):
+        self.cases, self.filled = list(range(count)), filled
+
+    def load_mask(self, case):
+        return np.full((1, 1, 2, 2), case in self.filled)
+
+
+def test_cases_are_spread_and_have_something_to_segment():
+    assert spread_cases(Cases(100, range(100)), 4) == [12, 37, 62, 87]
+    assert spread_cases(Cases(100, {40, 61, 90}), 4) == [12, 40, 61, 90]
+    assert spread_cases(Cases(3, range(3)), 8) == [0, 1, 2]
+
+
+def test_figures_of_one_case():
+    truth = np.zeros((1, 4, 4), dtype=bool)
+    truth[0, :2] = True
+    half, empty, full = truth.astype(np.float32), np.zeros_like(truth, np.float32), np.ones_like(truth, np.float32)
+    soft = torch.from_numpy(np.stack([half, empty, full]))
+    found = Drawn.of(soft[:, None], torch.from_numpy(full)[None, None], "vote", True).figures(truth)
+    assert found["dice"] == 1 and found["coarse_dice"] == pytest.approx(2 / 3)
+    assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert found["agreement"] == pytest.approx((0 + 2 / 3 + 0) / 3)
+    assert found["empty"] == found["full"] == pytest.approx(1 / 3)
+    nothing = Drawn.of(soft[:1, None], None, "vote", True).figures(np.zeros_like(truth))
+    assert nothing["dice"] == 0 and all(math.isnan(nothing[name]) for name in ("agreement", "coarse_dice", "empty"))
+
+
+GOOD = {"dice": 0.8, "member_dice": 0.8, "coarse_dice": 0.8, "agreement": 0.9, "empty": 0.0, "full": 0.0}
+
+
+@pytest.mark.parametrize(
+    "figures, losses, name, words",
+    [
+        ({"empty": 0.6}, (2.0, 1.0), "empty", "60% of the samples are empty"),
+        ({"full": 0.7}, (2.0, 1.0), "full", "is it inverted?"),
+        ({"agreement": 0.2}, (2.0, 1.0), "disagreement", "hardly agree (Dice 0.20"),
+        ({"dice": 0.1}, (1.0, 1.0), "flat", "the loss does not fall"),
+        ({"dice": math.nan, "coarse_dice": 0.1}, (1.0, 1.1), "flat", "--lr 0.003 or 0.0003"),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_to_try(figures, losses, name, words):
+    diffusion, train = {"objective": "x0", "mask_loss": "bce_dice", "input_scale": 0.1}, {"lr": 1e-3}
+    found = symptoms(GOOD | figures, losses, diffusion, train)
+    assert list(found) == [name] and words in found[name] and "--overfit 4" in found[name]
+    assert symptoms(GOOD, losses, diffusion, train) == {}
+    eps = {"objective": "eps", "mask_loss": "mse", "input_scale": 1.0}
+    assert ("--objective x0" in symptoms(GOOD | figures, losses, eps, train)[name]) == (name != "flat")
+
+
+def test_a_symptom_needs_two_losses_and_knows_the_plain_unet():
+    figures = GOOD | {"dice": 0.1, "member_dice": math.nan, "agreement": math.nan}
+    options = DiffusionOptions()
+    diffusion = {"objective": options.objective, "mask_loss": options.mask_loss, "input_scale": options.input_scale}
+    assert symptoms(figures, (None, 1.0), diffusion, {"lr": 1e-3}) == {}
