@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,8 @@ from .pictures import (
     resized,
     tinted,
 )
+from .statistics import describe
+from .uncertainty import SCORES, case_scores
 
 SIDE = 384  # longest side of a picture in the report, in pixels
 MAP_SIDE = 160  # of a soft map, which is smooth
@@ -105,11 +108,21 @@ class CaseView:
         return np.stack([enlarged(mask) for mask in masks])
 
 
-def views_of(predictions, dataset, unit, read_raters):
-    """The slices of a case that a report shows: a list of (index or None, `CaseView`), of one for a 2-D image.
+class CaseSlices(NamedTuple):
+    """A case as a report shows it: views, a list of (index or None, `CaseView`), of one for a 2-D image.
+
+    scores: each of `uncertainty.SCORES` that is defined, over all of the case, the mean over classes.
+    """
+
+    views: list
+    scores: dict
+
+
+def slices_of(predictions, dataset, unit, read_raters):
+    """The `CaseSlices` of a case, or None where it was not predicted.
 
     Of a volume those that the mask or the truth touches, with one beside, and where the members disagree; spread out
-    over them where they are more than `MOST_SLICES`. None where the case was not predicted.
+    over them where they are more than `MOST_SLICES`.
     """
     name, volume, kinds = unit.name, unit.is_volume, range(len(dataset.classes))
     if predictions.mask(name, volume) is None:
@@ -127,15 +140,25 @@ def views_of(predictions, dataset, unit, read_raters):
     if truths is not None:
         truths = np.stack([on_grid(truth, masks.shape[1:]) for truth in truths])
     layers = (masks, truths, members, doubt, probability)
+    scores = _scores(masks, members, probability)
     if not volume:
         image = displayed(dataset.load_image(unit.cases[0]))
-        return [(None, _view(image, *layers))]
+        return CaseSlices([(None, _view(image, *layers))], scores)
     affine = dataset.geometry(unit.cases[0]).affine
     views = []
     for k in _shown_slices(masks, truths, doubt):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)
         views.append((k, _view(image, *(_slice_of(layer, k, affine) for layer in layers))))
-    return views
+    return CaseSlices(views, scores)
+
+
+def _scores(masks, members, probability):
+    of_classes = [
+        case_scores(mask, [member[k] for member in members], None if probability is None else probability[k])
+        for k, mask in enumerate(masks)
+    ]
+    means = {name: describe([scores[name] for scores in of_classes])["mean"] for name in SCORES}
+    return {name: value for name, value in means.items() if not math.isnan(value)}
 
 
 def _view(image, masks, truths, members, doubt, probability):

@@ -21,13 +21,13 @@ class Chart:
 
     def line(self, xs, ys, series, label=""):
         """A line through points in their order, broken where a value lacks; series: 1 to 4, its colour."""
-        pieces, piece = [], []
+        pieces = [[]]
         for x, y in zip(*thinned(xs, ys), strict=True):
             if _finite(x) and _finite(y) and not (self.log and y <= 0):
-                piece.append(f"{self._x(x):.1f},{self._y(y):.1f}")
-            elif piece:
-                pieces, piece = [*pieces, piece], []
-        for piece in [*pieces, piece]:
+                pieces[-1].append(f"{self._x(x):.1f},{self._y(y):.1f}")
+            elif pieces[-1]:
+                pieces.append([])
+        for piece in pieces:
             if len(piece) == 1:
                 self.parts.append('<circle class="s{}" cx="{}" cy="{}" r="2"/>'.format(series, *piece[0].split(",")))
             elif piece:

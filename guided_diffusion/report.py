@@ -3,26 +3,31 @@
 import csv
 import math
 import os
+import re
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from tqdm import tqdm
 
 from .calibration import BINS
-from .case_views import views_of
-from .charts import Chart, histogram
+from .case_views import slices_of
+from .charts import Chart, histogram, rounded
+from .errors import UserError
 from .evaluation import raters_of
 from .files import atomic_path, read_json
-from .logger import counted
-from .metrics import METRICS
+from .logger import console, counted
 from .page import data_uri, figure, header, part, write_page
 from .pictures import class_colour
 from .results import Predictions
 
+NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
-BETTER_LOW = ("hd95", "assd", "ece", "brier", "ged2", "volume", "doubt")  # beginnings of what is worse when it is more
-LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ece": "ECE", "ged2": "GED²", "ece_band": "ECE in band"}
+WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # beginnings
+LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
+CHARTED = ("dice", "sensitivity", "precision", "hd95")
+FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at first, as far as there is truth
 
 
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
@@ -39,9 +44,9 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     scores = read_scores(out_dir / "metrics.csv")
     pictures, cases = Pictures(out_dir / "report_files"), []
     for unit in progress(units) if progress else units:
-        views = views_of(predictions, dataset, unit, read_raters)
-        if views:
-            cases.append(_case(unit, views, pictures, scores.get(unit.name, {})))
+        slices = slices_of(predictions, dataset, unit, read_raters)
+        if slices is not None:
+            cases.append(_case(unit, slices.views, pictures, scores.get(unit.name) or slices.scores))
     columns = _columns(cases)
     data = {
         "cases": [case | {"pictures": pictures.sources(case["pictures"])} for case in cases],
@@ -52,6 +57,15 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     write_page(path, f"Segmentation report: {_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data)
     pictures.tidy()
     return path
+
+
+def try_report(*arguments, **keywords):
+    """`write_report` with a bar; an image that cannot be read is told, and it returns None: the rest is there."""
+    try:
+        return write_report(*arguments, **keywords, progress=lambda units: tqdm(units, desc="report", unit="case"))
+    except UserError as error:
+        console().warning(f"warning: no report.html: {error}")
+        return None
 
 
 class Pictures:
@@ -90,11 +104,11 @@ class Pictures:
         return quote(f"{self.folder.name}/{keys}")
 
     def tidy(self):
-        """Remove what an earlier page left in the folder; to be called once the new page is there."""
+        """Remove the pictures that an earlier page left in the folder; to be called once the new page is there."""
         for folder, _, names in os.walk(self.folder, topdown=False):
             for name in names:
                 path = Path(folder, name)
-                if path.relative_to(self.folder).as_posix() not in self.written:
+                if NAMES.fullmatch(name) and path.relative_to(self.folder).as_posix() not in self.written:
                     path.unlink()
             if not os.listdir(folder):
                 os.rmdir(folder)
@@ -147,7 +161,6 @@ def _case(unit, views, pictures, scores):
         if index == largest:
             first = view
     card, card_size = first.card()
-    doubts = _doubt([view for _, view in views])
     return {
         "name": unit.name,
         "pictures": {"card": pictures.add(unit.name, "card.jpg", card), "slices": slices},
@@ -157,41 +170,35 @@ def _case(unit, views, pictures, scores):
         "layers": first.layers(),
         "size": list(shape),
         "card": list(card_size),
-        "scores": {key: value for key, value in scores.items() if key != "empty"} | doubts,
+        "scores": {key: value for key, value in scores.items() if key != "empty"},
         "empty": scores.get("empty", ""),
     }
 
 
-def _doubt(views):
-    """How unsure a case is: 1 - the Dice that its probability promises, over what is shown of it."""
-    if any(view.probability is None for view in views):
-        return {}
-    inside = sum(float(view.probability[view.masks].sum()) for view in views)
-    total = sum(float(view.masks.sum() + view.probability.sum()) for view in views)
-    return {"doubt": 1 - 2 * inside / total} if total else {}
-
-
 def _columns(cases):
-    """What cases can be sorted by: [{"key", "label", "worst": "low" or "high"}], first what they are sorted by at
-    first, the Dice or, without truth, the uncertainty."""
+    """What cases can be sorted by: [{"key", "label", "worst": "low" or "high"}], what they are sorted by at first
+    leading."""
     keys = dict.fromkeys(key for case in cases for key in case["scores"])
-    first = [key for key in ("dice", "doubt") if key in keys]
-    keys = [*first, *(key for key in keys if key not in first)]
-    columns = [
-        {"key": key, "label": label_of(key), "worst": "high" if key.startswith(BETTER_LOW) else "low"} for key in keys
+    first = [key for key in FIRST if key in keys]
+    return [
+        {"key": key, "label": label_of(key), "worst": "high" if WORSE_HIGH.match(key) else "low"}
+        for key in (*first, *(key for key in keys if key not in first))
     ]
-    return columns
 
 
 def label_of(key):
     """A figure's name for people."""
-    text = LABELS.get(key, "uncertainty" if key == "doubt" else key.replace("_", " ").replace("dice", "Dice"))
+    text = LABELS.get(key, key.replace("_band", "_in_band").replace("_", " "))
+    for plain, right in (("dice", "Dice"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1"), ("brier", "Brier")):
+        text = re.sub(rf"\b{plain}\b", right, text)
     return text[0].upper() + text[1:]
 
 
 def _legend(names):
     """Of several classes each one's name and colour."""
-    return [[name, "#%02x%02x%02x" % class_colour(k)] for k, name in enumerate(names)] if len(names) > 1 else []
+    if len(names) == 1:
+        return []
+    return [[name, "#{:02x}{:02x}{:02x}".format(*class_colour(k))] for k, name in enumerate(names)]
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
@@ -209,13 +216,23 @@ def _read(path):
 def _body(out_dir, results_dir, dataset, cases, columns):
     summary, curves = _read(out_dir / "summary.json"), _read(out_dir / "curves.json")
     manifest = _read(results_dir / "manifest.json")
-    charts = [*_distributions(cases, columns), *_reliability(curves), *_retention(curves), *_scatter(cases, columns)]
+    level = curves.get("all") or next(iter(curves.get("classes", {}).values()), {})
+    charts = [
+        *_distributions(cases, columns),
+        *_reliability(level.get("reliability", {})),
+        *_retention(level.get("retention", {})),
+        *_scatter(cases),
+        *_sizes(curves.get("ensemble_size")),
+    ]
     parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
     parts.append('<div class="overview">')
     if summary:
         parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{_table(summary)}{_rules(summary)}</section>')
     else:
-        parts.append('<p class="note">There is no truth to compare with: cases are sorted by their uncertainty.</p>')
+        parts.append(
+            '<p class="note">There is no truth to compare with. Cases are sorted by the Dice that is to be expected if '
+            "their probability is right, those with the most doubt first.</p>"
+        )
     if charts:
         parts.append(
             f'<section aria-label="Charts"><h2>Charts</h2><div class="charts">{"".join(charts)}</div></section>'
@@ -303,23 +320,20 @@ def _rules(summary):
 
 
 def _distributions(cases, columns):
-    """A histogram of each metric, or of the uncertainty where there is no truth."""
-    shown = []
-    keys = [column["key"] for column in columns]
-    for key in [key for key in METRICS if key in keys] or [key for key in keys if key == "doubt"]:
+    """Histograms of the cases' figures, or of the expected Dice where there is no truth."""
+    shown, keys = [], [column["key"] for column in columns]
+    for key in [key for key in CHARTED if key in keys] or keys[:1]:
         values = [case["scores"][key] for case in cases if key in case["scores"]]
         if len(values) > 1:
-            label = label_of(key)
-            share = min(values) >= 0 and max(values) <= 1 and key != "doubt"
+            label, share = label_of(key), min(values) >= 0 and max(values) <= 1
             bounds = (math.floor(min(values) * 10) / 10 if min(values) > 0.5 else 0, 1) if share else None
             chart = histogram(f"Distribution of {label} over cases", values, label, bounds=bounds)
             shown.append(f'<div class="chart" data-column="{escape(key)}">{figure(f"{label} per case", chart)}</div>')
     return shown
 
 
-def _reliability(curves):
+def _reliability(tables):
     """Reliability of the probability, over all pixels and in the band around the boundary."""
-    tables = curves.get("all", {}).get("reliability", {})
     chart = Chart("Reliability of the probability", (0, 1, "predicted probability"), (0, 1, "fraction of true pixels"))
     chart.reference((0, 0), (1, 1))
     names = (("probability", "all pixels"), ("probability_band", "around the boundary"), ("coarse_band", "coarse mask"))
@@ -332,9 +346,8 @@ def _reliability(curves):
     return [f'<div class="chart">{figure(f"Reliability ({BINS} bins; the diagonal is ideal)", chart.svg())}</div>']
 
 
-def _retention(curves):
+def _retention(scores):
     """The mean error of the surest cases, by how many of them are kept."""
-    scores = curves.get("all", {}).get("retention", {})
     highest = max((max(score["error"], default=0) for score in scores.values()), default=0)
     if not highest:
         return []
@@ -346,12 +359,31 @@ def _retention(curves):
     return [f'<div class="chart">{figure("Is the uncertainty any good? Error retention", chart.svg())}</div>']
 
 
-def _scatter(cases, columns):
-    """The uncertainty of each case against its Dice."""
-    both = [case for case in cases if {"dice", "doubt"} <= case["scores"].keys()]
+def _scatter(cases):
+    """The Dice that each case's probability promises against the one that it has."""
+    both = [case for case in cases if {"dice", "expected_dice"} <= case["scores"].keys()]
     if len(both) < 3:
         return []
-    doubts, dices = ([case["scores"][key] for case in both] for key in ("doubt", "dice"))
-    chart = Chart("Uncertainty and Dice of each case", (0, max(doubts) or 1, "uncertainty"), (0, 1, "Dice"))
-    chart.dots(doubts, dices, [case["name"] for case in both])
-    return [f'<div class="chart">{figure("Uncertainty and Dice, a dot a case", chart.svg())}</div>']
+    promised, dices = ([case["scores"][key] for case in both] for key in ("expected_dice", "dice"))
+    low = math.floor(min(*promised, *dices) * 10) / 10
+    low = low if low < 1 else 0.9
+    chart = Chart("Expected and true Dice of each case", (low, 1, "expected Dice"), (low, 1, "Dice"))
+    chart.reference((low, low), (1, 1))
+    chart.dots(promised, dices, [case["name"] for case in both])
+    return [f'<div class="chart">{figure("Expected and true Dice, a dot a case", chart.svg())}</div>']
+
+
+def _sizes(found):
+    """How the Dice grows with the number of members (see `ensemble_size`)."""
+    if not found:
+        return []
+    sizes, means, lows, highs = (
+        found["sizes"],
+        *([one[key] for one in found["dice"]] for key in ("mean", "low", "high")),
+    )
+    ends = [value for value in (*means, *lows, *highs) if value is not None]
+    chart = Chart("Dice by ensemble size", (1, sizes[-1], "members"), (*rounded(min(ends), max(ends)), "mean Dice"))
+    chart.area(sizes, lows, highs, 1)
+    chart.line(sizes, means, 1)
+    chart.mark(found["enough"], f"{found['enough']} suffice" if found["enough"] < sizes[-1] else "still grows")
+    return [f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>']

@@ -14,6 +14,7 @@ from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
+from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import hold_out_of
@@ -53,8 +54,10 @@ def main(argv=None):
     )
     console().info(format_summary(summary))
     console().info("\n".join(f"- {rule}" for rule in summary["rules"]))
+    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
     out.finish()
-    console().info(f"written: {out.shown('metrics.csv')}, {out.shown('summary.json')}, {out.shown('curves.json')}")
+    names = ["metrics.csv", "summary.json", "curves.json", *([report.name] if report else [])]
+    console().info(f"written: {', '.join(map(out.shown, names))}")
 
 
 def trained_on(manifest):

@@ -22,10 +22,10 @@
   // ---- cards ---------------------------------------------------------------------------------------------------
 
   const gallery = $("gallery");
-  const shownFirst = data.columns.slice(0, 1).concat(data.columns.filter((column) => column.key === "doubt")).map((c) => c.key);
+  const shownFirst = data.columns.slice(0, 2).map((column) => column.key);
   const cards = data.cases.map((item) => {
     const card = element("button", { type: "button", class: "card", tabindex: "-1" });
-    const summary = [...new Set(shownFirst)]
+    const summary = shownFirst
       .filter((key) => key in item.scores)
       .map((key) => `${columns.get(key).label} ${number(item.scores[key])}`);
     if (item.empty) summary.push(`${item.empty} empty`);
