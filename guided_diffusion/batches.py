@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import UserError
+from .selection import Selection
+from .views import crop
 
 
 def collate(items):
@@ -37,36 +39,37 @@ class TrainingOrder(Sampler):
     p mod N of a permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one
     would. What is drawn for an item follows from its position (see `TrainingItems`).
 
+    selection: the `Selection` of the items that an epoch has. share: the slice of each batch that is yielded, of the
+    process that reads it.
+    """
 
-    share: the slice of each batch that is yielded, of the process that reads it."""
-
-    def __init__(self, length, batch_size, seed, start_step=0, share=slice(None)):
-        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+    def __init__(self, selection, batch_size, seed, start_step=0, share=slice(None)):
+        self.selection, self.batch_size, self.seed, self.start_step = selection, batch_size, seed, start_step
         self.share = share
 
     def __iter__(self):
         epoch, order = -1, None
-        position = self.start_step * self.batch_size
+        length, position = len(self.selection), self.start_step * self.batch_size
         while True:
             batch = []
             for _ in range(self.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-                batch.append((int(order[position % self.length]), position))
+                if position // length != epoch:
+                    epoch = position // length
+                    order = self.selection.shuffled(np.random.default_rng([self.seed, epoch]))
+                batch.append((int(order[position % length]), position))
                 position += 1
             yield batch[self.share]
 
 
 class TrainingItems(Dataset):
-    """The items of `dataset` by the keys of `TrainingOrder`, (index, position), augmented.
+    """The items of `dataset` by the keys of `TrainingOrder`, (index, position), cut to the network's size, augmented.
 
     What is drawn follows from (seed, position) alone. augment: none, light or strong, see
     `augment.build_augmentation`; none hands the items on as they are.
     """
 
     def __init__(self, dataset, augment, seed):
-        self.dataset, self.augment = dataset, None
+        self.dataset, self.augment, self.seed = dataset, None, seed
         if augment != "none":
             from .augment import Augmentation  # torchvision takes a second to import, which others need not wait for
 
@@ -82,15 +85,20 @@ class TrainingItems(Dataset):
     def __getitem__(self, key):
         index, position = key
         item = self.dataset[index]
+        if self.dataset.view.keep_size:
+            item = crop(item, self.dataset.image_size, self.seed, position)
         return item if self.augment is None else self.augment(item, position)
 
 
-def training_batches(dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none", share=slice(None)):
+def training_batches(
+    dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none", share=slice(None), selection=None
+):
     """Return an endless iterator over training batches, which (seed, step) alone decide.
 
     augment: none, light or strong (see `TrainingItems`). share: the slice of each batch that this process reads.
+    selection: the `Selection` of the items that are trained on; None: all.
     """
-    order = TrainingOrder(len(dataset), batch_size, seed, start_step, share)
+    order = TrainingOrder(selection or Selection.of_all(len(dataset)), batch_size, seed, start_step, share)
     items = TrainingItems(dataset, augment, seed)
     return iter(_loader(items, num_workers, batch_sampler=order))
 

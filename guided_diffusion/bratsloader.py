@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from .classes import Classes
 from .data import Case, SegmentationDataset, split_folders
 from .errors import UserError
 from .files import is_nifti, split_suffix
@@ -21,7 +22,7 @@ FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_
 
 
 class BraTSDataset(SegmentationDataset):
-    """Slices [4, X, Y] of t1, t1ce, t2, flair with the whole tumour (label > 0) as mask.
+    """Slices [4, X, Y] of t1, t1ce, t2, flair with the whole tumour (label > 0) as mask, or in --classes.
 
     data_dir, or its training/, validation/ or testing/ sub-folder picked by `split`, is searched at any depth for
     folders with NIfTI files (.nii or .nii.gz) of either kind:
@@ -29,7 +30,10 @@ class BraTSDataset(SegmentationDataset):
       (the case has the folder's name);
     - 3-D volumes, `BraTS2021_00000_flair.nii.gz` and so on or `flair.nii.gz`, of any size; each slice along the last
       axis, empty ones too, is a case `BraTS2021_00000_slice_077`.
-    The truth is the file `seg`, or of several raters `seg1`, `seg2` and so on; it is not needed for sampling.
+    The truth is the file `seg`, or of several raters `seg1`, `seg2` and so on; it is not needed for sampling. Its
+    labels are 1 (necrotic and non-enhancing core), 2 (oedema) and, of the enhancing tumour, 4, or 3 where the files
+    have the names of 2023 and later (t1n, t1c, t2w, t2f). `--classes regions` reads them as the regions WT (whole
+    tumour), TC (core) and ET (enhancing), which overlap; `labels` as NCR, ED and ET, one of many.
 
     Images are z-scores per modality over the case's non-zero voxels (of the whole volume in 3-D), clipped to +-5,
     with 0 as background.
@@ -39,6 +43,7 @@ class BraTSDataset(SegmentationDataset):
     class_names = ("tumour",)
     finds_validation = True
     left_right_axis = -2  # a slice lies as in the file, [X, Y]
+    foreign = None  # the label that must not be there, where --classes leaves the labels' meaning to us
 
     @classmethod
     def recognises(cls, data_dir):
@@ -64,8 +69,27 @@ class BraTSDataset(SegmentationDataset):
     def read_image(self, case):
         return self.volumes.image(case)
 
-    def read_mask(self, case):
-        return self.volumes.labels(case)[:, None] > 0
+    def read_labels(self, case):
+        labels = self.volumes.labels(case)
+        if self.foreign is not None and (labels == self.foreign).any():
+            raise UserError(
+                f"{case.masks[0]}: holds the label {self.foreign}, which files of these names do not have; write what "
+                f"the labels mean, as --classes WT=1+2+{self.foreign},TC=1+{self.foreign},ET={self.foreign}"
+            )
+        return labels
+
+    def named_classes(self, word):
+        layouts = {is_of_2023(case): case for case in self.cases}
+        if len(layouts) > 1:
+            raise UserError(
+                f"--classes {word}: {layouts[True].images[0]} has a name of 2023 or later, "
+                f"{layouts[False].images[0].name} an older one, where another label means the enhancing tumour; keep "
+                "them in folders of their own"
+            )
+        enhancing, self.foreign = (3, 4) if True in layouts else (4, 3)
+        if word == "regions":
+            return Classes(("WT", "TC", "ET"), ((1, 2, enhancing), (1, enhancing), (enhancing,)))
+        return Classes(("NCR", "ED", "ET"), ((1,), (2,), (enhancing,)))
 
     def normalise(self, image):
         return image  # done for the whole volume when it is read

@@ -48,9 +48,19 @@ class ReliabilityTable:
             )
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError("probabilities must lie in [0, 1]")
+        return cls._sums(p, np.ones_like(p), y, (p - y) ** 2)
+
+    @classmethod
+    def weighted(cls, probability, count, truth):
+        """The table of `count` pixels at each probability, whose truths add up to `truth` and are 0 or 1."""
+        p, count, y = (np.asarray(values, dtype=np.float64) for values in (probability, count, truth))
+        return cls._sums(p, count, y, count * p**2 - 2 * p * y + y)
+
+    @classmethod
+    def _sums(cls, p, count, truth, squared_error):
         bins = np.searchsorted(FINE_EDGES, p)
-        sums = (np.bincount(bins, weights, BINS * FINE) for weights in (p, y, (p - y) ** 2))
-        return cls(np.bincount(bins, minlength=BINS * FINE), *sums)
+        count, *sums = (np.bincount(bins, w, BINS * FINE) for w in (count, count * p, truth, squared_error))
+        return cls(count.astype(np.int64), *sums)
 
     def __add__(self, other):
         return ReliabilityTable(

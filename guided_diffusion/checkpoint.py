@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .classes import Classes
 from .config import DiffusionOptions, ModelOptions
 from .errors import UserError
 from .files import atomic_path
@@ -18,9 +19,9 @@ from .medsegdiff import build_model
 
 FORMAT = "medsegdiff-checkpoint-1"
 OLDER = {  # what a checkpoint that is older than an option was trained with
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
-    "diffusion": {"logit_skip": "none"},
-    "train": {"augment": "none", "dice_steps": 0},
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "neighbours": 0},
+    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
+    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
 }
 
 
@@ -47,6 +48,12 @@ class Checkpoint:
     scaler: dict = field(default_factory=dict)
     timestep_sampler: dict = field(default_factory=dict)
     validation: dict = field(default_factory=dict)
+
+    @property
+    def classes(self):
+        """The `classes.Classes` that it was trained on."""
+        values = self.config.get("loader", {}).get("class_values", ())
+        return Classes(tuple(self.class_names), tuple(map(tuple, values)))
 
     def build(self, options=None):
         """The network (in training mode, with the not-averaged weights) and its diffusion."""

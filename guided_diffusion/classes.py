@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UserError
+from .files import read_json
 
 WORDS = ("auto", "regions", "labels")  # what --classes may say instead of names and values
 LARGEST = 65535  # label value, of a 16-bit picture
 MOST = 62  # overlapping classes: a pixel's memberships are the bits of one integer
+MOST_FOUND = 256  # values in the masks, 0 among them, that --classes auto takes for classes
 MEAN = "mean"  # the row of all classes together in tables, so no class's name
 
 
@@ -32,6 +34,13 @@ class Classes:
         """As `--classes` takes it: "liver=1,tumour=2", or "" for one class without values."""
         pairs = zip(self.names, self.values, strict=False)
         return ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in pairs)
+
+    def described(self):
+        """In words, for people."""
+        if self.is_binary:
+            return self.names[0]
+        kind = "one of many" if self.is_exclusive else "regions that overlap"
+        return f"{str(self).replace(',', ', ')}" + (f" ({kind})" if len(self) > 1 else "")
 
     @property
     def is_binary(self):
@@ -136,3 +145,42 @@ def checked_classes(names, values, where):
     if not classes.is_exclusive and len(classes) > MOST:
         raise UserError(f"{where}: {len(classes)} regions overlap; {MOST} are the most")
     return classes
+
+
+def described_classes(path):
+    """The `Classes` that a dataset.json of the Medical Segmentation Decathlon or of nnU-Net names.
+
+    Its "labels" are {"1": "liver"} or {"liver": 1}, or with regions {"whole tumour": [1, 2]}; the background, 0, is
+    left out. Raises `UserError` where there are none.
+    """
+    labels = read_json(path)
+    labels = labels.get("labels") if isinstance(labels, dict) else None
+    names, values = [], []
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        name, numbers = (value, key) if isinstance(value, str) else (key, value)
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        if not all(str(number).isdecimal() for number in numbers):
+            raise UserError(f'{path}: {key!r}: {value!r} in "labels" is no name with its label value; correct it')
+        numbers = tuple(map(int, numbers))
+        if numbers != (0,):
+            names.append(re.sub(r"[^\w .+()-]", "-", name).strip())
+            values.append(numbers)
+    if not names:
+        raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
+    return checked_classes(names, values, path)
+
+
+def found_classes(label_maps, where):
+    """The `Classes` of the values in label maps (an iterable of integer arrays): `class_1` for 1 and so on."""
+    values = set()
+    for labels in label_maps:
+        values.update(np.unique(labels).tolist())
+        if len(values) > MOST_FOUND:
+            raise UserError(
+                f"{where}: the masks hold more than {MOST_FOUND} values, so they seem to be no label maps; write "
+                "--classes NAME=VALUE,..."
+            )
+    values = sorted(value for value in values if value > 0)
+    if not values:
+        raise UserError(f"{where}: the masks hold no value but 0; write --classes NAME=VALUE,...")
+    return checked_classes([f"class_{value}" for value in values], [(value,) for value in values], where)

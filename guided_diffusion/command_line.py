@@ -16,8 +16,6 @@ from .storage import check_path, is_remote
 COMING = {  # flags of the design that a later version brings; refused by name until then
     "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
-    "classes": "masks are binary so far",
-    "tile": "images are resized to --image_size so far",
 }
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"

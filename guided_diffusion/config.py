@@ -56,6 +56,13 @@ class DataOptions:
         "loader says, else each image or volume by itself",
     )
     split_seed: int = option(0, "which groups --val_fraction holds out; apart from --seed, to compare runs", minimum=0)
+    classes: str = option(
+        "",
+        "which classes the masks are read in, by their values in label maps. liver=1,tumour=2: one of many, trained by "
+        "softmax. WT=1+2+4,TC=1+4,ET=4: regions, which overlap since values are in several. auto: the values that the "
+        "training masks hold, called as dataset.json says. BRATS: regions (WT, TC, ET) or labels (NCR, ED, ET), by the "
+        "values of its layout. Results are label maps in the same values. Empty: one class, all that is not 0",
+    )
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU that become -1 and 1, what lies beyond is cut off, as -160,240; "
@@ -102,7 +109,7 @@ class DataOptions:
     @property
     def loading(self):
         """What `data.build_dataset` is to be given besides the name, the folder and the split: a dict."""
-        return {"hold_out": self.hold_out, "ct_window": self.window()}
+        return {"hold_out": self.hold_out, "ct_window": self.window(), "classes": self.classes}
 
 
 @dataclass
@@ -121,6 +128,12 @@ class ModelOptions:
         choices=("", *PRESETS),
     )
     image_size: int = option(256, "images are resized to this many pixels square; the levels must divide it", above=0)
+    neighbours: int = option(
+        0,
+        "slices on either side of a volume's slice that are seen beside it, as further channels (2.5-D); at its ends a "
+        "volume's outermost slice is repeated",
+        minimum=0,
+    )
     num_channels: int = option(128, "width of the first level", above=0)
     num_res_blocks: int = option(2, "residual blocks per level", above=0)
     num_heads: int = option(1, "attention heads (when --num_head_channels is not set)", above=0)
@@ -217,6 +230,13 @@ class DiffusionOptions:
         "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
         choices=("none", "noise", "coarse", "both"),
     )
+    class_activation: str = option(
+        "auto",
+        "how the logits of several --classes become probabilities: softmax (with the background's, which is 0: one of "
+        "many, by categorical cross-entropy; x0 only), sigmoid (each class by itself) or auto: softmax for x0 where "
+        "the classes exclude one another, else sigmoid",
+        choices=("auto", "softmax", "sigmoid"),
+    )
     coarse_weight: float = option(
         1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10 for v1)", minimum=0
     )
@@ -257,7 +277,11 @@ class DiffusionOptions:
             self.input_scale = 1.0 if self.objective == "eps" else 0.1
         if self.mask_loss == "auto":
             self.mask_loss = "bce_dice" if self.objective == "x0" and not self.use_kl else "mse"
-        for flag, odd in (("mask_loss", self.mask_loss != "mse"), ("logit_skip", self.logit_skip != "none")):
+        for flag, odd in (
+            ("mask_loss", self.mask_loss != "mse"),
+            ("logit_skip", self.logit_skip != "none"),
+            ("class_activation", self.class_activation == "softmax"),
+        ):
             if odd and self.objective != "x0":
                 raise UserError(f"--{flag} {getattr(self, flag)} goes with --objective x0, not {self.objective}")
         if self.mask_loss != "mse" and self.use_kl:
@@ -265,6 +289,14 @@ class DiffusionOptions:
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
         self._check_end_and_weighting()
+
+    def settle_activation(self, classes):
+        """Settle `class_activation` for `classes`, a `classes.Classes`; `UserError` for softmax where they overlap."""
+        if self.class_activation == "auto":
+            is_one_of_many = len(classes) > 1 and classes.is_exclusive
+            self.class_activation = "softmax" if is_one_of_many and self.objective == "x0" else "sigmoid"
+        if self.class_activation == "softmax" and not classes.is_exclusive:
+            raise UserError(f"--class_activation softmax: the classes {classes} overlap; leave it out")
 
     def _check_end_and_weighting(self):
         if self.zero_terminal_snr and self.objective == "eps":

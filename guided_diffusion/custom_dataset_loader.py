@@ -36,6 +36,7 @@ from .files import (
     read_csv,
     read_json,
     read_picture,
+    read_picture_labels,
     read_picture_mask,
     split_suffix,
     stacked,
@@ -50,7 +51,7 @@ MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
 
 class FolderDataset(SegmentationDataset):
-    """`images/NAME.png` with `masks/NAME.png`, one class of foreground.
+    """`images/NAME.png` with `masks/NAME.png`, one class of foreground, or with --classes label maps of several.
 
     Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores, or CT as `ct_window` says; a
     volume is a case per slice, a fourth axis are its channels).
@@ -90,9 +91,14 @@ class FolderDataset(SegmentationDataset):
         return read_picture(case.images[0])
 
     def read_mask(self, case):
-        if self.is_nifti:
-            return self.volumes.labels(case)[:, None] > 0
+        if self.is_nifti or not self.classes.is_binary:
+            return super().read_mask(case)  # from label maps
         return stacked(case.masks, [read_picture_mask(path) for path in case.masks])[:, None]
+
+    def read_labels(self, case):
+        if self.is_nifti:
+            return self.volumes.labels(case)
+        return stacked(case.masks, [read_picture_labels(path) for path in case.masks])
 
     def normalise(self, image):
         # A volume is normalised as a whole when it is read.

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from .classes import Classes, checked_classes
+from .classes import WORDS, Classes, checked_classes, described_classes, found_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 from .orientation import STILL, turned_back
+from .views import WHOLE
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -87,8 +88,9 @@ class SegmentationDataset(Dataset):
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
-    With several classes it may set `class_values`, the label value of each in the maps that sampling writes (default:
-    1, 2, ...), or several values of each where classes are regions that overlap, as ((1, 2, 4), (1, 4), (4,)).
+    A loader of label maps overrides `read_labels` instead of `read_mask`; --classes then says what they are read as.
+    With several classes of its own it may set `class_values`, the label value of each in the maps that sampling writes
+    (default: 1, 2, ...), or several values of each where classes are regions that overlap: ((1, 2, 4), (1, 4), (4,)).
     With class labels it also sets `label_names`. For --augment it may set
     - `orientation`: "upright" (default) where an image has a top, as a photograph of a person or a slice of a head
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
@@ -110,6 +112,9 @@ class SegmentationDataset(Dataset):
     ct_window: (low, high) in HU that CT volumes are cut to, for loaders that heed it; None: as the loader thinks fit.
     hold_out: a `split.HoldOut` that divides the training cases into those of "train" and of "val". "test" is the
         latter too where the data has no test cases of its own, that is, where "test" finds those of "train".
+    classes: what `--classes` says; "": the loader's own. Sets `self.classes`, a `classes.Classes`, and `class_names`.
+    view: what an item shows of a case, a `views.View`. With neighbours `image_channels` becomes that of so many slices;
+        `read_image` and `load_image` give a case's own.
     """
 
     image_channels = 3
@@ -124,7 +129,18 @@ class SegmentationDataset(Dataset):
     layout = ""  # what was found there, in words
     notes = ()  # lines that the scripts say about the data
 
-    def __init__(self, data_dir, image_size, *, split=None, need_masks=False, hold_out=None, ct_window=None):
+    def __init__(
+        self,
+        data_dir,
+        image_size,
+        *,
+        split=None,
+        need_masks=False,
+        hold_out=None,
+        ct_window=None,
+        classes="",
+        view=WHOLE,
+    ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
         self.data_dir = Path(data_dir)
@@ -132,6 +148,7 @@ class SegmentationDataset(Dataset):
         self.split = split
         self.need_masks = need_masks
         self.ct_window = ct_window
+        self.view = view
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
@@ -142,7 +159,10 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
         self._check_cases()
-        self.classes = self._own_classes()
+        self.classes = self._settled_classes(classes)
+        self.class_names = self.classes.names
+        self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
+        self._slices = view.slices_of(self.cases)
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -165,7 +185,23 @@ class SegmentationDataset(Dataset):
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        if not self._reads_labels:
+            raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
+
+    def read_labels(self, case):
+        """Return the case's label maps as integers [R, H, W], where the data has such. Called as `read_mask` is."""
+        raise TypeError(f"{type(self).__name__} has no read_labels(case)")
+
+    def named_classes(self, word):
+        """The `Classes` that `--classes auto`, or another of `classes.WORDS`, stands for in this data."""
+        if word != "auto":
+            raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
+        if (self.data_dir / "dataset.json").is_file():
+            return described_classes(self.data_dir / "dataset.json")
+        cases = [case for case in self.cases if case.masks]
+        bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
+        return found_classes((self.read_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
@@ -239,6 +275,21 @@ class SegmentationDataset(Dataset):
         )
         return kept if self.split == "train" else held
 
+    @property
+    def _reads_labels(self):
+        return type(self).read_labels is not SegmentationDataset.read_labels
+
+    def _settled_classes(self, text):
+        """The `Classes` that `--classes` says, or the loader's own."""
+        if not text:
+            return self._own_classes()
+        if not self._reads_labels:
+            raise UserError(
+                f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
+                "leave it out (a loader of your own has label maps where it defines read_labels)"
+            )
+        return self.named_classes(text) if text in WORDS else parse_classes(text)
+
     def _own_classes(self):
         """The `Classes` that `class_names` and `class_values` stand for."""
         names, values = tuple(self.class_names), self.class_values
@@ -270,17 +321,19 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, index):
         """Return the item of case `index` (design contract).
 
-        image: float32 [C, S, S], normalised. mask: float32 [R, K, S, S] in {0, 1}, only if `need_masks`.
+        image: float32 [C, S, S], normalised, of `view` (larger if that keeps sizes). mask: float32 [R, K, S, S] in
+        {0, 1}, of the image's size, only if `need_masks`.
         name: str. size: (H, W) of the original. label: int, where the case has one.
         volume, slice_index: of a slice.
         """
         case = self.cases[index]
-        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
-        image = network_image(self.normalise(raw), self.image_size)
-        item = {"image": image, "name": case.name, "size": tuple(raw.shape[-2:])}
+        images = [self._normalised(near) for near in self.view.around(case, self._slices)]
+        size = tuple(images[0].shape[-2:])
+        image = torch.cat([self.view.image(image, self.image_size) for image in images])
+        item = {"image": image, "name": case.name, "size": size}
         if self.need_masks:
-            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, raw.shape[-2:])))
-            item["mask"] = resize_mask(mask.float(), self.image_size)
+            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
+            item["mask"] = self.view.mask(mask.float(), self.image_size)
         if case.label is not None:
             item["label"] = case.label
         if case.volume is not None:
@@ -288,14 +341,19 @@ class SegmentationDataset(Dataset):
             item["slice_index"] = case.slice_index
         return item
 
+    def _normalised(self, case):
+        """The case's own image at its own size: float32 [C, H, W]."""
+        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
+        return torch.as_tensor(self.normalise(raw), dtype=torch.float32)
+
     def load_image(self, case):
-        """`read_image`, checked: float32 [C, H, W] with this data set's channels and finite values."""
+        """`read_image`, checked: float32 [C, H, W] with a case's `case_channels` and finite values."""
         image = np.asarray(self.read_image(case), dtype=np.float32)
         if image.ndim != 3:
             raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
-        if image.shape[0] != self.image_channels:
+        if image.shape[0] != self.case_channels:
             raise UserError(
-                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.image_channels}; "
+                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.case_channels}; "
                 "convert it or leave it out"
             )
         if not np.isfinite(image).all():
@@ -368,32 +426,12 @@ def split_of(folder_name):
     return next(exact, None) or next(data, None)
 
 
-def resize_image(image, size):
-    """Resize [C, H, W] smoothly (antialiased bilinear) to [C, size, size]."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def network_image(normalised, size):
-    """What the network sees of a normalised image [C, H, W]: float32 [C, size, size]."""
-    return resize_image(torch.as_tensor(normalised, dtype=torch.float32), size)
-
-
-def resize_mask(mask, size):
-    """Resize [..., H, W] by nearest neighbour to [..., size, size]; values in {0, 1} stay in {0, 1}."""
-    if mask.shape[-2:] == (size, size):
-        return mask
-    flat = mask.reshape(1, -1, *mask.shape[-2:])
-    return F.interpolate(flat, (size, size), mode="nearest-exact").reshape(*mask.shape[:-2], size, size)
-
-
 def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
     a loader of your own, or AUTO.
-    split, need_masks, settings (hold_out, ct_window; those of `config.DataOptions.loading`): see
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """

@@ -63,9 +63,6 @@ class DecathlonDataset(SegmentationDataset):
     def read_labels(self, case):
         return self.volumes.labels(case)
 
-    def read_mask(self, case):
-        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
-
     def normalise(self, image):
         return image  # done for the whole volume when it is read
 

@@ -6,26 +6,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .calibration import ReliabilityTable, boundary_band
 from .data import group_cases
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
+from .ensemble import staple
+from .ensemble_size import dice_by_size
 from .errors import UserError
 from .files import atomic_path, write_json
 from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
 from .results import Predictions
+from .split import group_of
 from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
+from .temperature import LevelTable
 from .uncertainty import case_scores
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the figures depend on beside the masks: see `metrics.surface` and `lesions.detection`."""
+    """What the figures depend on beside the masks, and which of the longer ones are wanted.
+
+    tolerances, lesion_iou: see `metrics.surface` and `lesions.detection`. group_key: see `split.group_of`.
+    sizes: the method by which ensembles of every size are fused (`ensemble_size`), or "". levels: whether to count
+    pixels by their probability, to fit a temperature.
+    """
 
     tolerances: tuple[float, ...] = TOLERANCES
     lesion_iou: float = LESION_IOU
+    group_key: str = ""
+    sizes: str = ""
+    levels: bool = False
 
 
 @dataclass
@@ -34,6 +47,9 @@ class Evaluated:
 
     rows: a dict for each case and class, in the cases' order: "name", "class", "group" and the figures of `columns`.
     tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability`).
+    members: {class: a float64 [E, 3] for each case}, see `member_figures`.
+    sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
+    levels: `LevelTable` of the pixels of the boundary band, of all classes, where asked for, else None.
     missing, without_truth: cases left out; unmatched: files of masks that belong to no case.
     """
 
@@ -43,16 +59,22 @@ class Evaluated:
     volume_unit: str
     rows: list = field(default_factory=list)
     tables: dict = field(default_factory=dict)
+    members: dict = field(default_factory=dict)
+    sizes: dict = field(default_factory=dict)
+    levels: LevelTable | None = None
     missing: int = 0
     without_truth: int = 0
     unmatched: int = 0
 
-    def add(self, row, tables):
-        """Add a class of a case: its row and its `_reliability`."""
+    def add(self, row, tables, members, levels):
+        """Add a class of a case: its row, its `_reliability`, its `member_figures` and its `_levels` (or None)."""
         self.rows.append(row)
+        self.members.setdefault(row["class"], []).append(members)
         pooled = self.tables.setdefault(row["class"], {})
         for key, table in tables.items():
             pooled[key] = pooled[key] + table if key in pooled else table
+        if levels is not None:
+            self.levels = levels if self.levels is None else self.levels + levels
 
 
 def raters_of(dataset, cases, k=0):
@@ -113,8 +135,7 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
         elif read_raters(dataset, unit.cases) is None:
             evaluated.without_truth += 1
         else:
-            for k in range(len(dataset.classes)):
-                evaluated.add(*_evaluate_class(dataset, unit, predictions, read_raters, k, evaluated.settings))
+            _evaluate_case(evaluated, dataset, unit, predictions, read_raters)
     unmatched = predictions.unmatched()
     evaluated.unmatched = len(unmatched)
     if not evaluated.rows:
@@ -126,9 +147,12 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
     return evaluated
 
 
-def write_evaluation(evaluated, out_dir):
-    """Write metrics.csv, summary.json and curves.json to `out_dir`; returns the summary."""
-    summary = summary_of(evaluated)
+def write_evaluation(evaluated, out_dir, compared=None):
+    """Write metrics.csv, summary.json and curves.json to `out_dir`; returns the summary.
+
+    compared: of `comparison.compare`, which becomes the summary's "comparison".
+    """
+    summary = summary_of(evaluated) | ({"comparison": compared} if compared else {})
     _write_csv(Path(out_dir) / "metrics.csv", evaluated)
     write_json(Path(out_dir) / "summary.json", summary)
     write_json(Path(out_dir) / "curves.json", curves_of(evaluated))
@@ -166,17 +190,34 @@ def read_answer(predictions, unit, shape, k=0):
     )
 
 
-def _evaluate_class(dataset, unit, predictions, read_raters, k, settings):
-    """Of class k a case's row of metrics.csv, and its tables (see `_reliability`)."""
-    raters = read_raters(dataset, unit.cases, k)  # [R, ...]
+def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
+    """Add a case to an `Evaluated`, class by class."""
+    answers, truths, settings, case = [], [], evaluated.settings, unit.cases[0]
+    geometry = dataset.geometry(case)
+    group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
+    for k, class_name in enumerate(evaluated.class_names):
+        raters = read_raters(dataset, unit.cases, k)  # [R, ...]
+        spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
+        answer = read_answer(predictions, unit, raters.shape[1:], k)
+        figures, tables = _evaluate_class(answer, raters, spacing, settings)
+        members = member_figures(answer.members, majority(raters))
+        row = {"name": unit.name, "class": class_name, "group": group, **figures}
+        row["sample_dice"] = describe(members[:, 2])["mean"]
+        levels = _levels(answer.probability, raters, spacing) if settings.levels else None
+        evaluated.add(row, tables, members, levels)
+        answers.append(answer)
+        truths.append(majority(raters))
+    if settings.sizes and len(answers[0].members) > 1:
+        members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
+        exclusive = dataset.classes.is_exclusive
+        evaluated.sizes[unit.name] = dice_by_size(members, np.stack(truths), settings.sizes, exclusive, unit.name)
+
+
+def _evaluate_class(answer, raters, spacing, settings):
+    """The figures of one class of one case, and its tables (see `_reliability`). raters: bool [R, ...]."""
     fraction = raters.mean(axis=0, dtype=np.float32)
     truth = fraction > 0.5
-    geometry = dataset.geometry(unit.cases[0])
-    spacing = None if geometry is None else geometry.spacing[: truth.ndim]
-    answer = read_answer(predictions, unit, truth.shape, k)
-    row = {"name": unit.name, "class": dataset.classes.names[k], "group": unit.cases[0].group or ""}
-    row |= evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
-    row["sample_dice"] = describe([overlap(member, truth)["dice"] for member in answer.members])["mean"]
+    row = evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
     if answer.coarse is not None:
         row["coarse_dice"] = overlap(answer.coarse > 0.5, truth)["dice"]
     tables = _reliability({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
@@ -196,6 +237,27 @@ def _against_raters(answer, raters):
     as_levels = answer.single and answer.probability is not None
     samples = level_masks(answer.probability) if as_levels else answer.members
     return row | compare_sets(samples, raters) if samples else row
+
+
+def member_figures(members, truth):
+    """Of each member STAPLE's estimate of its sensitivity and specificity, which knows no truth, and its Dice to the
+    truth: float64 [E, 3], NaN where undefined, and for the estimates where there is but one member."""
+    figures = np.full((len(members), 3), math.nan)
+    if len(members) > 1:
+        found = staple(torch.from_numpy(np.stack(members)).reshape(len(members), 1, 1, 1, -1))
+        figures[:, 0], figures[:, 1] = found.sensitivity[:, 0, 0], found.specificity[:, 0, 0]
+    for e, member in enumerate(members):
+        figures[e, 2] = overlap(member, truth)["dice"]
+    return figures
+
+
+def _levels(probability, raters, spacing):
+    """The `LevelTable` of the boundary band; None without a probability."""
+    if probability is None:
+        return None
+    fraction = raters.mean(axis=0, dtype=np.float32)
+    band = boundary_band(fraction > 0.5, spacing)
+    return LevelTable.of(probability[band], fraction[band])
 
 
 def _reliability(maps, fraction, truth, spacing):

@@ -12,6 +12,7 @@ from .schedule import Schedule, noise_schedule
 
 MASK_LOSSES = ("mse", "bce", "bce_dice")
 LOGIT_SKIPS = ("none", "noise", "coarse", "both")
+ACTIVATIONS = ("sigmoid", "softmax")
 LARGEST_GAIN = 4.0  # of the network's output; where noise is low, its errors would otherwise be made large
 
 
@@ -30,6 +31,8 @@ class GaussianDiffusion:
 
     alphas_bar: float64 [T], see `noise_schedule`. objective: "eps", "x0" or "v". mask_loss: "mse" or "bce_dice".
     An x0 prediction is squashed: by tanh with MSE; by 2 sigmoid - 1 with BCE + Dice, whose loss sees the logits.
+    class_activation: "sigmoid", each of the K classes by itself, or "softmax", which takes the place of the sigmoid
+    where classes exclude one another (see `class_probabilities`; tanh z = 2 sigmoid(2 z) - 1).
     coarse_loss: "mse", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every: see `coarse_loss`.
     loss_weighting, min_snr_gamma: see `loss_weight`.
     """
@@ -41,6 +44,7 @@ class GaussianDiffusion:
         objective="eps",
         mask_loss="mse",
         logit_skip="none",
+        class_activation="sigmoid",
         coarse_weight=1.0,
         coarse_loss=None,
         coarse_ce=1.0,
@@ -56,9 +60,11 @@ class GaussianDiffusion:
             raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {logit_skip!r}")
         if (mask_loss != "mse" or logit_skip != "none") and objective != "x0":
             raise ValueError(f"the mask loss {mask_loss} with the skip {logit_skip} needs the objective x0")
+        if class_activation not in ACTIVATIONS or (class_activation == "softmax" and objective != "x0"):
+            raise ValueError(f"the class activation {class_activation!r} does not go with the objective {objective}")
         if objective == "eps" and self.schedule.alphas_bar[-1] == 0:
             raise ValueError("a schedule that ends in noise alone needs the objective x0 or v")
-        self.logit_skip = logit_skip
+        self.logit_skip, self.exclusive = logit_skip, class_activation == "softmax"
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
@@ -135,7 +141,9 @@ class GaussianDiffusion:
         """The raw prediction as a value of its target: squashed to [-1, 1] for x0."""
         if self.objective != "x0":
             return prediction
-        return torch.tanh(prediction) if self.mask_loss == "mse" else 2 * torch.sigmoid(prediction) - 1
+        if self.mask_loss != "mse":
+            return 2 * class_probabilities(prediction, self.exclusive) - 1
+        return 2 * class_probabilities(2 * prediction, True) - 1 if self.exclusive else torch.tanh(prediction)
 
     def to_x0(self, value, x_t, t):
         """x_0 from an (activated) prediction of the target at x_t. t: int [N], or one int for all rows."""
@@ -197,7 +205,7 @@ class GaussianDiffusion:
         else:
             if self.mask_loss in CROSS_ENTROPIES:
                 kind = "bce_dice" if dice and output.coarse is None else self.mask_loss
-                losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask)
+                losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask, exclusive=self.exclusive)
             else:
                 losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
             if self.loss_weighting != "none":
@@ -223,11 +231,11 @@ class GaussianDiffusion:
         """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
         construction; 0 for items whose t is not a multiple of `coarse_every` (V2's alpha)."""
         if self.coarse_kind == "bce_dice" or (dice and self.coarse_kind == "bce"):
-            loss = bce_dice(logits, mask, self.coarse_ce)
+            loss = bce_dice(logits, mask, self.coarse_ce, self.exclusive)
         elif self.coarse_kind == "bce":
-            loss = bce(logits, mask)
+            loss = bce(logits, mask, self.exclusive)
         else:
-            loss = mean_flat((torch.sigmoid(logits) - mask) ** 2)
+            loss = mean_flat((class_probabilities(logits, self.exclusive) - mask) ** 2)
         return loss * (t % self.coarse_every == 0)
 
     def variational_term(self, x0, x_t, t, value, variance=None):
@@ -255,6 +263,7 @@ def build_diffusion(options):
         objective=options.objective,
         mask_loss=options.mask_loss,
         logit_skip=options.logit_skip,
+        class_activation="sigmoid" if options.class_activation == "auto" else options.class_activation,
         coarse_weight=options.coarse_weight,
         coarse_loss=None if options.coarse_loss == "auto" else options.coarse_loss,
         coarse_ce=options.coarse_ce,
@@ -281,22 +290,36 @@ def cut_dynamically(x0, share):
     return x0.clamp(-s, s) / s
 
 
-def bce(logits, mask):
-    """Binary cross-entropy per item [N], a mean over pixels and the K classes. A proper score: its best answer is the
-    probability itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]."""
-    return mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
+def class_probabilities(logits, exclusive=False):
+    """Probabilities of K classes from their logits, [..., K, H, W]: each by itself, or, where they exclude one another,
+    the softmax over them and the background, whose logit is 0. For K = 1 the two are the same."""
+    return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
 
 
-def bce_dice(logits, mask, ce_weight=1.0):
-    """`ce_weight` times binary cross-entropy plus soft Dice loss, per item [N], each a mean over the K classes.
+def with_background(logits):
+    """Logits of K classes and, before them, that of the background, 0: [..., K, H, W] -> [..., K + 1, H, W]."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0))
+
+
+def bce(logits, mask, exclusive=False):
+    """Cross-entropy per item [N], a mean over pixels: binary, and a mean over the K classes too, or with `exclusive`
+    over K classes and the background (see `class_probabilities`). A proper score: its best answer is the probability
+    itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]."""
+    if not exclusive:
+        return mean_flat(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
+    return mean_flat(with_background(logits).logsumexp(dim=1) - (logits * mask).sum(dim=1))
+
+
+def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):
+    """`ce_weight` times cross-entropy (see `bce`) plus soft Dice loss, a mean over the K classes; per item [N].
 
     logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
     has a gradient.
     """
-    probability = torch.sigmoid(logits)
+    probability = class_probabilities(logits, exclusive)
     both = (probability * mask).sum(dim=(2, 3))  # [N, K]
     size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-    return ce_weight * bce(logits, mask) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+    return ce_weight * bce(logits, mask, exclusive) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
 
 
 CROSS_ENTROPIES = {"bce": bce, "bce_dice": bce_dice}

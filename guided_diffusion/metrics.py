@@ -158,6 +158,11 @@ def volume_unit(dimensions, in_millimetres):
     return ("ml" if dimensions == 3 else "mm2") if in_millimetres else "pixels"
 
 
+def dice_of(shared, prediction, truth):
+    """Dice of the sizes of two masks and of what they share, NaN where both are empty."""
+    return _ratio(2 * shared, prediction + truth)
+
+
 def _ratio(numerator, denominator):
     return numerator / denominator if denominator else math.nan
 

@@ -40,7 +40,8 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
     path = out_dir / "report.html"
-    predictions = Predictions(results_dir, [unit.name for unit in units], dataset.classes)
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
     scores = read_scores(out_dir / "metrics.csv")
     pictures, cases = Pictures(out_dir / "report_files"), []
     for unit in progress(units) if progress else units:

@@ -2,14 +2,16 @@
 
 manifest.json             checkpoint, settings, versions, seconds
 masks/NAME.png            the fused mask, 0 or 255, of the input's own size
-probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..65535 for 0..1
+probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..65535 for 0..1, at the temperature
 uncertainty/NAME.png      8 bit: their standard deviation, 0..255 for 0..0.5
 overlay/NAME.png          the input with the mask's outline in red (the truth's in green), small inputs enlarged by a
                           whole factor; a mosaic for volumes
+variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
 debug/NAME.gif            with --debug: the denoising, step by step; of v2 NAME_attention.png, what it looked at
 NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
-                          --save_samples, NAME_sample_kk and NAME_coarse
+                          --save_samples, NAME_sample_kk and NAME_coarse; with --uncertainty_maps NAME_variance
+                          and so on, in their own units
 
 With `--classes` masks/, samples/, NAME_seg and NAME_sample_kk hold label maps in the data's own label values instead of
 masks. Where there are several classes each has soft maps of its own: probability/CLASS/NAME.png, NAME_prob_CLASS.nii.gz
@@ -17,14 +19,12 @@ and so on.
 """
 
 import glob
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
 
-from . import ensemble
+from .case_maps import PIXEL_MAPS
 from .classes import BINARY
 from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
@@ -45,74 +45,7 @@ from .files import (
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
 
-
-@dataclass
-class CaseMaps:
-    """One case's answer at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
-
-    mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
-    their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
-    the likeliest. coarse: float in [0, 1], or None.
-    """
-
-    mask: np.ndarray
-    probability: np.ndarray
-    uncertainty: np.ndarray
-    members: np.ndarray
-    coarse: np.ndarray | None
-
-    def __iter__(self):
-        """`mask, probability, uncertainty = maps`."""
-        return iter((self.mask, self.probability, self.uncertainty))
-
-    def of_one_class(self):
-        """The same of a single class, without the axis K."""
-        coarse = None if self.coarse is None else self.coarse[0]
-        return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse)
-
-
-def fuse_cases(members, sizes, method, classes=BINARY):
-    """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
-
-    sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
-    so that borders stay smooth and the fused mask is that of the members as they are written. classes: what the K
-    masks are; see `ensemble.fuse_masks` for how they are told apart.
-    """
-    maps = []
-    for n, size in enumerate(sizes):
-        soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
-        ensemble_of_one = soft[:, None]  # [E, 1, K, H, W]
-        mask = ensemble.fuse_masks(ensemble_of_one, method, classes.is_exclusive)[0].numpy()
-        own = ensemble.member_masks(soft, classes.is_exclusive).numpy()
-        coarse = None if members.coarse is None else _at_size(members.coarse[:, n], size).mean(dim=0).numpy()
-        maps.append(
-            CaseMaps(
-                mask=classes.as_written(mask),
-                probability=ensemble.mean_consensus(ensemble_of_one)[0].numpy(),
-                uncertainty=ensemble.uncertainty(ensemble_of_one)[0].numpy(),
-                members=np.stack([classes.as_written(member) for member in own]),
-                coarse=coarse,
-            )
-        )
-    return maps
-
-
-def _at_size(maps, size):
-    """Values in [0, 1] [E, K, h, w] -> float32 [E, K, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
-    maps = maps.float().cpu()
-    if tuple(maps.shape[-2:]) != tuple(size):
-        maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return maps.clamp(0, 1)
-
-
-def stack_slices(slices):
-    """One `CaseMaps` of a volume from those of its slices, in order along the last axis."""
-
-    def stacked(name):
-        parts = [getattr(maps, name) for maps in slices]
-        return None if parts[0] is None else np.stack(parts, axis=-1)
-
-    return CaseMaps(*(stacked(name) for name in ("mask", "probability", "uncertainty", "members", "coarse")))
+OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # in a manifest without them
 
 
 class ResultsFolder:
@@ -149,9 +82,10 @@ class ResultsFolder:
             ("", "checkpoint_sha256"),
             *(("settings", k) for k in new["settings"]),
             ("data", "data_dir"),
+            ("data", "split"),
         ]:
-            before = (old.get(group, {}) if group else old).get(key)
-            now = (new[group] if group else new)[key]
+            before = (old.get(group, {}) if group else old).get(key, OLDER.get(key))
+            now = (new[group] if group else new).get(key, OLDER.get(key))
             if before != now:
                 difference = _difference(key, before, now, old, new)
                 raise UserError(f"{path}: these results were made with {difference}; choose another --out_dir")
@@ -171,7 +105,8 @@ class ResultsFolder:
     def _files_of(self, name, is_volume, members):
         """The files that there are of a case but for those of --debug, its mask last."""
         extra = [self._member_path(name, is_volume, e) for e in range(members)]
-        extra += self._soft_paths(name, is_volume, "coarse")
+        for what in ("coarse", *PIXEL_MAPS):
+            extra += self._soft_paths(name, is_volume, what)
         return [path for path in (*extra, *self._maps(name, is_volume)) if path.exists()]
 
     def _member_path(self, name, is_volume, e):
@@ -189,6 +124,8 @@ class ResultsFolder:
 
         write("probability", maps.probability, 65535, np.uint16)
         write("uncertainty", maps.uncertainty * 2, 255, np.uint8)
+        for what, values in maps.pixel_maps.items():
+            write(what, values / PIXEL_MAPS[what], 65535, np.uint16)
         masks, truths = (
             None if group is None else np.stack([enlarged(mask) for mask in group]) for group in (maps.mask, truth)
         )
@@ -216,7 +153,8 @@ class ResultsFolder:
                 write_one(path, value.astype(np.float32))
 
         write("probability", maps.probability)
-        write("uncertainty", maps.uncertainty)
+        for what, values in {"uncertainty": maps.uncertainty, **maps.pixel_maps}.items():
+            write(what, values)
         write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
         if self.save_samples:
             for e, member in enumerate(maps.members):

@@ -10,6 +10,8 @@ from .storage import join
 
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100
 
+FUSE = ("staple", "mean", "vote", "weighted")
+
 
 @dataclass
 class TrainOptions:
@@ -86,6 +88,17 @@ class TrainOptions:
         "change images and masks at random while training, within what the kind of data allows: light (mirror, rotate, "
         "scale, contrast), strong (more of it, elastic deformation, noise and blur) or none",
         choices=("none", "light", "strong"),
+    )
+    slices: str = option(
+        "all",
+        "which slices (or images) are trained on: all, nonempty (those in which anything is marked) or balanced (as "
+        "many with as without, of the more numerous kind others in each epoch). Sampling always takes all",
+        choices=("all", "nonempty", "balanced"),
+    )
+    crop: bool = option(
+        False,
+        "train on squares of --image_size cut at random from larger images, of which a third are around something that "
+        "is marked, instead of on whole images made smaller; sampling such a checkpoint takes --tile True by itself",
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
@@ -219,6 +232,13 @@ class SampleOptions:
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
     )
+    tile: bool = option(
+        False,
+        "predict images larger than --image_size in overlapping tiles of that size and blend them, instead of making "
+        "images smaller and masks larger again. The network then sees the images' own scale: for checkpoints trained "
+        "with --crop True, where it is the default",
+    )
+    tile_overlap: float = option(0.25, "overlap of neighbouring tiles in parts of their side", minimum=0, maximum=0.9)
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
     dynamic_threshold: float = option(
         0.0,
@@ -227,11 +247,26 @@ class SampleOptions:
         minimum=0,
         maximum=1,
     )
-    fuse: str = option("staple", "how members become one mask", choices=("staple", "mean", "vote"))
+    fuse: str = option(
+        "staple",
+        "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, or "
+        "weighted, a mean in which members weigh by their agreement with the others (mean Dice). With +coarse the "
+        "condition branch's own mask counts as one more member, where the network has one",
+        choices=(*FUSE, *(f"{method}+coarse" for method in FUSE)),
+    )
+    temperature: float = option(
+        0.0,
+        "temperature T of the probability, sigmoid(logit(p) / T), which changes no mask; 0: the checkpoint's, as "
+        "segmentation_eval.py --fit_temperature fitted it, or 1",
+        minimum=0,
+    )
     weights: str = option(
         "ema", "weights to use: ema (the first rate trained with), model (not averaged), or a rate such as 0.999"
     )
     save_samples: bool = option(False, "also write every member's mask and the coarse mask")
+    uncertainty_maps: bool = option(
+        False, "also write each pixel's variance, entropy and mutual information over the members, 16 bit"
+    )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif, and v2's attention maps")
     seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
 
@@ -254,6 +289,11 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
+    classes: str = option(
+        "",
+        "classes to score in label maps, as in training: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or "
+        "auto; they may be others than were trained; empty: as the results folder's manifest says",
+    )
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )
@@ -261,6 +301,25 @@ class EvalOptions:
         "1,2",
         "distances within which two surfaces count as the same in the normalised surface Dice: one or several, in mm "
         "where the voxel size is known, else in pixels",
+    )
+    ensemble_curve: bool = option(
+        False,
+        "also tell how the ensemble's Dice grows with its size, 1 to all members: a table and, in report.html, a plot; "
+        "needs --save_samples True in sampling",
+    )
+    compare: str = option(
+        "",
+        "results folder of another run on the same cases: gives the paired differences with their intervals and "
+        "Wilcoxon's p",
+        remote=True,
+    )
+    card: bool = option(
+        False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"
+    )
+    fit_temperature: str = option(
+        "",
+        "checkpoint that made these results: the temperature of least log loss on them goes into that file, and "
+        "sampling applies it to probabilities; use results of validation cases (segmentation_sample.py --split val)",
     )
     lesion_iou: float = option(
         0.1,

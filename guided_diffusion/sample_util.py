@@ -12,17 +12,20 @@ from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
+from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions, saved_options
 from .dist_util import autocast, memory_format
-from .errors import is_out_of_memory
+from .errors import UserError, is_out_of_memory
 from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_LOOK, plan_sampling
-from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sampling import draw_members
+from .temperature_fit import temperature_of
+from .tiles import cut, in_tiles
+from .views import WHOLE, View
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 WAITING_BATCHES = 2  # that may wait to be written before the network does
@@ -64,7 +67,8 @@ def share_of(units, images, process, processes):
 def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
     """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
 
-    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1. given: names of all
+    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1; its temperature
+    becomes the checkpoint's unless it has one. given: names of all
     options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
     for those that contradict the checkpoint.
     """
@@ -77,6 +81,7 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
     saved_options(
         DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
     )
+    options.temperature = temperature_of(checkpoint, options.temperature)
     model, diffusion = checkpoint.build(model_options)
     checkpoint.load_weights(model, options.weights)
     check_size(image_size, len(model.shape.multipliers))
@@ -84,15 +89,32 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
         plan, options.num_ensemble = ONE_LOOK, 1
     else:
         plan = plan_sampling(options, given, diffusion)
-    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size)
+    settle_tiles(options, trained["train"]["crop"], given)
+    view = View(model_options.neighbours, keep_size=options.tile)
+    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size, view)
+
+
+def settle_tiles(sample, cropped, given):
+    """Decide whether to sample in tiles. cropped: whether the checkpoint was trained on crops."""
+    if "tile" not in given:
+        sample.tile = cropped
+    if "tile_overlap" in given and not sample.tile:
+        raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
+    if sample.tile != cropped:
+        how = "squares cut from larger images" if cropped else "whole images made smaller"
+        console().warning(
+            f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
+            "show it another scale"
+        )
 
 
 @dataclass
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    read_raters: called as `evaluation.raters_of` is. rows: images x members in one pass, halved when memory runs out
-    unless `options` ask for a number. images: how many are read at once.
+    view: what the dataset shows the network of each case; images that keep a larger size than image_size, one to a
+    batch, go through it in tiles. read_raters: called as `evaluation.raters_of` is. rows: images x members, or tiles,
+    in one pass, halved when memory runs out unless `options` ask for a number. images: how many are read at once.
     """
 
     model: torch.nn.Module
@@ -102,11 +124,14 @@ class EnsembleSampler:
     device: torch.device
     precision: str
     image_size: int
+    view: View = WHOLE
     read_raters: object = raters_of
 
     def __post_init__(self):
         self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
         self.images = self.options.batch_size or max(1, self.rows // self.options.num_ensemble)
+        if self.view.keep_size:
+            self.images = 1
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
         self.warm = not self.options.compile
         if self.options.compile:
@@ -152,22 +177,31 @@ class EnsembleSampler:
                 fixed = self.options.sample_batch_size != "auto"
                 if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
-            self.rows = max(1, min(self.rows, len(batch["name"]) * self.options.num_ensemble) // 2)
+            tiled = self.view.keep_size  # in how many tiles is not known here
+            most = self.rows if tiled else len(batch["name"]) * self.options.num_ensemble
+            self.rows = max(1, min(self.rows, most) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
             bar.update(began - bar.n)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def fuse(self, members, sizes, classes):
+        """The `CaseMaps` of drawn members as the options ask for them, see `results.fuse_cases`."""
+        how = {"temperature": self.options.temperature, "pixel_maps": self.options.uncertainty_maps}
+        return fuse_cases(members, sizes, self.options.fuse, classes, **how)
 
     def _draw(self, batch, bar):
         debug, members = self.options.debug, self.options.num_ensemble
         conditional = self.model.label_embedding is not None
         trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
         began = time.monotonic()
-        recorder = AttentionRecorder(self.model) if debug else None
         image = batch["image"].to(self.device, non_blocking=True)
+        model = in_tiles(self.model, image, self.image_size, self.options.tile_overlap, self.rows)
+        tiled = model is not self.model
+        recorder = AttentionRecorder(self.model) if debug and not tiled else None
         with autocast(self.precision, self.device), recorder or nullcontext():
             drawn = draw_members(
-                self.model,
+                model,
                 self.diffusion,
                 self.plan,
                 image.to(memory_format=memory_format(self.precision, self.device)),
@@ -181,6 +215,8 @@ class EnsembleSampler:
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
+        if tiled:
+            drawn = cut(drawn, batch["size"][0])
         return drawn.cpu(), trace, recorder
 
 
@@ -194,9 +230,9 @@ class _Writer:
         self.empty = 0
 
     def __call__(self, indices, batch, members, trace, recorder):
-        maps = fuse_cases(members, batch["size"], self.sampler.options.fuse, self.dataset.classes)
+        maps = self.sampler.fuse(members, batch["size"], self.dataset.classes)
         for n, index in enumerate(indices):
-            if recorder is not None:
+            if self.sampler.options.debug:
                 self._write_debug(index, n, maps[n], trace, recorder)
             unit = self.unit_of[index]
             self.slices[unit].append(maps[n])
@@ -208,7 +244,8 @@ class _Writer:
         case = self.dataset.cases[index]
         picture = displayed(self.dataset.load_image(case))
         frames = denoising_frames(picture, *trace.of_image(n))
-        self.folder.write_debug(case.name, frames, attention_sheet(picture, recorder, n, maps.mask.any(axis=0)))
+        sheet = None if recorder is None else attention_sheet(picture, recorder, n, maps.mask.any(axis=0))
+        self.folder.write_debug(case.name, frames, sheet)
 
 
 class Trace:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .dpm_solver import sample_dpm_solver
+from .gaussian_diffusion import class_probabilities
 from .seeds import seeded_generator
 from .unipc import sample_unipc
 
@@ -160,7 +161,9 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
     def ensemble_shape(parts):
         return torch.cat(parts).unflatten(0, (members, len(names)))  # [E * N, K, H, W] -> [E, N, K, H, W]
 
-    return Members(ensemble_shape(soft), None if coarse[0] is None else ensemble_shape(coarse).float().sigmoid())
+    if coarse[0] is None:
+        return Members(ensemble_shape(soft), None)
+    return Members(ensemble_shape(soft), class_probabilities(ensemble_shape(coarse).float(), diffusion.exclusive))
 
 
 def _draw_rows(model, diffusion, plan, condition, image, names, part, seed, watch):

@@ -6,21 +6,19 @@ segmenter = Segmenter.load("runs/isic/model005000.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .batches import collate
+from .case_maps import stack_slices
 from .checkpoint import load_checkpoint
 from .command_line import options_from
 from .config import ModelOptions
-from .data import find_loader, network_image
+from .data import find_loader
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
 from .orientation import STILL, canonical_turn, turned, turned_back
-from .results import fuse_cases, stack_slices
 from .run_options import SampleOptions
 from .sample_util import build_sampler
 from .storage import fetch_file, is_remote
@@ -91,9 +89,9 @@ class Segmenter:
             have channels tells.
         label: of a class-conditional checkpoint, one of its label_names or its number, or a list of them.
         progress: whether to show a bar.
-        Returns a `results.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse) too;
-        for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes [K, H, W],
-        in the order of `class_names`; members have their number first.
+        Returns a `case_maps.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse)
+        too; for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes
+        [K, H, W], in the order of `class_names`; members have their number first.
         Raises ValueError for an image that does not fit.
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
@@ -113,19 +111,22 @@ class Segmenter:
         affine: that of its file [4, 4], as `nibabel.load(path).affine`: the volume is turned by it as the script does,
             and the answer back. None: it lies as `files.read_nifti` turns it, with axial slices [right, front].
         As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
-        Returns a `results.CaseMaps` of the volume's size.
+        Returns a `case_maps.CaseMaps` of the volume's size.
         """
         raw = _tensor(volume)
         raw = raw[None] if raw.ndim == 3 else raw
-        if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
-            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
+        view = self.sampler.view
+        if raw.ndim != 4 or len(raw) * view.slices != self.checkpoint.image_channels:
+            each = f", as {view.slices} slices at once" if view.neighbours else ""
+            raise ValueError(
+                f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}{each}"
+            )
         turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
-        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
+        slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1))
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
-        maps = {name: values for name, values in vars(answer).items() if values is not None}
-        answer = replace(answer, **{name: turned_back(values, turn) for name, values in maps.items()})
+        answer = answer.changed(lambda values: turned_back(values, turn))
         return answer.of_one_class() if len(self.class_names) == 1 else answer
 
     @property
@@ -175,11 +176,11 @@ class Segmenter:
             for low in range(0, len(items), sampler.images):
                 batch = collate(items[low : low + sampler.images])
                 members, *_ = sampler.draw(batch, bar)
-                answers += fuse_cases(members, batch["size"], sampler.options.fuse, self.loader.classes)
+                answers += sampler.fuse(members, batch["size"], self.loader.classes)
         return answers
 
     def _item(self, normalised, name, label):
-        item = {"image": network_image(normalised, self.sampler.image_size), "name": str(name)}
+        item = {"image": self.sampler.view.image(normalised, self.sampler.image_size), "name": str(name)}
         item["size"] = tuple(normalised.shape[-2:])
         if self.checkpoint.config["model"]["class_cond"]:
             known = self.checkpoint.label_names

@@ -8,6 +8,7 @@ import numpy as np
 from .calibration import BINS
 from .classes import MEAN
 from .diversity import LEVELS, SET_FIGURES
+from .ensemble_size import RULE, format_sizes, size_summary
 from .logger import counted
 from .metrics import metric_names
 from .statistics import RESAMPLES, Resampling, describe
@@ -33,16 +34,23 @@ def summary_of(evaluated):
     "prediction_empty" and "truth_empty"; "sample" and "coarse": that of the Dice of single members and of the coarse
     mask; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN where no probability was saved,
     and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`; "raters": a list of that of the
-    Dice to each rater; "uncertainty": of each of `uncertainty.SCORES` that and its `uncertainty.judge`, and
-    "volume_coverage", the share of true volumes within the members' interval.
+    Dice to each rater; "members": of each member the means over cases of "staple_sensitivity", "staple_specificity"
+    and "dice" (see `evaluation.member_figures`); "uncertainty": of each of `uncertainty.SCORES` that and its
+    `uncertainty.judge`, and "volume_coverage", the share of true volumes within the members' interval.
     Of several classes these are of each case's mean over its classes; of figures of all pixels together they are the
     means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
+    "ensemble_size", where asked for: see `ensemble_size.size_summary`.
     "class_names", "groups" (how many, None where no case has one), "hd95_unit", "volume_unit", "nsd_tolerances",
     "missing", "without_truth", "unmatched_files": cases and files left out; "rules".
     """
     rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
-    parts = {name: _part(_of_class(rows, name), names, evaluated.tables[name]) for name in evaluated.class_names}
+    parts = {
+        name: _part(_of_class(rows, name), names, evaluated.tables[name], evaluated.members[name])
+        for name in evaluated.class_names
+    }
+    sizes = _sizes(evaluated)
     return {
+        **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
         "class_names": list(evaluated.class_names),
@@ -58,21 +66,23 @@ def summary_of(evaluated):
 
 
 def curves_of(evaluated):
-    """What a report draws of an `evaluation.Evaluated`, for each class by name.
+    """What a report draws of an `evaluation.Evaluated`: {"all": curves, "classes": {name: curves}}.
 
-    "reliability": {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
-    `calibration.ReliabilityTable.diagram`. "retention": for each of `uncertainty.SCORES` "kept", "error", "area",
-    "random" and "oracle", see `uncertainty.judge`. Of several classes "mean" has the retention of the cases' means.
+    curves["reliability"]: {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
+    `calibration.ReliabilityTable.diagram`. curves["retention"]: for each of `uncertainty.SCORES` "kept", "error",
+    "area", "random" and "oracle", see `uncertainty.judge`. "all" has the pixels of all classes together, and the
+    cases' means over them. "ensemble_size", where asked for: see `ensemble_size.size_summary`.
     """
-    rows = evaluated.rows
-    curves = {
-        name: {
-            "reliability": {f"{MAPS[key]}{part}": t.diagram() for (key, part), t in evaluated.tables[name].items()},
-            "retention": _retention(_of_class(rows, name)),
-        }
-        for name in evaluated.class_names
+    rows, pooled = evaluated.rows, {}
+    for tables in evaluated.tables.values():
+        for key, table in tables.items():
+            pooled[key] = pooled[key] + table if key in pooled else table
+    several = len(evaluated.class_names) > 1
+    return {
+        "all": _curves(_means(rows) if several else rows, pooled),
+        "classes": {name: _curves(_of_class(rows, name), evaluated.tables[name]) for name in evaluated.class_names},
+        **({"ensemble_size": sizes} if (sizes := _sizes(evaluated)) else {}),
     }
-    return curves | ({MEAN: {"retention": _retention(_means(rows))}} if len(curves) > 1 else {})
 
 
 def calibration_figures(tables):
@@ -128,8 +138,31 @@ def _column(rows, name):
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
 
 
-def _part(rows, names, tables):
-    """The summary of a row a case. tables: see `calibration_figures`."""
+def _sizes(evaluated):
+    """`ensemble_size.size_summary` of the cases' means over their classes, up to the size that all have, or None."""
+    if not evaluated.sizes:
+        return None
+    most = min(len(dice) for dice in evaluated.sizes.values())
+    groups = {row["name"]: row["group"] or row["name"] for row in evaluated.rows}
+    means = [[describe(row)["mean"] for row in dice[:most]] for dice in evaluated.sizes.values()]
+    return size_summary(means, [groups[name] for name in evaluated.sizes], evaluated.settings.sizes)
+
+
+def _members(figures):
+    """The means over cases of `evaluation.member_figures`: a dict for each member."""
+    names = ("staple_sensitivity", "staple_specificity", "dice")
+    most = max((len(one) for one in figures), default=0)
+    return [
+        {
+            name: describe([one[e, column] for one in figures if e < len(one)])["mean"]
+            for column, name in enumerate(names)
+        }
+        for e in range(most)
+    ]
+
+
+def _part(rows, names, tables, members=()):
+    """The summary of a row a case. tables: see `calibration_figures`; members: `evaluation.member_figures` of each."""
     resampling = Resampling(groups_of(rows))
 
     def described(name):
@@ -151,6 +184,7 @@ def _part(rows, names, tables):
         "calibration": calibration_figures(tables) | there,
         "diversity": {name: described(name) for name in DIVERSITY},
         "raters": [described(f"rater_{rater}_dice") for rater in range(1, raters_in(rows) + 1)],
+        "members": _members(members),
         "uncertainty": uncertainty,
     }
 
@@ -164,6 +198,10 @@ def _mean_part(rows, names, parts):
 
     whole["calibration"] = {key: mean_of("calibration", key) for key in whole["calibration"]}
     whole["uncertainty"]["volume_coverage"] = mean_of("uncertainty", "volume_coverage")
+    whole["members"] = [
+        {key: describe([member[key] for member in each])["mean"] for key in each[0]}
+        for each in zip(*(one["members"] for one in parts.values()), strict=True)
+    ]
     for which in EMPTY:
         whole["ensemble"][f"{which}_empty"] = sum(one["ensemble"][f"{which}_empty"] for one in parts.values())
     return whole
@@ -176,13 +214,16 @@ def _judged(cases, name):
     return judged | {"judged": judged.pop("n")}
 
 
-def _retention(rows):
-    curves = {}
+def _curves(rows, tables):
+    retention = {}
     for name in SCORES:
         judged = _judged(rows, name)
         if judged["judged"]:
-            curves[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
-    return curves
+            retention[name] = judged["curve"] | {key: judged[key] for key in ("area", "random", "oracle")}
+    return {
+        "reliability": {f"{MAPS[name]}{part}": table.diagram() for (name, part), table in tables.items()},
+        "retention": retention,
+    }
 
 
 # ---- the rules ---------------------------------------------------------------------------------------------------
@@ -234,6 +275,8 @@ def rules_of(evaluated):
         "Collective insight = 3 S D V/(S + D + V): S the sensitivity of the members' union to the raters' union, D the "
         "mean over raters of the best Dice of a member, V = 1 - mean difference of the smallest and of the largest "
         "1 - IoU among pairs of members and of raters.",
+        "Members: sensitivity and specificity are STAPLE's estimates, which know no truth, averaged over cases.",
+        *([RULE.format(method=evaluated.settings.sizes)] if evaluated.settings.sizes else []),
         f"A run with a single member stands for {LEVELS} masks where sets are compared: its probability cut at "
         f"(k + 0.5)/{LEVELS}.",
     ]
@@ -246,6 +289,8 @@ def format_summary(summary):
     """The summary as a table for the console; of several classes first a line for each."""
     lines = [*_class_lines(summary), f"{'':{WIDTH}}{'mean':>9}{'95 % interval':>20}{'median':>9}{'std':>9}{'n':>6}"]
     lines += _lines(summary)
+    if "ensemble_size" in summary:
+        lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
     empties = ", ".join(f"{ensemble[f'{which}_empty']} {text}" for which, text in EMPTY.items())
     groups = f" of {counted(summary['groups'], 'group')}" if summary["groups"] else ""
@@ -285,7 +330,16 @@ def _lines(summary):
     # These are of all pixels together, so they have no median.
     figures = summary["calibration"]
     lines += [f"{label:{WIDTH}}{figures[key]:9.4f}" for key, label in CALIBRATION.items() if not _nan(figures[key])]
-    return lines + _judgement_lines(summary["uncertainty"])
+    return lines + _judgement_lines(summary["uncertainty"]) + _member_lines(summary["members"])
+
+
+def _member_lines(members):
+    if len(members) < 2:
+        return []
+    lines = [f"{'member':{WIDTH}}{'dice':>9}{'sensitivity and specificity by STAPLE':>41}"]
+    for e, one in enumerate(members):
+        lines.append(f"  {e:<20}{one['dice']:9.4f}{one['staple_sensitivity']:20.4f}{one['staple_specificity']:20.4f}")
+    return lines
 
 
 def _judgement_lines(uncertainty):

@@ -52,7 +52,8 @@ class TrainLoop:
     options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
     them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir. watch: the `Watch` that
-    samples validation cases meanwhile, or None.
+    samples validation cases meanwhile, or None. selection: the `selection.Selection` of the items to train on; None:
+    all.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class TrainLoop:
         processes=None,
         folder=None,
         watch=None,
+        selection=None,
     ):
         self.folder, self.watch = folder or WorkFolder(options.out_dir), watch
+        self.selection = selection
         self.checkpoints = CheckpointFolder(self.folder, options.keep_checkpoints)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
@@ -115,6 +118,7 @@ class TrainLoop:
             num_workers=self.num_workers,
             augment=self.options.augment,
             share=self.share,
+            selection=self.selection,
         )
         recent, self.waiting = defaultdict(list), WaitingShare(self.num_workers)
         self.model.train()

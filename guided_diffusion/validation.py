@@ -17,10 +17,12 @@ from .plan import ONE_LOOK, plan_sampling
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .statistics import describe
+from .tiles import Tiled, cut, in_tiles
 
 MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
 TILE = 128  # pixels of a picture in the grid
 TRIES = 16  # cases looked at for one that has something to segment
+TILES_AT_ONCE = 8  # of an image larger than the network, beside a training
 NEARLY_ALL = 0.95  # of an image's pixels: a mask beyond it is full
 
 # What a validation gives, each a mean over cases (of K classes, of their mean); in the log as val_NAME.
@@ -130,7 +132,10 @@ class Validation:
         """One case sampled: {"figures", "tiles"}, of plain types."""
         batch, show = self._case(index)
         one_look = coarse_only or not self.has_diffusion
-        conditional = model.label_embedding is not None
+        conditional, size = model.label_embedding is not None, batch["size"][0]
+        # Several processes run the network equally often: all tiles in one pass, however many they are.
+        rows = TILES_AT_ONCE if self.processes.count == 1 else None
+        model = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
         with autocast(self.precision, self.device):
             drawn = draw_members(
                 model,
@@ -142,10 +147,12 @@ class Validation:
                 seed=self.seed,
                 label=batch["label"].to(self.device) if conditional else None,
             ).cpu()
+        truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
+        if isinstance(model, Tiled):
+            drawn, truth = cut(drawn, size), truth[:, : size[0], : size[1]]
         drawn = Drawn.of(
             None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
         )
-        truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
         return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], show, truth)}
 
     def _case(self, index):

@@ -36,18 +36,13 @@ def find_validation(data, train, dataset, val_dir):
     if train.overfit:
         return ValidationData(dataset, "case", trained_on=True)
     if val_dir:
-        found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True)
+        shown = {"view": dataset.view, **data.loading, "hold_out": None}
+        found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
         _check_fits(found, dataset)
         return ValidationData(found, "validation case")
     try:
-        found = build_dataset(
-            data.data_name,
-            data.data_dir,
-            dataset.image_size,
-            split="val",
-            need_masks=True,
-            hold_out=data.hold_out,
-        )
+        options = {"split": "val", "need_masks": True, "view": dataset.view, **data.loading}
+        found = build_dataset(data.data_name, data.data_dir, dataset.image_size, **options)
     except NoCasesError:
         return ValidationData(dataset, "training case", trained_on=True)
     return ValidationData(found, "held-out case" if data.hold_out else "validation case")

@@ -1,4 +1,4 @@
-"""Compare predicted masks with the truth: Dice, IoU, sensitivity, precision and HD95, per case and on average."""
+"""Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and doubt, by case and on average."""
 
 from guided_diffusion.errors import interruptible_imports, run_script
 
@@ -8,18 +8,21 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
+from guided_diffusion.comparison import RULES, compare, format_comparison
 from guided_diffusion.data import build_dataset, given_split, group_cases
 from guided_diffusion.errors import UserError
-from guided_diffusion.evaluation import Settings, evaluate
+from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
+from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import hold_out_of
 from guided_diffusion.storage import fetch_folder
 from guided_diffusion.summary import format_summary
+from guided_diffusion.temperature_fit import fit_into_checkpoint, format_fit
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
@@ -30,10 +33,46 @@ def main(argv=None):
     (options,), _ = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
-    pred_dir = fetch_folder(options.pred_dir, "folder of predicted masks")
-    Predictions(pred_dir)  # a folder that is not there is refused here; --out_dir would make it
-    manifest_path = pred_dir / "manifest.json"
-    manifest = read_json(manifest_path) if manifest_path.exists() else {}
+    pred_dir, manifest = read_manifest(options.pred_dir)
+    dataset = find_truth(options, manifest)
+    settings = settings_of(options, manifest)
+    out = work_folder(options.out_dir or options.pred_dir, "evaluation")
+    out.check_writable()
+    leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
+    for line in (*dataset.notes, leak):
+        if line:
+            console().warning(line)
+    evaluated = compare_cases(pred_dir, dataset, bar, settings=settings)
+    compared = compare_with(options.compare, evaluated, dataset) if options.compare else None
+    summary = write_evaluation(evaluated, out.path, compared)
+    console().info(format_summary(summary))
+    rules, written = summary["rules"], ["metrics.csv", "summary.json", "curves.json"]
+    if compared:
+        console().info(format_comparison(compared, summary, options.compare))
+        rules = [*rules, *RULES]
+    console().info("\n".join(f"- {rule}" for rule in rules))
+    if options.card:
+        written.append(write_card(out.path, summary, manifest, dataset, leak).name)
+    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
+    if report:
+        written.append(report.name)
+    if options.fit_temperature:
+        fitted = fit_into_checkpoint(options.fit_temperature, manifest, evaluated.levels, len(evaluated.rows))
+        console().info(format_fit(fitted, options.fit_temperature))
+    out.finish()
+    console().info(f"written: {', '.join(out.shown(name) for name in written)}")
+
+
+def read_manifest(folder):
+    """A folder of predictions on this machine and its manifest, {} where it has none."""
+    here = fetch_folder(folder, "folder of predicted masks")
+    Predictions(here)  # a folder that is not there is refused here; --out_dir would make it
+    path = here / "manifest.json"
+    return here, read_json(path) if path.exists() else {}
+
+
+def find_truth(options, manifest):
+    """The data set that holds the truth, as the flags or else the manifest name it."""
     recorded = manifest.get("data", {})
     data_name = options.data_name or recorded.get("data_name")
     data_dir = options.data_dir or recorded.get("data_dir")
@@ -41,23 +80,34 @@ def main(argv=None):
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
     same = recorded if data_dir == recorded.get("data_dir") else {}
-    split = given_split(same.get("split", "test"))
-    dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same))
-    out = work_folder(options.out_dir or options.pred_dir, "evaluation")
-    out.check_writable()
-    for line in (*dataset.notes, leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))):
-        if line:
-            console().warning(line)
-    settings = Settings(options.tolerances(), options.lesion_iou)
-    summary = evaluate(
-        pred_dir, dataset, out.path, lambda units: tqdm(units, desc="evaluating", unit="case"), settings=settings
+    split, classes = given_split(same.get("split", "test")), options.classes or recorded.get("classes", "")
+    return build_dataset(
+        data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same), classes=classes
     )
-    console().info(format_summary(summary))
-    console().info("\n".join(f"- {rule}" for rule in summary["rules"]))
-    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
-    out.finish()
-    names = ["metrics.csv", "summary.json", "curves.json", *([report.name] if report else [])]
-    console().info(f"written: {', '.join(map(out.shown, names))}")
+
+
+def settings_of(options, manifest):
+    """The `Settings` of the evaluation."""
+    method = manifest.get("settings", {}).get("fuse", "staple").partition("+")[0]
+    return Settings(
+        options.tolerances(),
+        options.lesion_iou,
+        group_key=manifest.get("data", {}).get("group_key", ""),
+        sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",
+        levels=bool(options.fit_temperature),
+    )
+
+
+def bar(units):
+    """A list of cases in a progress bar."""
+    return tqdm(units, desc="evaluating", unit="case", dynamic_ncols=True)
+
+
+def compare_with(folder, evaluated, dataset):
+    """The comparison with another run's results, by the same rules."""
+    other, _ = read_manifest(folder)
+    settings = Settings(evaluated.settings.tolerances, evaluated.settings.lesion_iou, evaluated.settings.group_key)
+    return compare(evaluated, compare_cases(other, dataset, bar, settings=settings))
 
 
 def trained_on(manifest):

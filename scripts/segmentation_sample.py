@@ -70,15 +70,16 @@ def sample_all(options, given, processes):
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
     if "data_name" not in given:
         data.data_name = trained["data"]["data_name"]
-    if "ct_window" not in given:
-        data = dataclasses.replace(data, ct_window=trained["data"].get("ct_window", ""))
+    for name in ("ct_window", "classes"):
+        if name not in given:
+            data = dataclasses.replace(data, **{name: trained["data"].get(name, "")})
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
     if sampler.plan is ONE_LOOK:
         console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler.image_size, sample.split, chosen="data_name" in given)
+    dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
@@ -139,10 +140,11 @@ def gather_results(out, processes):
         out.pull()
 
 
-def find_data(data, image_size, split, chosen):
+def find_data(data, sampler, split, chosen):
     """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split=given_split(split), **data.loading)
+        options = {"split": given_split(split), "view": sampler.view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
@@ -202,6 +204,16 @@ def check_dataset(dataset, checkpoint):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{checkpoint.image_channels}"
         )
+    old, new = checkpoint.classes, dataset.classes
+    if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):
+        raise UserError(
+            f"{dataset.data_dir}: has the classes {new.described()}, the checkpoint was trained with {old.described()}"
+        )
+    if old.is_exclusive != new.is_exclusive:
+        raise UserError(
+            f"--classes {new}: the checkpoint was trained with {old.described()}; whether values are in several "
+            "classes must be the same"
+        )
     if checkpoint.config["model"]["class_cond"]:
         if list(dataset.label_names) != checkpoint.label_names:
             raise UserError(
@@ -215,9 +227,14 @@ def check_dataset(dataset, checkpoint):
 
 def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     """The manifest: everything that decides the results, and what they were made with."""
-    names = ("num_ensemble", "fuse", "weights", "seed", "save_samples", "debug")
+    names = (
+        *("num_ensemble", "fuse", "temperature", "weights", "seed"),
+        *("save_samples", "uncertainty_maps", "debug"),
+    )
     settings = {name: getattr(sample, name) for name in names}
+    settings |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
     settings |= {"image_size": sampler.image_size, "precision": sampler.precision, **sampler.plan.settings()}
+    settings["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
@@ -229,6 +246,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
             "data_name": data.data_name,
             "data_dir": data_dir,
             "split": sample.split,
+            "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
         "config": checkpoint.config,

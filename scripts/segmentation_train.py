@@ -49,10 +49,12 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.selection import select_slices
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.validation_data import ValidationData, find_validation
+from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import OVERFIT_DICE, Watch
 from guided_diffusion.work_folder import WorkFolder, work_folder
@@ -133,8 +135,13 @@ def settle(options, given, processes):
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
     data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
-    dataset = find_data(here, model_options.image_size, chosen="data_name" in given or start is not None)
+    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
     check_dataset(dataset, model_options, start)
+    if data.classes == "auto":
+        data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
+    if start is None:
+        diffusion_options.settle_activation(dataset.classes)
     if train.overfit:
         dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
         model_options = dataclasses.replace(model_options, dropout=0.0)
@@ -184,6 +191,7 @@ def train_model(options, given, processes):
         processes=processes,
         folder=folder,
         watch=watch_of(run, diffusion, processes),
+        selection=select_slices(dataset, train.slices, processes),
     )
     last = loop.run()
     if processes.is_first:
@@ -276,10 +284,11 @@ def dry_run(options, given):
     return 0
 
 
-def find_data(data, image_size, chosen):
-    """The training data. chosen: whether --data_name was, rather than left at its default."""
+def find_data(data, image_size, view, chosen):
+    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        return build_dataset(data.data_name, data.data_dir, image_size, split="train", need_masks=True, **data.loading)
+        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:
             raise
@@ -355,10 +364,10 @@ def check_dataset(dataset, model_options, start):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{start.image_channels}"
         )
-    if list(dataset.class_names) != start.class_names:
+    if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
         raise UserError(
-            f"{dataset.data_dir}: has the classes {', '.join(dataset.class_names)}, the checkpoint was trained with "
-            f"{', '.join(start.class_names)}"
+            f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "
+            f"{start.classes.described()}"
         )
 
 
@@ -396,7 +405,9 @@ def told_data(dataset):
     """Lines that say what data were found."""
     channels = counted(dataset.image_channels, "channel")
     layout = [f"layout: {dataset.layout}"] if dataset.layout else []
-    return [f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}", *layout, *dataset.notes]
+    classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
+    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
+    return [found, *layout, *classes, *dataset.notes]
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):

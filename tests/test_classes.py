@@ -10,6 +10,7 @@ import torch
 from conftest import strict_json
 from PIL import Image
 
+from guided_diffusion.case_maps import fuse_cases, stack_slices
 from guided_diffusion.classes import BINARY, Classes, checked_classes, parse_classes
 from guided_diffusion.data import Case, SegmentationDataset, group_cases
 from guided_diffusion.ensemble import fuse_masks, member_masks
@@ -17,7 +18,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.pictures import class_colour, overlay
 from guided_diffusion.report import write_overview
-from guided_diffusion.results import Predictions, ResultsFolder, fuse_cases, stack_slices
+from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.sampling import Members
 from guided_diffusion.summary import format_summary
 

@@ -15,11 +15,11 @@ from guided_diffusion.data import (
     SegmentationDataset,
     build_dataset,
     find_loader,
-    resize_image,
-    resize_mask,
     split_folders,
 )
 from guided_diffusion.errors import UserError
+from guided_diffusion.selection import Selection
+from guided_diffusion.views import resize_image, resize_mask
 
 
 class ArrayDataset(SegmentationDataset):
@@ -173,7 +173,7 @@ def test_collate_stacks_tensors_and_lists_the_rest(dataset):
 @pytest.mark.parametrize("length, batch_size", [(10, 3), (4, 7), (6, 6)])
 def test_training_order_visits_each_item_once_per_epoch(length, batch_size):
     epochs = 5
-    batches = islice(TrainingOrder(length, batch_size, seed=3), epochs * length)
+    batches = islice(TrainingOrder(Selection.of_all(length), batch_size, seed=3), epochs * length)
     flat = [index for batch in batches for index, _ in batch][: epochs * length]
     orders = [flat[i : i + length] for i in range(0, len(flat), length)]
     assert all(sorted(order) == list(range(length)) for order in orders)
@@ -182,12 +182,12 @@ def test_training_order_visits_each_item_once_per_epoch(length, batch_size):
 
 @pytest.mark.parametrize("start", [1, 2, 3, 4, 11])
 def test_training_order_resumes_at_any_step(start):
-    whole = list(islice(TrainingOrder(10, 3, seed=1), 20))
-    assert list(islice(TrainingOrder(10, 3, seed=1, start_step=start), 20 - start)) == whole[start:]
+    whole = list(islice(TrainingOrder(Selection.of_all(10), 3, seed=1), 20))
+    assert list(islice(TrainingOrder(Selection.of_all(10), 3, seed=1, start_step=start), 20 - start)) == whole[start:]
 
 
 def test_training_order_depends_on_the_seed():
-    first, second = (list(islice(TrainingOrder(50, 5, seed), 10)) for seed in (1, 2))
+    first, second = (list(islice(TrainingOrder(Selection.of_all(50), 5, seed), 10)) for seed in (1, 2))
     assert first != second
 
 

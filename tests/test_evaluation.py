@@ -275,6 +275,13 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
     assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
     assert {values["n"] for values in summary["diversity"].values()} == {0} and summary["raters"] == []
+    curves = strict_json(tmp_path / "results" / "curves.json")
+    assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {
+        "probability",
+        "probability_band",
+    }
+    assert curves["all"]["reliability"]["probability"]["truth"] == [0, 1]
+    assert curves["all"]["retention"]["agreement"]["error"] == [0] * 3  # "imagined" and "nothing" are empty twice
     saved = strict_json(tmp_path / "results" / "summary.json")
     assert saved["calibration"]["coarse_ece"] is None and any("GED2" in rule for rule in saved["rules"])
 

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from guided_diffusion import pictures
+from guided_diffusion.case_maps import CaseMaps, fuse_cases, stack_slices
 from guided_diffusion.data import Geometry
 from guided_diffusion.ensemble import staple
 from guided_diffusion.errors import UserError
-from guided_diffusion.results import CaseMaps, Predictions, ResultsFolder, fuse_cases, stack_slices
+from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.sampling import Members
 
 MANIFEST = {

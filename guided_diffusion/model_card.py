@@ -1,0 +1,193 @@
+"""The model card: a Markdown page with the data, configuration, metrics, calibration and limits of a run."""
+
+import math
+from pathlib import Path
+
+from .files import atomic_path
+from .logger import counted
+from .metrics import metric_names
+from .summary import CALIBRATION, SCORES, label_of
+
+PAPERS = {
+    "v1": """@inproceedings{wu2024medsegdiff,
+  title     = {{MedSegDiff}: Medical Image Segmentation with Diffusion Probabilistic Model},
+  author    = {Wu, Junde and Fu, Rao and Fang, Huihui and Zhang, Yu and Yang, Yehui and Xiong, Haoyi and Liu, Huiying
+               and Xu, Yanwu},
+  booktitle = {Medical Imaging with Deep Learning},
+  year      = {2024},
+  note      = {arXiv:2211.00611}
+}""",
+    "v2": """@inproceedings{wu2024medsegdiffv2,
+  title     = {{MedSegDiff-V2}: Diffusion-Based Medical Image Segmentation with Transformer},
+  author    = {Wu, Junde and Ji, Wei and Fu, Huazhu and Xu, Min and Jin, Yueming and Xu, Yanwu},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2024},
+  note      = {arXiv:2301.11798}
+}""",
+}
+UNTOLD = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
+
+
+def write_card(out_dir, summary, manifest, dataset, leak=None):
+    """Write model_card.md to `out_dir`, whole or not at all; returns its path.
+
+    summary: of `summary.summary_of`; manifest: that of the results, or {} of masks that we did not make; dataset: what
+    was evaluated; leak: the line of `leakage.leakage_warning`, if any.
+    """
+    config = manifest.get("config", {})
+    parts = [
+        f"# Model card: {_title(manifest, summary)}",
+        _data(config, manifest, dataset, summary),
+        _configuration(config, manifest),
+        _metrics(summary),
+        _calibration(summary, config),
+        _limits(summary, manifest, leak),
+        "## How it was measured\n\n" + "\n".join(f"- {rule}" for rule in summary["rules"]),
+        _citation(config),
+    ]
+    path = Path(out_dir) / "model_card.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return path
+
+
+def _title(manifest, summary):
+    version = manifest.get("config", {}).get("model", {}).get("version")
+    names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
+    return f"{names.get(version, 'segmentation')} for {', '.join(summary['class_names'])}"
+
+
+def _data(config, manifest, dataset, summary):
+    trained, recorded = config.get("data", {}), manifest.get("data", {})
+    lines = ["## Data", ""]
+    if trained:
+        held = trained.get("val_fraction")
+        apart = f", of which {held:g} of the groups were held out for validation" if held else ""
+        lines.append(f"- Trained on `{trained['data_name']}` from `{trained.get('data_dir', '')}`{apart}.")
+    cases = summary["ensemble"]["cases"]
+    groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
+    name = recorded.get("data_name", type(dataset).__name__)
+    lines.append(
+        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`, "
+        f"split {recorded.get('split', 'test')}."
+    )
+    raters = len(summary["raters"])
+    lines.append(f"- Classes: {', '.join(summary['class_names'])}. Raters of each case: {max(raters, 1)}.")
+    return "\n".join(lines)
+
+
+def _configuration(config, manifest):
+    if not config:
+        return ""
+    lines = ["## Configuration", ""]
+    checkpoint, digest = manifest.get("checkpoint"), manifest.get("checkpoint_sha256", "")
+    lines.append(f"- Checkpoint `{checkpoint}`, step {manifest.get('step')}, SHA-256 `{digest[:16]}`...")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+    lines.append(f"- Sampled on {manifest.get('device')} with {versions}.")
+    for group in ("model", "diffusion", "train"):
+        lines.append(f"- {group.capitalize()}: {_options(config.get(group, {}))}.")
+    lines.append(f"- Sampling: {_options(manifest.get('settings', {}))}.")
+    return "\n".join(lines)
+
+
+def _options(values):
+    told = {name: value for name, value in values.items() if name not in UNTOLD and value not in ("", None)}
+    if isinstance(told.get("timesteps"), list):
+        told["timesteps"] = f"{len(told['timesteps'])} steps"
+    return ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _metrics(summary):
+    parts = ["## Metrics", _table(summary, summary)]
+    for name, part in summary.get("classes", {}).items():
+        parts += [f"### {name}", _table(part, summary)]
+    sizes = summary.get("ensemble_size")
+    if sizes:
+        table = "\n".join(
+            f"| {n} | {_number(one['mean'])} | {_interval(one)} |"
+            for n, one in zip(sizes["sizes"], sizes["dice"], strict=True)
+        )
+        head = "| members | Dice | 95 % interval |\n|---|---|---|\n"
+        parts += ["### Size of the ensemble", f"{head}{table}\n\nNo longer grows from {sizes['enough']} members on."]
+    return "\n\n".join(parts)
+
+
+def _table(part, summary):
+    names = metric_names(summary["nsd_tolerances"])
+    described = {label_of(name, summary): part["ensemble"][name] for name in names}
+    described |= {"Dice of one sample": part["sample"], "Dice of the coarse mask": part["coarse"]}
+    described |= {name.replace("_", " "): one for name, one in part["diversity"].items()}
+    lines = ["| | mean | 95 % interval | median | std | n |", "|---|---|---|---|---|---|"]
+    for label, one in described.items():
+        if one["n"]:
+            figures = [_number(one["mean"]), _interval(one), _number(one["median"]), _number(one["std"]), str(one["n"])]
+            lines.append(f"| {label} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def _calibration(summary, config):
+    figures, lines = summary["calibration"], []
+    shown = {name: label for name, label in CALIBRATION.items() if not math.isnan(figures[name])}
+    if shown:
+        lines += ["## Calibration and uncertainty", "", "| | all pixels | boundary band |", "|---|---|---|"]
+        for name, label in shown.items():
+            if not name.endswith("_band"):
+                lines.append(f"| {label} | {_number(figures[name])} | {_number(figures[f'{name}_band'])} |")
+        lines.append("")
+    fitted = config.get("calibration")
+    if fitted:
+        lines.append(
+            f"- Probabilities are scaled by the temperature {fitted['temperature']:g}, fitted on "
+            f"{counted(fitted['cases'], 'mask')} of the split {fitted['split']}."
+        )
+    for name in SCORES:
+        score = summary["uncertainty"][name]
+        if score["judged"] > 1:
+            label = name.replace("_", " ").capitalize()
+            lines.append(
+                f"- {label} and error: rank correlation {_number(score['spearman'])}, area "
+                f"under the retention curve {_number(score['area'])} (no knowledge {_number(score['random'])}, best "
+                f"order {_number(score['oracle'])})."
+            )
+    return "\n".join(lines)
+
+
+def _limits(summary, manifest, leak):
+    ensemble, lines = summary["ensemble"], ["## Limits", ""]
+    lines.append("- Research software; it is no medical device, and its masks are no diagnosis.")
+    lines.append(
+        f"- Measured on {counted(ensemble['cases'], 'case')} of one data set; other scanners, centres, patients and "
+        "protocols may give other figures, and the intervals do not cover that."
+    )
+    if summary["groups"] is None:
+        lines.append(
+            "- Which patient a case is of is not known here: if patients have several, intervals are too small."
+        )
+    if leak:
+        lines.append(f"- {leak.removeprefix('warning: ')}")
+    if manifest.get("data", {}).get("split") == "val":
+        lines.append("- These are validation cases: what was chosen on them makes the figures too good.")
+    for which, text in (
+        ("prediction", "nothing was found, but there is truth"),
+        ("truth", "something was found, but there is none"),
+    ):
+        if ensemble[f"{which}_empty"]:
+            lines.append(f"- In {counted(ensemble[f'{which}_empty'], 'mask')} {text}.")
+    for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
+        if summary[key]:
+            lines.append(f"- Left out: {counted(summary[key], 'case')} {text}.")
+    return "\n".join(lines)
+
+
+def _citation(config):
+    version = config.get("model", {}).get("version")
+    papers = [PAPERS[version]] if version in PAPERS else [] if version else list(PAPERS.values())
+    return "\n\n".join(["## Citing", "```bibtex\n" + "\n\n".join(papers) + "\n```"]) if papers else ""
+
+
+def _number(value):
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _interval(described):
+    return "–" if math.isnan(described["low"]) else f"{described['low']:.4f} to {described['high']:.4f}"

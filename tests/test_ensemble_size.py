@@ -1,0 +1,69 @@
+"""The ensemble's Dice by its size: against fusing whole images, and from where on it grows no longer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.ensemble import fuse_masks
+from guided_diffusion.ensemble_size import dice_by_size, format_sizes, size_summary, subsets
+from guided_diffusion.metrics import overlap
+
+
+def case(seed, members, classes):
+    """Noisy copies of a truth: bool [E, K, 12, 14], [K, 12, 14]; of several classes a pixel has one at most."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((12, 14), int)
+    label[2:9, 3:8], label[3:7, 8:12] = 1, classes
+    noisy = np.where(rng.random((members, 12, 14)) < 0.2, rng.integers(0, classes + 1, (members, 12, 14)), label)
+    return np.stack([noisy == k for k in range(1, classes + 1)], axis=1), np.stack(
+        [label == k for k in range(1, classes + 1)]
+    )
+
+
+@pytest.mark.parametrize("method", ["staple", "vote", "weighted"])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_dice_is_that_of_fusing_whole_images(method, classes):
+    members, truth = case(0, 3, classes)
+    found = dice_by_size(members, truth, method, True, "a")
+    for size in range(1, 4):
+        expected = []
+        for chosen in subsets(3, size, "a"):
+            soft = torch.from_numpy(members[chosen])[:, None].float()  # [n, 1, K, H, W]
+            fused = fuse_masks(soft, method, exclusive=True)[0].numpy()
+            expected.append([overlap(fused[k], truth[k])["dice"] for k in range(classes)])
+        assert found[size - 1] == pytest.approx(np.mean(expected, axis=0))
+    volume = dice_by_size(members[..., None], truth[..., None], method, True, "a")
+    assert np.array_equal(volume, found)
+
+
+def test_a_truth_that_is_empty_twice_is_undefined_and_identical_members_do_not_grow():
+    empty = np.zeros((3, 1, 4, 4), bool)
+    assert np.isnan(dice_by_size(empty, empty[0], "vote", True, "a")).all()
+    members, truth = case(1, 1, 1)
+    same = dice_by_size(np.repeat(members, 3, axis=0), truth, "staple", True, "a")
+    assert (same == overlap(members[0, 0], truth[0])["dice"]).all()
+
+
+def test_subsets_are_distinct_seeded_and_complete_where_few():
+    assert len(subsets(4, 2, "a")) == 6 and subsets(3, 3, "a").tolist() == [[0, 1, 2]]
+    drawn = subsets(10, 4, "a")
+    assert drawn.shape == (8, 4) and len({tuple(row) for row in drawn}) == 8
+    assert np.array_equal(drawn, subsets(10, 4, "a")) and not np.array_equal(drawn, subsets(10, 4, "b"))
+
+
+def test_growth_ends_where_no_larger_ensemble_is_better():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.6, 0.8, (40, 1))
+    dice = base + np.array([0, 0.05, 0.08, 0.0803, 0.0805]) + rng.normal(0, 1e-4, (40, 5))
+    found = size_summary(dice, range(40), "staple")
+    assert found["enough"] == 3 and found["sizes"] == [1, 2, 3, 4, 5] and "by staple" in found["rule"]
+    assert [one["mean"] for one in found["dice"]] == pytest.approx(dice.mean(axis=0))
+    assert "no longer grows from 3 members on" in format_sizes(found)
+    # A gain that may be chance is none, one that goes on is one.
+    noise = base + np.array([0, 0.01, 0.012]) + rng.normal(0, 0.2, (40, 3))
+    assert size_summary(noise, range(40), "vote")["enough"] == 1
+    growing = size_summary(base + np.array([0, 0.05, 0.1]), range(40), "vote")
+    assert growing["enough"] == 3 and "still grows at 3" in format_sizes(growing)
+    assert size_summary([[math.nan] * 3], [0], "vote") is None and size_summary([[0.5]], [0], "vote") is None

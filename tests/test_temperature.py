@@ -1,0 +1,81 @@
+"""Temperature: what it leaves alone, that it is found again, and its way into a checkpoint and out of it."""
+
+import numpy as np
+import pytest
+from conftest import FAST, TINY, strict_json
+
+from guided_diffusion.calibration import ReliabilityTable
+from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.files import read_picture
+from guided_diffusion.temperature import LevelTable, scaled
+
+
+def test_masks_and_ends_stay_what_they_are():
+    p = np.linspace(0, 1, 1001)
+    for temperature in (0.3, 1.0, 4.0):
+        found = scaled(p, temperature)
+        assert np.array_equal(found > 0.5, p > 0.5) and (np.diff(found) >= 0).all()
+        assert found[[0, 500, 1000]].tolist() == [0, 0.5, 1] and np.allclose(found, 1 - found[::-1])
+        assert np.allclose(scaled(found, 1 / temperature), p)
+    assert scaled(np.float32([0.8]), 2.0).dtype == np.float32
+    assert scaled(np.array(0.8), 2.0) == pytest.approx(2 / 3)  # odds of 4, their root 2
+
+
+def test_the_temperature_that_spoilt_a_forecast_is_found_again():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.5, 0.5, 200_000)
+    y = rng.random(len(p)) < p
+    sure = scaled(p, 0.4)  # too sure of itself
+    table = LevelTable.of(sure[:100_000], y[:100_000]) + LevelTable.of(sure[100_000:], y[100_000:])
+    assert table.fit() == pytest.approx(1 / 0.4, rel=0.03)
+    assert table.log_loss(2.5) < table.log_loss() and table.ece(2.5) < 0.01 < table.ece()
+    assert table.ece() == pytest.approx(ReliabilityTable.of(sure, y).ece, abs=1e-3)
+    clipped = np.clip(np.rint(sure * 65535) / 65535, 0.5 / 65535, 1 - 0.5 / 65535)
+    assert table.log_loss() == pytest.approx(-np.mean(np.where(y, np.log(clipped), np.log1p(-clipped))))
+
+
+@pytest.fixture(scope="module")
+def held_out(script, pictures, tmp_path_factory):
+    """A checkpoint that holds out two of four pictures."""
+    out = tmp_path_factory.mktemp("held")
+    flags = f"{TINY} --max_steps 2 --lr 1e-2 --val_fraction 0.4"
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", out, flags])
+    return out / "model000002.pt"
+
+
+def test_a_checkpoint_gets_its_temperature_and_sampling_applies_it(
+    script, sample, refusal, held_out, pictures, tmp_path, capsys
+):
+    plain = sample(held_out, pictures, f"{FAST} --split val --uncertainty_maps True", out="plain")
+    manifest = strict_json(plain / "manifest.json")
+    assert (manifest["data"]["split"], manifest["settings"]["temperature"]) == ("val", 1)
+    weights = load_checkpoint(held_out).model
+    fit = ["--pred_dir", plain, "--fit_temperature", held_out]
+    script("segmentation_eval", fit)
+    checkpoint = load_checkpoint(held_out)
+    fitted = checkpoint.config["calibration"]
+    assert f"temperature {fitted['temperature']:g} of least log loss on" in capsys.readouterr().out
+    assert fitted["split"] == "val" and fitted["log_loss"] <= fitted["log_loss_before"]
+    assert all((checkpoint.model[name] == value).all() for name, value in weights.items())
+
+    warm = sample(held_out, pictures, f"{FAST} --split val", out="warm")
+    assert strict_json(warm / "manifest.json")["settings"]["temperature"] == fitted["temperature"] != 1
+    for path in sorted((plain / "probability").glob("*.png")):
+        mask = f"masks/{path.name}"
+        assert (plain / mask).read_bytes() == (warm / mask).read_bytes()
+        before, after = (read_picture(folder / "probability" / path.name)[0] / 255 for folder in (plain, warm))
+        assert np.allclose(after, scaled(before, fitted["temperature"]), atol=2e-5)
+        entropy = read_picture(plain / "entropy" / path.name)[0] / 255
+        inside = (before > 0.01) & (before < 0.99)
+        p = before[inside]
+        assert np.allclose(entropy[inside], -p * np.log2(p) - (1 - p) * np.log2(1 - p), atol=1e-3)
+        assert {"variance", "mutual_information"} <= {folder.name for folder in plain.iterdir()}
+    assert strict_json(sample(held_out, pictures, f"{FAST} --temperature 1.5", out="own") / "manifest.json")[
+        "settings"
+    ]["temperature"] == pytest.approx(1.5)
+    script("segmentation_eval", fit)  # again, on the results of before: the same
+    again = load_checkpoint(held_out).config["calibration"]
+    assert again == fitted
+    (plain / "manifest.json").write_text('{"checkpoint_sha256": "of another"}')
+    line = [*fit, "--data_name FOLDER --data_dir", pictures]
+    assert "not with this file as it is; sample with it first" in refusal("segmentation_eval", line)
