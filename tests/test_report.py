@@ -278,7 +278,7 @@ class Page:
         """Until the script returns something true, which is returned."""
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 20, 0.05).until(lambda _: self.run(script))
+        return WebDriverWait(self.browser, 60, 0.05).until(lambda _: self.run(script))
 
     def shown(self):
         return self.run("return [...document.querySelectorAll('.card .name')].map((e) => e.textContent)")
@@ -388,7 +388,11 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     # Pictures beside the page are found, whatever the case is called.
     monkeypatch.setattr(report, "EMBEDDED", 0)
     page = Page(browser, write(results, photographs, out_dir=shutil.copytree(results, tmp_path / "beside")))
-    page.wait("return [...document.querySelectorAll('.card img')].every((i) => i.naturalWidth > 0)")
+    page.run("document.getElementById('gallery').scrollIntoView()")  # they are loaded as they come into sight
+    page.wait("return document.querySelectorAll('.card img')[0].naturalWidth > 0")
+    nasty = worst_first.index(NASTY)
+    page.run("document.querySelectorAll('.card')[arguments[0]].scrollIntoView()", nasty)
+    page.wait(f"return document.querySelectorAll('.card img')[{nasty}].naturalWidth > 0")
     page.run("document.querySelector('.card').click()")
     page.wait("return document.getElementById('canvas').width > 300")
     assert page.complaints() == [] and page.shown() == worst_first
