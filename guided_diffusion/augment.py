@@ -101,8 +101,8 @@ class Augmentation:
 def build_augmentation(augment, dataset):
     """The transform (image [C, S, S], mask [R, K, S, S]) -> the same, as strong as `augment` says.
 
-    dataset: says by `orientation` and `left_right_axis` what is plausible (see `data.SegmentationDataset`).
-    Raises `UserError` where it says neither.
+    dataset: says by `orientation`, `left_right_axis` and `background` what is plausible (see
+    `data.SegmentationDataset`). Raises `UserError` where the former two say nothing that is known.
     """
     strength = STRENGTHS[augment]
     if dataset.orientation not in ORIENTATIONS or dataset.left_right_axis not in (-1, -2):
@@ -117,9 +117,9 @@ def build_augmentation(augment, dataset):
     if strength.blur and dataset.image_size > BLUR_SIZE // 2:  # what the reflection at its borders needs
         blur = v2.GaussianBlur(BLUR_SIZE, (0.2 * strength.blur, strength.blur))
         steps.append(v2.RandomApply([blur], strength.degraded))
-    steps.append(Intensity(strength))
+    steps.append(Intensity(strength, dataset.background))
     if strength.noise:
-        steps.append(v2.RandomApply([Noise(strength.noise)], strength.degraded))
+        steps.append(v2.RandomApply([Noise(strength.noise, dataset.background)], strength.degraded))
     return v2.Compose(steps)
 
 
@@ -168,12 +168,13 @@ class Intensity(v2.Transform):
     """Change contrast and brightness of the whole image and, slightly, of each channel; masks stay as they are.
 
     Gains turn about the channel's mean and offsets count in the image's standard deviations, so it is the same for
-    every normalisation, and a flat image stays as it is. Values are not clipped.
+    every normalisation, and a flat image stays as it is. Values are not clipped. Pixels of the value `background` stay
+    as they are, and do not count in means and deviations.
     """
 
-    def __init__(self, strength):
+    def __init__(self, strength, background=None):
         super().__init__()
-        self.strength = strength
+        self.strength, self.background = strength, background
 
     def make_params(self, flat_inputs):
         """gain and offset, [C, 1, 1]."""
@@ -186,28 +187,40 @@ class Intensity(v2.Transform):
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
         image = inpt.as_subclass(torch.Tensor)
-        mean, unit = image.mean(dim=(-2, -1), keepdim=True), image.std(correction=0)
-        return tv_tensors.Image(mean + (image - mean) * params["gain"] + unit * params["offset"])
+        inside, unit = _inside(image, self.background)
+        mean = (image * inside).sum(dim=(-2, -1), keepdim=True) / inside.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+        changed = mean + (image - mean) * params["gain"] + unit * params["offset"]
+        return tv_tensors.Image(torch.where(inside, changed, image))
 
 
 class Noise(v2.Transform):
-    """Add Gaussian noise to images. sigma: the largest standard deviation, in those of the image."""
+    """Add Gaussian noise to images, but for pixels of the value `background`. sigma: the largest standard deviation, in
+    those of the image."""
 
-    def __init__(self, sigma):
+    def __init__(self, sigma, background=None):
         super().__init__()
-        self.sigma = sigma
+        self.sigma, self.background = sigma, background
 
     def transform(self, inpt, params):
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
-        sigma = (inpt.std(correction=0) * torch.rand(()) * self.sigma).item()
-        return v2.functional.gaussian_noise(inpt, sigma=sigma, clip=False)
+        image = inpt.as_subclass(torch.Tensor)
+        inside, unit = _inside(image, self.background)
+        sigma = (unit * torch.rand(()) * self.sigma).item()
+        noisy = v2.functional.gaussian_noise(image, sigma=sigma, clip=False)
+        return tv_tensors.Image(torch.where(inside, noisy, image))
 
 
 def reflect(places, extent):
     """Places [..., 2] in pixels, folded into [0, extent] as if the image were reflected at its outermost pixels."""
     extent = extent.clamp(min=0.5)  # of a single pixel
     return extent - (places.remainder(2 * extent) - extent).abs()
+
+
+def _inside(image, background):
+    """Which values of an image [C, H, W] are no background, a bool like it, and their standard deviation."""
+    inside = torch.ones_like(image, dtype=torch.bool) if background is None else image != background
+    return inside, image[inside].std(correction=0) if inside.any() else image.new_zeros(())
 
 
 def _uniform(count, bound):

@@ -108,6 +108,11 @@ def sampling_batches(dataset, batches, *, num_workers=0):
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 
+def looking_batches(items, num_workers=0):
+    """The items of any dataset, which need not be tensors, in their order, one by one."""
+    return _loader(items, num_workers, collate_fn=lambda one: one[0])
+
+
 class _Batches(DataLoader):
     """A DataLoader that raises its workers' `UserError`s as they were: one line, without the worker's traceback."""
 
@@ -130,10 +135,10 @@ def _loader(dataset, num_workers, **keywords):
     forked = num_workers > 0 and sys.platform == "linux"
     if forked:
         dataset.preload()
+    keywords = {"collate_fn": collate, **keywords}
     return _Batches(
         dataset,
         num_workers=num_workers,
-        collate_fn=collate,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if forked else None,

@@ -89,9 +89,9 @@ def data_table(data):
     rows = []
     for name, what in (
         ("isic", "pictures, 320 x 256"),
-        ("brats_naive", "volumes, 96 x 96 x 48: naive, decompressed for every slice"),
-        ("brats_cold", "  first pass"),
-        ("brats_warm", "  from memory"),
+        ("brats_naive", f"volumes, {data['brats_naive']['volumes']}: naive, decompressed for every slice"),
+        ("brats_cold", "  cold: into a cache on disk, then from it"),
+        ("brats_cached", "  cached: from the cache that is there"),
     ):
         entry = data[name]
         row = [what, entry["items"], *spread(entry), f"{entry['items_per_second']:.3g}"]

@@ -43,6 +43,7 @@ class BraTSDataset(SegmentationDataset):
     class_names = ("tumour",)
     finds_validation = True
     left_right_axis = -2  # a slice lies as in the file, [X, Y]
+    background = 0.0
     foreign = None  # the label that must not be there, where --classes leaves the labels' meaning to us
 
     @classmethod

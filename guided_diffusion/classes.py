@@ -55,9 +55,11 @@ class Classes:
 
     def masks_of(self, labels):
         """Label maps as masks: integers [...] -> bool [K, ...]. A value that no class has is background."""
-        if self.is_binary:
-            return np.asarray(labels)[None] > 0
-        return np.stack([np.isin(labels, values) for values in self.values])
+        return np.stack([self.mask_of(labels, k) for k in range(len(self))])
+
+    def mask_of(self, labels, k):
+        """The mask of class k alone, bool [...]."""
+        return np.asarray(labels) > 0 if self.is_binary else np.isin(labels, self.values[k])
 
     def labels_of(self, masks):
         """Masks as one label map: bool [K, ...] -> uint8 [...], or uint16 where values are above 255.

@@ -10,7 +10,7 @@ from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
 from .presets import RECIPES
-from .run_options import EvalOptions, SampleOptions, TrainOptions
+from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
@@ -169,6 +169,7 @@ def _unknown_flag(name, fields):
         "segmentation_train.py": (TrainOptions, DiffusionOptions),
         "segmentation_sample.py": (SampleOptions,),
         "segmentation_eval.py": (EvalOptions,),
+        "check_data.py": (CheckOptions,),
     }
     for script, groups in elsewhere.items():
         if any(name == item.name for group in groups for item in dataclasses.fields(group)):

@@ -206,6 +206,7 @@ class FolderDataset(SegmentationDataset):
         self.layout = self._told_layout(pairs)
         self.image_channels = nifti_channels(first) if self.is_nifti else read_picture(first).shape[0]
         self.left_right_axis = -2 if self.is_nifti else -1
+        self.background = 0.0 if self.is_nifti and not self.ct_window else None
 
     def _told_layout(self, pairs):
         """What was found, in words."""

@@ -96,7 +96,9 @@ class SegmentationDataset(Dataset):
       has: augmentation mirrors left and right and rotates a little; "any" where none is more likely than another, as
       in dermoscopy or microscopy: it mirrors both ways and rotates by up to 180 degrees;
     - `left_right_axis`: the axis of [C, H, W] along which an upright image is mirrored: -1 (default) of pictures, -2
-      of slices [X, Y] as NIfTI files hold them.
+      of slices [X, Y] as NIfTI files hold them;
+    - `background`: the value, after normalising, of what is not part of the image, such as the 0 around a head in
+      skull-stripped MRI: contrast, brightness and noise leave it as it is. None (default): there is no such value.
 
     `Segmenter` normalises images that lie in no folder: `normalise` must do without what `find_cases` has found, but
     for the attributes (plain types) that `kept` names, which a checkpoint keeps. A loader whose `read_image` normalises
@@ -123,6 +125,7 @@ class SegmentationDataset(Dataset):
     label_names = ()
     orientation = "upright"
     left_right_axis = -1
+    background = None
     kept = ()
     volumes = None  # the `volumes.VolumeReader` of a loader that reads volumes by one
     finds_validation = False

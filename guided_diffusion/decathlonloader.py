@@ -46,6 +46,7 @@ class DecathlonDataset(SegmentationDataset):
         self.class_names = _one_class(self.description)
         about = str(self.description.get("name", "")).lower()
         self.window = self.ct_window or (LUNG if "lung" in about else SOFT_TISSUE)
+        self.background = None if "CT" in self.modalities else 0.0
         self.volumes = VolumeReader(self._normalise())
         if "CT" in self.modalities:
             self.notes = (f"CT: {self.window[0]:g} to {self.window[1]:g} HU become -1 to 1 (--ct_window)",)

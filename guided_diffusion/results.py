@@ -240,7 +240,10 @@ class Predictions:
         recorded = read_json(manifest) if manifest.exists() else {}
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
-        self._last = (None, None)  # the label map that was read last: its path and masks
+        self._labels = (
+            None,
+            {},
+        )  # a case's name and the label maps of it that have been read: each class asks for them
         self.used = set()
 
     def mask(self, name, is_volume, k=0):
@@ -255,16 +258,17 @@ class Predictions:
         geometry = self.geometry_of(name) if is_volume else None
         if self.classes.is_binary:
             return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
-        if path != self._last[0]:  # the next class is asked for next
-            labels = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
-            masks = self.classes.masks_of(labels)
-            if labels.any() and not masks.any():
+        if self._labels[0] != name:
+            self._labels = (name, {})
+        maps = self._labels[1]
+        if path not in maps:
+            maps[path] = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
+            if maps[path].any() and not self.classes.masks_of(maps[path]).any():
                 raise UserError(
-                    f"{path}: holds the values {', '.join(map(str, np.unique(labels)[:5]))} and none of the classes "
-                    f"{self.classes}; give its values by --classes"
+                    f"{path}: holds the values {', '.join(map(str, np.unique(maps[path])[:5]))} and none of the "
+                    f"classes {self.classes}; give its values by --classes"
                 )
-            self._last = (path, masks)
-        return self._last[1][k]
+        return self.classes.mask_of(maps[path], k)
 
     def unmatched(self):
         """The files of masks, by name, that no case asked for by `mask` has."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .config import numbers, option
+from .config import absolute_loader, numbers, option
 from .errors import UserError
 from .presets import RECIPES
 from .storage import join
@@ -336,3 +336,20 @@ class EvalOptions:
     def tolerances(self):
         """--nsd_tolerance as numbers, each once, in their order."""
         return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))
+
+
+@dataclass
+class CheckOptions:
+    """What is checked."""
+
+    data_name: str = option(
+        "AUTO",
+        "kind of data: AUTO (what the folder looks like), BRATS, ISIC, LIDC, MSD, FOLDER, a name that an installed "
+        "package registers, or path/to/my_loader.py:MyDataset",
+    )
+    out_dir: str = option("data_check", "folder for contact_sheet.png")
+    num_shown: int = option(32, "cases of each split that the contact sheet shows, spread over it", above=0)
+
+    def resolve(self, given):
+        """Make the path of a loader absolute."""
+        self.data_name = absolute_loader(self.data_name)

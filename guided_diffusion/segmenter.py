@@ -73,6 +73,11 @@ class Segmenter:
         return cls(checkpoint, build_sampler(checkpoint, sample, given, device, precision, model_options))
 
     @property
+    def classes(self):
+        """A `classes.Classes`: their names and label values; its `labels_of(answer.mask)` is the script's label map."""
+        return self.checkpoint.classes
+
+    @property
     def class_names(self):
         """The classes that it segments, without the background."""
         return tuple(self.checkpoint.class_names)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from .checkpoint_folder import BEST
 from .files import write_png
 from .logger import console, counted
 from .symptoms import NAMES, symptoms
@@ -64,6 +65,28 @@ class Watch:
             return False
         self.best = {"step": step, "dice": dice, "cases": self.validation.names}
         return True
+
+    def told_best(self):
+        """What is told of best.pt at the end, or ""."""
+        if not self.best:
+            return ""
+        return f"; {self.folder.shown(BEST)} is of step {self.best['step']}, validation Dice {self.best['dice']:.3f}"
+
+    def verdict(self, step):
+        """Say whether the cases of --overfit were learned by heart in so many steps. Returns the exit status."""
+        cases, steps = counted(len(self.validation.indices), "case"), counted(step, "step")
+        if self.seen is None or math.isnan(self.seen.dice):
+            console().info(f"overfit: NO RESULT after {steps}: {cases} were not sampled")
+            return 1
+        if self.seen.dice >= OVERFIT_DICE:
+            console().info(f"overfit: PASS: Dice {self.seen.dice:.3f} on {cases} after {steps}")
+            return 0
+        console().info(
+            f"overfit: FAIL: Dice {self.seen.dice:.3f} on {cases} after {steps}, {OVERFIT_DICE} is needed. Look at "
+            f"{self.folder.shown('validation')}: do image and truth belong together? Then try a higher --lr, more "
+            "--max_steps, or fewer cases"
+        )
+        return 1
 
     def _in_words(self, seen):
         figures = {name: value for name, value in seen.figures.items() if not math.isnan(value)}

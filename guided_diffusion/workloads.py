@@ -1,6 +1,7 @@
 """What the benchmark times: a network by the plain and by the fast path, and loaders beside the naive way."""
 
 import copy
+import shutil
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch.utils.data import Dataset
 from .batches import sampling_batches
 from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .config import DiffusionOptions, build
-from .data import build_dataset
+from .data import build_dataset, group_cases
 from .dist_util import autocast, memory_format
+from .errors import UserError
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
@@ -21,6 +23,7 @@ from .plan import ONE_LOOK, plan_sampling
 from .run_options import SampleOptions, TrainOptions
 from .sampling import draw_members
 from .train_util import TrainLoop
+from .volume_store import use_cache
 from .volumes import VolumeReader
 
 ENOUGH_SECONDS = 2.0  # a case that took this long is not sampled again for the table
@@ -237,44 +240,57 @@ class DecodedForEverySlice(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index):
-        self.dataset.volumes = VolumeReader()
+        self.dataset.volumes = VolumeReader(self.dataset.volumes.normalise)
         return self.dataset[index]
 
 
 class DataBench:
-    """Phantoms written below `folder`, loaded through the DataLoader in this process.
+    """Data loaded through the DataLoader in this process, resized to image_size x image_size pixels.
 
-    ISIC: pictures of 320 x 256 pixels. BraTS: volumes of 96 x 96 x 48, four modalities and the truth. The system's
-    file cache is warm in all of it, as the files have just been written.
+    Pictures: ISIC phantoms of 320 x 256 pixels, written below `folder`. Volumes: BraTS phantoms of 96 x 96 x 48, four
+    modalities and the truth, or the cases in `data_dir`. The system's file cache is warm in all of it: the files have
+    just been written or read.
     """
 
-    def __init__(self, folder, image_size, batch_size):
-        self.batch_size = batch_size
+    def __init__(self, folder, image_size, batch_size, data_dir=""):
+        self.folder, self.batch_size = folder, batch_size
         write_isic(folder / "isic", PICTURES, 0, size=PICTURE_SIZE)
-        write_brats(folder / "brats", VOLUMES, 0, size=VOLUME_SIZE, num_slices=VOLUME_SLICES)
+        if not data_dir:
+            write_brats(folder / "brats", VOLUMES, 0, size=VOLUME_SIZE, num_slices=VOLUME_SLICES)
         self.pictures, self.volumes = (
-            build_dataset(name, folder / name.lower(), image_size, split="train", need_masks=True)
-            for name in ("ISIC", "BRATS")
+            build_dataset(name, place, image_size, split="train", need_masks=True)
+            for name, place in (("ISIC", folder / "isic"), ("BRATS", data_dir or folder / "brats"))
         )
+        if self.volumes.cases[0].volume is None:
+            raise UserError(f"--data_dir {data_dir}: holds 2-D slices; name a folder of volumes")
+        shape = self.volumes.geometry(self.volumes.cases[0]).shape
+        self.described = f"{len(group_cases(self.volumes.cases))} of {' x '.join(map(str, shape))}"
 
     def time_loading(self, repeats, done=lambda: None):
         """How fast items are loaded: dict of name -> (`Timing`, items a call).
 
-        isic: pictures. brats_naive: every slice decompresses its volume. brats_cold: the first pass over the volumes.
-        brats_warm: a later one, from memory.
+        isic: pictures. brats_naive: every slice decompresses its volume. brats_cold: a cache is made (see
+        `volume_store`) and every slice read from it once. brats_cached: every slice is read from it by a data set that
+        finds it there, as later runs do.
         """
-        naive = DecodedForEverySlice(self.volumes)
+        naive = DecodedForEverySlice(copy.copy(self.volumes))
         some = list(range(0, len(self.volumes), len(self.volumes) // NAIVE_SLICES))[:NAIVE_SLICES]
+        cache = self.folder / "cache"
+
+        def cached():
+            self.volumes.volumes = VolumeReader(self.volumes.volumes.normalise)
+            use_cache(self.volumes, cache, show=False)
+            self._load(self.volumes)
 
         def cold():
-            self.volumes.volumes = VolumeReader()
-            self._load(self.volumes)
+            shutil.rmtree(cache, ignore_errors=True)
+            cached()
 
         calls = {
             "isic": (lambda: self._load(self.pictures), len(self.pictures)),
             "brats_naive": (lambda: self._load(naive, some), len(some)),
             "brats_cold": (cold, len(self.volumes)),
-            "brats_warm": (lambda: self._load(self.volumes), len(self.volumes)),  # by its turn right after the cold one
+            "brats_cached": (cached, len(self.volumes)),  # by its turn right after the cold one
         }
         device = torch.device("cpu")
         timings = time_by_turns({name: call for name, (call, _) in calls.items()}, repeats, device, done)

@@ -50,6 +50,7 @@ class BenchmarkOptions:
     sampling_steps: str = option("4,10,20", "numbers of sampling steps; the first is also timed by the plain path")
     repeats: int = option(5, "measurements of each kind, after a warm-up", above=0)
     image_channels: int = option(4, "channels of the images", above=0)
+    data_dir: str = option("", "folder of BraTS volumes to load in the data part; empty: phantoms are written for it")
     keep_memory: bool = option(
         True, "keep freed memory, on a CPU, as the scripts do; it speeds up both paths. Compare runs to see by how much"
     )
@@ -304,16 +305,18 @@ class Run:
     def measure_data(self):
         """Loading of pictures and of volumes."""
         with tempfile.TemporaryDirectory() as folder, progress("loading", 4 * (1 + self.options.repeats)) as bar:
-            bench = DataBench(Path(folder), self.network.image_size, self.options.batch_size)
+            data_dir = self.options.data_dir
+            bench = DataBench(Path(folder), self.network.image_size, self.options.batch_size, data_dir)
             loaded = bench.time_loading(self.options.repeats, bar.update)
         naive, naive_items = loaded["brats_naive"]
         self.result["data"] = result = {
             name: {**timing.as_dict(), "items": items, "items_per_second": items / timing.seconds}
             for name, (timing, items) in loaded.items()
         }
-        for name in ("brats_cold", "brats_warm"):
+        for name in ("brats_cold", "brats_cached"):
             timing, items = loaded[name]
             result[name] |= compare({PLAIN: naive, FAST: timing}, scale=items / naive_items)
+        result["brats_naive"]["volumes"] = bench.described
 
 
 def progress(what, total, unit="call"):

@@ -6,16 +6,14 @@ if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
 import dataclasses
-import math
 import os
-import shlex
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 import torch
 
 from guided_diffusion.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, newest_name, step_of
-from guided_diffusion.checkpoint_folder import BEST, CheckpointFolder
+from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
     DataOptions,
@@ -27,14 +25,7 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.config_file import as_yaml, run_values, write_config
-from guided_diffusion.data import (
-    SPLIT_FOLDERS,
-    SegmentationDataset,
-    build_dataset,
-    recognised,
-    split_folders,
-    suggested,
-)
+from guided_diffusion.data import SegmentationDataset, build_dataset, recognised, suggested
 from guided_diffusion.dist_util import (
     Processes,
     joined_processes,
@@ -48,15 +39,18 @@ from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.next_command import sampling_command
 from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.selection import select_slices
-from guided_diffusion.storage import absolute, fetch_file, fetch_folder, folder_and_name, is_remote, join, list_folders
+from guided_diffusion.sessions import FILE as SESSIONS
+from guided_diffusion.sessions import recorded
+from guided_diffusion.storage import absolute, fetch_file, fetch_folder, is_remote
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.validation_data import ValidationData, find_validation
 from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
-from guided_diffusion.watching import OVERFIT_DICE, Watch
+from guided_diffusion.watching import Watch
 from guided_diffusion.work_folder import WorkFolder, work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
@@ -159,7 +153,7 @@ def train_model(options, given, processes):
     train, dataset, start, folder = run.train, run.dataset, run.start, run.folder
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         folder.check_writable()
-        folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
+        folder.pull(lambda name: name in ("log.jsonl", SESSIONS))  # a resumed run goes on with it
     cache = chosen_folder(run.data.cache_dir, training=True)
     if cache is not None:
         workers = run.data.num_workers
@@ -193,17 +187,19 @@ def train_model(options, given, processes):
         watch=watch_of(run, diffusion, processes),
         selection=select_slices(dataset, train.slices, processes),
     )
-    last = loop.run()
+    with recorded(loop) if processes.is_first else nullcontext():
+        last = loop.run()
     if processes.is_first:
         command = sampling_command(run.data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
         folder.finish()
     if train.overfit:
-        return overfit_verdict(loop, last)
+        return loop.watch.verdict(last)
     told = counted(last, "step")
     if last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:
-        console().info(f"trained {told}{best_so_far(loop)}\nsample with: {command}")
+        best = "" if loop.watch is None else loop.watch.told_best()
+        console().info(f"trained {told}{best}\nsample with: {command}")
     return 0
 
 
@@ -225,29 +221,6 @@ def watch_of(run, diffusion, processes):
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
     return Watch(validation, run.train, run.config, run.folder, best)
-
-
-def best_so_far(loop):
-    """What is told of best.pt, where there is one."""
-    best = loop.watch.best if loop.watch is not None else {}
-    return f"; {loop.folder.shown(BEST)} is of step {best['step']}, validation Dice {best['dice']:.3f}" if best else ""
-
-
-def overfit_verdict(loop, last):
-    """Say whether the cases of --overfit were learned by heart. Returns the exit status, 1 for a fail."""
-    seen, cases = loop.watch.seen, counted(len(loop.dataset), "case")
-    if seen is None or math.isnan(seen.dice):
-        console().info(f"overfit: NO RESULT after {counted(last, 'step')}: {cases} were not sampled")
-        return 1
-    if seen.dice >= OVERFIT_DICE:
-        console().info(f"overfit: PASS: Dice {seen.dice:.3f} on {cases} after {counted(last, 'step')}")
-        return 0
-    console().info(
-        f"overfit: FAIL: Dice {seen.dice:.3f} on {cases} after {counted(last, 'step')}, {OVERFIT_DICE} is needed. Look "
-        f"at {loop.folder.shown('validation')}: are image and truth of one place? Then try a higher --lr, more "
-        "--max_steps, or fewer cases"
-    )
-    return 1
 
 
 def dry_run(options, given):
@@ -408,43 +381,6 @@ def told_data(dataset):
     classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
     found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
     return [found, *layout, *classes, *dataset.notes]
-
-
-def sampling_command(data_dir, fetched, folder, checkpoint):
-    """The command that samples the checkpoint of this name in a `WorkFolder`, ready for the shell.
-
-    data_dir: of the training, local or remote; fetched: where it is on this machine.
-    """
-    script = Path(__file__).with_name("segmentation_sample.py")
-    if script.is_relative_to(Path.cwd()):
-        script = script.relative_to(Path.cwd())
-    results = checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
-    testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
-    words = ["python", script, "--model_path", folder.shown(checkpoint.name), "--data_dir", testing]
-    return shlex.join(map(str, [*words, "--out_dir", folder.shown(results)]))
-
-
-def testing_folder(data_dir):
-    """Where the test images are that go with the training images of `data_dir`; where the training images are if
-    there are none."""
-    if data_dir.name.lower() in SPLIT_FOLDERS["train"]:
-        beside = [path for path in sorted(data_dir.parent.iterdir()) if path.name.lower() in SPLIT_FOLDERS["test"]]
-        return beside[0] if beside else data_dir
-    try:
-        split_folders(data_dir, "test")
-    except UserError:  # it holds train/ alone
-        return split_folders(data_dir, "train")[0]
-    return data_dir
-
-
-def remote_testing_folder(data_dir, fetched):
-    """The same of a remote `data_dir`; fetched: where it is on this machine, which need not have what is beside it."""
-    parent, name = folder_and_name(data_dir)
-    if name.lower() in SPLIT_FOLDERS["train"]:
-        beside = [other for other in list_folders(parent) if other.lower() in SPLIT_FOLDERS["test"]]
-        return join(parent, beside[0]) if beside else data_dir
-    testing = testing_folder(fetched)
-    return data_dir if testing == fetched else join(data_dir, testing.name)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from conftest import LOADER
 from torchvision import tv_tensors
 
-from guided_diffusion.augment import STRENGTHS, Augmentation, Intensity, Strength, Warp, reflect
+from guided_diffusion.augment import STRENGTHS, Augmentation, Intensity, Noise, Strength, Warp, reflect
 from guided_diffusion.batches import TrainingItems, training_batches
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data import build_dataset
@@ -21,8 +21,8 @@ SIZE = 32
 LEVELS = ("light", "strong")
 
 
-def augmentation(level, orientation="any", axis=-1, size=SIZE, seed=0):
-    data = SimpleNamespace(orientation=orientation, left_right_axis=axis, image_size=size)
+def augmentation(level, orientation="any", axis=-1, size=SIZE, seed=0, background=None):
+    data = SimpleNamespace(orientation=orientation, left_right_axis=axis, image_size=size, background=background)
     return Augmentation(level, data, seed)
 
 
@@ -231,6 +231,32 @@ def test_a_flat_image_stays_as_it_is(level, value):
     item = {"image": torch.full((4, SIZE, SIZE), value), "mask": torch.zeros(1, 1, SIZE, SIZE)}
     for position in range(20):
         torch.testing.assert_close(augmentation(level)(item, position)["image"], item["image"])
+
+
+def test_what_surrounds_the_head_stays_as_it_is():
+    """Zeros of skull-stripped MRI are no tissue: neither brighter nor noisy, and not counted in what is."""
+    generator = torch.Generator().manual_seed(0)
+    head = (torch.arange(SIZE) > 20).float().expand(2, SIZE, SIZE)
+    image = head * (2 + torch.randn(2, SIZE, SIZE, generator=generator))
+    torch.manual_seed(0)
+    for step in (Intensity(STRENGTHS["strong"], background=0.0), Noise(0.15, background=0.0)):
+        changed = step(tv_tensors.Image(image), tv_tensors.Mask(head))[0]
+        assert (changed[head == 0] == 0).all() and (changed != image)[head == 1].all()
+    only_gain = dataclasses.replace(STRENGTHS["strong"], offset=0.0, channel_offset=0.0)
+    changed = Intensity(only_gain, background=0.0)(tv_tensors.Image(image), tv_tensors.Mask(head))[0]
+    torch.testing.assert_close(changed[0][head[0] == 1].mean(), image[0][head[0] == 1].mean())  # it turns about that
+    assert torch.equal(Noise(0.15, 0.0)(tv_tensors.Image(0 * image), tv_tensors.Mask(head))[0], 0 * image)
+
+
+@pytest.mark.parametrize("name, folder, value", [("BRATS", "brats", 0.0), ("ISIC", "isic", None)])
+def test_which_kinds_of_data_have_a_background(request, name, folder, value, tmp_path, save_nifti):
+    dataset = build_dataset(name, request.getfixturevalue(folder), SIZE, split="train", need_masks=True)
+    steps = {type(step): step for step in Augmentation("strong", dataset, 0).transform.transforms}
+    assert dataset.background == steps[Intensity].background == value
+    for part in ("images", "masks"):
+        save_nifti(tmp_path / part / "a.nii.gz", np.ones((SIZE, SIZE, 2), np.float32))
+    assert build_dataset("FOLDER", tmp_path, SIZE).background == 0.0
+    assert build_dataset("FOLDER", tmp_path, SIZE, ct_window=(-100, 100)).background is None
 
 
 def test_strong_blurs_and_adds_noise_to_some_images():

@@ -8,7 +8,7 @@ import pytest
 from conftest import FAST, TINY, rows, strict_json
 from PIL import Image
 
-from guided_diffusion import phantom
+from guided_diffusion import Segmenter, phantom
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.classes import parse_classes
 from guided_diffusion.data import build_dataset
@@ -160,6 +160,13 @@ def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
         assert set(np.unique(read(results / "samples" / f"case{n}_02.png"))) <= {0, 1, 2, 4}
         parts = [read(results / "probability" / name / f"case{n}.png").astype(int) for name in checkpoint.class_names]
         assert sum(parts).max() <= 65535 + 3  # with the background's they make one, but for rounding
+    segmenter = Segmenter.load(
+        run / "model000100.pt", members=3, steps=5, sampler="dpm_solver", precision="fp32", device="cpu"
+    )
+    names = [f"case{n}" for n in range(4)]
+    answers = segmenter([read(label_maps / "images" / f"{name}.png") for name in names], names)
+    for name, answer in zip(names, answers, strict=True):
+        assert np.array_equal(segmenter.classes.labels_of(answer.mask), read(results / "masks" / f"{name}.png"))
     script("segmentation_eval", ["--pred_dir", results, "--out_dir", tmp_path / "whole", "--classes tumour=1+2+4"])
     assert float(rows(tmp_path / "whole")[0]["dice"]) > 0.9  # the label maps are scored in other classes as well
 

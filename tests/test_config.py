@@ -18,7 +18,7 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.errors import UserError
-from guided_diffusion.run_options import EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
@@ -27,6 +27,7 @@ GROUPS = {
     "segmentation_train": TRAIN,
     "segmentation_sample": SAMPLE,
     "segmentation_eval": [EvalOptions],
+    "check_data": [CheckOptions, DataOptions],
     "demo": [],
 }
 PUBLISHED = (
@@ -57,7 +58,7 @@ def refused(line, groups=TRAIN):
 
 
 def test_every_option_has_help_and_keeps_its_own_rules():
-    for group in {*TRAIN, *SAMPLE, EvalOptions}:
+    for group in {*TRAIN, *SAMPLE, EvalOptions, CheckOptions}:
         for item in dataclasses.fields(group):
             assert len(item.metadata["help"]) > 10, item.name
             command_line.check_value(item, item.default)

@@ -68,6 +68,16 @@ def test_a_published_task(task):
     assert len(load(task)) == 9 and build_dataset("AUTO", task, 32).layout.startswith("Medical Segmentation Decathlon")
 
 
+def test_classes_have_the_names_of_dataset_json(task):
+    dataset = load(task, split="train", need_masks=True, classes="auto")
+    assert str(dataset.classes) == "edema=1,non-enhancing tumor=2,enhancing tumour=3"
+    mask = np.stack([dataset.load_mask(case)[0] for case in dataset.cases[:3]], axis=-1)
+    seg = mri(0)[1][::-1, ::-1]
+    np.testing.assert_array_equal(mask, np.stack([seg == 1, seg == 2, seg == 3]))
+    regions = load(task, split="train", classes="WT=1+2+3,ET=3")
+    np.testing.assert_array_equal(regions.load_mask(regions.cases[1])[0, 0], mask[..., 1].any(axis=0))
+
+
 def test_without_imagesTs_training_cases_are_sampled_and_may_be_held_out(task, tmp_path):
     for part in ("imagesTr", "labelsTr", "dataset.json"):
         (tmp_path / part).symlink_to(task / part)

@@ -51,7 +51,7 @@ def test_training_images_are_told_only_where_the_split_leaves_them(script, sampl
     write_folder(data, 4)
     (data / "split.json").write_text('{"train": ["case0", "case1"], "test": ["case2"]}')
     script("segmentation_train", ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1"])
-    left_out = f"{data / 'split.json'}: 1 image in neither list, left out"
+    left_out = f"{data / 'split.json'}: 1 image in no list, left out"
     assert left_out in capsys.readouterr().out
     results = sample(tmp_path / "model000001.pt", data, FAST)
     out = capsys.readouterr().out

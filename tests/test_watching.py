@@ -18,6 +18,7 @@ from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.grids import solver_timesteps
 from guided_diffusion.sampling import MemberNoise
+from guided_diffusion.sessions import interruptions, read_sessions
 from guided_diffusion.split import HoldOut
 from guided_diffusion.symptoms import symptoms
 from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
@@ -155,6 +156,7 @@ def test_a_resumed_run_knows_its_best(script, watched, pictures, tmp_path, capsy
     logged = dice_log(tmp_path)
     assert {step: logged[step] for step in (2, 4, 5)} == dice_log(watched)
     assert f"best.pt is of step {resumed.validation['step']}, validation Dice" in capsys.readouterr().out
+    assert interruptions(read_sessions(tmp_path)) == [(3, "complete")]
 
 
 def test_other_validation_cases_begin_a_new_best(script, pictures, tmp_path, capsys):

@@ -1,0 +1,337 @@
+"""Looks at every case of a data set before anyone trains: what there is, and what training would trip over."""
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .data import SPLIT_FOLDERS, build_dataset, group_cases
+from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
+from .files import is_nifti, nifti_grid, read_picture
+from .logger import counted
+from .split import group_of
+
+NAMED = 5  # cases that a message names before it says how many more there are
+FEW_PIXELS = 1e-3  # share of the foreground below which masks are hard to learn
+SOFT_VALUES = 2  # values of a mask picture beyond which its greys are told
+
+
+@dataclass
+class Look:
+    """What was seen of a case, or of all slices of a volume.
+
+    sizes: (H, W) of each image. low, high: the range of each channel's values, as the loader gives them. marked: the
+    share of pixels in each class, over raters and slices; empty: of how many images all masks are empty. values: those
+    in the files of masks, label values of label maps. digest: of the image's pixels, None of a blank one.
+    problems: what kept it, or its truth, from being read.
+    """
+
+    name: str
+    group: str
+    count: int
+    label: int | None = None
+    raters: int = 0
+    sizes: set = field(default_factory=set)
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    marked: np.ndarray | None = None
+    empty: int = 0
+    values: Counter = field(default_factory=Counter)
+    is_soft: bool = False
+    lies_elsewhere: str = ""
+    digest: str | None = None
+    problems: list = field(default_factory=list)
+
+
+@dataclass
+class Part:
+    """A split's data set and the `Look`s at its units. name: "train", "val", "test", or "all" of undivided data."""
+
+    name: str
+    dataset: object
+    looks: list = field(default_factory=list)
+
+    @property
+    def images(self):
+        """How many images, or slices, there are."""
+        return sum(look.count for look in self.looks)
+
+    @property
+    def is_volumes(self):
+        """Whether the cases are slices of volumes."""
+        return self.dataset.cases[0].volume is not None
+
+    @property
+    def trains(self):
+        """Whether training reads these cases."""
+        return self.name in ("train", "val", "all")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line about the data. is_error: whether training would trip over it, or its result mean nothing."""
+
+    is_error: bool
+    text: str
+
+    def __str__(self):
+        return f"{'error' if self.is_error else 'warning'}: {self.text}"
+
+
+# ---- which cases there are ---------------------------------------------------------------------------------------
+
+
+def find_parts(data_name, data_dir, **settings):
+    """The `Part`s of a data set, not looked at yet: of each split that it has, or "all" where it is not divided.
+
+    settings: see `data.build_dataset`. Raises `UserError` for what the loader refuses and where nothing is found.
+    """
+    parts, errors = {}, []
+    for split in SPLIT_FOLDERS:
+        try:
+            parts[split] = Part(split, build_dataset(data_name, data_dir, 1, split=split, **settings))
+        except NoCasesError as error:
+            errors += [error] if split == "train" else []
+        except NoSplitError:
+            pass
+    if not parts:
+        raise errors[0] if errors else NoCasesError(f"{data_dir}: no cases found")
+    cases = {split: part.dataset.cases for split, part in parts.items()}
+    if cases.get("test") in (cases.get("train"), cases.get("val")):
+        if "val" not in parts:
+            parts["train"].name = "all"
+        del parts["test"]
+    return list(parts.values())
+
+
+# ---- looking at one ----------------------------------------------------------------------------------------------
+
+
+class Looks(Dataset):
+    """The `Look`s at the units of a data set, item by item, so that a DataLoader's workers share them out."""
+
+    def __init__(self, dataset, group_key=""):
+        self.dataset, self.group_key = dataset, group_key
+        self.units = group_cases(dataset.cases)
+
+    def __len__(self):
+        return len(self.units)
+
+    def preload(self):
+        """See `data.SegmentationDataset.preload`."""
+        self.dataset.preload()
+
+    def __getitem__(self, index):
+        return look_at(self.dataset, self.units[index], self.group_key)
+
+
+def look_at(dataset, unit, group_key=""):
+    """The `Look` at a `data.Unit`; whatever its loader raises is among its `problems`."""
+    first = unit.cases[0]
+    look = Look(unit.name, group_of(first, group_key), len(unit.cases), first.label, len(first.masks))
+    digest, blank, marked = hashlib.sha256(), True, []
+    for case in unit.cases:
+        image = _told(look, dataset.load_image, case)
+        if image is None:
+            return look  # so would be the other slices
+        size = image.shape[-2:]
+        flat = image.reshape(len(image), -1)
+        look.sizes.add(tuple(size))
+        look.low = flat.min(axis=1) if look.low is None else np.minimum(look.low, flat.min(axis=1))
+        look.high = flat.max(axis=1) if look.high is None else np.maximum(look.high, flat.max(axis=1))
+        blank &= bool((image == image.flat[0]).all())
+        digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        if case.masks:
+            mask = _told(look, dataset.load_mask, case, size)
+            if mask is None:
+                break
+            marked.append(mask.mean(axis=(0, 2, 3)))
+            look.empty += not mask.any()
+            _told(look, _look_at_values, dataset, case, look)
+    look.digest = None if blank else digest.hexdigest()
+    look.marked = np.mean(marked, axis=0) if marked else None
+    if unit.is_volume:
+        look.lies_elsewhere = _told(look, _file_that_lies_elsewhere, first) or ""
+    return look
+
+
+def _told(look, read, *arguments):
+    """What `read(*arguments)` returns; None, and a problem of the look, where it raises."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        look.problems.append(str(error))
+    except OSError as error:
+        look.problems.append(describe_os_error(error))
+    except Exception as error:  # the loader may be the user's own and raise anything
+        look.problems.append(f"{look.name}: the loader fails: {type(error).__name__}: {' '.join(str(error).split())}")
+    return None
+
+
+def _look_at_values(dataset, case, look):
+    """Count the values in a case's files of masks, where they are label maps or pictures."""
+    if is_nifti(case.masks[0]) and dataset.volumes is not None:
+        look.values.update(_counted_values(dataset.volumes.labels(case)))
+    elif case.masks[0] != case.images[0] and not is_nifti(case.masks[0]):
+        for path in case.masks:
+            values = _counted_values(read_picture(path))
+            look.is_soft |= len(values) > SOFT_VALUES
+            look.values.update(values)
+
+
+def _counted_values(array):
+    values, counts = np.unique(array, return_counts=True)
+    return dict(zip((round(float(value), 3) for value in values), counts.tolist(), strict=True))
+
+
+def _file_that_lies_elsewhere(case):
+    """The first file of a volume whose affine is not that of the first one; "" if all agree or have lost theirs."""
+    affine, _ = nifti_grid(case.images[0])
+    tolerance = 0.01 * np.linalg.norm(affine[:3, :3], axis=0).min()
+    for path in (*case.images[1:], *case.masks):
+        other, _ = nifti_grid(path)
+        corners = [matrix @ [0, 0, 0, 1] for matrix in (affine, other)]
+        if (other == np.eye(4)).all() or np.allclose(_by_axis(affine), _by_axis(other), atol=tolerance):
+            continue
+        shift = np.linalg.norm(corners[0] - corners[1])
+        return f"{path} (its corner is {shift:.1f} mm from that of {case.images[0].name})"
+    return ""
+
+
+def _by_axis(affine):
+    return np.abs(affine[:3, :3]).sum(axis=1)  # whatever the order and direction of a file's axes
+
+
+# ---- what it means -----------------------------------------------------------------------------------------------
+
+
+def findings(parts):
+    """The `Finding`s about all `Part`s that were looked at, errors first."""
+    found = [finding for part in parts for finding in (*_reading(part), *_masks(part), *_images(part))]
+    found += [*_duplicates(parts), *_groups(parts), *_between(parts)]
+    return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def _reading(part):
+    problems = [problem for look in part.looks for problem in look.problems]
+    yield from (Finding(True, f"{part.name}: {problem}") for problem in problems[:NAMED])
+    if len(problems) > NAMED:
+        names = [look.name for look in part.looks if look.problems]
+        yield Finding(True, f"{part.name}: {len(problems) - NAMED} more that cannot be read: {_names(names[NAMED:])}")
+
+
+def _masks(part):
+    without = [look.name for look in part.looks if not look.raters]
+    if without and part.trains:
+        yield Finding(True, f"{part.name}: {counted(len(without), 'case')} without a mask: {_names(without)}")
+    elif without:
+        words = (
+            f"{part.name}: {counted(len(without), 'case')} without a mask, which cannot be scored: {_names(without)}"
+        )
+        yield Finding(False, words)
+    numbers = Counter(look.raters for look in part.looks if look.raters)
+    if len(numbers) > 1:
+        usual = numbers.most_common(1)[0][0]
+        odd = [look.name for look in part.looks if look.raters not in (0, usual)]
+        yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {_names(odd)}")
+    seen = [look for look in part.looks if look.marked is not None]
+    if seen and all(not look.marked.any() for look in seen) and part.trains:
+        yield Finding(True, f"{part.name}: all masks are empty: there is nothing to learn; are they the right files?")
+    empty = [look.name for look in seen if look.empty == look.count]
+    if empty and len(empty) < len(seen):
+        yield Finding(False, f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {_names(empty)}")
+    full = [look.name for look in seen if look.marked.max() > 0.98]
+    if full:
+        yield Finding(False, f"{part.name}: {counted(len(full), 'case')} marked all over: {_names(full)}")
+    soft = [look.name for look in part.looks if look.is_soft]
+    if soft and part.dataset.classes.is_binary:
+        yield Finding(
+            False,
+            f"{part.name}: {counted(len(soft), 'mask')} with greys between background and foreground, which are cut at "
+            f"half: {_names(soft)}",
+        )
+    yield from _balance(part, seen)
+
+
+def _balance(part, seen):
+    """On classes that are rare, or that label maps do not hold."""
+    shares = np.mean([look.marked for look in seen], axis=0) if seen else []
+    for name, share in zip(part.dataset.class_names, shares, strict=True) if seen else ():
+        if share == 0 and len(shares) > 1:
+            yield Finding(part.trains, f"{part.name}: no pixel is {name}")
+        elif 0 < share < FEW_PIXELS:
+            yield Finding(False, f"{part.name}: {name} is {100 * share:.2g} % of the pixels, which is hard to learn")
+    if not part.dataset.classes.is_binary:
+        known = {value for values in part.dataset.classes.values for value in values} | {0}
+        others = sorted({value for look in part.looks for value in look.values} - known)
+        if others:
+            told = ", ".join(f"{value:g}" for value in others)
+            yield Finding(False, f"{part.name}: no class has the label value {told}: it counts as background")
+
+
+def _images(part):
+    blank = [look.name for look in part.looks if look.digest is None and look.sizes and not look.problems]
+    if blank:
+        yield Finding(False, f"{part.name}: {counted(len(blank), 'image')} of one value alone: {_names(blank)}")
+    elsewhere = [look.lies_elsewhere for look in part.looks if look.lies_elsewhere]
+    if elsewhere:
+        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        yield Finding(False, f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
+    if not part.is_volumes and not is_nifti(part.dataset.cases[0].images[0]):
+        dark = [look.name for look in part.looks if look.digest and 0 < look.high.max() <= 1]
+        if dark:
+            yield Finding(
+                False, f"{part.name}: nearly black, with values from 0 to 1: {_names(dark)}; save them as 0-255"
+            )
+
+
+def _duplicates(parts):
+    places = defaultdict(list)
+    for part in parts:
+        for look in part.looks:
+            if look.digest:
+                places[look.digest].append((part.name, look.name))
+    across, within = [], []
+    for found in places.values():
+        if len(found) > 1:
+            told = " = ".join(f"{name} ({part})" for part, name in found)
+            (across if len({part for part, _ in found}) > 1 else within).append(told)
+    if across:
+        words = "in two splits, so that what is trained on is also tested on"
+        yield Finding(True, f"{counted(len(across), 'image')} {words}: {_names(across)}; keep each in one")
+    if within:
+        yield Finding(False, f"{counted(len(within), 'image')} more than once in a split: {_names(within)}")
+
+
+def _groups(parts):
+    sides = defaultdict(set)
+    for part in parts:
+        for look in part.looks:
+            sides[look.group].add(part.name)
+    both = sorted(group for group, names in sides.items() if len(names) > 1)
+    if both:
+        yield Finding(
+            True,
+            f"{counted(len(both), 'patient')} (or other group) in two splits, so that what is trained on is also "
+            f"tested on: {_names(both)}; keep each in one",
+        )
+
+
+def _between(parts):
+    """On splits that do not fit each other."""
+    channels = {part.dataset.image_channels for part in parts}
+    if len(channels) > 1:
+        told = ", ".join(f"{part.name} {part.dataset.image_channels}" for part in parts)
+        yield Finding(True, f"the splits differ in their number of channels: {told}; they must agree")
+    if [part.name for part in parts] == ["all"]:
+        yield Finding(
+            False,
+            "the data are not divided: all are trained on and sampled; hold some out, as --val_fraction 0.2",
+        )
+
+
+def _names(names):
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,203 @@
+"""check_data.py: what it counts, what it calls an error or a warning, its exit status and its contact sheet."""
+
+import re
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import LOADER, write_folder
+from PIL import Image
+
+from guided_diffusion import phantom
+from guided_diffusion.phantom_lidc import write_lidc
+from guided_diffusion.pictures import CAPTION, MASK_COLOUR
+
+
+@pytest.fixture
+def check(script, tmp_path, capsys):
+    """A function (folder, flags) that checks it; returns the exit status and what was said, as text."""
+
+    def run(folder, flags=""):
+        capsys.readouterr()
+        line = ["--data_dir", folder, "--out_dir", tmp_path / "checked", "--num_workers 0", flags]
+        status = script("check_data", line)
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def cells(text, label):
+    """The cells of a row of the table."""
+    return re.search(rf"(?m)^{re.escape(label)}  +(.*)$", text)[1].split()
+
+
+def lines(text, level):
+    return [line.removeprefix(f"{level}: ") for line in text.splitlines() if line.startswith(f"{level}: ")]
+
+
+@pytest.fixture
+def divided(tmp_path):
+    """Phantom pictures in train/ (4: case0 to case3) and test/ (2: case4, case5), which tests spoil."""
+    folder = tmp_path / "data"
+    write_folder(tmp_path / "all", 6)
+    for index in range(6):
+        for part in ("images", "masks"):
+            target = folder / ("train" if index < 4 else "test") / part
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "all" / part / f"case{index}.png", target)
+    return folder
+
+
+# ---- what is counted ---------------------------------------------------------------------------------------------
+
+
+def test_a_sound_data_set(check, divided, tmp_path):
+    status, text = check(divided)
+    assert status == 0 and "--data_name FOLDER" in text and "0 errors, 0 warnings" in text
+    assert "layout (train): folder of 4 pictures, divided into folders" in text
+    expected = {"cases": ["4", "2"], "without a mask": ["0", "0"], "channels": ["3", "3"], "raters": ["1", "1"]}
+    assert {label: cells(text, label) for label in expected} == expected
+    assert cells(text, "sizes, most often (H x W)") == ["32x40", "32x40"]
+    assert cells(text, "values in masks") == ["0", "255", "0", "255"]
+    shares = [phantom.isic_case(index, size=32)[1].mean() for index in range(4)]
+    told = f"foreground: train {100 * np.mean(shares):.3g} % ({100 * min(shares):.2g} to {100 * max(shares):.3g})"
+    assert told in text
+    sheet = np.asarray(Image.open(tmp_path / "checked" / "contact_sheet.png"))
+    assert sheet.shape == (160 + CAPTION, 6 * 162 - 2, 3)  # four and two cases in a row
+    for tile in range(6):  # each mask is outlined
+        assert (sheet[CAPTION:, 162 * tile : 162 * tile + 160] == MASK_COLOUR).all(axis=-1).sum() > 50
+
+
+def test_workers_see_the_same(check, divided):
+    assert check(divided, "--num_workers 2") == check(divided)
+
+
+def test_several_raters_and_patients(check, tmp_path):
+    write_lidc(tmp_path / "data", num_train=4, num_test=2, size=32)
+    status, text = check(tmp_path / "data")
+    assert status == 0 and cells(text, "patients or groups") == ["2", "1"] and cells(text, "raters") == ["4", "4"]
+
+
+def test_volumes(check, brats):
+    status, text = check(brats)
+    assert status == 0 and cells(text, "cases") == ["2", "1"] and cells(text, "slices") == ["6", "3"]
+    assert cells(text, "values in masks") == ["0", "1", "2", "4", "0", "1", "2", "4"]
+    assert cells(text, "channels") == ["4", "4"]
+
+
+def test_undivided_data_and_a_share_held_out(check, pictures):
+    status, text = check(pictures)
+    assert status == 0 and cells(text, "cases") == ["4"]
+    assert lines(text, "warning") == [
+        "the data are not divided: all are trained on and sampled; hold some out, as --val_fraction 0.2"
+    ]
+    status, text = check(pictures, "--val_fraction 0.3")
+    counts = [int(cell) for cell in cells(text, "cases")]
+    assert status == 0 and len(counts) == 2 and sum(counts) == 4 and not lines(text, "warning")
+
+
+# ---- what is wrong -----------------------------------------------------------------------------------------------
+
+
+def test_what_training_would_trip_over(check, divided, truncate, save_picture):
+    (divided / "train/masks/case0.png").unlink()
+    truncate(divided / "train/images/case1.png")
+    save_picture(divided / "train/masks/case2.png", np.zeros((40, 32), np.uint8))
+    save_picture(divided / "test/masks/case4.png", np.full((32, 40), 7, np.uint8))
+    shutil.copy(divided / "train/images/case3.png", divided / "test/images/copy.png")
+    status, text = check(divided)
+    errors = lines(text, "error")
+    assert status == 1 and "5 errors, 1 warning" in text and len(errors) == 5
+    for words in (
+        f"train: {divided}/train/images/case1.png: is truncated or damaged",
+        f"train: {divided}/train/masks/case2.png: the mask has 40x32 pixels, its image case2.png has 32x40",
+        f"test: {divided}/test/masks/case4.png: its values reach from 0 to 7, which is neither",
+        "train: 1 case without a mask: case0",
+        "1 image in two splits, so that what is trained on is also tested on: case3 (train) = copy (test); keep each",
+    ):
+        assert any(error.startswith(words) for error in errors), words
+    assert lines(text, "warning") == ["test: 1 case without a mask, which cannot be scored: copy"]
+    assert cells(text, "cannot be read") == ["2", "1"] and cells(text, "without a mask") == ["1", "1"]
+
+
+def test_what_may_be_intended(check, divided, save_picture):
+    save_picture(divided / "train/masks/case0.png", np.zeros((32, 40), np.uint8))
+    soft = np.asarray(Image.open(divided / "train/masks/case1.png")).copy()
+    soft[0, :5] = 90
+    save_picture(divided / "train/masks/case1.png", soft)
+    save_picture(divided / "train/images/case2.png", np.full((32, 40, 3), 9, np.uint8))
+    save_picture(divided / "train/masks/case3.png", np.full((32, 40), 255, np.uint8))
+    shutil.copy(divided / "test/images/case4.png", divided / "test/images/case5.png")
+    save_picture(divided / "train/images/black.png", np.eye(32, 40, dtype=np.uint8)[..., None].repeat(3, -1))
+    save_picture(divided / "train/masks/black.png", soft // 255 * 255)
+    status, text = check(divided)
+    assert status == 0 and lines(text, "warning") == [
+        "train: 1 case with nothing marked: case0",
+        "train: 1 case marked all over: case3",
+        "train: 1 mask with greys between background and foreground, which are cut at half: case1",
+        "train: 1 image of one value alone: case2",
+        "train: nearly black, with values from 0 to 1: black; save them as 0-255",
+        "1 image more than once in a split: case4 (test) = case5 (test)",
+    ]
+
+
+def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
+    for path in (divided / "train/masks").iterdir():
+        save_picture(path, np.zeros((32, 40), np.uint8))
+    status, text = check(divided)
+    assert status == 1 and "error: train: all masks are empty: there is nothing to learn" in text
+    for rater in ("anna", "ben"):
+        shutil.copytree(divided / "test/masks", divided / "train" / "raters" / rater)
+        for name in ("case0", "case1", "case2", "case3"):
+            shutil.copy(divided / "test/masks/case4.png", divided / "train" / "raters" / rater / f"{name}.png")
+    shutil.rmtree(divided / "train/masks")
+    (divided / "train/raters").rename(divided / "train/masks")
+    (divided / "train/masks/ben/case2.png").unlink()
+    status, text = check(divided)
+    assert status == 1 and "error: train: not masked by 2 raters as the others: case2" in text
+    assert cells(text, "raters") == ["1", "to", "2", "1"]
+
+
+def test_one_patient_on_both_sides(check, divided):
+    for part in ("images", "masks"):
+        (divided / "train" / part / "case0.png").rename(divided / "train" / part / "case4_left.png")
+    status, text = check(divided, "--val_fraction 0.3 --group_key ^case[0-9]")
+    assert status == 1
+    assert (
+        "error: 1 patient (or other group) in two splits, so that what is trained on is also tested on: case4" in text
+    )
+
+
+def test_files_of_a_volume_that_lie_elsewhere(check, brats, tmp_path):
+    shutil.copytree(brats, tmp_path / "data")
+    path = next((tmp_path / "data").glob("training/*/*_seg.nii.gz"))
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[0, 0] *= 1.2
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    status, text = check(tmp_path / "data")
+    assert status == 0 and f"warning: train: a file lies elsewhere in space than its image: {path} (its corner" in text
+
+
+def test_a_loader_of_ones_own(check, tmp_path, save_picture):
+    (tmp_path / "my_loader.py").write_text(
+        LOADER.replace("return read_picture(", "1 / (case.name != 'p2'); return read_picture(")
+    )
+    for name in ("p1", "p2", "p3"):
+        save_picture(
+            tmp_path / "data" / name / "photo.png", np.random.default_rng(3).integers(0, 255, (24, 40, 3), np.uint8)
+        )
+        save_picture(tmp_path / "data" / name / "truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
+    status, text = check(tmp_path / "data", f"--data_name {tmp_path}/my_loader.py:Polyps")
+    assert status == 1 and "read by Polyps" in text and "1 class: polyp" in text
+    assert lines(text, "error") == ["all: p2: the loader fails: ZeroDivisionError: division by zero"]
+    assert "1 image more than once in a split: p1 (all) = p3 (all)" in text
+
+
+def test_nothing_to_check(refusal, tmp_path):
+    (tmp_path / "data").mkdir()
+    line = ["--data_dir", tmp_path / "data", "--out_dir", tmp_path / "out"]
+    assert "data: is in none of the layouts MSD, ISIC, LIDC, BRATS, FOLDER" in refusal("check_data", line)
+    assert "no cases found for ISICDataset" in refusal("check_data", [*line, "--data_name ISIC"])
+    assert "--data_dir: is needed" in refusal("check_data", "")
