@@ -23,6 +23,7 @@ from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
 from .seeds import seed_of, seeded_generator
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
+from .training_page import write_training_page
 from .validation import LOGGED as VALIDATED
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
@@ -363,6 +364,8 @@ class TrainLoop:
             log.write(self.step, means | (seen.logged if seen is not None else {}))
         if seen is not None:
             log.picture("validation", self.step, seen.picture)
+        if seen is not None or finished or self.step % self.options.save_interval == 0:
+            write_training_page(self.folder.path, self.config, self.last_step, self.watch.best if self.watch else None)
 
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`."""
