@@ -185,4 +185,7 @@ def _finite(value):
 def _number(value):
     if abs(value) >= 10000:
         return f"{value / 1000:g}k"
+    if 1e-12 <= abs(value) < 0.005:
+        digits, power = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}"

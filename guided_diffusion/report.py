@@ -356,7 +356,7 @@ def _retention(scores):
         "Error of the surest cases", (0, 1, "share of cases kept, surest first"), (0, highest, "mean 1 - Dice")
     )
     for series, (name, score) in enumerate(scores.items(), start=1):
-        chart.line(score["kept"], score["error"], series, name.replace("_", " "))
+        chart.line(score["kept"], score["error"], series, label_of(name))
     return [f'<div class="chart">{figure("Is the uncertainty any good? Error retention", chart.svg())}</div>']
 
 

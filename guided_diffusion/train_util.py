@@ -134,9 +134,9 @@ class TrainLoop:
                 finished = self._finished(began)
                 seen = self._look(values["loss"], finished)
                 finished = finished or self._is_learned(seen)
+                best = seen is not None and self.watch.is_best(self.step)
                 if self.processes.is_first:
                     self._report(bar, log, recent, values, began, finished, seen)
-                best = seen is not None and self.watch.is_best(self.step)
                 if self.step % self.options.save_interval == 0 or finished:
                     self.save()
                 if best:

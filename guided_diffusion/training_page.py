@@ -12,7 +12,7 @@ from .charts import Chart, rounded
 from .errors import UserError
 from .page import data_uri, figure, header, write_page
 
-# A chart: its title, its y axis and the columns of the log that it shows; those about zero are not logarithmic.
+# A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
 CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
@@ -82,10 +82,11 @@ def _chart(rows, title, axis, columns, log, stage):
         points = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
         if points:
             lines.append((column, *zip(*points, strict=True)))
-    values = [value for _, _, ys in lines for value in ys if not log or value > 0]
+    values = [value for _, _, ys in lines for value in ys if not log or value > 0]  # a loss of 0 has no logarithm
     if not values:
         return ""
-    bounds = (min(values), max(max(values), min(values) * 1.01)) if log else rounded(min(0, *values), max(values))
+    log = log and max(values) > 20 * min(values)  # within one power of ten its axis would have hardly a number
+    bounds = (min(values), max(values)) if log else rounded(min(0, *values), max(values))
     if axis == "Dice":
         bounds = (0, 1)
     last = max(steps[-1] for _, steps, _ in lines)
