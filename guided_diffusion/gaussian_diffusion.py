@@ -128,7 +128,8 @@ class GaussianDiffusion:
         The noise of one pixel tells nothing of another's, so for a binary mask Bayes' rule gives, exactly,
             logit p(x_0,i = 1 | x_t, I) = 2 sqrt(abar) x_t,i / (1 - abar) + logit p(x_0,i = 1 | x_t elsewhere, I):
         a pixel's own evidence, which is the skip "noise", and what its surroundings and the image say, which is left to
-        the network. Of the latter the coarse mask's logits are the part without x_t (the skip "coarse").
+        the network. Of the latter the coarse mask's logits are the part without x_t (the skip "coarse"). For classes
+        that exclude one another the same holds of each class's logit against the background's, which is 0.
         """
         parts = []
         if self.logit_skip in ("noise", "both"):

@@ -13,6 +13,7 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.classes import parse_classes
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
+from guided_diffusion.evaluation import raters_of, truths_of
 
 TISSUES = "necrosis=1,oedema=2,rim=4"
 
@@ -91,6 +92,19 @@ def test_what_cannot_be_read_in_classes(label_maps, pictures, isic, tmp_path, sa
         save_picture(tmp_path / "data" / "masks" / path, array)
         with pytest.raises(UserError, match=words):
             build_dataset("FOLDER", tmp_path / "data", 32, classes="auto")
+
+
+def test_label_maps_of_several_raters(label_maps, tmp_path):
+    shutil.copytree(label_maps / "images", tmp_path / "images")
+    for rater in ("ann", "bob"):
+        shutil.copytree(label_maps / "masks", tmp_path / "masks" / rater)
+    labels = read(tmp_path / "masks" / "bob" / "case0.png")
+    Image.fromarray(np.where(labels == 4, 1, labels).astype(np.uint8)).save(tmp_path / "masks" / "bob" / "case0.png")
+    dataset = build_dataset("FOLDER", tmp_path, 32, need_masks=True, classes=TISSUES)
+    ann, bob = dataset[0]["mask"].numpy()
+    assert ann.shape == (3, 32, 32) and np.array_equal(ann[1], bob[1]) and np.array_equal(ann[0] + ann[2], bob[0])
+    assert [raters_of(dataset, dataset.cases[:1], k).shape[0] for k in range(3)] == [2, 2, 2]
+    assert not truths_of(dataset, dataset.cases[:1])[2].any()  # one of two is no majority
 
 
 def to_2023(folder, path):
