@@ -16,6 +16,7 @@ from .errors import UserError
 from .files import atomic_path
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import build_model
+from .sharding import load_whole
 
 FORMAT = "medsegdiff-checkpoint-1"
 OLDER = {  # what a checkpoint that is older than an option was trained with
@@ -59,7 +60,7 @@ class Checkpoint:
         """The network (in training mode, with the not-averaged weights) and its diffusion."""
         options = options or ModelOptions(**self.config["model"])
         model = build_model(options, self.image_channels, len(self.class_names), len(self.label_names))
-        model.load_state_dict(self.model)
+        load_whole(model, self.model)
         return model, build_diffusion(DiffusionOptions(**self.config["diffusion"]))
 
     def load_weights(self, model, weights):

@@ -14,7 +14,6 @@ from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
 COMING = {  # flags of the design that a later version brings; refused by name until then
-    "fsdp": "the model must fit on one device so far",
     "compile": "training runs the network as it is so far",
 }
 

@@ -262,11 +262,14 @@ def _cpu_has_bf16():
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def autocast(precision, device):
-    """A context in which the network computes in `precision` (from `pick_precision`)."""
+def autocast(precision, device, keep_weights=True):
+    """A context in which the network computes in `precision` (from `pick_precision`).
+
+    keep_weights: whether weights in half precision are kept until it is left, rather than made anew for each layer.
+    """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
+    return torch.autocast(device.type, AUTOCAST_DTYPES[precision], cache_enabled=keep_weights)
 
 
 def keep_freed_memory():

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from .dist_util import autocast
 from .logger import counted
 from .medsegdiff import build_model
+from .sharding import whole_at_once
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -45,7 +46,9 @@ class _LiveBytes(TorchDispatchMode):
 @dataclass(frozen=True)
 class TrainingMemory:
     """Bytes of one process in training: weights, their gradients, AdamW's two moments, the averages (EMA), what the
-    forward and backward pass hold at their peak, and, of several processes, the gradients they exchange."""
+    forward and backward pass hold at their peak, and, of several processes, what they exchange: gradients, or what is
+    gathered of weights in shards and of their gradients. saving: what the first process's main memory takes to put
+    shards together for a checkpoint; 0 where nothing is in shards."""
 
     parameters: int  # their number, not bytes
     weights: int
@@ -54,6 +57,7 @@ class TrainingMemory:
     averages: int
     activations: int
     exchanged: int
+    saving: int = 0
 
     @property
     def total(self):
@@ -63,7 +67,9 @@ class TrainingMemory:
     def told(self, place, images, precision):
         """Lines that say it; place: what each of these runs on, in words."""
         parts = ["weights", "gradients", "optimizer", "averages", "activations", "exchanged"]
-        names = {"averages": "EMA", "exchanged": "gradients in exchange"}
+        exchanged = "blocks gathered from shards" if self.saving else "gradients in exchange"
+        names = {"averages": "EMA", "exchanged": exchanged}
+        saves = self.saving > 0
         told = [f"{names.get(part, part)} {_bytes(getattr(self, part))}" for part in parts if getattr(self, part)]
         return [
             f"parameters: {self.parameters / 1e6:.4g} M",
@@ -71,6 +77,7 @@ class TrainingMemory:
             f"how it is estimated: {counted(images, 'image')} at once in {precision}; one forward and backward pass "
             "over tensors without data, of which all that lives at once is counted; what the libraries and the memory "
             "allocator take comes on top",
+            *([f"while it writes a checkpoint the first process takes {_bytes(self.saving)} of main memory"] * saves),
         ]
 
 
@@ -78,14 +85,26 @@ def _bytes(number):
     return f"{number / 2**30:.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:.0f} MiB"
 
 
-def estimate_training(options, image_channels, mask_channels, num_labels, *, images, precision, averages, processes=1):
+def estimate_training(
+    options,
+    image_channels,
+    mask_channels,
+    num_labels,
+    *,
+    images,
+    precision,
+    averages,
+    processes=1,
+    shards=False,
+):
     """The `TrainingMemory` of a model (`config.ModelOptions`) that is trained on parts of `images` images at once.
 
     One forward and backward pass is run on tensors that have shapes and no data, in the `precision` of the training,
     and every storage counted as long as it lives: with --use_checkpoint also what is computed twice. averages: the
-    number of EMA rates. What a GPU's libraries and the memory allocator take besides is not in it.
+    number of EMA rates. shards: whether the processes split weights and all that goes with them. What a GPU's
+    libraries and the memory allocator take besides is not in it.
     """
-    size = options.image_size
+    size, shards = options.image_size, shards and processes > 1
     with FakeTensorMode():
         model = build_model(options, image_channels, mask_channels, num_labels)
         image = torch.empty(images, image_channels, size, size)
@@ -94,20 +113,24 @@ def estimate_training(options, image_channels, mask_channels, num_labels, *, ima
         for parameter in model.parameters():  # gradients are counted apart
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         with _LiveBytes() as count:
-            with autocast(precision, torch.device("cpu")):
+            with autocast(precision, torch.device("cpu"), keep_weights=not shards):
                 outputs = [x for x in model(x_t, t, model.encode(image, label)) if x is not None]
                 loss = sum(output.float().square().mean() for output in outputs)
             del outputs
             loss.backward()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = 4 * parameters  # bytes, in float32
+    share = -(-weights // processes) if shards else weights
+    exchanged = 2 * 4 * whole_at_once(model) if shards else weights  # with their gradients
     return TrainingMemory(
-        parameters=sum(p.numel() for p in model.parameters()),
-        weights=weights + sum(b.numel() * b.element_size() for b in model.buffers()),
-        gradients=weights,
-        optimizer=2 * weights,
-        averages=averages * weights,
+        parameters=parameters,
+        weights=share,
+        gradients=share,
+        optimizer=2 * share,
+        averages=averages * share,
         activations=count.peak,
-        exchanged=weights if processes > 1 else 0,
+        exchanged=exchanged if processes > 1 else 0,
+        saving=(3 + averages) * weights if shards else 0,
     )
 
 

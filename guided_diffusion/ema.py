@@ -5,22 +5,24 @@ from contextlib import contextmanager
 import torch
 
 from .nn import at_least_float32
+from .sharding import laid_out, local
 
 
 class EMA:
     """An exponential moving average of a model's parameters, in float32 (or float64 if they have that).
 
     The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
-    for tens of thousands of steps and ruin a short run.
+    for tens of thousands of steps and ruin a short run. It is in shards where the parameters are.
+
+    state: of a checkpoint, whole tensors by name, to go on from.
     """
 
     def __init__(self, model, rate, state=None):
         self.rate = rate
-        source = dict(model.named_parameters()) if state is None else state
-        self.parameters = {
-            name: at_least_float32(source[name].detach()).to(device=parameter.device, copy=True)
-            for name, parameter in model.named_parameters()
-        }
+        self.parameters = {}
+        for name, parameter in model.named_parameters():
+            source = parameter if state is None else laid_out(state[name], parameter)
+            self.parameters[name] = at_least_float32(source.detach()).to(device=parameter.device, copy=True)
 
     def decay(self, updates):
         """The decay of update number `updates` (0 for the first)."""
@@ -29,8 +31,9 @@ class EMA:
     @torch.no_grad()
     def update(self, model, updates):
         """Move the average towards the model's parameters."""
-        current = [at_least_float32(parameter.detach()) for parameter in model.parameters()]
-        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay(updates))
+        average = [local(value) for value in self.parameters.values()]
+        current = [at_least_float32(local(parameter.detach())) for parameter in model.parameters()]
+        torch._foreach_lerp_(average, current, 1 - self.decay(updates))
 
     @contextmanager
     def weights_in(self, model):

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -301,6 +301,16 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
+
+
+def read_json_lines(path):
+    """The values of a file of one JSON text a line, in their order; [] where there is no file. A line that is torn, as
+    the last one of a killed run may be, is left out."""
+    values = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
+        with suppress(json.JSONDecodeError):
+            values.append(json.loads(line))
+    return values
 
 
 def read_yaml(path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .files import atomic_path
+from .files import atomic_path, read_json_lines
 
 
 class _ConsoleHandler(logging.Handler):
@@ -70,18 +70,8 @@ class RunLog:
             writer.writerows(rows)
 
     def _rows_until(self, step):
-        path = self.out_dir / "log.jsonl"
-        if not step or not path.exists():
-            return []
-        rows = []
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run may be torn
-                continue
-            if row.get("step", step + 1) <= step:
-                rows.append(row)
-        return rows
+        rows = read_json_lines(self.out_dir / "log.jsonl") if step else []
+        return [row for row in rows if row.get("step", step + 1) <= step]
 
     def write(self, step, values):
         """Log one step's values: a dict of name -> float."""

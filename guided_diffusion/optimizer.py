@@ -2,6 +2,8 @@
 
 import torch
 
+from .sharding import laid_out, whole_norm
+
 
 def build_optimizer(parameters, lr, weight_decay):
     """AdamW over these parameters, fused: one pass over weights, gradients and moments for all of them."""
@@ -9,15 +11,29 @@ def build_optimizer(parameters, lr, weight_decay):
 
 
 def restore_optimizer(optimizer, state):
-    """Load a checkpoint's state, moments and step counts; the settings are those that `optimizer` was built with."""
+    """Load a checkpoint's state, moments and step counts; the settings are those that `optimizer` was built with.
+
+    state: of whole tensors; of weights in shards each process takes its own.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            name: laid_out(value, parameters[index]) if value.shape == parameters[index].shape else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     groups = [{**saved, **own} for saved, own in zip(state["param_groups"], settings, strict=True)]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def gradient_norm(parameters):
-    """The norm of all their gradients together, as a tensor; parameters without one are left out."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """The norm of all their gradients together, as a tensor; parameters without one are left out.
+
+    Of gradients in shards it is that of all processes' shards; all of them call this at once.
+    """
+    return whole_norm(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def take_step(optimizer, scaler, parameters, norm, clip=0.0):

@@ -1,12 +1,13 @@
 """Data parallel training: every process computes gradients for its share of the batch, and all take the sum's step."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .dist_util import peers_needed
+from .sharding import shard_the_rest
 
 
 class StepLosses(nn.Module):
@@ -33,14 +34,17 @@ class StepLosses(nn.Module):
         return self.diffusion.training_losses(self.model, mask, condition, t, noise, dice)
 
 
-def with_shared_gradients(losses, processes, stages=False):
+def with_shared_gradients(losses, processes, stages=False, shards=False):
     """The `StepLosses` for one of several processes, whose backward pass averages the gradients over all of them.
 
     Alone it is returned as it is. The first process's weights become everyone's. stages: whether parts of the network
-    learn at different times.
+    learn at different times. shards: its blocks were split among the processes while it was built (see
+    `sharding.sharded_as_built`), and each is to get the gradients of its own shards alone.
     """
     if processes.count == 1:
         return losses
+    if shards:
+        return shard_the_rest(losses, processes)
     # Without the coarse loss its decoder gets no gradient at all, and in a stage the other part gets none. The others
     # then do not wait for one, and it stays None as in a single process; to look for such parameters at each step would
     # only cost time otherwise.
@@ -53,5 +57,21 @@ def with_shared_gradients(losses, processes, stages=False):
 
 
 def gradients_exchanged(losses, now):
-    """A context for a forward and backward pass: the processes exchange what they have summed up only if `now`."""
+    """A context for a forward and backward pass: the processes exchange what they have summed up only if `now`.
+
+    Shards are exchanged in every pass: what waits would be the gradients of all weights, whole.
+    """
     return nullcontext() if now or not isinstance(losses, DistributedDataParallel) else losses.no_sync()
+
+
+@contextmanager
+def ready_for_calls(losses):
+    """Within, every process may call the network itself, without its `StepLosses`, if all do so equally often."""
+    if not hasattr(losses, "unshard"):
+        yield
+        return
+    losses.unshard()  # what no block has; blocks see to themselves
+    try:
+        yield
+    finally:
+        losses.reshard()

@@ -102,6 +102,11 @@ class TrainOptions:
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)
     save_interval: int = option(5000, "steps between checkpoints (one is also written at the end)", above=0)
+    fsdp: bool = option(
+        False,
+        "split weights, gradients, averages and the optimizer's state among the processes, for networks that do not "
+        "fit on one device (torch's FSDP2); --use_checkpoint True goes well with it. Checkpoints are the same files",
+    )
     keep_checkpoints: int = option(
         0,
         "keep only this many of the newest model*.pt; best.pt (by validation Dice) and last.pt always stay; 0: all",

@@ -4,6 +4,9 @@ import json
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+from .files import read_json_lines
 
 FILE = "sessions.jsonl"
 
@@ -26,16 +29,7 @@ def recorded(loop):
 
 def read_sessions(folder):
     """The lines of a folder's sessions.jsonl as dicts, in their order; [] without it."""
-    path = folder / FILE
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:  # torn by a kill
-            continue
-    return lines
+    return read_json_lines(Path(folder) / FILE)
 
 
 def interruptions(sessions):

@@ -13,14 +13,16 @@ from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
 from .dist_util import Processes, autocast, peers_needed
+from .draws import draw_for_items, rows
 from .ema import EMA
 from .errors import UserError
 from .files import remove_temporaries
 from .learning_rate import learning_rate_factor
 from .logger import RunLog, console, counted
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
-from .parallel import StepLosses, gradients_exchanged, with_shared_gradients
-from .seeds import seed_of, seeded_generator
+from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
+from .seeds import seed_of
+from .sharding import gathered
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
 from .training_page import write_training_page
@@ -35,16 +37,6 @@ LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
 
 CONDITION_SHARE = 0.75  # of a run that is given to the condition model alone by --condition_steps -1
-
-
-def item_generator(seed, step, index):
-    """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
-    return seeded_generator("train", seed, step, index)
-
-
-def rows(drawn, part):
-    """Of what was drawn for each item, [N, R, ...], that of the slice `part` of items as rows [n * R, ...]."""
-    return drawn[part].flatten(0, 1)
 
 
 class TrainLoop:
@@ -82,8 +74,9 @@ class TrainLoop:
         self.processes = processes or Processes(0, 1, device)
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
+        self.sharded = options.fsdp and self.processes.count > 1
         self.step_losses = with_shared_gradients(
-            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0
+            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0, shards=self.sharded
         )
         self.step = self.first_step = start.step if start else 0
         self.optimizer = build_optimizer(model.parameters(), options.lr, options.weight_decay)
@@ -195,15 +188,15 @@ class TrainLoop:
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
-        size = self.options.microbatch if self.options.microbatch > 0 else here
         seen, draws = [], self.options.noise_draws
-        for low in range(0, here, size):
-            part = slice(low, min(low + size, here))
+        for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
                 losses = self._losses(batch, mask, t, noise, part)
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
-                self.scaler.scale(total * self.processes.count).backward()  # their mean is taken: of this, the sum
-            seen.append({name: value.detach() for name, value in losses.items()})
+                # The processes' mean is taken: of this, the sum.
+                self.scaler.scale(total * self.processes.count * counts).backward()
+            if counts:
+                seen.append({name: value.detach() for name, value in losses.items()})
         # Only here, where the device has all it needs for the whole step, is it waited for.
         losses = {name: torch.cat([values[name] for values in seen]).cpu() for name in seen[0]}
         self._check_finite(losses["loss"].unflatten(0, (here, draws)), batch["name"])
@@ -214,6 +207,16 @@ class TrainLoop:
             ema.update(self.model, self.step - self._stage_began)
         sums = {name: value.sum().item() / (count * draws) for name, value in losses.items()}
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
+
+    def _parts(self, here):
+        """The slices of this process's share, of `here` items, that go through the network at once, and whether each
+        counts: to gather shards the processes need each other, so one with fewer parts repeats its last for nothing."""
+        size = self.options.microbatch if self.options.microbatch > 0 else here
+        parts = [(slice(low, min(low + size, here)), True) for low in range(0, here, size)]
+        if self.sharded and self.options.microbatch > 0:
+            most = -(-self.options.batch_size // self.processes.count)  # of the largest share
+            parts += [(parts[-1][0], False)] * (-(-most // size) - len(parts))
+        return parts
 
     def _seed_dropout(self):
         """Dropout follows from (seed, step) and the process: the same mask for each share would tie their items."""
@@ -266,30 +269,15 @@ class TrainLoop:
         return rate
 
     def _draw(self, masks):
-        """For each item R draws of a mask [N, R, K, H, W] (of a rater, or the raters' mean), time step [N, R], loss
-        weight and noise.
-
-        All are drawn by the item's own generator, also the rater that the mean does without: so runs that differ in
-        `raters` alone see the same time steps and noise. An item's time steps are R equal parts of the whole apart.
-        """
-        draws = self.options.noise_draws
-        chosen, uniforms, noise = [], [], []
-        for index, mask in enumerate(masks, start=self.share.start):  # mask: [R, K, H, W]
-            generator = item_generator(self.options.seed, self.step, index)
-            raters = torch.randint(len(mask), (draws,), generator=generator)
-            chosen.append(mask.mean(dim=0).expand(draws, -1, -1, -1) if self.options.raters == "mean" else mask[raters])
-            first = torch.rand((), generator=generator, dtype=torch.float64).item()
-            uniforms += [(first + draw / draws) % 1 for draw in range(draws)]
-            noise.append(torch.randn(draws, *mask.shape[1:], generator=generator))
-        t, weights = (drawn.unflatten(0, (-1, draws)) for drawn in self.timesteps.draw(uniforms))
-        return torch.stack(chosen), t, weights, torch.stack(noise)
+        """Draws for each of the items of this process's share (see `draws.draw_for_items`)."""
+        return draw_for_items(masks, self.options, self.timesteps, self.step, self.share.start)
 
     def _losses(self, batch, mask, t, noise, part):
         def to_device(x):
             return x[part].to(self.device, non_blocking=True)
 
         label = to_device(batch["label"]) if self.model.label_embedding is not None else None
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device, keep_weights=not self.sharded):
             return self.step_losses(
                 to_device(batch["image"]),
                 label,
@@ -331,7 +319,7 @@ class TrainLoop:
         self.watch.note(loss)
         if self.stopping or not self.watch.due(self.step, finished):
             return None
-        with next(iter(self.ema.values())).weights_in(self.model):
+        with next(iter(self.ema.values())).weights_in(self.model), ready_for_calls(self.step_losses):
             return self.watch.look(
                 self.model,
                 self.step,
@@ -368,16 +356,25 @@ class TrainLoop:
             write_training_page(self.folder.path, self.config, self.last_step, self.watch.best if self.watch else None)
 
     def checkpoint(self):
-        """The run as it stands, as a `Checkpoint`."""
+        """The run as it stands, as a `Checkpoint`. Weights in shards are put together for it, in the first process
+        alone; all of them call this at once."""
+        model, ema, optimizer = gathered(
+            [
+                self.model.state_dict(),
+                {rate: ema.parameters for rate, ema in self.ema.items()},
+                self.optimizer.state_dict(),
+            ],
+            keep=self.processes.is_first,
+        )
         return Checkpoint(
             config=self.config | {"loader": self.dataset.kept_values()},
             image_channels=self.dataset.image_channels,
             class_names=list(self.dataset.class_names),
             label_names=list(self.dataset.label_names),
             step=self.step,
-            model=self.model.state_dict(),
-            ema={rate: ema.parameters for rate, ema in self.ema.items()},
-            optimizer=self.optimizer.state_dict(),
+            model=model,
+            ema=ema,
+            optimizer=optimizer,
             scaler=self.scaler.state_dict(),
             timestep_sampler=self.timesteps.state_dict(),
             validation=self.watch.best if self.watch is not None else {},
@@ -387,11 +384,15 @@ class TrainLoop:
         """Write OUT/model<step>.pt, whole or not at all; the first process does, for all. Not of an --overfit check."""
         if self.options.overfit:
             return
+        checkpoint = self.checkpoint()
         if self.processes.is_first:
-            console().info(f"step {self.step}: wrote {self.checkpoints.save(self.checkpoint())}")
+            console().info(f"step {self.step}: wrote {self.checkpoints.save(checkpoint)}")
         self.last_saved = self.step
 
     def _save_best(self):
         """Let OUT/best.pt be the run as it stands."""
-        if self.processes.is_first and not self.options.overfit:
-            self.checkpoints.save_best(self.checkpoint(), saved=self.last_saved == self.step)
+        if self.options.overfit:
+            return
+        checkpoint = self.checkpoint()
+        if self.processes.is_first:
+            self.checkpoints.save_best(checkpoint, saved=self.last_saved == self.step)

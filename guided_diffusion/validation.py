@@ -81,6 +81,7 @@ class Validation:
 
     source: what they are, in words. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net, which
     answers once. seed: of the noise, which is the same at each validation. processes: share the cases; all call `look`.
+    rows: how many members go through the network at once, where memory is scarce; None: all of a case.
     No global random state is read or changed.
     """
 
@@ -93,6 +94,7 @@ class Validation:
     has_diffusion: bool = True
     seed: int = 0
     processes: Processes | None = None
+    rows: int | None = None
     _read: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -146,6 +148,7 @@ class Validation:
                 members=1 if one_look else MEMBERS,
                 seed=self.seed,
                 label=batch["label"].to(self.device) if conditional else None,
+                rows=self.rows,
             ).cpu()
         truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
         if isinstance(model, Tiled):

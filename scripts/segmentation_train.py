@@ -44,6 +44,7 @@ from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.selection import select_slices
 from guided_diffusion.sessions import FILE as SESSIONS
 from guided_diffusion.sessions import recorded
+from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import absolute, fetch_file, fetch_folder, is_remote
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.validation import Validation, spread_cases
@@ -160,16 +161,21 @@ def train_model(options, given, processes):
         processes.by_machine(lambda: use_cache(dataset, cache, workers=workers, show=processes.is_first))
 
     torch.manual_seed(train.seed)
-    if start is None:
-        num_labels = len(dataset.label_names)
-        model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
-        diffusion = build_diffusion(run.diffusion)
-    else:
-        model, diffusion = start.build(run.model)
+    sharded = train.fsdp and processes.count > 1
+    if train.fsdp and not sharded:
+        console().info("--fsdp True: there is one process alone, which keeps all weights whole")
+    with sharded_as_built(processes) if sharded else nullcontext():
+        if start is None:
+            num_labels = len(dataset.label_names)
+            model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
+            diffusion = build_diffusion(run.diffusion)
+        else:
+            model, diffusion = start.build(run.model)
     model.to(processes.device)
     if processes.is_first:
         write_config(run.values, folder.path)
-    describe(dataset, model, train, processes.place, run.precision, start, run.validation)
+    place = f"{processes.place}, in shards" if sharded else processes.place
+    describe(dataset, model, train, place, run.precision, start, run.validation)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -218,6 +224,7 @@ def watch_of(run, diffusion, processes):
         has_diffusion=run.model.version != "unet",
         seed=run.train.seed,
         processes=processes,
+        rows=run.train.microbatch if run.train.microbatch > 0 else None,  # what training itself does at once
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
     return Watch(validation, run.train, run.config, run.folder, best)
@@ -245,6 +252,7 @@ def dry_run(options, given):
         precision=run.precision,
         averages=len(run.train.ema_rates()),
         processes=count,
+        shards=run.train.fsdp,
     )
     place = str(device) if count == 1 else f"each of {count} processes"
     lines = [*memory.told(place, images, run.precision), *told_data(run.dataset)]

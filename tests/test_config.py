@@ -28,6 +28,7 @@ GROUPS = {
     "segmentation_sample": SAMPLE,
     "segmentation_eval": [EvalOptions],
     "check_data": [CheckOptions, DataOptions],
+    "plot_training": [],
     "demo": [],
 }
 PUBLISHED = (
@@ -218,7 +219,7 @@ def test_a_value_without_its_flag():
 # ---- what is not there -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--fsdp True", "--fsdp=True"])
+@pytest.mark.parametrize("flag", ["--compile True", "--compile=True"])
 def test_flags_of_later_versions_are_refused_by_name(flag):
     line = refused(flag)
     assert line.startswith(f"--{re.split('[ =]', flag[2:])[0].replace('-', '_')} is not there yet: ")
@@ -369,7 +370,7 @@ def test_flags_win_over_yaml(yaml_line):
         ("just text", "must hold lines of the form 'flag: value'"),
         ("", "must hold lines"),
         ("batch_sise: 2", "did you mean --batch_size?"),
-        ("fsdp: true", "--fsdp is not there yet"),
+        ("compile: true", "--compile is not there yet"),
         ("num_ensemble: 5", "is a flag of segmentation_sample.py"),
         ("batch_size: many", "'many' is not of type int"),
         ("batch_size: 3.7", "3.7 is not of type int"),

@@ -1,5 +1,7 @@
 """--dry_run: what it prints, that it writes nothing, and its estimate of memory against what autograd keeps."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -55,6 +57,19 @@ def test_several_processes_share_the_batch(dry, monkeypatch):
     assert "1 image at once" in dry("--batch_size 7 --microbatch 1")[1]
     monkeypatch.setenv("RANK", "1")
     assert dry("--batch_size 7")[1] == ""
+
+
+def test_shards_are_shared_by_all_processes(dry, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    (whole,), (split,) = (
+        re.findall(r"weights (\d+) MiB", dry(f"--num_channels 64 --batch_size 8 --fsdp {fsdp}")[1])
+        for fsdp in (False, True)
+    )
+    assert int(whole) / int(split) == pytest.approx(8, rel=0.2)
+    text = dry("--num_channels 64 --batch_size 8 --fsdp True")[1]
+    assert "blocks gathered from shards" in text and "gradients in exchange" not in text
+    (saving,) = re.findall(r"while it writes a checkpoint the first process takes (\d+) MiB of main memory", text)
+    assert int(saving) == pytest.approx(4 * int(whole), abs=4)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

@@ -133,9 +133,13 @@ def test_validation_leaves_the_random_state_alone(watched, pictures):
     model, diffusion = load_checkpoint(watched / "last.pt").build()
     dataset = held_out(pictures)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    looked = [Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").look(model) for _ in range(2)]
+    looked = [
+        Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32", rows=rows).look(model)
+        for rows in (None, None, 1)
+    ]
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
     assert looked[0].figures == looked[1].figures and (looked[0].picture == looked[1].picture).all()
+    assert looked[2].figures == pytest.approx(looked[0].figures, abs=1e-3)  # one member at a time: but for rounding
     assert model.training
     stopped = Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").look(model, stopped=lambda: True)
     assert stopped is None
@@ -170,6 +174,14 @@ def test_other_validation_cases_begin_a_new_best(script, pictures, tmp_path, cap
     )
     assert "best.pt begins anew" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "best.pt").step == 2
+
+
+def test_a_dry_run_tells_which_cases_will_be_looked_at(script, pictures, tmp_path, capsys):
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "new", WATCHED, EVERY, "--val_cases 1"]
+    script("segmentation_train", [*line, "--dry_run True"])
+    out = capsys.readouterr().out
+    assert "# validation: 1 held-out case, every 2 steps" in out and "keep_checkpoints: 2" in out
+    assert not (tmp_path / "new").exists()
 
 
 def test_val_dir_names_cases_and_none_that_are_trained_on(script, refusal, pictures, isic, tmp_path, capsys):
