@@ -9,6 +9,21 @@ def temperature_of(checkpoint, asked=0.0):
     return asked or checkpoint.config.get("calibration", {}).get("temperature", 1.0)
 
 
+def check_origin(path, manifest):
+    """Raise `UserError` unless the results with this manifest are those of the checkpoint file at `path`.
+
+    Returns the `Checkpoint` and its hash before any temperature went into it.
+    """
+    checkpoint, digest = load_checkpoint(path), file_hash(path)
+    known = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
+    if manifest.get("checkpoint_sha256") not in (digest, known):
+        raise UserError(
+            f"--fit_temperature {path}: the results were made with {manifest.get('checkpoint', 'another program')}, "
+            "not with this file as it is; sample with it first"
+        )
+    return checkpoint, known
+
+
 def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to the results of a checkpoint and write it into that file, whole or not at all.
 
@@ -18,13 +33,7 @@ def fit_into_checkpoint(path, manifest, levels, cases):
     "checkpoint_sha256" (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError`
     where the results are not that checkpoint's or have no probabilities.
     """
-    checkpoint, digest = load_checkpoint(path), file_hash(path)
-    known = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
-    if manifest.get("checkpoint_sha256") not in (digest, known):
-        raise UserError(
-            f"--fit_temperature {path}: the results were made with {manifest.get('checkpoint', 'another program')}, "
-            "not with this file as it is; sample with it first"
-        )
+    checkpoint, known = check_origin(path, manifest)
     if levels is None or not levels.count.any():
         raise UserError(
             f"--fit_temperature {path}: the results hold no probabilities near a boundary of the truth; sample other "

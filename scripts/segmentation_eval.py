@@ -22,7 +22,7 @@ from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import hold_out_of
 from guided_diffusion.storage import fetch_folder
 from guided_diffusion.summary import format_summary
-from guided_diffusion.temperature_fit import fit_into_checkpoint, format_fit
+from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
@@ -34,6 +34,9 @@ def main(argv=None):
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir, manifest = read_manifest(options.pred_dir)
+    if options.fit_temperature:
+        check_origin(options.fit_temperature, manifest)
+    other = read_manifest(options.compare)[0] if options.compare else None
     dataset = find_truth(options, manifest)
     settings = settings_of(options, manifest)
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
@@ -43,9 +46,11 @@ def main(argv=None):
         if line:
             console().warning(line)
     evaluated = compare_cases(pred_dir, dataset, bar, settings=settings)
-    compared = compare_with(options.compare, evaluated, dataset) if options.compare else None
+    compared = compare_with(other, evaluated, dataset) if other else None
     summary = write_evaluation(evaluated, out.path, compared)
     console().info(format_summary(summary))
+    if options.ensemble_curve and "ensemble_size" not in summary:
+        console().warning("warning: no members to tell the ensemble's growth from; sample with --save_samples True")
     rules, written = summary["rules"], ["metrics.csv", "summary.json", "curves.json"]
     if compared:
         console().info(format_comparison(compared, summary, options.compare))
@@ -103,9 +108,8 @@ def bar(units):
     return tqdm(units, desc="evaluating", unit="case", dynamic_ncols=True)
 
 
-def compare_with(folder, evaluated, dataset):
+def compare_with(other, evaluated, dataset):
     """The comparison with another run's results, by the same rules."""
-    other, _ = read_manifest(folder)
     settings = Settings(evaluated.settings.tolerances, evaluated.settings.lesion_iou, evaluated.settings.group_key)
     return compare(evaluated, compare_cases(other, dataset, bar, settings=settings))
 
