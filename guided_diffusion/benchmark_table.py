@@ -34,6 +34,9 @@ def report(result):
     if compared:
         head = ["", "path", "seconds", "min..max", "images/s", "GFLOP/s", "of peak", "memory MB", "warm-up s"]
         sections.append(table(head, compared) + f"\nmemory: {result['memory']}")
+    if result.get("training_table"):
+        head = ["training step, fast", "seconds", "min..max", "images/s", "GFLOP/s", "of matmul peak", "memory MB"]
+        sections.append(table(head, [training_row(entry) for entry in result["training_table"]]))
     if "sampling_table" in result:
         head = ["sampling of one image", "members", "seconds", "min..max", "times"]
         rows = [[f"{c['steps']} steps", c["members"], *spread(c), len(c["times"])] for c in result["sampling_table"]]
@@ -41,6 +44,13 @@ def report(result):
     if "data" in result:
         sections.append(data_table(result["data"]))
     return "".join(f"\n{section}\n" for section in sections)
+
+
+def training_row(entry):
+    """The cells of a training step on a batch of one size."""
+    rates = [f"{entry['images_per_second']:.3g}", in_giga(entry["flops_per_second"])]
+    rates += [f"{entry['share_of_matmul_peak']:.0%}", f"{entry['peak_memory_bytes'] / 2**20:.0f}"]
+    return [f"{entry['batch_size']} images", *spread(entry), *rates]
 
 
 def compared_rows(result):
@@ -65,6 +75,8 @@ def compared_rows(result):
         rows.append(["  plain / fast", "", f"{result[key]['ratio']:.2f} x", ratio_spread(result[key])])
         if "by_itself" in result[key]:
             for path, label in ((PLAIN, "plain"), (CACHED, "plain, condition cached")):
+                if path not in result[key]["by_itself"]["seconds"]:
+                    continue
                 seconds, ratio = (result[key]["by_itself"][figure][path] for figure in ("seconds", "ratio"))
                 rows.append([what, f"{label}, freed memory handed back", f"{seconds:.3g}"])
                 rows.append([f"  {label}, freed memory handed back / fast", "", f"{ratio:.2f} x"])

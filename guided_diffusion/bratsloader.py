@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from .classes import Classes
@@ -19,6 +20,9 @@ OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "
 KINDS = (*MODALITIES, *OTHER_NAMES, r"seg\d*")
 # brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
 FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
+
+# BraTS-GLI-00002-001: the second time that a patient was examined; one side of a split has all of a patient.
+PATIENT = re.compile(r"(BraTS-.+-\d{5})-\d{3}", re.IGNORECASE)
 
 
 class BraTSDataset(SegmentationDataset):
@@ -124,9 +128,11 @@ class BraTSDataset(SegmentationDataset):
         images = tuple(files[modality] for modality in MODALITIES)
         masks = tuple(files[kind] for kind in sorted(files, key=_number) if kind.startswith("seg"))
         if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # by its name: no header of the many thousands is read
-            found = [Case(name, images, masks)]
+            found = [Case(name, images, masks, group=case or None)]
         else:
             found = self.volumes.cases(name, images, masks, check_masks=self.need_masks)
+            patient = PATIENT.fullmatch(name)
+            found = [replace(one, group=patient[1]) for one in found] if patient else found
         names = "with the names of BraTS 2023 and later" if is_of_2023(found[0]) else "with the names of BraTS to 2021"
         self.found["slice" if found[0].volume is None else "volume", names] += 1
         return found

@@ -13,10 +13,6 @@ from .presets import RECIPES
 from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
-COMING = {  # flags of the design that a later version brings; refused by name until then
-    "compile": "training runs the network as it is so far",
-}
-
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
 
 
@@ -162,8 +158,6 @@ def _refuse_unknown(unknown, fields):
 
 
 def _unknown_flag(name, fields):
-    if name in COMING:
-        return f"--{name} is not there yet: {COMING[name]}"
     elsewhere = {
         "segmentation_train.py": (TrainOptions, DiffusionOptions),
         "segmentation_sample.py": (SampleOptions,),

@@ -112,9 +112,20 @@ class UncertainSpatialAttention(nn.Module):
 
     def forward(self, features):
         """features f_c: [N, C, H, W]. Returns the attention map, [N, 1, H, W] in (0, 1)."""
-        padded = F.pad(features, [self.radius] * 4, mode="replicate")
+        padded = pad_by_edges(features, self.radius)
         smooth = F.conv2d(padded, self.kernel()[:, None].to(features.dtype), groups=features.shape[1])
         return torch.sigmoid(self.out(torch.maximum(smooth, features)))
+
+
+def pad_by_edges(x, radius):
+    """x: [N, C, H, W] with its outermost pixels repeated `radius` times on each side.
+
+    torch's own padding is not used: compiled, its gradient fails where feature maps have their channels last.
+    """
+    for dim in (2, 3):
+        first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
+        x = torch.cat([first] * radius + [x] + [last] * radius, dim=dim)
+    return x
 
 
 class CrossAttention(nn.Module):

@@ -21,8 +21,8 @@ class EMA:
         self.rate = rate
         self.parameters = {}
         for name, parameter in model.named_parameters():
-            source = parameter if state is None else laid_out(state[name], parameter)
-            self.parameters[name] = at_least_float32(source.detach()).to(device=parameter.device, copy=True)
+            source = parameter.detach() if state is None else laid_out(state[name], parameter)
+            self.parameters[name] = at_least_float32(source).clone()
 
     def decay(self, updates):
         """The decay of update number `updates` (0 for the first)."""

@@ -107,6 +107,11 @@ class TrainOptions:
         "split weights, gradients, averages and the optimizer's state among the processes, for networks that do not "
         "fit on one device (torch's FSDP2); --use_checkpoint True goes well with it. Checkpoints are the same files",
     )
+    compile: bool = option(
+        False,
+        "compile the network by torch.compile: the first step takes minutes, the others less on a GPU; needs a C++ "
+        "compiler. Not with --fsdp True",
+    )
     keep_checkpoints: int = option(
         0,
         "keep only this many of the newest model*.pt; best.pt (by validation Dice) and last.pt always stay; 0: all",
@@ -149,6 +154,8 @@ class TrainOptions:
         for rate in self.ema_rates():
             if not 0 <= rate < 1:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+        if self.compile and self.fsdp:
+            raise UserError("--compile True does not go with --fsdp True, which gathers blocks anew; leave one out")
         self._check_learning_rate(given)
         if self.overfit:
             self._set_for_overfit(given)

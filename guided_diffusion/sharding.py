@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._pytree import tree_map
 
@@ -67,9 +68,13 @@ def local(tensor):
 
 
 def laid_out(whole, like):
-    """A whole tensor, which every process has, as `like` is: this process's shard of it on its device, or itself."""
+    """A whole tensor, which every process has, laid out in memory as `like` is and on its device; of one in shards this
+    process's. It keeps its own type.
+
+    The fused optimizer goes through the memory of weights and moments at once, whatever their strides say.
+    """
     if not in_shards(like):
-        return whole
+        return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)
     from torch.distributed.tensor import DTensor
 
     mesh = like.device_mesh
@@ -99,7 +104,9 @@ def gathered(tree, keep):
 def load_whole(model, state):
     """Load a state dict of whole tensors, which every process has, into a model that may be in shards."""
     own = model.state_dict()
-    model.load_state_dict({name: laid_out(value, own.get(name)) for name, value in state.items()})
+    model.load_state_dict(
+        {name: laid_out(value, own[name]) if in_shards(own.get(name)) else value for name, value in state.items()}
+    )
 
 
 def whole_norm(norm):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
+from .compiling import compiled, compiler_errors
 from .dist_util import Processes, autocast, peers_needed
 from .draws import draw_for_items, rows
 from .ema import EMA
@@ -75,8 +76,9 @@ class TrainLoop:
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
         self.sharded = options.fsdp and self.processes.count > 1
+        losses = StepLosses(compiled(model) if options.compile else model, diffusion)
         self.step_losses = with_shared_gradients(
-            StepLosses(model, diffusion), self.processes, stages=options.condition_steps != 0, shards=self.sharded
+            losses, self.processes, stages=options.condition_steps != 0, shards=self.sharded
         )
         self.step = self.first_step = start.step if start else 0
         self.optimizer = build_optimizer(model.parameters(), options.lr, options.weight_decay)
@@ -121,7 +123,8 @@ class TrainLoop:
             while not finished:
                 self._end_stage(began)
                 batch, started = self.waiting.next(batches), time.monotonic()
-                values = self.train_step(batch)
+                with compiler_errors(self.options.compile, "training"), peers_needed():
+                    values = self.train_step(batch)
                 self.step += 1
                 self._foretell(time.monotonic() - started)
                 finished = self._finished(began)

@@ -10,14 +10,14 @@ from torch.utils.data import Dataset
 
 from .batches import sampling_batches
 from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
+from .compiling import compiled
 from .config import DiffusionOptions, build
 from .data import build_dataset, group_cases
-from .dist_util import autocast, memory_format
+from .dist_util import autocast, memory_format, training_memory_format
 from .errors import UserError
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
-from .parallel import StepLosses
 from .phantom import write_brats, write_isic
 from .plan import ONE_LOOK, plan_sampling
 from .run_options import SampleOptions, TrainOptions
@@ -67,16 +67,6 @@ class _NotEncoded(NamedTuple):
         return _NotEncoded(self.image[which], None if self.label is None else self.label[which])
 
 
-def compiled(model):
-    """The network with `encode` and `forward` compiled, which happens at their first call for each shape.
-
-    A shallow copy: it shares the weights with `model`, which stays as it is.
-    """
-    fast = copy.copy(model)
-    fast.encode, fast.forward = (torch.compile(part, dynamic=False) for part in (model.encode, model.forward))
-    return fast
-
-
 class NetworkBench:
     """One network on random images, by both paths.
 
@@ -93,11 +83,10 @@ class NetworkBench:
         for parameter in self.model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-        # As in the scripts: training stays contiguous, sampling has channels last where that pays.
         self.sampling = copy.deepcopy(self.model).to(memory_format=memory_format(precision, device))
-        self.fast = self.model
+        self.compile = compile
         if compile:
-            self.sampling, self.fast = compiled(self.sampling), compiled(self.model)
+            self.sampling = compiled(self.sampling)
         self.diffusion = build_diffusion(build(DiffusionOptions, {}))
         size = (options.image_size, options.image_size)
         self.images = torch.randn(batch_size, image_channels, *size)
@@ -113,7 +102,6 @@ class NetworkBench:
         return autocast(self.precision, self.device) if path == FAST else without_autocast(self.device.type)
 
     def _eval(self):
-        self.sampling.load_state_dict(self.model.state_dict())  # training steps may have come between
         self.model.eval()
         self.sampling.eval()
 
@@ -165,34 +153,36 @@ class NetworkBench:
             return time_by_turns(calls, repeats, self.device, done)
 
     def time_training(self, repeats, done=lambda: None):
-        """`Timing`s of one training step on a batch, plain and fast."""
-        loop = TrainLoop(
-            self.model,
-            self.diffusion,
-            None,
-            build(TrainOptions, {"batch_size": self.batch_size}),
-            config={},
-            device=self.device,
-            precision=self.precision,
-        )
-        batch = {"image": self.images, "mask": self.masks, "name": [f"random {n}" for n in range(self.batch_size)]}
-        if self.labels is not None:
-            batch["label"] = self.labels
-        self.model.train()
-        self.fast.train()
-
-        def step(model, precision):
-            def call():
-                loop.model, loop.precision = model, precision
-                loop.step_losses = StepLosses(model, self.diffusion)
-                loop.train_step(batch)
-                loop.step += 1
-
-            return call
-
-        calls = {PLAIN: step(self.model, "fp32"), FAST: step(self.fast, self.precision)}
-        calls[PLAIN]()  # the optimizer's state is made by the first step, whichever path takes it
+        """`Timing`s of one training step on a batch: plain, which is fp32, contiguous and with AdamW as torch runs it
+        unless told otherwise, and as the training script takes it."""
+        calls = {path: self._training_step(path, self.batch_size) for path in (PLAIN, FAST)}
         return time_by_turns(calls, repeats, self.device, done)
+
+    def time_batch(self, batch_size, repeats):
+        """The `Timing` of a training step on a batch of another size, by the fast path."""
+        return time_by_turns({FAST: self._training_step(FAST, batch_size)}, repeats, self.device)[FAST]
+
+    def _training_step(self, path, batch_size):
+        """A function that takes one training step, with a network, averages and an optimizer of its own."""
+        fast = path == FAST
+        model = copy.deepcopy(self.model).train()
+        if fast:
+            model.to(memory_format=training_memory_format(self.device))
+        options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
+        precision = self.precision if fast else "fp32"
+        loop = TrainLoop(model, self.diffusion, None, options, config={}, device=self.device, precision=precision)
+        if not fast:
+            loop.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        which = [n % self.batch_size for n in range(batch_size)]
+        batch = {"image": self.images[which], "mask": self.masks[which], "name": [f"random {n}" for n in which]}
+        if self.labels is not None:
+            batch["label"] = self.labels[which]
+
+        def step():
+            loop.train_step(batch)
+            loop.step += 1
+
+        return step
 
     def draw(self, path, steps, members):
         """Soft masks [E, 1, K, H, W] of the first image, by `steps` steps of the default sampler."""

@@ -25,9 +25,18 @@ from guided_diffusion.benchmark import (
 )
 from guided_diffusion.benchmark_table import describe, report
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant, option
+from guided_diffusion.compiling import compiler_errors
+from guided_diffusion.config import (
+    DeviceOptions,
+    DiffusionOptions,
+    ModelOptions,
+    build,
+    check_variant,
+    numbers,
+    option,
+)
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
-from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.errors import UserError, is_out_of_memory, run_script
 from guided_diffusion.files import check_writable, read_json, write_json
 from guided_diffusion.logger import console
 from guided_diffusion.workloads import DataBench, NetworkBench
@@ -46,6 +55,9 @@ class BenchmarkOptions:
         ",".join(PARTS), "what to measure; empty: only count parameters and FLOPs, which works for every size"
     )
     batch_size: int = option(4, "images per training step, and per batch of the loaders", above=0)
+    batch_sizes: str = option(
+        "", "the training part also times steps on so many images, as 1,2,4,8, by the fast path; for GPUs"
+    )
     num_ensemble: int = option(5, "members of an ensemble: sampling and denoising are of one image", above=0)
     sampling_steps: str = option("4,10,20", "numbers of sampling steps; the first is also timed by the plain path")
     repeats: int = option(5, "measurements of each kind, after a warm-up", above=0)
@@ -56,8 +68,8 @@ class BenchmarkOptions:
     )
     compare_memory: bool = option(
         False,
-        "measure the network part in a second process too, without keeping freed memory, and set the fast path against "
-        "that plain path, which is all as torch does it by itself",
+        "measure the network and training parts in a second process too, without keeping freed memory, and set the "
+        "fast path against that plain path, which is all as torch does it by itself",
     )
     compile: bool = option(False, "compile the fast path's network by torch.compile; on a CPU this takes minutes")
 
@@ -68,12 +80,18 @@ class BenchmarkOptions:
                 raise UserError(f"--parts {self.parts}: {part} is none of {', '.join(PARTS)}")
         if not self.steps() or min(self.steps()) < 1:
             raise UserError(f"--sampling_steps {self.sampling_steps}: must be like 4,10,20")
+        if self.sizes() and min(self.sizes()) < 1:
+            raise UserError(f"--batch_sizes {self.batch_sizes}: must be like 1,2,4,8")
         if not self.out.endswith(".json") or Path(self.out).is_dir():
             raise UserError(f"--out {self.out}: must be the name of a .json file")
 
     def chosen(self):
         """`parts` as a list."""
         return [part.strip() for part in self.parts.split(",") if part.strip()]
+
+    def sizes(self):
+        """`batch_sizes` as a tuple of ints."""
+        return numbers("batch_sizes", self.batch_sizes, int)
 
     def steps(self):
         """`sampling_steps` as a list of ints."""
@@ -121,8 +139,9 @@ class Run:
             "machine": describe_machine(device),
             "settings": {**settings, "parts": options.chosen(), "sampling_steps": self.steps()},
             "paths": {
-                PLAIN: "fp32, one member at a time, the condition encoded at every step",
-                FAST: f"{precision}, all members in one batch, the condition encoded once"
+                PLAIN: "fp32, one member at a time, the condition encoded at every step; training as torch does it by "
+                "itself, feature maps contiguous and AdamW not fused",
+                FAST: f"{precision}, all members in one batch, the condition encoded once; training as the script does"
                 + (", compiled" if options.compile else ""),
             },
             "precision": {PLAIN: "fp32", FAST: precision},
@@ -175,15 +194,8 @@ class Run:
 
     def measure_part(self, part, bench):
         """Measure one of the network's parts."""
-        try:
+        with compiler_errors(self.options.compile, f"the {part} part", "leave it or this part out"):
             getattr(self, f"measure_{part}")(bench)
-        except (UserError, OSError):
-            raise
-        except Exception as error:  # the compiler fails in many ways, by what it lacks or does not know
-            if not self.options.compile:
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"--compile True: the {part} part fails ({reason}); leave it or this part out") from error
 
     def update_peak(self):
         """Measure the machine's peak again; the best of the whole run counts, as others may use the machine."""
@@ -220,7 +232,10 @@ class Run:
         pair = [sum(self.sampling_flops(path, steps) for path in (PLAIN, FAST)) for steps in (1, self.steps()[0])]
         flops = {
             "network": turns * (pair[0] + counts.condition),
-            "training": (1 + 2 * turns) * self.result["flops"]["training_step"],
+            "training": TRAINING_FACTOR
+            * counts.forward
+            * turns
+            * (2 * self.options.batch_size + sum(self.options.sizes())),
             "sampling": pairs * pair[1]
             + sum(s * m * counts.forward for s in self.steps() for m in self.table_members()),
         }
@@ -245,32 +260,57 @@ class Run:
             self.result["step"]["cached"] = {**timings[CACHED].as_dict(), **compare(timings, slow=CACHED)}
             ensemble = timings["condition"].seconds + DEFAULT_STEPS * timings[FAST].seconds
             if self.options.compare_memory:
-                self.result["step"]["by_itself"] = self.without_kept_memory(timings[FAST].seconds)
+                self.result["step"]["by_itself"] = self.without_kept_memory("network", "step", timings[FAST].seconds)
             self.result["ensemble"] = {
                 "plain_seconds": PLAIN_STEPS * timings[PLAIN].seconds,
                 "fast_seconds": ensemble,
                 "ratio": PLAIN_STEPS * timings[PLAIN].seconds / ensemble,
             }
 
-    def without_kept_memory(self, fast_seconds):
-        """What a process that hands freed memory back needs for the plain paths, and how it compares to ours fast."""
+    def without_kept_memory(self, part, key, fast_seconds):
+        """What a process that hands freed memory back needs for the paths of a part, and how it compares to ours fast.
+
+        key: under which of the result's keys the part's figures are.
+        """
         console().info("again in a second process, which does not keep freed memory")
         with tempfile.TemporaryDirectory() as folder:
-            own = {"out": f"{folder}/figures.json", "parts": "network", "keep_memory": False, "compare_memory": False}
+            own = {"out": f"{folder}/figures.json", "parts": part, "batch_sizes": ""}
+            own |= {"keep_memory": False, "compare_memory": False}
             groups = (dataclasses.asdict(group) for group in (self.options, self.network, self.device_options))
             flags = {name: value for group in groups for name, value in group.items()} | own
             words = [word for name, value in flags.items() if value != "" for word in (f"--{name}", str(value))]
             subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)
-            step = read_json(own["out"])["step"]
-        seconds = {PLAIN: step[PLAIN]["seconds"], CACHED: step[CACHED]["seconds"], FAST: step[FAST]["seconds"]}
+            figures = read_json(own["out"])[key]
+        seconds = {path: figures[path]["seconds"] for path in (PLAIN, CACHED, FAST) if path in figures}
         return {"seconds": seconds, "ratio": {path: value / fast_seconds for path, value in seconds.items()}}
 
     def measure_training(self, bench):
-        """One training step."""
+        """One training step, and steps on batches of other sizes."""
         with progress("training", 2 * (1 + self.options.repeats)) as bar:
             timings = bench.time_training(self.options.repeats, bar.update)
         flops = dict.fromkeys((PLAIN, FAST), self.result["flops"]["training_step"])
-        self.result["training_step"] = self.comparison(timings, flops, self.options.batch_size)
+        self.result["training_step"] = result = self.comparison(timings, flops, self.options.batch_size)
+        if self.options.compare_memory:
+            result["by_itself"] = self.without_kept_memory("training", "training_step", timings[FAST].seconds)
+        self.result["training_table"] = table = []
+        for size in self.options.sizes():
+            try:
+                timing = bench.time_batch(size, self.options.repeats)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                console().info(f"a training step on {size} images runs out of memory; larger ones are left out")
+                break
+            rate = TRAINING_FACTOR * size * self.counts.forward / timing.seconds
+            table.append(
+                {
+                    "batch_size": size,
+                    **timing.as_dict(),
+                    "images_per_second": size / timing.seconds,
+                    "flops_per_second": rate,
+                    "share_of_matmul_peak": rate / self.result["peak"][self.precision]["matmul"],
+                }
+            )
 
     def measure_sampling(self, bench):
         """Whole cases: by turns in the first number of steps, then the table of steps and members."""

@@ -33,6 +33,7 @@ from guided_diffusion.dist_util import (
     launch_on_gpus,
     pick_device,
     pick_precision,
+    training_memory_format,
 )
 from guided_diffusion.dry_run import estimate_training
 from guided_diffusion.errors import NoCasesError, UserError
@@ -171,7 +172,8 @@ def train_model(options, given, processes):
             diffusion = build_diffusion(run.diffusion)
         else:
             model, diffusion = start.build(run.model)
-    model.to(processes.device)
+    if not sharded:  # what is gathered of shards is contiguous
+        model.to(processes.device, memory_format=training_memory_format(processes.device))
     if processes.is_first:
         write_config(run.values, folder.path)
     place = f"{processes.place}, in shards" if sharded else processes.place

@@ -123,6 +123,29 @@ def test_the_fast_path_is_set_against_a_process_as_torch_leaves_it(benchmark, ca
     assert "plain, condition cached, freed memory handed back / fast" in capsys.readouterr().out
 
 
+def test_training_steps_too_and_a_table_over_batch_sizes(benchmark, capsys, monkeypatch):
+    time_batch = workloads.NetworkBench.time_batch
+
+    def up_to_three(bench, size, repeats):
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return time_batch(bench, size, repeats)
+
+    monkeypatch.setattr(workloads.NetworkBench, "time_batch", up_to_three)
+    figures = benchmark("--version v1 --parts training --compare_memory True --batch_sizes 1,3,8,16")
+    by_itself, fast = figures["training_step"]["by_itself"], figures["training_step"]["fast"]["seconds"]
+    assert by_itself["seconds"].keys() == {"plain", "fast"}
+    assert by_itself["ratio"]["plain"] == pytest.approx(by_itself["seconds"]["plain"] / fast)
+    assert [entry["batch_size"] for entry in figures["training_table"]] == [1, 3]
+    for entry in figures["training_table"]:
+        rate = 3 * entry["batch_size"] * figures["flops"]["forward"] / entry["seconds"]
+        assert entry["flops_per_second"] == pytest.approx(rate)
+        assert entry["share_of_matmul_peak"] == pytest.approx(rate / figures["peak"]["fp32"]["matmul"], rel=0.5)
+    out = capsys.readouterr().out
+    assert "plain, freed memory handed back / fast" in out and "of matmul peak" in out
+    assert "a training step on 8 images runs out of memory; larger ones are left out" in out
+
+
 @pytest.mark.parametrize("version", ["v2", "unet"])
 def test_other_versions(benchmark, version):
     figures = benchmark(f"--version {version} --parts network,sampling --class_cond True")
@@ -156,6 +179,7 @@ def test_presets_set_the_size_and_flags_win_over_them(script, tmp_path):
         ("--sampling_steps 4,x", "--sampling_steps 4,x: must be like 4,10,20"),
         ("--sampling_steps 0", "--sampling_steps 0: must be like"),
         ("--sampling_steps 1000", "--sampling_steps 1000: must be below T = 1000"),
+        ("--batch_sizes 2,0", "--batch_sizes 2,0: must be like 1,2,4,8"),
         ("--repeats 0", "--repeats 0: must be above 0"),
         ("--out figures.txt", "--out figures.txt: must be the name of a .json file"),
         ("--image_size 17", "image size 17 does not work with 2 levels"),
@@ -271,11 +295,17 @@ def test_the_plain_path_takes_members_one_by_one_and_encodes_at_every_step(versi
     assert (encoded, denoised) == ([1] * 6, [1] * 6)
 
 
-def test_training_steps_train(monkeypatch):
-    bench = network_bench(version="v1")
+def test_training_steps_train_each_its_own_network_alike(monkeypatch):
+    bench, loops, make = network_bench(version="v1"), [], workloads.TrainLoop
+    monkeypatch.setattr(workloads, "TrainLoop", lambda *a, **k: loops.append(make(*a, **k)) or loops[-1])
     before = [parameter.clone() for parameter in bench.model.parameters()]
     assert bench.time_training(1).keys() == {"plain", "fast"}
-    assert all((a != b).any() for a, b in zip(before, bench.model.parameters(), strict=True))
+    plain, fast = loops
+    assert plain.step == fast.step == 2
+    for start, one, other in zip(before, plain.model.parameters(), fast.model.parameters(), strict=True):
+        assert (start != one).any()
+        torch.testing.assert_close(one, other)
+    assert fast.optimizer.defaults["fused"] and not plain.optimizer.defaults["fused"]
 
 
 def test_the_naive_way_decompresses_for_every_slice(small_phantoms, tmp_path, reads, monkeypatch):

@@ -139,6 +139,21 @@ def test_the_label_3_of_2023_is_tumour_and_the_layout_is_told(tmp_path, save_nif
     assert dataset.layout == "1 volume with the names of BraTS 2023 and later"
 
 
+def test_what_is_of_one_patient_stays_together(tmp_path, put):
+    for patient in ("001", "002"):
+        for z in (70, 80):
+            put(f"2d/s{patient}_{z}/brats_train_{patient}_{{}}_{z}_w.nii.gz", (6, 8))
+        for time in ("000", "001"):
+            put(f"3d/{patient}{time}/BraTS-GLI-00{patient}-{time}-{{}}.nii.gz", (6, 8, 2))
+    for folder, groups in (
+        ("2d", ["brats_train_001", "brats_train_002"]),
+        ("3d", ["BraTS-GLI-00001", "BraTS-GLI-00002"]),
+    ):
+        assert sorted({case.group for case in load(tmp_path / folder).cases}) == groups
+    put("old/P/BraTS2021_00000_{}.nii.gz", (6, 8, 2))
+    assert {case.group for case in load(tmp_path / "old").cases} == {None}  # the volume is the group
+
+
 def test_several_raters(tmp_path, put, save_nifti):
     put("A/A_{}.nii.gz", (6, 8, 3), kinds=MODALITIES)
     for number in (10, 2, 1):

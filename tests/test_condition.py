@@ -12,6 +12,7 @@ from guided_diffusion.condition import (
     SSFormer,
     SSFormerBlock,
     UncertainSpatialAttention,
+    pad_by_edges,
 )
 from guided_diffusion.unet import UNetShape
 
@@ -182,3 +183,12 @@ def test_a_condition_unet_gives_the_features_of_every_level_and_its_own_mask():
     torch.testing.assert_close(model.head(features[0]), logits)
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3])
+def test_edges_are_repeated_as_torch_does(radius):
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    ours, theirs = pad_by_edges(x, radius), torch.nn.functional.pad(x, [radius] * 4, mode="replicate")
+    assert torch.equal(ours, theirs)
+    weight = torch.randn_like(ours)
+    torch.testing.assert_close(*(torch.autograd.grad(padded, x, weight)[0] for padded in (ours, theirs)))

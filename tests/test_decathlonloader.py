@@ -78,6 +78,16 @@ def test_classes_have_the_names_of_dataset_json(task):
     np.testing.assert_array_equal(regions.load_mask(regions.cases[1])[0, 0], mask[..., 1].any(axis=0))
 
 
+def test_classes_come_from_the_labels_of_dataset_json(task):
+    dataset = load(task, split="train", need_masks=True, classes="auto")
+    assert dataset.class_names == ("edema", "non-enhancing tumor", "enhancing tumour")
+    _, seg = mri(0)
+    labels = np.stack([dataset.load_mask(case)[0] for case in dataset.cases[:3]], axis=-1)
+    np.testing.assert_array_equal(labels, [seg[::-1, ::-1] == value for value in (1, 2, 3)])
+    regions = load(task, split="train", need_masks=True, classes="whole=1+2+4,core=1+4")
+    np.testing.assert_array_equal(regions.load_mask(regions.cases[1])[0, 0], seg[::-1, ::-1, 1] > 0)
+
+
 def test_without_imagesTs_training_cases_are_sampled_and_may_be_held_out(task, tmp_path):
     for part in ("imagesTr", "labelsTr", "dataset.json"):
         (tmp_path / part).symlink_to(task / part)

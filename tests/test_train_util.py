@@ -47,7 +47,7 @@ class Blobs(SegmentationDataset):
 def loop(tmp_path):
     """A function that builds a `TrainLoop` on `Blobs`; keywords are of TrainOptions, the dicts of the other options."""
 
-    def make(dataset=Blobs, model=(), diffusion=(), precision="fp32", start=None, **train):
+    def make(dataset=Blobs, model=(), diffusion=(), precision="fp32", start=None, layout=None, **train):
         torch.manual_seed(0)
         shape = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1, **dict(model)}
         model_options = build(ModelOptions, shape)
@@ -55,7 +55,7 @@ def loop(tmp_path):
         options = build(TrainOptions, {"out_dir": str(tmp_path / "run"), "batch_size": 3, "lr": 1e-2, **train})
         config = {"model": model_options, "diffusion": diffusion_options, "train": options}
         return TrainLoop(
-            build_model(model_options, 2, 1),
+            build_model(model_options, 2, 1).to(memory_format=layout or torch.contiguous_format),
             build_diffusion(diffusion_options),
             dataset(tmp_path, 16, need_masks=True),
             options,
@@ -278,6 +278,52 @@ def test_half_precision_skips_a_step_that_overflows(loop):
     assert loop(precision="fp16", start=trainer.checkpoint()).scaler.get_scale() == scale / 2
     trainer.train_step(batch_of(trainer.dataset, [0, 1]))
     assert not torch.equal(flat(trainer.model), before)
+
+
+# ---- speed -------------------------------------------------------------------------------------------------------
+
+
+def test_moments_go_on_in_the_layout_of_the_weights(loop):
+    """The fused optimizer reads both through memory, so moments of another layout would be other weights' ones."""
+    batches = [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    runs = []
+    for layouts in ([torch.contiguous_format] * 2, [torch.contiguous_format, torch.channels_last]):
+        trainer = loop()
+        for index, items in enumerate(batches):
+            if index == 1:
+                saved = trainer.checkpoint()
+                trainer = loop(start=saved, layout=layouts[1])
+                trainer.model.load_state_dict(saved.model)
+                assert trainer.optimizer.defaults["fused"]
+            trainer.train_step(batch_of(trainer.dataset, items))
+            trainer.step += 1
+        runs.append(flat(trainer.model))
+    assert (runs[0] - runs[1]).abs().max() < 1e-4  # of three steps of 1e-2
+
+
+def test_a_compiled_network_learns_the_same_and_is_saved_as_usual(loop, monkeypatch):
+    """The compiler itself is stood in for: it takes minutes."""
+    calls = []
+
+    def compile(function, dynamic):
+        return lambda *inputs: calls.append(function.__name__) or function(*inputs)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    plain, fast = loop(), loop(compile=True)
+    for trainer in (plain, fast):
+        trainer.train_step(batch_of(trainer.dataset, [0, 1, 2]))
+    assert calls == ["encode", "forward"]
+    assert torch.equal(flat(plain.model), flat(fast.model))
+    assert fast.checkpoint().model.keys() == plain.checkpoint().model.keys()
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(loop, monkeypatch):
+    def no_compiler(*_):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: no_compiler)
+    with pytest.raises(UserError, match=r"--compile True: training fails \(no C\+\+ compiler\); leave it out$"):
+        loop(compile=True).run()
 
 
 # ---- how a run ends ----------------------------------------------------------------------------------------------
