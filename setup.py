@@ -8,5 +8,6 @@ setup(
     description="Medical image segmentation with diffusion models: MedSegDiff, done right",
     license="MIT",
     packages=["guided_diffusion"],
+    package_data={"guided_diffusion": ["pages/*"]},
     python_requires=">=3.10",
 )

@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
 TRUTH_COLOUR = (64, 255, 96)
+MEMBER_COLOUR = (80, 190, 255)
 CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (255, 64, 64),
     (64, 160, 255),
@@ -56,22 +57,35 @@ def heat(values):
     return (np.clip(ramps, 0, 1) * 255).round().astype(np.uint8)
 
 
+def border(mask, thickness=None):
+    """The inner border of a mask bool [H, W], as thick as suits its size or as said, in pixels: bool [H, W]."""
+    from scipy.ndimage import binary_erosion
+    from skimage.morphology import disk
+
+    drawn = np.zeros_like(mask)
+    if mask.any():
+        box = tuple(slice(line[0], line[-1] + 1) for line in (np.flatnonzero(mask.any(axis=1 - a)) for a in (0, 1)))
+        thickness = thickness or max(1, round(min(mask.shape) / 200))
+        drawn[box] = mask[box] & ~binary_erosion(mask[box], disk(thickness))  # beyond the box is background
+    return drawn
+
+
+def dashes(shape):
+    """Where a dashed line of a picture of this shape (H, W) is drawn: bool [H, W]."""
+    rows, columns = np.indices(shape)
+    return (rows + columns) // DASH % 2 == 0
+
+
 def outline(picture, mask, colour):
     """The picture uint8 [H, W, 3] with the inner border of a mask bool [H, W] drawn in a colour; a copy."""
-    from skimage.morphology import disk, erosion
-
-    thickness = max(1, round(min(mask.shape) / 200))
-    inside = erosion(np.pad(mask, thickness), disk(thickness))[thickness:-thickness, thickness:-thickness]
     drawn = picture.copy()
-    drawn[mask & ~inside.astype(bool)] = colour
+    drawn[border(mask)] = colour
     return drawn
 
 
 def dashed_outline(picture, mask, colour):
     """`outline`, dashed."""
-    drawn, (rows, columns) = outline(picture, mask, colour), np.indices(mask.shape)
-    kept = (rows + columns) // DASH % 2 == 0
-    return np.where(kept[..., None], drawn, picture)
+    return np.where(dashes(mask.shape)[..., None], outline(picture, mask, colour), picture)
 
 
 def overlay(picture, masks, truths=None):

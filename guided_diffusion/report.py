@@ -1,59 +1,239 @@
-"""The report over a results folder: so far one picture, `overview.png`, of its first cases."""
+"""The report over a results folder: report.html, with the figures, charts and a gallery of all cases."""
 
+import csv
+import math
+import os
+import re
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
+from tqdm import tqdm
 
-from .evaluation import raters_of, truths_of
-from .files import write_png
-from .pictures import captions, displayed, heat, mosaic, overlaid_tile, radiological, resized, tinted
+from .case_views import slices_of
+from .errors import UserError
+from .evaluation import raters_of
+from .files import atomic_path, read_json
+from .logger import console, counted
+from .page import data_uri, header, part, write_page
+from .pictures import class_colour
+from .report_figures import charts_of, label_of, rules_of, table_of
 from .results import Predictions
 
-TILE = 128
-COLUMNS = ("image", "mask (truth green)", "probability", "uncertainty")
+NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
+EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
+WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # beginnings
+FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at first, as far as there is truth
 
 
-def write_overview(results_dir, dataset, units, count=8, read_raters=raters_of):
-    """Write overview.png: a row a case with the image, truth and fused mask outlined, probability and uncertainty.
+def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
+    """Write report.html over the results in `results_dir` to `out_dir` (default: there), whole or not at all.
 
-    units: `data.Unit`s that have been sampled; the first `count` are shown, of a volume the slice with the largest
-    mask. Of several classes each has its colour (see `pictures.overlay`), the uncertainty is the largest. Members
-    follow in the row where they were saved. read_raters: called as `raters_of` is. Returns the picture's path.
+    units: the `data.Unit`s that may be shown; those without a prediction are left out. The figures are those of
+    metrics.csv, summary.json and curves.json in `out_dir`, where they are. Pictures of more than `EMBEDDED` bytes lie
+    beside it in report_files/ and are loaded as they are looked at. read_raters: called as `raters_of` is. progress:
+    wraps the list of units (a tqdm). Returns the page's path.
     """
-    folder = Path(results_dir)
-    rows = [_row(folder, dataset, unit, read_raters) for unit in units[:count]]
-    members = max(len(row) for row in rows) - len(COLUMNS)
-    columns = COLUMNS if len(dataset.classes) == 1 else (COLUMNS[0], "mask (truth dashed)", *COLUMNS[2:])
-    heading = captions([*columns, *(f"member {k}" for k in range(members))], TILE)
-    path = folder / "overview.png"
-    write_png(path, np.concatenate([heading, mosaic(rows)]))
+    results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
+    path = out_dir / "report.html"
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
+    scores = read_scores(out_dir / "metrics.csv")
+    pictures, cases = Pictures(out_dir / "report_files"), []
+    for unit in progress(units) if progress else units:
+        slices = slices_of(predictions, dataset, unit, read_raters)
+        if slices is not None:
+            cases.append(_case(unit, slices.views, pictures, scores.get(unit.name) or slices.scores))
+    columns = _columns(cases)
+    data = {
+        "cases": [case | {"pictures": pictures.sources(case["pictures"])} for case in cases],
+        "columns": columns,
+        "classes": _legend(dataset.class_names),
+    }
+    body = _body(out_dir, results_dir, dataset, cases, columns)
+    write_page(path, f"Segmentation report: {_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data)
+    pictures.tidy()
     return path
 
 
-def _row(folder, dataset, unit, read_raters):
-    predictions = Predictions(folder, (), dataset.classes, lambda name: dataset.geometry(unit.cases[0]))
+def try_report(*arguments, **keywords):
+    """`write_report` with a bar; an image that cannot be read is told, and it returns None: the rest is there."""
+    try:
+        return write_report(*arguments, **keywords, progress=lambda units: tqdm(units, desc="report", unit="case"))
+    except UserError as error:
+        console().warning(f"warning: no report.html: {error}")
+        return None
 
-    def of_classes(read):  # [K, ...]
-        return np.stack([read(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))])
 
-    masks, probability, doubt = map(of_classes, (predictions.mask, predictions.probability, predictions.uncertainty))
-    members = [predictions.members(unit.name, unit.is_volume, k) for k in range(len(dataset.classes))]
-    members, case = [np.stack(member) for member in zip(*members, strict=True)], unit.cases[0]
-    if unit.is_volume:
-        k = int(masks.sum(axis=(0, 1, 2)).argmax())
-        case = unit.cases[k]
-        masks, probability, doubt, *members = (maps[..., k] for maps in (masks, probability, doubt, *members))
-    image = displayed(dataset.load_image(case))
-    truth = truths_of(dataset, [case], read_raters)
-    if truth is not None and truth.ndim == 4:  # one slice of a volume
-        truth = truth[..., 0]
-    layers = [image, tinted(probability), heat(doubt.max(axis=0) * 2), *(tinted(member) for member in members)]
-    if unit.is_volume:
-        affine = dataset.geometry(case).affine
-        layers = [radiological(layer, affine) for layer in layers]
-        masks, truth = (
-            None if group is None else np.stack([radiological(mask, affine) for mask in group])
-            for group in (masks, truth)
+class Pictures:
+    """The pictures of a page: kept to be part of it, or written to `folder` once they are more than `limit` bytes."""
+
+    def __init__(self, folder, limit=None):
+        self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
+        self.held, self.size, self.beside, self.written = {}, 0, False, set()
+
+    def add(self, case, name, data):
+        """Take a picture's bytes; returns the key for `sources`, CASE/NAME. name: it ends in .jpg or .png."""
+        key = f"{case}/{name}"
+        self.held[key] = data
+        self.size += len(data)
+        if not self.beside and self.size > self.limit:
+            self.beside = True
+        if self.beside:
+            for held, content in self.held.items():
+                self._write(held, content)
+            self.held.clear()
+        return key
+
+    def _write(self, key, data):
+        with atomic_path(self.folder / key) as temporary:
+            temporary.write_bytes(data)
+        self.written.add(key)
+
+    def sources(self, keys):
+        """What the page names pictures by: data URIs, or paths relative to it. keys: a dict or list of them, or one."""
+        if isinstance(keys, dict):
+            return {name: self.sources(key) for name, key in keys.items()}
+        if isinstance(keys, list):
+            return [self.sources(key) for key in keys]
+        if keys is None or not self.beside:
+            return keys and data_uri(self.held[keys], "png" if keys.endswith(".png") else "jpeg")
+        return quote(f"{self.folder.name}/{keys}")
+
+    def tidy(self):
+        """Remove the pictures that an earlier page left in the folder; to be called once the new page is there."""
+        for folder, _, names in os.walk(self.folder, topdown=False):
+            for name in names:
+                path = Path(folder, name)
+                if NAMES.fullmatch(name) and path.relative_to(self.folder).as_posix() not in self.written:
+                    path.unlink()
+            if not os.listdir(folder):
+                os.rmdir(folder)
+
+
+def read_scores(path):
+    """metrics.csv as {case: {figure: number, "empty": text}}; of several classes the means over them."""
+    if not path.exists():
+        return {}
+    rows = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            rows.setdefault(row["name"], []).append(row)
+    return {name: _mean_scores(own) for name, own in rows.items()}
+
+
+def _mean_scores(rows):
+    whole = [row for row in rows if row.get("class") == "mean"] or rows
+    scores = {}
+    for key in whole[0]:
+        values = [number for number in (_number(row[key]) for row in whole) if number is not None]
+        if values and key not in ("name", "class", "group"):
+            scores[key] = sum(values) / len(values)
+    return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
+
+
+def _number(text):
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+# ---- cases -------------------------------------------------------------------------------------------------------
+
+
+def _case(unit, views, pictures, scores):
+    """A case for the page, its pictures by their keys."""
+    masks = [view.masks.sum() for _, view in views]
+    largest = int(np.argmax(masks)) if any(masks) else len(views) // 2
+    slices = []
+    for index, (k, view) in enumerate(views):
+        start = "" if k is None else f"{k:03d}_"
+        data, shape = view.outlines()
+        slices.append({"image": pictures.add(unit.name, f"{start}image.jpg", view.picture())})
+        slices[-1]["lines"] = pictures.add(unit.name, f"{start}lines.png", data)
+        maps = view.maps()
+        slices[-1]["maps"] = maps and pictures.add(unit.name, f"{start}maps.png", maps)
+        if index == largest:
+            first = view
+    card, card_size = first.card()
+    return {
+        "name": unit.name,
+        "pictures": {"card": pictures.add(unit.name, "card.jpg", card), "slices": slices},
+        "indices": [k for k, _ in views],
+        "depth": len(unit.cases),
+        "first": largest,
+        "layers": first.layers(),
+        "size": list(shape),
+        "card": list(card_size),
+        "scores": {key: value for key, value in scores.items() if key != "empty"},
+        "empty": scores.get("empty", ""),
+    }
+
+
+def _columns(cases):
+    """What cases can be sorted by: [{"key", "label", "worst": "low" or "high"}], what they are sorted by at first
+    leading."""
+    keys = dict.fromkeys(key for case in cases for key in case["scores"])
+    first = [key for key in FIRST if key in keys]
+    return [
+        {"key": key, "label": label_of(key), "worst": "high" if WORSE_HIGH.match(key) else "low"}
+        for key in (*first, *(key for key in keys if key not in first))
+    ]
+
+
+def _legend(names):
+    """Of several classes each one's name and colour."""
+    if len(names) == 1:
+        return []
+    return [[name, "#{:02x}{:02x}{:02x}".format(*class_colour(k))] for k, name in enumerate(names)]
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def _title(results_dir):
+    folder = Path(results_dir).resolve()
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _read(path):
+    return read_json(path) if path.exists() else {}
+
+
+def _body(out_dir, results_dir, dataset, cases, columns):
+    summary, curves = _read(out_dir / "summary.json"), _read(out_dir / "curves.json")
+    manifest = _read(results_dir / "manifest.json")
+    charts = charts_of(cases, columns, curves)
+    parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
+    parts.append('<div class="overview">')
+    if summary:
+        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{rules_of(summary)}</section>')
+    else:
+        parts.append(
+            '<p class="note">There is no truth to compare with. Cases are sorted by the Dice that is to be expected if '
+            "their probability is right, those with the most doubt first.</p>"
         )
-    shown = [resized(layer, TILE) for layer in layers]
-    return [shown[0], overlaid_tile(layers[0], masks, TILE, truth), *shown[1:]]
+    if charts:
+        parts.append(
+            f'<section aria-label="Charts"><h2>Charts</h2><div class="charts">{"".join(charts)}</div></section>'
+        )
+    parts.append("</div>")
+    parts += [part("gallery.html"), "</main>"]
+    return "\n".join(parts)
+
+
+def _facts(results_dir, dataset, cases, manifest):
+    settings = manifest.get("settings", {})
+    facts = [("Results", results_dir.resolve()), ("Data", dataset.data_dir), ("Cases", len(cases))]
+    if len(dataset.class_names) > 1:
+        facts.append(("Classes", ", ".join(dataset.class_names)))
+    if manifest.get("checkpoint"):
+        facts.append(("Checkpoint", f"{manifest['checkpoint']}, step {manifest.get('step')}"))
+    if "sampler" in settings:
+        steps = counted(len(settings["timesteps"]), "step")
+        facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
+        facts.append(("Fused by", settings["fuse"]))
+        facts.append(("Seed", settings["seed"]))
+    return facts

@@ -27,6 +27,7 @@ from .seeds import seed_of
 from .sharding import gathered
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
+from .training_page import write_training_page
 from .validation import LOGGED as VALIDATED
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
@@ -130,9 +131,9 @@ class TrainLoop:
                 finished = self._finished(began)
                 seen = self._look(values["loss"], finished)
                 finished = finished or self._is_learned(seen)
+                best = seen is not None and self.watch.is_best(self.step)
                 if self.processes.is_first:
                     self._report(bar, log, recent, values, began, finished, seen)
-                best = seen is not None and self.watch.is_best(self.step)
                 if self.step % self.options.save_interval == 0 or finished:
                     self.save()
                 if best:
@@ -360,6 +361,8 @@ class TrainLoop:
             log.write(self.step, means | (seen.logged if seen is not None else {}))
         if seen is not None:
             log.picture("validation", self.step, seen.picture)
+        if seen is not None or finished or self.step % self.options.save_interval == 0:
+            write_training_page(self.folder.path, self.config, self.last_step, self.watch.best if self.watch else None)
 
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`. Weights in shards are put together for it, in the first process

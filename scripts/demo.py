@@ -209,7 +209,7 @@ def tell(task, options, out_dir, record):
             f"  cut short: {done['steps']} of {wanted} training steps in {task.minutes * options.speed:g} minutes; "
             f"for full quality add --speed {speed:g} and another --out_dir"
         )
-    console().info(f"  pictures: {results / 'overview.png'} and {results / 'overlay'}")
+    console().info(f"  pictures: {results / 'report.html'} and {results / 'overlay'}")
     if task.debug:
         console().info(f"  the denoising, animated: {results / 'debug'}")
 

@@ -16,6 +16,7 @@ from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console
 from guided_diffusion.model_card import write_card
+from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import hold_out_of
@@ -57,6 +58,9 @@ def main(argv=None):
     console().info("\n".join(f"- {rule}" for rule in rules))
     if options.card:
         written.append(write_card(out.path, summary, manifest, dataset, leak).name)
+    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
+    if report:
+        written.append(report.name)
     if options.fit_temperature:
         fitted = fit_into_checkpoint(options.fit_temperature, manifest, evaluated.levels, len(evaluated.rows))
         console().info(format_fit(fitted, options.fit_temperature))

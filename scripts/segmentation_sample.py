@@ -29,7 +29,7 @@ from guided_diffusion.evaluation import evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.plan import ONE_LOOK
-from guided_diffusion.report import write_overview
+from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
@@ -258,15 +258,15 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
 
 
 def finish(sample, out, dataset, units, read_raters):
-    """Evaluate where there is truth, draw the overview, and say where to look."""
+    """Evaluate where there is truth, write the report, and say where to look."""
     if any(case.masks for unit in units for case in unit.cases):
         try:
             console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters)))
         except UserError as error:  # the masks are there all the same
             console().warning(f"warning: not evaluated: {error}")
-    overview = write_overview(out.path, dataset, units, read_raters=read_raters)
+    report = try_report(out.path, dataset, units, read_raters=read_raters)
     out.finish()
-    console().info(f"masks: {sample.out_dir}   a first look: {out.shown(overview.name)}")
+    console().info(f"masks: {sample.out_dir}" + (f"   to look at: {out.shown(report.name)}" if report else ""))
 
 
 if __name__ == "__main__":

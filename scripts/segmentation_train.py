@@ -385,7 +385,9 @@ def describe(dataset, model, train, place, precision, start, validation):
     if start is not None:
         console().info(f"going on from step {start.step}")
     kept = "; each save brings them there" if is_remote(train.out_dir) else ""
-    console().info(f"logs: {train.out_dir} (log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
+    console().info(
+        f"logs: {train.out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}"
+    )
 
 
 def told_data(dataset):

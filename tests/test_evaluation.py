@@ -1,4 +1,4 @@
-"""Evaluation: numbers by hand on tiny masks, what is left out, and the files; and the overview picture."""
+"""Evaluation: numbers by hand on tiny masks, what is left out, and the files."""
 
 import csv
 import json
@@ -8,13 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import one_class
-from PIL import Image
 
-from guided_diffusion.data import Case, Geometry, SegmentationDataset, build_dataset, group_cases
+from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import columns, evaluate, majority, on_grid, raters_of
-from guided_diffusion.pictures import CAPTION
-from guided_diffusion.report import TILE, write_overview
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.summary import format_summary
 
@@ -355,47 +352,6 @@ def test_script_refusals(folder, refusal, tmp_path):
     assert "--data_name and --data_dir: needed" in refusal("segmentation_eval", ["--pred_dir", predicted])
     (predicted / "half.png").write_bytes(b"no picture")
     assert "half.png: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", predicted, *truth])
-
-
-# ---- the overview ------------------------------------------------------------------------------------------------
-
-
-def test_overview_shows_a_row_a_case(folder, tmp_path):
-    data, _ = folder
-    results = ResultsFolder(
-        tmp_path / "results", {"checkpoint_sha256": "", "settings": {}, "data": {"data_dir": ""}}, save_samples=True
-    )
-    dataset = dataset_of(data)
-    units = group_cases(dataset.cases)[:3]
-    for unit in units:
-        soft = np.full((8, 10), 0.5, np.float32)
-        mask = PREDICTED[unit.name]
-        results.write_image(unit.name, one_class(mask, soft, soft, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
-    path = write_overview(tmp_path / "results", dataset, units)
-    with Image.open(path) as picture:
-        assert picture.size == (
-            6 * (TILE + 2) - 2,
-            3 * (TILE + 2) - 2 + CAPTION,
-        )  # image, overlay, two maps, two members
-
-
-def test_overview_of_a_volume_shows_its_largest_slice(volumes, tmp_path):
-    data, _ = volumes
-    dataset = dataset_of(data)
-    results = ResultsFolder(tmp_path / "results", {"checkpoint_sha256": "", "settings": {}, "data": {"data_dir": ""}})
-    mask, soft = np.zeros((6, 6, 4), bool), np.zeros((6, 6, 4), np.float32)
-    mask[0, 0, 0] = mask[:3, :3, 2] = True
-    soft[..., 2] = 1
-    results.write_volume(
-        "v1",
-        one_class(mask, soft, soft / 2, mask[None], None),
-        Geometry(np.eye(4), (1, 1, 1), (6, 6, 4)),
-        lambda k: np.zeros((1, 6, 6)),
-    )
-    path = write_overview(tmp_path / "results", dataset, group_cases(dataset.cases)[:1])
-    picture = np.asarray(Image.open(path))
-    third = picture[CAPTION:, 2 * (TILE + 2) : 3 * (TILE + 2) - 2]  # the probability of that slice
-    assert third.shape == (TILE, TILE, 3) and (third == 255).all()
 
 
 def test_affines_do_not_matter_to_the_overlap(volumes):

@@ -79,7 +79,7 @@ def test_a_damaged_truth_does_not_hinder_sampling(train, sample, refusal, trunca
     out = capsys.readouterr().out
     told = [line for line in out.splitlines() if "goes on without its truth" in line]
     assert len(told) == 1 and (kind == "own loader" or f"{truth}: is truncated or damaged" in told[0])
-    assert (results / "overview.png").exists()
+    assert (results / "report.html").exists()
     if kind == "volume":
         assert "warning: not evaluated: " in out and (results / "BraTS2021_05000_seg.nii.gz").exists()
     else:

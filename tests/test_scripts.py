@@ -54,7 +54,7 @@ def test_isic_as_processes(process, isic, tmp_path):
     manifest = strict_json(results / "manifest.json")
     assert manifest["status"] == "complete" and manifest["cases"] == manifest["cases_sampled"] == 3
     assert manifest["checkpoint_sha256"] == hashlib.sha256((run / "model000003.pt").read_bytes()).hexdigest()
-    assert (results / "overview.png").exists()
+    assert (results / "report.html").exists()
 
 
 def test_brats_volumes(train, sample, script, brats):
@@ -107,7 +107,7 @@ def test_single_file_volume_is_taken_apart_and_restacked(train, sample, brats, t
     shutil.rmtree(tmp_path / "data" / "masks")
     results = sample(checkpoint, tmp_path / "data")
     assert nibabel.load(results / "v_seg.nii.gz").shape == (32, 32, 3)
-    assert not (results / "metrics.csv").exists() and (results / "overview.png").exists()
+    assert not (results / "metrics.csv").exists() and (results / "report.html").exists()
 
 
 def test_a_loader_of_ones_own(train, sample, script, pictures, tmp_path):

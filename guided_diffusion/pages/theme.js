@@ -1,0 +1,27 @@
+"use strict";
+// The button that changes the theme: as the system has it, light, dark.
+(() => {
+  const button = document.getElementById("theme");
+  const themes = ["system", "light", "dark"];
+  let theme = "system";
+  try {
+    theme = localStorage.getItem("medsegdiff-theme") || "system";
+  } catch (error) {
+    // Storage may be forbidden to files; the choice then lasts as long as the page.
+  }
+  const apply = () => {
+    document.documentElement.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+  };
+  button.addEventListener("click", () => {
+    theme = themes[(themes.indexOf(theme) + 1) % themes.length];
+    apply();
+    try {
+      localStorage.setItem("medsegdiff-theme", theme);
+    } catch (error) {
+      // as above
+    }
+  });
+  if (!themes.includes(theme)) theme = "system";
+  apply();
+})();

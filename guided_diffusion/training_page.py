@@ -1,0 +1,138 @@
+"""The page of a training run: training.html, with its curves and validation pictures, refreshed while it trains."""
+
+import io
+import json
+import re
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from .charts import Chart, rounded
+from .errors import UserError
+from .page import data_uri, figure, header, write_page
+
+# A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
+CURVES = (
+    ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
+    ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
+    ("Learning rate", "rate", ("lr",), False),
+    ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
+    ("Waiting for data", "share of time", ("waiting",), False),
+)
+FACTS = (
+    ("Data", "data", "data_dir"),
+    ("Variant", "model", "version"),
+    ("Image size", "model", "image_size"),
+    ("Batch", "train", "batch_size"),
+    ("Learning rate", "train", "lr"),
+    ("Seed", "train", "seed"),
+)
+PICTURE = re.compile(r"step(\d+)\.png")
+
+
+def write_training_page(folder, config, last_step, best=None):
+    """Write training.html in a run's folder, whole or not at all, from its log.jsonl and validation/step<step>.png.
+
+    config: the run's option values, as in a checkpoint. last_step: the step at which it will be complete. best: the
+    "step" and "dice" of best.pt, if there is one. The newest picture is part of the page; earlier ones are loaded
+    from beside it when asked for. Returns the page's path.
+    """
+    folder = Path(folder)
+    rows = read_log(folder / "log.jsonl")
+    step = rows[-1]["step"] if rows else 0
+    pictures = validation_pictures(folder / "validation", step)
+    stage = config["train"].get("condition_steps", 0)
+    charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
+    facts = [("Run", folder.resolve()), ("Step", f"{step} of {last_step}")]
+    if best:
+        facts.append(("Best validation Dice", f"{best['dice']:.4f} at step {best['step']} (best.pt)"))
+    facts += [(name, config[group][key]) for name, group, key in FACTS if key in config.get(group, {})]
+    body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
+    if not charts:
+        body += '<p class="note">Nothing has been logged yet; see --log_interval.</p>'
+    path = folder / "training.html"
+    data = {"pictures": [[number, f"validation/{picture.name}"] for number, picture in pictures]}
+    body += _gallery(pictures) + f"{_options(config)}</main>"
+    write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
+    return path
+
+
+def read_log(path):
+    """The rows of a log.jsonl, dicts; the last one may be torn where a run was killed."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def validation_pictures(folder, last_step):
+    """(step, path) of each validation picture up to a step, in order: later ones are of a run that went on anew."""
+    found = [(int(match[1]), path) for path in folder.glob("*.png") if (match := PICTURE.fullmatch(path.name))]
+    return sorted((step, path) for step, path in found if step <= last_step)
+
+
+def _chart(rows, title, axis, columns, log, stage):
+    """A figure of those of the columns that the log has; nothing where it has none."""
+    lines = []
+    for column in columns:
+        points = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
+        if points:
+            lines.append((column, *zip(*points, strict=True)))
+    values = [value for _, _, ys in lines for value in ys if not log or value > 0]  # a loss of 0 has no logarithm
+    if not values:
+        return ""
+    log = log and max(values) > 20 * min(values)  # within one power of ten its axis would have hardly a number
+    bounds = (min(values), max(values)) if log else rounded(min(0, *values), max(values))
+    if axis == "Dice":
+        bounds = (0, 1)
+    last = max(steps[-1] for _, steps, _ in lines)
+    chart = Chart(f"{title} over the steps", (0, max(last, 1), "step"), (*bounds, axis), log=log)
+    for series, (column, steps, ys) in enumerate(lines, start=1):
+        chart.line(steps, ys, series, column.removeprefix("val_").replace("_", " ") if len(lines) > 1 else "")
+    if 0 < stage < last:
+        chart.mark(stage, "the diffusion begins")
+    return f'<div class="chart">{figure(title, chart.svg())}</div>'
+
+
+def _gallery(pictures):
+    """The newest validation picture, with a slider over the earlier ones."""
+    if not pictures:
+        return ""
+    step, path = pictures[-1]
+    words = f"Step {step}"
+    try:
+        source = _embedded(path)
+    except UserError as error:
+        return f'<h2>Validation</h2><p class="note">{escape(str(error))}</p>'
+    hidden = "" if len(pictures) > 1 else " hidden"
+    return (
+        '<section aria-label="Validation"><h2>Validation</h2>'
+        f'<label id="steps"{hidden}><output id="step">{words}</output><input type="range" id="pick" min="0" '
+        f'max="{len(pictures) - 1}" value="{len(pictures) - 1}" step="1"></label>'
+        f'<div class="scroll"><img id="picture" alt="Validation cases: image, truth, members and what they make" '
+        f'src="{source}"></div><p class="note" id="missing" hidden></p></section>'
+    )
+
+
+def _embedded(path):
+    try:
+        with Image.open(path) as picture:
+            data = io.BytesIO()
+            picture.convert("RGB").save(data, format="JPEG", quality=85, subsampling=0)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return data_uri(data.getvalue(), "jpeg")
+
+
+def _options(config):
+    """All options of the run, folded away."""
+    items = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'
+        for group in ("data", "model", "diffusion", "train", "device")
+        for name, value in config.get(group, {}).items()
+    )
+    return f'<details><summary>All options</summary><table class="options"><tbody>{items}</tbody></table></details>'

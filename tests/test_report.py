@@ -1,0 +1,447 @@
+"""The report: what the page holds, where its pictures lie, and, in a real browser, that it sorts, opens and slides."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html import unescape
+from urllib.parse import unquote
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import FAST, strict_json
+from PIL import Image
+
+from guided_diffusion import charts, report
+from guided_diffusion.case_maps import CaseMaps
+from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.evaluation import Settings, evaluate
+from guided_diffusion.pictures import MASK_COLOUR, TRUTH_COLOUR, border
+from guided_diffusion.report import try_report, write_report
+from guided_diffusion.report_figures import label_of
+from guided_diffusion.results import ResultsFolder
+from guided_diffusion.training_page import write_training_page
+
+NASTY = "<b>&\"'#?%41"
+NAMES = (NASTY, *(f"case{k}" for k in range(6)))
+
+
+def disc(radius, shape=(40, 48), centre=(20, 20)):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return np.hypot(y - centre[0], x - centre[1]) < radius
+
+
+def answer(masks):
+    """The `CaseMaps` of members bool [E, ...] of one class."""
+    members = np.stack(masks)[:, None]
+    soft = members * 0.8 + 0.1
+    mean = soft.mean(axis=0, dtype=np.float32)
+    return CaseMaps(mean > 0.5, mean, soft.std(axis=0), members, None)
+
+
+def sampled(folder, dataset, masks_of, manifest=None):
+    """A results folder with the answers of members masks_of(number of the case): a list of bool arrays."""
+    data = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}} | (manifest or {})
+    results = ResultsFolder(folder, data, save_samples=True)
+    for number, unit in enumerate(group_cases(dataset.cases)):
+        maps = answer(masks_of(number))
+        if unit.is_volume:
+            geometry = dataset.geometry(unit.cases[0])
+            results.write_volume(unit.name, maps, geometry, lambda k, unit=unit: dataset.load_image(unit.cases[k]))
+        else:
+            results.write_image(unit.name, maps, dataset.load_image(unit.cases[0]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A FOLDER data set of `NAMES`, the truth a disc of radius 10."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    for number, name in enumerate(NAMES):
+        picture = np.full((40, 48, 3), 60 + 20 * number, np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{name}.png")
+        Image.fromarray(disc(10) * np.uint8(255)).save(folder / "masks" / f"{name}.png")
+    return build_dataset("FOLDER", folder, 16)
+
+
+@pytest.fixture(scope="module")
+def results(photographs, tmp_path_factory):
+    """Results whose Dice grows with the case's number in the order of names, evaluated."""
+    folder = sampled(tmp_path_factory.mktemp("results"), photographs, lambda n: [disc(3 + n), disc(4 + n), disc(5 + n)])
+    evaluate(folder, photographs, settings=Settings(sizes="staple"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """(results, data set) of two volumes of 12 slices, of which slices 3 to 7 hold the mask."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    mask = np.zeros((40, 48, 12), bool)
+    mask[..., 3:8] = disc(10)[..., None]
+    values = np.random.default_rng(0).random((40, 48, 12)) + mask
+    for name in ("v0", "v1"):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "images" / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(mask.astype(np.uint8), np.eye(4)), folder / "masks" / f"{name}.nii.gz")
+    dataset = build_dataset("FOLDER", folder, 16)
+    shown = dataset.load_mask(dataset.cases[5])[0, 0]  # as it lies once it is turned
+    turned = np.stack([shown if 3 <= k < 8 else np.zeros_like(shown) for k in range(12)], axis=-1)
+    out = sampled(folder / "results", dataset, lambda n: [turned, turned, turned if n else ~turned])
+    evaluate(out, dataset)
+    return out, dataset
+
+
+def write(folder, dataset, **keywords):
+    return write_report(folder, dataset, group_cases(dataset.cases), **keywords)
+
+
+def content(page):
+    """The page's data."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
+
+
+def picture(source):
+    kind, _, data = source.partition(";base64,")
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_stands_alone_and_holds_the_figures(results, photographs):
+    page = write(results, photographs)
+    text = page.read_text()
+    assert not re.search(r"https?://|<link rel=\"stylesheet|@import|src=\"(?!data:)", text)
+    assert "default-src &#x27;none&#x27;" in text and "unsafe" not in text and not (results / "report_files").exists()
+    assert "<b>" not in text and NASTY in {case["name"] for case in content(page)["cases"]}
+    dice = strict_json(results / "summary.json")["ensemble"]["dice"]
+    for figure in (f"{dice['mean']:.4f}", f"{dice['low']:.4f} to {dice['high']:.4f}"):
+        assert f"<td>{figure}</td>" in text
+    shown = unescape(re.sub("<[^>]*>", "", text))
+    for words in (
+        "Dice = 2TP/(2TP+FP+FN)",
+        "Reliability",
+        "Ensemble size",
+        "Error retention",
+        "Expected and true Dice",
+    ):
+        assert words in shown, words
+
+
+def test_what_is_drawn_of_a_case(results, photographs):
+    case = next(case for case in content(write(results, photographs))["cases"] if case["name"] == "case0")
+    assert case["layers"] == ["truth", "mask", "member 0", "member 1", "member 2"] and case["indices"] == [None]
+    (files,) = case["pictures"]["slices"]
+    image = np.asarray(picture(files["image"]).convert("RGB")).astype(int)
+    assert image.shape == (40, 48, 3) and abs(image - (60 + 20 * NAMES.index("case0"))).max() <= 3
+    lines = picture(files["lines"]).convert("RGBA")
+    height, width = case["size"]
+    tiles = np.asarray(lines).reshape(height, 5, width, 4)
+    truth = np.repeat(np.repeat(disc(10), height // 40, axis=0), width // 48, axis=1)
+    drawn = tiles[:, 0, :, 3] > 0
+    assert np.array_equal(drawn, border(truth)) and (tiles[:, 0][drawn][:, :3] == TRUTH_COLOUR).all()
+    assert (tiles[:, 1][tiles[:, 1, :, 3] > 0][:, :3] == MASK_COLOUR).all()
+    assert picture(case["pictures"]["card"]).size == tuple(case["card"][::-1])
+
+
+def test_pictures_lie_beside_the_page_where_they_are_many(results, photographs, monkeypatch):
+    write(results, photographs)
+    monkeypatch.setattr(report, "EMBEDDED", 3000)  # two or three of them
+    page = write(results, photographs)
+    sources = [case["pictures"] for case in content(page)["cases"]]
+    names = {unquote(files["card"]) for files in sources} | {
+        unquote(source) for files in sources for part in files["slices"] for source in part.values()
+    }
+    assert len(names) == 4 * len(NAMES) and all((results / name).is_file() for name in names)
+    assert all("%23" in files["card"] for files in sources if "b%3E" in files["card"])
+    (results / "report_files" / "mine.txt").write_text("not of the report")
+    units = group_cases(photographs.cases)
+    write_report(results, photographs, units[:3])
+    left = {path.parent.name for path in (results / "report_files").rglob("*.jpg")}
+    assert left == {unit.name for unit in units[:3]} and (results / "report_files" / "mine.txt").exists()
+    (results / "report_files" / "mine.txt").unlink()
+    monkeypatch.undo()
+    write(results, photographs)
+    assert not (results / "report_files").exists()
+
+
+def test_without_truth_cases_are_sorted_by_their_doubt(photographs, tmp_path):
+    folder = sampled(tmp_path / "r", photographs, lambda n: [disc(5), disc(5), disc(5 + n)])
+    page = write(folder, photographs, read_raters=lambda *_: None)
+    data = content(page)
+    assert data["columns"][0] == {"key": "expected_dice", "label": "Expected Dice", "worst": "low"}
+    scores = [case["scores"]["agreement"] for case in data["cases"]]
+    assert scores == sorted(scores, reverse=True) and scores[0] == 1 and "truth" not in data["cases"][0]["layers"]
+    assert "There is no truth to compare with" in page.read_text()
+
+
+def test_a_folder_of_masks_from_elsewhere(script, photographs, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for name in NAMES[1:]:
+        Image.fromarray(disc(8, (20, 24), (10, 10)) * np.uint8(255)).save(tmp_path / "masks" / f"{name}.png")
+    where = ["--data_name FOLDER --data_dir", photographs.data_dir, "--out_dir", tmp_path / "scores"]
+    script("segmentation_eval", ["--pred_dir", tmp_path / "masks", *where])
+    data = content(tmp_path / "scores" / "report.html")
+    assert [case["name"] for case in data["cases"]] == list(NAMES[1:])
+    assert data["cases"][0]["layers"] == ["truth", "mask"] and data["cases"][0]["pictures"]["slices"][0]["maps"] is None
+    assert not (tmp_path / "masks" / "report.html").exists()
+
+
+def test_an_image_that_is_gone_costs_the_report_alone(photographs, tmp_path, caplog, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(photographs.data_dir, data)
+    dataset = build_dataset("FOLDER", data, 16)
+    folder = sampled(tmp_path / "r", dataset, lambda n: [disc(9)])
+    (data / "images" / "case3.png").write_bytes(b"")
+    assert try_report(folder, dataset, group_cases(dataset.cases)) is None
+    assert "no report.html" in capsys.readouterr().out and not (folder / "report.html").exists()
+
+
+def test_sampling_again_brings_the_report_back(sample, trained, pictures):
+    out = sample(trained, pictures, f"{FAST} --num_samples 2")
+    first = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    sample(trained, pictures, f"{FAST} --num_samples 2")
+    assert (out / "report.html").read_text() == first
+
+
+# ---- the page of a training run ----------------------------------------------------------------------------------
+
+CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"condition_steps": 40, "lr": 1e-3}}
+
+
+def training_run(folder):
+    """A run's folder with a log of 60 steps, its last line torn, and pictures of steps 30, 60 and, once, 90."""
+    rows = [{"step": n, "loss": 100 / n, "mask": None, "lr": 1e-3} for n in range(1, 61)]
+    rows[29]["val_dice"], rows[59]["val_dice"] = 0.5, 0.75
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 61, "lo')
+    (folder / "validation").mkdir()
+    for step, grey in ((30, 50), (60, 200), (90, 250)):
+        Image.fromarray(np.full((20, 30, 3), grey, np.uint8)).save(folder / "validation" / f"step{step:06d}.png")
+    return folder
+
+
+def test_the_page_of_a_training_run(tmp_path):
+    page = write_training_page(training_run(tmp_path), CONFIG, 100, {"step": 60, "dice": 0.75})
+    text = page.read_text()
+    assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
+    embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
+    assert embedded.shape == (20, 30, 3) and abs(embedded.astype(int) - 200).max() <= 3
+    for words in ("60 of 100", "0.7500 at step 60", "/data/&lt;x&gt;", "the diffusion begins", "Validation Dice"):
+        assert words in text, words
+    assert "<x>" not in text and "Gradient norm" not in text and not re.search("https?://", text)
+
+
+def test_training_writes_its_page(trained):
+    text = (trained.parent / "training.html").read_text()
+    assert "2 of 2" in text and "Loss" in text and "Gradient norm" in text and 'points="' in text
+
+
+# ---- charts ------------------------------------------------------------------------------------------------------
+
+
+def test_ticks_are_round_and_peaks_are_kept():
+    assert charts.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) and charts.ticks(3, 3) == [3]
+    assert charts.decades(0.01, 10) == pytest.approx([0.01, 0.1, 1, 10])
+    low, high = charts.rounded(0.83, 0.97)
+    assert low <= 0.83 and high >= 0.97 and high - low < 0.3
+    ys = [0.0] * 10_000
+    ys[1234], ys[7000] = 5.0, float("nan")
+    xs, kept = charts.thinned(list(range(10_000)), ys)
+    assert len(xs) <= charts.POINTS + 2 and 1234 in xs and max(kept) == 5 and xs == sorted(xs) and xs[-1] == 9999
+
+
+def test_charts_leave_out_what_is_not_finite():
+    chart = charts.Chart('a "title" <', (0, 4, "x"), (0.1, 10, "y"), log=True)
+    chart.line([0, 1, 2, 3, 4], [1, 2, float("nan"), 0, 5], 1, "loss")
+    drawn = chart.svg()
+    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 1 and "nan" not in drawn
+    assert 'aria-label="a &quot;title&quot; &lt;"' in drawn
+    bars = re.findall(
+        r'data-from="(.*?)" data-to="(.*?)"', charts.histogram("t", [0.0, 0.1, 0.1, 1.0], "x", bounds=(0, 1))
+    )
+    assert len(bars) == 20 and bars[0] == ("0", "0.05") and label_of("nsd_1") == "NSD at 1"
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium; skips where there is none."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        f"--disable-component-update --disable-sync --disable-dev-shm-usage --user-data-dir={profile} "
+        "--window-size=1300,900"
+    ).split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield started
+    started.quit()
+
+
+class Page:
+    """A page in the browser: what it shows, and keys pressed in it."""
+
+    def __init__(self, browser, path):
+        self.browser = browser
+        browser.get(path.as_uri())
+
+    def run(self, script, *arguments):
+        return self.browser.execute_script(script, *arguments)
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.browser).send_keys(*keys).perform()
+
+    def wait(self, script):
+        """Until the script returns something true, which is returned."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, 60, 0.05).until(lambda _: self.run(script))
+
+    def shown(self):
+        return self.run("return [...document.querySelectorAll('.card .name')].map((e) => e.textContent)")
+
+    def focused(self):
+        return self.run("return document.activeElement.querySelector('.name')?.textContent")
+
+    def colours(self):
+        """How many pixels of the opened case are red (mask), green (truth) and blue (members)."""
+        return self.wait(
+            """const c = document.getElementById('canvas'); if (!c.width) return null;
+            const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const n = [0, 0, 0];
+            for (let i = 0; i < p.length; i += 4) {
+              if (p[i] == 255 && p[i + 1] == 64) n[0]++;
+              if (p[i] == 64 && p[i + 1] == 255) n[1]++;
+              if (p[i] == 80 && p[i + 2] == 255) n[2]++;
+            } return n;"""
+        )
+
+    def complaints(self):
+        """What the console says, but for its advice to those who read a canvas as `colours` does."""
+        said = [entry["message"] for entry in self.browser.get_log("browser")]
+        return [message for message in said if "willReadFrequently" not in message]
+
+
+def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_path, monkeypatch):
+    """One start of the browser for all of it, which takes seconds."""
+    from selenium.webdriver.common.keys import Keys
+
+    dices = {name: value["dice"] for name, value in report.read_scores(results / "metrics.csv").items()}
+    worst_first = sorted(dices, key=dices.get)
+    page = Page(browser, write(results, photographs))
+    assert page.complaints() == [] and page.shown() == worst_first
+    assert page.run("return document.querySelector('h1').textContent") == "Segmentation report"
+    assert page.run("return [...document.images].every((i) => !i.complete || i.naturalWidth > 0)")
+
+    # Sorting, filtering, and the bars of a histogram.
+    page.run("document.getElementById('order').click()")
+    assert page.shown() == worst_first[::-1]
+    page.run("const s = document.getElementById('sort'); s.value = ''; s.dispatchEvent(new Event('change'))")
+    assert page.shown()[::-1] == sorted(NAMES)
+    page.run("document.querySelector('[type=reset]').click()")
+    page.wait("return document.getElementById('sort').value == 'dice'")
+    page.run("const s = document.getElementById('search'); s.value = 'CASE2'; s.dispatchEvent(new Event('input'))")
+    assert (
+        page.shown() == ["case2"] and page.run("return document.getElementById('count').textContent") == "1 of 7 cases"
+    )
+    page.run("document.querySelector('[type=reset]').click()")
+    page.wait("return document.querySelectorAll('.card').length == 7")
+    page.run(
+        "[...document.querySelectorAll('[data-column=dice] .bar')].filter((b) => b.height.baseVal.value)[0]"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    assert 0 < len(page.shown()) < 7 and page.shown() == worst_first[: len(page.shown())]
+    page.run("document.querySelector('[type=reset]').click()")
+    page.wait("return document.querySelectorAll('.card').length == 7")
+
+    # By keyboard alone: along the cards, into a case, on to the next, its layers, and back.
+    page.run("document.querySelector('.card').focus()")
+    page.press(Keys.ARROW_RIGHT)
+    assert page.focused() == worst_first[1]
+    page.press(Keys.END, Keys.ARROW_LEFT, Keys.HOME, Keys.ENTER)
+    page.wait("return document.getElementById('case').open")
+    red, green, blue = page.colours()
+    assert red > 50 and green > 50 and not blue
+    assert page.run("return document.getElementById('case-name').textContent") == worst_first[0]
+    page.press("m", "e")
+    page.wait(
+        "return document.querySelector('.members input').checked && !document.querySelector('.mask input').checked"
+    )
+    members = page.colours()
+    assert not members[0] and members[2] > 50
+    page.run("document.querySelectorAll('#members button')[1].focus()")
+    page.wait("return document.activeElement.textContent == '1'")
+    assert 0 < page.colours()[2] < members[2]
+    page.press(Keys.ARROW_RIGHT)
+    assert page.run("return document.getElementById('case-name').textContent") == worst_first[1]
+    assert page.run("return document.getElementById('slider').hidden")
+    page.press(Keys.ESCAPE)
+    page.wait("return !document.getElementById('case').open")
+    assert page.focused() == worst_first[1]
+
+    # The theme.
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    light = page.run(ground)
+    page.run("const b = document.getElementById('theme'); b.click(); b.click()")
+    assert (
+        page.run("return document.getElementById('theme').textContent") == "Theme: dark" and page.run(ground) != light
+    )
+    assert page.complaints() == []
+
+    # A volume: from its largest slice up and down, as far as there are slices.
+    page = Page(browser, write(*volumes))
+    page.run("document.querySelector('.card').click()")
+    text = "return document.getElementById('slice-text').textContent"
+    page.wait("return document.getElementById('slice-text').textContent")
+    first = page.run(text)
+    page.press(Keys.ARROW_UP)
+    page.wait(f"return document.getElementById('slice-text').textContent != {json.dumps(first)}")
+    page.press(Keys.HOME)
+    page.wait("return document.getElementById('slice').value == 0")
+    assert page.run(text).startswith("Slice 1 of 12")
+    page.run("const s = document.getElementById('slice'); s.value = 4; s.dispatchEvent(new Event('input'))")
+    page.wait("return document.getElementById('slice-text').textContent.startsWith('Slice 5 of 12')")
+    assert page.colours()[0] > 50 and page.complaints() == []
+
+    # Pictures beside the page are found, whatever the case is called.
+    monkeypatch.setattr(report, "EMBEDDED", 0)
+    page = Page(browser, write(results, photographs, out_dir=shutil.copytree(results, tmp_path / "beside")))
+    page.run("document.getElementById('gallery').scrollIntoView()")  # they are loaded as they come into sight
+    page.wait("return document.querySelectorAll('.card img')[0].naturalWidth > 0")
+    nasty = worst_first.index(NASTY)
+    page.run("document.querySelectorAll('.card')[arguments[0]].scrollIntoView()", nasty)
+    page.wait(f"return document.querySelectorAll('.card img')[{nasty}].naturalWidth > 0")
+    page.run("document.querySelector('.card').click()")
+    page.wait("return document.getElementById('canvas').width > 300")
+    assert page.complaints() == [] and page.shown() == worst_first
+
+
+def test_the_training_page_in_a_browser(browser, tmp_path):
+    page = Page(browser, write_training_page(training_run(tmp_path), CONFIG, 100))
+    width = "const p = document.getElementById('picture'); return p.complete && p.naturalWidth"
+    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 60"
+    slide = "const s = document.getElementById('pick'); s.value = 0; s.dispatchEvent(new Event('input'))"
+    page.run(slide)
+    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 30"
+    assert page.run("return document.getElementById('picture').src").endswith("validation/step000030.png")
+    assert page.complaints() == []
+    (tmp_path / "validation" / "step000030.png").unlink()
+    page = Page(browser, tmp_path / "training.html")
+    page.run(slide)
+    assert "is not beside this page" in page.wait("return document.getElementById('missing').textContent")
