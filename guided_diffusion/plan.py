@@ -49,9 +49,10 @@ def settle_members(plan, options, train, exclusive):
         raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
     staged = bool(train.get("condition_steps")) and not exclusive
     coupled = staged if options.coupling == "auto" else options.coupling == "coarse"
+    coupled = coupled and plan is not ONE_LOOK
     if options.fuse == "auto":
         options.fuse = "mean" if coupled else "staple"
-    return dataclasses.replace(plan, symmetric=symmetric, coupled=coupled)
+    return plan if plan is ONE_LOOK else dataclasses.replace(plan, symmetric=symmetric, coupled=coupled)
 
 
 def _check_flags(options, given):

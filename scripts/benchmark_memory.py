@@ -16,7 +16,7 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.phantom import write_isic
-from guided_diffusion.plan import plan_sampling
+from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler
@@ -73,7 +73,7 @@ def main(argv=None):
         write_isic(Path(place) / "data", num_train=1, num_test=options.cases, size=IMAGE_SIZE, seed=0)
         dataset = build_dataset("ISIC", Path(place) / "data" / "Test", IMAGE_SIZE, split="test")
         folder = WatchedFolder(Path(place) / "results", {"settings": {}}, save_samples=True)
-        plan = plan_sampling(sample, set(flags), diffusion)
+        plan = settle_members(plan_sampling(sample, set(flags), diffusion), sample, {}, diffusion.exclusive)
         sampler = EnsembleSampler(model, diffusion, plan, sample, device, precision, IMAGE_SIZE)
         sampler.run(dataset, group_cases(dataset.cases), folder, num_workers=2)
     early, last = folder.sizes[EARLY - 1], folder.sizes[-1]

@@ -153,9 +153,8 @@ def refusal(script, capsys):
 def messages(stderr):
     """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
-    return [
-        line for line in lines if line and not line.startswith(("training:", "sampling:", "evaluating:", "report:"))
-    ]
+    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:")
+    return [line for line in lines if line and not line.startswith(bars)]
 
 
 @pytest.fixture(scope="session")

@@ -308,7 +308,7 @@ def test_the_coarse_mask_is_one_more_member(method):
 
 def test_the_flag_offers_every_method():
     choices = next(f for f in dataclasses.fields(SampleOptions) if f.name == "fuse").metadata["choices"]
-    assert set(choices) == {*FUSE_METHODS, *(method + COARSE for method in FUSE_METHODS)}
+    assert set(choices) == {"auto", *FUSE_METHODS, *(method + COARSE for method in FUSE_METHODS)}
 
 
 def test_unknown_method_names_the_choices():

@@ -165,7 +165,8 @@ def torchrun(arguments, processes=2):
 
 
 def digests(folder):
-    names = [name for name in files(folder) if not name.endswith(".json")]
+    """Of all but what says when, where and in how many processes it was made."""
+    names = [name for name in files(folder) if not name.endswith((".json", "report.html"))]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
