@@ -1,7 +1,6 @@
 """The page of a training run: training.html, with its curves and validation pictures, refreshed while it trains."""
 
 import io
-import json
 import re
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from .charts import Chart, rounded
 from .errors import UserError
+from .files import read_json_lines
 from .page import data_uri, figure, header, write_page
 
 # A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
@@ -39,7 +39,7 @@ def write_training_page(folder, config, last_step, best=None):
     from beside it when asked for. Returns the page's path.
     """
     folder = Path(folder)
-    rows = read_log(folder / "log.jsonl")
+    rows = read_json_lines(folder / "log.jsonl")
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
     stage = config["train"].get("condition_steps", 0)
@@ -56,17 +56,6 @@ def write_training_page(folder, config, last_step, best=None):
     body += _gallery(pictures) + f"{_options(config)}</main>"
     write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
     return path
-
-
-def read_log(path):
-    """The rows of a log.jsonl, dicts; the last one may be torn where a run was killed."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def validation_pictures(folder, last_step):
