@@ -9,7 +9,7 @@ import re
 from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
-from .presets import RECIPES
+from .presets import DEFAULT_RECIPE, RECIPES
 from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from .storage import check_path, is_remote
 
@@ -54,8 +54,9 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     config_file = given.pop("config", None)
     if config_file:
         given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
-    given = {**_recipe(given, fields), **given}
-    return _instances(groups, fields, given), set(given)
+    recipe, is_asked = _recipe(given, fields)
+    values = {**recipe, **given}
+    return _instances(groups, fields, values), set(values if is_asked else given)
 
 
 def options_from(groups, values):
@@ -79,16 +80,29 @@ def _instances(groups, fields, given):
 
 
 def _recipe(given, fields):
-    """The values that `--recipe` stands for, which count as given unless a flag says otherwise."""
-    name = given.get("recipe")
-    if not name:
-        return {}
+    """The values that `--recipe` stands for, its own name among them, and whether they count as given: not those of
+    the default recipe, which contradict neither a checkpoint to go on from nor the variant."""
+    if "recipe" not in fields:
+        return {}, False
+    name = given.get("recipe", fields["recipe"].default)
     check_value(fields["recipe"], name)
-    versions = RECIPES[name]
     version = VERSIONS.get(given.get("version", fields["version"].default))
+    is_asked = name != "auto"
+    if not is_asked:
+        name = DEFAULT_RECIPE if version in RECIPES[DEFAULT_RECIPE] and _predicts_masks(given) else "none"
+        given.pop("recipe", None)
+    if name in ("", "none"):
+        return {"recipe": "none"}, False
+    versions = RECIPES[name]
     if version not in versions:
         raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
-    return versions[version]
+    return {**versions[version], "recipe": name}, is_asked
+
+
+def _predicts_masks(given):
+    """Whether the flags leave it open, or say, that the network predicts x0 by --mask_loss."""
+    objective = given.get("objective", "x0" if given.get("predict_xstart", True) else "eps")
+    return objective == "x0" and not given.get("use_kl", False)
 
 
 def check_value(item, value):

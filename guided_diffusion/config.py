@@ -117,8 +117,8 @@ class ModelOptions:
     """The network. Fixed for a checkpoint; sampling takes them from there."""
 
     version: str = option(
-        "v1",
-        "model variant: v1 (MedSegDiff), v2 (MedSegDiff-V2) or unet (the same U-Net without diffusion, the baseline); "
+        "v2",
+        "model variant: v2 (MedSegDiff-V2), v1 (MedSegDiff) or unet (the same U-Net without diffusion, the baseline); "
         "also written 1, 2 and new (v2)",
         choices=tuple(VERSIONS),
     )

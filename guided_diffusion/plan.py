@@ -9,6 +9,7 @@ from .grids import solver_timesteps, strided_timesteps
 from .sampling import SOLVERS, SamplingPlan
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20, "unipc": 20}  # DDPM's is T
+SCALES = (0.9, 1.1)  # other scales at which images are looked at: as far as --augment light goes
 ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
 
 
@@ -42,9 +43,13 @@ def settle_members(plan, options, train, exclusive):
     train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
     for --coupling coarse with several such classes.
     """
+    turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
     symmetric = options.symmetries == "all"
     if options.symmetries == "auto":
-        symmetric = train.get("augment", "none") != "none" and train.get("orientation") == "any"
+        symmetric = turned and train.get("orientation") == "any" and plan is not ONE_LOOK
+    scales = options.other_scales()
+    if options.scales == "auto":
+        scales = SCALES if turned and plan is not ONE_LOOK else ()
     if options.coupling == "coarse" and exclusive:
         raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
     staged = bool(train.get("condition_steps")) and not exclusive
@@ -52,7 +57,7 @@ def settle_members(plan, options, train, exclusive):
     coupled = coupled and plan is not ONE_LOOK
     if options.fuse == "auto":
         options.fuse = "mean" if coupled else "staple"
-    return plan if plan is ONE_LOOK else dataclasses.replace(plan, symmetric=symmetric, coupled=coupled)
+    return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupled=coupled)
 
 
 def _check_flags(options, given):

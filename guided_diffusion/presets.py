@@ -54,6 +54,7 @@ _STAGED = {  # docs/results.md has what it was measured against
     "border_weight": 16.0,
     "second_stage_lr": 3.0,
 }
+DEFAULT_RECIPE = "staged"
 RECIPES = {
     "staged": {"v2": _STAGED},
     "published": {

@@ -18,11 +18,12 @@ class TrainOptions:
     """The training run."""
 
     recipe: str = option(
-        "",
+        "auto",
         "several flags in one word; explicit flags win. staged (v2): first the condition model learns as a plain "
         "U-Net, then a light diffusion on it, by cross-entropy and Bayes' rule. published (v1, v2): exactly as the "
-        "published commands and code do it (eps, linear betas, learned sigma, ...)",
-        choices=("", *RECIPES),
+        "published commands and code do it (eps, linear betas, learned sigma, ...). none: each flag's own default. "
+        "auto: staged for v2 with --objective x0, else none",
+        choices=("", "auto", "none", *RECIPES),  # "" is what none was called once
     )
     out_dir: str = option(
         "./results/",
@@ -174,6 +175,8 @@ class TrainOptions:
     def _set_for_overfit(self, given):
         """What a check of training needs, whatever the run that is checked is to do."""
         self.augment, self.resume_checkpoint = "none", ""
+        if "condition_steps" not in given or self.condition_steps == -1:
+            self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
         self.out_dir = str(join(self.out_dir, "overfit"))
         if not {"max_steps", "max_minutes"} & given:
             self.max_steps = OVERFIT_STEPS
@@ -273,8 +276,15 @@ class SampleOptions:
     symmetries: str = option(
         "auto",
         "members see the image turned and mirrored, each another way by turns, which is encoded once for each: all "
-        "(eight), none, or auto (all where the checkpoint was trained with --augment on images of any --orientation)",
+        "(eight), none, or auto (all where the checkpoint was trained with --augment on images of any --orientation). "
+        "For a plain U-Net, which has one member, all gives the mean over them; auto is none",
         choices=("auto", "all", "none"),
+    )
+    scales: str = option(
+        "auto",
+        "the coarse mask is the mean over the image at these scales too, as 0.9,1.1, which makes it less sure where "
+        "it is wrong; none: its own alone; auto: 0.9,1.1 where the checkpoint was trained with --augment. Of a plain "
+        "U-Net the answer is; auto is none",
     )
     coupling: str = option(
         "auto",
@@ -311,6 +321,14 @@ class SampleOptions:
         """Check what a single bound cannot."""
         if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
             raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
+        self.other_scales()
+
+    def other_scales(self):
+        """--scales as numbers; none of auto."""
+        scales = () if self.scales in ("auto", "none") else numbers("scales", self.scales, float)
+        if not all(0.5 <= scale <= 2 and scale != 1 for scale in scales):
+            raise UserError(f"--scales {self.scales}: must be auto, none, or numbers from 0.5 to 2 other than 1")
+        return scales
 
 
 @dataclass

@@ -15,10 +15,10 @@ import torch
 
 from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
-from .gaussian_diffusion import class_logits, class_probabilities
-from .medsegdiff import joined
+from .gaussian_diffusion import class_probabilities
+from .looks import IDENTITY_ONLY, encoded
 from .seeds import seeded_generator
-from .symmetries import SYMMETRIES, each_turned, turned, turned_back
+from .symmetries import SYMMETRIES, each_turned
 from .tiles import Tiled
 from .unipc import sample_unipc
 
@@ -70,10 +70,9 @@ class SamplingPlan:
 
     sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
     solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
-    `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns;
-    it is encoded once for each, and the mean of the coarse masks is every member's
-    (not in tiles). coupled: the members' mean is the
-    coarse mask (see `coupling`).
+    `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns. What is
+    told from the image alone, every member's coarse mask, is then the mean over all eight, and over the image at each
+    of `scales` too (see `looks`; not in tiles). coupled: the members' mean is the coarse mask (see `coupling`).
     """
 
     sampler: str
@@ -84,6 +83,7 @@ class SamplingPlan:
     clip: bool = True
     dynamic_threshold: float = 0.0
     symmetric: bool = False
+    scales: tuple[float, ...] = ()
     coupled: bool = False
 
     def __str__(self):
@@ -92,7 +92,8 @@ class SamplingPlan:
     def settings(self):
         """What a manifest records, in plain types."""
         settings = dataclasses.asdict(self)
-        return settings | {"timesteps": list(self.timesteps), "clip_denoised": settings.pop("clip")}
+        settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
+        return settings | {"clip_denoised": settings.pop("clip")}
 
     def run(self, denoise, x, schedule, noise, watch=None):
         """Sample; a sampler of the common signature without its `timesteps`."""
@@ -171,10 +172,20 @@ def draw_members(
     """
     count = members * len(names)
     soft, coarse = [], []
-    turns = plan.symmetric and image.shape[-1] == image.shape[-2] and not isinstance(model, Tiled)
-    symmetries = SYMMETRIES[:members] if turns else SYMMETRIES[:1]
+    whole = not isinstance(model, Tiled)
+    looks = SYMMETRIES if plan.symmetric and image.shape[-1] == image.shape[-2] and whole else IDENTITY_ONLY
+    symmetries = looks[:members]
     with _evaluating(model):
-        condition = _encoded(model, image, label, symmetries, rows or count, diffusion.exclusive)
+        condition = encoded(
+            model,
+            image,
+            label,
+            kept=len(symmetries),
+            symmetries=looks,
+            scales=plan.scales if whole else (),
+            rows=rows,
+            exclusive=diffusion.exclusive,
+        )
         for low in range(0, count, rows or count):
             part = _Rows(names, symmetries, range(low, min(low + (rows or count), count)))
             x0, logits = _draw_rows(model, diffusion, plan, condition, part, image, seed, watch)
@@ -189,26 +200,6 @@ def draw_members(
         return Members(soft, None)
     coarse = class_probabilities(ensemble_shape(coarse).float(), diffusion.exclusive)
     return Members(coupled(soft, coarse.mean(dim=0)) if plan.coupled and members > 1 else soft, coarse)
-
-
-def _encoded(model, image, label, symmetries, rows, exclusive):
-    """The conditions of the images in each symmetry, row s * N + n. All of them have the mean coarse mask, if any."""
-    if len(symmetries) == 1:
-        return model.encode(turned(image, symmetries[0]), label)
-    images = torch.cat([turned(image, symmetry) for symmetry in symmetries])  # [S * N, C, H, W]
-    labels = None if label is None else label.repeat(len(symmetries))
-    parts = [
-        model.encode(images[low : low + rows], None if labels is None else labels[low : low + rows])
-        for low in range(0, len(images), rows)
-    ]
-    condition = joined(parts)
-    coarse = getattr(condition, "coarse", None)
-    if coarse is None:
-        return condition
-    apart = class_probabilities(coarse.float(), exclusive).unflatten(0, (len(symmetries), -1))  # [S, N, K, H, W]
-    mean = sum(turned_back(part, symmetry) for part, symmetry in zip(apart, symmetries, strict=True)) / len(symmetries)
-    mean = class_logits(mean, exclusive)
-    return condition._replace(coarse=torch.cat([turned(mean, symmetry) for symmetry in symmetries]))
 
 
 @dataclass(frozen=True)

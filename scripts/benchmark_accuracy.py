@@ -49,10 +49,7 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "unet_64": f"--version unet --mask_loss bce_dice {OF_64}",
     "v1_published": f"--version v1 --recipe published {OF_64}",
     "v2_published": f"--version v2 --recipe published {OF_64}",
-    "v2": (
-        "--version v2 --mask_loss bce --logit_skip both --input_scale 0.5 --concat_features True --diffusion_level 1 "
-        "--diffusion_channels 8 --condition_steps 85% --noise_draws 2 --border_weight 16 --second_stage_lr 3"
-    ),
+    "v2": "--version v2 --recipe staged --condition_steps 85%",
 }
 SAMPLING = {
     "ph2": "--num_ensemble 8 --diffusion_steps 5 --dpm_solver True",
@@ -62,8 +59,7 @@ KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_no_stages": "--condition_steps 0",
     "v2_border_1": "--border_weight 1",
-    "v2_border_50": "--border_weight 50",
-    "v2_one_lr_no_border": "--border_weight 1 --second_stage_lr 1",
+    "v2_border_16": "--border_weight 16",
     "v2_one_lr": "--second_stage_lr 1",
     "v2_no_skip": "--logit_skip none",
     "v2_skip_noise": "--logit_skip noise",
@@ -77,7 +73,18 @@ ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_add": "--ss_former add",
 }
 CONTENDERS |= {name: f"{CONTENDERS['v2']} {flags}" for name, flags in ABLATIONS.items()}
+SAMPLED = {  # the weights of another contender, sampled otherwise
+    "unet_looks": ("unet", "--symmetries all --scales 0.9,1.1"),
+    "v2_own": ("v2", "--coupling own"),
+    "v2_own_staple": ("v2", "--coupling own --fuse staple"),
+    "v2_no_scales": ("v2", "--scales none"),
+    "v2_one_look": ("v2", "--scales none --symmetries none"),
+    "v2_20_steps": ("v2", "--diffusion_steps 20"),
+}
+CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
+AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_16", "v2_one_lr"), "v2")
+AS_FAST_AS |= {name: trained for name, (trained, _) in SAMPLED.items()}
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
@@ -266,15 +273,18 @@ def cpu_name():
 
 
 def run(options, name, contender, flags, seed, steps):
-    """Train, sample and evaluate one contender, unless its line is there; append the line."""
-    flags, sampling = trained_with(options, flags), f"{SAMPLING[name]} {options.sampling}".strip()
+    """Train, sample and evaluate one contender, unless its line is there; append the line. What is only `SAMPLED`
+    otherwise goes on with the finished training of the other, whose seconds its line then lacks."""
+    trained, otherwise = SAMPLED.get(contender, (contender, ""))
+    flags = trained_with(options, flags)
+    sampling = " ".join(f"{SAMPLING[name]} {options.sampling} {otherwise}".split())
     what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
     what |= {"minutes": options.minutes, "steps": steps, "flags": flags, "sampling": sampling}
     if any(all(line.get(key) == value for key, value in what.items()) for line in records(options.record)):
         console().info(f"=== {name}, {contender}, seed {seed}: done before")
         return
     console().info(f"\n=== {name}, {contender}, seed {seed}: {steps} steps")
-    folder = Path(options.out_dir) / f"{options.split}_{name}_{contender}_{seed}_{steps}"
+    folder = Path(options.out_dir) / f"{options.split}_{name}_{trained}_{seed}_{steps}"
     kind, data_dir = data_of(options, name)
     where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
     decay = [] if "--recipe published" in flags else ["--lr_anneal_steps", str(steps)]
@@ -284,12 +294,13 @@ def run(options, name, contender, flags, seed, steps):
     resume = ["--resume_checkpoint", "auto", "--save_interval", "100", "--sample_interval", "0"]
     segmentation_train.main([*words, *decay, *resume])
     seconds = {"train_seconds": time.perf_counter() - began, "train_cpu_seconds": time.process_time() - used}
-    results = folder / "results"
+    results = folder / ("results" if trained == contender else f"results_{contender}")
     checkpoint = str(checkpoint_path(folder, steps))
     segmentation_sample.main(
         [*where, "--model_path", checkpoint, "--out_dir", str(results), "--save_samples", "True"]
         + shlex.split(sampling)
     )
+    seconds = seconds if trained == contender else {}
     append(options.record, what | {"machine": machine(options)} | seconds | outcome(results, *data_of(options, name)))
 
 

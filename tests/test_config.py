@@ -299,7 +299,7 @@ def test_predict_xstart_against_objective(line):
     ],
 )
 def test_objective_follows(line, objective):
-    got = values(line)
+    got = values(f"--recipe none {line}")
     assert got["objective"] == objective and got["predict_xstart"] is (objective == "x0")
     assert got["mask_loss"] == ("bce_dice" if objective == "x0" else "mse")
     assert got["input_scale"] == (1.0 if objective == "eps" else 0.1)

@@ -1,18 +1,20 @@
-"""`--recipe published`: the published settings, below every flag that is given, for the published variants."""
+"""`--recipe`: the published settings, and the staged ones that are the default, below every flag that is given."""
 
 import pytest
 import torch
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import DiffusionOptions, ModelOptions
+from guided_diffusion.config import DiffusionOptions, ModelOptions, check_variant
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.schedule import linear_betas
 
+GROUPS = [TrainOptions, ModelOptions, DiffusionOptions]
+
 
 def options_of(flags):
-    (train, model, diffusion), _ = parse("", [TrainOptions, ModelOptions, DiffusionOptions], flags.split())
+    (train, model, diffusion), _ = parse("", GROUPS, flags.split())
     return train, model, diffusion
 
 
@@ -48,8 +50,55 @@ def test_the_plain_unet_was_not_published():
 
 
 def test_a_recipe_that_is_none_is_refused():
-    with pytest.raises(UserError, match="--recipe mine: must be one of staged, published"):
+    with pytest.raises(UserError, match="--recipe mine: must be one of auto, none, staged, published"):
         options_of("--recipe mine")
+
+
+@pytest.mark.parametrize("flags", ["", "--version new", "--objective x0", "--predict_xstart True", "--mask_loss bce"])
+def test_the_staged_recipe_is_the_default_of_v2_which_is_the_default(flags):
+    train, model, diffusion = options_of(flags)
+    asked = options_of("--version v2 --recipe staged")
+    assert (train, model, diffusion) == asked and train.recipe == "staged" and train.condition_steps == -1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--version v1", "--version unet", "--objective eps", "--predict_xstart False", "--use_kl True", "--recipe none"],
+)
+def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
+    train, model, diffusion = options_of(flags)
+    assert (train.recipe, train.condition_steps, train.noise_draws) == ("none", 0, 1)
+    assert (diffusion.logit_skip, diffusion.border_weight, model.diffusion_level) == ("none", 1, 0)
+
+
+def test_flags_that_leave_a_part_of_the_default_recipe_without_use_are_taken():
+    (_, model, diffusion), given = parse("", GROUPS, "--mask_loss bce_dice --condition_steps 0".split())
+    check_variant(model, diffusion, given)
+    assert given == {"mask_loss", "condition_steps"} and diffusion.coarse_loss == "bce_dice"
+    (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice".split())
+    with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):  # of what was asked for
+        check_variant(model, diffusion, given)
+
+
+def test_the_published_commands_of_both_variants_train_by_the_default_recipe_where_they_leave_it_open():
+    command = (
+        "--image_size 256 --num_channels 128 --class_cond False --num_res_blocks 2 --num_heads 1 --learn_sigma True "
+        "--use_scale_shift_norm False --attention_resolutions 16 --diffusion_steps 1000 --noise_schedule linear "
+        "--rescale_learned_sigmas False --rescale_timesteps False --lr 1e-4 --batch_size 8"
+    )
+    train, model, diffusion = options_of(command)
+    assert (train.recipe, model.version, diffusion.noise_schedule) == ("staged", "v2", "linear")
+    assert model.learn_sigma and diffusion.objective == "x0" and train.condition_steps == -1
+
+
+def test_an_older_checkpoint_goes_on_as_it_began_with_the_command_that_leaves_the_recipe_open(train, pictures, capsys):
+    first = train("FOLDER", pictures, "--version v1")
+    config = torch.load(first, weights_only=True)["config"]
+    later = train("FOLDER", pictures, "--resume_checkpoint auto", steps=3)
+    after = torch.load(later, weights_only=True)["config"]
+    assert after["model"] == config["model"] and after["diffusion"] == config["diffusion"]
+    assert after["train"]["condition_steps"] == 0 and after["train"]["recipe"] == "none"
+    capsys.readouterr()
 
 
 def test_it_trains_from_the_shell(train, pictures, capsys):

@@ -1,0 +1,74 @@
+"""Several looks at an image: what a network tells from it alone is averaged over the image turned, mirrored and scaled.
+
+Each look brings its own errors. Those at a border, which are the surest, go in other directions when the pixels fall
+otherwise, so that the mean is less sure where it is wrong.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .gaussian_diffusion import class_logits, class_probabilities
+from .medsegdiff import joined
+from .symmetries import SYMMETRIES, turned, turned_back
+
+TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone
+IDENTITY_ONLY = SYMMETRIES[:1]
+
+
+def encoded(model, image, label, *, kept, symmetries=IDENTITY_ONLY, scales=(), rows=None, exclusive=False):
+    """The conditions of the images [N, C, H, W] in the first `kept` of the symmetries, row s * N + n.
+
+    All of them have the mean over looks of the mask logits that a condition holds (`TOLD`), if it holds any: over each
+    of the symmetries at the image's own scale and at each of `scales` (see `scaled`). The mean is that of
+    probabilities; at a pixel, over the looks that it is in. label: int [N] or None. rows: how many images go through
+    the network at once; None: all. exclusive: see `gaussian_diffusion.class_probabilities`.
+    """
+    conditions = [_in_parts(model, turned(image, symmetry), label, rows) for symmetry in symmetries[:kept]]
+    name = next((field for field in TOLD if field in conditions[0]._fields), None)
+    if name is None or (len(symmetries) == 1 and not scales):
+        return joined(conditions)
+    total, looks = 0, 0  # at each pixel
+    for index, symmetry in enumerate(symmetries):
+        for scale in (1.0, *scales):
+            if scale == 1 and index < kept:
+                condition = conditions[index]
+            else:
+                condition = _in_parts(model, scaled(turned(image, symmetry), scale), label, rows)
+            told = class_probabilities(getattr(condition, name).float(), exclusive)  # [N, K, H, W]
+            told, inside = scaled_back(told, scale)
+            total = total + turned_back(told * inside, symmetry)
+            looks = looks + turned_back(inside, symmetry)
+    mean = class_logits(total / looks, exclusive)
+    each = zip(conditions, symmetries, strict=False)
+    return joined([condition._replace(**{name: turned(mean, symmetry)}) for condition, symmetry in each])
+
+
+def _in_parts(model, images, label, rows):
+    """`model.encode`, so many images at once; None: all."""
+    rows = rows or len(images)
+    parts = [
+        model.encode(images[low : low + rows], None if label is None else label[low : low + rows])
+        for low in range(0, len(images), rows)
+    ]
+    return parts[0] if len(parts) == 1 else joined(parts)
+
+
+def scaled(x, scale):
+    """x: [N, C, H, W] magnified about its middle (above 1; what no longer fits is cut off) or made smaller (below 1;
+    around it is its own reflection), bilinear."""
+    return x if scale == 1 else F.grid_sample(x, _grid(x, 1 / scale), padding_mode="reflection", align_corners=False)
+
+
+def scaled_back(x, scale):
+    """The inverse of `scaled`, and which of its pixels were seen: [N, C, H, W] and, 0 or 1, [1, 1, H, W]."""
+    if scale == 1:
+        return x, torch.ones_like(x[:1, :1])
+    grid = _grid(x, scale)
+    inside = (grid[:1].abs() <= 1).all(dim=-1)[:, None].to(x.dtype)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False), inside
+
+
+def _grid(x, factor):
+    """Where each pixel of [N, C, H, W] looks, `factor` times as far from the middle: [N, H, W, 2]."""
+    theta = torch.tensor([[factor, 0.0, 0.0], [0.0, factor, 0.0]], dtype=x.dtype, device=x.device)
+    return F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
