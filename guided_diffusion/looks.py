@@ -23,9 +23,11 @@ def encoded(model, image, label, *, kept, symmetries=IDENTITY_ONLY, scales=(), r
     probabilities; at a pixel, over the looks that it is in. label: int [N] or None. rows: how many images go through
     the network at once; None: all. exclusive: see `gaussian_diffusion.class_probabilities`.
     """
+    if len(symmetries) == 1 and not scales:
+        return model.encode(image, label)
     conditions = [_in_parts(model, turned(image, symmetry), label, rows) for symmetry in symmetries[:kept]]
     name = next((field for field in TOLD if field in conditions[0]._fields), None)
-    if name is None or (len(symmetries) == 1 and not scales):
+    if name is None:
         return joined(conditions)
     total, looks = 0, 0  # at each pixel
     for index, symmetry in enumerate(symmetries):

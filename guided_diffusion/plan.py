@@ -10,7 +10,7 @@ from .sampling import SOLVERS, SamplingPlan
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20, "unipc": 20}  # DDPM's is T
 SCALES = (0.9, 1.1)  # other scales at which images are looked at: as far as --augment light goes
-ONE_LOOK = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
+ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
 
 
 def plan_sampling(options, given, diffusion):
@@ -43,18 +43,19 @@ def settle_members(plan, options, train, exclusive):
     train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
     for --coupling coarse with several such classes.
     """
+    alone = plan == ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
     turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
     symmetric = options.symmetries == "all"
     if options.symmetries == "auto":
-        symmetric = turned and train.get("orientation") == "any" and plan is not ONE_LOOK
+        symmetric = turned and train.get("orientation") == "any" and not alone
     scales = options.other_scales()
     if options.scales == "auto":
-        scales = SCALES if turned and plan is not ONE_LOOK else ()
+        scales = SCALES if turned and not alone else ()
     if options.coupling == "coarse" and exclusive:
         raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
     staged = bool(train.get("condition_steps")) and not exclusive
     coupled = staged if options.coupling == "auto" else options.coupling == "coarse"
-    coupled = coupled and plan is not ONE_LOOK
+    coupled = coupled and not alone
     if options.fuse == "auto":
         options.fuse = "mean" if coupled else "staple"
     return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupled=coupled)

@@ -53,6 +53,8 @@ _STAGED = {  # docs/results.md has what it was measured against
     "noise_draws": 2,
     "border_weight": 16.0,
     "second_stage_lr": 3.0,
+    "dropout": 0.1,
+    "augment": "light",
 }
 DEFAULT_RECIPE = "staged"
 RECIPES = {

@@ -20,7 +20,7 @@ from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
-from .plan import ONE_LOOK, plan_sampling, settle_members
+from .plan import ONE_STEP, plan_sampling, settle_members
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .temperature_fit import temperature_of
@@ -86,7 +86,7 @@ def build_sampler(checkpoint, options, given, device, precision, model_options=N
     checkpoint.load_weights(model, options.weights)
     check_size(image_size, model.shape)
     if model_options.version == "unet":
-        plan, options.num_ensemble = ONE_LOOK, 1
+        plan, options.num_ensemble = ONE_STEP, 1
     else:
         plan = plan_sampling(options, given, diffusion)
     plan = settle_members(plan, options, trained["train"], diffusion.exclusive)

@@ -13,7 +13,7 @@ from .dist_util import Processes, autocast
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from .metrics import overlap
 from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
-from .plan import ONE_LOOK, plan_sampling, settle_members
+from .plan import ONE_STEP, plan_sampling, settle_members
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .statistics import describe
@@ -145,7 +145,7 @@ class Validation:
             drawn = draw_members(
                 model,
                 self.diffusion,
-                ONE_LOOK if one_look else self.plan,
+                ONE_STEP if one_look else self.plan,
                 batch["image"].to(self.device),
                 batch["name"],
                 members=1 if one_look else MEMBERS,

@@ -19,7 +19,7 @@ from .gaussian_diffusion import build_diffusion
 from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
 from .phantom import write_brats, write_isic
-from .plan import ONE_LOOK, plan_sampling
+from .plan import ONE_STEP, plan_sampling
 from .run_options import SampleOptions, TrainOptions
 from .sampling import draw_members
 from .train_util import TrainLoop
@@ -188,7 +188,7 @@ class NetworkBench:
         """Soft masks [E, 1, K, H, W] of the first image, by `steps` steps of the default sampler."""
         self._eval()
         image, label = self._case()
-        plan = ONE_LOOK
+        plan = ONE_STEP
         if self.has_steps:
             asked = {"diffusion_steps": steps, "dpm_solver": True}
             plan = plan_sampling(build(SampleOptions, asked), set(asked), self.diffusion)

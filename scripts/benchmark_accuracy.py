@@ -81,6 +81,7 @@ SAMPLED = {  # the weights of another contender, sampled otherwise
     "v2_one_look": ("v2", "--scales none --symmetries none"),
     "v2_20_steps": ("v2", "--diffusion_steps 20"),
 }
+SAMPLED |= {name: (name, "--diffusion_steps 20") for name in ("v1_published", "v2_published")}  # eps takes more steps
 CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
 AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_16", "v2_one_lr"), "v2")

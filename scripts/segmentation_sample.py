@@ -28,7 +28,6 @@ from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
-from guided_diffusion.plan import ONE_LOOK
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
@@ -75,8 +74,9 @@ def sample_all(options, given, processes):
             data = dataclasses.replace(data, **{name: trained["data"].get(name, "")})
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
-    if sampler.plan is ONE_LOOK:
-        console().info("a plain U-Net has one answer: one member in one step, whatever the sampling flags say")
+    if trained["model"]["version"] == "unet":
+        looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
+        console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
     dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
@@ -112,7 +112,7 @@ def sample_all(options, given, processes):
     sampler.read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         members = counted(sample.num_ensemble, "member")
-        how = "one pass" if sampler.plan is ONE_LOOK else f"{members} by {sampler.plan}"
+        how = "one pass" if trained["model"]["version"] == "unet" else f"{members} by {sampler.plan}"
         console().info(f"{how}, on {processes.place} in {precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
         empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
@@ -169,8 +169,8 @@ def warn_of_first_stage(checkpoint):
     if steps < 0 or checkpoint.step <= steps:
         console().warning(
             f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
-            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, or use the "
-            "coarse mask (--save_samples True)"
+            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end it sooner "
+            "(--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
         )
 
 

@@ -26,7 +26,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (
     "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 16 "
     "--num_workers 0 --batch_size 2 --precision fp32 --log_interval 1 "
-    "--sample_interval 0"
+    "--sample_interval 0 --version v1 --recipe none"
 )
 FAST = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32"
 LOADER = '''"""A loader as a user writes it: pictures photo.png and truth.png in a folder for each case."""

@@ -109,7 +109,7 @@ def test_activations_are_what_autograd_keeps_and_a_little_more(version):
 
 def test_activations_grow_with_images_and_shrink_by_checkpoints_and_bf16():
     def activations(images=4, precision="fp32", **flags):
-        options = build(ModelOptions, {**SIZES, **flags})
+        options = build(ModelOptions, {"version": "v1", **SIZES, **flags})
         return estimate_training(options, 3, 1, 0, images=images, precision=precision, averages=1).activations
 
     full = activations()

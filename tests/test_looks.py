@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 from test_symmetries import DIFFUSION, Fake
 
 from guided_diffusion.looks import encoded, scaled, scaled_back
-from guided_diffusion.plan import ONE_LOOK, SCALES, plan_sampling, settle_members
+from guided_diffusion.plan import ONE_STEP, SCALES, plan_sampling, settle_members
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.symmetries import SYMMETRIES, turned, turned_back
@@ -89,8 +89,8 @@ def test_the_scales_follow_from_the_training_where_they_are_left_open(flags, tra
 
 
 def test_a_plain_unet_looks_once_unless_it_is_asked_to_look_again():
-    assert settle_members(ONE_LOOK, SampleOptions(), TRAINED, False) == ONE_LOOK
-    asked = settle_members(ONE_LOOK, SampleOptions(symmetries="all", scales="0.9,1.1"), TRAINED, False)
+    assert settle_members(ONE_STEP, SampleOptions(), TRAINED, False) == ONE_STEP
+    asked = settle_members(ONE_STEP, SampleOptions(symmetries="all", scales="0.9,1.1"), TRAINED, False)
     assert asked.symmetric and asked.scales == (0.9, 1.1) and not asked.coupled
 
 

@@ -192,7 +192,8 @@ def test_autocast_answers_in_float32_and_close_to_full_precision(version):
 
 
 def attentions(**values):
-    return sum(isinstance(module, SelfAttention) for module in model_of(**values).modules())
+    model = model_of(version="v1", **values)
+    return sum(isinstance(module, SelfAttention) for module in model.modules())
 
 
 def test_a_resolution_that_no_level_has_adds_no_attention():
@@ -239,7 +240,7 @@ def test_what_the_outputs_depend_on_and_rows_do_not_mix(version):
 
 
 def test_v1_encodes_what_knows_nothing_of_x_t_and_uses_it():
-    model, (image, x_t, t) = model_of(), inputs()
+    model, (image, x_t, t) = model_of(version="v1"), inputs()
     condition = model.encode(image)
     before = [None if part is None else part.clone() for part in condition]
     model(x_t, t, condition)
@@ -291,7 +292,7 @@ def test_data_with_labels_make_no_conditional_model_unless_asked():
 
 
 def test_the_embeddings_of_both_encoders_meet_at_the_bottleneck():
-    model, (image, x_t, t) = model_of(channel_mult="1,2,2,2", image_size=16), inputs()
+    model, (image, x_t, t) = model_of(version="v1", channel_mult="1,2,2,2", image_size=16), inputs()
     seen = {}
     model.mask_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(mask=out[0]))
     model.image_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(image=out[0]))

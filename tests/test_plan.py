@@ -134,6 +134,7 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
         "solver_type": "ode",
         "time_spacing": "logsnr",
         "symmetric": False,
+        "scales": [],
         "coupled": False,
         "clip_denoised": True,
         "dynamic_threshold": 0.9,

@@ -129,7 +129,7 @@ def test_the_code_path_of_plus_plus_trains_at_small_numbers(version):
 def test_the_published_model_has_about_130_million_parameters_and_half_a_teraflop():
     from torch.utils.flop_counter import FlopCounterMode
 
-    published = build(ModelOptions, {"use_scale_shift_norm": False, "learn_sigma": True})
+    published = build(ModelOptions, {"version": "v1", "use_scale_shift_norm": False, "learn_sigma": True})
     assert (published.image_size, published.num_channels) == (256, 128)
     with torch.device("meta"):
         model = build_model(published, image_channels=4, mask_channels=1)

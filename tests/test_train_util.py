@@ -49,7 +49,14 @@ def loop(tmp_path):
 
     def make(dataset=Blobs, model=(), diffusion=(), precision="fp32", start=None, layout=None, **train):
         torch.manual_seed(0)
-        shape = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1, **dict(model)}
+        shape = {
+            "version": "v1",
+            "image_size": 16,
+            "num_channels": 8,
+            "channel_mult": "1,2",
+            "num_res_blocks": 1,
+            **dict(model),
+        }
         model_options = build(ModelOptions, shape)
         diffusion_options = build(DiffusionOptions, {"diffusion_steps": 20, **dict(diffusion)})
         options = build(TrainOptions, {"out_dir": str(tmp_path / "run"), "batch_size": 3, "lr": 1e-2, **train})
