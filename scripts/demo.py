@@ -202,7 +202,7 @@ def tell(task, options, out_dir, record):
     console().info(f"  best grey-value threshold   {done['threshold']:.3f}")
     console().info(f"  coarse mask                 {summary['coarse']['mean']:.3f}")
     console().info(f"  one sample                  {summary['sample']['mean']:.3f}")
-    console().info(f"  ensemble of 5 (STAPLE)      {dice['mean']:.3f}")
+    console().info(f"  ensemble of 5               {dice['mean']:.3f}")
     if done["steps"] < wanted:
         speed = math.ceil(10 * options.speed * task.steps / done["steps"]) / 10
         console().info(
