@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from .classes import Classes
-from .data import Case, SegmentationDataset, split_folders
+from .data import Case, SegmentationDataset
 from .errors import UserError
-from .files import is_nifti, split_suffix
+from .files import split_suffix
 from .intensity import normalised_channels
 from .logger import counted
+from .nifti import is_nifti
+from .split import split_folders
 from .volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")

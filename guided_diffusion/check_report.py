@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 
-from .data import group_cases
 from .errors import UserError
 from .files import write_png
 from .logger import counted
 from .pictures import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
+from .units import group_cases
 
 TILE = 160  # pixels
 COLUMNS = 8

@@ -149,6 +149,21 @@ def checked_classes(names, values, where):
     return classes
 
 
+def own_classes(names, values, where):
+    """The `Classes` that a loader's `class_names` and `class_values` stand for (see `data.SegmentationDataset`).
+
+    Raises `UserError`, which begins with `where`, if they make none.
+    """
+    names = tuple(names)
+    if len(names) == 1 and not values:
+        return Classes(names)
+    values = values or range(1, len(names) + 1)
+    values = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in values]
+    if len(values) != len(names):
+        raise UserError(f"{where}: has {len(names)} class_names, but {len(values)} class_values")
+    return checked_classes(names, values, where)
+
+
 def described_classes(path):
     """The `Classes` that a dataset.json of the Medical Segmentation Decathlon or of nnU-Net names.
 

@@ -27,12 +27,10 @@ from 0 to 255. The rest, resizing, batches, checks and sampling, works for every
 little more: splits, labels and NIfTI volumes.
 """
 
-from .data import SPLIT_FOLDERS, Case, SegmentationDataset, split_folders, split_of
+from .data import Case, SegmentationDataset
 from .errors import NoSplitError, UserError
 from .files import (
-    is_nifti,
     list_files,
-    nifti_channels,
     read_csv,
     read_json,
     read_picture,
@@ -43,7 +41,9 @@ from .files import (
 )
 from .intensity import normalised_channels, normaliser
 from .logger import counted
+from .nifti import is_nifti, nifti_channels
 from .raters import SUFFIXES, RaterFolders
+from .split import SPLIT_FOLDERS, split_folders, split_of
 from .volumes import VolumeReader
 
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'

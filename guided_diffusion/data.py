@@ -1,11 +1,5 @@
-"""The data contract: what a loader gives, what an item is, and which cases are answered as one."""
+"""The data contract: what a loader gives and what an item is; and the data set that a name and a folder stand for."""
 
-import importlib
-import importlib.metadata
-import importlib.util
-import re
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,28 +8,14 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .classes import WORDS, Classes, checked_classes, described_classes, found_classes, parse_classes
+from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 from .orientation import STILL, turned_back
+from .registry import AUTO, named_object, registered_loaders
+from .split import SPLIT_FOLDERS
 from .views import WHOLE
 
-LOADERS = {
-    "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
-    "ISIC": "guided_diffusion.isicloader:ISICDataset",
-    "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
-    "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
-    "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
-}
-
-AUTO = "AUTO"
 RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
-ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
-
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 @dataclass(frozen=True)
@@ -285,24 +265,13 @@ class SegmentationDataset(Dataset):
     def _settled_classes(self, text):
         """The `Classes` that `--classes` says, or the loader's own."""
         if not text:
-            return self._own_classes()
+            return own_classes(self.class_names, self.class_values, type(self).__name__)
         if not self._reads_labels:
             raise UserError(
                 f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
                 "leave it out (a loader of your own has label maps where it defines read_labels)"
             )
         return self.named_classes(text) if text in WORDS else parse_classes(text)
-
-    def _own_classes(self):
-        """The `Classes` that `class_names` and `class_values` stand for."""
-        names, values = tuple(self.class_names), self.class_values
-        if len(names) == 1 and not values:
-            return Classes(names)
-        values = values or range(1, len(names) + 1)
-        values = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in values]
-        if len(values) != len(names):
-            raise UserError(f"{type(self).__name__}: has {len(names)} class_names, but {len(values)} class_values")
-        return checked_classes(names, values, type(self).__name__)
 
     def _check_cases(self):
         seen = {}
@@ -387,53 +356,11 @@ class SegmentationDataset(Dataset):
         return mask.astype(bool)
 
 
-def split_folders(data_dir, split):
-    """Return the folders to look for cases in: data_dir itself, or its sub-folders for training and for testing.
-
-    If data_dir holds any folder of `SPLIT_FOLDERS` (any case), those of `split` are returned, or all of them for None;
-    for "test" those of "val" where there are none for testing; for "val" none at all where there is none. Raises
-    `NoSplitError` if only another split's is there, rather than give its cases instead.
-    """
-    folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
-    found = {name: [f for f in folders if split_of(f.name) == name] for name in SPLIT_FOLDERS}
-    if split == "val":
-        return found["val"]
-    if not any(found.values()):
-        return [Path(data_dir)]
-    if split is None:
-        return [folder for part in found.values() for folder in part]
-    if split == "test" and not found["test"]:
-        found["test"] = found["val"]
-    if not found[split]:
-        other = next(part[0].name for part in found.values() if part)
-        raise NoSplitError(
-            f"{data_dir}: holds {other}/ but no {split}/ or {split}ing/; name the folder to use with --data_dir"
-        )
-    return found[split]
-
-
-def given_split(word):
-    """The split of a flag or manifest as data sets take it: None for "all"."""
-    return None if word == "all" else word
-
-
-def split_of(folder_name):
-    """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
-    name = folder_name.lower()
-    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
-    data = (
-        split
-        for split, names in SPLIT_FOLDERS.items()
-        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
-    )
-    return next(exact, None) or next(data, None)
-
-
 def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
-    data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
-    a loader of your own, or AUTO.
+    data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
+    `path/to/file.py:ClassName` of a loader of your own, or AUTO.
     split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
@@ -457,88 +384,9 @@ def recognised(data_name, data_dir):
     raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
 
 
-def suggested(data_dir):
-    """What to do about `--data_name` where the one that was tried found nothing, in words."""
-    try:
-        return f"add --data_name {recognised(AUTO, data_dir)}"
-    except (UserError, OSError):
-        return "name your kind of data"
-
-
 def find_loader(data_name):
     """Return the `SegmentationDataset` subclass that `data_name` stands for (see `build_dataset`)."""
-    if ".py:" in data_name:
-        path, _, class_name = data_name.rpartition(":")
-        module = _import_file(Path(path))
-        loader = getattr(module, class_name, None)
-    elif data_name.upper() in LOADERS:
-        path, _, class_name = LOADERS[data_name.upper()].partition(":")
-        loader = getattr(importlib.import_module(path), class_name)
-    else:
-        path, class_name, loader = _registered(data_name)
+    path, class_name, loader = named_object(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
         raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
     return loader
-
-
-def registered_loaders():
-    """{name in upper case: entry point} of the loaders that installed packages register (see `ENTRY_POINTS`)."""
-    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-
-
-def _registered(data_name):
-    """(where, class name, class) of a loader that an installed package registers."""
-    points = registered_loaders()
-    point = points.get(data_name.upper())
-    if point is None:
-        names = ", ".join([*LOADERS, AUTO, *points])
-        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
-    try:
-        return point.module, point.attr, point.load()
-    except Exception as error:  # whatever the package's own import raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
-
-
-def _import_file(path):
-    if not path.is_file():
-        raise UserError(f"--data_name {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses, for one, look for it
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise UserError(f"{path}: {where}{type(error).__name__}: {' '.join(str(error).split())}") from error
-    return module
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is scored as one: a 2-D case, or all slices of a volume in order; `indices` are the cases' positions."""
-
-    name: str
-    cases: tuple[Case, ...]
-    indices: tuple[int, ...]
-
-    @property
-    def is_volume(self):
-        """Whether the cases are slices of a volume."""
-        return self.cases[0].volume is not None
-
-
-def group_cases(cases):
-    """The `Unit`s of a list of cases, in the order in which they first appear."""
-    groups = {}
-    for index, case in enumerate(cases):
-        key = (case.volume is not None, case.volume or case.name)
-        groups.setdefault(key, []).append((case.slice_index or 0, index, case))
-    units = []
-    for (_, name), members in groups.items():
-        _, indices, grouped = zip(*sorted(members, key=lambda member: member[:2]), strict=True)
-        units.append(Unit(name, grouped, indices))
-    return units

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
-from .data import SPLIT_FOLDERS, build_dataset, group_cases
+from .data import build_dataset
 from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
-from .files import is_nifti, nifti_grid, read_picture
+from .files import read_picture
 from .logger import counted
-from .split import group_of
+from .nifti import is_nifti, nifti_grid
+from .split import SPLIT_FOLDERS, group_of
+from .units import group_cases
 
 NAMED = 5  # cases that a message names before it says how many more there are
 FEW_PIXELS = 1e-3  # share of the foreground below which masks are hard to learn
@@ -128,7 +130,7 @@ class Looks(Dataset):
 
 
 def look_at(dataset, unit, group_key=""):
-    """The `Look` at a `data.Unit`; whatever its loader raises is among its `problems`."""
+    """The `Look` at a `units.Unit`; whatever its loader raises is among its `problems`."""
     first = unit.cases[0]
     look = Look(unit.name, group_of(first, group_key), len(unit.cases), first.label, len(first.masks))
     digest, blank, marked = hashlib.sha256(), True, []

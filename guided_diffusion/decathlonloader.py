@@ -4,9 +4,10 @@ import re
 
 from .data import SegmentationDataset
 from .errors import UserError
-from .files import NIFTI_SUFFIXES, list_files, read_json, split_suffix
+from .files import list_files, read_json, split_suffix
 from .intensity import CTWindow, normalised_channels, zscore
 from .logger import counted
+from .nifti import NIFTI_SUFFIXES
 from .raters import RaterFolders
 from .volumes import VolumeReader
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from .calibration import ReliabilityTable, boundary_band
-from .data import group_cases
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble import staple
 from .ensemble_size import dice_by_size
@@ -23,6 +22,7 @@ from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
 from .temperature import LevelTable
 from .uncertainty import case_scores
+from .units import group_cases
 
 
 @dataclass(frozen=True)

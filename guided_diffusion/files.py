@@ -1,4 +1,4 @@
-"""Reading and writing images and volumes: damage is told in one line, and every write is whole or not at all."""
+"""Reading and writing pictures, arrays and tables: damage is told in one line, every write is whole or not at all."""
 
 import csv
 import json
@@ -8,17 +8,14 @@ import re
 import shutil
 import zipfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from . import orientation
 from .errors import UserError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 # ---- names -------------------------------------------------------------------------------------------------------
 
@@ -28,11 +25,6 @@ def split_suffix(path):
     path = Path(path)
     suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
     return path.name.removesuffix(suffix), suffix
-
-
-def is_nifti(path):
-    """Whether the file name is that of a NIfTI file."""
-    return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
 
 
 def list_files(folder, suffixes):
@@ -57,7 +49,7 @@ def read_picture(path):
     if _is_wide(picture):
         return _wide_values(path, picture)[None] / np.float32(257)
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-    with _decoding(path, "picture"):
+    with decoding(path, "picture"):
         values = np.asarray(picture.convert(mode), dtype=np.float32)
     return values[None] if mode == "L" else np.ascontiguousarray(values.transpose(2, 0, 1))
 
@@ -74,7 +66,7 @@ def read_picture_mask(path):
     if _is_wide(picture):
         values = _wide_values(path, picture)
         return _cut_mask(path, values, 255 if values.max() <= 255 else 65535)
-    with _decoding(path, "picture"):
+    with decoding(path, "picture"):
         grey = np.asarray(picture.convert("L"))
         if picture.mode == "P" and not np.isin(grey, (0, 255)).all():
             return np.asarray(picture) > 0
@@ -89,7 +81,7 @@ def read_picture_labels(path):
     picture = _open_picture(path)
     if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
         raise UserError(f"{path}: is a JPEG, whose values are not those that were saved; save label maps as PNG")
-    with _decoding(path, "picture"):
+    with decoding(path, "picture"):
         if _is_wide(picture):
             values = _wide_values(path, picture)
         else:
@@ -112,7 +104,7 @@ def _cut_mask(path, values, full):
 
 
 def _open_picture(path):
-    with _decoding(path, "picture"), Image.open(path) as picture:
+    with decoding(path, "picture"), Image.open(path) as picture:
         pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
         picture.load()
         picture = ImageOps.exif_transpose(picture)
@@ -142,111 +134,6 @@ def stacked(paths, arrays):
     return np.stack(arrays)
 
 
-# ---- volumes -----------------------------------------------------------------------------------------------------
-
-
-def read_nifti(path, like=None, onto=None):
-    """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
-
-    A volume is turned to the orientation of `orientation.canonical_turn`, and the affine and spacing with it; a 2-D
-    image is as in the file. Further axes of length 1 are dropped. A file whose affine is the identity, as programs
-    write that have lost it, is taken to lie voxel for voxel as the file `like` (a path or None) does.
-    onto: a `data.Geometry`, as whose array a volume is turned instead; one without an affine lies as that one's file.
-    Raises `UserError` for a missing or damaged file and for 4-D data.
-    """
-    opened = _open_nifti(path, like, onto)
-    if opened.channels > 1:
-        raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
-    return opened.values()[..., 0], opened.affine, opened.spacing
-
-
-def read_nifti_channels(path, like=None):
-    """Read the values of a NIfTI file of one or more channels as float32 [X, Y, C] or [X, Y, Z, C], else as
-    `read_nifti` does."""
-    return _open_nifti(path, like).values()
-
-
-def read_nifti_labels(path, like=None, onto=None):
-    """Read a NIfTI label map, as `read_nifti` does, as int32 [X, Y] or [X, Y, Z]; labels stored as floats are
-    rounded."""
-    values = read_nifti(path, like, onto)[0]
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
-    return np.rint(values).astype(np.int32)
-
-
-def read_nifti_header(path, like=None):
-    """Return (shape, affine, spacing) as `read_nifti` would, from the header alone: the data are not decompressed.
-
-    Of a 4-D file the shape is that of one channel.
-    """
-    opened = _open_nifti(path, like)
-    return opened.shape, opened.affine, opened.spacing
-
-
-def nifti_channels(path):
-    """The number of channels of a NIfTI file (the length of its fourth axis), from its header."""
-    return _open_nifti(path).channels
-
-
-def nifti_grid(path):
-    """How a NIfTI file lies: (its own affine, the turn from it to what `read_nifti` gives; see `orientation`)."""
-    opened = _open_nifti(path)
-    return opened.file_affine, opened.turn
-
-
-@dataclass(frozen=True)
-class _Nifti:
-    """An open NIfTI file: its shape (of a channel), affine and spacing as they are given out, turned by `turn`."""
-
-    path: object
-    image: object
-    channels: int
-    file_shape: tuple
-    file_affine: np.ndarray
-    turn: np.ndarray
-
-    @property
-    def shape(self):
-        return orientation.turned_shape(self.file_shape, self.turn)
-
-    @property
-    def affine(self):
-        volume = (*self.file_shape, 1, 1)[:3]
-        return orientation.turned_affine(self.file_affine, self.turn, volume)
-
-    @property
-    def spacing(self):
-        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return tuple(float(size) for size in sizes[: len(self.file_shape)])
-
-    def values(self):
-        """float32 [X, Y, C] or [X, Y, Z, C]."""
-        with _decoding(self.path, "NIfTI file"):
-            values = self.image.get_fdata(dtype=np.float32)
-        values = values.reshape(*self.file_shape, self.channels)
-        return orientation.turned(values, self.turn)
-
-
-def _open_nifti(path, like=None, onto=None):
-    import nibabel
-
-    with _decoding(path, "NIfTI file"):
-        image = nibabel.load(path)
-        affine = np.array(image.affine, dtype=np.float64)
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    channels = shape[3] if len(shape) == 4 else 1
-    if len(shape) not in (2, 3, 4):
-        raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and one for channels")
-    shape = shape[:3]
-    if (like or onto) and (affine == np.eye(4)).all():
-        affine = onto.in_file[0] if onto else _open_nifti(like).file_affine
-    turn = orientation.turn_onto(affine, *onto.in_file) if onto else orientation.canonical_turn(affine, shape)
-    return _Nifti(path, image, channels, shape, affine, turn)
-
-
 # ---- NumPy archives ----------------------------------------------------------------------------------------------
 
 
@@ -256,7 +143,7 @@ def read_npz_headers(path):
     Raises `UserError` for a missing or damaged file.
     """
     headers = {}
-    with _decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
+    with decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -271,7 +158,7 @@ def read_npz(path, name):
 
     Raises `UserError` for a missing or damaged file and for an array that it does not hold.
     """
-    with _decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
+    with decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
         return archive[name]
 
 
@@ -279,7 +166,7 @@ def read_npz(path, name):
 
 
 @contextmanager
-def _decoding(path, kind):
+def decoding(path, kind):
     """Turn whatever a decoder raises into one line that names the file."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -407,19 +294,6 @@ def write_label_png(path, labels, colours):
     picture.putpalette(palette.tobytes())
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
-
-
-def write_nifti(path, array, affine):
-    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm; the dtype is kept."""
-    import nibabel
-
-    array = np.asarray(array)
-    if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
 
 
 def write_json(path, value):

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from .data import SPLIT_FOLDERS, split_folders
 from .errors import UserError
+from .split import SPLIT_FOLDERS, split_folders
 from .storage import folder_and_name, is_remote, join, list_folders
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -1,7 +1,8 @@
 """Masks of several raters: a sub-folder of the mask folder for each, masks/RATER/NAME.png, in layouts of folders."""
 
 from .errors import UserError
-from .files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, list_files, split_suffix
+from .files import PICTURE_SUFFIXES, list_files, split_suffix
+from .nifti import NIFTI_SUFFIXES
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 

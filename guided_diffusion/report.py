@@ -29,7 +29,7 @@ FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at fi
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
     """Write report.html over the results in `results_dir` to `out_dir` (default: there), whole or not at all.
 
-    units: the `data.Unit`s that may be shown; those without a prediction are left out. The figures are those of
+    units: the `units.Unit`s that may be shown; those without a prediction are left out. The figures are those of
     metrics.csv, summary.json and curves.json in `out_dir`, where they are. Pictures of more than `EMBEDDED` bytes lie
     beside it in report_files/ and are loaded as they are looked at. read_raters: called as `raters_of` is. progress:
     wraps the list of units (a tqdm). Returns the page's path.

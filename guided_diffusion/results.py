@@ -30,18 +30,15 @@ from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
     atomic_path,
-    is_nifti,
     read_json,
-    read_nifti,
-    read_nifti_labels,
     read_picture,
     read_picture_labels,
     read_picture_mask,
     write_json,
     write_label_png,
-    write_nifti,
     write_png,
 )
+from .nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
 
@@ -227,7 +224,7 @@ class Predictions:
     names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
     called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
     classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
-    volume, as whose array those read are turned; None: see `files.read_nifti`.
+    volume, as whose array those read are turned; None: see `nifti.read_nifti`.
     """
 
     def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):

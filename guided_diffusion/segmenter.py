@@ -114,7 +114,7 @@ class Segmenter:
         """Segment each slice along the last axis of a volume [X, Y, Z] or [C, X, Y, Z], normalised as a whole.
 
         affine: that of its file [4, 4], as `nibabel.load(path).affine`: the volume is turned by it as the script does,
-            and the answer back. None: it lies as `files.read_nifti` turns it, with axial slices [right, front].
+            and the answer back. None: it lies as `nifti.read_nifti` turns it, with axial slices [right, front].
         As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
         Returns a `case_maps.CaseMaps` of the volume's size.
         """

@@ -1,10 +1,17 @@
-"""Which cases are held out of training: whole groups, such as patients, each decided by a hash of (seed, group)."""
+"""The splits of a data set: the folders that are called so, and whole groups of cases that are held out by a hash."""
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from .errors import UserError
+from .errors import NoSplitError, UserError
 from .seeds import seed_of
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,45 @@ def hold_out_of(values):
     if not values.get("val_fraction"):
         return None
     return HoldOut(values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""))
+
+
+def split_folders(data_dir, split):
+    """Return the folders to look for cases in: data_dir itself, or its sub-folders for training and for testing.
+
+    If data_dir holds any folder of `SPLIT_FOLDERS` (any case), those of `split` are returned, or all of them for None;
+    for "test" those of "val" where there are none for testing; for "val" none at all where there is none. Raises
+    `NoSplitError` if only another split's is there, rather than give its cases instead.
+    """
+    folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
+    found = {name: [f for f in folders if split_of(f.name) == name] for name in SPLIT_FOLDERS}
+    if split == "val":
+        return found["val"]
+    if not any(found.values()):
+        return [Path(data_dir)]
+    if split is None:
+        return [folder for part in found.values() for folder in part]
+    if split == "test" and not found["test"]:
+        found["test"] = found["val"]
+    if not found[split]:
+        other = next(part[0].name for part in found.values() if part)
+        raise NoSplitError(
+            f"{data_dir}: holds {other}/ but no {split}/ or {split}ing/; name the folder to use with --data_dir"
+        )
+    return found[split]
+
+
+def given_split(word):
+    """The split of a flag or manifest as data sets take it: None for "all"."""
+    return None if word == "all" else word
+
+
+def split_of(folder_name):
+    """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
+    name = folder_name.lower()
+    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
+    data = (
+        split
+        for split, names in SPLIT_FOLDERS.items()
+        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
+    )
+    return next(exact, None) or next(data, None)

@@ -6,8 +6,9 @@ import numpy as np
 
 from .data import Case, Geometry
 from .errors import UserError
-from .files import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels, stacked
+from .files import stacked
 from .intensity import in_words, normalised, zscore
+from .nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
 from .volume_store import Entry, VolumeCache
 
 DECODED = "2"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
@@ -16,7 +17,7 @@ DECODED = "2"  # to be counted up whenever volumes are decoded differently: it m
 class VolumeReader:
     """What a loader of NIfTI files needs: cases of slices, their normalised images, their labels, their geometry.
 
-    A slice k is `volume[..., k]`, [X, Y], of the volume as `files.read_nifti` turns it, so stacking slices along the
+    A slice k is `volume[..., k]`, [X, Y], of the volume as `nifti.read_nifti` turns it, so stacking slices along the
     last axis gives that back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
     A 4-D file holds several channels.
 

@@ -12,7 +12,7 @@ from .batches import sampling_batches
 from .benchmark import CACHED, FAST, MASK_CHANNELS, NUM_LABELS, PLAIN, seconds_of, time_by_turns
 from .compiling import compiled
 from .config import DiffusionOptions, build
-from .data import build_dataset, group_cases
+from .data import build_dataset
 from .dist_util import autocast, memory_format, training_memory_format
 from .errors import UserError
 from .gaussian_diffusion import build_diffusion
@@ -23,6 +23,7 @@ from .plan import ONE_STEP, plan_sampling
 from .run_options import SampleOptions, TrainOptions
 from .sampling import draw_members
 from .train_util import TrainLoop
+from .units import group_cases
 from .volume_store import use_cache
 from .volumes import VolumeReader
 

@@ -9,7 +9,7 @@ import torch
 
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DeviceOptions, DiffusionOptions, ModelOptions, build, option
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.gaussian_diffusion import build_diffusion
@@ -20,6 +20,7 @@ from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import EnsembleSampler
+from guided_diffusion.units import group_cases
 
 IMAGE_SIZE = 64
 EARLY = 10  # cases, after which everything that is kept once is there

@@ -15,7 +15,7 @@ import torch
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import option
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset
 from guided_diffusion.ensemble import pairwise_dice
 from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.files import atomic_path, check_writable, write_json
@@ -23,6 +23,7 @@ from guided_diffusion.logger import console
 from guided_diffusion.phantom import write_isic
 from guided_diffusion.results import Predictions
 from guided_diffusion.statistics import bootstrap_interval
+from guided_diffusion.units import group_cases
 
 MODEL = "--image_size 64 --num_channels 24 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16"
 TRAINING = "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --sample_interval 0"

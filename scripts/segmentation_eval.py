@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
 from guided_diffusion.comparison import RULES, compare, format_comparison
-from guided_diffusion.data import build_dataset, given_split, group_cases
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.files import read_json
@@ -19,10 +19,11 @@ from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
-from guided_diffusion.split import hold_out_of
+from guided_diffusion.split import given_split, hold_out_of
 from guided_diffusion.storage import fetch_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from guided_diffusion.units import group_cases
 from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"

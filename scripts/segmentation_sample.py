@@ -17,7 +17,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset, given_split, group_cases
+from guided_diffusion.data import build_dataset
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -32,8 +32,10 @@ from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
+from guided_diffusion.split import given_split
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
 from guided_diffusion.summary import format_summary
+from guided_diffusion.units import group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 

@@ -5,14 +5,13 @@ from guided_diffusion.errors import interruptible_imports, run_script
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
 
-import dataclasses
 import os
 import sys
 from contextlib import nullcontext
 
 import torch
 
-from guided_diffusion.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, newest_name, step_of
+from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
@@ -20,23 +19,17 @@ from guided_diffusion.config import (
     DiffusionOptions,
     ModelOptions,
     ProcessOptions,
-    build,
-    check_variant,
-    saved_options,
 )
-from guided_diffusion.config_file import as_yaml, run_values, write_config
-from guided_diffusion.data import SegmentationDataset, build_dataset, recognised, suggested
+from guided_diffusion.config_file import as_yaml, write_config
 from guided_diffusion.dist_util import (
     Processes,
     joined_processes,
     keep_freed_memory,
     launch_on_gpus,
     pick_device,
-    pick_precision,
     training_memory_format,
 )
 from guided_diffusion.dry_run import estimate_training
-from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
@@ -46,14 +39,12 @@ from guided_diffusion.selection import select_slices
 from guided_diffusion.sessions import FILE as SESSIONS
 from guided_diffusion.sessions import recorded
 from guided_diffusion.sharding import sharded_as_built
-from guided_diffusion.storage import absolute, fetch_file, fetch_folder, is_remote
+from guided_diffusion.storage import is_remote
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training_run import settle
 from guided_diffusion.validation import Validation, spread_cases
-from guided_diffusion.validation_data import ValidationData, find_validation
-from guided_diffusion.views import View
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
-from guided_diffusion.work_folder import WorkFolder, work_folder
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
       --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
@@ -72,84 +63,6 @@ def main(argv=None):
         quiet(not processes.is_first)
         keep_freed_memory()
         return train_model(options, given, processes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What is about to run, as flags and, where it goes on, a checkpoint say. start: that checkpoint, or None."""
-
-    data: DataOptions
-    train: TrainOptions
-    model: ModelOptions
-    diffusion: DiffusionOptions
-    precision: str
-    dataset: SegmentationDataset
-    start: Checkpoint | None
-    folder: WorkFolder
-    validation: ValidationData | None
-
-    @property
-    def config(self):
-        """The option values that are kept in checkpoints: a dict for each group."""
-        train = dataclasses.asdict(self.train)
-        del train["dry_run"]
-        if train["val_dir"]:
-            train["val_dir"] = absolute(train["val_dir"])
-        return {
-            "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
-            "model": dataclasses.asdict(self.model),
-            "diffusion": dataclasses.asdict(self.diffusion),
-            "train": train,
-            "device": {"precision": self.precision, "use_fp16": self.precision == "fp16"},
-        }
-
-    @property
-    def values(self):
-        """The same as one dict, for a file of options."""
-        return run_values(self.config, self.model, self.diffusion, self.train.out_dir)
-
-
-def settle(options, given, processes):
-    """The `Run` that the options ask for, checked; nothing is written."""
-    data, train, model_options, diffusion_options, process_options = options
-    folder = begun_folder(train.out_dir, processes)
-    start = find_start(train, folder, processes)
-    if start is not None:
-        model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
-        diffusion_options = saved_options(
-            DiffusionOptions, start.config["diffusion"], diffusion_options, given, "to go on from"
-        )
-        data, train = (
-            go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
-        )
-        folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
-        check_not_behind(folder, start, processes)
-    check_variant(model_options, diffusion_options, given)
-    if not data.data_dir:
-        raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    precision = pick_precision(process_options.precision, processes.device)
-    data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
-    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
-    here = dataclasses.replace(data, data_dir=data_dir)
-    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
-    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
-    if train.orientation == "auto":
-        train.orientation = dataset.orientation  # for those who go on from here, and for sampling
-    dataset.orientation = train.orientation
-    check_dataset(dataset, model_options, start)
-    if data.classes == "auto":
-        data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
-    if start is None:
-        diffusion_options.settle_activation(dataset.classes)
-    if train.overfit:
-        dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
-        model_options = dataclasses.replace(model_options, dropout=0.0)
-    validation = None
-    if train.sample_interval:
-        val_dir = train.val_dir
-        val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
-        validation = find_validation(here, train, dataset, val_dir)
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation)
 
 
 def train_model(options, given, processes):
@@ -269,107 +182,6 @@ def dry_run(options, given):
     comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
     sys.stdout.write(as_yaml(run.values) + comments)
     return 0
-
-
-def find_data(data, image_size, view, chosen):
-    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
-    try:
-        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
-        return build_dataset(data.data_name, data.data_dir, image_size, **options)
-    except NoCasesError as error:
-        if chosen:
-            raise
-        raise UserError(
-            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
-        ) from None
-
-
-def begun_folder(out_dir, processes):
-    """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
-    folder = work_folder(out_dir, "training")
-    if processes.is_first:
-        folder.begin()
-    return folder
-
-
-def find_start(train, folder, processes):
-    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
-    newest = newest_of(folder, processes)
-    if train.resume_checkpoint == "auto":
-        return None if newest is None else load_checkpoint(bring(folder, newest, processes))
-    if train.resume_checkpoint:
-        path = train.resume_checkpoint
-        return load_checkpoint(processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path)
-    if newest is not None:
-        raise UserError(
-            f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
-        )
-    return None
-
-
-def newest_of(folder, processes):
-    """The name of the newest checkpoint in a `WorkFolder` or None, as the first process sees it, in all of them."""
-    return processes.from_first(lambda: newest_name(folder.names()))  # or some might see a later one
-
-
-def bring(folder, name, processes):
-    """The local path of a checkpoint in a `WorkFolder`. The first process may have one that was not pushed yet."""
-    if not is_remote(folder.shown()):
-        return folder.path / name
-    processes.from_first(folder.push)
-    if processes.is_first:
-        folder.pull(lambda other: other == name)
-    return processes.by_machine(lambda: folder.path / name if processes.is_first else fetch_file(folder.shown(name)))
-
-
-def check_not_behind(folder, start, processes):
-    """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
-    newest = newest_of(folder, processes)
-    if newest is not None and step_of(newest) > start.step:
-        raise UserError(
-            f"--out_dir holds a later checkpoint ({folder.shown(newest)}) than the one to go on from, of step "
-            f"{start.step}: remove the later ones or choose another"
-        )
-
-
-def go_on_with(options, saved, given):
-    """A resumed run's options: as before, but for the flags given now."""
-    names = {item.name for item in dataclasses.fields(options)}
-    values = {name: value for name, value in saved.items() if name in names}
-    values |= {name: getattr(options, name) for name in names & given}
-    return build(type(options), values)
-
-
-def check_dataset(dataset, model_options, start):
-    """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
-    if model_options.class_cond:
-        check_labels(dataset, start)
-    if start is None:
-        return
-    if dataset.image_channels != start.image_channels:
-        raise UserError(
-            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
-            f"{start.image_channels}"
-        )
-    if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
-        raise UserError(
-            f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "
-            f"{start.classes.described()}"
-        )
-
-
-def check_labels(dataset, start):
-    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for."""
-    names = list(dataset.label_names)
-    for case in dataset.cases:
-        if case.label not in range(len(names)):
-            has = "no class label" if case.label is None else f"the class label {case.label} of {len(names)}"
-            raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False")
-    if start is not None and names != start.label_names:
-        raise UserError(
-            f"{dataset.data_dir}: has the labels {', '.join(names)}, the checkpoint was trained with "
-            f"{', '.join(start.label_names)}"
-        )
 
 
 def describe(dataset, model, train, place, precision, start, validation):

@@ -10,13 +10,7 @@ import torch
 
 from guided_diffusion import custom_dataset_loader
 from guided_diffusion.batches import TrainingOrder, collate, sampling_batches, training_batches
-from guided_diffusion.data import (
-    Case,
-    SegmentationDataset,
-    build_dataset,
-    find_loader,
-    split_folders,
-)
+from guided_diffusion.data import Case, SegmentationDataset, build_dataset, find_loader
 from guided_diffusion.errors import UserError
 from guided_diffusion.selection import Selection
 from guided_diffusion.views import resize_image, resize_mask
@@ -144,17 +138,6 @@ def test_wrong_images_are_refused(tmp_path, image, message):
 def test_wrong_masks_are_refused(tmp_path, mask, message):
     with pytest.raises(UserError, match=f"m: .*{message}"):
         make(tmp_path, masks={"c0": mask})[0]
-
-
-def test_split_folders(tmp_path):
-    assert split_folders(tmp_path, "train") == [tmp_path]
-    (tmp_path / "Training").mkdir()
-    assert split_folders(tmp_path, "train") == [tmp_path / "Training"]
-    with pytest.raises(UserError, match="holds Training/ but no test/ or testing/"):
-        split_folders(tmp_path, "test")
-    (tmp_path / "test").mkdir()
-    assert split_folders(tmp_path, "test") == [tmp_path / "test"]
-    assert split_folders(tmp_path, None) == [tmp_path / "Training", tmp_path / "test"]
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from guided_diffusion.batches import training_batches
-from guided_diffusion.data import build_dataset, group_cases
+from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.phantom_lidc import write_lidc
+from guided_diffusion.units import group_cases
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 16, 20), np.uint8)

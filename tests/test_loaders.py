@@ -1,4 +1,4 @@
-"""Loaders by name: those of installed packages, AUTO, and the splits that folders' names stand for."""
+"""Loaders by name: those of installed packages and AUTO."""
 
 import sys
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import LOADER
 
-from guided_diffusion.data import ENTRY_POINTS, build_dataset, find_loader, recognised, split_of
+from guided_diffusion.data import build_dataset, find_loader, recognised
 from guided_diffusion.errors import UserError
 from guided_diffusion.phantom_lidc import write_lidc
+from guided_diffusion.registry import ENTRY_POINTS
 
 # ---- loaders of installed packages -------------------------------------------------------------------------------
 
@@ -81,22 +82,3 @@ def test_layouts_are_found_by_themselves(tmp_path, isic, brats, slices, pictures
 def test_another_layout_than_the_one_asked_for_is_suggested(tmp_path, isic, refusal):
     line = ["--data_dir", isic, "--out_dir", tmp_path / "run"]
     assert refusal("segmentation_train", line).endswith("BRATS is the default of --data_name: add --data_name ISIC")
-
-
-@pytest.mark.parametrize(
-    "name, split",
-    [
-        ("Train", "train"),
-        ("valid", "val"),
-        ("testing", "test"),
-        ("MICCAI_BraTS_2018_Data_Training", "train"),
-        ("MICCAI_BraTS2020_ValidationData", "val"),
-        ("RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021", "train"),
-        ("ASNR-MICCAI-BraTS2023-GLI-Challenge-ValidationData", "val"),
-        ("images", None),
-        ("latest_data", None),
-        ("trainee", None),
-    ],
-)
-def test_the_split_that_a_folder_is_of(name, split):
-    assert split_of(name) == split

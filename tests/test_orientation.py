@@ -9,7 +9,7 @@ from conftest import FAST
 
 from guided_diffusion.data import build_dataset
 from guided_diffusion.evaluation import evaluate
-from guided_diffusion.files import read_nifti
+from guided_diffusion.nifti import read_nifti
 from guided_diffusion.orientation import (
     STILL,
     canonical_turn,

@@ -1,4 +1,4 @@
-"""Holding cases out of training: what stays together, what decides, and what sampling and evaluation then take."""
+"""The folders of a split, and cases held out of training: what stays together, what decides, and what is then taken."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from test_config import refused, values
 from guided_diffusion.data import Case, build_dataset
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.split import HoldOut, group_of, hold_out_of
+from guided_diffusion.split import HoldOut, group_of, hold_out_of, split_folders, split_of
 
 
 def cases(names, **keywords):
@@ -153,3 +153,36 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
     script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
     assert [row["name"] for row in rows(tmp_path / "results")] == held
     assert strict_json(tmp_path / "results" / "summary.json")["missing"] == 0
+
+
+# ---- the folders of a split ---------------------------------------------------------------------------------------
+
+
+def test_split_folders(tmp_path):
+    assert split_folders(tmp_path, "train") == [tmp_path]
+    (tmp_path / "Training").mkdir()
+    assert split_folders(tmp_path, "train") == [tmp_path / "Training"]
+    with pytest.raises(UserError, match="holds Training/ but no test/ or testing/"):
+        split_folders(tmp_path, "test")
+    (tmp_path / "test").mkdir()
+    assert split_folders(tmp_path, "test") == [tmp_path / "test"]
+    assert split_folders(tmp_path, None) == [tmp_path / "Training", tmp_path / "test"]
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("Train", "train"),
+        ("valid", "val"),
+        ("testing", "test"),
+        ("MICCAI_BraTS_2018_Data_Training", "train"),
+        ("MICCAI_BraTS2020_ValidationData", "val"),
+        ("RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021", "train"),
+        ("ASNR-MICCAI-BraTS2023-GLI-Challenge-ValidationData", "val"),
+        ("images", None),
+        ("latest_data", None),
+        ("trainee", None),
+    ],
+)
+def test_the_split_that_a_folder_is_of(name, split):
+    assert split_of(name) == split

@@ -13,7 +13,7 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.dist_util import Processes
 from guided_diffusion.errors import UserError
-from guided_diffusion.files import read_nifti
+from guided_diffusion.nifti import read_nifti
 from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.selection import Selection, select_slices
 from guided_diffusion.views import View, at_least, crop

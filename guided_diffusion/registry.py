@@ -1,0 +1,73 @@
+"""The names that loaders are known by: the program's own, those of installed packages, and classes in files."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from .errors import UserError
+
+LOADERS = {
+    "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
+    "ISIC": "guided_diffusion.isicloader:ISICDataset",
+    "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
+    "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
+    "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
+}
+
+AUTO = "AUTO"  # stands for whichever loader recognises the folder
+ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
+
+
+def named_object(data_name):
+    """(where it is from, its name there, what that is) of a data name that stands for one loader; None for the last
+    where the module has no such name.
+
+    data_name: as `data.build_dataset` takes it, but for AUTO. Raises `UserError` for a name that nobody knows and for
+    a file or package that does not load.
+    """
+    if ".py:" in data_name:
+        path, _, class_name = data_name.rpartition(":")
+        return path, class_name, getattr(_import_file(Path(path)), class_name, None)
+    if data_name.upper() in LOADERS:
+        path, _, class_name = LOADERS[data_name.upper()].partition(":")
+        return path, class_name, getattr(importlib.import_module(path), class_name)
+    return _registered(data_name)
+
+
+def registered_loaders():
+    """{name in upper case: entry point} of the loaders that installed packages register (see `ENTRY_POINTS`)."""
+    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _registered(data_name):
+    """(where, class name, class) of a loader that an installed package registers."""
+    points = registered_loaders()
+    point = points.get(data_name.upper())
+    if point is None:
+        names = ", ".join([*LOADERS, AUTO, *points])
+        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
+    try:
+        return point.module, point.attr, point.load()
+    except Exception as error:  # whatever the package's own import raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
+
+
+def _import_file(path):
+    if not path.is_file():
+        raise UserError(f"--data_name {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, for one, look for it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{path}: {where}{type(error).__name__}: {' '.join(str(error).split())}") from error
+    return module

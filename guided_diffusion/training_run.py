@@ -1,0 +1,204 @@
+"""What a training run is: its options, its data and the checkpoint it goes on from, settled and checked."""
+
+import dataclasses
+
+from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
+from .config import DataOptions, DiffusionOptions, ModelOptions, build, check_variant, saved_options
+from .config_file import run_values
+from .data import SegmentationDataset, build_dataset, recognised
+from .dist_util import pick_precision
+from .errors import NoCasesError, UserError
+from .registry import AUTO
+from .run_options import TrainOptions
+from .storage import absolute, fetch_file, fetch_folder, is_remote
+from .validation import spread_cases
+from .validation_data import ValidationData, find_validation
+from .views import View
+from .work_folder import WorkFolder, work_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is about to run, as flags and, where it goes on, a checkpoint say. start: that checkpoint, or None."""
+
+    data: DataOptions
+    train: TrainOptions
+    model: ModelOptions
+    diffusion: DiffusionOptions
+    precision: str
+    dataset: SegmentationDataset
+    start: Checkpoint | None
+    folder: WorkFolder
+    validation: ValidationData | None
+
+    @property
+    def config(self):
+        """The option values that are kept in checkpoints: a dict for each group."""
+        train = dataclasses.asdict(self.train)
+        del train["dry_run"]
+        if train["val_dir"]:
+            train["val_dir"] = absolute(train["val_dir"])
+        return {
+            "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
+            "model": dataclasses.asdict(self.model),
+            "diffusion": dataclasses.asdict(self.diffusion),
+            "train": train,
+            "device": {"precision": self.precision, "use_fp16": self.precision == "fp16"},
+        }
+
+    @property
+    def values(self):
+        """The same as one dict, for a file of options."""
+        return run_values(self.config, self.model, self.diffusion, self.train.out_dir)
+
+
+def settle(options, given, processes):
+    """The `Run` that the options ask for, checked; nothing is written."""
+    data, train, model_options, diffusion_options, process_options = options
+    folder = begun_folder(train.out_dir, processes)
+    start = find_start(train, folder, processes)
+    if start is not None:
+        model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
+        diffusion_options = saved_options(
+            DiffusionOptions, start.config["diffusion"], diffusion_options, given, "to go on from"
+        )
+        data, train = (
+            go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
+        )
+        folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
+        check_not_behind(folder, start, processes)
+    check_variant(model_options, diffusion_options, given)
+    if not data.data_dir:
+        raise UserError("--data_dir: is needed; it names the folder that holds the training data")
+    precision = pick_precision(process_options.precision, processes.device)
+    data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
+    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
+    here = dataclasses.replace(data, data_dir=data_dir)
+    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
+    if train.orientation == "auto":
+        train.orientation = dataset.orientation  # for those who go on from here, and for sampling
+    dataset.orientation = train.orientation
+    check_dataset(dataset, model_options, start)
+    if data.classes == "auto":
+        data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
+    if start is None:
+        diffusion_options.settle_activation(dataset.classes)
+    if train.overfit:
+        dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
+        model_options = dataclasses.replace(model_options, dropout=0.0)
+    validation = None
+    if train.sample_interval:
+        val_dir = train.val_dir
+        val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
+        validation = find_validation(here, train, dataset, val_dir)
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation)
+
+
+def find_data(data, image_size, view, chosen):
+    """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
+    try:
+        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
+        return build_dataset(data.data_name, data.data_dir, image_size, **options)
+    except NoCasesError as error:
+        if chosen:
+            raise
+        raise UserError(
+            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
+        ) from None
+
+
+def suggested(data_dir):
+    """What to do about `--data_name` where the one that was tried found nothing, in words."""
+    try:
+        return f"add --data_name {recognised(AUTO, data_dir)}"
+    except (UserError, OSError):
+        return "name your kind of data"
+
+
+def begun_folder(out_dir, processes):
+    """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
+    folder = work_folder(out_dir, "training")
+    if processes.is_first:
+        folder.begin()
+    return folder
+
+
+def find_start(train, folder, processes):
+    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
+    newest = newest_of(folder, processes)
+    if train.resume_checkpoint == "auto":
+        return None if newest is None else load_checkpoint(bring(folder, newest, processes))
+    if train.resume_checkpoint:
+        path = train.resume_checkpoint
+        return load_checkpoint(processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path)
+    if newest is not None:
+        raise UserError(
+            f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
+        )
+    return None
+
+
+def newest_of(folder, processes):
+    """The name of the newest checkpoint in a `WorkFolder` or None, as the first process sees it, in all of them."""
+    return processes.from_first(lambda: newest_name(folder.names()))  # or some might see a later one
+
+
+def bring(folder, name, processes):
+    """The local path of a checkpoint in a `WorkFolder`. The first process may have one that was not pushed yet."""
+    if not is_remote(folder.shown()):
+        return folder.path / name
+    processes.from_first(folder.push)
+    if processes.is_first:
+        folder.pull(lambda other: other == name)
+    return processes.by_machine(lambda: folder.path / name if processes.is_first else fetch_file(folder.shown(name)))
+
+
+def check_not_behind(folder, start, processes):
+    """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
+    newest = newest_of(folder, processes)
+    if newest is not None and step_of(newest) > start.step:
+        raise UserError(
+            f"--out_dir holds a later checkpoint ({folder.shown(newest)}) than the one to go on from, of step "
+            f"{start.step}: remove the later ones or choose another"
+        )
+
+
+def go_on_with(options, saved, given):
+    """A resumed run's options: as before, but for the flags given now."""
+    names = {item.name for item in dataclasses.fields(options)}
+    values = {name: value for name, value in saved.items() if name in names}
+    values |= {name: getattr(options, name) for name in names & given}
+    return build(type(options), values)
+
+
+def check_dataset(dataset, model_options, start):
+    """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
+    if model_options.class_cond:
+        check_labels(dataset, start)
+    if start is None:
+        return
+    if dataset.image_channels != start.image_channels:
+        raise UserError(
+            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
+            f"{start.image_channels}"
+        )
+    if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
+        raise UserError(
+            f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "
+            f"{start.classes.described()}"
+        )
+
+
+def check_labels(dataset, start):
+    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for."""
+    names = list(dataset.label_names)
+    for case in dataset.cases:
+        if case.label not in range(len(names)):
+            has = "no class label" if case.label is None else f"the class label {case.label} of {len(names)}"
+            raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False")
+    if start is not None and names != start.label_names:
+        raise UserError(
+            f"{dataset.data_dir}: has the labels {', '.join(names)}, the checkpoint was trained with "
+            f"{', '.join(start.label_names)}"
+        )
