@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from guided_diffusion import config, run_options
+from guided_diffusion.command_line import parse
 from guided_diffusion.medsegdiff import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -118,9 +119,19 @@ def test_the_table_of_presets_is_true():
         said = {row[0]: row[column] for row in table}
         for flag, value in config.PRESETS[name].items():
             assert said[f"`--{flag}`"] == str(value)
-        for version, row in (("v1", "parameters of v1"), ("v2", "of v2"), ("unet", "of unet")):
+        for flags, row in (
+            ("--version v1", "parameters of v1"),
+            ("", "of v2, by the default recipe"),
+            ("--recipe none", "of v2, `--recipe none` or `published`"),
+            ("--version unet", "of unet"),
+        ):
+            (model_options, *_), _ = parse(
+                "",
+                [config.ModelOptions, run_options.TrainOptions, config.DiffusionOptions],
+                f"--preset {name} {flags}".split(),
+            )
             with torch.device("meta"):
-                model = build_model(config.build(config.ModelOptions, {"version": version, "preset": name}), 4, 1)
+                model = build_model(model_options, 4, 1)
             count = sum(parameter.numel() for parameter in model.parameters())
             assert said[row] == (f"{count / 1e9:.1f} G" if count > 1e9 else f"{count / 1e6:.1f} M")
 
