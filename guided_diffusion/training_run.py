@@ -172,6 +172,19 @@ def go_on_with(options, saved, given):
     return build(type(options), values)
 
 
+def stays_as_it_is(train, start):
+    """A warning where a run past its first stage (see `--condition_steps`) is to go on for much longer: its condition
+    model, and so the coarse mask, does not get better. None where there is nothing to warn of."""
+    learned = train.condition_steps
+    last = min(train.max_steps, train.lr_anneal_steps or train.max_steps)
+    if start is None or not 0 < learned <= start.step or last <= 2 * learned:
+        return None
+    return (
+        f"warning: the condition model learned in the first {learned} of {last} steps and stays as it is, but for its "
+        f"last layer; for one that learns for longer go on from a checkpoint before step {learned}, or begin anew"
+    )
+
+
 def check_dataset(dataset, model_options, start):
     """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
     if model_options.class_cond:

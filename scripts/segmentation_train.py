@@ -41,7 +41,7 @@ from guided_diffusion.sessions import recorded
 from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import is_remote
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training_run import settle
+from guided_diffusion.training_run import settle, stays_as_it_is
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
@@ -196,6 +196,8 @@ def describe(dataset, model, train, place, precision, start, validation):
         console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
     if start is not None:
         console().info(f"going on from step {start.step}")
+        if warning := stays_as_it_is(train, start):
+            console().warning(warning)
     kept = "; each save brings them there" if is_remote(train.out_dir) else ""
     console().info(
         f"logs: {train.out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}"

@@ -206,6 +206,16 @@ def test_a_staged_run_that_is_resumed_in_either_stage_equals_one_at_once(script,
         assert equal(getattr(at_once, part), getattr(resumed, part)), part
 
 
+def test_a_run_that_goes_on_for_long_after_its_first_stage_is_warned_of(script, pictures, tmp_path, capsys):
+    data = ["--data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --out_dir", tmp_path / "run"]
+    flags = f"{TINY} --version v2 --recipe staged"
+    for steps, warned in ((4, False), (6, False), (12, True)):  # the first stage ends after step 3
+        capsys.readouterr()
+        script("segmentation_train", [*data, flags, f"--max_steps {steps}"])
+        told = "the condition model learned in the first 3 of 12 steps and stays as it is" in capsys.readouterr().out
+        assert told == warned
+
+
 def test_sampling_warns_of_a_checkpoint_of_the_first_stage(script, pictures, tmp_path, capsys):
     flags = f"{TINY} --version v2 --recipe staged --condition_steps 2 --save_interval 1 --max_steps 3"
     script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", flags])
