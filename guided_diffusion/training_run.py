@@ -65,6 +65,9 @@ def settle(options, given, processes):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
+        ended = start.config["train"].get("condition_steps", 0)
+        if train.condition_steps == -1 and 0 < ended <= start.step:
+            train.condition_steps = ended  # the same command again does not begin the first stage anew
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
     check_variant(model_options, diffusion_options, given)
