@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ from guided_diffusion.errors import run_script
 
 # Several threads may sum in another order from run to run, and tests compare runs to the bit.
 torch.set_num_threads(1)
+
+# A shell's background job ignores Ctrl-C, and so would the scripts that tests start there.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (

@@ -1,6 +1,8 @@
 """The accuracy protocol through its script's door, at its smallest: what is recorded, resumed, split and refused."""
 
 import json
+import re
+import runpy
 
 import numpy as np
 import pytest
@@ -99,3 +101,23 @@ def test_a_broken_record_is_named(refusal, tmp_path):
     record = tmp_path / "a.jsonl"
     record.write_text('{"kind": "run"\n')
     assert "a.jsonl: line 1 is not JSON" in refusal("benchmark_accuracy", ["--table True --record", record])
+
+
+def test_the_readme_s_table_is_what_the_record_says_of_today_s_recipe():
+    module = runpy.run_path(str(PROTOCOL))
+    root = SCRIPTS.parent
+    lines = [json.loads(line) for line in (root / "docs" / "accuracy.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = re.findall(
+        r"(?m)^\| (LIDC|PH2)[^|]* \| `(\w+)` \| (.*) \|$", (root / "README.md").read_text(encoding="utf-8")
+    )
+    assert {row[:2] for row in rows} == {(name, c) for name in ("LIDC", "PH2") for c in ("unet", "unet_mse", "v2")}
+    for name, contender, told in rows:
+        flags = module["trained_with"](module["AccuracyOptions"](), module["CONTENDERS"][contender])
+        asked = {"set": {"LIDC": "lidc4", "PH2": "ph2"}[name], "flags": flags, "minutes": 12.0, "split": "test"}
+        runs = [line for line in lines if line["kind"] == "run" and asked.items() <= line.items()]
+        runs = [run["figures"] for run in runs if run["contender"] == contender]
+        expected = []
+        for figure in ("dice", "ece_band", "ged2"):
+            values = [run[figure] for run in runs]
+            expected.append("–" if None in values else f"{np.mean(values):.3f}")
+        assert told.replace("*", "").split(" | ") == expected
