@@ -283,8 +283,8 @@ class SampleOptions:
     scales: str = option(
         "auto",
         "the coarse mask is the mean over the image at these scales too, as 0.9,1.1, which makes it less sure where "
-        "it is wrong; none: its own alone; auto: 0.9,1.1 where the checkpoint was trained with --augment. Of a plain "
-        "U-Net the answer is; auto is none",
+        "it is wrong; none: at its own scale alone; auto: 0.9,1.1 where the checkpoint was trained with --augment. For "
+        "a plain U-Net its answer is that mean; auto is none",
     )
     coupling: str = option(
         "auto",
