@@ -1,4 +1,4 @@
-"""Tables of accuracy runs: mean and spread over seeds, and paired differences to the baseline with their intervals."""
+"""Tables of accuracy runs: mean and spread over seeds, and paired differences to the baselines with their intervals."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ import numpy as np
 from .files import atomic_path
 from .statistics import bootstrap_interval
 
-BASELINE = "unet"
+BASELINES = ("unet", "unet_looks")
 COLUMNS = {  # figures of a run's line and their headings
     "dice": "Dice",
     "iou": "IoU",
@@ -28,7 +28,7 @@ def write_tables(lines, path):
     groups = defaultdict(list)
     for line in lines:
         if line["kind"] == "run":
-            groups[line["set"], line["split"], line["minutes"]].append(line)
+            groups[line["set"], line["split"], line["minutes"], line["machine"]].append(line)
     text = "\n\n".join(_section(key, runs) for key, runs in sorted(groups.items())) or "No runs yet."
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -36,7 +36,7 @@ def write_tables(lines, path):
 
 
 def _section(key, runs):
-    name, split, minutes = key
+    name, split, minutes, machine = key
     contenders = defaultdict(list)
     for run in runs:
         contenders[run["contender"], run["flags"]].append(run)
@@ -48,10 +48,9 @@ def _section(key, runs):
         steps = ", ".join(sorted({str(run["steps"]) for run in own}))
         seconds = mean_and_spread([run["seconds_per_case"] for run in own], digits=2)
         table.append([contender, steps, str(len(own)), *cells, seconds])
-    machines = "; ".join(sorted({run["machine"] for run in runs}))
-    parts = [f"### {name}, {split} split, {minutes:g} minutes of training ({machines})", _markdown(table)]
-    paired = _paired_table(contenders)
-    return "\n\n".join(parts + ([paired] if paired else []))
+    parts = [f"### {name}, {split} split, {minutes:g} minutes of training ({machine})", _markdown(table)]
+    paired = [_paired_table(contenders, baseline) for baseline in BASELINES]
+    return "\n\n".join(parts + [table for table in paired if table])
 
 
 def mean_and_spread(values, digits=3):
@@ -64,13 +63,13 @@ def mean_and_spread(values, digits=3):
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def _paired_table(contenders):
-    """Differences to the baseline of the same seeds, over cases, with 95 % intervals over patients."""
-    baseline = {run["seed"]: run for (name, _), own in contenders.items() if name == BASELINE for run in own}
-    table = [["contender", *(f"{label} - {BASELINE}'s [95 %]" for label in PAIRED.values())]]
+def _paired_table(contenders, baseline):
+    """Differences to a baseline's runs of the same seeds, over cases, with 95 % intervals over patients."""
+    base = {run["seed"]: run for (name, _), own in contenders.items() if name == baseline for run in own}
+    table = [["contender", *(f"{label} - {baseline}'s [95 %]" for label in PAIRED.values())]]
     table.append(["---"] * len(table[0]))
     for (name, _), own in contenders.items():
-        pairs = [(run, baseline[run["seed"]]) for run in own if name != BASELINE and run["seed"] in baseline]
+        pairs = [(run, base[run["seed"]]) for run in own if name != baseline and run["seed"] in base]
         cells = [difference_cell(pairs, key) for key in PAIRED]
         if any(cell != "–" for cell in cells):
             table.append([name, *cells])

@@ -54,9 +54,8 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     config_file = given.pop("config", None)
     if config_file:
         given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
-    recipe, is_asked = _recipe(given, fields)
-    values = {**recipe, **given}
-    return _instances(groups, fields, values), set(values if is_asked else given)
+    values, given = _with_recipe(given, fields)
+    return _instances(groups, fields, values), given
 
 
 def options_from(groups, values):
@@ -79,24 +78,31 @@ def _instances(groups, fields, given):
     return [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
 
 
-def _recipe(given, fields):
-    """The values that `--recipe` stands for, its own name among them, and whether they count as given: not those of
-    the default recipe, which contradict neither a checkpoint to go on from nor the variant."""
+def _with_recipe(given, fields):
+    """All values, those that `--recipe` stands for below what is given; and the names of those that count as given.
+
+    The values of a recipe that was asked for do. Those of the default one contradict neither a checkpoint to go on
+    from nor the variant.
+    """
     if "recipe" not in fields:
-        return {}, False
-    name = given.get("recipe", fields["recipe"].default)
-    check_value(fields["recipe"], name)
+        return given, set(given)
+    asked = given.get("recipe", fields["recipe"].default)
+    check_value(fields["recipe"], asked)
     version = VERSIONS.get(given.get("version", fields["version"].default))
-    is_asked = name != "auto"
-    if not is_asked:
+    name = asked or "none"
+    if name == "auto":
         name = DEFAULT_RECIPE if version in RECIPES[DEFAULT_RECIPE] and _predicts_masks(given) else "none"
-        given.pop("recipe", None)
-    if name in ("", "none"):
-        return {"recipe": "none"}, False
-    versions = RECIPES[name]
-    if version not in versions:
-        raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
-    return {**versions[version], "recipe": name}, is_asked
+    values = {**_recipe(name, version), **given, "recipe": name}
+    return values, set(given) - {"recipe"} if asked == "auto" else set(values)
+
+
+def _recipe(name, version):
+    """The values that a recipe stands for."""
+    if name == "none":
+        return {}
+    if version not in RECIPES[name]:
+        raise UserError(f"--recipe {name} goes with --version {' or '.join(RECIPES[name])}, not {version}")
+    return RECIPES[name][version]
 
 
 def _predicts_masks(given):

@@ -9,50 +9,45 @@ import torch.nn.functional as F
 
 from .gaussian_diffusion import class_logits, class_probabilities
 from .medsegdiff import joined
-from .symmetries import SYMMETRIES, turned, turned_back
+from .symmetries import turned, turned_back
 
 TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone
-IDENTITY_ONLY = SYMMETRIES[:1]
 
 
-def encoded(model, image, label, *, kept, symmetries=IDENTITY_ONLY, scales=(), rows=None, exclusive=False):
+def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
     """The conditions of the images [N, C, H, W] in the first `kept` of the symmetries, row s * N + n.
 
     All of them have the mean over looks of the mask logits that a condition holds (`TOLD`), if it holds any: over each
     of the symmetries at the image's own scale and at each of `scales` (see `scaled`). The mean is that of
     probabilities; at a pixel, over the looks that it is in. label: int [N] or None. rows: how many images go through
-    the network at once; None: all. exclusive: see `gaussian_diffusion.class_probabilities`.
+    the network at once. exclusive: see `gaussian_diffusion.class_probabilities`.
     """
-    if len(symmetries) == 1 and not scales:
+    looks = [(symmetry, scale) for scale in (1.0, *scales) for symmetry in symmetries]  # those that are kept first
+    if len(looks) == 1:
         return model.encode(image, label)
-    conditions = [_in_parts(model, turned(image, symmetry), label, rows) for symmetry in symmetries[:kept]]
-    name = next((field for field in TOLD if field in conditions[0]._fields), None)
+    condition = joined(list(_passes(model, image, label, looks[:kept], rows)))
+    name = next((field for field in TOLD if field in condition._fields), None)
     if name is None:
-        return joined(conditions)
-    total, looks = 0, 0  # at each pixel
-    for index, symmetry in enumerate(symmetries):
-        for scale in (1.0, *scales):
-            if scale == 1 and index < kept:
-                condition = conditions[index]
-            else:
-                condition = _in_parts(model, scaled(turned(image, symmetry), scale), label, rows)
-            told = class_probabilities(getattr(condition, name).float(), exclusive)  # [N, K, H, W]
-            told, inside = scaled_back(told, scale)
-            total = total + turned_back(told * inside, symmetry)
-            looks = looks + turned_back(inside, symmetry)
-    mean = class_logits(total / looks, exclusive)
-    each = zip(conditions, symmetries, strict=False)
-    return joined([condition._replace(**{name: turned(mean, symmetry)}) for condition, symmetry in each])
+        return condition
+    others = [getattr(other, name) for other in _passes(model, image, label, looks[kept:], rows)]
+    logits = torch.cat([getattr(condition, name), *others]).float()
+    total, seen = 0, 0  # at each pixel
+    for (symmetry, scale), told in zip(looks, class_probabilities(logits, exclusive).split(len(image)), strict=True):
+        told, inside = scaled_back(told, scale)
+        total = total + turned_back(told * inside, symmetry)
+        seen = seen + turned_back(inside, symmetry)
+    mean = class_logits(total / seen, exclusive)
+    return condition._replace(**{name: torch.cat([turned(mean, symmetry) for symmetry in symmetries[:kept]])})
 
 
-def _in_parts(model, images, label, rows):
-    """`model.encode`, so many images at once; None: all."""
-    rows = rows or len(images)
-    parts = [
-        model.encode(images[low : low + rows], None if label is None else label[low : low + rows])
-        for low in range(0, len(images), rows)
-    ]
-    return parts[0] if len(parts) == 1 else joined(parts)
+def _passes(model, image, label, looks, rows):
+    """The conditions of the images by one look after the other, `rows` of them in a pass."""
+    if not looks:
+        return
+    images = torch.cat([scaled(turned(image, symmetry), scale) for symmetry, scale in looks])  # [L * N, C, H, W]
+    labels = None if label is None else label.repeat(len(looks))
+    for low in range(0, len(images), rows):
+        yield model.encode(images[low : low + rows], None if labels is None else labels[low : low + rows])
 
 
 def scaled(x, scale):

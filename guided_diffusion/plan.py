@@ -43,7 +43,7 @@ def settle_members(plan, options, train, exclusive):
     train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
     for --coupling coarse with several such classes.
     """
-    alone = plan == ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
+    alone = plan is ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
     turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
     symmetric = options.symmetries == "all"
     if options.symmetries == "auto":

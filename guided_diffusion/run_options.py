@@ -175,7 +175,7 @@ class TrainOptions:
     def _set_for_overfit(self, given):
         """What a check of training needs, whatever the run that is checked is to do."""
         self.augment, self.resume_checkpoint = "none", ""
-        if "condition_steps" not in given or self.condition_steps == -1:
+        if self.condition_steps == -1:
             self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
         self.out_dir = str(join(self.out_dir, "overfit"))
         if not {"max_steps", "max_minutes"} & given:
@@ -194,6 +194,11 @@ class TrainOptions:
             raise UserError(f"--lr_anneal_steps {total} contradicts --lr_decay none; stop a run by --max_steps")
         if total and self.warmup_steps >= total:
             raise UserError(f"--warmup_steps {self.warmup_steps}: must be below --lr_anneal_steps {total}")
+
+    @property
+    def last_step(self):
+        """The step after which the run is complete."""
+        return min(self.max_steps, self.lr_anneal_steps or self.max_steps)
 
     def ema_rates(self):
         """`ema_rate` as a tuple of floats."""

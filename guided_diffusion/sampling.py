@@ -16,7 +16,7 @@ import torch
 from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
 from .gaussian_diffusion import class_probabilities
-from .looks import IDENTITY_ONLY, encoded
+from .looks import encoded
 from .seeds import seeded_generator
 from .symmetries import SYMMETRIES, each_turned
 from .tiles import Tiled
@@ -173,7 +173,7 @@ def draw_members(
     count = members * len(names)
     soft, coarse = [], []
     whole = not isinstance(model, Tiled)
-    looks = SYMMETRIES if plan.symmetric and image.shape[-1] == image.shape[-2] and whole else IDENTITY_ONLY
+    looks = SYMMETRIES if plan.symmetric and image.shape[-1] == image.shape[-2] and whole else SYMMETRIES[:1]
     symmetries = looks[:members]
     with _evaluating(model):
         condition = encoded(
@@ -183,7 +183,7 @@ def draw_members(
             kept=len(symmetries),
             symmetries=looks,
             scales=plan.scales if whole else (),
-            rows=rows,
+            rows=rows or count,
             exclusive=diffusion.exclusive,
         )
         for low in range(0, count, rows or count):

@@ -102,7 +102,7 @@ class TrainLoop:
     @property
     def last_step(self):
         """The step after which the run is complete."""
-        return min(self.options.max_steps, self.options.lr_anneal_steps or self.options.max_steps)
+        return self.options.last_step
 
     def run(self):
         """Train; write checkpoints and logs as asked, and a checkpoint at the end. Returns the last step."""

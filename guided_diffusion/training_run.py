@@ -178,8 +178,7 @@ def go_on_with(options, saved, given):
 def stays_as_it_is(train, start):
     """A warning where a run past its first stage (see `--condition_steps`) is to go on for much longer: its condition
     model, and so the coarse mask, does not get better. None where there is nothing to warn of."""
-    learned = train.condition_steps
-    last = min(train.max_steps, train.lr_anneal_steps or train.max_steps)
+    learned, last = train.condition_steps, train.last_step
     if start is None or not 0 < learned <= start.step or last <= 2 * learned:
         return None
     return (

@@ -59,7 +59,8 @@ KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
 ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_no_stages": "--condition_steps 0",
     "v2_border_1": "--border_weight 1",
-    "v2_border_16": "--border_weight 16",
+    "v2_border_50": "--border_weight 50",
+    "v2_one_lr_no_border": "--border_weight 1 --second_stage_lr 1",
     "v2_one_lr": "--second_stage_lr 1",
     "v2_no_skip": "--logit_skip none",
     "v2_skip_noise": "--logit_skip noise",
@@ -73,18 +74,18 @@ ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_add": "--ss_former add",
 }
 CONTENDERS |= {name: f"{CONTENDERS['v2']} {flags}" for name, flags in ABLATIONS.items()}
-SAMPLED = {  # the weights of another contender, sampled otherwise
+SAMPLED = {  # whose weights, and how they are sampled otherwise than by SAMPLING
+    "v1_published": ("v1_published", "--diffusion_steps 20"),  # eps takes more steps
+    "v2_published": ("v2_published", "--diffusion_steps 20"),
     "unet_looks": ("unet", "--symmetries all --scales 0.9,1.1"),
     "v2_own": ("v2", "--coupling own"),
-    "v2_own_staple": ("v2", "--coupling own --fuse staple"),
     "v2_no_scales": ("v2", "--scales none"),
     "v2_one_look": ("v2", "--scales none --symmetries none"),
     "v2_20_steps": ("v2", "--diffusion_steps 20"),
 }
-SAMPLED |= {name: (name, "--diffusion_steps 20") for name in ("v1_published", "v2_published")}  # eps takes more steps
 CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
-AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_16", "v2_one_lr"), "v2")
+AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_50", "v2_one_lr_no_border", "v2_one_lr"), "v2")
 AS_FAST_AS |= {name: trained for name, (trained, _) in SAMPLED.items()}
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
@@ -274,8 +275,8 @@ def cpu_name():
 
 
 def run(options, name, contender, flags, seed, steps):
-    """Train, sample and evaluate one contender, unless its line is there; append the line. What is only `SAMPLED`
-    otherwise goes on with the finished training of the other, whose seconds its line then lacks."""
+    """Train, sample and evaluate one contender, unless its line is there; append the line. One that has the weights of
+    another (see `SAMPLED`) goes on with the other's finished training, whose seconds its line then lacks."""
     trained, otherwise = SAMPLED.get(contender, (contender, ""))
     flags = trained_with(options, flags)
     sampling = " ".join(f"{SAMPLING[name]} {options.sampling} {otherwise}".split())
@@ -294,14 +295,14 @@ def run(options, name, contender, flags, seed, steps):
     began, used = time.perf_counter(), time.process_time()
     resume = ["--resume_checkpoint", "auto", "--save_interval", "100", "--sample_interval", "0"]
     segmentation_train.main([*words, *decay, *resume])
-    seconds = {"train_seconds": time.perf_counter() - began, "train_cpu_seconds": time.process_time() - used}
-    results = folder / ("results" if trained == contender else f"results_{contender}")
+    seconds, results = {}, folder / f"results_{contender}"
+    if trained == contender:
+        seconds = {"train_seconds": time.perf_counter() - began, "train_cpu_seconds": time.process_time() - used}
     checkpoint = str(checkpoint_path(folder, steps))
     segmentation_sample.main(
         [*where, "--model_path", checkpoint, "--out_dir", str(results), "--save_samples", "True"]
         + shlex.split(sampling)
     )
-    seconds = seconds if trained == contender else {}
     append(options.record, what | {"machine": machine(options)} | seconds | outcome(results, *data_of(options, name)))
 
 

@@ -76,7 +76,8 @@ def sample_all(options, given, processes):
             data = dataclasses.replace(data, **{name: trained["data"].get(name, "")})
     if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
         data = hold_out_as(data, trained["data"])
-    if trained["model"]["version"] == "unet":
+    has_diffusion = trained["model"]["version"] != "unet"
+    if not has_diffusion:
         looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
@@ -114,7 +115,7 @@ def sample_all(options, given, processes):
     sampler.read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
     if waiting:
         members = counted(sample.num_ensemble, "member")
-        how = "one pass" if trained["model"]["version"] == "unet" else f"{members} by {sampler.plan}"
+        how = f"{members} by {sampler.plan}" if has_diffusion else "one pass"
         console().info(f"{how}, on {processes.place} in {precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
         empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)

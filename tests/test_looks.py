@@ -48,7 +48,7 @@ def test_scaling_back_is_the_inverse_where_a_pixel_was_seen(scale):
 
 
 def test_every_condition_has_the_mean_of_what_each_look_told(image):
-    condition = encoded(Fake(), image, None, kept=3, symmetries=SYMMETRIES, scales=(0.8, 1.25))
+    condition = encoded(Fake(), image, None, kept=3, symmetries=SYMMETRIES, scales=(0.8, 1.25), rows=5, exclusive=False)
     told = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
     total, looks = 0, 0
     for symmetry in SYMMETRIES:
