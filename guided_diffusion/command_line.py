@@ -10,8 +10,9 @@ from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
 from .presets import DEFAULT_RECIPE, RECIPES
-from .run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .storage import check_path, is_remote
+from .train_options import TrainOptions
 
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
 

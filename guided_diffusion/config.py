@@ -1,6 +1,7 @@
 """Every option once: a dataclass field with its help is a flag, a YAML key and an entry in the checkpoint.
 
-Here are those of data, network, diffusion and device; those of single scripts are in `run_options`.
+Here are those of data, network, diffusion and device; those of single scripts are in `train_options` and
+`run_options`.
 """
 
 import dataclasses

@@ -44,7 +44,7 @@ CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by
 class TrainLoop:
     """Train `model` on `dataset` until the last step, a time limit or a signal.
 
-    options: `run_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
+    options: `train_options.TrainOptions`. config: the option values kept in the checkpoint. start: a `Checkpoint` to go
     on from, whose weights the model already holds, or None. processes: the `Processes` that share every batch; all of
     them run this loop, the first one writes. folder: the `WorkFolder` of options.out_dir. watch: the `Watch` that
     samples validation cases meanwhile, or None. selection: the `selection.Selection` of the items to train on; None:

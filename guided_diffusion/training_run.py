@@ -9,8 +9,8 @@ from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
 from .registry import AUTO
-from .run_options import TrainOptions
 from .storage import absolute, fetch_file, fetch_folder, is_remote
+from .train_options import TrainOptions
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
 from .views import View

@@ -20,8 +20,9 @@ from .medsegdiff import ModelOutput, build_model
 from .nn import without_autocast
 from .phantom import write_brats, write_isic
 from .plan import ONE_STEP, plan_sampling
-from .run_options import SampleOptions, TrainOptions
+from .run_options import SampleOptions
 from .sampling import draw_members
+from .train_options import TrainOptions
 from .train_util import TrainLoop
 from .units import group_cases
 from .volume_store import use_cache

@@ -34,12 +34,12 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.next_command import sampling_command
-from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.selection import select_slices
 from guided_diffusion.sessions import FILE as SESSIONS
 from guided_diffusion.sessions import recorded
 from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import is_remote
+from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle, stays_as_it_is
 from guided_diffusion.validation import Validation, spread_cases

@@ -18,7 +18,7 @@ from guided_diffusion.checkpoint import (
 from guided_diffusion.config import DiffusionOptions, ModelOptions
 from guided_diffusion.errors import UserError, describe_os_error
 from guided_diffusion.medsegdiff import build_model
-from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.train_options import TrainOptions
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from guided_diffusion.config import (
     saved_options,
 )
 from guided_diffusion.errors import UserError
-from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions
+from guided_diffusion.train_options import TrainOptions
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]

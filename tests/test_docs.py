@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import config, run_options
+from guided_diffusion import config, run_options, train_options
 from guided_diffusion.command_line import parse
 from guided_diffusion.medsegdiff import build_model
 
@@ -105,7 +105,7 @@ def test_paper_to_code_names_every_part_of_the_models(module):
 
 
 def test_paper_to_code_names_only_flags_that_exist():
-    groups = (config.ModelOptions, config.DiffusionOptions, run_options.TrainOptions, run_options.SampleOptions)
+    groups = (config.ModelOptions, config.DiffusionOptions, train_options.TrainOptions, run_options.SampleOptions)
     known = {field.name for group in groups for field in dataclasses.fields(group)}
     named = set(re.findall(r"--(\w+)", PAPER_TO_CODE.read_text(encoding="utf-8")))
     assert named and named <= known
@@ -127,7 +127,7 @@ def test_the_table_of_presets_is_true():
         ):
             (model_options, *_), _ = parse(
                 "",
-                [config.ModelOptions, run_options.TrainOptions, config.DiffusionOptions],
+                [config.ModelOptions, train_options.TrainOptions, config.DiffusionOptions],
                 f"--preset {name} {flags}".split(),
             )
             with torch.device("meta"):

@@ -7,8 +7,8 @@ from guided_diffusion.command_line import parse
 from guided_diffusion.config import DiffusionOptions, ModelOptions, check_variant
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.run_options import TrainOptions
 from guided_diffusion.schedule import linear_betas
+from guided_diffusion.train_options import TrainOptions
 
 GROUPS = [TrainOptions, ModelOptions, DiffusionOptions]
 

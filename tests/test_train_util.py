@@ -17,7 +17,7 @@ from guided_diffusion.ema import EMA
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import build_model
-from guided_diffusion.run_options import TrainOptions
+from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 
 CPU = torch.device("cpu")
