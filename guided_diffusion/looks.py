@@ -12,6 +12,7 @@ from .medsegdiff import joined
 from .symmetries import turned, turned_back
 
 TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone
+MARGIN = 0.25  # of half a side: so far from its edges a look that is cut off there counts less
 
 
 def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
@@ -19,8 +20,8 @@ def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
 
     All of them have the mean over looks of the mask logits that a condition holds (`TOLD`), if it holds any: over each
     of the symmetries at the image's own scale and at each of `scales` (see `scaled`). The mean is that of
-    probabilities; at a pixel, over the looks that it is in. label: int [N] or None. rows: how many images go through
-    the network at once. exclusive: see `gaussian_diffusion.class_probabilities`.
+    probabilities; at a pixel, over the looks that it is in, by `scaled_back`'s weights. label: int [N] or None. rows:
+    how many images go through the network at once. exclusive: see `gaussian_diffusion.class_probabilities`.
     """
     looks = [(symmetry, scale) for scale in (1.0, *scales) for symmetry in symmetries]  # those that are kept first
     if len(looks) == 1:
@@ -31,12 +32,12 @@ def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
         return condition
     others = [getattr(other, name) for other in _passes(model, image, label, looks[kept:], rows)]
     logits = torch.cat([getattr(condition, name), *others]).float()
-    total, seen = 0, 0  # at each pixel
+    total, count = 0, 0  # at each pixel
     for (symmetry, scale), told in zip(looks, class_probabilities(logits, exclusive).split(len(image)), strict=True):
-        told, inside = scaled_back(told, scale)
-        total = total + turned_back(told * inside, symmetry)
-        seen = seen + turned_back(inside, symmetry)
-    mean = class_logits(total / seen, exclusive)
+        told, weight = scaled_back(told, scale)
+        total = total + turned_back(told * weight, symmetry)
+        count = count + turned_back(weight, symmetry)
+    mean = class_logits(total / count, exclusive)
     return condition._replace(**{name: torch.cat([turned(mean, symmetry) for symmetry in symmetries[:kept]])})
 
 
@@ -57,12 +58,19 @@ def scaled(x, scale):
 
 
 def scaled_back(x, scale):
-    """The inverse of `scaled`, and which of its pixels were seen: [N, C, H, W] and, 0 or 1, [1, 1, H, W]."""
+    """The inverse of `scaled`, and what each pixel of it counts: [N, C, H, W] and, from 0 to 1, [1, 1, H, W].
+
+    A magnified look says less well what is near its edges, beyond which it does not see: it counts less and less there,
+    down to 0 at its edge, so that none shows in the mean.
+    """
+    if scale <= 1:
+        weight = torch.ones_like(x[:1, :1])
     if scale == 1:
-        return x, torch.ones_like(x[:1, :1])
+        return x, weight
     grid = _grid(x, scale)
-    inside = (grid[:1].abs() <= 1).all(dim=-1)[:, None].to(x.dtype)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False), inside
+    if scale > 1:
+        weight = ((1 - grid[:1].abs()) / MARGIN).clamp(0, 1).square().prod(dim=-1)[:, None]
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False), weight
 
 
 def _grid(x, factor):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FAST
 from scipy.ndimage import map_coordinates
-from test_symmetries import DIFFUSION, Fake
+from test_symmetries import DIFFUSION, Fake, Seen
 
 from guided_diffusion.looks import encoded, scaled, scaled_back
 from guided_diffusion.plan import ONE_STEP, SCALES, plan_sampling, settle_members
@@ -37,27 +37,51 @@ def test_an_image_is_scaled_about_its_middle_and_reflected_beyond_its_borders(sc
     torch.testing.assert_close(scaled(x, scale), torch.from_numpy(expected))
 
 
+def counts(size, scale):
+    """What each pixel of a look at this scale counts, [S, S]: one that is cut off, less from 3/4 of the way outward."""
+    if scale <= 1:
+        return torch.ones(size, size)
+    outward = torch.arange(float(size)).sub((size - 1) / 2).abs() * scale / (size / 2)  # 1 at the look's edge
+    along = torch.where(outward < 0.75, 1, 16 * (1 - outward).clamp(min=0) ** 2)
+    return along[:, None] * along
+
+
 @pytest.mark.parametrize("scale", [0.8, 1.25])
 def test_scaling_back_is_the_inverse_where_a_pixel_was_seen(scale):
     x = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32) + torch.linspace(0, 1, 32)[:, None]
-    again, inside = scaled_back(scaled(x, scale), scale)
+    again, weight = scaled_back(scaled(x, scale), scale)
     middle = (slice(None), slice(None), slice(5, 27), slice(5, 27))  # of the rest a magnified look sees a part
     torch.testing.assert_close(again[middle], x[middle], atol=1e-5, rtol=0)
-    seen = torch.arange(32.0).sub(15.5).abs() * scale <= 16
-    assert torch.equal(inside[0, 0].bool(), seen[:, None] & seen)
+    torch.testing.assert_close(weight[0, 0], counts(32, scale))
+
+
+class Bordered(Fake):
+    """Tells a little more within two pixels of the edges of whatever it sees, as padding makes networks do."""
+
+    def encode(self, image, label=None):
+        outward = torch.arange(64.0).sub(31.5).abs()
+        edge = torch.maximum(outward[:, None], outward) > 29.5
+        return Seen(image, torch.where(edge, 0.02, 0.002).logit().expand(len(image), 1, 64, 64).clone())
+
+
+def test_where_a_magnified_look_ends_there_is_no_step():
+    once = {"kept": 1, "symmetries": SYMMETRIES[:1], "rows": 8, "exclusive": False}
+    seen = encoded(Bordered(), torch.zeros(1, 1, 64, 64), None, scales=(0.9, 1.1), **once).coarse.sigmoid()[0, 0]
+    assert seen[32, 0] > 0.005  # told by all the looks that see it
+    torch.testing.assert_close(seen[4:-4, 4:-4], torch.full((56, 56), 0.002), atol=5e-4, rtol=0)
+    assert (seen[32, :32].diff() < 3e-4).all()  # from the edge to the middle it only falls
 
 
 def test_every_condition_has_the_mean_of_what_each_look_told(image):
     condition = encoded(Fake(), image, None, kept=3, symmetries=SYMMETRIES, scales=(0.8, 1.25), rows=5, exclusive=False)
     told = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
-    total, looks = 0, 0
+    total, count = 0, 0
     for symmetry in SYMMETRIES:
         for scale in (0.8, 1, 1.25):
             back = torch.from_numpy(magnified(told[0, 0].numpy(), 1 / scale)).float()[None, None]
-            seen = torch.arange(8.0).sub(3.5).abs() * scale <= 4
-            inside = (seen[:, None] & seen).float()[None, None]
-            total, looks = total + turned_back(back * inside, symmetry), looks + turned_back(inside, symmetry)
-    mean = total / looks
+            weight = counts(8, scale)[None, None]
+            total, count = total + turned_back(back * weight, symmetry), count + turned_back(weight, symmetry)
+    mean = total / count
     for index, symmetry in enumerate(SYMMETRIES[:3]):
         own = condition.rows(torch.tensor([2 * index, 2 * index + 1]))
         torch.testing.assert_close(own.image, turned(image, symmetry))
