@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .config import unheeded_flags
 from .errors import UserError, describe_os_error
 from .files import atomic_path, read_yaml
+from .variants import unheeded_flags
 
 
 def read_config(path, read_value):

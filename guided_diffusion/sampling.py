@@ -217,7 +217,7 @@ class _Rows:
 
     @property
     def conditions(self):
-        """Each row's among the conditions of all symmetries (see `_encoded`)."""
+        """Each row's among the conditions of all symmetries (see `looks.encoded`)."""
         count = len(self.names)
         return [
             member % len(self.symmetries) * count + row % count

@@ -3,7 +3,7 @@
 import dataclasses
 
 from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from .config import DataOptions, DiffusionOptions, ModelOptions, build, check_variant, saved_options
+from .config import DataOptions, DiffusionOptions, ModelOptions, build, saved_options
 from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
@@ -13,6 +13,7 @@ from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
+from .variants import check_variant
 from .views import View
 from .work_folder import WorkFolder, work_folder
 

@@ -31,7 +31,6 @@ from guided_diffusion.config import (
     DiffusionOptions,
     ModelOptions,
     build,
-    check_variant,
     numbers,
     option,
 )
@@ -39,6 +38,7 @@ from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_prec
 from guided_diffusion.errors import UserError, is_out_of_memory, run_script
 from guided_diffusion.files import check_writable, read_json, write_json
 from guided_diffusion.logger import console
+from guided_diffusion.variants import check_variant
 from guided_diffusion.workloads import DataBench, NetworkBench
 
 PARTS = ("network", "training", "sampling", "data")

@@ -14,12 +14,12 @@ from guided_diffusion.config import (
     ModelOptions,
     ProcessOptions,
     build,
-    check_variant,
     saved_options,
 )
 from guided_diffusion.errors import UserError
 from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions
 from guided_diffusion.train_options import TrainOptions
+from guided_diffusion.variants import check_variant
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
