@@ -19,12 +19,12 @@ from .draws import draw_for_items, rows
 from .ema import EMA
 from .errors import UserError
 from .files import remove_temporaries
-from .learning_rate import learning_rate_factor
 from .logger import RunLog, console, counted
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
 from .seeds import seed_of
 from .sharding import gathered
+from .stages import Stages
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
 from .training_page import write_training_page
@@ -37,8 +37,6 @@ LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
-
-CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
 
 
 class TrainLoop:
@@ -73,6 +71,7 @@ class TrainLoop:
         self.checkpoints = CheckpointFolder(self.folder, options.keep_checkpoints)
         self.model, self.diffusion, self.dataset, self.options = model, diffusion, dataset, options
         self.config, self.device, self.precision, self.num_workers = config, device, precision, num_workers
+        self.stages = Stages(options)
         self.processes = processes or Processes(0, 1, device)
         self.share = self.processes.share(options.batch_size)
         self.items_elsewhere = options.batch_size - (self.share.stop - self.share.start)
@@ -186,8 +185,9 @@ class TrainLoop:
         weight changes, for a loss or gradient that is not finite.
         """
         learning_rate = self._set_learning_rate()
-        if self.condition_steps:
-            self.model.fix_condition(not self._condition_alone)
+        alone = self.stages.is_first(self.step)
+        if self.stages.condition_steps:
+            self.model.fix_condition(not alone)
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
@@ -204,11 +204,11 @@ class TrainLoop:
         # Only here, where the device has all it needs for the whole step, is it waited for.
         losses = {name: torch.cat([values[name] for values in seen]).cpu() for name in seen[0]}
         self._check_finite(losses["loss"].unflatten(0, (here, draws)), batch["name"])
-        if not self._condition_alone:
+        if not alone:
             self._learn_timesteps(t.flatten(), losses["loss"])
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
-            ema.update(self.model, self.step - self._stage_began)
+            ema.update(self.model, self.stages.steps_in(self.step))
         sums = {name: value.sum().item() / (count * draws) for name, value in losses.items()}
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
 
@@ -233,42 +233,19 @@ class TrainLoop:
             shares = self.processes.gather((t, losses))
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
-    # ---- stages (see --condition_steps) --------------------------------------------------------------------------
-
-    @property
-    def condition_steps(self):
-        """How many steps the first stage has, as far as is known."""
-        steps = self.options.condition_steps
-        return steps if steps >= 0 else round(CONDITION_SHARE * self.last_step)
-
-    @property
-    def _stage_began(self):
-        return 0 if self._condition_alone else self.condition_steps
-
-    @property
-    def _condition_alone(self):
-        return self.step < self.condition_steps
+    # ---- the parts of a step -------------------------------------------------------------------------------------
 
     def _end_stage(self, began):
         """Once the first stage is over, by its share of the steps or of the time, write down when it was."""
         if self.options.condition_steps != -1:
             return
-        limit = CONDITION_SHARE * self.options.max_minutes * 60
-        late = self.processes.largest({"time": bool(limit and time.monotonic() - began >= limit)})["time"]
-        if late or not self._condition_alone:
+        late = self.processes.largest({"time": self.stages.is_late(time.monotonic() - began)})["time"]
+        if late or not self.stages.is_first(self.step):
             self.options.condition_steps = self.config["train"]["condition_steps"] = self.step
             console().info(f"step {self.step}: from here on the condition model stays, and the diffusion learns on it")
 
-    # ---- the parts of a step -------------------------------------------------------------------------------------
-
     def _set_learning_rate(self):
-        """Each stage begins anew, and with --lr_anneal_steps each ends with 0."""
-        options = self.options
-        first, last = self._stage_began, self.condition_steps if self._condition_alone else options.lr_anneal_steps
-        total = last - first if options.lr_anneal_steps else 0
-        warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
-        rate = options.lr * (options.second_stage_lr if self.condition_steps and not self._condition_alone else 1)
-        rate *= learning_rate_factor(self.step - first, warmup=warmup, total=total, decay=options.lr_decay)
+        rate = self.stages.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -278,7 +255,7 @@ class TrainLoop:
 
         The condition model alone learns from the mean of the raters' masks, which says more than one of them does.
         """
-        options = dataclasses.replace(self.options, raters="mean") if self._condition_alone else self.options
+        options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
         return draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
 
     def _losses(self, batch, mask, t, noise, part):
@@ -291,8 +268,8 @@ class TrainLoop:
                 to_device(batch["image"]),
                 label,
                 *(rows(drawn, part).to(self.device, non_blocking=True) for drawn in (mask, t, noise)),
-                dice=self.step < (self.condition_steps or self.options.dice_steps),
-                condition_alone=self._condition_alone,
+                dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
+                condition_alone=self.stages.is_first(self.step),
             )
 
     def _check_finite(self, losses, names):
@@ -332,7 +309,7 @@ class TrainLoop:
             return self.watch.look(
                 self.model,
                 self.step,
-                coarse_only=self.step <= self.condition_steps,
+                coarse_only=self.step <= self.stages.condition_steps,
                 stopped=lambda: self.stop_signal is not None,
             )
 

@@ -32,8 +32,9 @@ from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.lidcloader import LIDCDataset
 from guided_diffusion.logger import console
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.stages import CONDITION_SHARE
 from guided_diffusion.train_options import TrainOptions
-from guided_diffusion.train_util import CONDITION_SHARE, TrainLoop
+from guided_diffusion.train_util import TrainLoop
 
 # The same for all: the size of the network, and what a trainer of any network would set.
 SIZE = (

@@ -69,13 +69,7 @@ def sample_all(options, given, processes):
     trained = checkpoint.config
     precision = pick_precision(process_options.precision, processes.device)
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
-    if "data_name" not in given:
-        data.data_name = trained["data"]["data_name"]
-    for name in ("ct_window", "classes"):
-        if name not in given:
-            data = dataclasses.replace(data, **{name: trained["data"].get(name, "")})
-    if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data"]["data_dir"]):
-        data = hold_out_as(data, trained["data"])
+    data = settled_data(data, given, trained["data"])
     has_diffusion = trained["model"]["version"] != "unet"
     if not has_diffusion:
         looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
@@ -161,9 +155,14 @@ def is_same_folder(here, there):
     return here == there if is_remote(here) or is_remote(there) else Path(here).resolve() == Path(there).resolve()
 
 
-def hold_out_as(data, trained):
-    """The data options with the division of the checkpoint's training, whose values `trained` are."""
-    return dataclasses.replace(data, **{name: trained[name] for name in HOLD_OUT_FLAGS if name in trained})
+def settled_data(data, given, trained):
+    """The data options, those that were left open as the checkpoint's training had them: `trained` are its values. A
+    folder that it held cases out of is divided likewise."""
+    left_open = {"data_name": trained["data_name"], "ct_window": "", "classes": ""}
+    values = {name: trained.get(name, default) for name, default in left_open.items() if name not in given}
+    if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data_dir"]):
+        values |= {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+    return dataclasses.replace(data, **values)
 
 
 def warn_of_first_stage(checkpoint):

@@ -439,10 +439,10 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     trainer.step = 5
     monkeypatch.setattr("time.monotonic", lambda: 50.0)
     trainer._end_stage(0.0)
-    assert trainer._condition_alone
+    assert trainer.stages.is_first(trainer.step)
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
-    assert not trainer._condition_alone and trainer.options.condition_steps == 5
+    assert trainer.stages.is_second(trainer.step) and trainer.options.condition_steps == 5
 
 
 def test_the_average_of_the_second_stage_begins_anew(loop):

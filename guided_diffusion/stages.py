@@ -1,0 +1,49 @@
+"""The two stages of a run with `--condition_steps`: the condition model alone, then the diffusion on it."""
+
+from .learning_rate import learning_rate_factor
+
+CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
+
+
+class Stages:
+    """Which stage a step (0 for a run's first) belongs to, and its learning rate; without stages all belong to one.
+
+    options: `train_options.TrainOptions`, of which `condition_steps` is settled once the first stage is over.
+    """
+
+    def __init__(self, options):
+        self.options = options
+
+    @property
+    def condition_steps(self):
+        """How many steps the first stage has, as far as is known; 0: there are no stages."""
+        steps = self.options.condition_steps
+        return steps if steps >= 0 else round(CONDITION_SHARE * self.options.last_step)
+
+    def is_first(self, step):
+        """Whether the condition model learns alone."""
+        return step < self.condition_steps
+
+    def is_second(self, step):
+        """Whether the diffusion learns on a condition model that stays."""
+        return 0 < self.condition_steps <= step
+
+    def steps_in(self, step):
+        """How many steps the stage of a step had before it."""
+        return step if self.is_first(step) else step - self.condition_steps
+
+    def is_late(self, seconds):
+        """Whether a run of so many seconds has used up the first stage's share of --max_minutes."""
+        limit = CONDITION_SHARE * self.options.max_minutes * 60
+        return bool(limit and seconds >= limit)
+
+    def learning_rate(self, step):
+        """Each stage begins anew, and with --lr_anneal_steps each ends with 0."""
+        options, total = self.options, 0
+        if options.lr_anneal_steps and self.is_first(step):
+            total = self.condition_steps
+        elif options.lr_anneal_steps:
+            total = options.lr_anneal_steps - self.condition_steps
+        warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
+        rate = options.lr * (options.second_stage_lr if self.is_second(step) else 1)
+        return rate * learning_rate_factor(self.steps_in(step), warmup=warmup, total=total, decay=options.lr_decay)
