@@ -7,7 +7,7 @@ import numpy as np
 from .files import atomic_path
 from .statistics import bootstrap_interval
 
-BASELINES = ("unet", "unet_looks")
+BASELINES = ("unet", "unet_looks", "v2")
 COLUMNS = {  # figures of a run's line and their headings
     "dice": "Dice",
     "iou": "IoU",
@@ -20,7 +20,7 @@ COLUMNS = {  # figures of a run's line and their headings
     "matched_iou": "matched IoU",
     "rater_dice": "Dice to each rater",
 }
-PAIRED = {"dice": "Dice", "ged2": "GED²"}
+PAIRED = {"dice": "Dice", "sample_dice": "one sample", "ged2": "GED²", "matched_iou": "matched IoU"}
 
 
 def write_tables(lines, path):
@@ -66,14 +66,18 @@ def mean_and_spread(values, digits=3):
 def _paired_table(contenders, baseline):
     """Differences to a baseline's runs of the same seeds, over cases, with 95 % intervals over patients."""
     base = {run["seed"]: run for (name, _), own in contenders.items() if name == baseline for run in own}
-    table = [["contender", *(f"{label} - {baseline}'s [95 %]" for label in PAIRED.values())]]
-    table.append(["---"] * len(table[0]))
+    rows = []
     for (name, _), own in contenders.items():
         pairs = [(run, base[run["seed"]]) for run in own if name != baseline and run["seed"] in base]
         cells = [difference_cell(pairs, key) for key in PAIRED]
         if any(cell != "–" for cell in cells):
-            table.append([name, *cells])
-    return _markdown(table) if len(table) > 2 else ""
+            rows.append([name, *cells])
+    if not rows:
+        return ""
+    heading = ["contender", *(f"{label} - {baseline}'s [95 %]" for label in PAIRED.values())]
+    columns = [column for column in zip(heading, *rows, strict=True) if set(column[1:]) != {"–"}]  # what some have
+    heading, *rows = (list(row) for row in zip(*columns, strict=True))
+    return _markdown([heading, ["---"] * len(heading), *rows])
 
 
 def difference_cell(pairs, key):

@@ -49,13 +49,16 @@ def test_the_table_has_a_row_per_contender_and_pairs_seeds(tmp_path):
     assert write_tables([], tmp_path / "none.md") == "No runs yet."
 
 
-def test_differences_to_a_plain_unet_by_the_same_looks_have_a_table_of_their_own(tmp_path):
+def test_differences_to_the_unet_by_the_same_looks_and_to_the_recipe_have_tables_of_their_own(tmp_path):
     figures = (("unet", 0.5, 0.4), ("unet_looks", 0.6, 0.3), ("v2", 0.8, 0.1))
     text = write_tables([run_of(name, 0, [dice] * 3, [ged2] * 3) for name, dice, ged2 in figures], tmp_path / "t.md")
-    first, second = text.split("| contender | Dice - unet's")[1].split("| contender | Dice - unet_looks's")
+    _, first, second, third = text.split("| contender | Dice - ")
+    assert [part.split("'s")[0] for part in (first, second, third)] == ["unet", "unet_looks", "v2"]
     assert "| v2 | +0.3000 [+0.3000, +0.3000] | -0.3000 [-0.3000, -0.3000] |" in first
     assert "| unet_looks | +0.1000" in first and "| unet_looks" not in second
     assert "| v2 | +0.2000 [+0.2000, +0.2000] | -0.2000 [-0.2000, -0.2000] |" in second
+    assert "| unet | -0.3000 [-0.3000, -0.3000] | +0.3000 [+0.3000, +0.3000] |" in third
+    assert "matched IoU" not in text  # nobody has one
 
 
 def test_what_ran_on_another_machine_is_in_a_table_of_its_own_and_never_paired(tmp_path):
