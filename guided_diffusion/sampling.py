@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .coupling import coupled
+from .coupling import NEIGHBOURHOOD, coupled
 from .dpm_solver import sample_dpm_solver
 from .gaussian_diffusion import class_probabilities
 from .looks import encoded
@@ -199,7 +199,10 @@ def draw_members(
     if coarse[0] is None:
         return Members(soft, None)
     coarse = class_probabilities(ensemble_shape(coarse).float(), diffusion.exclusive)
-    return Members(coupled(soft, coarse.mean(dim=0)) if plan.coupled and members > 1 else soft, coarse)
+    if plan.coupled and members > 1:
+        side = image.shape[-1] if whole else model.size
+        soft = coupled(soft, coarse.mean(dim=0), NEIGHBOURHOOD * side)
+    return Members(soft, coarse)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from guided_diffusion.coupling import coupled
+from guided_diffusion.coupling import coupled, smoothed
 
 
 @pytest.fixture
@@ -50,3 +51,32 @@ def test_where_members_are_equally_sure_the_larger_ones_come_first():
 def test_one_member_is_the_probability(drawn):
     soft, probability = drawn
     torch.testing.assert_close(coupled(soft[:1], probability)[0], probability, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.5])
+def test_the_neighbourhood_is_a_gaussian_as_scipy_has_it(drawn, sigma):
+    x = drawn[0].double()
+    expected = gaussian_filter(x.numpy(), (0, 0, 0, sigma, sigma), truncate=3, mode="nearest")
+    torch.testing.assert_close(smoothed(x, sigma), torch.from_numpy(expected))
+
+
+def test_members_are_ranked_by_their_neighbourhood_and_keep_the_mean(drawn):
+    soft, probability = drawn
+    members = coupled(soft, probability, sigma=1.0)
+    torch.testing.assert_close(members.mean(dim=0), probability, atol=1e-6, rtol=0)
+    sure = smoothed(torch.logit(soft, eps=1e-7).clamp(-16, 16), 1.0)
+    torch.testing.assert_close(members, coupled(torch.sigmoid(sure), probability), atol=1e-6, rtol=0)
+
+
+def test_a_doubt_about_single_pixels_leaves_no_ragged_outline():
+    """Members differ in where a straight border is, by smooth fields, and each pixel in its own doubt."""
+    generator = torch.Generator().manual_seed(0)
+    across = torch.linspace(-4, 4, 64).expand(64, 64)
+    where = torch.linspace(-2, 2, 8)[:, None, None, None, None]
+    soft = torch.sigmoid(across + where + torch.randn(8, 1, 1, 64, 64, generator=generator))
+    probability = torch.sigmoid(across)[None, None]
+
+    def changes(members):  # along the border, where a smooth outline has few
+        return (members > 0.5).int().diff(dim=-2).abs().sum(dim=(-2, -1)).float().mean()
+
+    assert changes(coupled(soft, probability, 1.0)) < changes(coupled(soft, probability)) / 3
