@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 LARGEST_LOGIT = 16.0  # what a float32 soft mask can tell apart
-NEIGHBOURHOOD = 1 / 64  # standard deviation, in parts of the network's side (chosen as docs/results.md says)
 
 
 def coupled(soft, probability, sigma=0.0):

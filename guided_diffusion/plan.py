@@ -6,6 +6,7 @@ import numpy as np
 
 from .errors import UserError
 from .grids import solver_timesteps, strided_timesteps
+from .run_options import SampleOptions
 from .sampling import SOLVERS, SamplingPlan
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20, "unipc": 20}  # DDPM's is T
@@ -41,7 +42,7 @@ def settle_members(plan, options, train, exclusive):
     """The plan with what the flags of `SampleOptions` leave to the checkpoint settled, and with it options.fuse.
 
     train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
-    for --coupling coarse with several such classes.
+    for --coupling coarse with several such classes, and for --coupling_sigma without any coupling.
     """
     alone = plan is ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
     turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
@@ -56,9 +57,15 @@ def settle_members(plan, options, train, exclusive):
     staged = bool(train.get("condition_steps")) and not exclusive
     coupled = staged if options.coupling == "auto" else options.coupling == "coarse"
     coupled = coupled and not alone
+    if not coupled and options.coupling_sigma != SampleOptions.coupling_sigma:
+        raise UserError(
+            f"--coupling_sigma {options.coupling_sigma:g}: belongs to --coupling coarse, and these members are not "
+            "coupled; leave it out"
+        )
+    sigma = options.coupling_sigma if coupled else None
     if options.fuse == "auto":
         options.fuse = "mean" if coupled else "staple"
-    return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupled=coupled)
+    return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupling_sigma=sigma)
 
 
 def _check_flags(options, given):

@@ -99,6 +99,14 @@ class SampleOptions:
         "trained in stages (--condition_steps), whose coarse mask was trained for that, else own",
         choices=("auto", "own", "coarse"),
     )
+    coupling_sigma: float = option(
+        1 / 64,
+        "with --coupling coarse: by how large a neighbourhood members are ranked at each pixel, the standard deviation "
+        "of a Gaussian in parts of the network's side; larger: smoother outlines, members more alike; 0: each pixel by "
+        "itself",
+        minimum=0,
+        maximum=1,
+    )
     fuse: str = option(
         "auto",
         "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, "

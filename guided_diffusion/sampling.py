@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .coupling import NEIGHBOURHOOD, coupled
+from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
 from .gaussian_diffusion import class_probabilities
 from .looks import encoded
@@ -72,7 +72,8 @@ class SamplingPlan:
     solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
     `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns. What is
     told from the image alone, every member's coarse mask, is then the mean over all eight, and over the image at each
-    of `scales` too (see `looks`; not in tiles). coupled: the members' mean is the coarse mask (see `coupling`).
+    of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the coarse mask, and they are
+    ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`); None: they are as drawn.
     """
 
     sampler: str
@@ -84,7 +85,7 @@ class SamplingPlan:
     dynamic_threshold: float = 0.0
     symmetric: bool = False
     scales: tuple[float, ...] = ()
-    coupled: bool = False
+    coupling_sigma: float | None = None
 
     def __str__(self):
         return f"{self.sampler}, {len(self.timesteps)} steps"
@@ -199,9 +200,9 @@ def draw_members(
     if coarse[0] is None:
         return Members(soft, None)
     coarse = class_probabilities(ensemble_shape(coarse).float(), diffusion.exclusive)
-    if plan.coupled and members > 1:
+    if plan.coupling_sigma is not None and members > 1:
         side = image.shape[-1] if whole else model.size
-        soft = coupled(soft, coarse.mean(dim=0), NEIGHBOURHOOD * side)
+        soft = coupled(soft, coarse.mean(dim=0), plan.coupling_sigma * side)
     return Members(soft, coarse)
 
 

@@ -80,6 +80,7 @@ SAMPLED = {  # whose weights, and how they are sampled otherwise than by SAMPLIN
     "v2_published": ("v2_published", "--diffusion_steps 20"),
     "unet_looks": ("unet", "--symmetries all --scales 0.9,1.1"),
     "v2_own": ("v2", "--coupling own"),
+    "v2_by_pixel": ("v2", "--coupling_sigma 0"),
     "v2_no_scales": ("v2", "--scales none"),
     "v2_one_look": ("v2", "--scales none --symmetries none"),
     "v2_20_steps": ("v2", "--diffusion_steps 20"),

@@ -115,7 +115,7 @@ def test_the_scales_follow_from_the_training_where_they_are_left_open(flags, tra
 def test_a_plain_unet_looks_once_unless_it_is_asked_to_look_again():
     assert settle_members(ONE_STEP, SampleOptions(), TRAINED, False) == ONE_STEP
     asked = settle_members(ONE_STEP, SampleOptions(symmetries="all", scales="0.9,1.1"), TRAINED, False)
-    assert asked.symmetric and asked.scales == (0.9, 1.1) and not asked.coupled
+    assert asked.symmetric and asked.scales == (0.9, 1.1) and asked.coupling_sigma is None
 
 
 def test_a_plain_unet_s_answer_is_the_mean_over_its_looks(train, sample, pictures):

@@ -135,7 +135,7 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
         "time_spacing": "logsnr",
         "symmetric": False,
         "scales": [],
-        "coupled": False,
+        "coupling_sigma": None,
         "clip_denoised": True,
         "dynamic_threshold": 0.9,
     }

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from guided_diffusion.coupling import coupled
+from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, class_logits, class_probabilities
 from guided_diffusion.medsegdiff import ModelOutput, _Rows
 from guided_diffusion.plan import plan_sampling, settle_members
@@ -85,11 +87,21 @@ def test_every_member_has_the_mean_of_the_coarse_masks(image):
 
 
 def test_coupled_members_have_the_coarse_mask_s_probability(image):
-    plan = dataclasses.replace(PLAN, coupled=True)
+    plan = dataclasses.replace(PLAN, coupling_sigma=0.1)
     drawn = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=5)
     torch.testing.assert_close(drawn.soft.mean(dim=0), drawn.coarse[0], atol=1e-5, rtol=0)
     alone = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=1)
     torch.testing.assert_close(alone.soft[0], torch.sigmoid(image), atol=1e-5, rtol=0)
+
+
+def test_coupled_members_are_ranked_by_a_neighbourhood_in_parts_of_the_network_s_side(image):
+    drawn, by_pixel, alike = (
+        draw_members(Fake(), DIFFUSION, dataclasses.replace(PLAN, coupling_sigma=sigma), image, ["a", "b"], members=5)
+        for sigma in (0.1, 0.0, None)
+    )
+    expected = coupled(alike.soft, alike.coarse.mean(dim=0), sigma=0.8)  # of 8 pixels
+    torch.testing.assert_close(drawn.soft, expected)
+    torch.testing.assert_close(by_pixel.soft, coupled(alike.soft, alike.coarse.mean(dim=0)))
 
 
 def test_an_image_that_is_not_square_is_seen_as_it_is():
@@ -97,6 +109,12 @@ def test_an_image_that_is_not_square_is_seen_as_it_is():
     drawn = draw_members(model, DIFFUSION, PLAN, image, ["a"], members=3)
     assert model.encoded == 1
     torch.testing.assert_close(drawn.soft[2], torch.sigmoid(image), atol=1e-5, rtol=0)
+
+
+def test_a_neighbourhood_is_refused_where_nothing_is_coupled():
+    options = SampleOptions(coupling="own", coupling_sigma=0.1)
+    with pytest.raises(UserError, match="--coupling_sigma 0.1: belongs to --coupling coarse"):
+        settle_members(plan_sampling(options, set(), DIFFUSION), options, {"condition_steps": 85}, False)
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -109,19 +127,20 @@ def test_logits_are_the_inverse_of_probabilities(exclusive):
 @pytest.mark.parametrize(
     ("flags", "train", "exclusive", "expected"),
     [
-        ({}, {}, False, (False, False, "staple")),
-        ({}, {"augment": "light", "orientation": "any"}, False, (True, False, "staple")),
-        ({}, {"augment": "light", "orientation": "upright"}, False, (False, False, "staple")),
-        ({}, {"augment": "none", "orientation": "any"}, False, (False, False, "staple")),
-        ({}, {"condition_steps": 85}, False, (False, True, "mean")),
-        ({}, {"condition_steps": 85}, True, (False, False, "staple")),
-        ({"fuse": "vote", "symmetries": "all"}, {"condition_steps": 85}, False, (True, True, "vote")),
+        ({}, {}, False, (False, None, "staple")),
+        ({}, {"augment": "light", "orientation": "any"}, False, (True, None, "staple")),
+        ({}, {"augment": "light", "orientation": "upright"}, False, (False, None, "staple")),
+        ({}, {"augment": "none", "orientation": "any"}, False, (False, None, "staple")),
+        ({}, {"condition_steps": 85}, False, (False, 1 / 64, "mean")),
+        ({"coupling_sigma": 0.0}, {"condition_steps": 85}, False, (False, 0.0, "mean")),
+        ({}, {"condition_steps": 85}, True, (False, None, "staple")),
+        ({"fuse": "vote", "symmetries": "all"}, {"condition_steps": 85}, False, (True, 1 / 64, "vote")),
         ({"coupling": "own", "symmetries": "none"}, {"condition_steps": 85, "augment": "light", "orientation": "any"},
-         False, (False, False, "staple")),
-        ({"coupling": "coarse"}, {}, False, (False, True, "mean")),
+         False, (False, None, "staple")),
+        ({"coupling": "coarse"}, {}, False, (False, 1 / 64, "mean")),
     ],
 )  # fmt: skip
 def test_what_is_left_open_follows_from_the_training(flags, train, exclusive, expected):
     options = SampleOptions(**flags)
     plan = settle_members(plan_sampling(options, set(flags), DIFFUSION), options, train, exclusive)
-    assert (plan.symmetric, plan.coupled, options.fuse) == expected
+    assert (plan.symmetric, plan.coupling_sigma, options.fuse) == expected

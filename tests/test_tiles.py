@@ -1,5 +1,6 @@
 """Tiles: windows blended as MONAI blends them, one field of noise for a member, and images that need none untouched."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config import DiffusionOptions, ModelOptions, build
+from guided_diffusion.coupling import coupled
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import Answer, ModelOutput, build_model
 from guided_diffusion.nifti import read_nifti
@@ -37,10 +39,10 @@ def image_of(height, width, count=1):
     return torch.randn(count, 2, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def draw(model, image, members=3, **options):
+def draw(model, image, members=3, plan=PLAN, **options):
     diffusion = build_diffusion(build(DiffusionOptions, {}))
     names = [f"case{n}" for n in range(len(image))]
-    return draw_members(model, diffusion, PLAN, image, names, members=members, **options)
+    return draw_members(model, diffusion, plan, image, names, members=members, **options)
 
 
 def test_windows_cover_the_image_and_overlap():
@@ -95,6 +97,15 @@ def test_a_pointwise_network_draws_what_it_draws_on_the_whole_image(rows):
     got = draw(Tiled(Pointwise(), SIZE, 0.25, rows), image, rows=None if rows > 1 else 2)
     torch.testing.assert_close(got.soft, expected.soft, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.coarse, expected.coarse, rtol=1e-4, atol=1e-5)
+
+
+def test_coupled_members_are_ranked_by_a_neighbourhood_of_the_network_s_size_not_the_image_s():
+    image = image_of(37, 20)
+    drawn = draw(Pointwise(), image)
+    got = draw(Tiled(Pointwise(), SIZE, 0.25, 5), image, plan=dataclasses.replace(PLAN, coupling_sigma=1 / 16))
+    expected = coupled(drawn.soft, drawn.coarse.mean(dim=0), sigma=1.0)
+    torch.testing.assert_close(got.soft.mean(dim=0), expected.mean(dim=0), rtol=1e-4, atol=1e-4)
+    assert ((got.soft - expected).abs() < 1e-3).float().mean() > 0.99  # near ties, rounding decides
 
 
 def test_overlapping_windows_share_the_noise_of_a_member():
