@@ -200,7 +200,8 @@ def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
         figures, tables = _evaluate_class(answer, raters, spacing, settings)
         members = member_figures(answer.members, majority(raters))
         row = {"name": unit.name, "class": class_name, "group": group, **figures}
-        row["sample_dice"] = describe(members[:, 2])["mean"]
+        dice = members[:, 2]
+        row |= {"sample_dice": describe(dice)["mean"], "sample_iou": describe(dice / (2 - dice))["mean"]}
         levels = _levels(answer.probability, raters, spacing) if settings.levels else {}
         evaluated.add(row, tables, members, levels)
         answers.append(answer)
@@ -217,7 +218,8 @@ def _evaluate_class(answer, raters, spacing, settings):
     truth = fraction > 0.5
     row = evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
     if answer.coarse is not None:
-        row["coarse_dice"] = overlap(answer.coarse > 0.5, truth)["dice"]
+        coarse = overlap(answer.coarse > 0.5, truth)
+        row |= {"coarse_dice": coarse["dice"], "coarse_iou": coarse["iou"]}
     tables = _reliability({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
     row |= calibration_figures(tables)
     row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(spacing))
@@ -288,7 +290,8 @@ def columns(tolerances=TOLERANCES, raters=0, several_classes=False):
     """The columns of metrics.csv, for so many raters."""
     return (
         *(("name", "class") if several_classes else ("name",)),
-        *("group", *metric_names(tolerances), "empty", "sample_dice", "coarse_dice", *CALIBRATION),
+        *("group", *metric_names(tolerances), "empty"),
+        *("sample_dice", "sample_iou", "coarse_dice", "coarse_iou", *CALIBRATION),
         *("agreement", "expected_dice", "volume_spread"),
         *("volume", "truth_volume", "volume_low", "volume_high", "lesions", "lesions_predicted", "lesions_found"),
         *(*SET_FIGURES, "rater_dice", "raters_agreement"),

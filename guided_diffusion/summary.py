@@ -32,11 +32,12 @@ def summary_of(evaluated):
 
     "ensemble": the `statistics.describe` of each of `metrics.metric_names` and the counts "cases", "both_empty",
     "prediction_empty" and "truth_empty"; "sample" and "coarse": that of the Dice of single members and of the coarse
-    mask; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN where no probability was saved,
-    and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`; "raters": a list of that of the
-    Dice to each rater; "members": of each member the means over cases of "staple_sensitivity", "staple_specificity"
-    and "dice" (see `evaluation.member_figures`); "uncertainty": of each of `uncertainty.SCORES` that and its
-    `uncertainty.judge`, and "volume_coverage", the share of true volumes within the members' interval.
+    mask, and "sample_iou" and "coarse_iou"; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN
+    where no probability was saved, and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`;
+    "raters": a list of that of the Dice to each rater; "members": of each member the means over cases of
+    "staple_sensitivity", "staple_specificity" and "dice" (see `evaluation.member_figures`); "uncertainty": of each of
+    `uncertainty.SCORES` that and its `uncertainty.judge`, and "volume_coverage", the share of true volumes within the
+    members' interval.
     Of several classes these are of each case's mean over its classes; of figures of all pixels together they are the
     means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
     "ensemble_size", where asked for: see `ensemble_size.size_summary`.
@@ -180,7 +181,9 @@ def _part(rows, names, tables, members=()):
     return {
         "ensemble": ensemble,
         "sample": described("sample_dice"),
+        "sample_iou": described("sample_iou"),
         "coarse": described("coarse_dice"),
+        "coarse_iou": described("coarse_iou"),
         "calibration": calibration_figures(tables) | there,
         "diversity": {name: described(name) for name in DIVERSITY},
         "raters": [described(f"rater_{rater}_dice") for rater in range(1, raters_in(rows) + 1)],
@@ -321,7 +324,8 @@ def _lines(summary):
     """The lines of the table."""
     names = metric_names(summary["nsd_tolerances"])
     lines = [_table_line(label_of(name, summary), summary["ensemble"][name]) for name in names]
-    values = {"sample dice": summary["sample"], "coarse dice": summary["coarse"]}
+    values = {"sample dice": summary["sample"], "sample iou": summary["sample_iou"]}
+    values |= {"coarse dice": summary["coarse"], "coarse iou": summary["coarse_iou"]}
     values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
     if len(summary["raters"]) > 1:
         values |= {f"  to rater {rater}": described for rater, described in enumerate(summary["raters"], start=1)}

@@ -173,8 +173,12 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     rows = table(tmp_path / "results" / "metrics.csv")
     assert float(rows["half"]["sample_dice"]) == 0.75 and float(rows["half"]["coarse_dice"]) == 0.5
     assert float(rows["missed"]["sample_dice"]) == 0.5 and float(rows["missed"]["coarse_dice"]) == 0
-    assert rows["nothing"]["sample_dice"] == rows["nothing"]["coarse_dice"] == ""
+    assert float(rows["half"]["sample_iou"]) == pytest.approx(2 / 3)  # of 1 and 1/3
+    assert float(rows["half"]["coarse_iou"]) == pytest.approx(1 / 3) and float(rows["missed"]["sample_iou"]) == 0.5
+    assert {rows["nothing"][f"{whose}_{what}"] for whose in ("sample", "coarse") for what in ("dice", "iou")} == {""}
     assert summary["sample"]["mean"] == pytest.approx(0.625) and summary["sample"]["n"] == 2
+    assert summary["sample_iou"]["mean"] == pytest.approx(7 / 12)
+    assert summary["coarse_iou"]["mean"] == pytest.approx(1 / 6)
     assert summary["coarse"]["mean"] == pytest.approx(0.25) and summary["ensemble"]["dice"]["mean"] == 1
     text = format_summary(summary)
     assert "\nsample dice              0.6250" in text and "\ncoarse dice              0.2500" in text
