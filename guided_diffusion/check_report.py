@@ -40,7 +40,7 @@ def _slices(part):
 
 
 def _groups(part):
-    groups = {look.group for look in part.looks}
+    groups = {look.group or look.name for look in part.looks}
     return str(len(groups)) if len(groups) < len(part.looks) else ""
 
 

@@ -12,7 +12,7 @@ from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
 from .files import read_picture
 from .logger import counted
 from .nifti import is_nifti, nifti_grid
-from .split import SPLIT_FOLDERS, group_of
+from .split import SPLIT_FOLDERS, known_group
 from .units import group_cases
 
 NAMED = 5  # cases that a message names before it says how many more there are
@@ -24,14 +24,14 @@ SOFT_VALUES = 2  # values of a mask picture beyond which its greys are told
 class Look:
     """What was seen of a case, or of all slices of a volume.
 
-    sizes: (H, W) of each image. low, high: the range of each channel's values, as the loader gives them. marked: the
-    share of pixels in each class, over raters and slices; empty: of how many images all masks are empty. values: those
-    in the files of masks, label values of label maps. digest: of the image's pixels, None of a blank one.
-    problems: what kept it, or its truth, from being read.
+    group: see `split.known_group`. sizes: (H, W) of each image. low, high: the range of each channel's values, as the
+    loader gives them. marked: the share of pixels in each class, over raters and slices; empty: of how many images all
+    masks are empty. values: those in the files of masks, label values of label maps. digest: of the image's pixels,
+    None of a blank one. problems: what kept it, or its truth, from being read.
     """
 
     name: str
-    group: str
+    group: str | None
     count: int
     label: int | None = None
     raters: int = 0
@@ -132,7 +132,7 @@ class Looks(Dataset):
 def look_at(dataset, unit, group_key=""):
     """The `Look` at a `units.Unit`; whatever its loader raises is among its `problems`."""
     first = unit.cases[0]
-    look = Look(unit.name, group_of(first, group_key), len(unit.cases), first.label, len(first.masks))
+    look = Look(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
     digest, blank, marked = hashlib.sha256(), True, []
     for case in unit.cases:
         image = _told(look, dataset.load_image, case)
@@ -308,16 +308,28 @@ def _duplicates(parts):
 
 
 def _groups(parts):
-    sides = defaultdict(set)
+    """On patients, and on names, which may be theirs, in two splits."""
+    groups, names = defaultdict(set), defaultdict(set)
     for part in parts:
         for look in part.looks:
-            sides[look.group].add(part.name)
-    both = sorted(group for group, names in sides.items() if len(names) > 1)
+            if look.group:
+                groups[look.group].add(part.name)
+            else:
+                names[look.name].add(look.digest)
+    both = sorted(group for group, sides in groups.items() if len(sides) > 1)
     if both:
         yield Finding(
             True,
             f"{counted(len(both), 'patient')} (or other group) in two splits, so that what is trained on is also "
             f"tested on: {_names(both)}; keep each in one",
+        )
+    # The same name with the same pixels has been told as an image in two splits.
+    same = sorted(name for name, digests in names.items() if len(digests) > 1)
+    if same:
+        yield Finding(
+            False,
+            f"{counted(len(same), 'name')} in two splits, of different images: {_names(same)}; if that is one patient, "
+            "keep each in one",
         )
 
 

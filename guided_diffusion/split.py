@@ -58,8 +58,14 @@ def group_of(case, group_key=""):
     group_key: a regular expression that is searched in the name; its first parenthesis, or all that it matches, is
     the group. Raises `UserError` for a name that it does not fit.
     """
+    return known_group(case, group_key) or case.volume or case.name
+
+
+def known_group(case, group_key=""):
+    """A case's group where it is told, by the group key or the loader, else None: see `group_of`, which then goes by
+    names. Those may begin anew in each folder of a split, so they tell no patient."""
     if not group_key:
-        return case.group or case.volume or case.name
+        return case.group
     found = re.search(group_key, case.name)
     if not found:
         raise UserError(

@@ -169,6 +169,22 @@ def test_one_patient_on_both_sides(check, divided):
     )
 
 
+def test_names_that_begin_anew_in_each_split_are_no_patients(check, divided):
+    for part in ("images", "masks"):
+        (divided / "test" / part / "case4.png").rename(divided / "test" / part / "case0.png")
+        shutil.copy(divided / "train" / part / "case1.png", divided / "test" / part)
+    status, text = check(divided)
+    assert status == 1 and lines(text, "error") == [
+        "1 image in two splits, so that what is trained on is also tested on: case1 (train) = case1 (test); keep each "
+        "in one"
+    ]
+    assert lines(text, "warning") == [
+        "1 name in two splits, of different images: case0; if that is one patient, keep each in one"
+    ]
+    (divided / "test" / "images" / "case1.png").unlink()
+    assert check(divided)[0] == 0
+
+
 def test_files_of_a_volume_that_lie_elsewhere(check, brats, tmp_path):
     shutil.copytree(brats, tmp_path / "data")
     path = next((tmp_path / "data").glob("training/*/*_seg.nii.gz"))

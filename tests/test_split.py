@@ -1,5 +1,6 @@
 """The folders of a split, and cases held out of training: what stays together, what decides, and what is then taken."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from guided_diffusion.data import Case, build_dataset
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.split import HoldOut, group_of, hold_out_of, split_folders, split_of
+from guided_diffusion.units import group_cases
 
 
 def cases(names, **keywords):
@@ -139,6 +141,17 @@ def test_held_out_cases_do_not_leak(folder):
         return leakage_warning(dataset, units, trained)
 
     assert warning("val") is None and "were trained on" in warning("train")
+
+
+def test_a_name_in_two_splits_is_no_leak(folder, tmp_path):
+    for part, name in (("train", "case0"), ("test", "case1")):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / part / kind).mkdir(parents=True)
+            shutil.copy(folder / kind / f"{name}.png", tmp_path / "data" / part / kind / "000.png")
+    trained = {"data_name": "FOLDER", "data_dir": str(tmp_path / "data")}
+    for split, warned in (("test", False), ("train", True)):
+        dataset = load(tmp_path / "data", split, None)
+        assert (leakage_warning(dataset, group_cases(dataset.cases), trained) is not None) == warned
 
 
 def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_path, capsys):
