@@ -168,7 +168,7 @@ class SegmentationDataset(Dataset):
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        if not self._reads_labels:
+        if not self.reads_labels:
             raise TypeError(f"{type(self).__name__} must define read_mask(case)")
         return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
 
@@ -259,14 +259,15 @@ class SegmentationDataset(Dataset):
         return kept if self.split == "train" else held
 
     @property
-    def _reads_labels(self):
+    def reads_labels(self):
+        """Whether the loader has `read_labels`, so that `--classes` can say what the values are."""
         return type(self).read_labels is not SegmentationDataset.read_labels
 
     def _settled_classes(self, text):
         """The `Classes` that `--classes` says, or the loader's own."""
         if not text:
             return own_classes(self.class_names, self.class_values, type(self).__name__)
-        if not self._reads_labels:
+        if not self.reads_labels:
             raise UserError(
                 f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
                 "leave it out (a loader of your own has label maps where it defines read_labels)"

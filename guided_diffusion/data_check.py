@@ -88,12 +88,16 @@ class Finding:
 def find_parts(data_name, data_dir, **settings):
     """The `Part`s of a data set, not looked at yet: of each split that it has, or "all" where it is not divided.
 
-    settings: see `data.build_dataset`. Raises `UserError` for what the loader refuses and where nothing is found.
+    settings: see `data.build_dataset`. The classes that "auto" finds in the first, the training cases, are all splits'.
+    Raises `UserError` for what the loader refuses and where nothing is found.
     """
     parts, errors = {}, []
     for split in SPLIT_FOLDERS:
         try:
-            parts[split] = Part(split, build_dataset(data_name, data_dir, 1, split=split, **settings))
+            dataset = build_dataset(data_name, data_dir, 1, split=split, **settings)
+            parts[split] = Part(split, dataset)
+            if settings.get("classes") == "auto":
+                settings["classes"] = str(dataset.classes)  # as training, sampling and evaluation do
         except NoCasesError as error:
             errors += [error] if split == "train" else []
         except NoSplitError:
@@ -176,6 +180,8 @@ def _look_at_values(dataset, case, look):
     """Count the values in a case's files of masks, where they are label maps or pictures."""
     if is_nifti(case.masks[0]) and dataset.volumes is not None:
         look.values.update(_counted_values(dataset.volumes.labels(case)))
+    elif dataset.reads_labels and not dataset.classes.is_binary:
+        look.values.update(_counted_values(dataset.read_labels(case)))
     elif case.masks[0] != case.images[0] and not is_nifti(case.masks[0]):
         for path in case.masks:
             values = _counted_values(read_picture(path))
@@ -265,7 +271,7 @@ def _balance(part, seen):
             yield Finding(part.trains, f"{part.name}: no pixel is {name}")
         elif 0 < share < FEW_PIXELS:
             yield Finding(False, f"{part.name}: {name} is {100 * share:.2g} % of the pixels, which is hard to learn")
-    if not part.dataset.classes.is_binary:
+    if part.dataset.reads_labels and not part.dataset.classes.is_binary:
         known = {value for values in part.dataset.classes.values for value in values} | {0}
         others = sorted({value for look in part.looks for value in look.values} - known)
         if others:

@@ -10,6 +10,7 @@ from conftest import LOADER, write_folder
 from PIL import Image
 
 from guided_diffusion import phantom
+from guided_diffusion.files import write_label_png
 from guided_diffusion.phantom_lidc import write_lidc
 from guided_diffusion.pictures import CAPTION, MASK_COLOUR
 
@@ -185,6 +186,34 @@ def test_names_that_begin_anew_in_each_split_are_no_patients(check, divided):
     assert check(divided)[0] == 0
 
 
+def test_label_maps_are_read_as_sampling_writes_them(check, divided):
+    """Palettes, and in one file 16 bits, are the values themselves; those of the training cases are the classes."""
+    colours = {1: (250, 60, 40), 2: (64, 160, 255), 3: (90, 200, 90)}
+    for path in sorted(divided.glob("*/masks/*.png")):
+        labels = np.zeros((32, 40), np.uint8)
+        labels[4:12], labels[14:20], labels[22:30] = 1, 2, 3
+        write_label_png(path, labels, colours)
+    status, text = check(divided, "--classes auto")
+    assert status == 0 and "0 errors, 0 warnings" in text
+    assert cells(text, "values in masks") == [*"0123", *"0123"]
+    assert "class_1, class_2, class_3" in text
+    write_label_png(divided / "train/masks/case0.png", labels.astype(np.uint16) * 300, {})
+    status, text = check(divided, "--classes a=1+300,b=2+600,c=3")
+    assert lines(text, "warning") == ["train: no class has the label value 900: it counts as background"]
+    write_label_png(divided / "train/masks/case0.png", labels, colours)
+    write_label_png(divided / "test/masks/case4.png", np.where(labels == 3, 7, labels), colours)
+    (divided / "test/masks/case5.png").unlink()
+    status, text = check(divided, "--classes auto")
+    assert status == 0 and lines(text, "warning") == [
+        "test: 1 case without a mask, which cannot be scored: case5",
+        "test: no pixel is class_3",
+        "test: no class has the label value 7: it counts as background",
+    ]
+    for path in (divided / "test/masks").iterdir():
+        path.unlink()  # the test cases have no truth: the classes are those of the training cases
+    assert check(divided, "--classes auto")[0] == 0
+
+
 def test_files_of_a_volume_that_lie_elsewhere(check, brats, tmp_path):
     shutil.copytree(brats, tmp_path / "data")
     path = next((tmp_path / "data").glob("training/*/*_seg.nii.gz"))
@@ -209,6 +238,17 @@ def test_a_loader_of_ones_own(check, tmp_path, save_picture):
     assert status == 1 and "read by Polyps" in text and "1 class: polyp" in text
     assert lines(text, "error") == ["all: p2: the loader fails: ZeroDivisionError: division by zero"]
     assert "1 image more than once in a split: p1 (all) = p3 (all)" in text
+
+
+def test_masks_that_a_loader_of_ones_own_reads_as_classes_hold_no_label_values(check, tmp_path, save_picture):
+    loader = LOADER.replace('("polyp",)', '("polyp", "tool")').replace(
+        "[None, None]", "[None, None].repeat(2, 1) * [[[[True]], [[False]]]]"
+    )
+    (tmp_path / "my_loader.py").write_text(loader)
+    save_picture(tmp_path / "data/p/photo.png", np.random.default_rng(3).integers(0, 255, (24, 40, 3), np.uint8))
+    save_picture(tmp_path / "data/p/truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
+    _, text = check(tmp_path / "data", f"--data_name {tmp_path}/my_loader.py:Polyps")
+    assert "no class has the label value" not in text and cells(text, "values in masks") == ["0", "255"]
 
 
 def test_nothing_to_check(refusal, tmp_path):
