@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import time
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -258,14 +259,17 @@ def name_also(path, other):
             shutil.copyfile(path, temporary)
 
 
-def remove_temporaries(folder):
+def remove_temporaries(folder, idle=0):
     """Remove what `atomic_path` left in a folder, as it does when the process is killed meanwhile.
 
-    For folders that one run alone writes to: those of a run at work would be gone too.
+    idle: only what nobody has written to for so many seconds, for folders that another run may be writing to, perhaps
+    on another machine, where the number of its process says nothing. With 0 those of a run at work are gone too.
     """
     for path in Path(folder).glob(".*"):
         if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it has been renamed, or another run removes it too
+                if not idle or time.time() - path.stat().st_mtime > idle:
+                    path.unlink()
 
 
 def write_png(path, array):

@@ -34,6 +34,7 @@ from .files import (
     read_picture,
     read_picture_labels,
     read_picture_mask,
+    remove_temporaries,
     write_json,
     write_label_png,
     write_png,
@@ -42,6 +43,7 @@ from .nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
 
+IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
 OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # in a manifest without them
 
 
@@ -71,7 +73,16 @@ class ResultsFolder:
         elif any(self.out_dir.glob("masks/*")) or any(self.out_dir.glob("*_seg.nii*")):
             # They would count as finished: a data set's own truth, scored against itself.
             raise UserError(f"{self.out_dir}: holds masks that are not of a run of ours; choose another --out_dir")
+        self._remove_temporaries()
         write_json(path, self.manifest)
+
+    def _remove_temporaries(self):
+        """Remove what killed runs left half written; another run may be writing to the folder as well."""
+        soft = ("probability", "uncertainty", "coarse", *PIXEL_MAPS)
+        folders = {path.parent for what in soft for path in self._soft_paths("any", False, what)}
+        others = {self.out_dir / name for name in ("masks", "overlay", "samples", "debug", "report_files")}
+        for folder in (self.out_dir, *sorted(folders | others)):
+            remove_temporaries(folder, IDLE)
 
     def _check_same(self, path, old):
         new = self.manifest
@@ -176,6 +187,7 @@ class ResultsFolder:
 
     def complete(self, seconds, sampled, cases):
         """Add how the run ended to the manifest: seconds and cases sampled, added up over the runs, and all cases."""
+        self._remove_temporaries()  # those of a kill just before this run began were too fresh then
         self.manifest["seconds"] = round(self.manifest.get("seconds", 0) + seconds, 2)
         self.manifest["cases_sampled"] = self.manifest.get("cases_sampled", 0) + sampled
         self.manifest.update(cases=cases, status="complete")
@@ -271,6 +283,7 @@ class Predictions:
         """The files of masks, by name, that no case asked for by `mask` has."""
         if self.is_ours:
             files = [*self.folder.glob("masks/*.png"), *self.folder.glob("*_seg.nii.gz")]
+            files = [path for path in files if not path.name.startswith(".")]  # of a kill, or of a run at work
         else:
             files = [path for paths in self._files.values() for path in paths]
         return sorted(set(files) - self.used)

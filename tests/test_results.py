@@ -1,6 +1,7 @@
 """The results folder and its pictures: what is written, of which size and values, and what is refused."""
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from guided_diffusion import pictures
 from guided_diffusion.case_maps import CaseMaps, fuse_cases, stack_slices
+from guided_diffusion.classes import Classes
 from guided_diffusion.data import Geometry
 from guided_diffusion.ensemble import staple
 from guided_diffusion.errors import UserError
@@ -234,6 +236,47 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
         ResultsFolder(tmp_path, changed(**change))
     assert words in str(error.value) and "choose another --out_dir" in str(error.value)
     assert (tmp_path / "manifest.json").read_text() == before
+
+
+def test_what_a_kill_left_is_no_mask_and_is_removed(tmp_path):
+    classes = Classes(("a", "b"), ((1,), (2,)))
+    ResultsFolder(tmp_path, changed())
+    names = (
+        "masks/.x.12.png",
+        ".x_seg.12.nii.gz",
+        "probability/b/.x.12.png",
+        "overlay/.x.12.png",
+        "samples/.x_00.12.png",
+    )
+    left = [tmp_path / name for name in names]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert Predictions(tmp_path).unmatched() == []
+
+    def begin(**options):
+        return ResultsFolder(tmp_path, changed(), classes=classes, **options)
+
+    begin()  # they are fresh: perhaps another run is writing them
+    assert all(path.exists() for path in left)
+    for path in left[1:]:
+        os.utime(path, (0, 0))
+    begin(begin=False)  # of several processes the first one alone
+    assert all(path.exists() for path in left)
+    folder = begin()
+    assert [path.exists() for path in left] == [True, False, False, False, False]
+    os.utime(left[0], (0, 0))
+    folder.complete(seconds=90, sampled=1, cases=1)  # it has become old meanwhile
+    assert not left[0].exists()
+
+
+def test_another_runs_folder_is_left_as_it_is(tmp_path):
+    ResultsFolder(tmp_path, changed())
+    (tmp_path / ".x.12.png").touch()
+    os.utime(tmp_path / ".x.12.png", (0, 0))
+    with pytest.raises(UserError, match="choose another --out_dir"):
+        ResultsFolder(tmp_path, changed(num_ensemble=3))
+    assert (tmp_path / ".x.12.png").exists()
 
 
 def test_complete_adds_facts(tmp_path):
