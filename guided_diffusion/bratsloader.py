@@ -128,11 +128,12 @@ class BraTSDataset(SegmentationDataset):
                 f"{folder}: case {name} lacks the modality {' and '.join(missing)}; add the file or remove the case"
             )
         images = tuple(files[modality] for modality in MODALITIES)
-        masks = tuple(files[kind] for kind in sorted(files, key=_number) if kind.startswith("seg"))
+        raters = tuple(kind for kind in sorted(files, key=_number) if kind.startswith("seg"))
+        masks = tuple(files[kind] for kind in raters)
         if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # by its name: no header of the many thousands is read
-            found = [Case(name, images, masks, group=case or None)]
+            found = [Case(name, images, masks, group=case or None, raters=raters)]
         else:
-            found = self.volumes.cases(name, images, masks, check_masks=self.need_masks)
+            found = self.volumes.cases(name, images, masks, raters=raters, check_masks=self.need_masks)
             patient = PATIENT.fullmatch(name)
             found = [replace(one, group=patient[1]) for one in found] if patient else found
         names = "with the names of BraTS 2023 and later" if is_of_2023(found[0]) else "with the names of BraTS to 2021"

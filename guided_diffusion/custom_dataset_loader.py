@@ -76,13 +76,13 @@ class FolderDataset(SegmentationDataset):
             self._inspect(pairs)
         labels = self._read_labels()
         cases = []
-        for image, masks in pairs:
+        for image, masks, raters in pairs:
             name = split_suffix(image)[0]
             label = self._label(name, labels) if labels else None
             if self.is_nifti:
-                cases += self.volumes.cases(name, (image,), masks, label, check_masks=self.need_masks)
+                cases += self.volumes.cases(name, (image,), masks, label, raters=raters, check_masks=self.need_masks)
             else:
-                cases.append(Case(name, (image,), masks, label))
+                cases.append(Case(name, (image,), masks, label, raters=raters))
         return cases
 
     def read_image(self, case):
@@ -126,7 +126,7 @@ class FolderDataset(SegmentationDataset):
     # ---- what this layout needs, and yours may not ---------------------------------------------------------------
 
     def _pairs(self):
-        """All (image, its masks: one or none) of the split, in the order of their names."""
+        """All (image, its masks, their raters' names) of the split, in the order of their names."""
         pairs, path = [], self.data_dir / "split.json"
         is_listed = self.split is not None and path.is_file()
         for folder in split_folders(self.data_dir, None if is_listed else self.split):
@@ -134,11 +134,12 @@ class FolderDataset(SegmentationDataset):
             raters = RaterFolders(folder / "masks", self.need_masks)
             for image in list_files(images if images.is_dir() else folder, SUFFIXES):
                 name = split_suffix(image)[0]
-                pairs.append((image, raters.masks_of(image.name, [name + ending for ending in MASK_ENDINGS])))
+                masks = raters.masks_of(image.name, [name + ending for ending in MASK_ENDINGS])
+                pairs.append((image, masks, raters.names_of(masks)))
         if not is_listed:
             return pairs
-        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, _ in pairs})
-        return [(image, masks) for image, masks in pairs if split_suffix(image)[0] in chosen]
+        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, *_ in pairs})
+        return [pair for pair in pairs if split_suffix(pair[0])[0] in chosen]
 
     def _chosen_names(self, path, names):
         """The names that split.json has for the split."""
@@ -197,7 +198,7 @@ class FolderDataset(SegmentationDataset):
         """Learn from the first image whether this is a folder of pictures or of NIfTI files, and the channels."""
         first = pairs[0][0]
         self.is_nifti = is_nifti(first)
-        for image, masks in pairs:
+        for image, masks, _ in pairs:
             for path in (image, *masks):
                 if is_nifti(path) != self.is_nifti:
                     raise UserError(
@@ -217,5 +218,5 @@ class FolderDataset(SegmentationDataset):
             told.append("divided into folders")
         else:
             told.append("not divided")
-        raters = max(len(masks) for _, masks in pairs)
+        raters = max(len(masks) for _, masks, _ in pairs)
         return ", ".join([*told, f"{raters} raters"] if raters > 1 else told)

@@ -25,6 +25,7 @@ class Case:
     name: unique in the data set and safe as a file name.
     images: the image's files (one photograph, or one file per MRI modality).
     masks: one file per rater; empty when there is no truth.
+    raters: a name for each mask, by which a rater is known in all cases; () where he is by the mask's position.
     label: the class for class-conditional models, or None.
     volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
     group: what must stay on one side of a split, such as the patient, or None.
@@ -37,6 +38,7 @@ class Case:
     volume: str | None = None
     slice_index: int | None = None
     group: str | None = None
+    raters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,9 @@ class SegmentationDataset(Dataset):
                 f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
                 f"not [raters, {len(self.class_names)}, H, W]"
             )
+        if case.raters and len(set(case.raters)) != len(mask):
+            names = ", ".join(case.raters)
+            raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
         if self.classes.is_exclusive and mask.shape[1] > 1 and (mask.sum(axis=1) > 1).any():
             raise UserError(
                 f"{case.masks[0]}: the loader marked a pixel as two of {', '.join(self.class_names)}; where classes "

@@ -53,8 +53,8 @@ class DecathlonDataset(SegmentationDataset):
             self.notes = (f"CT: {self.window[0]:g} to {self.window[1]:g} HU become -1 to 1 (--ct_window)",)
         pairs = self._pairs(path)
         cases = []
-        for name, images, masks in pairs:
-            cases += self.volumes.cases(name, images, masks, check_masks=self.need_masks)
+        for name, images, masks, names in pairs:
+            cases += self.volumes.cases(name, images, masks, raters=names, check_masks=self.need_masks)
         said = self.description.get("name") or self.data_dir.resolve().name
         self.layout = f"Medical Segmentation Decathlon, {said}: {counted(len(pairs), 'volume')} of {self._channels()}"
         return cases
@@ -88,7 +88,7 @@ class DecathlonDataset(SegmentationDataset):
         return f"{counted(self.image_channels, 'channel')} ({', '.join(self.modalities)})"
 
     def _pairs(self, path):
-        """(name, image files, mask files) of each volume of the split."""
+        """(name, image files, mask files, their raters' names) of each volume of the split."""
         tests = list_files(self.data_dir / "imagesTs", NIFTI_SUFFIXES) if (self.data_dir / "imagesTs").is_dir() else []
         if self.split == "test" and tests:
             return self._grouped(path, tests, "labelsTs")
@@ -115,15 +115,18 @@ class DecathlonDataset(SegmentationDataset):
         if not image.is_file():
             raise UserError(f"{path}: lists {entry['image']}, but there is no such file; unpack it or correct the list")
         name = split_suffix(image)[0]
-        return name, (image,), raters.masks_of(image.name, [split_suffix(str(entry.get("label", name)))[0]])
+        masks = raters.masks_of(image.name, [split_suffix(str(entry.get("label", name)))[0]])
+        return name, (image,), masks, raters.names_of(masks)
 
     def _grouped(self, path, files, labels):
         """Pairs of files by name; those of one volume's channels together. labels: the masks' folder."""
         raters = RaterFolders(self.data_dir / labels, self.need_masks)
         if not self._is_per_channel():
             stems = [split_suffix(file)[0] for file in files]
+            masks = [raters.masks_of(file.name, [stem]) for stem, file in zip(stems, files, strict=True)]
             return [
-                (stem, (file,), raters.masks_of(file.name, [stem])) for stem, file in zip(stems, files, strict=True)
+                (stem, (file,), found, raters.names_of(found))
+                for stem, file, found in zip(stems, files, masks, strict=True)
             ]
         volumes = {}
         for file in files:
@@ -137,10 +140,11 @@ class DecathlonDataset(SegmentationDataset):
             if missing or len(channels) > self.image_channels:
                 have = ", ".join(f"{k:04d}" for k in sorted(channels))
                 raise UserError(f"{path}: has {self._channels()}, but {name} has the files {have}; they must agree")
-        return [
-            (name, tuple(channels[k] for k in sorted(channels)), raters.masks_of(name, [name]))
-            for name, channels in volumes.items()
-        ]
+        pairs = []
+        for name, channels in volumes.items():
+            masks = raters.masks_of(name, [name])
+            pairs.append((name, tuple(channels[k] for k in sorted(channels)), masks, raters.names_of(masks)))
+        return pairs
 
 
 def _described(path):

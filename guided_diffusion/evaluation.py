@@ -16,6 +16,7 @@ from .errors import UserError
 from .files import atomic_path, write_json
 from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
+from .raters import rater_names
 from .results import Predictions
 from .split import group_of
 from .statistics import describe
@@ -50,6 +51,7 @@ class Evaluated:
     members: {class: a float64 [E, 3] for each case}, see `member_figures`.
     sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
     levels: where asked for, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
+    raters: the names of all raters in one order, see `raters.rater_names`.
     missing, without_truth: cases left out; unmatched: files of masks that belong to no case.
     """
 
@@ -57,6 +59,7 @@ class Evaluated:
     settings: Settings
     distance_unit: str
     volume_unit: str
+    raters: tuple[str, ...] = ()
     rows: list = field(default_factory=list)
     tables: dict = field(default_factory=dict)
     members: dict = field(default_factory=dict)
@@ -126,6 +129,7 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
         settings or Settings(),
         distance_unit="mm" if millimetres else "pixels",
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
+        raters=rater_names(dataset.cases),
     )
     for unit in progress(units) if progress else units:
         if predictions.mask(unit.name, unit.is_volume) is None:
@@ -198,6 +202,8 @@ def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
         spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
         answer = read_answer(predictions, unit, raters.shape[1:], k)
         figures, tables = _evaluate_class(answer, raters, spacing, settings)
+        if max(len(raters), len(evaluated.raters)) > 1:
+            figures |= _against_raters(answer, list(raters), evaluated.raters and case.raters, evaluated.raters)
         members = member_figures(answer.members, majority(raters))
         row = {"name": unit.name, "class": class_name, "group": group, **figures}
         dice = members[:, 2]
@@ -223,16 +229,21 @@ def _evaluate_class(answer, raters, spacing, settings):
     tables = _reliability({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
     row |= calibration_figures(tables)
     row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(spacing))
-    if len(raters) > 1:
-        row |= _against_raters(answer, list(raters))
     return row, tables
 
 
-def _against_raters(answer, raters):
-    """The figures of one class of one case that need several raters."""
-    each = dice_to_raters(answer.mask, raters)
-    row = {f"rater_{r}_dice": dice for r, dice in enumerate(each, start=1)}
-    row["rater_dice"] = describe(each)["mean"]
+def _against_raters(answer, raters, names, everyone):
+    """The figures of one class of one case where the data set has several raters.
+
+    names: those of the case's raters, or () to count them; everyone: those of all the data set's, each of whom has a
+    Dice, NaN if he lacks here.
+    """
+    names = names or [str(number) for number in range(1, len(raters) + 1)]
+    each = dict(zip(names, dice_to_raters(answer.mask, raters), strict=True))
+    row = {f"rater_{name}_dice": each.get(name, math.nan) for name in everyone or names}
+    row["rater_dice"] = describe(list(each.values()))["mean"]
+    if len(raters) == 1:
+        return row
     row["raters_agreement"] = mean_over_pairs(pair_dice(shared_pixels(raters)))
     as_levels = answer.single and answer.probability is not None
     samples = level_masks(answer.probability) if as_levels else answer.members
@@ -286,8 +297,8 @@ def on_grid(mask, shape):
 # ---- the table of cases ------------------------------------------------------------------------------------------
 
 
-def columns(tolerances=TOLERANCES, raters=0, several_classes=False):
-    """The columns of metrics.csv, for so many raters."""
+def columns(tolerances=TOLERANCES, raters=(), several_classes=False):
+    """The columns of metrics.csv. raters: their names, see `summary.raters_in`."""
     return (
         *(("name", "class") if several_classes else ("name",)),
         *("group", *metric_names(tolerances), "empty"),
@@ -295,7 +306,7 @@ def columns(tolerances=TOLERANCES, raters=0, several_classes=False):
         *("agreement", "expected_dice", "volume_spread"),
         *("volume", "truth_volume", "volume_low", "volume_high", "lesions", "lesions_predicted", "lesions_found"),
         *(*SET_FIGURES, "rater_dice", "raters_agreement"),
-        *(f"rater_{r}_dice" for r in range(1, raters + 1)),
+        *(f"rater_{name}_dice" for name in raters),
     )
 
 

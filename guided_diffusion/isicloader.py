@@ -128,7 +128,7 @@ def _cases_in(folder, truth, complete):
             continue
         names = [f"{name}_Segmentation", f"{name}_segmentation"]
         masks = raters.masks_of(image.name, names) if raters else tuple(beside.get(names[0], beside.get(names[1], ())))
-        cases.append(Case(name, (image,), masks))
+        cases.append(Case(name, (image,), masks, raters=raters.names_of(masks) if raters else ()))
     return cases
 
 

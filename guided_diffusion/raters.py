@@ -1,5 +1,7 @@
 """Masks of several raters: a sub-folder of the mask folder for each, masks/RATER/NAME.png, in layouts of folders."""
 
+import re
+
 from .errors import UserError
 from .files import PICTURE_SUFFIXES, list_files, split_suffix
 from .nifti import NIFTI_SUFFIXES
@@ -24,6 +26,7 @@ class RaterFolders:
                 f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters put each "
                 "one's into a folder of its own"
             )
+        self.is_one = not self.raters
         self.raters = self.raters or {folder: own}
 
     def masks_of(self, image, names):
@@ -42,11 +45,26 @@ class RaterFolders:
             )
         return tuple(marked)
 
+    def names_of(self, masks):
+        """The raters' names of an image's masks, see `data.Case`; none where all masks are one rater's."""
+        return () if self.is_one else tuple(path.parent.name for path in masks)
+
     def _mask(self, folder, image, names):
         masks = [path for name in names for path in self.raters[folder].get(name, ())]
         if len(masks) > 1:
             raise UserError(f"{masks[1]}: is a second mask of {image} beside {masks[0].name}; keep one")
         return masks[0] if masks else None
+
+
+def rater_names(cases):
+    """The names of all raters of these `data.Case`s, "rater2" before "rater10"; () where not all that have masks name
+    theirs."""
+    named = [case.raters for case in cases if case.masks]
+    return tuple(sorted(set().union(*named), key=_by_number)) if all(named) else ()
+
+
+def _by_number(name):
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def files_by_name(folder):

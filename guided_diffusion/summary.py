@@ -34,15 +34,16 @@ def summary_of(evaluated):
     "prediction_empty" and "truth_empty"; "sample" and "coarse": that of the Dice of single members and of the coarse
     mask, and "sample_iou" and "coarse_iou"; "calibration": the figures `CALIBRATION` of all cases' pixels together, NaN
     where no probability was saved, and "cases", "cases_band", over how many; "diversity": that of each of `DIVERSITY`;
-    "raters": a list of that of the Dice to each rater; "members": of each member the means over cases of
-    "staple_sensitivity", "staple_specificity" and "dice" (see `evaluation.member_figures`); "uncertainty": of each of
-    `uncertainty.SCORES` that and its `uncertainty.judge`, and "volume_coverage", the share of true volumes within the
-    members' interval.
+    "raters": a list of that of the Dice to each of "rater_names", over the cases that he marked; "members": of each
+    member the means over cases of "staple_sensitivity", "staple_specificity" and "dice" (see
+    `evaluation.member_figures`); "uncertainty": of each of `uncertainty.SCORES` that and its `uncertainty.judge`, and
+    "volume_coverage", the share of true volumes within the members' interval.
     Of several classes these are of each case's mean over its classes; of figures of all pixels together they are the
     means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
     "ensemble_size", where asked for: see `ensemble_size.size_summary`.
-    "class_names", "groups" (how many, None where no case has one), "hd95_unit", "volume_unit", "nsd_tolerances",
-    "missing", "without_truth", "unmatched_files": cases and files left out; "rules".
+    "rater_names" (numbers where the data tell none), "class_names", "groups" (how many, None where no case has one),
+    "hd95_unit", "volume_unit", "nsd_tolerances"; "missing", "without_truth", "unmatched_files": cases and files left
+    out; "rules".
     """
     rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
     parts = {
@@ -54,6 +55,7 @@ def summary_of(evaluated):
         **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
+        "rater_names": raters_in(rows),
         "class_names": list(evaluated.class_names),
         "groups": len({row["group"] for row in rows}) if any(row["group"] for row in rows) else None,
         "hd95_unit": evaluated.distance_unit,
@@ -104,8 +106,9 @@ def groups_of(rows):
 
 
 def raters_in(rows):
-    """The largest number of raters in any row."""
-    return max((int(key[6:-5]) for row in rows for key in row if re.fullmatch(r"rater_\d+_dice", key)), default=0)
+    """The names of the raters whose Dice any row has, in the order of the rows' figures; [] of one rater alone."""
+    found = (re.fullmatch(r"rater_(.+)_dice", key) for row in rows for key in row)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def by_case(rows):
@@ -186,7 +189,7 @@ def _part(rows, names, tables, members=()):
         "coarse_iou": described("coarse_iou"),
         "calibration": calibration_figures(tables) | there,
         "diversity": {name: described(name) for name in DIVERSITY},
-        "raters": [described(f"rater_{rater}_dice") for rater in range(1, raters_in(rows) + 1)],
+        "raters": [described(f"rater_{name}_dice") for name in raters_in(rows)],
         "members": _members(members),
         "uncertainty": uncertainty,
     }
@@ -274,7 +277,7 @@ def rules_of(evaluated):
         "Several raters: GED2 = 2 E[d(S,Y)] - E[d(S,S')] - E[d(Y,Y')] of members S and raters Y, d = 1 - IoU, IoU of "
         "two empty masks 1, each mask also paired with itself. Matched IoU: Hungarian, both sides repeated to the "
         "least common multiple. Rater Dice: the fused mask to each rater, averaged where defined; raters' agreement: "
-        "mean Dice over pairs of raters. All per case.",
+        "mean Dice over pairs of raters. All per case; of a rater over the cases that he marked.",
         "Collective insight = 3 S D V/(S + D + V): S the sensitivity of the members' union to the raters' union, D the "
         "mean over raters of the best Dice of a member, V = 1 - mean difference of the smallest and of the largest "
         "1 - IoU among pairs of members and of raters.",
@@ -328,7 +331,8 @@ def _lines(summary):
     values |= {"coarse dice": summary["coarse"], "coarse iou": summary["coarse_iou"]}
     values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
     if len(summary["raters"]) > 1:
-        values |= {f"  to rater {rater}": described for rater, described in enumerate(summary["raters"], start=1)}
+        raters = zip(summary["rater_names"], summary["raters"], strict=True)
+        values |= {f"  to rater {name}": described for name, described in raters}
     values |= {name.replace("_", " "): summary["uncertainty"][name] for name in SCORES}
     lines += [_table_line(label, described) for label, described in values.items() if described["n"]]
     # These are of all pixels together, so they have no median.

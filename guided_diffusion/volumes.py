@@ -34,21 +34,21 @@ class VolumeReader:
         self.store = None
         self._cache = VolumeCache(self.cache_bytes)
 
-    def cases(self, name, images, masks=(), label=None, *, check_masks=True):
+    def cases(self, name, images, masks=(), label=None, *, raters=(), check_masks=True):
         """Return the cases of one volume, `NAME_slice_KKK` for each slice, or [the one case `NAME`] of a 2-D image.
 
-        images: one file per channel, or per several; masks: one label map per rater. Only headers are read.
-        Raises `UserError` if the files of a volume differ in shape. Without `check_masks` those of the masks are left
-        to `labels`: to sample, a damaged mask must not matter.
+        images: one file per channel, or per several; masks: one label map per rater; raters: their names. Only headers
+        are read. Raises `UserError` if the files of a volume differ in shape. Without `check_masks` those of the masks
+        are left to `labels`: to sample, a damaged mask must not matter.
         """
         images, masks = tuple(images), tuple(masks)
         depth = _as_volume(read_nifti_header(images[0])[0])[2]
         if depth == 1:
-            return [Case(name, images, masks, label)]  # the shapes are compared when the data are read
+            return [Case(name, images, masks, label, raters=raters)]  # the shapes are compared when the data are read
         checked = images + masks if check_masks else images
         _check_shapes({path: _as_volume(read_nifti_header(path, like=images[0])[0]) for path in checked})
         return [
-            Case(f"{name}_slice_{index:03d}", images, masks, label, volume=name, slice_index=index)
+            Case(f"{name}_slice_{index:03d}", images, masks, label, name, index, raters=raters)
             for index in range(depth)
         ]
 

@@ -160,6 +160,7 @@ def test_several_raters(tmp_path, put, save_nifti):
         save_nifti(tmp_path / f"A/A_seg{number}.nii.gz", np.full((6, 8, 3), number == 2, np.uint8), AFFINE)
     dataset = load(tmp_path)
     assert [path.name for path in dataset.cases[0].masks] == ["A_seg1.nii.gz", "A_seg2.nii.gz", "A_seg10.nii.gz"]
+    assert {case.raters for case in dataset.cases} == {("seg1", "seg2", "seg10")}
     assert dataset.load_mask(dataset.cases[2]).any(axis=(1, 2, 3)).tolist() == [False, True, False]
 
 

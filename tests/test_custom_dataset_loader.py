@@ -217,7 +217,7 @@ def test_each_rater_has_a_folder(tmp_path, put, save_picture):
     np.testing.assert_array_equal(mask[:, 0], [MASK > 0, MASK == 0])
     assert dataset[0]["mask"].shape == (2, 1, 16, 16)
     (tmp_path / "masks" / "ben" / "a_mask.png").unlink()
-    assert [len(case.masks) for case in load(tmp_path, need_masks=False).cases] == [1, 2]
+    assert [case.raters for case in load(tmp_path, need_masks=False).cases] == [("anna",), ("anna", "ben")]
     with pytest.raises(UserError, match="masks/ben: has no mask of a.png, which anna/ has; training needs one of each"):
         load(tmp_path)
     save_picture(tmp_path / "masks" / "ben" / "a.png", MASK[:10])
@@ -232,7 +232,9 @@ def test_raters_of_volumes(tmp_path, save_nifti):
     save_nifti(tmp_path / "images" / "p.nii.gz", volume((8, 10, 5)))
     for value, rater in enumerate(("anna", "ben")):
         save_nifti(tmp_path / "masks" / rater / "p.nii.gz", np.full((8, 10, 5), value, np.uint8))
-    mask = load(tmp_path)[3]["mask"]
+    dataset = load(tmp_path)
+    assert {case.raters for case in dataset.cases} == {("anna", "ben")}
+    mask = dataset[3]["mask"]
     assert mask.shape == (2, 1, 16, 16) and not mask[0].any() and mask[1].all()
 
 

@@ -130,7 +130,8 @@ def test_nnunet_has_a_file_for_each_channel(tmp_path, save_nifti):
     (tmp_path / "labelsTr" / "anna" / "case_8.nii.gz").unlink()
     with pytest.raises(UserError, match="labelsTr/anna: has no mask of case_8, which ben/ has; training needs one of"):
         load(tmp_path, need_masks=True)
-    assert len(load(tmp_path).cases[-1].masks) == 1
+    cases = load(tmp_path).cases
+    assert (cases[0].raters, cases[-1].raters, len(cases[-1].masks)) == (("anna", "ben"), ("ben",), 1)
     (tmp_path / "imagesTr" / "case_7_0001.nii.gz").unlink()
     with pytest.raises(
         UserError, match=r"has 2 channels \(FLAIR, T1\), but case_7 has the files 0000; they must agree"

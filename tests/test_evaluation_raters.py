@@ -1,16 +1,20 @@
 """Evaluation against several raters: calibration to their fraction, diversity, and what is left out when."""
 
 import csv
+import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
-from conftest import one_class
+from conftest import one_class, strict_json
 
 from guided_diffusion.calibration import ReliabilityTable, boundary_band
-from guided_diffusion.data import Case, SegmentationDataset
+from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.diversity import compare_sets, level_masks
+from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import evaluate
+from guided_diffusion.raters import rater_names
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.summary import format_summary
 
@@ -121,3 +125,57 @@ def test_members_that_were_not_saved_leave_diversity_out(tmp_path, answers):
     assert math.isnan(summary["calibration"]["coarse_ece"]) and not math.isnan(summary["calibration"]["ece"])
     text = format_summary(summary)
     assert "ged2" not in text and "coarse" not in text and "rater dice" in text
+
+
+# ---- who they are ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readers(tmp_path, save_picture):
+    """A FOLDER data set and predictions: anna and carl agree with them, ben does not, and anna has marked a alone."""
+    right, wrong = (np.uint8(255) * rectangle(2, left, 4, 4) for left in (1, 5))
+    for name in "ab":
+        save_picture(tmp_path / "data" / "images" / f"{name}.png", np.zeros((8, 10), np.uint8))
+        save_picture(tmp_path / "results" / f"{name}.png", right)
+        for rater, mask in (("anna", right), ("ben", wrong), ("carl", right)):
+            if (rater, name) != ("anna", "b"):
+                save_picture(tmp_path / "data" / "masks" / rater / f"{name}.png", mask)
+    return tmp_path
+
+
+def test_a_rater_who_lacks_a_case_is_not_mistaken_for_another(script, readers, capsys):
+    script("segmentation_eval", ["--data_name FOLDER --data_dir", readers / "data", "--pred_dir", readers / "results"])
+    text, rows = capsys.readouterr().out, table(readers / "results" / "metrics.csv")
+    columns = [f"rater_{name}_dice" for name in ("anna", "ben", "carl")]
+    assert [name for name in rows["a"] if name.startswith("rater_")] == ["rater_dice", *columns]
+    assert [[rows[name][column] for column in columns] for name in "ab"] == [["1", "0", "1"], ["", "0", "1"]]
+    assert [rows[name]["rater_dice"] for name in "ab"] == ["0.666667", "0.5"]
+    summary = strict_json(readers / "results" / "summary.json")
+    assert summary["rater_names"] == ["anna", "ben", "carl"]
+    assert [(one["mean"], one["n"]) for one in summary["raters"]] == [(1, 1), (0, 2), (1, 2)]
+    assert re.findall(r"(?m)^  to rater (\w+) .* (\d)$", text) == [("anna", "1"), ("ben", "2"), ("carl", "2")]
+
+
+def test_a_case_of_one_rater_among_several_counts_for_him(readers):
+    (readers / "data" / "masks" / "carl" / "b.png").unlink()
+    summary = evaluate(readers / "results", build_dataset("FOLDER", readers / "data", 8))
+    assert [(one["mean"], one["n"]) for one in summary["raters"]] == [(1, 1), (0, 2), (1, 1)]
+    assert summary["diversity"]["rater_dice"]["n"] == 2 and summary["diversity"]["raters_agreement"]["n"] == 1
+
+
+def test_raters_without_names_are_told_by_their_place(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    dataset = FourRaters(tmp_path, 8)
+    summary = evaluate(tmp_path / "results", dataset)
+    assert summary["rater_names"] == ["1", "2", "3", "4"] == [*"1234"][: len(summary["raters"])]
+    dataset.cases = [dataclasses.replace(case, raters=("a", "b", "c")) for case in dataset.cases]
+    with pytest.raises(UserError, match="x: the loader gave 4 masks; the case names the raters a, b, c"):
+        dataset.load_mask(dataset.cases[0])
+
+
+def test_the_order_of_raters_is_that_of_their_names():
+    cases = [Case("a", (), ("x", "y"), raters=("seg2", "seg10")), Case("b", (), ("x",), raters=("seg1",))]
+    cases.append(Case("without a mask", ()))
+    assert rater_names(cases) == ("seg1", "seg2", "seg10")
+    assert rater_names([*cases, Case("nameless", (), ("x",))]) == ()

@@ -178,4 +178,5 @@ def test_each_rater_may_have_a_folder(tmp_path, put):
     images, truth, _ = LAYOUTS["2016 part 1"]
     for rater in ("a", "b", "c"):
         put(images, ["ISIC_0000000"], f"{truth}/{rater}")
-    assert load(tmp_path)[0]["mask"].shape == (3, 1, 16, 16)
+    dataset = load(tmp_path)
+    assert dataset[0]["mask"].shape == (3, 1, 16, 16) and dataset.cases[0].raters == ("a", "b", "c")
