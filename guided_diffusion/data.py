@@ -46,7 +46,7 @@ class Geometry:
     """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
 
     If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
-    there to here.
+    there to here. has_codes: False where the file has lost its affine and tells the size of its voxels alone.
     """
 
     affine: np.ndarray
@@ -54,6 +54,7 @@ class Geometry:
     shape: tuple[int, ...]
     file_affine: np.ndarray | None = None
     turn: np.ndarray | None = None
+    has_codes: bool = True
 
     @property
     def in_file(self):

@@ -11,7 +11,7 @@ from .data import build_dataset
 from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
 from .files import read_picture
 from .logger import counted
-from .nifti import is_nifti, nifti_grid
+from .nifti import is_nifti, lies_elsewhere
 from .split import SPLIT_FOLDERS, known_group
 from .units import group_cases
 
@@ -195,21 +195,12 @@ def _counted_values(array):
 
 
 def _file_that_lies_elsewhere(case):
-    """The first file of a volume whose affine is not that of the first one; "" if all agree or have lost theirs."""
-    affine, _ = nifti_grid(case.images[0])
-    tolerance = 0.01 * np.linalg.norm(affine[:3, :3], axis=0).min()
+    """The first file of a volume that lies elsewhere in space than its first one, and how; "" if all lie alike."""
     for path in (*case.images[1:], *case.masks):
-        other, _ = nifti_grid(path)
-        corners = [matrix @ [0, 0, 0, 1] for matrix in (affine, other)]
-        if (other == np.eye(4)).all() or np.allclose(_by_axis(affine), _by_axis(other), atol=tolerance):
-            continue
-        shift = np.linalg.norm(corners[0] - corners[1])
-        return f"{path} (its corner is {shift:.1f} mm from that of {case.images[0].name})"
+        how = lies_elsewhere(path, case.images[0])
+        if how:
+            return f"{path} ({how})"
     return ""
-
-
-def _by_axis(affine):
-    return np.abs(affine[:3, :3]).sum(axis=1)  # whatever the order and direction of a file's axes
 
 
 # ---- what it means -----------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """Reading and writing NIfTI files: volumes are turned to one orientation, and damage is told in one line."""
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +12,7 @@ from .errors import UserError
 from .files import atomic_path, decoding, split_suffix
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NEAR = 0.25  # of a voxel: how far apart corners of volumes may be that lie alike, since affines are rounded
 
 
 def is_nifti(path):
@@ -20,10 +24,10 @@ def read_nifti(path, like=None, onto=None):
     """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
 
     A volume is turned to the orientation of `orientation.canonical_turn`, and the affine and spacing with it; a 2-D
-    image is as in the file. Further axes of length 1 are dropped. A file whose affine is the identity, as programs
-    write that have lost it, is taken to lie voxel for voxel as the file `like` (a path or None) does.
-    onto: a `data.Geometry`, as whose array a volume is turned instead; one without an affine lies as that one's file.
-    Raises `UserError` for a missing or damaged file and for 4-D data.
+    image is as in the file. Further axes of length 1 are dropped. A file that has lost its affine (see `Grid`) is taken
+    to lie voxel for voxel as the file `like` (a path or None) does, and so is any of that shape where `like` has.
+    onto: a `data.Geometry`, as whose array a volume is turned instead, and which stands for `like` as well.
+    Raises `UserError` for a missing or damaged file, for 4-D data and for an affine that places nothing.
     """
     opened = _open_nifti(path, like, onto)
     if opened.channels > 1:
@@ -61,21 +65,114 @@ def nifti_channels(path):
 
 
 def nifti_grid(path):
-    """How a NIfTI file lies: (its own affine, the turn from it to what `read_nifti` gives; see `orientation`)."""
+    """How a NIfTI file lies: (its own affine, the turn from it to what `read_nifti` gives, see `orientation`, whether
+    the file says that it is its affine, see `Grid`)."""
     opened = _open_nifti(path)
-    return opened.file_affine, opened.turn
+    return opened.file_affine, opened.turn, opened.grid.has_codes
+
+
+def lies_elsewhere(path, other):
+    """In words, how a volume lies elsewhere in space than that in the file `other`: "" where it lies alike, or takes
+    its place from there since it has lost its own."""
+    one, two = _grid_of(path), _grid_of(other)
+    apart = one.apart(two)
+    is_alike = apart <= two.near if two.has_codes else np.allclose(one.affine, two.affine)
+    if one.is_lost or is_alike:
+        return ""
+    if two.is_lost:
+        return f"{Path(other).name} has lost its affine, so that how the two lie is a guess"
+    return f"its corner is {apart:.1f} mm from that of {Path(other).name}"
+
+
+# ---- how files lie -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a file's voxels lie in space: its affine [4, 4] and shape (of a channel).
+
+    Programs that have lost the affine write the identity, or no codes: then `affine` is what nibabel makes up from the
+    size of the voxels. has_codes: whether there is one.
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    has_codes: bool = True
+
+    @classmethod
+    def of_file_of(cls, geometry):
+        """That of the file of a `data.Geometry`."""
+        affine, turn = geometry.in_file
+        shape = tuple(geometry.shape[int(axis)] for axis in turn[: len(geometry.shape), 0])
+        return cls(affine, shape, geometry.has_codes)
+
+    @property
+    def is_lost(self):
+        """Whether the affine says nothing of where the file lies; an identity may still be meant."""
+        return not self.has_codes or bool((self.affine == np.eye(4)).all())
+
+    @property
+    def near(self):
+        """The distance in mm up to which corners count as one."""
+        return NEAR * np.linalg.norm(self.affine[:3, :3], axis=0).min()
+
+    def apart(self, other):
+        """How many mm a corner of either box lies at most from the nearest one of the other's, whatever the order and
+        direction of the axes."""
+        distances = np.linalg.norm(self._corners()[:, None] - other._corners(), axis=-1)
+        return max(distances.min(axis=0).max(), distances.min(axis=1).max())
+
+    def _corners(self):
+        """In mm, [8, 3]."""
+        ends = np.array((*self.shape, 1, 1)[:3]) - 1
+        voxels = np.indices((2, 2, 2)).reshape(3, 8).T * ends
+        return voxels @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def affine_beside(self, other):
+        """The affine by which the file is read beside another one: its own, or the other's where one of them is lost.
+
+        Both arrays are then as one program held them, so that turning but one of them would mirror it.
+        """
+        if not (self.is_lost or other.is_lost):
+            return self.affine
+        if self.has_codes and other.has_codes and self.apart(other) <= other.near:
+            return self.affine  # an identity that is meant: the other one is the same box, stored in another order
+        if not self.is_lost and self.shape != other.shape:
+            return self.affine  # the other one was turned before it lost its affine
+        return other.affine
+
+
+@lru_cache(maxsize=64)  # a case's files are all compared with its first
+def _known_grid(path, _size, _time):
+    return _open_nifti(path).grid
+
+
+def _grid_of(path):
+    """The `Grid` of a file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return _open_nifti(path).grid  # says what is wrong
+    return _known_grid(path, stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class _Nifti:
-    """An open NIfTI file: its shape (of a channel), affine and spacing as they are given out, turned by `turn`."""
+    """An open NIfTI file: its shape (of a channel), affine and spacing as they are given out, turned by `turn`.
+
+    grid: its own. file_affine: the affine by which it is read, its own or another file's.
+    """
 
     path: object
     image: object
     channels: int
-    file_shape: tuple
+    grid: Grid
     file_affine: np.ndarray
     turn: np.ndarray
+
+    @property
+    def file_shape(self):
+        return self.grid.shape
 
     @property
     def shape(self):
@@ -105,17 +202,25 @@ def _open_nifti(path, like=None, onto=None):
     with decoding(path, "NIfTI file"):
         image = nibabel.load(path)
         affine = np.array(image.affine, dtype=np.float64)
+        has_codes = bool(image.header["sform_code"] or image.header["qform_code"])
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     channels = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (2, 3, 4):
         raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and one for channels")
-    shape = shape[:3]
-    if (like or onto) and (affine == np.eye(4)).all():
-        affine = onto.in_file[0] if onto else _open_nifti(like).file_affine
-    turn = orientation.turn_onto(affine, *onto.in_file) if onto else orientation.canonical_turn(affine, shape)
-    return _Nifti(path, image, channels, shape, affine, turn)
+    grid = Grid(affine, shape[:3], has_codes)
+    other = Grid.of_file_of(onto) if onto else _grid_of(like) if like and like != path else None
+    is_placed = has_codes or other is None
+    if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and orientation.is_degenerate(affine):
+        raise UserError(
+            f"{path}: its affine places no volume in space (an axis has no length or the direction of another, or "
+            "values are not finite); save it with the right one"
+        )
+    if other is not None:
+        affine = grid.affine_beside(other)
+    turn = orientation.turn_onto(affine, *onto.in_file) if onto else orientation.canonical_turn(affine, grid.shape)
+    return _Nifti(path, image, channels, grid, affine, turn)
 
 
 def write_nifti(path, array, affine):

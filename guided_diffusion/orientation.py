@@ -29,6 +29,13 @@ def canonical_turn(affine, shape):
     return ornt_transform(lies, axcodes2ornt(AXES[slices]))
 
 
+def is_degenerate(affine):
+    """Whether an affine [4, 4] places no volume in space: not finite, or with axes that point nowhere or alike."""
+    from nibabel.orientations import io_orientation
+
+    return not np.isfinite(affine).all() or bool(np.isnan(io_orientation(affine)).any())
+
+
 def turn_onto(affine, other, other_turn):
     """The turn of a file with this affine that brings it to lie as another one with the affine `other` does when that
     is turned by `other_turn`."""

@@ -11,7 +11,7 @@ from .intensity import in_words, normalised, zscore
 from .nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
 from .volume_store import Entry, VolumeCache
 
-DECODED = "2"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
+DECODED = "3"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
 
 
 class VolumeReader:

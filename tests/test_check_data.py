@@ -225,6 +225,17 @@ def test_files_of_a_volume_that_lie_elsewhere(check, brats, tmp_path):
     assert status == 0 and f"warning: train: a file lies elsewhere in space than its image: {path} (its corner" in text
 
 
+def test_a_mask_that_is_shifted_against_its_image(check, brats, tmp_path):
+    shutil.copytree(brats, tmp_path / "data")
+    path = next((tmp_path / "data").glob("training/*/*_seg.nii.gz"))
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[2, 3] += 40
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    status, text = check(tmp_path / "data")
+    assert status == 0 and f"{path} (its corner is 40.0 mm from that of " in text
+
+
 def test_a_loader_of_ones_own(check, tmp_path, save_picture):
     (tmp_path / "my_loader.py").write_text(
         LOADER.replace("return read_picture(", "1 / (case.name != 'p2'); return read_picture(")

@@ -80,12 +80,14 @@ class Spoilt:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
 
-    def nifti(self, path, array):
+    def nifti(self, path, array, axes=(1, 1, 1)):
         import nibabel
 
         path = self.folder / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+        image = nibabel.Nifti1Image(array, np.eye(4))
+        image.set_sform(np.diag([*axes, 1]))
+        nibabel.save(image, path)
 
     def pair(self, name, image=None, mask=None, rater=""):
         self.picture(f"images/{name}.png", IMAGE if image is None else image)
@@ -165,6 +167,11 @@ def not_finite(data):
     data.nifti("P/P_t2.nii.gz", np.full((6, 8, 5), np.nan, np.float32))
 
 
+def placed_nowhere(data):
+    data.brats()
+    data.nifti("P/P_t2.nii.gz", np.ones((6, 8, 5), np.uint8), axes=(1, 1, 0))
+
+
 def nifti_beside(data):
     data.pair("a")
     data.nifti("images/c.nii.gz", np.ones((4, 4, 2), np.uint8))
@@ -193,6 +200,7 @@ SCENARIOS = {
     ("BRATS", "a modality that lacks"): lambda data: data.brats(kinds=("t1", "t2", "flair")),
     ("BRATS", "files of different shapes"): lambda data: data.brats(shapes={"t2": (6, 8, 4)}),
     ("BRATS", "values that are no numbers"): not_finite,
+    ("BRATS", "an affine that places nothing"): placed_nowhere,
     ("LIDC", "masks that are not packed"): lambda data: data.patches(masks=np.zeros((2, 1, 16, 16), np.uint8)),
     ("LIDC", "a patient on both sides"): lambda data: data.patches(patient=("P1", "P1")),
     ("MSD", "no modality"): lambda data: data.task(modality={}),

@@ -8,6 +8,7 @@ import pytest
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.nifti import (
+    lies_elsewhere,
     nifti_channels,
     nifti_grid,
     read_nifti,
@@ -17,6 +18,7 @@ from guided_diffusion.nifti import (
     write_nifti,
 )
 from guided_diffusion.orientation import turned
+from guided_diffusion.volumes import VolumeReader
 
 RNG = np.random.default_rng(0)
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 0, 3.0, -126], [0, 0.5, 0, -72], [0, 0, 0, 1]])
@@ -31,7 +33,8 @@ def test_nifti_values_affine_and_spacing(tmp_path, save_nifti, suffix):
     np.testing.assert_array_equal(values, array[::-1].transpose(0, 2, 1))  # to the right, front and up
     np.testing.assert_array_equal(affine, [[2, 0, 0, 84], [0, 3, 0, -126], [0, 0, 0.5, -72], [0, 0, 0, 1]])
     assert spacing == (2.0, 3.0, 0.5)
-    lies, turn = nifti_grid(path)
+    lies, turn, has_codes = nifti_grid(path)
+    assert has_codes
     np.testing.assert_array_equal(lies, AFFINE)
     np.testing.assert_array_equal(turned(array, turn), values)
 
@@ -43,6 +46,96 @@ def test_nifti_without_an_affine_lies_as_another(tmp_path, save_nifti):
     np.testing.assert_array_equal(read_nifti_labels(lost), array)
     np.testing.assert_array_equal(read_nifti_labels(lost, like=image), array[::-1].transpose(0, 2, 1))
     assert read_nifti_header(lost, like=image)[0] == (4, 6, 5)
+
+
+# ---- files that have lost their affine ---------------------------------------------------------------------------
+
+SHAPE = (4, 5, 6)
+LPS = np.diag([-1.0, -1, 1, 1])  # of a file whose corner is the origin
+CENTRED = np.array([[1.0, 0, 0, -1.5], [0, 1, 0, -2], [0, 0, 1, -2.5], [0, 0, 0, 1]])  # as nibabel's, but to the right
+SAME_BOX = np.array([[-1.0, 0, 0, 3], [0, -1, 0, 4], [0, 0, 1, 0], [0, 0, 0, 1]])  # as that of the identity
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function (name, array, affine) that writes a NIfTI file, of None without codes, and returns its path."""
+
+    def save(name, array, affine):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize("image, mask", [
+    (CENTRED, None), (np.eye(4), None), (AFFINE, None), (AFFINE, np.eye(4)),  # the mask's is lost
+    (np.eye(4), LPS), (np.eye(4), AFFINE), (None, LPS), (None, CENTRED),  # the image's
+    (None, np.eye(4)), (None, None), (np.eye(4), np.eye(4)), (AFFINE, AFFINE),
+])  # fmt: skip
+def test_where_an_affine_is_lost_files_lie_voxel_for_voxel(saved, image, mask):
+    array = RNG.integers(0, 9, SHAPE).astype(np.uint8)
+    image, mask = saved("i.nii", array, image), saved("m.nii", array, mask)
+    np.testing.assert_array_equal(read_nifti(mask, like=image)[0], read_nifti(image)[0])
+    assert read_nifti_header(mask, like=image)[0] == read_nifti_header(image)[0]
+    assert read_nifti_header(mask, like=image)[2] == read_nifti_header(image)[2]
+    (case, *_) = VolumeReader().cases("v", [image], [mask])
+    np.testing.assert_array_equal(read_nifti(mask, onto=VolumeReader().geometry(case))[0], read_nifti(image)[0])
+
+
+@pytest.mark.parametrize("image, mask", [(np.eye(4), SAME_BOX), (SAME_BOX, np.eye(4)), (AFFINE, LPS), (LPS, AFFINE)])
+def test_affines_that_are_meant_stay(saved, image, mask):
+    """Proper ones, and an identity that agrees with the other file's."""
+    image, mask = saved("i.nii", np.ones(SHAPE), image), saved("m.nii", RNG.random(SHAPE), mask)
+    for own, beside in zip(read_nifti(mask), read_nifti(mask, like=image), strict=True):
+        np.testing.assert_array_equal(own, beside)
+
+
+def test_a_mask_of_an_image_that_was_turned_and_lost_its_affine_keeps_its_own(saved):
+    array = RNG.integers(0, 9, SHAPE).astype(np.uint8)
+    mask = saved("m.nii", array, AFFINE)
+    image = saved("i.nii", read_nifti(mask)[0], np.eye(4))
+    np.testing.assert_array_equal(read_nifti(mask, like=image)[0], read_nifti(image)[0])
+    (case, *_) = VolumeReader().cases("v", [image], [mask])
+    np.testing.assert_array_equal(read_nifti(mask, onto=VolumeReader().geometry(case))[0], read_nifti(image)[0])
+
+
+def shifted(by):
+    affine = AFFINE.copy()
+    affine[:3, 3] += by
+    return affine
+
+
+@pytest.mark.parametrize("image, mask, words", [
+    (AFFINE, AFFINE, ""), (AFFINE, shifted(0.05), ""), (AFFINE, None, ""), (AFFINE, np.eye(4), ""),
+    (None, None, ""), (np.eye(4), SAME_BOX, ""), (SAME_BOX, np.eye(4), ""), (None, np.eye(4), ""),
+    (AFFINE, shifted([0, 30, 40]), "its corner is 50.0 mm from that of i.nii"),
+    (AFFINE, AFFINE @ np.diag([-1, 1, 1, 1]), "its corner is 6.0 mm from that of i.nii"),
+    (AFFINE, AFFINE @ np.diag([1.2, 1, 1, 1]), "its corner is 1.2 mm from that of i.nii"),
+    (np.diag([1.0, 1, 2, 1]), np.diag([1e-3, 1e-3, 2e-3, 1]), "its corner is 11.2 mm from that of i.nii"),  # in metres
+    (np.eye(4), LPS, "i.nii has lost its affine, so that how the two lie is a guess"),
+    (None, CENTRED, "i.nii has lost its affine, so that how the two lie is a guess"),
+])  # fmt: skip
+def test_where_volumes_lie_is_compared_by_their_corners(saved, image, mask, words):
+    image, mask = saved("i.nii", np.ones(SHAPE), image), saved("m.nii", np.ones(SHAPE), mask)
+    assert lies_elsewhere(mask, image) == words
+
+
+def test_a_file_stored_in_another_orientation_lies_alike(saved):
+    array = np.ones(SHAPE, np.float32)
+    image = saved("i.nii", array, AFFINE)
+    values, affine, _ = read_nifti(image)
+    assert lies_elsewhere(saved("m.nii", values, affine), image) == ""
+
+
+@pytest.mark.parametrize("affine", [np.diag([0.0, 0, 0, 1]), np.diag([1.0, 2, 0, 1]), np.diag([1.0, np.nan, 1, 1])])
+def test_an_affine_that_places_nothing_is_refused(saved, affine):
+    path = saved("a.nii", np.ones(SHAPE), np.eye(4))
+    data = bytearray(path.read_bytes())
+    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z
+    path.write_bytes(data)
+    for read in (read_nifti, read_nifti_header, nifti_grid):
+        with pytest.raises(UserError, match="a.nii: its affine places no volume in space .*; save it with the right"):
+            read(path)
 
 
 def test_nifti_channels_are_a_fourth_axis(tmp_path, save_nifti):
