@@ -49,7 +49,7 @@ def describe_machine(device):
 
 def _cpu_name():
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -215,7 +215,7 @@ def peak_memory(call, device):
     # Where the system allows it: freed memory goes back, and the peak is set to what is in use.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _peak_rss()
     call()
     return _peak_rss() - before

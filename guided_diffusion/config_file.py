@@ -74,6 +74,7 @@ def write_config(values, out_dir):
     path = Path(out_dir) / "config.yaml"
     with atomic_path(path) as temporary:
         temporary.write_text(
-            "# What ran; --config with this file and another --out_dir repeats it.\n" + as_yaml(values)
+            "# What ran; --config with this file and another --out_dir repeats it.\n" + as_yaml(values),
+            encoding="utf-8",
         )
     return path

@@ -314,7 +314,7 @@ def _write_csv(path, evaluated):
     """A row a case; of several classes one for each, and after them that of their means, `classes.MEAN`."""
     several = len(evaluated.class_names) > 1
     names = columns(evaluated.settings.tolerances, raters_in(evaluated.rows), several)
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         for case in by_case(evaluated.rows):

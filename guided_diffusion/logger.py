@@ -56,15 +56,15 @@ class RunLog:
         self.out_dir, self.columns = Path(out_dir), ["step", *columns]
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._keep_rows(self._rows_until(start_step))
-        self.jsonl = open(self.out_dir / "log.jsonl", "a")
-        self.csv_file = open(self.out_dir / "log.csv", "a", newline="")
+        self.jsonl = open(self.out_dir / "log.jsonl", "a", encoding="utf-8")
+        self.csv_file = open(self.out_dir / "log.csv", "a", newline="", encoding="utf-8")
         self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
         self.previous_hook, threading.excepthook = threading.excepthook, _thread_error
 
     def _keep_rows(self, rows):
         with atomic_path(self.out_dir / "log.jsonl") as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with atomic_path(self.out_dir / "log.csv") as path, open(path, "w", newline="") as file:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with atomic_path(self.out_dir / "log.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)

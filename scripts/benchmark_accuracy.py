@@ -265,7 +265,7 @@ def machine(options):
 def cpu_name():
     """The processor's name, as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = {}
@@ -312,8 +312,8 @@ def run(options, name, contender, flags, seed, steps):
 
 def outcome(results, data_name, data_dir):
     """What a results folder says: the means `FIGURES`, seconds per case, and the figures `PER_CASE` of each case."""
-    summary = json.loads((results / "summary.json").read_text())
-    manifest = json.loads((results / "manifest.json").read_text())
+    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+    manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
     dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
     groups = {case.name: case.group or case.name for case in dataset.cases}
     figures = {}
@@ -322,7 +322,7 @@ def outcome(results, data_name, data_dir):
         for part in path:
             value = None if value is None else value.get(part)
         figures[key] = None if value is None or math.isnan(value) else round(value, 5)
-    with open(results / "metrics.csv", newline="") as file:
+    with open(results / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     cases = {key: [round(float(row[key]), 4) if row[key] else None for row in rows] for key in PER_CASE}
     return {

@@ -52,7 +52,7 @@ class WatchedFolder(ResultsFolder):
 
 def resident_size():
     """The resident size of this process in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise UserError("/proc/self/status: does not tell the resident size; this needs Linux")

@@ -120,9 +120,9 @@ def sample(options, checkpoint, data_name, data_dir, sampler, count, folder):
 
 def row_of(folder, data_name, data_dir, num_samples):
     """What one run's folder says: means over the cases, and their Dice for the paired comparison."""
-    summary = json.loads((folder / "summary.json").read_text())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    with open(folder / "metrics.csv", newline="") as file:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         dice = {line["name"]: float(line["dice"]) for line in csv.DictReader(file) if line["dice"]}
     units = group_cases(build_dataset(data_name, data_dir, image_size=1, split="test").cases)[: num_samples or None]
     return {

@@ -1,5 +1,6 @@
 """Reading and writing of pictures, arrays and tables."""
 
+import ast
 import json
 import os
 import subprocess
@@ -304,3 +305,39 @@ def test_write_json_is_valid_json_for_what_metrics_hold(tmp_path):
         "path": "a/b",
         "list": [0, 1],
     }
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def opened_by_locale(path):
+    """The lines of a file of code that open text without an encoding, which is then the machine's."""
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or any(word.arg == "encoding" for word in call.keywords):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        mode = [one.value for one in call.args[1:2] if isinstance(one, ast.Constant)]
+        is_opener = isinstance(call.func, ast.Name) and name == "open"  # not os.open, Image.open
+        if name in ("read_text", "write_text") or (is_opener and "b" not in "".join(mode)):
+            yield f"{path.name}:{call.lineno}"
+
+
+def test_text_is_utf_8_whatever_the_machine_s_encoding_is():
+    code = [*(ROOT / "guided_diffusion").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    assert len(code) > 50 and [line for path in code for line in opened_by_locale(path)] == []
+
+
+def test_a_table_with_names_in_any_alphabet_is_written_where_the_locale_is_plain(tmp_path):
+    """metrics.csv, as on a machine without UTF-8."""
+    program = (
+        "import sys; from pathlib import Path; from guided_diffusion.evaluation import Evaluated, Settings, _write_csv;"
+        "evaluated = Evaluated(('foreground',), Settings(), 'pixels', 'pixels');"
+        "evaluated.rows = [{'name': 'caf\\u00e9\\u4e2d', 'class': 'foreground', 'dice': 1.0}];"
+        "_write_csv(Path(sys.argv[1]), evaluated)"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(tmp_path / "metrics.csv")]
+    subprocess.run(command, env={**os.environ, **plain}, check=True)
+    assert "\ncafé中," in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
