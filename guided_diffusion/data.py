@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
+from .files import check_encodable
 from .orientation import STILL, turned_back
 from .registry import AUTO, named_object, registered_loaders
 from .split import SPLIT_FOLDERS
@@ -280,6 +281,7 @@ class SegmentationDataset(Dataset):
     def _check_cases(self):
         seen = {}
         for case in self.cases:
+            check_encodable(*case.images, case.name)
             if case.name in seen:
                 raise UserError(
                     f"{case.images[0]}: its case name {case.name!r} is also that of {seen[case.name]}; "

@@ -28,6 +28,17 @@ def split_suffix(path):
     return path.name.removesuffix(suffix), suffix
 
 
+def check_encodable(*names):
+    """Raise a `UserError` for a path or name whose bytes are no UTF-8, as archives from other systems leave them: it
+    can be opened, but neither written to a table nor turned into a seed."""
+    for name in map(str, names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            printable = name.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")  # the byte itself
+            raise UserError(f"{printable}: its name is not in UTF-8; rename it") from None
+
+
 def list_files(folder, suffixes):
     """Return the folder's own files with one of these suffixes (any case) by name; hidden files are left out."""
     return sorted(

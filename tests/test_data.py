@@ -1,5 +1,6 @@
 """The data contract: items, checks, batches, training order and loaders from a file."""
 
+import os
 import pickle
 import textwrap
 from itertools import islice
@@ -112,6 +113,21 @@ def test_duplicate_names_are_refused(tmp_path):
 def test_names_that_cannot_be_files_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="cannot be a file name"):
         make(tmp_path, names=(name,))
+
+
+def test_file_names_that_are_no_utf_8_are_refused_in_printable_words(tmp_path, save_picture):
+    """As a ZIP from Windows leaves them."""
+    path = save_picture(tmp_path / "images" / "cafe.png", np.zeros((8, 8, 3), np.uint8))
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    with pytest.raises(UserError) as error:
+        build_dataset("FOLDER", tmp_path, 16)
+    assert str(error.value) == rf"{path.parent}/caf\xe9.png: its name is not in UTF-8; rename it"
+
+    def of_c0(self):
+        return [Case(name, (self.data_dir / "c0",)) for name in self.names]
+
+    with pytest.raises(UserError, match=r"^caf\\xe9: its name is not in UTF-8"):
+        make(tmp_path, names=(os.fsdecode(b"caf\xe9"),), find_cases=of_c0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """docs/custom_dataset.md and docs/data.md keep their word: the loader runs as it stands, the messages are as said."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -186,6 +187,7 @@ SCENARIOS = {
     ("FOLDER", "a file cut short"): cut_short,
     ("FOLDER", "a mask of another size"): lambda data: data.pair("a", mask=MASK.T.copy()),
     ("FOLDER", "class numbers in a mask, without `--classes`"): lambda data: data.pair("a", mask=MASK // 85),
+    ("FOLDER", "a file name that is not in UTF-8"): lambda data: data.pair(os.fsdecode(b"caf\xe9")),
     ("FOLDER", "grey among colour"): lambda data: (data.pair("a"), data.pair("b", image=MASK)),
     ("FOLDER", "pictures and NIfTI"): nifti_beside,
     ("FOLDER", "a name in two lists"): listed({"train": ["a"], "test": ["a"]}),
