@@ -144,7 +144,8 @@ def slices_of(predictions, dataset, unit, read_raters):
     if not volume:
         image = displayed(dataset.load_image(unit.cases[0]))
         return CaseSlices([(None, _view(image, *layers))], scores)
-    affine = dataset.geometry(unit.cases[0]).affine
+    geometry = dataset.geometry(unit.cases[0])
+    affine = None if geometry is None else geometry.affine
     views = []
     for k in _shown_slices(masks, truths, doubt):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)

@@ -23,7 +23,7 @@ from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
 from .temperature import LevelTable
 from .uncertainty import case_scores
-from .units import group_cases
+from .units import check_volumes, group_cases
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
     predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
+    check_volumes(dataset, units)
     millimetres = dataset.geometry(units[0].cases[0]) is not None
     evaluated = Evaluated(
         dataset.classes.names,

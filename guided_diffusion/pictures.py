@@ -36,10 +36,12 @@ def radiological(picture, affine):
     """A slice's picture [X, Y, ...] as radiologists look at it: the front (of other planes the head) up, the patient's
     left on the right.
 
-    affine: that of the volume [4, 4].
+    affine: that of the volume [4, 4]; None, where it is not known: the picture as it is.
     """
     from nibabel.orientations import aff2axcodes
 
+    if affine is None:
+        return picture
     along_x, along_y, _ = aff2axcodes(affine)
     picture = picture.swapaxes(0, 1)
     picture = picture[::-1] if along_y in "AS" else picture

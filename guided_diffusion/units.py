@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 from .data import Case
+from .errors import UserError
+from .logger import counted
+
+NAMED = 5  # slices that a message names
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,27 @@ def group_cases(cases):
         _, indices, grouped = zip(*sorted(members, key=lambda member: member[:2]), strict=True)
         units.append(Unit(name, grouped, indices))
     return units
+
+
+def check_volumes(dataset, units, *, to_write=False):
+    """Raise a `UserError` for a volume that a loader, of the user's own, does not give whole: its masks would be
+    written, or compared, with slices in the wrong place. to_write: whether it must also say where the volume lies."""
+    for unit in units:
+        if not unit.is_volume:
+            continue
+        first = unit.cases[0]
+        geometry = dataset.geometry(first)
+        if geometry is None and to_write:
+            raise UserError(
+                f"{first.images[0]}: {type(dataset).__name__} gives no geometry of the volume {unit.name}, without "
+                "which its masks cannot be written; define geometry(case)"
+            )
+        indices = [case.slice_index for case in unit.cases]
+        depth = len(indices) if geometry is None else geometry.shape[-1]
+        if indices != list(range(depth)):
+            told = ", ".join(map(str, indices[:NAMED])) + (", ..." if len(indices) > NAMED else "")
+            raise UserError(
+                f"{first.images[0]}: the volume {unit.name} has {counted(depth, 'slice')}, the cases are "
+                f"{len(indices)} (slice_index {told}), so that its masks would not fit it; give a case for each slice, "
+                "at least where need_masks is not set"
+            )

@@ -252,15 +252,12 @@ class _Show:
     def __init__(self, dataset, case):
         geometry = dataset.geometry(case)
         self.affine = None if geometry is None else geometry.affine
-        picture = self._upright(displayed(dataset.load_image(case)))
+        picture = radiological(displayed(dataset.load_image(case)), self.affine)
         self.proportions = picture.shape[:2]
         self.image = resized(picture, TILE)
 
-    def _upright(self, picture):
-        return picture if self.affine is None else radiological(picture, self.affine)
-
     def _tile(self, picture):
-        return resized(self._upright(picture), TILE, self.proportions)
+        return resized(radiological(picture, self.affine), TILE, self.proportions)
 
     def mask(self, soft):
         """[K, H, W] in [0, 1], or bool; several classes in their colours."""

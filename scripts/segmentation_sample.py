@@ -35,7 +35,7 @@ from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.split import given_split
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
 from guided_diffusion.summary import format_summary
-from guided_diffusion.units import group_cases
+from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
@@ -78,6 +78,8 @@ def sample_all(options, given, processes):
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
     dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
+    units = group_cases(dataset.cases)[: sample.num_samples or None]
+    check_volumes(dataset, units, to_write=True)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         out.check_writable()
@@ -86,7 +88,6 @@ def sample_all(options, given, processes):
     elif processes.is_first_here:
         out.begin()
 
-    units = group_cases(dataset.cases)[: sample.num_samples or None]
     manifest = describe_run(sample, data, checkpoint, sampler, processes, dataset)
     folder = ResultsFolder(
         out.path,

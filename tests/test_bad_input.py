@@ -236,6 +236,38 @@ def test_wrong_channels_at_sampling(not_sampled, slices):
     assert "images have 4 channels, the checkpoint was trained with 3" in line
 
 
+STACK = """
+import numpy as np
+from guided_diffusion.data import Case, Geometry, SegmentationDataset
+
+class Stack(SegmentationDataset):
+    def find_cases(self):
+        path = (self.data_dir / "stack.bin",)
+        return [Case(f"v_{k}", path, volume="v", slice_index=k) for k in SLICES]
+
+    def read_image(self, case):
+        return np.full((3, 32, 32), case.slice_index, np.float32)
+
+    def geometry(self, case):
+        return GEOMETRY
+"""
+SIX = "Geometry(np.eye(4), (1, 1, 1), (32, 32, 6))"
+
+
+@pytest.mark.parametrize("slices, geometry, words", [
+    ("range(6)", "None", "stack.bin: Stack gives no geometry of the volume v, without which its masks cannot be"),
+    ("(1, 3, 4)", SIX, "stack.bin: the volume v has 6 slices, the cases are 3 (slice_index 1, 3, 4), so that its"),
+    ("range(1, 7)", SIX, "the volume v has 6 slices, the cases are 6 (slice_index 1, 2, 3, 4, 5, ...), so that its"),
+])  # fmt: skip
+def test_a_loader_that_does_not_give_whole_volumes(not_sampled, tmp_path, slices, geometry, words):
+    """Told before anything is drawn or written."""
+    loader = STACK.replace("SLICES", slices).replace("GEOMETRY", geometry)
+    (tmp_path / "my_loader.py").write_text(loader, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    assert words in not_sampled(f"--data_name {tmp_path}/my_loader.py:Stack", folder=tmp_path / "data")
+    assert not (tmp_path / "out").exists()
+
+
 def test_out_dir_that_cannot_be_written(not_trained, not_sampled, refusal, pictures, trained, tmp_path):
     (tmp_path / "out").write_text("a file")
     assert f"{tmp_path / 'out'}: cannot be written to" in not_trained()

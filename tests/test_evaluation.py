@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from conftest import one_class
 
+from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import columns, evaluate, majority, on_grid, raters_of
+from guided_diffusion.report import write_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.summary import format_summary
+from guided_diffusion.units import group_cases
 
 
 def rectangle(top, left, height, width, size=(8, 10)):
@@ -224,6 +227,33 @@ def test_a_missing_volume_is_counted(volumes):
     data, predicted = volumes
     (predicted / "v1_seg.nii.gz").unlink()
     assert evaluate(predicted, dataset_of(data))["missing"] == 1
+
+
+class Filtered(FolderDataset):
+    """Only the slices in which something is marked, as some train on."""
+
+    def find_cases(self):
+        return [case for case in super().find_cases() if case.slice_index in (1, 2)]
+
+
+class Nowhere(FolderDataset):
+    """Slices of volumes that do not say where they lie."""
+
+    def geometry(self, case):
+        return None
+
+
+def test_slices_that_are_left_out_are_not_taken_for_the_volume(volumes):
+    data, predicted = volumes
+    with pytest.raises(UserError, match=r"v1.nii.gz: the volume v1 has 4 slices, the cases are 2 \(slice_index 1, 2\)"):
+        evaluate(predicted, Filtered(data, 8))
+
+
+def test_volumes_without_a_geometry_are_compared_in_pixels_and_shown(volumes):
+    data, predicted = volumes
+    dataset = Nowhere(data, 8)
+    assert evaluate(predicted, dataset)["hd95_unit"] == "pixels"
+    assert write_report(predicted, dataset, group_cases(dataset.cases)).exists()
 
 
 class Mixed(SegmentationDataset):
