@@ -1,7 +1,9 @@
 """The folders of a split, and cases held out of training: what stays together, what decides, and what is then taken."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FAST, TINY, rows, strict_json, write_folder
 from test_config import refused, values
@@ -115,6 +117,27 @@ def test_a_training_folder_alone_is_divided_for_testing_too(brats, tmp_path):
         for split in ("train", "val", "test")
     ]
     assert len(volumes[0]) == len(volumes[1]) == 1 and volumes[0] != volumes[1] == volumes[2]
+
+
+@pytest.mark.parametrize("name", ["FOLDER", "BRATS", "LIDC"])
+def test_an_empty_test_part_holds_no_test_cases(name, folder, brats, tmp_path):
+    if name == "FOLDER":
+        for part in ("images", "masks"):
+            (tmp_path / part).symlink_to(folder / part)
+        (tmp_path / "split.json").write_text(json.dumps({"train": [f"case{n}" for n in range(6)], "test": []}))
+    elif name == "BRATS":
+        (tmp_path / "training").symlink_to(brats / "training")
+        (tmp_path / "testing").mkdir()
+    else:
+        none = np.zeros(4, bool)
+        arrays = {"images": np.zeros((4, 8, 8), np.uint8), "masks": np.zeros((4, 1, 8, 1), np.uint8)}
+        np.savez(tmp_path / "data.npz", **arrays, patient=np.arange(4), is_test=none)
+    train, val, test = (
+        names(build_dataset(name, tmp_path, 16, split=split, hold_out=SOME).cases) for split in ("train", "val", "test")
+    )
+    assert train and test and test == val and not set(train) & set(test)
+    with pytest.raises(NoCasesError, match="no cases found"):
+        build_dataset(name, tmp_path, 16, split="test")
 
 
 def test_data_with_validation_of_its_own_is_not_divided_again(folder, tmp_path):
