@@ -71,6 +71,8 @@ def settle(options, given, processes):
             train.condition_steps = ended  # the same command again does not begin the first stage anew
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
+    if data.group_key and not data.val_fraction:
+        raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")

@@ -9,7 +9,6 @@ import dataclasses
 import platform
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,15 +24,15 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import evaluate
+from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
-from guided_diffusion.split import given_split
-from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.split import given_split, group_of
+from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
@@ -78,6 +77,9 @@ def sample_all(options, given, processes):
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
     dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
+    if "group_key" in given:  # refused now rather than after the last case
+        for case in dataset.cases:
+            group_of(case, data.group_key)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         out.check_writable()
@@ -119,7 +121,7 @@ def sample_all(options, given, processes):
     if processes.is_first:
         warn_if_empty(empty, len(waiting), checkpoint.step)
         folder.complete(time.monotonic() - began, len(waiting), cases=len(units))
-        finish(sample, out, dataset, units, sampler.read_raters)
+        finish(sample, out, dataset, units, sampler.read_raters, data.group_key)
 
 
 def fetched(fetch, path, processes):
@@ -150,18 +152,21 @@ def find_data(data, sampler, split, chosen):
         ) from None
 
 
-def is_same_folder(here, there):
-    """Whether both paths, local or remote, name one folder."""
-    return here == there if is_remote(here) or is_remote(there) else Path(here).resolve() == Path(there).resolve()
-
-
 def settled_data(data, given, trained):
     """The data options, those that were left open as the checkpoint's training had them: `trained` are its values. A
     folder that it held cases out of is divided likewise."""
     left_open = {"data_name": trained["data_name"], "ct_window": "", "classes": ""}
     values = {name: trained.get(name, default) for name, default in left_open.items() if name not in given}
-    if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data_dir"]):
-        values |= {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+    is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
+    if "val_fraction" not in given and is_divided:
+        held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+        if "group_key" in given and data.group_key != held.get("group_key", ""):
+            by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
+            raise UserError(
+                f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
+                "otherwise give it to segmentation_eval.py), or say how to divide by --val_fraction"
+            )
+        values |= held
     return dataclasses.replace(data, **values)
 
 
@@ -259,11 +264,12 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     }
 
 
-def finish(sample, out, dataset, units, read_raters):
-    """Evaluate where there is truth, write the report, and say where to look."""
+def finish(sample, out, dataset, units, read_raters, group_key):
+    """Evaluate where there is truth, as segmentation_eval.py would, write the report, and say where to look."""
+    settings = Settings(group_key=group_key)
     if any(case.masks for unit in units for case in unit.cases):
         try:
-            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters)))
+            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters, settings=settings)))
         except UserError as error:  # the masks are there all the same
             console().warning(f"warning: not evaluated: {error}")
     report = try_report(out.path, dataset, units, read_raters=read_raters)

@@ -79,7 +79,8 @@ def test_option_values():
     assert hold_out_of({"val_fraction": 0.2, "group_key": "x", "split_seed": 3}) == HoldOut(0.2, 3, "x")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
-    assert refused("--group_key ^P") == "--group_key belongs to --val_fraction; leave it out"
+    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
+    assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
 
 
@@ -176,6 +177,11 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
     script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
     assert [row["name"] for row in rows(tmp_path / "results")] == held
     assert strict_json(tmp_path / "results" / "summary.json")["missing"] == 0
+
+
+def test_a_key_alone_divides_nothing(refusal, folder):
+    told = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
+    assert "--group_key belongs to --val_fraction, which alone divides cases in training" in told
 
 
 # ---- the folders of a split ---------------------------------------------------------------------------------------
