@@ -67,7 +67,8 @@ class DataOptions:
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU that become -1 and 1, what lies beyond is cut off, as -160,240; "
-        "empty: for MSD by its task, else volumes are taken as MRI, by z-scores",
+        "empty: in sampling and going on that of the checkpoint's training; else for MSD by its task, and FOLDER takes "
+        "volumes as MRI, by z-scores",
     )
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0

@@ -16,7 +16,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import build_dataset, recognised
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -27,6 +27,7 @@ from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
+from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
@@ -68,13 +69,14 @@ def sample_all(options, given, processes):
     trained = checkpoint.config
     precision = pick_precision(process_options.precision, processes.device)
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
-    data = settled_data(data, given, trained["data"])
+    data = settled_data(data, given, trained)
     has_diffusion = trained["model"]["version"] != "unet"
     if not has_diffusion:
         looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
     here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
+    data.data_name = here.data_name = recognised(data.data_name, here.data_dir)  # what the manifest is to name
     dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
     check_dataset(dataset, checkpoint)
     if "group_key" in given:  # refused now rather than after the last case
@@ -152,11 +154,13 @@ def find_data(data, sampler, split, chosen):
         ) from None
 
 
-def settled_data(data, given, trained):
-    """The data options, those that were left open as the checkpoint's training had them: `trained` are its values. A
+def settled_data(data, given, config):
+    """The data options, those that were left open as the checkpoint's training had them, whose values `config` has. A
     folder that it held cases out of is divided likewise."""
-    left_open = {"data_name": trained["data_name"], "ct_window": "", "classes": ""}
-    values = {name: trained.get(name, default) for name, default in left_open.items() if name not in given}
+    trained = config["data"]
+    left_open = {"data_name": trained["data_name"], "classes": trained.get("classes", "")}
+    left_open["ct_window"] = trained_window(config)
+    values = {name: value for name, value in left_open.items() if name not in given}
     is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
     if "val_fraction" not in given and is_divided:
         held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
@@ -211,6 +215,7 @@ def check_dataset(dataset, checkpoint):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{checkpoint.image_channels}"
         )
+    check_reading(dataset, checkpoint.config)
     old, new = checkpoint.classes, dataset.classes
     if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):
         raise UserError(
@@ -253,6 +258,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
             "data_name": data.data_name,
             "data_dir": data_dir,
             "split": sample.split,
+            "ct_window": used_window(dataset.kept_values(), data.ct_window),
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
