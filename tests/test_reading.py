@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import FAST, TINY, strict_json
+from test_config import train as train_options
 from test_decathlonloader import write
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data import build_dataset
+from guided_diffusion.dist_util import Processes
 from guided_diffusion.errors import UserError
 from guided_diffusion.reading import check_reading, trained_window, used_window
+from guided_diffusion.training_run import settle
 
 HOUNSFIELD = np.linspace(-1100, 1500, 32 * 32 * 2).reshape(32, 32, 2).astype(np.int16)
 LABELS = (HOUNSFIELD > 0).astype(np.uint8)
@@ -69,6 +73,13 @@ def test_training_goes_on_with_the_window(lung, clinic, script):
     script("segmentation_train", again)
     config = load_checkpoint(lung.parent / "model000003.pt").config
     assert tuple(config["loader"]["window"]) == (-1000, 400) and config["data"]["ct_window"] == "-1000,400"
+
+
+def test_validation_cases_are_cut_to_the_window_of_training(clinic, tmp_path):
+    flags = ["--data_name", "MSD", "--data_dir", str(task(tmp_path / "lung", "Lung", "CT")), "--val_dir", str(clinic)]
+    options, given = train_options(" ".join([TINY, "--sample_interval 1", *flags, "--out_dir", str(tmp_path / "run")]))
+    run = settle(options, given, Processes(0, 1, torch.device("cpu")))
+    assert run.validation.dataset.window == run.dataset.window == (-1000, 400)
 
 
 def test_a_folder_of_results_is_of_one_window(lung, clinic, sample, refusal, tmp_path):
