@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 
 from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
@@ -49,7 +50,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
                     default = " (default: the checkpoint's)"
                 _add_flag(section, item, " (required)" if item.metadata["required"] else default)
                 parser.booleans |= {f"--{item.name}"} if item.type is bool else set()
-    namespace, unknown = parser.parse_known_args(argv)
+    namespace, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     _refuse_unknown(unknown, fields)
     given = vars(namespace)
     config_file = given.pop("config", None)
@@ -190,6 +191,17 @@ def _unknown_flag(name, fields):
             return f"--{name} is a flag of {script}, not of this script"
     close = difflib.get_close_matches(name, fields, n=1)
     return f"--{name}: no such flag" + (f"; did you mean --{close[0]}?" if close else "; see --help")
+
+
+def _joined(argv):
+    """The words with numbers such as -160,240 joined to their flag by =: argparse takes them for flags."""
+    words = []
+    for word in argv:
+        if re.fullmatch(r"-[\d.]+,[-\d.,]+", word) and words and re.fullmatch(r"--\w+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,12 +6,11 @@ Here are those of data, network, diffusion and device; those of single scripts a
 
 import dataclasses
 import os
-import re
 from dataclasses import dataclass, field
 
 from .errors import UserError
 from .presets import PRESETS
-from .split import hold_out_of
+from .split import check_group_key, hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
@@ -53,8 +52,9 @@ class DataOptions:
     group_key: str = option(
         "",
         "regular expression searched in the names of cases: those in which it (its first parenthesis, if it has one) "
-        "finds the same are of one patient and stay on one side of --val_fraction, as '^(P[0-9]+)'; empty: as the "
-        "loader says, else each image or volume by itself",
+        "finds the same are of one patient and stay on one side of --val_fraction, as '^(P[0-9]+)'; sampling and "
+        "check_data take it alone too, to count patients; empty: as the loader says, else each image or volume by "
+        "itself",
     )
     split_seed: int = option(0, "which groups --val_fraction holds out; apart from --seed, to compare runs", minimum=0)
     classes: str = option(
@@ -67,7 +67,8 @@ class DataOptions:
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU that become -1 and 1, what lies beyond is cut off, as -160,240; "
-        "empty: for MSD by its task, else volumes are taken as MRI, by z-scores",
+        "empty: in sampling and going on that of the checkpoint's training; else for MSD by its task, and FOLDER takes "
+        "volumes as MRI, by z-scores",
     )
     num_workers: int = option(
         2, "processes that read and resize images beside the network; 0 reads in the main process", minimum=0
@@ -86,13 +87,9 @@ class DataOptions:
             raise UserError("--cache_dir: is empty; name a folder, auto or none")
         if self.cache_dir not in ("auto", "none"):
             self.cache_dir = os.path.abspath(self.cache_dir)
-        try:
-            re.compile(self.group_key)
-        except re.error as error:
-            raise UserError(f"--group_key {self.group_key}: is no regular expression ({error})") from None
-        for name in ("group_key", "split_seed"):
-            if getattr(self, name) and not self.val_fraction:
-                raise UserError(f"--{name} belongs to --val_fraction; leave it out")
+        check_group_key(self.group_key)
+        if self.split_seed and not self.val_fraction:
+            raise UserError("--split_seed belongs to --val_fraction; leave it out")
         self.window()
 
     def window(self):

@@ -249,9 +249,9 @@ class SegmentationDataset(Dataset):
             try:
                 tests = self._find_split("test")
             except NoSplitError:  # it has training cases alone
-                tests = None
+                tests = []
         training = self._find_split("train")
-        if self.split == "test" and tests is not None and tests != training:
+        if self.split == "test" and tests and tests != training:  # an empty part holds no test cases either
             return tests
         if not training:
             return []

@@ -45,6 +45,7 @@ from .raters import files_by_name
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
 OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # in a manifest without them
+UNTOLD = ("data_name", "ct_window")  # what an older manifest may not say, so that nothing can be compared with
 
 
 class ResultsFolder:
@@ -89,11 +90,12 @@ class ResultsFolder:
         for group, key in [
             ("", "checkpoint_sha256"),
             *(("settings", k) for k in new["settings"]),
-            ("data", "data_dir"),
-            ("data", "split"),
+            *(("data", k) for k in ("data_dir", "split", *UNTOLD)),
         ]:
             before = (old.get(group, {}) if group else old).get(key, OLDER.get(key))
             now = (new[group] if group else new).get(key, OLDER.get(key))
+            if key in UNTOLD and (before in (None, "AUTO") or str(before).upper() == str(now).upper()):
+                continue
             if before != now:
                 difference = _difference(key, before, now, old, new)
                 raise UserError(f"{path}: these results were made with {difference}; choose another --out_dir")

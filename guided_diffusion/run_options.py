@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .config import absolute_loader, numbers, option
 from .errors import UserError
+from .split import check_group_key
 
 FUSE = ("staple", "mean", "vote", "weighted")
 
@@ -158,6 +159,17 @@ class EvalOptions:
     )
     data_name: str = option("", "kind of data that holds the truth; empty: as the results folder's manifest says")
     data_dir: str = option("", "folder that holds the truth; empty: as the results folder's manifest says", remote=True)
+    split: str = option(
+        "",
+        "which cases of that folder are scored: test, val, train or all; empty: those that were sampled, as the "
+        "results folder's manifest says, also of another --data_dir, else test",
+        choices=("", "test", "val", "train", "all"),
+    )
+    group_key: str = option(
+        "",
+        "regular expression that finds the patient in the names of cases, as '^(P[0-9]+)', to count patients in "
+        "intervals and comparisons; empty: as the results folder's manifest says, else as the loader does",
+    )
     classes: str = option(
         "",
         "classes to score in label maps, as in training: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or "
@@ -199,6 +211,7 @@ class EvalOptions:
 
     def resolve(self, given):
         """Check what a single bound cannot."""
+        check_group_key(self.group_key)
         if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
             raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
 

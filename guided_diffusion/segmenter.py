@@ -128,7 +128,7 @@ class Segmenter:
             )
         turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
-        slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1))
+        slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous(), slices=1).unbind(-1))
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
         answer = answer.changed(lambda values: turned_back(values, turn))
@@ -157,19 +157,25 @@ class Segmenter:
             raise ValueError(f"an image of shape {shape} has not {self._channels}")
         return (raw.permute(2, 0, 1) if channels_last else raw).contiguous()
 
-    def _normalised(self, raw):
-        """[C, H, W] or [C, X, Y, Z] as it is in a file -> as the network was trained on, float32 of the same shape."""
+    def _normalised(self, raw, slices=None):
+        """[C, H, W] or [C, X, Y, Z] as it is in a file -> as the network was trained on, float32 of the same shape.
+
+        slices: how many slices the channels are of, one after another; None: as many as the network sees at once. The
+        loader knows the channels of one.
+        """
         if not torch.isfinite(raw).all():
             raise ValueError("an image holds values that are not finite")
         low, high = raw.min().item(), raw.max().item()
         fractions = high <= 1 and bool((raw != raw.round()).any())
         if self._takes_photographs and (low < 0 or high > 255 or fractions):
             raise ValueError(f"an image has values from {low:g} to {high:g}; give them from 0 to 255, as in its file")
-        return torch.as_tensor(self.loader.normalise_raw(raw), dtype=torch.float32)
+        parts = raw.chunk(slices or self.sampler.view.slices)
+        return torch.cat([torch.as_tensor(self.loader.normalise_raw(part), dtype=torch.float32) for part in parts])
 
     @property
     def _takes_photographs(self):
-        probe = torch.tensor([0.0, 255.0]).expand(self.checkpoint.image_channels, 1, 2)
+        channels = self.checkpoint.image_channels // self.sampler.view.slices
+        probe = torch.tensor([0.0, 255.0]).expand(channels, 1, 2)
         return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
 
     def _draw(self, normalised, names, labels, progress):

@@ -74,6 +74,14 @@ def known_group(case, group_key=""):
     return found[1] if found.re.groups else found[0]
 
 
+def check_group_key(group_key):
+    """Raise `UserError` for a `--group_key` that is no regular expression."""
+    try:
+        re.compile(group_key)
+    except re.error as error:
+        raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
+
+
 def hold_out_of(values):
     """The `HoldOut` of option values, a dict as in checkpoints and manifests; None where nothing is held out."""
     if not values.get("val_fraction"):

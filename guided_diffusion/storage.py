@@ -55,6 +55,13 @@ def absolute(path):
     return str(path) if is_remote(path) else str(Path(path).absolute())
 
 
+def is_same_folder(here, there):
+    """Whether both paths, local or remote, name one folder."""
+    if is_remote(here) or is_remote(there):
+        return str(here).rstrip("/") == str(there).rstrip("/")
+    return Path(here).resolve() == Path(there).resolve()
+
+
 def check_path(flag, path):
     """Raise `UserError` for a remote path that names no bucket (gs://) or container (az://), or climbs by `..`."""
     parts = str(path)[len(SCHEMES[0]) :].rstrip("/").split("/")

@@ -8,6 +8,7 @@ from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
+from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
@@ -66,11 +67,15 @@ def settle(options, given, processes):
         data, train = (
             go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
         )
+        if "ct_window" not in given:
+            data.ct_window = trained_window(start.config)  # not what the name of other data would stand for
         ended = start.config["train"].get("condition_steps", 0)
         if train.condition_steps == -1 and 0 < ended <= start.step:
             train.condition_steps = ended  # the same command again does not begin the first stage anew
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
+    if data.group_key and not data.val_fraction:
+        raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
@@ -84,6 +89,7 @@ def settle(options, given, processes):
         train.orientation = dataset.orientation  # for those who go on from here, and for sampling
     dataset.orientation = train.orientation
     check_dataset(dataset, model_options, start)
+    data.ct_window = here.ct_window = used_window(dataset.kept_values(), data.ct_window)  # also for those of --val_dir
     if data.classes == "auto":
         data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
     if start is None:
@@ -199,6 +205,7 @@ def check_dataset(dataset, model_options, start):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{start.image_channels}"
         )
+    check_reading(dataset, start.config)
     if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
         raise UserError(
             f"{dataset.data_dir}: has the classes {dataset.classes.described()}, the checkpoint was trained with "

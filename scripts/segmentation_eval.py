@@ -20,7 +20,7 @@ from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import given_split, hold_out_of
-from guided_diffusion.storage import fetch_folder
+from guided_diffusion.storage import fetch_folder, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from guided_diffusion.units import group_cases
@@ -31,15 +31,16 @@ EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
 
 def main(argv=None):
     """Parse the command line, evaluate, print the table and the rules it was made by."""
-    (options,), _ = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
+    (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir, manifest = read_manifest(options.pred_dir)
+    manifest = of_split(manifest, options.split)
     if options.fit_temperature:
         check_origin(options.fit_temperature, manifest)
     other = read_manifest(options.compare)[0] if options.compare else None
     dataset = find_truth(options, manifest)
-    settings = settings_of(options, manifest)
+    settings = settings_of(options, given, manifest)
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
@@ -77,28 +78,49 @@ def read_manifest(folder):
     return here, read_json(path) if path.exists() else {}
 
 
+def of_split(manifest, split):
+    """The manifest of results of which the cases of another split, or of "" the recorded one, are scored."""
+    return {**manifest, "data": {**manifest.get("data", {}), "split": split}} if split else manifest
+
+
 def find_truth(options, manifest):
-    """The data set that holds the truth, as the flags or else the manifest name it."""
+    """The data set that holds the truth, as the flags or else the manifest name it.
+
+    The split and what was held out are those of the results also where --data_dir names another folder, which may be
+    the same data moved: a hold-out goes by the names of cases.
+    """
     recorded = manifest.get("data", {})
     data_name = options.data_name or recorded.get("data_name")
     data_dir = options.data_dir or recorded.get("data_dir")
     needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
     if needed:
         raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
-    same = recorded if data_dir == recorded.get("data_dir") else {}
-    split, classes = given_split(same.get("split", "test")), options.classes or recorded.get("classes", "")
-    return build_dataset(
-        data_name, fetch_folder(data_dir), image_size=1, split=split, hold_out=hold_out_of(same), classes=classes
-    )
+    split, hold_out = recorded.get("split", "test"), hold_out_of(recorded)
+    classes = options.classes or recorded.get("classes", "")
+    chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
+    there = recorded.get("data_dir")
+    is_moved = bool(there) and not is_same_folder(data_dir, there) and not options.split
+    is_part = is_moved and (hold_out is not None or split != "test")
+    whose = f"its {split} cases are scored, as those of {there} were sampled; --split names others, as --split all"
+    try:
+        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, **chosen)
+    except UserError as error:
+        if not is_part:
+            raise
+        raise UserError(f"{error} ({whose})") from None
+    if is_part:
+        console().info(f"{data_dir}: {whose}")
+    return dataset
 
 
-def settings_of(options, manifest):
-    """The `Settings` of the evaluation."""
+def settings_of(options, given, manifest):
+    """The `Settings` of the evaluation. given: the names of the flags that were given."""
     method = manifest.get("settings", {}).get("fuse", "staple").partition("+")[0]
+    recorded = manifest.get("data", {}).get("group_key", "")
     return Settings(
         options.tolerances(),
         options.lesion_iou,
-        group_key=manifest.get("data", {}).get("group_key", ""),
+        group_key=options.group_key if "group_key" in given else recorded,
         sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",
         levels=bool(options.fit_temperature),
     )

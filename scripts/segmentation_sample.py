@@ -9,7 +9,6 @@ import dataclasses
 import platform
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import torch
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import build_dataset, recognised
 from guided_diffusion.dist_util import (
     joined_processes,
     keep_freed_memory,
@@ -25,15 +24,16 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import evaluate
+from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
+from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
-from guided_diffusion.split import given_split
-from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote
+from guided_diffusion.split import given_split, group_of
+from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
@@ -69,17 +69,12 @@ def sample_all(options, given, processes):
     trained = checkpoint.config
     precision = pick_precision(process_options.precision, processes.device)
     sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
-    data = settled_data(data, given, trained["data"])
     has_diffusion = trained["model"]["version"] != "unet"
     if not has_diffusion:
         looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
-    here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
-    check_dataset(dataset, checkpoint)
-    units = group_cases(dataset.cases)[: sample.num_samples or None]
-    check_volumes(dataset, units, to_write=True)
+    data, dataset, units = find_units(sample, data, given, checkpoint, sampler, processes)
     out = work_folder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         out.check_writable()
@@ -87,7 +82,6 @@ def sample_all(options, given, processes):
         out.pull()
     elif processes.is_first_here:
         out.begin()
-
     manifest = describe_run(sample, data, checkpoint, sampler, processes, dataset)
     folder = ResultsFolder(
         out.path,
@@ -120,7 +114,7 @@ def sample_all(options, given, processes):
     if processes.is_first:
         warn_if_empty(empty, len(waiting), checkpoint.step)
         folder.complete(time.monotonic() - began, len(waiting), cases=len(units))
-        finish(sample, out, dataset, units, sampler.read_raters)
+        finish(sample, out, dataset, units, sampler.read_raters, data.group_key)
 
 
 def fetched(fetch, path, processes):
@@ -138,6 +132,21 @@ def gather_results(out, processes):
         out.pull()
 
 
+def find_units(sample, data, given, checkpoint, sampler, processes):
+    """The data options as they are settled, the data set, and its units that are asked for; all of it checked."""
+    data = settled_data(data, given, checkpoint.config)
+    here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
+    data.data_name = here.data_name = recognised(data.data_name, here.data_dir)  # what the manifest is to name
+    dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
+    check_dataset(dataset, checkpoint)
+    if "group_key" in given:  # refused now rather than after the last case
+        for case in dataset.cases:
+            group_of(case, data.group_key)
+    units = group_cases(dataset.cases)[: sample.num_samples or None]
+    check_volumes(dataset, units, to_write=True)
+    return data, dataset, units
+
+
 def find_data(data, sampler, split, chosen):
     """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
@@ -151,18 +160,23 @@ def find_data(data, sampler, split, chosen):
         ) from None
 
 
-def is_same_folder(here, there):
-    """Whether both paths, local or remote, name one folder."""
-    return here == there if is_remote(here) or is_remote(there) else Path(here).resolve() == Path(there).resolve()
-
-
-def settled_data(data, given, trained):
-    """The data options, those that were left open as the checkpoint's training had them: `trained` are its values. A
+def settled_data(data, given, config):
+    """The data options, those that were left open as the checkpoint's training had them, whose values `config` has. A
     folder that it held cases out of is divided likewise."""
-    left_open = {"data_name": trained["data_name"], "ct_window": "", "classes": ""}
-    values = {name: trained.get(name, default) for name, default in left_open.items() if name not in given}
-    if "val_fraction" not in given and is_same_folder(data.data_dir, trained["data_dir"]):
-        values |= {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+    trained = config["data"]
+    left_open = {"data_name": trained["data_name"], "classes": trained.get("classes", "")}
+    left_open["ct_window"] = trained_window(config)
+    values = {name: value for name, value in left_open.items() if name not in given}
+    is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
+    if "val_fraction" not in given and is_divided:
+        held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+        if "group_key" in given and data.group_key != held.get("group_key", ""):
+            by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
+            raise UserError(
+                f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
+                "otherwise give it to segmentation_eval.py), or say how to divide by --val_fraction"
+            )
+        values |= held
     return dataclasses.replace(data, **values)
 
 
@@ -207,6 +221,7 @@ def check_dataset(dataset, checkpoint):
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
             f"{checkpoint.image_channels}"
         )
+    check_reading(dataset, checkpoint.config)
     old, new = checkpoint.classes, dataset.classes
     if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):
         raise UserError(
@@ -249,6 +264,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
             "data_name": data.data_name,
             "data_dir": data_dir,
             "split": sample.split,
+            "ct_window": used_window(dataset.kept_values(), data.ct_window),
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
         },
@@ -260,11 +276,12 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
     }
 
 
-def finish(sample, out, dataset, units, read_raters):
-    """Evaluate where there is truth, write the report, and say where to look."""
+def finish(sample, out, dataset, units, read_raters, group_key):
+    """Evaluate where there is truth, as segmentation_eval.py would, write the report, and say where to look."""
+    settings = Settings(group_key=group_key)
     if any(case.masks for unit in units for case in unit.cases):
         try:
-            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters)))
+            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters, settings=settings)))
         except UserError as error:  # the masks are there all the same
             console().warning(f"warning: not evaluated: {error}")
     report = try_report(out.path, dataset, units, read_raters=read_raters)

@@ -160,10 +160,11 @@ def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
     assert cells(text, "raters") == ["1", "to", "2", "1"]
 
 
-def test_one_patient_on_both_sides(check, divided):
+@pytest.mark.parametrize("hold_out", ["", "--val_fraction 0.3"])
+def test_one_patient_on_both_sides(check, divided, hold_out):
     for part in ("images", "masks"):
         (divided / "train" / part / "case0.png").rename(divided / "train" / part / "case4_left.png")
-    status, text = check(divided, "--val_fraction 0.3 --group_key ^case[0-9]")
+    status, text = check(divided, f"{hold_out} --group_key ^case[0-9]")
     assert status == 1
     assert (
         "error: 1 patient (or other group) in two splits, so that what is trained on is also tested on: case4" in text

@@ -254,6 +254,7 @@ def test_flags_of_the_other_script():
         ("--seed -1", "--seed -1: must be at least 0"),
         ("--ct_window 5", "--ct_window 5: must be two numbers, the lower one first"),
         ("--ct_window 240,-160", "must be two numbers, the lower one first"),
+        ("--ct_window -160,-240", "--ct_window -160,-240: must be two numbers, the lower one first"),
         ("--ct_window a,b", "--ct_window a,b: must be numbers"),
         ("--num_workers -1", "--num_workers -1: must be at least 0"),
     ],

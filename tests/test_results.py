@@ -279,6 +279,22 @@ def test_another_runs_folder_is_left_as_it_is(tmp_path):
     assert (tmp_path / ".x.12.png").exists()
 
 
+def test_another_loader_or_window_is_refused_where_the_older_manifest_tells_it(tmp_path):
+    def begin(**data):
+        manifest = changed()
+        manifest["data"] = manifest["data"] | data
+        ResultsFolder(tmp_path, manifest)
+
+    begin()
+    begin(data_name="AUTO")  # as older manifests have it
+    begin(data_name="msd", ct_window="-160,240")
+    begin(data_name="MSD", ct_window="-160,240")
+    with pytest.raises(UserError, match="made with --data_name MSD, now it is FOLDER; choose another --out_dir"):
+        begin(data_name="FOLDER", ct_window="-160,240")
+    with pytest.raises(UserError, match="made with --ct_window -160,240, now it is -1000,400; choose another"):
+        begin(data_name="MSD", ct_window="-1000,400")
+
+
 def test_complete_adds_facts(tmp_path):
     folder = ResultsFolder(tmp_path, {**changed(), "status": "running"})
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"

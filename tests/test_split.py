@@ -1,8 +1,10 @@
 """The folders of a split, and cases held out of training: what stays together, what decides, and what is then taken."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FAST, TINY, rows, strict_json, write_folder
 from test_config import refused, values
@@ -79,7 +81,8 @@ def test_option_values():
     assert hold_out_of({"val_fraction": 0.2, "group_key": "x", "split_seed": 3}) == HoldOut(0.2, 3, "x")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
-    assert refused("--group_key ^P") == "--group_key belongs to --val_fraction; leave it out"
+    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
+    assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
 
 
@@ -117,6 +120,27 @@ def test_a_training_folder_alone_is_divided_for_testing_too(brats, tmp_path):
         for split in ("train", "val", "test")
     ]
     assert len(volumes[0]) == len(volumes[1]) == 1 and volumes[0] != volumes[1] == volumes[2]
+
+
+@pytest.mark.parametrize("name", ["FOLDER", "BRATS", "LIDC"])
+def test_an_empty_test_part_holds_no_test_cases(name, folder, brats, tmp_path):
+    if name == "FOLDER":
+        for part in ("images", "masks"):
+            (tmp_path / part).symlink_to(folder / part)
+        (tmp_path / "split.json").write_text(json.dumps({"train": [f"case{n}" for n in range(6)], "test": []}))
+    elif name == "BRATS":
+        (tmp_path / "training").symlink_to(brats / "training")
+        (tmp_path / "testing").mkdir()
+    else:
+        none = np.zeros(4, bool)
+        arrays = {"images": np.zeros((4, 8, 8), np.uint8), "masks": np.zeros((4, 1, 8, 1), np.uint8)}
+        np.savez(tmp_path / "data.npz", **arrays, patient=np.arange(4), is_test=none)
+    train, val, test = (
+        names(build_dataset(name, tmp_path, 16, split=split, hold_out=SOME).cases) for split in ("train", "val", "test")
+    )
+    assert train and test and test == val and not set(train) & set(test)
+    with pytest.raises(NoCasesError, match="no cases found"):
+        build_dataset(name, tmp_path, 16, split="test")
 
 
 def test_data_with_validation_of_its_own_is_not_divided_again(folder, tmp_path):
@@ -166,6 +190,11 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
     script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
     assert [row["name"] for row in rows(tmp_path / "results")] == held
     assert strict_json(tmp_path / "results" / "summary.json")["missing"] == 0
+
+
+def test_a_key_alone_divides_nothing(refusal, folder):
+    told = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
+    assert "--group_key belongs to --val_fraction, which alone divides cases in training" in told
 
 
 # ---- the folders of a split ---------------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, LOADER
+from test_decathlonloader import AFFINE
+from test_decathlonloader import write as write_task
 
 from guided_diffusion.batches import TrainingItems, TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.dist_util import Processes
 from guided_diffusion.errors import UserError
+from guided_diffusion.intensity import normalised_channels
 from guided_diffusion.nifti import read_nifti
 from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.selection import Selection, select_slices
@@ -96,6 +99,30 @@ def test_segmenter_shows_a_volume_with_neighbours(train, brats):
     torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
     with pytest.raises(ValueError, match="checkpoint's 12 channels, as 3 slices at once"):
         segmenter.volume(volume[:3])
+
+
+def test_segmenter_normalises_each_slice_by_its_channels(train, tmp_path):
+    """CT beside MRI: a window for the first channel of each slice, z-scores for the second."""
+    generator = np.random.default_rng(0)
+    images = {name: generator.integers(-900, 900, (32, 32, 3, 2)).astype(np.int16) for name in "ab"}
+    labels = {name: (image[..., 0] > 0).astype(np.uint8) for name, image in images.items()}
+    task = {"name": "Clinic", "modality": {"0": "CT", "1": "MRI"}, "labels": {"0": "background", "1": "lesion"}}
+    folder = write_task(tmp_path / "task", task, images, labels)
+    checkpoint = train("MSD", folder, "--neighbours 1")
+    segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
+    encode = segmenter.sampler.model.encode
+    segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
+    segmenter.volume(np.moveaxis(images["a"], -1, 0), affine=AFFINE)
+    shown = build_dataset("MSD", folder, 32, view=View(neighbours=1))
+    torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
+    seen.clear()
+    raw = np.concatenate(np.moveaxis(images["a"], (2, 3), (0, 1)))  # [slices x channels, X, Y]
+    segmenter(raw, axes="CHW")
+    hounsfield, mri = raw[::2].astype(np.float32), raw[1::2].astype(np.float32)
+    torch.testing.assert_close(
+        seen[0][0, ::2], torch.from_numpy(np.interp(hounsfield, (-160, 240), (-1, 1))).float(), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(seen[0][0, 1::2], torch.from_numpy(normalised_channels(mri)))
 
 
 # ---- sizes and crops ---------------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""Which truth the evaluation script compares with: the split, the hold-out and the groups that results were made by."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FAST, TINY, rows, strict_json, write_folder
+
+NAMES = [f"case{index}" for index in range(6)]
+
+
+@pytest.fixture
+def scored(script, tmp_path):
+    """A function (results folder, flags) that evaluates it and returns {name: Dice}, and the summary."""
+
+    def run(results, flags=""):
+        script("segmentation_eval", ["--pred_dir", results, "--out_dir", tmp_path / "scores", *flags])
+        found = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "scores")}
+        return found, strict_json(tmp_path / "scores" / "summary.json")
+
+    return run
+
+
+def results_of(folder, masks, data):
+    """A results folder with these masks, and what its manifest says of the data."""
+    shutil.copytree(masks, folder / "masks")
+    manifest = {"checkpoint_sha256": "aa", "data": {"data_name": "FOLDER", **data}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def divided(tmp_path, save_picture):
+    """val/ and test/ with cases of the same names and other masks, and perfect predictions of val/."""
+    for part, count in (("val", 3), ("test", 4)):
+        write_folder(tmp_path / "data" / part, count)
+    for path in (tmp_path / "data" / "test" / "masks").iterdir():
+        save_picture(path, np.eye(32, 40, dtype=np.uint8) * 255)
+    data = {"data_dir": str(tmp_path / "data"), "split": "val"}
+    return results_of(tmp_path / "results", tmp_path / "data" / "val" / "masks", data)
+
+
+def test_the_recorded_split_is_kept_however_the_folder_is_written(divided, scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    perfect = dict.fromkeys(NAMES[:3], 1.0)
+    for written in ("data", "./data/", f"{tmp_path}/results/../data"):
+        assert scored(divided, ["--data_dir", written])[0] == perfect, written
+    assert "--split names others" not in capsys.readouterr().out
+    others, summary = scored(divided, ["--split test"])
+    assert others.keys() == perfect.keys() and max(others.values()) < 0.5 and summary["missing"] == 1
+
+
+def test_a_moved_data_set_is_divided_as_before(divided, scored, refusal, tmp_path, capsys):
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = ["--data_dir", tmp_path / "moved"]
+    assert scored(divided, moved)[0] == dict.fromkeys(NAMES[:3], 1.0)
+    assert "moved: its val cases are scored, as those of" in capsys.readouterr().out
+    (tmp_path / "moved" / "val").rename(tmp_path / "elsewhere")
+    told = refusal("segmentation_eval", ["--pred_dir", divided, *moved])
+    assert "has no validation cases" in told and "--split names others" in told
+    truth = ["--data_dir", tmp_path / "elsewhere", "--split all"]
+    assert scored(divided, truth)[0] == dict.fromkeys(NAMES[:3], 1.0)
+
+
+def test_what_was_held_out_is_kept_in_a_moved_data_set(script, sample, scored, tmp_path):
+    write_folder(tmp_path / "data", 6)
+    data = ["--data_name FOLDER --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run", TINY]
+    script("segmentation_train", [*data, "--max_steps 1 --val_fraction 0.4"])
+    results = sample(tmp_path / "run" / "model000001.pt", tmp_path / "data")
+    held, _ = scored(results)
+    assert 0 < len(held) < 6
+    (tmp_path / "data").rename(tmp_path / "moved")
+    again, summary = scored(results, ["--data_dir", tmp_path / "moved"])
+    assert again == held and summary["missing"] == 0
+    assert scored(results, ["--data_dir", tmp_path / "moved", "--split all"])[1]["missing"] == 6 - len(held)
+
+
+# ---- patients ----------------------------------------------------------------------------------------------------
+
+
+def test_sampling_and_evaluation_count_the_same_patients(trained, sample, scored, pictures):
+    results = sample(trained, pictures, FAST + " --group_key ^case[01]|^case")
+    at_once = strict_json(results / "summary.json")
+    assert at_once["groups"] == 3
+    _, summary = scored(results)
+    assert summary == at_once
+    assert [row["group"] for row in rows(results)] == ["case0", "case1", "case", "case"]
+    assert scored(results, ["--group_key ^case"])[1]["groups"] == 1
+    assert scored(results, ["--group_key ''"])[1]["groups"] is None
+
+
+def test_keys_that_do_not_fit_are_refused_at_once(trained, refusal, pictures, script, tmp_path):
+    line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "out", FAST]
+    told = refusal("segmentation_sample", [*line, "--group_key ^P"])
+    assert "--group_key ^P: is not found in the case name 'case0'" in told and not (tmp_path / "out").exists()
+    assert "is no regular expression" in refusal("segmentation_eval", "--pred_dir x --group_key (")
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY]
+    script("segmentation_train", [*data, "--max_steps 1 --val_fraction 0.4"])
+    line[1] = tmp_path / "run" / "model000001.pt"
+    told = refusal("segmentation_sample", [*line, "--group_key ^case"])
+    assert "--group_key ^case: training divided" in told and "without --group_key" in told
