@@ -367,28 +367,6 @@ def build(group, values):
     return options
 
 
-def saved_options(group, saved, given_options, given, where):
-    """The options of a checkpoint, unless a flag that was given contradicts them.
-
-    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
-    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
-    """
-    names = {item.name for item in dataclasses.fields(group)}
-    options = group(**{name: value for name, value in saved.items() if name in names})
-    implied = set()
-    if "preset" in given & names:  # what it stands for counts, not its name
-        implied = PRESETS.get(given_options.preset, {}).keys() - given
-        given = given - {"preset"} | implied
-    for name in sorted(given & names):
-        asked, has = getattr(given_options, name), getattr(options, name)
-        if asked != has:
-            preset = f" (of --preset {given_options.preset})" if name in implied else ""
-            raise UserError(
-                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
-            )
-    return options
-
-
 def absolute_loader(data_name):
     """`data_name` with the path of a loader of one's own, path/to/file.py:Class, made absolute."""
     return os.path.abspath(data_name) if ".py:" in data_name else data_name

@@ -3,12 +3,13 @@
 import dataclasses
 
 from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from .config import DataOptions, DiffusionOptions, ModelOptions, build, saved_options
+from .config import DataOptions, DiffusionOptions, ModelOptions
 from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
 from .registry import AUTO
+from .resuming import go_on_with, kept_precision, saved_options
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
@@ -20,7 +21,10 @@ from .work_folder import WorkFolder, work_folder
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is about to run, as flags and, where it goes on, a checkpoint say. start: that checkpoint, or None."""
+    """What is about to run, as flags and, where it goes on, a checkpoint say.
+
+    start: that checkpoint, or None. warnings: lines of what may not be as it is meant.
+    """
 
     data: DataOptions
     train: TrainOptions
@@ -31,6 +35,7 @@ class Run:
     start: Checkpoint | None
     folder: WorkFolder
     validation: ValidationData | None
+    warnings: tuple = ()
 
     @property
     def config(self):
@@ -74,7 +79,9 @@ def settle(options, given, processes):
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    precision = pick_precision(process_options.precision, processes.device)
+    precision, lacking = pick_precision(process_options.precision, processes.device), None
+    if start is not None and not {"precision", "use_fp16"} & given:
+        precision, lacking = kept_precision(start.config, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
     data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
@@ -96,7 +103,8 @@ def settle(options, given, processes):
         val_dir = train.val_dir
         val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
         validation = find_validation(here, train, dataset, val_dir)
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation)
+    warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start))))
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
 
 
 def find_data(data, image_size, view, chosen):
@@ -166,14 +174,6 @@ def check_not_behind(folder, start, processes):
             f"--out_dir holds a later checkpoint ({folder.shown(newest)}) than the one to go on from, of step "
             f"{start.step}: remove the later ones or choose another"
         )
-
-
-def go_on_with(options, saved, given):
-    """A resumed run's options: as before, but for the flags given now."""
-    names = {item.name for item in dataclasses.fields(options)}
-    values = {name: value for name, value in saved.items() if name in names}
-    values |= {name: getattr(options, name) for name in names & given}
-    return build(type(options), values)
 
 
 def stays_as_it_is(train, start):
