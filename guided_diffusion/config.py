@@ -90,10 +90,13 @@ class DataOptions:
             re.compile(self.group_key)
         except re.error as error:
             raise UserError(f"--group_key {self.group_key}: is no regular expression ({error})") from None
+        self.window()
+
+    def settle_pairs(self, given):
+        """Refuse what would be left unheeded."""
         for name in ("group_key", "split_seed"):
             if getattr(self, name) and not self.val_fraction:
                 raise UserError(f"--{name} belongs to --val_fraction; leave it out")
-        self.window()
 
     def window(self):
         """`ct_window` as (low, high), None when it is empty."""
@@ -187,12 +190,15 @@ class ModelOptions:
         for name, value in PRESETS.get(self.preset, {}).items():
             if name not in given:
                 setattr(self, name, value)
-        if self.diffusion_channels == -1:
-            self.diffusion_channels = max(1, self.num_channels // 2)
         self.multipliers()
         self.attention_sizes()
         if self.num_head_channels == 0 or self.num_head_channels < -1:
             raise UserError(f"--num_head_channels {self.num_head_channels}: must be -1 or above 0")
+
+    def settle_pairs(self, given):
+        """Settle the widths that follow from another."""
+        if self.diffusion_channels == -1:
+            self.diffusion_channels = max(1, self.num_channels // 2)
 
     def multipliers(self):
         """`channel_mult` as a tuple of floats, empty when it is left to the image size."""
@@ -359,11 +365,17 @@ class ProcessOptions(DeviceOptions):
     )
 
 
-def build(group, values):
-    """An instance of an options class with these values; `resolve` sees which were given."""
+def build(group, values, *, whole=True):
+    """An instance of an options class with these values; `resolve` sees which were given.
+
+    whole: whether no further values are to come from a checkpoint. Else what depends on several, `settle_pairs`, is
+    left to those who bring them.
+    """
     options = group(**values)
     if hasattr(options, "resolve"):
         options.resolve(set(values))
+    if whole and hasattr(options, "settle_pairs"):
+        options.settle_pairs(set(values))
     return options
 
 

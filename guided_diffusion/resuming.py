@@ -6,6 +6,7 @@ from .config import build
 from .dist_util import pick_precision
 from .errors import UserError
 from .presets import PRESETS
+from .recipe import recipe_values
 
 
 def saved_options(group, saved, given_options, given, where):
@@ -16,6 +17,10 @@ def saved_options(group, saved, given_options, given, where):
     """
     names = {item.name for item in dataclasses.fields(group)}
     options = group(**{name: value for name, value in saved.items() if name in names})
+    if getattr(given_options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
+        half = dataclasses.replace(options, diffusion_channels=-1)
+        half.settle_pairs(given)
+        given_options = dataclasses.replace(given_options, diffusion_channels=half.diffusion_channels)
     implied = set()
     if "preset" in given & names:  # what it stands for counts, not its name
         implied = PRESETS.get(given_options.preset, {}).keys() - given
@@ -30,12 +35,21 @@ def saved_options(group, saved, given_options, given, where):
     return options
 
 
+def counting(given, options, config):
+    """The names of the options that count against a checkpoint's `config`: those given, and of a recipe that was asked
+    for, unless it is the checkpoint's own, those that it brought. options: the parsed instances, all of them."""
+    values = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+    if "recipe" not in given or values["recipe"] == (config["train"].get("recipe") or "none"):
+        return given
+    return given | recipe_values(values["recipe"], {name: values[name] for name in given}).keys()
+
+
 def go_on_with(options, saved, given):
     """A resumed run's options: as before, but for the flags given now."""
     names = {item.name for item in dataclasses.fields(options)}
     values = {name: value for name, value in saved.items() if name in names}
     values |= {name: getattr(options, name) for name in names & given}
-    return build(type(options), values)
+    return build(type(options), values, whole=False)
 
 
 def kept_precision(config, device):

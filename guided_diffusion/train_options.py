@@ -165,7 +165,6 @@ class TrainOptions:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
         if self.compile and self.fsdp:
             raise UserError("--compile True does not go with --fsdp True, which gathers blocks anew; leave one out")
-        self._check_learning_rate(given)
         if self.overfit:
             self._set_for_overfit(given)
 
@@ -183,7 +182,8 @@ class TrainOptions:
             raise UserError("--sample_interval 0: --overfit needs to sample; leave it out")
         self.val_cases, self.val_dir = self.overfit, ""
 
-    def _check_learning_rate(self, given):
+    def settle_pairs(self, given):
+        """Check what the learning rate follows from."""
         total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
         if not total and (self.lr_decay == "cosine" or (self.lr_decay == "linear" and alone)):
             raise UserError(f"--lr_decay {self.lr_decay}: needs --lr_anneal_steps, the steps over which it decays")

@@ -9,7 +9,7 @@ from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
 from .registry import AUTO
-from .resuming import go_on_with, kept_precision, saved_options
+from .resuming import counting, go_on_with, kept_precision, saved_options
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
@@ -64,18 +64,19 @@ def settle(options, given, processes):
     folder = begun_folder(train.out_dir, processes)
     start = find_start(train, folder, processes)
     if start is not None:
-        model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
+        names = counting(given, options, start.config)
+        model_options = saved_options(ModelOptions, start.config["model"], model_options, names, "to go on from")
         diffusion_options = saved_options(
-            DiffusionOptions, start.config["diffusion"], diffusion_options, given, "to go on from"
+            DiffusionOptions, start.config["diffusion"], diffusion_options, names, "to go on from"
         )
-        data, train = (
-            go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
-        )
+        data, train = (go_on_with(group, start.config[key], names) for group, key in ((data, "data"), (train, "train")))
         ended = start.config["train"].get("condition_steps", 0)
         if train.condition_steps == -1 and 0 < ended <= start.step:
             train.condition_steps = ended  # the same command again does not begin the first stage anew
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
+    for group in (data, train, model_options):
+        group.settle_pairs(given)
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")

@@ -4,10 +4,14 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
+from test_config import TRAIN
 
 from guided_diffusion import dist_util
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.command_line import parse
+from guided_diffusion.errors import UserError
 from guided_diffusion.resuming import kept_precision
+from guided_diffusion.training_run import settle
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -78,3 +82,54 @@ def test_that_is_told_and_a_dry_run_stays_a_config(begun, script, tmp_path, monk
 def test_a_checkpoint_that_does_not_know_its_precision_goes_on_in_auto(monkeypatch):
     monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: True)
     assert kept_precision({}, CPU) == ("bf16", None)
+
+
+# ---- flags beside the checkpoint's options -----------------------------------------------------------------------
+
+
+def settled(line):
+    """The `Run` of a command line, which is not run."""
+    return settle(*parse("", TRAIN, " ".join(map(str, line)).split()), dist_util.Processes(0, 1, CPU))
+
+
+def test_a_flag_that_needs_another_finds_it_in_the_checkpoint(begun):
+    again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
+    assert settled([*again, "--lr_decay cosine"]).train.lr_decay == "cosine"
+    assert settled([*again, "--split_seed 3"]).data.split_seed == 3
+    with pytest.raises(UserError, match="--warmup_steps 9: must be below --lr_anneal_steps 4"):
+        settled([*again, "--warmup_steps 9"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--lr_decay cosine", "--lr_decay cosine: needs --lr_anneal_steps"),
+        ("--lr_decay linear", "--lr_decay linear: needs --lr_anneal_steps"),
+        ("--split_seed 3", "--split_seed belongs to --val_fraction"),
+    ],
+)
+def test_and_is_refused_where_neither_has_it(begun, tmp_path, pictures, flags, words):
+    new = [TINY, "--data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --out_dir", tmp_path / "new"]
+    for line in (begun(), new):  # there is a checkpoint; there is none
+        with pytest.raises(UserError, match=words):
+            settled([*line, flags])
+
+
+def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
+    again = begun("--version v2 --recipe staged --val_fraction 0")
+    for flags in ("", "--recipe staged", "--recipe staged --diffusion_channels -1", "--diffusion_channels 4"):
+        assert settled([*again, flags]).model.diffusion_channels == 4
+    with pytest.raises(UserError, match="--diffusion_channels 64 contradicts the checkpoint .* 4"):
+        settled([*again, "--diffusion_channels 64"])
+    with pytest.raises(UserError, match="--num_channels 16 contradicts the checkpoint"):
+        settled([*again, "--num_channels 16 --diffusion_channels -1"])
+    new = ["--num_channels 6 --data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --image_size 32"]
+    assert settled([*new, "--out_dir", tmp_path / "new"]).model.diffusion_channels == 3
+
+
+def test_a_recipe_that_is_the_checkpoint_s_own_keeps_what_other_flags_changed(begun):
+    again = begun("--version v2 --recipe staged --coarse_loss mse --noise_draws 3")
+    run = settled([*again, "--recipe staged"])
+    assert (run.diffusion.coarse_loss, run.train.noise_draws) == ("mse", 3)
+    with pytest.raises(UserError, match="contradicts the checkpoint"):
+        settled([*again, "--recipe published"])
