@@ -141,9 +141,9 @@ class TrainOptions:
     )
     overfit: int = option(
         0,
-        "check that training works: learn this many cases by heart, without augmentation and dropout, sample them, and "
-        "say pass or fail (exit status 1). Stops as soon as it passes, else after 2000 steps or --max_steps; writes to "
-        "overfit/ in --out_dir, and no checkpoint; 0: a usual training",
+        "check that training works: learn this many cases by heart, without augmentation, dropout and stages, sample "
+        "them, and say pass or fail (exit status 1). Stops as soon as it passes, else after 2000 steps or --max_steps; "
+        "writes to overfit/ in --out_dir, and no checkpoint; 0: a usual training",
         minimum=0,
     )
     resume_checkpoint: str = option(
@@ -171,8 +171,7 @@ class TrainOptions:
     def _set_for_overfit(self, given):
         """What a check of training needs, whatever the run that is checked is to do."""
         self.augment, self.resume_checkpoint = "none", ""
-        if self.condition_steps == -1:
-            self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
+        self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
         self.out_dir = str(join(self.out_dir, "overfit"))
         if not {"max_steps", "max_minutes"} & given:
             self.max_steps = OVERFIT_STEPS

@@ -104,7 +104,7 @@ def settle(options, given, processes):
         val_dir = train.val_dir
         val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
         validation = find_validation(here, train, dataset, val_dir)
-    warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start))))
+    warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start), stays_alone(train, start))))
     return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
 
 
@@ -186,6 +186,17 @@ def stays_as_it_is(train, start):
     return (
         f"warning: the condition model learned in the first {learned} of {last} steps and stays as it is, but for its "
         f"last layer; for one that learns for longer go on from a checkpoint before step {learned}, or begin anew"
+    )
+
+
+def stays_alone(train, start):
+    """A warning where the steps end before the diffusion begins to learn (see `--condition_steps`), or None."""
+    alone, last = train.condition_steps, train.last_step
+    if not 0 < last <= alone or (start is not None and start.step >= alone):
+        return None
+    return (
+        f"warning: --condition_steps {alone} leaves none of {last} steps to the diffusion, which learns nothing: give "
+        "fewer, or -1 for 85 % of the run, or go on with more by --resume_checkpoint auto --max_steps N"
     )
 
 
