@@ -39,11 +39,12 @@ class Run:
 
     @property
     def config(self):
-        """The option values that are kept in checkpoints: a dict for each group."""
+        """The option values that are kept in checkpoints: a dict for each group. Paths are those of any folder."""
         train = dataclasses.asdict(self.train)
         del train["dry_run"]
-        if train["val_dir"]:
-            train["val_dir"] = absolute(train["val_dir"])
+        for name in ("out_dir", "val_dir", "resume_checkpoint"):
+            if train[name] not in ("", "auto"):
+                train[name] = absolute(train[name])
         return {
             "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
             "model": dataclasses.asdict(self.model),

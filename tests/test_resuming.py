@@ -5,6 +5,7 @@ import torch
 import yaml
 from conftest import TINY
 from test_config import TRAIN
+from test_training_runs import equal
 
 from guided_diffusion import dist_util
 from guided_diffusion.checkpoint import load_checkpoint
@@ -133,3 +134,43 @@ def test_a_recipe_that_is_the_checkpoint_s_own_keeps_what_other_flags_changed(be
     assert (run.diffusion.coarse_loss, run.train.noise_draws) == ("mse", 3)
     with pytest.raises(UserError, match="contradicts the checkpoint"):
         settled([*again, "--recipe published"])
+
+
+# ---- where it writes ---------------------------------------------------------------------------------------------
+
+
+def test_from_another_folder_it_goes_on_where_it_wrote(script, pictures, tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    data = ["--data_name FOLDER --data_dir", pictures, TINY]
+    script("segmentation_train", [*data, "--out_dir run --max_steps 1"])
+    run = tmp_path / "here" / "run"
+    assert config_of(run, 1)["train"]["out_dir"] == str(run)
+    monkeypatch.chdir(tmp_path / "there")
+    script("segmentation_train", ["--resume_checkpoint ../here/run/model000001.pt --max_steps 2"])
+    script("segmentation_train", ["--config ../here/run/config.yaml --resume_checkpoint auto --max_steps 3"])
+    assert config_of(run, 3)["train"]["out_dir"] == str(run) and not list((tmp_path / "there").iterdir())
+    script("segmentation_train", ["--resume_checkpoint ../here/run/model000003.pt --out_dir new --max_steps 4"])
+    record = yaml.safe_load((tmp_path / "there" / "new" / "config.yaml").read_text())
+    assert record["resume_checkpoint"] == str(tmp_path / "there" / "../here/run/model000003.pt")
+
+
+def test_a_remote_folder_stays_as_it_is(begun):
+    run = settled(begun())
+    run.train.out_dir = "gs://bucket/run"
+    assert run.config["train"]["out_dir"] == run.values["out_dir"] == "gs://bucket/run"
+
+
+def test_in_a_new_folder_the_checkpoint_that_is_told_of_exists(begun, script, tmp_path, capsys):
+    begun()
+    start = tmp_path / "run" / "model000001.pt"
+    capsys.readouterr()
+    script("segmentation_train", ["--resume_checkpoint", start, "--max_steps 1 --out_dir", tmp_path / "new"])
+    assert f"--model_path {tmp_path / 'new' / 'model000001.pt'}" in capsys.readouterr().out
+    one, other = load_checkpoint(start), load_checkpoint(tmp_path / "new" / "model000001.pt")
+    assert equal(one.model, other.model) and equal(one.optimizer, other.optimizer)
+    assert (tmp_path / "new" / "last.pt").exists()
+    before = start.stat().st_mtime_ns
+    script("segmentation_train", ["--resume_checkpoint", start, "--max_steps 1"])
+    assert start.stat().st_mtime_ns == before  # in its own folder it is not written again
