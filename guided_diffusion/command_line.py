@@ -7,10 +7,10 @@ import math
 import re
 import sys
 
-from .config import VERSIONS, DiffusionOptions, build
+from .config import DiffusionOptions, build
 from .config_file import read_config
 from .errors import UserError
-from .presets import DEFAULT_RECIPE, RECIPES
+from .recipe import chosen_recipe, recipe_values
 from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .storage import check_path, is_remote
 from .train_options import TrainOptions
@@ -57,7 +57,8 @@ def parse(description, groups, argv=None, *, example="", saved=()):
     if config_file:
         given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
     values, given = _with_recipe(given, fields)
-    return _instances(groups, fields, values), given
+    later = groups if values.get("resume_checkpoint") else saved
+    return _instances(groups, fields, values, later), given
 
 
 def options_from(groups, values):
@@ -74,43 +75,24 @@ def _fields(groups):
     return fields
 
 
-def _instances(groups, fields, given):
+def _instances(groups, fields, given, later=()):
+    """later: the groups of which a checkpoint brings the values that are not given (see `config.build`)."""
     for name, value in given.items():
         check_value(fields[name], value)
-    return [build(group, {n: v for n, v in given.items() if _owner(groups, n) is group}) for group in groups]
+    parts = {group: {n: v for n, v in given.items() if _owner(groups, n) is group} for group in groups}
+    return [build(group, values, whole=group not in later) for group, values in parts.items()]
 
 
 def _with_recipe(given, fields):
-    """All values, those that `--recipe` stands for below what is given; and the names of those that count as given.
-
-    The values of a recipe that was asked for do. Those of the default one contradict neither a checkpoint to go on
-    from nor the variant.
-    """
+    """All values, those that `--recipe` stands for beside what is given; and the names of those that were given."""
     if "recipe" not in fields:
         return given, set(given)
+    for name, value in given.items():
+        check_value(fields[name], value)
     asked = given.get("recipe", fields["recipe"].default)
-    check_value(fields["recipe"], asked)
-    version = VERSIONS.get(given.get("version", fields["version"].default))
-    name = asked or "none"
-    if name == "auto":
-        name = DEFAULT_RECIPE if version in RECIPES[DEFAULT_RECIPE] and _predicts_masks(given) else "none"
-    values = {**_recipe(name, version), **given, "recipe": name}
-    return values, set(given) - {"recipe"} if asked == "auto" else set(values)
-
-
-def _recipe(name, version):
-    """The values that a recipe stands for."""
-    if name == "none":
-        return {}
-    if version not in RECIPES[name]:
-        raise UserError(f"--recipe {name} goes with --version {' or '.join(RECIPES[name])}, not {version}")
-    return RECIPES[name][version]
-
-
-def _predicts_masks(given):
-    """Whether the flags leave it open, or say, that the network predicts x0 by --mask_loss."""
-    objective = given.get("objective", "x0" if given.get("predict_xstart", True) else "eps")
-    return objective == "x0" and not given.get("use_kl", False)
+    recipe = chosen_recipe(asked, given)
+    values = {**recipe_values(recipe, given), **given, "recipe": recipe}
+    return values, set(given) - {"recipe"} if asked == "auto" else set(given)
 
 
 def check_value(item, value):

@@ -88,9 +88,12 @@ class DataOptions:
         if self.cache_dir not in ("auto", "none"):
             self.cache_dir = os.path.abspath(self.cache_dir)
         check_group_key(self.group_key)
+        self.window()
+
+    def settle_pairs(self, given):
+        """Refuse what would be left unheeded."""
         if self.split_seed and not self.val_fraction:
             raise UserError("--split_seed belongs to --val_fraction; leave it out")
-        self.window()
 
     def window(self):
         """`ct_window` as (low, high), None when it is empty."""
@@ -184,12 +187,15 @@ class ModelOptions:
         for name, value in PRESETS.get(self.preset, {}).items():
             if name not in given:
                 setattr(self, name, value)
-        if self.diffusion_channels == -1:
-            self.diffusion_channels = max(1, self.num_channels // 2)
         self.multipliers()
         self.attention_sizes()
         if self.num_head_channels == 0 or self.num_head_channels < -1:
             raise UserError(f"--num_head_channels {self.num_head_channels}: must be -1 or above 0")
+
+    def settle_pairs(self, given):
+        """Settle the widths that follow from another."""
+        if self.diffusion_channels == -1:
+            self.diffusion_channels = max(1, self.num_channels // 2)
 
     def multipliers(self):
         """`channel_mult` as a tuple of floats, empty when it is left to the image size."""
@@ -356,33 +362,17 @@ class ProcessOptions(DeviceOptions):
     )
 
 
-def build(group, values):
-    """An instance of an options class with these values; `resolve` sees which were given."""
+def build(group, values, *, whole=True):
+    """An instance of an options class with these values; `resolve` sees which were given.
+
+    whole: whether no further values are to come from a checkpoint. Else what depends on several, `settle_pairs`, is
+    left to those who bring them.
+    """
     options = group(**values)
     if hasattr(options, "resolve"):
         options.resolve(set(values))
-    return options
-
-
-def saved_options(group, saved, given_options, given, where):
-    """The options of a checkpoint, unless a flag that was given contradicts them.
-
-    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
-    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
-    """
-    names = {item.name for item in dataclasses.fields(group)}
-    options = group(**{name: value for name, value in saved.items() if name in names})
-    implied = set()
-    if "preset" in given & names:  # what it stands for counts, not its name
-        implied = PRESETS.get(given_options.preset, {}).keys() - given
-        given = given - {"preset"} | implied
-    for name in sorted(given & names):
-        asked, has = getattr(given_options, name), getattr(options, name)
-        if asked != has:
-            preset = f" (of --preset {given_options.preset})" if name in implied else ""
-            raise UserError(
-                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
-            )
+    if whole and hasattr(options, "settle_pairs"):
+        options.settle_pairs(set(values))
     return options
 
 

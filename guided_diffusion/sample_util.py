@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import sampling_batches
 from .case_maps import fuse_cases, stack_slices
-from .config import DiffusionOptions, ModelOptions, saved_options
+from .config import DiffusionOptions, ModelOptions
 from .dist_util import autocast, memory_format
 from .errors import UserError, is_out_of_memory
 from .evaluation import on_grid, raters_of, truths_of
@@ -21,6 +21,7 @@ from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_STEP, plan_sampling, settle_members
+from .resuming import saved_options
 from .run_options import SampleOptions
 from .sampling import draw_members
 from .temperature_fit import temperature_of

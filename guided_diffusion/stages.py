@@ -38,12 +38,17 @@ class Stages:
         return bool(limit and seconds >= limit)
 
     def learning_rate(self, step):
-        """Each stage begins anew, and with --lr_anneal_steps each ends with 0."""
-        options, total = self.options, 0
+        """Each stage begins anew, and with --lr_anneal_steps each ends with 0, wherever the run ends.
+
+        Without stages a run that --max_steps ends sooner follows --lr_anneal_steps as far as it goes.
+        """
+        options = self.options
         if options.lr_anneal_steps and self.is_first(step):
             total = self.condition_steps
-        elif options.lr_anneal_steps:
-            total = options.lr_anneal_steps - self.condition_steps
+        elif options.lr_anneal_steps and self.is_second(step):
+            total = options.last_step - self.condition_steps
+        else:
+            total = options.lr_anneal_steps
         warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
         rate = options.lr * (options.second_stage_lr if self.is_second(step) else 1)
         return rate * learning_rate_factor(self.steps_in(step), warmup=warmup, total=total, decay=options.lr_decay)

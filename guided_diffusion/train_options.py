@@ -141,9 +141,9 @@ class TrainOptions:
     )
     overfit: int = option(
         0,
-        "check that training works: learn this many cases by heart, without augmentation and dropout, sample them, and "
-        "say pass or fail (exit status 1). Stops as soon as it passes, else after 2000 steps or --max_steps; writes to "
-        "overfit/ in --out_dir, and no checkpoint; 0: a usual training",
+        "check that training works: learn this many cases by heart, without augmentation, dropout and stages, sample "
+        "them, and say pass or fail (exit status 1). Stops as soon as it passes, else after 2000 steps or --max_steps; "
+        "writes to overfit/ in --out_dir, and no checkpoint; 0: a usual training",
         minimum=0,
     )
     resume_checkpoint: str = option(
@@ -165,15 +165,13 @@ class TrainOptions:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
         if self.compile and self.fsdp:
             raise UserError("--compile True does not go with --fsdp True, which gathers blocks anew; leave one out")
-        self._check_learning_rate(given)
         if self.overfit:
             self._set_for_overfit(given)
 
     def _set_for_overfit(self, given):
         """What a check of training needs, whatever the run that is checked is to do."""
         self.augment, self.resume_checkpoint = "none", ""
-        if self.condition_steps == -1:
-            self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
+        self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
         self.out_dir = str(join(self.out_dir, "overfit"))
         if not {"max_steps", "max_minutes"} & given:
             self.max_steps = OVERFIT_STEPS
@@ -183,7 +181,8 @@ class TrainOptions:
             raise UserError("--sample_interval 0: --overfit needs to sample; leave it out")
         self.val_cases, self.val_dir = self.overfit, ""
 
-    def _check_learning_rate(self, given):
+    def settle_pairs(self, given):
+        """Check what the learning rate follows from."""
         total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
         if not total and (self.lr_decay == "cosine" or (self.lr_decay == "linear" and alone)):
             raise UserError(f"--lr_decay {self.lr_decay}: needs --lr_anneal_steps, the steps over which it decays")

@@ -3,13 +3,14 @@
 import dataclasses
 
 from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from .config import DataOptions, DiffusionOptions, ModelOptions, build, saved_options
+from .config import DataOptions, DiffusionOptions, ModelOptions
 from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
 from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
+from .resuming import counting, go_on_with, kept_precision, saved_options
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
@@ -21,7 +22,10 @@ from .work_folder import WorkFolder, work_folder
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is about to run, as flags and, where it goes on, a checkpoint say. start: that checkpoint, or None."""
+    """What is about to run, as flags and, where it goes on, a checkpoint say.
+
+    start: that checkpoint, or None. warnings: lines of what may not be as it is meant.
+    """
 
     data: DataOptions
     train: TrainOptions
@@ -32,14 +36,16 @@ class Run:
     start: Checkpoint | None
     folder: WorkFolder
     validation: ValidationData | None
+    warnings: tuple = ()
 
     @property
     def config(self):
-        """The option values that are kept in checkpoints: a dict for each group."""
+        """The option values that are kept in checkpoints: a dict for each group. Paths are those of any folder."""
         train = dataclasses.asdict(self.train)
         del train["dry_run"]
-        if train["val_dir"]:
-            train["val_dir"] = absolute(train["val_dir"])
+        for name in ("out_dir", "val_dir", "resume_checkpoint"):
+            if train[name] not in ("", "auto"):
+                train[name] = absolute(train[name])
         return {
             "data": dataclasses.asdict(self.data) | {"data_dir": absolute(self.data.data_dir)},
             "model": dataclasses.asdict(self.model),
@@ -60,13 +66,12 @@ def settle(options, given, processes):
     folder = begun_folder(train.out_dir, processes)
     start = find_start(train, folder, processes)
     if start is not None:
-        model_options = saved_options(ModelOptions, start.config["model"], model_options, given, "to go on from")
+        names = counting(given, options, start.config)
+        model_options = saved_options(ModelOptions, start.config["model"], model_options, names, "to go on from")
         diffusion_options = saved_options(
-            DiffusionOptions, start.config["diffusion"], diffusion_options, given, "to go on from"
+            DiffusionOptions, start.config["diffusion"], diffusion_options, names, "to go on from"
         )
-        data, train = (
-            go_on_with(options, start.config[key], given) for options, key in ((data, "data"), (train, "train"))
-        )
+        data, train = (go_on_with(group, start.config[key], names) for group, key in ((data, "data"), (train, "train")))
         if "ct_window" not in given:
             data.ct_window = trained_window(start.config)  # not what the name of other data would stand for
         ended = start.config["train"].get("condition_steps", 0)
@@ -74,12 +79,16 @@ def settle(options, given, processes):
             train.condition_steps = ended  # the same command again does not begin the first stage anew
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
+    for group in (data, train, model_options):
+        group.settle_pairs(given)
     if data.group_key and not data.val_fraction:
         raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
     check_variant(model_options, diffusion_options, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    precision = pick_precision(process_options.precision, processes.device)
+    precision, lacking = pick_precision(process_options.precision, processes.device), None
+    if start is not None and not {"precision", "use_fp16"} & given:
+        precision, lacking = kept_precision(start.config, processes.device)
     data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
     data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
     here = dataclasses.replace(data, data_dir=data_dir)
@@ -102,7 +111,8 @@ def settle(options, given, processes):
         val_dir = train.val_dir
         val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
         validation = find_validation(here, train, dataset, val_dir)
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation)
+    warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start), stays_alone(train, start))))
+    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
 
 
 def find_data(data, image_size, view, chosen):
@@ -174,14 +184,6 @@ def check_not_behind(folder, start, processes):
         )
 
 
-def go_on_with(options, saved, given):
-    """A resumed run's options: as before, but for the flags given now."""
-    names = {item.name for item in dataclasses.fields(options)}
-    values = {name: value for name, value in saved.items() if name in names}
-    values |= {name: getattr(options, name) for name in names & given}
-    return build(type(options), values)
-
-
 def stays_as_it_is(train, start):
     """A warning where a run past its first stage (see `--condition_steps`) is to go on for much longer: its condition
     model, and so the coarse mask, does not get better. None where there is nothing to warn of."""
@@ -191,6 +193,17 @@ def stays_as_it_is(train, start):
     return (
         f"warning: the condition model learned in the first {learned} of {last} steps and stays as it is, but for its "
         f"last layer; for one that learns for longer go on from a checkpoint before step {learned}, or begin anew"
+    )
+
+
+def stays_alone(train, start):
+    """A warning where the steps end before the diffusion begins to learn (see `--condition_steps`), or None."""
+    alone, last = train.condition_steps, train.last_step
+    if not 0 < last <= alone or (start is not None and start.step >= alone):
+        return None
+    return (
+        f"warning: --condition_steps {alone} leaves none of {last} steps to the diffusion, which learns nothing: give "
+        "fewer, or -1 for 85 % of the run, or go on with more by --resume_checkpoint auto --max_steps N"
     )
 
 

@@ -41,7 +41,7 @@ from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import is_remote
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training_run import settle, stays_as_it_is
+from guided_diffusion.training_run import settle
 from guided_diffusion.validation import Validation, spread_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
@@ -93,7 +93,7 @@ def train_model(options, given, processes):
     if processes.is_first:
         write_config(run.values, folder.path)
     place = f"{processes.place}, in shards" if sharded else processes.place
-    describe(dataset, model, train, place, run.precision, start, run.validation)
+    describe(run, model, place)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -179,29 +179,29 @@ def dry_run(options, given):
         lines.append(run.validation.told(run.train))
     if run.start is not None:
         lines.append(f"goes on from step {run.start.step}")
+    lines.extend(run.warnings)
     comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
     sys.stdout.write(as_yaml(run.values) + comments)
     return 0
 
 
-def describe(dataset, model, train, place, precision, start, validation):
+def describe(run, model, place):
     """Say what is about to run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    for line in told_data(dataset):
+    for line in told_data(run.dataset):
         console().info(line)
-    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {precision}")
-    if validation is not None:
-        console().info(validation.told(train))
-    if train.augment != "none":
-        console().info(f"augmentation: {train.augment}, {dataset.orientation} orientation")
-    if start is not None:
-        console().info(f"going on from step {start.step}")
-        if warning := stays_as_it_is(train, start):
-            console().warning(warning)
-    kept = "; each save brings them there" if is_remote(train.out_dir) else ""
-    console().info(
-        f"logs: {train.out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {train.out_dir}){kept}"
-    )
+    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {run.precision}")
+    if run.validation is not None:
+        console().info(run.validation.told(run.train))
+    if run.train.augment != "none":
+        console().info(f"augmentation: {run.train.augment}, {run.dataset.orientation} orientation")
+    if run.start is not None:
+        console().info(f"going on from step {run.start.step}")
+    for warning in run.warnings:
+        console().warning(warning)
+    out_dir = run.train.out_dir
+    kept = "; each save brings them there" if is_remote(out_dir) else ""
+    console().info(f"logs: {out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {out_dir}){kept}")
 
 
 def told_data(dataset):

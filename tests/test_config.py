@@ -14,9 +14,9 @@ from guided_diffusion.config import (
     ModelOptions,
     ProcessOptions,
     build,
-    saved_options,
 )
 from guided_diffusion.errors import UserError
+from guided_diffusion.resuming import saved_options
 from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.variants import check_variant

@@ -78,6 +78,8 @@ RUNS = {
     "v2": "--version v2 --ss_former add --objective v --warmup_steps 1 --lr_anneal_steps 5 --lr_decay cosine",
     "unet": "--version unet --raters mean",
     "recipe": "--recipe published --diffusion_steps 10",
+    "recipe in parts": "--version v2 --recipe auto --mask_loss bce_dice",
+    "recipe without its objective": "--version v2 --recipe staged --predict_xstart False --diffusion_steps 10",
 }
 
 

@@ -37,8 +37,9 @@ def test_it_prints_what_would_run_and_writes_nothing(dry, pictures, tmp_path):
     assert "# memory for training on cpu: about " in text and "how it is estimated: 2 images at once in fp32" in text
 
 
-def test_what_it_prints_is_a_config_and_what_a_run_records(dry, script, tmp_path):
-    record, text = dry("--version v2")
+@pytest.mark.parametrize("flags", ["--version v2", "--version v2 --recipe auto --coarse_loss mse"])
+def test_what_it_prints_is_a_config_and_what_a_run_records(dry, script, tmp_path, flags):
+    record, text = dry(flags)
     (tmp_path / "run.yaml").write_text(text)
     assert record.items() <= (values(f"--config {tmp_path / 'run.yaml'}")).items()
     script("segmentation_train", ["--config", tmp_path / "run.yaml", "--max_steps 1"])

@@ -72,12 +72,42 @@ def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
     assert (diffusion.logit_skip, diffusion.border_weight, model.diffusion_level) == ("none", 1, 0)
 
 
-def test_flags_that_leave_a_part_of_the_default_recipe_without_use_are_taken():
-    (_, model, diffusion), given = parse("", GROUPS, "--mask_loss bce_dice --condition_steps 0".split())
+@pytest.mark.parametrize("recipe", ["", "--recipe staged"])
+@pytest.mark.parametrize(
+    ("flags", "heeded"),
+    [
+        ("--mask_loss bce_dice --condition_steps 0", {"coarse_loss": "bce_dice", "border_weight": 1}),
+        ("--coarse_loss mse", {"mask_loss": "bce", "border_weight": 1}),
+        ("--border_weight 4", {"mask_loss": "bce", "border_weight": 4}),
+    ],
+)
+def test_what_a_flag_leaves_of_a_recipe_without_use_is_not_of_it(recipe, flags, heeded):
+    (_, model, diffusion), given = parse("", GROUPS, f"{recipe} {flags}".split())
     check_variant(model, diffusion, given)
-    assert given == {"mask_loss", "condition_steps"} and diffusion.coarse_loss == "bce_dice"
-    (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice".split())
-    with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):  # of what was asked for
+    assert given == {flag.removeprefix("--") for flag in f"{recipe} {flags}".split() if flag.startswith("--")}
+    assert {name: getattr(diffusion, name) for name in heeded} == heeded and model.diffusion_level == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("published --coarse_loss mse", {"coarse_loss": "mse", "coarse_ce": 1, "coarse_every": 5}),
+        ("published --predict_xstart True", {"objective": "x0", "mask_loss": "mse", "noise_schedule": "linear"}),
+        ("published --predict_xstart False", {"objective": "eps"}),
+        ("staged --predict_xstart False", {"objective": "eps", "mask_loss": "mse", "border_weight": 1}),
+        ("staged --objective v", {"logit_skip": "none", "coarse_loss": "mse", "input_scale": 0.5}),
+        ("staged --use_kl True", {"objective": "x0", "mask_loss": "mse"}),
+    ],
+)
+def test_flags_win_over_what_contradicts_them_of_a_recipe(flags, found):
+    (_, model, diffusion), given = parse("", GROUPS, ["--recipe", *flags.split()])
+    check_variant(model, diffusion, given)
+    assert {name: getattr(diffusion, name) for name in found} == found
+
+
+def test_a_given_flag_that_the_variant_leaves_unheeded_is_refused_with_a_recipe_too():
+    (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice --border_weight 4".split())
+    with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):
         check_variant(model, diffusion, given)
 
 

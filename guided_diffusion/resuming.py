@@ -1,0 +1,66 @@
+"""The options that a checkpoint brings: a resumed run's and sampling's, as before but for the flags given now."""
+
+import dataclasses
+
+from .config import build
+from .dist_util import pick_precision
+from .errors import UserError
+from .presets import PRESETS
+from .recipe import recipe_values
+
+
+def saved_options(group, saved, given_options, given, where):
+    """The options of a checkpoint, unless a flag that was given contradicts them.
+
+    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
+    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
+    """
+    names = {item.name for item in dataclasses.fields(group)}
+    options = group(**{name: value for name, value in saved.items() if name in names})
+    if getattr(given_options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
+        half = dataclasses.replace(options, diffusion_channels=-1)
+        half.settle_pairs(given)
+        given_options = dataclasses.replace(given_options, diffusion_channels=half.diffusion_channels)
+    implied = set()
+    if "preset" in given & names:  # what it stands for counts, not its name
+        implied = PRESETS.get(given_options.preset, {}).keys() - given
+        given = given - {"preset"} | implied
+    for name in sorted(given & names):
+        asked, has = getattr(given_options, name), getattr(options, name)
+        if asked != has:
+            preset = f" (of --preset {given_options.preset})" if name in implied else ""
+            raise UserError(
+                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
+            )
+    return options
+
+
+def counting(given, options, config):
+    """The names of the options that count against a checkpoint's `config`: those given, and of a recipe that was asked
+    for, unless it is the checkpoint's own, those that it brought. options: the parsed instances, all of them."""
+    values = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+    if "recipe" not in given or values["recipe"] == (config["train"].get("recipe") or "none"):
+        return given
+    return given | recipe_values(values["recipe"], {name: values[name] for name in given}).keys()
+
+
+def go_on_with(options, saved, given):
+    """A resumed run's options: as before, but for the flags given now."""
+    names = {item.name for item in dataclasses.fields(options)}
+    values = {name: value for name, value in saved.items() if name in names}
+    values |= {name: getattr(options, name) for name in names & given}
+    return build(type(options), values, whole=False)
+
+
+def kept_precision(config, device):
+    """The precision in which the run of a checkpoint's `config` goes on, and a warning or None.
+
+    It is the run's own, or auto where `device` lacks that.
+    """
+    before, auto = config.get("device", {}).get("precision", "auto"), pick_precision("auto", device)
+    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type == "cpu"):
+        return (
+            auto,
+            f"warning: the run was in {before}, which {device} lacks: it goes on in {auto}; --precision chooses",
+        )
+    return pick_precision(before, device), None

@@ -1,0 +1,176 @@
+"""Going on from a checkpoint: which options are its own, which are those given now, and where it writes."""
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from test_config import TRAIN
+from test_training_runs import equal
+
+from guided_diffusion import dist_util
+from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.command_line import parse
+from guided_diffusion.errors import UserError
+from guided_diffusion.resuming import kept_precision
+from guided_diffusion.training_run import settle
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def begun(script, pictures, tmp_path):
+    """A function (flags) that trains a step into run/ and returns the flags that go on with it."""
+
+    def run(flags=""):
+        data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run"]
+        script("segmentation_train", [*data, TINY, "--max_steps 1", flags])
+        return ["--resume_checkpoint auto --max_steps 2 --out_dir", tmp_path / "run"]
+
+    return run
+
+
+def config_of(folder, step):
+    return load_checkpoint(folder / f"model{step:06d}.pt").config
+
+
+# ---- precision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_resumed_run_keeps_its_precision_unless_one_is_given(begun, script, tmp_path, monkeypatch, has_bf16):
+    again = begun()  # in fp32
+    monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: has_bf16)
+    script("segmentation_train", again)
+    assert config_of(tmp_path / "run", 2)["device"]["precision"] == "fp32"
+    script("segmentation_train", [*again, "--max_steps 3 --precision auto"])
+    assert config_of(tmp_path / "run", 3)["device"]["precision"] == ("bf16" if has_bf16 else "fp32")
+    script("segmentation_train", [*again, "--max_steps 4 --use_fp16 True"])
+    assert config_of(tmp_path / "run", 4)["device"]["precision"] == "bf16"  # a CPU lacks fast fp16
+
+
+@pytest.mark.parametrize(
+    "before, device, has_bf16, after",
+    [
+        ("fp32", CPU, True, "fp32"),
+        ("fp32", GPU, True, "fp32"),
+        ("bf16", CPU, True, "bf16"),
+        ("bf16", CPU, False, "fp32"),
+        ("bf16", GPU, False, "fp32"),
+        ("fp16", GPU, True, "fp16"),
+        ("fp16", CPU, True, "bf16"),
+        ("fp16", CPU, False, "fp32"),
+    ],
+)
+def test_another_device_goes_on_in_auto_where_it_lacks_the_precision(monkeypatch, before, device, has_bf16, after):
+    monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    precision, warning = kept_precision({"device": {"precision": before}}, device)
+    assert precision == after and (warning is None) == (before == after)
+    assert warning is None or f"was in {before}, which {device} lacks: it goes on in {after}" in warning
+
+
+def test_that_is_told_and_a_dry_run_stays_a_config(begun, script, tmp_path, monkeypatch, capsys):
+    again = begun("--precision bf16")
+    monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: False)
+    for flags, words in ((["--dry_run True"], "# warning: the run was in bf16"), ([], "warning: the run was in bf16")):
+        capsys.readouterr()
+        script("segmentation_train", [*again, *flags])
+        text = capsys.readouterr().out
+        assert any(line.startswith(words) for line in text.splitlines())
+        assert not flags or yaml.safe_load(text)["precision"] == "fp32"
+
+
+def test_a_checkpoint_that_does_not_know_its_precision_goes_on_in_auto(monkeypatch):
+    monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: True)
+    assert kept_precision({}, CPU) == ("bf16", None)
+
+
+# ---- flags beside the checkpoint's options -----------------------------------------------------------------------
+
+
+def settled(line):
+    """The `Run` of a command line, which is not run."""
+    return settle(*parse("", TRAIN, " ".join(map(str, line)).split()), dist_util.Processes(0, 1, CPU))
+
+
+def test_a_flag_that_needs_another_finds_it_in_the_checkpoint(begun):
+    again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
+    assert settled([*again, "--lr_decay cosine"]).train.lr_decay == "cosine"
+    assert settled([*again, "--split_seed 3"]).data.split_seed == 3
+    with pytest.raises(UserError, match="--warmup_steps 9: must be below --lr_anneal_steps 4"):
+        settled([*again, "--warmup_steps 9"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--lr_decay cosine", "--lr_decay cosine: needs --lr_anneal_steps"),
+        ("--lr_decay linear", "--lr_decay linear: needs --lr_anneal_steps"),
+        ("--split_seed 3", "--split_seed belongs to --val_fraction"),
+    ],
+)
+def test_and_is_refused_where_neither_has_it(begun, tmp_path, pictures, flags, words):
+    new = [TINY, "--data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --out_dir", tmp_path / "new"]
+    for line in (begun(), new):  # there is a checkpoint; there is none
+        with pytest.raises(UserError, match=words):
+            settled([*line, flags])
+
+
+def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
+    again = begun("--version v2 --recipe staged --val_fraction 0")
+    for flags in ("", "--recipe staged", "--recipe staged --diffusion_channels -1", "--diffusion_channels 4"):
+        assert settled([*again, flags]).model.diffusion_channels == 4
+    with pytest.raises(UserError, match="--diffusion_channels 64 contradicts the checkpoint .* 4"):
+        settled([*again, "--diffusion_channels 64"])
+    with pytest.raises(UserError, match="--num_channels 16 contradicts the checkpoint"):
+        settled([*again, "--num_channels 16 --diffusion_channels -1"])
+    new = ["--num_channels 6 --data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --image_size 32"]
+    assert settled([*new, "--out_dir", tmp_path / "new"]).model.diffusion_channels == 3
+
+
+def test_a_recipe_that_is_the_checkpoint_s_own_keeps_what_other_flags_changed(begun):
+    again = begun("--version v2 --recipe staged --coarse_loss mse --noise_draws 3")
+    run = settled([*again, "--recipe staged"])
+    assert (run.diffusion.coarse_loss, run.train.noise_draws) == ("mse", 3)
+    with pytest.raises(UserError, match="contradicts the checkpoint"):
+        settled([*again, "--recipe published"])
+
+
+# ---- where it writes ---------------------------------------------------------------------------------------------
+
+
+def test_from_another_folder_it_goes_on_where_it_wrote(script, pictures, tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    data = ["--data_name FOLDER --data_dir", pictures, TINY]
+    script("segmentation_train", [*data, "--out_dir run --max_steps 1"])
+    run = tmp_path / "here" / "run"
+    assert config_of(run, 1)["train"]["out_dir"] == str(run)
+    monkeypatch.chdir(tmp_path / "there")
+    script("segmentation_train", ["--resume_checkpoint ../here/run/model000001.pt --max_steps 2"])
+    script("segmentation_train", ["--config ../here/run/config.yaml --resume_checkpoint auto --max_steps 3"])
+    assert config_of(run, 3)["train"]["out_dir"] == str(run) and not list((tmp_path / "there").iterdir())
+    script("segmentation_train", ["--resume_checkpoint ../here/run/model000003.pt --out_dir new --max_steps 4"])
+    record = yaml.safe_load((tmp_path / "there" / "new" / "config.yaml").read_text())
+    assert record["resume_checkpoint"] == str(tmp_path / "there" / "../here/run/model000003.pt")
+
+
+def test_a_remote_folder_stays_as_it_is(begun):
+    run = settled(begun())
+    run.train.out_dir = "gs://bucket/run"
+    assert run.config["train"]["out_dir"] == run.values["out_dir"] == "gs://bucket/run"
+
+
+def test_in_a_new_folder_the_checkpoint_that_is_told_of_exists(begun, script, tmp_path, capsys):
+    begun()
+    start = tmp_path / "run" / "model000001.pt"
+    capsys.readouterr()
+    script("segmentation_train", ["--resume_checkpoint", start, "--max_steps 1 --out_dir", tmp_path / "new"])
+    assert f"--model_path {tmp_path / 'new' / 'model000001.pt'}" in capsys.readouterr().out
+    one, other = load_checkpoint(start), load_checkpoint(tmp_path / "new" / "model000001.pt")
+    assert equal(one.model, other.model) and equal(one.optimizer, other.optimizer)
+    assert (tmp_path / "new" / "last.pt").exists()
+    before = start.stat().st_mtime_ns
+    script("segmentation_train", ["--resume_checkpoint", start, "--max_steps 1"])
+    assert start.stat().st_mtime_ns == before  # in its own folder it is not written again

@@ -1,0 +1,68 @@
+"""The stages of a run with --condition_steps: the learning rate of each, and runs that have no second one."""
+
+import pytest
+import torch
+from conftest import TINY
+from test_config import TRAIN
+
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import build
+from guided_diffusion.dist_util import Processes
+from guided_diffusion.stages import Stages
+from guided_diffusion.train_options import TrainOptions
+from guided_diffusion.training_run import settle
+
+
+def rates(steps, **options):
+    stages = Stages(build(TrainOptions, {"lr": 0.1, "lr_anneal_steps": 100, **options}))
+    return [stages.learning_rate(step) for step in steps]
+
+
+def test_the_second_stage_s_decay_ends_where_max_steps_ends_the_run():
+    assert rates((50, 55, 59), condition_steps=50, max_steps=60) == pytest.approx([0.1, 0.05, 0.01])
+    assert rates((16, 17, 19), condition_steps=-1, max_steps=20) == pytest.approx([0.1 / 17, 0.1, 0.1 / 3])
+    assert rates((50, 52), condition_steps=50, max_steps=60, warmup_steps=4) == pytest.approx([0.025, 0.075])
+
+
+def test_a_run_that_has_all_its_steps_and_one_without_stages_follow_lr_anneal_steps():
+    assert rates((49, 50, 75, 99), condition_steps=50) == pytest.approx([0.002, 0.1, 0.05, 0.002])
+    assert rates((0, 50), condition_steps=0, max_steps=60) == pytest.approx([0.1, 0.05])
+
+
+# ---- runs without a second stage ---------------------------------------------------------------------------------
+
+
+def settled(pictures, tmp_path, flags):
+    line = f"{TINY} --version v2 --data_name FOLDER --data_dir {pictures} --out_dir {tmp_path / 'run'} {flags}"
+    return settle(*parse("", TRAIN, line.split()), Processes(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        ("--condition_steps 5 --max_steps 5", True),
+        ("--condition_steps 5 --max_steps 9 --lr_anneal_steps 4", True),
+        ("--condition_steps 5 --max_steps 6", False),
+        ("--condition_steps -1 --max_steps 9", False),
+        ("--max_steps 5", False),
+    ],
+)
+def test_a_first_stage_that_fills_the_run_is_warned_of(pictures, tmp_path, flags, warned):
+    warnings = settled(pictures, tmp_path, flags).warnings
+    assert len(warnings) == warned and all("leaves none of" in line and "or -1 for 85 %" in line for line in warnings)
+
+
+def test_a_run_that_is_past_its_first_stage_is_not(script, pictures, tmp_path, capsys):
+    """It ends there, or goes on, by its own number of steps."""
+    line = ["--data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --out_dir", tmp_path / "run", TINY]
+    flags = "--version v2 --condition_steps 1 --max_steps"
+    for steps, warned in (("1", True), ("1", False), ("2", False)):
+        capsys.readouterr()
+        script("segmentation_train", [*line, flags, steps])
+        assert ("--condition_steps 1 leaves none of 1 steps" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("flags", ["--condition_steps 5000", "--condition_steps -1", "--recipe staged"])
+def test_a_check_by_overfit_has_no_stages(pictures, tmp_path, flags):
+    run = settled(pictures, tmp_path, f"{flags} --overfit 2 --sample_interval 10")
+    assert run.train.condition_steps == 0 and not run.warnings
