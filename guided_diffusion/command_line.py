@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 
 from .config import VERSIONS, DiffusionOptions, build
 from .config_file import read_config
@@ -14,6 +15,7 @@ from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .storage import check_path, is_remote
 from .train_options import TrainOptions
 
+NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
 
 
@@ -49,7 +51,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
                     default = " (default: the checkpoint's)"
                 _add_flag(section, item, " (required)" if item.metadata["required"] else default)
                 parser.booleans |= {f"--{item.name}"} if item.type is bool else set()
-    namespace, unknown = parser.parse_known_args(argv)
+    namespace, unknown = parser.parse_known_args(_with_negatives(sys.argv[1:] if argv is None else argv))
     _refuse_unknown(unknown, fields)
     given = vars(namespace)
     config_file = given.pop("config", None)
@@ -64,6 +66,17 @@ def options_from(groups, values):
     fields = _fields(groups)
     given = {name: _read_value(fields, name, value) for name, value in values.items()}
     return _instances(groups, fields, given), set(given)
+
+
+def _with_negatives(words):
+    """The words of a command line with what is below 0 joined to its flag: argparse takes "-160,240" for a flag."""
+    joined = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _fields(groups):
