@@ -1,8 +1,10 @@
-"""Class labels (--class_cond) in V2: what depends on them, which part learns them when, and older checkpoints."""
+"""Class labels (--class_cond): what depends on them in V2, which part learns them when, and who needs them."""
+
+import shutil
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import LOADER, TINY
 from test_medsegdiff import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
@@ -97,3 +99,41 @@ def test_a_new_run_tells_both(script, isic, tmp_path):
     script("segmentation_train", f"{data} {TINY} --version v2 --class_cond True --max_steps 1")
     assert "condition_model.label_embedding.weight" in load_checkpoint(tmp_path / "run" / "model000001.pt").model
     assert "condition_labels: true" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+# ---- validation ------------------------------------------------------------------------------------------------------
+
+
+def test_validation_cases_need_labels_where_the_network_is_told_them_alone(script, refusal, isic, tmp_path):
+    """Or the run would end at the first validation, before its first checkpoint."""
+    plain = tmp_path / "plain"
+    shutil.copytree(isic / "Test", plain, ignore=shutil.ignore_patterns("*.csv"))
+    line = ["--data_name ISIC --data_dir", isic / "Train", "--val_dir", plain, "--out_dir", tmp_path / "run", TINY]
+    line += ["--version unet --sample_interval 1 --max_steps 1"]
+    told = refusal("segmentation_train", [*line, "--class_cond True"])
+    assert "has no class label, which --class_cond True needs; set it False or name other validation cases" in told
+    assert script("segmentation_train", line) == 0
+
+
+DIVIDED = (
+    LOADER.replace("image_channels", "finds_validation = True\n    image_channels")
+    .replace("*/photo.png", "{self.split}*/photo.png")
+    .replace('glob("', 'glob(f"')
+    .replace("cases = []", "cases, val = [], self.split == 'val'\n        self.label_names = NAMES if val else 'ab'")
+    .replace("else ())", "else (), label=LABEL if val else 1)")
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "words"),
+    [("None", "ab", "has no class label"), ("0", "ba", "has the labels b, a, the training cases have a, b; name data")],
+)
+def test_a_loaders_own_validation_part_is_looked_at_too(refusal, pictures, tmp_path, label, names, words):
+    (tmp_path / "own.py").write_text(DIVIDED.replace("NAMES", repr(names)).replace("LABEL", label))
+    for index, part in enumerate(("train", "train", "val")):
+        (tmp_path / "data" / f"{part}{index}").mkdir(parents=True)
+        for source, name in (("images", "photo"), ("masks", "truth")):
+            shutil.copy(pictures / source / f"case{index}.png", tmp_path / "data" / f"{part}{index}" / f"{name}.png")
+    line = [f"--data_name {tmp_path / 'own.py'}:Polyps --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run"]
+    flags = f"{TINY} --version unet --sample_interval 1 --max_steps 1 --class_cond True"
+    assert words in refusal("segmentation_train", [*line, flags])
