@@ -20,7 +20,13 @@ from .sharding import load_whole
 
 FORMAT = "medsegdiff-checkpoint-1"
 OLDER = {  # what a checkpoint that is older than an option was trained with
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "neighbours": 0},
+    "model": {
+        "concat_features": False,
+        "condition_labels": False,
+        "diffusion_channels": 0,
+        "diffusion_level": 0,
+        "neighbours": 0,
+    },
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
 }

@@ -15,6 +15,7 @@ from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .storage import check_path, is_remote
 from .train_options import TrainOptions
 
+NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
 FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
 
 
@@ -50,7 +51,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
                     default = " (default: the checkpoint's)"
                 _add_flag(section, item, " (required)" if item.metadata["required"] else default)
                 parser.booleans |= {f"--{item.name}"} if item.type is bool else set()
-    namespace, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    namespace, unknown = parser.parse_known_args(_with_negatives(sys.argv[1:] if argv is None else argv))
     _refuse_unknown(unknown, fields)
     given = vars(namespace)
     config_file = given.pop("config", None)
@@ -66,6 +67,17 @@ def options_from(groups, values):
     fields = _fields(groups)
     given = {name: _read_value(fields, name, value) for name, value in values.items()}
     return _instances(groups, fields, given), set(given)
+
+
+def _with_negatives(words):
+    """The words of a command line with what is below 0 joined to its flag: argparse takes "-160,240" for a flag."""
+    joined = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _fields(groups):
@@ -173,17 +185,6 @@ def _unknown_flag(name, fields):
             return f"--{name} is a flag of {script}, not of this script"
     close = difflib.get_close_matches(name, fields, n=1)
     return f"--{name}: no such flag" + (f"; did you mean --{close[0]}?" if close else "; see --help")
-
-
-def _joined(argv):
-    """The words with numbers such as -160,240 joined to their flag by =: argparse takes them for flags."""
-    words = []
-    for word in argv:
-        if re.fullmatch(r"-[\d.]+,[-\d.,]+", word) and words and re.fullmatch(r"--\w+", words[-1]):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
 
 
 class _Parser(argparse.ArgumentParser):

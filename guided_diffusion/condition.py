@@ -59,10 +59,15 @@ class CoarseDecoder(nn.Module):
 
 
 class ConditionUNet(nn.Module):
-    """A U-Net on the image alone: V2's condition model and, by itself, the baseline without diffusion."""
+    """A U-Net on the image alone: V2's condition model and, by itself, the baseline without diffusion.
 
-    def __init__(self, image_channels, mask_channels, shape, embedding_channels=None):
+    embedding_channels: of the embedding that its blocks see beside the image; None: they see none.
+    num_labels: > 0 for `label_embedding`, an embedding of class labels that is the U-Net's own.
+    """
+
+    def __init__(self, image_channels, mask_channels, shape, embedding_channels=None, num_labels=0):
         super().__init__()
+        self.label_embedding = nn.Embedding(num_labels, embedding_channels) if num_labels else None
         self.patch = shape.patch
         self.encoder = build_encoder(image_channels * self.patch**2, shape, embedding_channels)
         self.bottleneck = Bottleneck(shape, embedding_channels)

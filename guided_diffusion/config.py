@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .errors import UserError
 from .presets import PRESETS
+from .registry import absolute_loader
 from .split import check_group_key, hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
@@ -151,6 +152,7 @@ class ModelOptions:
     )
     dropout: float = option(0.0, "dropout inside residual blocks", minimum=0, maximum=0.99)
     class_cond: bool = option(False, "condition on the case's class label; needs data with labels (ISIC with its CSV)")
+    condition_labels: bool = option(True, "v2 with --class_cond True: the condition model is told the label too")
     learn_sigma: bool = option(False, "learn the variance of the reverse process beside its mean")
     use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
     resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
@@ -374,11 +376,6 @@ def build(group, values, *, whole=True):
     if whole and hasattr(options, "settle_pairs"):
         options.settle_pairs(set(values))
     return options
-
-
-def absolute_loader(data_name):
-    """`data_name` with the path of a loader of one's own, path/to/file.py:Class, made absolute."""
-    return os.path.abspath(data_name) if ".py:" in data_name else data_name
 
 
 def numbers(name, text, kind):

@@ -64,18 +64,19 @@ class TrainingMemory:
         """Their sum: an upper bound, since gradients are not all there when activations are at their peak."""
         return self.weights + self.gradients + self.optimizer + self.averages + self.activations + self.exchanged
 
-    def told(self, place, images, precision):
-        """Lines that say it; place: what each of these runs on, in words."""
+    def told(self, place, images, precision, draws=1):
+        """Lines that say it; place: what each of these runs on, in words. images, draws: see `estimate_training`."""
         parts = ["weights", "gradients", "optimizer", "averages", "activations", "exchanged"]
         exchanged = "blocks gathered from shards" if self.saving else "gradients in exchange"
         names = {"averages": "EMA", "exchanged": exchanged}
         saves = self.saving > 0
         told = [f"{names.get(part, part)} {_bytes(getattr(self, part))}" for part in parts if getattr(self, part)]
+        each = f", with {draws} draws of noise each," if draws > 1 else ""
         return [
             f"parameters: {self.parameters / 1e6:.4g} M",
             f"memory for training on {place}: about {_bytes(self.total)}: {', '.join(told)}",
-            f"how it is estimated: {counted(images, 'image')} at once in {precision}; one forward and backward pass "
-            "over tensors without data, of which all that lives at once is counted; what the libraries and the memory "
+            f"how it is estimated: {counted(images, 'image')} at once{each} in {precision}; one forward and backward "
+            "pass over tensors without data, of which all that lives at once is counted; what libraries and the memory "
             "allocator take comes on top",
             *([f"while it writes a checkpoint the first process takes {_bytes(self.saving)} of main memory"] * saves),
         ]
@@ -96,28 +97,33 @@ def estimate_training(
     averages,
     processes=1,
     shards=False,
+    draws=1,
+    stages=False,
 ):
     """The `TrainingMemory` of a model (`config.ModelOptions`) that is trained on parts of `images` images at once.
 
     One forward and backward pass is run on tensors that have shapes and no data, in the `precision` of the training,
     and every storage counted as long as it lives: with --use_checkpoint also what is computed twice. averages: the
-    number of EMA rates. shards: whether the processes split weights and all that goes with them. What a GPU's
+    number of EMA rates. shards: whether the processes split weights and all that goes with them. draws: how many
+    masks, times and noises the diffusion sees of each image, which is encoded once. stages: whether the condition
+    model learns first and the diffusion after it; a pass of each is run, and the larger one counts. What a GPU's
     libraries and the memory allocator take besides is not in it.
     """
-    size, shards = options.image_size, shards and processes > 1
+    shards = shards and processes > 1
     with FakeTensorMode():
         model = build_model(options, image_channels, mask_channels, num_labels)
-        image = torch.empty(images, image_channels, size, size)
-        x_t, t = torch.empty(images, mask_channels, size, size), torch.zeros(images, dtype=torch.long)
-        label = torch.zeros(images, dtype=torch.long) if model.label_embedding is not None else None
+        image = torch.empty(images, image_channels, options.image_size, options.image_size)
         for parameter in model.parameters():  # gradients are counted apart
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        with _LiveBytes() as count:
-            with autocast(precision, torch.device("cpu"), keep_weights=not shards):
-                outputs = [x for x in model(x_t, t, model.encode(image, label)) if x is not None]
-                loss = sum(output.float().square().mean() for output in outputs)
-            del outputs
-            loss.backward()
+        activations = []
+        for alone in (True, False) if stages else (False,):
+            if stages:
+                model.fix_condition(not alone)
+            with _LiveBytes() as count:
+                with autocast(precision, torch.device("cpu"), keep_weights=not shards):
+                    loss = _loss_of_pass(model, image, draws, alone)
+                loss.backward()
+            activations.append(count.peak)
     parameters = sum(p.numel() for p in model.parameters())
     weights = 4 * parameters  # bytes, in float32
     share = -(-weights // processes) if shards else weights
@@ -128,10 +134,23 @@ def estimate_training(
         gradients=share,
         optimizer=2 * share,
         averages=averages * share,
-        activations=count.peak,
+        activations=max(activations),
         exchanged=exchanged if processes > 1 else 0,
         saving=(3 + averages) * weights if shards else 0,
     )
+
+
+def _loss_of_pass(model, image, draws, condition_alone):
+    """A loss of all that the network answers, as `parallel.StepLosses` asks it."""
+    label = torch.zeros(len(image), dtype=torch.long) if model.label_embedding is not None else None
+    condition = model.encode(image, label)
+    if draws > 1:
+        condition = condition.rows(torch.arange(len(image)).repeat_interleave(draws))
+    if condition_alone:
+        return condition.coarse.float().square().mean()
+    rows = draws * len(image)
+    x_t, t = image.new_empty(rows, model.mask_channels, *image.shape[2:]), torch.zeros(rows, dtype=torch.long)
+    return sum(output.float().square().mean() for output in model(x_t, t, condition) if output is not None)
 
 
 def _drop_gradient(parameter):

@@ -200,7 +200,8 @@ class MedSegDiffV2(Denoiser):
     concat_image, concat_features: whether the diffusion encoder sees, beside x_t, the image and the condition model's
     decoder features of its first level. diffusion_channels: c of the diffusion's widths c * multiplier; 0: the
     condition model's. diffusion_level: the first of the levels that the diffusion's U-Net has; from 1 on, blocks of
-    pixels are its channels (space to depth) and its output's (depth to space).
+    pixels are its channels (space to depth) and its output's (depth to space). condition_labels: whether the condition
+    model is told the class label as well, by an embedding of its own, which is fixed when it is.
     """
 
     def __init__(
@@ -217,13 +218,17 @@ class MedSegDiffV2(Denoiser):
         concat_features=False,
         diffusion_channels=0,
         diffusion_level=0,
+        condition_labels=True,
         **semantic,
     ):
         own = shape.part(diffusion_channels, diffusion_level)
         block = shape.patch * 2**diffusion_level
         super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], block)
         self.concat_image, self.concat_features, self.level = concat_image, concat_features, diffusion_level
-        self.condition_model = ConditionUNet(image_channels, mask_channels, shape)
+        told = num_labels if condition_labels else 0
+        self.condition_model = ConditionUNet(
+            image_channels, mask_channels, shape, self.embedding_channels if told else None, told
+        )
         widths = shape.widths[diffusion_level:]
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
         self.narrow = nn.Identity() if widths == own.widths else nn.Conv2d(widths[-1], own.widths[-1], 1)
@@ -244,14 +249,14 @@ class MedSegDiffV2(Denoiser):
 
         The whole condition model runs here, and the anchors: nothing of them depends on x_t or t.
         """
-        label = self._embed_label(image, label)
-        bottleneck, features, coarse = self.condition_model(image)
+        embedded, own = self._embed_label(image, label), self.condition_model.label_embedding
+        bottleneck, features, coarse = self.condition_model(image, None if own is None else own(label))
         features = features[self.level :]
         anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
         visible = [patches(image, self.block)] * self.concat_image
         visible += [features[0].to(image.dtype)] * self.concat_features
         visible = torch.cat(visible, dim=1) if visible else None
-        return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, label)
+        return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, embedded)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
@@ -378,6 +383,7 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         concat_features=options.concat_features,
         diffusion_channels=options.diffusion_channels,
         diffusion_level=options.diffusion_level,
+        condition_labels=options.condition_labels,
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from .config import absolute_loader, numbers, option
+from .config import numbers, option
 from .errors import UserError
+from .registry import absolute_loader
 from .split import check_group_key
 
 FUSE = ("staple", "mean", "vote", "weighted")

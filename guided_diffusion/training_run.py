@@ -111,6 +111,9 @@ def settle(options, given, processes):
         val_dir = train.val_dir
         val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
         validation = find_validation(here, train, dataset, val_dir)
+        if model_options.class_cond:
+            remedy = " or name other validation cases with --val_dir"
+            check_labels(validation.dataset, dataset.label_names, "the training cases have", remedy)
     warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start), stays_alone(train, start))))
     return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
 
@@ -210,7 +213,7 @@ def stays_alone(train, start):
 def check_dataset(dataset, model_options, start):
     """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
     if model_options.class_cond:
-        check_labels(dataset, start)
+        check_labels(dataset, None if start is None else start.label_names, "the checkpoint was trained with")
     if start is None:
         return
     if dataset.image_channels != start.image_channels:
@@ -226,15 +229,18 @@ def check_dataset(dataset, model_options, start):
         )
 
 
-def check_labels(dataset, start):
-    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for."""
+def check_labels(dataset, known, whose, remedy=""):
+    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for.
+
+    known: their names, or None where the model is to be built for those of this data set; whose: whose these are, in
+    words. remedy: what else helps where there is no label, in words that go on.
+    """
     names = list(dataset.label_names)
     for case in dataset.cases:
         if case.label not in range(len(names)):
             has = "no class label" if case.label is None else f"the class label {case.label} of {len(names)}"
-            raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False")
-    if start is not None and names != start.label_names:
+            raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False{remedy}")
+    if known is not None and names != list(known):
         raise UserError(
-            f"{dataset.data_dir}: has the labels {', '.join(names)}, the checkpoint was trained with "
-            f"{', '.join(start.label_names)}"
+            f"{dataset.data_dir}: has the labels {', '.join(names)}, {whose} {', '.join(known)}; name data with those"
         )

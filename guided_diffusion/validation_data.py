@@ -49,10 +49,13 @@ def find_validation(data, train, dataset, val_dir):
 
 
 def _check_fits(found, dataset):
-    for name in ("image_channels", "class_names", "label_names"):
+    for name in ("image_channels", "class_names"):  # class labels are looked at where the network is told them
         have, want = getattr(found, name), getattr(dataset, name)
         if have != want:
-            raise UserError(f"--val_dir {found.data_dir}: has the {name} {have}, the training cases have {want}")
+            raise UserError(
+                f"--val_dir {found.data_dir}: has the {name} {have}, the training cases have {want}; name a folder "
+                "that fits"
+            )
     trained_on = {path.resolve() for case in dataset.cases for path in case.images}
     for case in found.cases:
         if trained_on.intersection(path.resolve() for path in case.images):

@@ -10,6 +10,7 @@ V2_FLAGS = (
     "nbp_activation",
     "concat_image",
     "concat_features",
+    "condition_labels",
     "diffusion_level",
     "diffusion_channels",
 )
@@ -19,6 +20,8 @@ def unheeded_flags(model, diffusion):
     """The flags that the variant would leave unheeded: a dict of name -> what they belong to, in words."""
     of_v2 = (*V2_FLAGS, "condition_steps", "second_stage_lr")
     unheeded = {name: f"belongs to --version v2, not {model.version}" for name in of_v2 if model.version != "v2"}
+    if not model.class_cond:
+        unheeded.setdefault("condition_labels", "belongs to --class_cond True")
     if model.ss_former != "fourier":
         unheeded |= dict.fromkeys(("nbp_filter", "nbp_activation"), "belongs to --ss_former fourier")
     if model.ss_former == "add":

@@ -172,9 +172,11 @@ def dry_run(options, given):
         averages=len(run.train.ema_rates()),
         processes=count,
         shards=run.train.fsdp,
+        draws=run.train.noise_draws,
+        stages=bool(run.train.condition_steps),
     )
     place = str(device) if count == 1 else f"each of {count} processes"
-    lines = [*memory.told(place, images, run.precision), *told_data(run.dataset)]
+    lines = [*memory.told(place, images, run.precision, run.train.noise_draws), *told_data(run.dataset)]
     if run.validation is not None:
         lines.append(run.validation.told(run.train))
     if run.start is not None:

@@ -71,6 +71,7 @@ def test_round_trip(content, tmp_path):
     ("group", "name", "value"),
     [
         ("model", "concat_features", False),
+        ("model", "condition_labels", False),
         ("model", "diffusion_channels", 0),
         ("model", "diffusion_level", 0),
         ("diffusion", "logit_skip", "none"),

@@ -78,8 +78,8 @@ def test_shards_are_shared_by_all_processes(dry, monkeypatch):
 SIZES = {"image_size": 32, "num_channels": 16, "channel_mult": "1,2", "num_res_blocks": 1}
 
 
-def kept_by_autograd(model, images):
-    """Bytes of all that a real forward pass keeps for the backward pass, but for weights."""
+def kept_by_autograd(model, images, draws=1, alone=False):
+    """Bytes of all that a real forward pass keeps for the backward pass, but for weights; alone: without diffusion."""
     weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor):
@@ -89,10 +89,12 @@ def kept_by_autograd(model, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(
-            torch.randn(images, 1, 32, 32), torch.zeros(images).long(), model.encode(torch.randn(images, 3, 32, 32))
-        )
-    assert output.prediction.requires_grad
+        condition = model.encode(torch.randn(images, 3, 32, 32)).rows(torch.arange(images).repeat_interleave(draws))
+        if alone:
+            output = condition.coarse
+        else:
+            output = model(torch.randn(images * draws, 1, 32, 32), torch.zeros(images * draws).long(), condition)[0]
+    assert output.requires_grad
     return sum(size for _, size in kept.values())
 
 
@@ -106,6 +108,39 @@ def test_activations_are_what_autograd_keeps_and_a_little_more(version):
     assert memory.optimizer == memory.averages == 8 * count and memory.exchanged == 0
     kept = kept_by_autograd(model, 4)
     assert kept <= memory.activations <= 1.5 * kept
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_with_draws_and_stages_activations_are_those_of_the_larger_stage(draws):
+    """Of one draw the condition model's at full resolution are, of many the diffusion's."""
+    flags = {"version": "v2", "ss_former": "add", "diffusion_level": 1, "diffusion_channels": 16 * draws}
+    options = build(ModelOptions, {**SIZES, **flags})
+    given = {"images": 4, "precision": "fp32", "averages": 1, "draws": draws}
+    (whole, staged) = (estimate_training(options, 3, 1, 0, stages=stages, **given) for stages in (False, True))
+    model = build_model(options, 3, 1)
+    everything, first = kept_by_autograd(model, 4, draws), kept_by_autograd(model, 4, draws, alone=True)
+    model.fix_condition(True)
+    second = kept_by_autograd(model, 4, draws)
+    assert everything <= whole.activations <= 1.5 * everything
+    assert (second > first) == (draws > 1)
+    assert max(first, second) <= staged.activations <= 1.5 * max(first, second)
+    assert staged.activations < whole.activations and staged.parameters == whole.parameters
+
+
+def test_the_parameters_of_class_labels_count():
+    options = build(ModelOptions, {**SIZES, "version": "v2", "class_cond": True})
+    memory = estimate_training(options, 3, 1, 2, images=4, precision="fp32", averages=1)
+    assert memory.parameters == sum(p.numel() for p in build_model(options, 3, 1, 2).parameters())
+
+
+def test_a_dry_run_counts_the_draws(dry):
+    flags = "--version v2 --recipe staged --num_channels 32"
+    found = {}
+    for draws in (1, 8):
+        text = dry(f"{flags} --noise_draws {draws}")[1]
+        found[draws] = int(re.search(r"activations (\d+) MiB", text)[1])
+        assert (", with 8 draws of noise each, in fp32" in text) == (draws == 8)
+    assert found[8] > 1.5 * found[1]
 
 
 def test_activations_grow_with_images_and_shrink_by_checkpoints_and_bf16():

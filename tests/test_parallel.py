@@ -46,7 +46,7 @@ SMALL = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_bl
 
 
 class Remembered(Blobs):
-    """`Blobs` of some `dtype`, which remember what was read."""
+    """`Blobs` of some `dtype` and two class labels, which remember what was read."""
 
     dtype = torch.float32
     read = ()
@@ -54,7 +54,8 @@ class Remembered(Blobs):
     def __getitem__(self, index):
         item = super().__getitem__(index)
         self.read = (*self.read, index)
-        return {**item, "image": item["image"].to(self.dtype), "mask": item["mask"].to(self.dtype)}
+        item |= {name: item[name].to(self.dtype) for name in ("image", "mask")}
+        return {**item, "label": torch.tensor(index % 2)}
 
 
 def train_blobs(folder, steps, dtype, model, diffusion, train):
@@ -72,7 +73,7 @@ def train_blobs(folder, steps, dtype, model, diffusion, train):
         dataset.dtype = dtype
         names = ("model", "diffusion", "train")
         loop = TrainLoop(
-            build_model(options[0], 2, 1).to(dtype),
+            build_model(options[0], 2, 1, 2).to(dtype),
             build_diffusion(options[1]),
             dataset,
             options[2],
@@ -121,6 +122,11 @@ CASES = {
         {"coarse_weight": 0.0},
         {"microbatch": 2},
     ),
+    "v2, by class label, in stages without the other's gradients": (
+        {"version": "v2", "class_cond": True},
+        {},
+        {"condition_steps": 5},
+    ),
 }
 
 
@@ -140,7 +146,8 @@ def test_two_processes_take_the_steps_of_one(run, tmp_path, case):
     assert len(first["read"]) == 20 and len(second["read"]) == 30  # each its own share alone
     assert sorted(first["read"] + second["read"]) == sorted(one["read"])
     assert first["exchanges"] == second["exchanges"] == 10  # once a step, however many parts
-    everything = {name for name, _ in build_model(build(ModelOptions, SMALL | CASES[case][0]), 2, 1).named_parameters()}
+    model = build_model(build(ModelOptions, SMALL | CASES[case][0]), 2, 1, 2)
+    everything = {name for name, _ in model.named_parameters()}
     assert (first["gradients"][0].keys() < everything) == ("without" in case)
     for alone, shared in zip(logged(tmp_path / "run1"), logged(tmp_path / "run2"), strict=True):
         assert shared == pytest.approx(alone, rel=1e-9)

@@ -1,0 +1,139 @@
+"""Class labels (--class_cond): what depends on them in V2, which part learns them when, and who needs them."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import LOADER, TINY
+from test_medsegdiff import inputs, model_of
+
+from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.ensemble import fuse_masks
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.plan import settle_members
+from guided_diffusion.run_options import SampleOptions
+from guided_diffusion.sampling import SamplingPlan, draw_members
+from guided_diffusion.schedule import noise_schedule
+
+DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
+LEVEL_1 = {"diffusion_level": 1, "concat_image": False, "concat_features": True}  # as the default recipe has it
+
+
+def labelled(**values):
+    return model_of(num_labels=3, class_cond=True, version="v2", **values)
+
+
+def drawn(model, label):
+    """Members of a run in stages, which are coupled: their mean is the coarse mask."""
+    options = SampleOptions()
+    plan = settle_members(SamplingPlan("ddim", (40, 20, 0)), options, {"condition_steps": 5}, exclusive=False)
+    image = inputs(n=2)[0]
+    return draw_members(model, DIFFUSION, plan, image, ["a", "b"], members=3, label=torch.tensor([label] * 2)), options
+
+
+@pytest.mark.parametrize("values", [{}, LEVEL_1], ids=["whole", "level 1"])
+def test_the_coarse_mask_and_the_fused_mask_depend_on_the_label(values):
+    model = labelled(**values)
+    (one, options), (other, _) = drawn(model, 0), drawn(model, 2)
+    assert (one.coarse - other.coarse).abs().mean() > 1e-3
+    torch.testing.assert_close(one.soft.mean(dim=0), one.coarse.mean(dim=0), atol=1e-5, rtol=0)  # so it must
+    fused = [fuse_masks(members.soft, options.fuse, False) for members in (one, other)]
+    assert (fused[0] != fused[1]).any()
+
+
+def test_rows_have_their_own_labels():
+    model, image = labelled(), inputs(n=1)[0]
+    together = model.encode(image.repeat(2, 1, 1, 1), torch.tensor([0, 2]))
+    for row, label in enumerate((0, 2)):
+        alone = model.encode(image, torch.tensor([label]))
+        torch.testing.assert_close(together.coarse[row], alone.coarse[0], atol=1e-5, rtol=0)
+
+
+def test_told_to_the_diffusion_alone_the_coarse_mask_does_not_depend_on_it():
+    model = labelled(condition_labels=False)
+    (one, _), (other, _) = drawn(model, 0), drawn(model, 2)
+    assert torch.equal(one.coarse, other.coarse)
+    image, x_t, t = inputs()
+    with torch.no_grad():
+        answers = [model(x_t, t, model.encode(image, torch.tensor([k] * 2))).prediction for k in (0, 2)]
+    assert (answers[0] - answers[1]).norm() > 0.01 * answers[0].norm()
+
+
+def test_without_labels_the_network_and_its_random_start_are_the_same():
+    plain, off = (model_of(num_labels=3, version="v2", condition_labels=told).state_dict() for told in (True, False))
+    assert plain.keys() == off.keys() and all(torch.equal(plain[name], off[name]) for name in plain)
+    assert not [name for name in plain if "label" in name or name.startswith("condition_model.") and "embed" in name]
+
+
+def test_in_the_second_stage_the_condition_models_labels_stay_and_the_diffusions_learn():
+    model, (image, x_t, t) = labelled().train(), inputs()
+    model.fix_condition(True)
+    output = model(x_t, t, model.encode(image, torch.tensor([0, 2])))
+    (output.prediction + 2 * output.coarse).square().sum().backward()
+    assert model.condition_model.label_embedding.weight.grad is None
+    assert model.label_embedding.weight.grad[[0, 2]].norm() > 0
+    learned = {name for name, p in model.condition_model.named_parameters() if p.grad is not None}
+    assert learned == {name for name, _ in model.condition_model.named_parameters() if name.startswith("head.")}
+
+
+def test_a_checkpoint_from_before_samples_and_goes_on_with_the_network_it_has(script, isic, tmp_path):
+    """There the diffusion alone was told the label, and no option said so."""
+    data = f"--data_name ISIC --data_dir {isic / 'Train'} --out_dir {tmp_path / 'run'}"
+    flags = f"{TINY} --version v2 --class_cond True"
+    script("segmentation_train", f"{data} {flags} --max_steps 1 --condition_labels False")
+    path = tmp_path / "run" / "model000001.pt"
+    older = load_checkpoint(path)
+    del older.config["model"]["condition_labels"]
+    older.model = {name: value.clone() for name, value in older.model.items()}  # not mapped to the file, which goes
+    save_checkpoint(older, path)
+    model, _ = load_checkpoint(path).build()
+    assert model.state_dict().keys() == older.model.keys() and model.condition_model.label_embedding is None
+    script("segmentation_train", f"{data} {flags} --max_steps 2 --resume_checkpoint auto")
+    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["model"]["condition_labels"] is False
+    sampled = f"--model_path {path} --data_dir {isic / 'Test'} --out_dir {tmp_path / 'results'} --num_ensemble 2"
+    assert script("segmentation_sample", f"{sampled} --diffusion_steps 2 --num_workers 0 --precision fp32") == 0
+
+
+def test_a_new_run_tells_both(script, isic, tmp_path):
+    data = f"--data_name ISIC --data_dir {isic / 'Train'} --out_dir {tmp_path / 'run'}"
+    script("segmentation_train", f"{data} {TINY} --version v2 --class_cond True --max_steps 1")
+    assert "condition_model.label_embedding.weight" in load_checkpoint(tmp_path / "run" / "model000001.pt").model
+    assert "condition_labels: true" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+# ---- validation ------------------------------------------------------------------------------------------------------
+
+
+def test_validation_cases_need_labels_where_the_network_is_told_them_alone(script, refusal, isic, tmp_path):
+    """Or the run would end at the first validation, before its first checkpoint."""
+    plain = tmp_path / "plain"
+    shutil.copytree(isic / "Test", plain, ignore=shutil.ignore_patterns("*.csv"))
+    line = ["--data_name ISIC --data_dir", isic / "Train", "--val_dir", plain, "--out_dir", tmp_path / "run", TINY]
+    line += ["--version unet --sample_interval 1 --max_steps 1"]
+    told = refusal("segmentation_train", [*line, "--class_cond True"])
+    assert "has no class label, which --class_cond True needs; set it False or name other validation cases" in told
+    assert script("segmentation_train", line) == 0
+
+
+DIVIDED = (
+    LOADER.replace("image_channels", "finds_validation = True\n    image_channels")
+    .replace("*/photo.png", "{self.split}*/photo.png")
+    .replace('glob("', 'glob(f"')
+    .replace("cases = []", "cases, val = [], self.split == 'val'\n        self.label_names = NAMES if val else 'ab'")
+    .replace("else ())", "else (), label=LABEL if val else 1)")
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "words"),
+    [("None", "ab", "has no class label"), ("0", "ba", "has the labels b, a, the training cases have a, b; name data")],
+)
+def test_a_loaders_own_validation_part_is_looked_at_too(refusal, pictures, tmp_path, label, names, words):
+    (tmp_path / "own.py").write_text(DIVIDED.replace("NAMES", repr(names)).replace("LABEL", label))
+    for index, part in enumerate(("train", "train", "val")):
+        (tmp_path / "data" / f"{part}{index}").mkdir(parents=True)
+        for source, name in (("images", "photo"), ("masks", "truth")):
+            shutil.copy(pictures / source / f"case{index}.png", tmp_path / "data" / f"{part}{index}" / f"{name}.png")
+    line = [f"--data_name {tmp_path / 'own.py'}:Polyps --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run"]
+    flags = f"{TINY} --version unet --sample_interval 1 --max_steps 1 --class_cond True"
+    assert words in refusal("segmentation_train", [*line, flags])
