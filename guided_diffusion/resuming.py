@@ -7,6 +7,11 @@ from .dist_util import pick_precision
 from .errors import UserError
 from .presets import PRESETS
 from .recipe import recipe_values
+from .split import HOLD_OUT_FLAGS, hold_out_of
+from .storage import is_same_folder
+
+# What `changes` leaves out: paths, which are made absolute, how long the run goes on, and a name for other values.
+UNTOLD = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
 
 
 def saved_options(group, saved, given_options, given, where):
@@ -50,6 +55,30 @@ def go_on_with(options, saved, given):
     values = {name: value for name, value in saved.items() if name in names}
     values |= {name: getattr(options, name) for name in names & given}
     return build(type(options), values, whole=False)
+
+
+def check_hold_out(data, config):
+    """Refuse to hold out others of the cases that a run, of a checkpoint's `config`, has trained on so far: those that
+    it has learned from would be scored as unseen ones."""
+    before, now = config["data"], dataclasses.asdict(data)
+    was, wanted = hold_out_of(before), hold_out_of(now)
+    if wanted in (None, was) or not is_same_folder(data.data_dir, before["data_dir"]):
+        return
+    name = next(name for name in HOLD_OUT_FLAGS if now[name] != before.get(name, type(now[name])()))
+    raise UserError(
+        f"--{name} {now[name]}: would hold out cases of {data.data_dir} from which the run has learned so far; leave "
+        "it out, or begin anew in another --out_dir"
+    )
+
+
+def changes(options, given, start):
+    """A line on what the flags given change of the run of a `Checkpoint`, None where they change nothing. options: the
+    parsed instances."""
+    before = start.config["data"] | start.config["train"]
+    values = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+    names = [name for name in sorted(given & before.keys() - UNTOLD) if values[name] != before[name]]
+    told = ", ".join(f"--{name} {values[name]} (was {before[name]})" for name in names)
+    return f"changed from step {start.step} on: {told}" if told else None
 
 
 def kept_precision(config, device):

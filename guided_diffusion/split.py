@@ -82,6 +82,9 @@ def check_group_key(group_key):
         raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
 
 
+HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
+
+
 def hold_out_of(values):
     """The `HoldOut` of option values, a dict as in checkpoints and manifests; None where nothing is held out."""
     if not values.get("val_fraction"):

@@ -10,7 +10,7 @@ from .dist_util import pick_precision
 from .errors import NoCasesError, UserError
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
-from .resuming import counting, go_on_with, kept_precision, saved_options
+from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
@@ -74,6 +74,7 @@ def settle(options, given, processes):
         data, train = (go_on_with(group, start.config[key], names) for group, key in ((data, "data"), (train, "train")))
         if "ct_window" not in given:
             data.ct_window = trained_window(start.config)  # not what the name of other data would stand for
+        check_hold_out(data, start.config)
         ended = start.config["train"].get("condition_steps", 0)
         if train.condition_steps == -1 and 0 < ended <= start.step:
             train.condition_steps = ended  # the same command again does not begin the first stage anew
@@ -114,7 +115,8 @@ def settle(options, given, processes):
         if model_options.class_cond:
             remedy = " or name other validation cases with --val_dir"
             check_labels(validation.dataset, dataset.label_names, "the training cases have", remedy)
-    warnings = tuple(filter(None, (lacking, stays_as_it_is(train, start), stays_alone(train, start))))
+    changed = None if start is None else changes(options, given, start)
+    warnings = tuple(filter(None, (changed, lacking, stays_as_it_is(train, start), stays_alone(train, start))))
     return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
 
 

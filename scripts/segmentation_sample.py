@@ -32,14 +32,12 @@ from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
-from guided_diffusion.split import given_split, group_of
+from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
-
-HOLD_OUT_FLAGS = ("val_fraction", "group_key", "split_seed")
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
       --out_dir runs/isic/results --num_ensemble 5"""

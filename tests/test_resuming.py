@@ -1,5 +1,7 @@
 """Going on from a checkpoint: which options are its own, which are those given now, and where it writes."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -96,7 +98,7 @@ def settled(line):
 def test_a_flag_that_needs_another_finds_it_in_the_checkpoint(begun):
     again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
     assert settled([*again, "--lr_decay cosine"]).train.lr_decay == "cosine"
-    assert settled([*again, "--split_seed 3"]).data.split_seed == 3
+    assert settled([*again, "--split_seed 0"]).data.val_fraction == 0.4
     with pytest.raises(UserError, match="--warmup_steps 9: must be below --lr_anneal_steps 4"):
         settled([*again, "--warmup_steps 9"])
 
@@ -114,6 +116,35 @@ def test_and_is_refused_where_neither_has_it(begun, tmp_path, pictures, flags, w
     for line in (begun(), new):  # there is a checkpoint; there is none
         with pytest.raises(UserError, match=words):
             settled([*line, flags])
+
+
+@pytest.mark.parametrize(
+    ("before", "flags"),
+    [
+        ("--val_fraction 0.4", "--split_seed 3"),
+        ("--val_fraction 0.4", "--val_fraction 0.2"),
+        ("--val_fraction 0.4", "--group_key ^(.)"),
+        ("", "--val_fraction 0.4"),
+    ],
+)
+def test_cases_that_were_learned_from_are_not_held_out_later(begun, before, flags):
+    with pytest.raises(UserError, match=f"{flags.split()[0]} .*: would hold out cases of .* learned so far; leave it"):
+        settled([*begun(before), flags])
+
+
+def test_all_cases_may_be_trained_on_later_and_other_data_be_divided_otherwise(begun, tmp_path, pictures):
+    again = begun("--val_fraction 0.4")
+    assert settled([*again, "--val_fraction 0"]).data.val_fraction == 0
+    shutil.copytree(pictures, tmp_path / "others")
+    assert settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"]).data.split_seed == 3
+
+
+def test_what_flags_change_is_told(begun):
+    again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
+    warnings = settled([*again, "--lr 2e-3 --val_fraction 0.4 --lr_decay cosine"]).warnings
+    assert warnings[0].startswith("changed from step") and "--lr 0.002 (was 0." in warnings[0]
+    assert "--lr_decay cosine (was linear)" in warnings[0] and "val_fraction" not in warnings[0]
+    assert settled(again).warnings == ()
 
 
 def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
