@@ -91,12 +91,15 @@ class Watch:
     def _in_words(self, seen):
         figures = {name: value for name, value in seen.figures.items() if not math.isnan(value)}
         told = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
+        undefined = "undefined (no case has anything to segment)"
         if seen.coarse_only:
-            words = f"validation Dice {told}, of the condition model alone: the diffusion does not learn yet"
+            words = (
+                f"validation Dice {told or undefined}, of the condition model alone: the diffusion does not learn yet"
+            )
         else:
             members = f"members {figures['member_dice']:.3f}" if "member_dice" in figures else ""
             beside = ", ".join(filter(None, [members, told]))
-            dice = f"{seen.dice:.3f}" if "dice" in figures else "undefined (no case has anything to segment)"
+            dice = f"{seen.dice:.3f}" if "dice" in figures else undefined
             words = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
         return f"{words}, {counted(len(self.validation.indices), self.validation.source)}, in {seen.seconds:.1f} s"
 

@@ -48,6 +48,7 @@ from guided_diffusion.watching import Watch
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
       --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
+MASKS_LOOKED_AT = 4  # places in the data, at each of which some are tried
 
 
 def main(argv=None):
@@ -94,6 +95,8 @@ def train_model(options, given, processes):
         write_config(run.values, folder.path)
     place = f"{processes.place}, in shards" if sharded else processes.place
     describe(run, model, place)
+    if processes.is_first:
+        warn_if_unmarked(dataset)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -204,6 +207,17 @@ def describe(run, model, place):
     out_dir = run.train.out_dir
     kept = "; each save brings them there" if is_remote(out_dir) else ""
     console().info(f"logs: {out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {out_dir}){kept}")
+
+
+def warn_if_unmarked(dataset):
+    """Warn where nothing is marked in the masks looked at, spread over the cases: nothing can be learned from such."""
+    if any(dataset.load_mask(dataset.cases[index]).any() for index in spread_cases(dataset, MASKS_LOOKED_AT)):
+        return
+    classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
+    console().warning(
+        f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing can be "
+        "learned from such. python scripts/check_data.py tells which values the masks hold"
+    )
 
 
 def told_data(dataset):

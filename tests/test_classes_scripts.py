@@ -257,3 +257,14 @@ def test_classes_that_contradict_the_checkpoint(regions, refusal, script, brats,
     assert "--classes liver: 'liver' is not NAME=VALUE" in refusal(
         "segmentation_train", ["--data_name FOLDER --classes liver --data_dir", label_maps, "--out_dir", tmp_path / "n"]
     )
+
+
+def test_classes_that_no_mask_holds_are_warned_of(script, pictures, tmp_path, capsys):
+    """1 for what is 255 in the files, as anyone would write once."""
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY, "--max_steps 1"]
+    script("segmentation_train", [*data, "--sample_interval 1 --classes lesion=1"])
+    told = capsys.readouterr().out
+    assert "warning: nothing is marked by --classes lesion=1 in any mask looked at" in told
+    assert "validation Dice undefined (no case has anything to segment)" in told
+    script("segmentation_train", [*data[:2], "--out_dir", tmp_path / "other", TINY, "--max_steps 1"])
+    assert "nothing is marked" not in capsys.readouterr().out
