@@ -19,6 +19,7 @@ from .page import data_uri, header, part, write_page
 from .pictures import class_colour
 from .report_figures import charts_of, label_of, rules_of, table_of
 from .results import Predictions
+from .sampling import looks_of
 
 NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
@@ -234,6 +235,8 @@ def _facts(results_dir, dataset, cases, manifest):
     if "sampler" in settings:
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
+        looks = looks_of(settings)
+        facts += [("Looks", looks)] if looks else []
         facts.append(("Fused by", settings["fuse"]))
         facts.append(("Seed", settings["seed"]))
     return facts

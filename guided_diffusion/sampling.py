@@ -88,7 +88,8 @@ class SamplingPlan:
     coupling_sigma: float | None = None
 
     def __str__(self):
-        return f"{self.sampler}, {len(self.timesteps)} steps"
+        looks = looks_of(self.settings())
+        return f"{self.sampler}, {len(self.timesteps)} steps" + (f"; {looks}" if looks else "")
 
     def settings(self):
         """What a manifest records, in plain types."""
@@ -102,6 +103,17 @@ class SamplingPlan:
         if self.sampler == "dpm_solver":
             how["solver_type"] = self.solver_type
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
+
+
+def looks_of(settings):
+    """In words, how members see an image and what binds them, by a plan's `settings`; "" where they see it as it lies
+    and are drawn one by one."""
+    parts = ["image turned and mirrored by turns"] if settings.get("symmetric") else []
+    scales = settings.get("scales")
+    parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
+    sigma = settings.get("coupling_sigma")
+    parts += [f"members coupled to the coarse mask (--coupling_sigma {sigma:g})"] if sigma is not None else []
+    return ", ".join(parts)
 
 
 def member_generator(seed, name, member):

@@ -24,7 +24,7 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import Settings, evaluate
+from guided_diffusion.evaluation import Settings, evaluate, raters_of
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.reading import check_reading, trained_window, used_window
@@ -94,6 +94,8 @@ def sample_all(options, given, processes):
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
     waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
     describe(dataset, units, waiting, trained["data"])
+    if waiting and has_diffusion and not sample.save_samples and processes.is_first:
+        warn_of_raters(dataset, waiting[0].cases[:1])
     cache = chosen_folder(data.cache_dir, training=False)
     if cache is not None:
         needed = [index for unit in waiting for index in unit.indices]
@@ -200,6 +202,19 @@ def describe(dataset, units, waiting, trained):
     for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
         if line:
             console().warning(line)
+
+
+def warn_of_raters(dataset, cases):
+    """Say what is lost without the members' masks where several raters marked these cases."""
+    try:
+        raters = raters_of(dataset, cases)
+    except UserError:  # what cannot be read is told when it is needed
+        return
+    if raters is not None and len(raters) > 1:
+        console().warning(
+            "warning: several raters: GED2, matched IoU and collective insight compare the members with them, for "
+            "which these are needed: --save_samples True"
+        )
 
 
 def warn_if_empty(empty, count, step):

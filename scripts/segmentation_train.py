@@ -215,8 +215,8 @@ def warn_if_unmarked(dataset):
         return
     classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
     console().warning(
-        f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing can be "
-        "learned from such. python scripts/check_data.py tells which values the masks hold"
+        f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing can "
+        "be learned from such. python scripts/check_data.py tells which values the masks hold"
     )
 
 

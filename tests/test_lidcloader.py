@@ -160,6 +160,9 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, tmp_path, capsy
     fast = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32"
     checkpoint = ["--model_path", tmp_path / "run" / "model000001.pt"]
     script("segmentation_sample", [*data, *checkpoint, "--out_dir", tmp_path / "out", fast, "--save_samples True"])
+    assert "several raters" not in capsys.readouterr().out
+    script("segmentation_sample", [*data, *checkpoint, "--out_dir", tmp_path / "fewer", fast])
+    assert "several raters: GED2, matched IoU" in capsys.readouterr().out
     names = sorted(path.stem for path in (tmp_path / "out" / "masks").iterdir())
     assert names == ["lidc_0004", "lidc_0005"]
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """Plans of sampling: which flags make which sampler, steps and settings, and which make no sense."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -142,6 +143,16 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
     assert json.loads(json.dumps(plan.settings())) == plan.settings()
     ddpm = plan_of({"sampler": "ddpm", "clip_denoised": False}).settings()
     assert not ddpm["clip_denoised"] and ddpm["solver_order"] is ddpm["solver_type"] is ddpm["time_spacing"] is None
+
+
+def test_a_plan_tells_how_members_look_and_what_binds_them():
+    plan = plan_of({"sampler": "unipc", "diffusion_steps": 12})
+    assert str(plan) == "unipc, 12 steps"
+    plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1), coupling_sigma=1 / 64)
+    assert str(plan) == (
+        "unipc, 12 steps; image turned and mirrored by turns, coarse mask also at scales 0.9, 1.1, members coupled to "
+        "the coarse mask (--coupling_sigma 0.015625)"
+    )
 
 
 # ---- from the command line -------------------------------------------------------------------------------------------
