@@ -7,9 +7,10 @@ import math
 import re
 import sys
 
-from .config import DiffusionOptions, build
+from .config import VERSIONS, DiffusionOptions, ModelOptions, build
 from .config_file import read_config
 from .errors import UserError
+from .presets import DEFAULT_RECIPE, RECIPES
 from .recipe import chosen_recipe, recipe_values
 from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .storage import check_path, is_remote
@@ -46,7 +47,7 @@ def parse(description, groups, argv=None, *, example="", saved=()):
         section = parser.add_argument_group(title)
         for item in dataclasses.fields(group):
             if fields.get(item.name) is item:
-                default = "" if group in saved or item.default == "" else f" (default: {item.default})"
+                default = "" if group in saved or item.default == "" else _told_default(item, fields)
                 if saved and item.name == "data_name":
                     default = " (default: the checkpoint's)"
                 _add_flag(section, item, " (required)" if item.metadata["required"] else default)
@@ -128,6 +129,14 @@ def check_value(item, value):
 
 def _owner(groups, name):
     return next(group for group in groups if name in {item.name for item in dataclasses.fields(group)})
+
+
+def _told_default(item, fields):
+    """What an option is where nobody gives it, for the help: by the default recipe, in scripts that have recipes."""
+    recipe = RECIPES[DEFAULT_RECIPE][VERSIONS[ModelOptions.version]] if "recipe" in fields else {}
+    if recipe.get(item.name, item.default) == item.default:
+        return f" (default: {item.default})"
+    return f" (default: {recipe[item.name]} by --recipe {DEFAULT_RECIPE}, else {item.default})"
 
 
 def _add_flag(section, item, remark):

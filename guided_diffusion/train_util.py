@@ -336,7 +336,7 @@ class TrainLoop:
         if self.step % self.options.log_interval == 0 or finished:
             means = {name: float(np.mean(history)) for name, history in recent.items()}
             recent.clear()
-            means["waiting"] = self.waiting.take()
+            means |= {"waiting": self.waiting.take(), "lr": values["lr"]}  # the rate of this step, not of those before
             console().info(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
         if means or seen is not None:
             log.write(self.step, means | (seen.logged if seen is not None else {}))

@@ -1,12 +1,17 @@
 """`--recipe`: the published settings, and the staged ones that are the default, below every flag that is given."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
+from test_config import TRAIN, help_of
 
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DiffusionOptions, ModelOptions
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.presets import RECIPES
 from guided_diffusion.schedule import linear_betas
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.variants import check_variant
@@ -147,3 +152,11 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
     with pytest.raises(UserError, match="--recipe staged goes with --version v2, not v1"):
         options_of("--recipe staged --version v1")
     capsys.readouterr()
+
+
+def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
+    text = " ".join(help_of("segmentation_train", script, capsys).split())
+    for name, value in RECIPES["staged"]["v2"].items():
+        own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
+        told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
+        assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

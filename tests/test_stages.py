@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, rows
 from test_config import TRAIN
 
 from guided_diffusion.command_line import parse
@@ -66,3 +66,10 @@ def test_a_run_that_is_past_its_first_stage_is_not(script, pictures, tmp_path, c
 def test_a_check_by_overfit_has_no_stages(pictures, tmp_path, flags):
     run = settled(pictures, tmp_path, f"{flags} --overfit 2 --sample_interval 10")
     assert run.train.condition_steps == 0 and not run.warnings
+
+
+def test_the_log_has_the_rate_of_its_step_not_a_mean_over_those_before(script, pictures, tmp_path):
+    flags = "--lr 1e-3 --lr_anneal_steps 4 --log_interval 2 --sample_interval 0"
+    script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, flags])
+    logged = [float(row["lr"]) for row in rows(tmp_path / "log.csv")]
+    assert logged == pytest.approx([0.75e-3, 0.25e-3])  # of steps 2 and 4
