@@ -1,8 +1,10 @@
 """The stages of a run with --condition_steps: the learning rate of each, and runs that have no second one."""
 
+import json
+
 import pytest
 import torch
-from conftest import TINY, rows
+from conftest import TINY
 from test_config import TRAIN
 
 from guided_diffusion.command_line import parse
@@ -71,5 +73,5 @@ def test_a_check_by_overfit_has_no_stages(pictures, tmp_path, flags):
 def test_the_log_has_the_rate_of_its_step_not_a_mean_over_those_before(script, pictures, tmp_path):
     flags = "--lr 1e-3 --lr_anneal_steps 4 --log_interval 2 --sample_interval 0"
     script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, flags])
-    logged = [float(row["lr"]) for row in rows(tmp_path / "log.csv")]
+    logged = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert logged == pytest.approx([0.75e-3, 0.25e-3])  # of steps 2 and 4
