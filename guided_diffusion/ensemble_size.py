@@ -90,7 +90,9 @@ def format_sizes(found):
     """The table for the console, with a bar for each size."""
     means = [one["mean"] for one in found["dice"]]
     low, high = min(means), max(means)
-    lines = [f"{'members':>8}{'dice':>9}{'95 % interval':>20}"]
+    how = f"members' masks, cut at 0.5, fused by {found['method']}"
+    how += ": the run itself may take the mean of soft masks" if found["method"] == "vote" else ""
+    lines = [how, f"{'members':>8}{'dice':>9}{'95 % interval':>20}"]
     for size, one in zip(found["sizes"], found["dice"], strict=True):
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:.4f}, {one['high']:.4f}]"
         bar = "#" * round(1 + 29 * (one["mean"] - low) / ((high - low) or 1))
