@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .case_checks import check_cases
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
-from .files import check_encodable
 from .orientation import STILL, turned_back
 from .registry import AUTO, named_object, registered_loaders
 from .split import SPLIT_FOLDERS
@@ -145,7 +145,7 @@ class SegmentationDataset(Dataset):
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
-        self._check_cases()
+        check_cases(self)
         self.classes = self._settled_classes(classes)
         self.class_names = self.classes.names
         self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
@@ -277,21 +277,6 @@ class SegmentationDataset(Dataset):
                 "leave it out (a loader of your own has label maps where it defines read_labels)"
             )
         return self.named_classes(text) if text in WORDS else parse_classes(text)
-
-    def _check_cases(self):
-        seen = {}
-        for case in self.cases:
-            check_encodable(*case.images, case.name)
-            if case.name in seen:
-                raise UserError(
-                    f"{case.images[0]}: its case name {case.name!r} is also that of {seen[case.name]}; "
-                    "rename one or keep only one of them"
-                )
-            if not case.name or Path(case.name).name != case.name or case.name.startswith("."):
-                raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
-            if self.need_masks and not case.masks:
-                raise UserError(f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image")
-            seen[case.name] = case.images[0]
 
     def __len__(self):
         return len(self.cases)

@@ -74,10 +74,18 @@ def test_grey_pictures_have_one_channel_and_others_are_refused(tmp_path, put):
 def test_sampling_needs_no_masks(tmp_path, put, save_picture):
     put("a.png", "a.png")
     put("b.png")
-    with pytest.raises(UserError, match="b.png: has no mask; add b.png to masks/ or remove the image"):
+    with pytest.raises(UserError, match="b.png: has no mask; add b.png to masks/ or remove the image$"):
         load(tmp_path)
     dataset = load(tmp_path, need_masks=False)
     assert [len(case.masks) for case in dataset.cases] == [1, 0]
+    put("c.png")
+    with pytest.raises(
+        UserError, match=r"remove the image \(2 of 3 have none; python scripts/check_data.py"
+    ):
+        load(tmp_path)
+    (tmp_path / "masks" / "a.png").unlink()
+    with pytest.raises(UserError, match=r"\(none of 3 has one: is .* the folder that holds the masks too\?\)"):
+        load(tmp_path)
     assert "mask" not in next(iter(sampling_batches(dataset, [[0, 1]])))
     save_picture(tmp_path / "loose" / "x.png", IMAGE)
     assert names(load(tmp_path / "loose", need_masks=False)) == ["x"]
