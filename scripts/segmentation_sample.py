@@ -107,7 +107,12 @@ def sample_all(options, given, processes):
         how = f"{members} by {sampler.plan}" if has_diffusion else "one pass"
         console().info(f"{how}, on {processes.place} in {precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
-        empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
+        try:
+            empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
+        except KeyboardInterrupt:
+            done = sum(folder.finished(unit.name, unit.is_volume) for unit in units)
+            console().info(f"{done} of {counted(len(units), 'case')} finished; the same command goes on from here")
+            raise
     empty = sum(processes.gather(empty))  # all are done
     if is_remote(sample.out_dir) and processes.count > 1:
         gather_results(out, processes)
