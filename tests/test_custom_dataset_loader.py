@@ -79,9 +79,7 @@ def test_sampling_needs_no_masks(tmp_path, put, save_picture):
     dataset = load(tmp_path, need_masks=False)
     assert [len(case.masks) for case in dataset.cases] == [1, 0]
     put("c.png")
-    with pytest.raises(
-        UserError, match=r"remove the image \(2 of 3 have none; python scripts/check_data.py"
-    ):
+    with pytest.raises(UserError, match=r"remove the image \(2 of 3 have none; python scripts/check_data.py"):
         load(tmp_path)
     (tmp_path / "masks" / "a.png").unlink()
     with pytest.raises(UserError, match=r"\(none of 3 has one: is .* the folder that holds the masks too\?\)"):
