@@ -63,8 +63,7 @@ def scaled_back(x, scale):
     A magnified look says less well what is near its edges, beyond which it does not see: it counts less and less there,
     down to 0 at its edge, so that none shows in the mean.
     """
-    if scale <= 1:
-        weight = torch.ones_like(x[:1, :1])
+    weight = torch.ones_like(x[:1, :1])
     if scale == 1:
         return x, weight
     grid = _grid(x, scale)

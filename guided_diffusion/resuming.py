@@ -43,7 +43,7 @@ def saved_options(group, saved, given_options, given, where):
 def counting(given, options, config):
     """The names of the options that count against a checkpoint's `config`: those given, and of a recipe that was asked
     for, unless it is the checkpoint's own, those that it brought. options: the parsed instances, all of them."""
-    values = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+    values = _values(options)
     if "recipe" not in given or values["recipe"] == (config["train"].get("recipe") or "none"):
         return given
     return given | recipe_values(values["recipe"], {name: values[name] for name in given}).keys()
@@ -75,10 +75,14 @@ def changes(options, given, start):
     """A line on what the flags given change of the run of a `Checkpoint`, None where they change nothing. options: the
     parsed instances."""
     before = start.config["data"] | start.config["train"]
-    values = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+    values = _values(options)
     names = [name for name in sorted(given & before.keys() - UNTOLD) if values[name] != before[name]]
     told = ", ".join(f"--{name} {values[name]} (was {before[name]})" for name in names)
     return f"changed from step {start.step} on: {told}" if told else None
+
+
+def _values(options):
+    return {name: value for group in options for name, value in dataclasses.asdict(group).items()}
 
 
 def kept_precision(config, device):

@@ -36,17 +36,29 @@ def spread_cases(dataset, count):
     They are the same for the same data. Of each of `count` equal parts of the data set the middle case is taken, or
     the nearest to it with a mask that is not empty, if one of the next few has one.
     """
-    count = min(count, len(dataset.cases))
-    bounds = np.linspace(0, len(dataset.cases), count + 1).round().astype(int)
-    return [_filled(dataset, range(low, high)) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    filled = ((_filled(dataset, part), part) for part in _equal_parts(dataset, count))
+    return [_middle(part) if index is None else index for index, part in filled]
+
+
+def any_marked(dataset, count):
+    """Whether any of the masks has something marked at which `spread_cases` would look; no more are read."""
+    return any(_filled(dataset, part) is not None for part in _equal_parts(dataset, count))
+
+
+def _equal_parts(dataset, count):
+    """Ranges of indices."""
+    bounds = np.linspace(0, len(dataset.cases), min(count, len(dataset.cases)) + 1).round().astype(int)
+    return [range(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _middle(part):
+    return part[len(part) // 2]
 
 
 def _filled(dataset, part):
-    middle = part[len(part) // 2]
-    for index in sorted(part, key=lambda index: (abs(index - middle), index))[:TRIES]:
-        if dataset.load_mask(dataset.cases[index]).any():
-            return index
-    return middle
+    """The index nearest to the middle of a part, of the next few, whose mask is not empty, or None."""
+    nearest = sorted(part, key=lambda index: (abs(index - _middle(part)), index))[:TRIES]
+    return next((index for index in nearest if dataset.load_mask(dataset.cases[index]).any()), None)
 
 
 @dataclass

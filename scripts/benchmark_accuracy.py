@@ -20,6 +20,7 @@ import torch
 
 from guided_diffusion.accuracy_table import write_tables
 from guided_diffusion.batches import training_batches
+from guided_diffusion.benchmark import cpu_facts
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, option
@@ -27,7 +28,7 @@ from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.data import build_dataset
 from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.errors import UserError, run_script
-from guided_diffusion.files import atomic_path, check_writable
+from guided_diffusion.files import atomic_path, check_writable, read_json
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.lidcloader import LIDCDataset
 from guided_diffusion.logger import console
@@ -264,14 +265,9 @@ def machine(options):
 
 def cpu_name():
     """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    facts = cpu_facts()
+    if not facts:
         return platform.processor() or platform.machine()
-    facts = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
     return f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, {facts.get('model')})"
 
 
@@ -312,8 +308,7 @@ def run(options, name, contender, flags, seed, steps):
 
 def outcome(results, data_name, data_dir):
     """What a results folder says: the means `FIGURES`, seconds per case, and the figures `PER_CASE` of each case."""
-    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
-    manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
+    summary, manifest = read_json(results / "summary.json"), read_json(results / "manifest.json")
     dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
     groups = {case.name: case.group or case.name for case in dataset.cases}
     figures = {}

@@ -2,7 +2,6 @@
 all steps, and tabulate Dice, the members' agreement, calibration and seconds."""
 
 import csv
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from guided_diffusion.config import option
 from guided_diffusion.data import build_dataset
 from guided_diffusion.ensemble import pairwise_dice
 from guided_diffusion.errors import UserError, run_script
-from guided_diffusion.files import atomic_path, check_writable, write_json
+from guided_diffusion.files import atomic_path, check_writable, read_json, write_json
 from guided_diffusion.logger import console
 from guided_diffusion.phantom import write_isic
 from guided_diffusion.results import Predictions
@@ -120,8 +119,7 @@ def sample(options, checkpoint, data_name, data_dir, sampler, count, folder):
 
 def row_of(folder, data_name, data_dir, num_samples):
     """What one run's folder says: means over the cases, and their Dice for the paired comparison."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    summary, manifest = read_json(folder / "summary.json"), read_json(folder / "manifest.json")
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         dice = {line["name"]: float(line["dice"]) for line in csv.DictReader(file) if line["dice"]}
     units = group_cases(build_dataset(data_name, data_dir, image_size=1, split="test").cases)[: num_samples or None]

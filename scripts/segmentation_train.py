@@ -42,7 +42,7 @@ from guided_diffusion.storage import is_remote
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle
-from guided_diffusion.validation import Validation, spread_cases
+from guided_diffusion.validation import Validation, any_marked, spread_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
 
@@ -78,22 +78,10 @@ def train_model(options, given, processes):
         workers = run.data.num_workers
         processes.by_machine(lambda: use_cache(dataset, cache, workers=workers, show=processes.is_first))
 
-    torch.manual_seed(train.seed)
-    sharded = train.fsdp and processes.count > 1
-    if train.fsdp and not sharded:
-        console().info("--fsdp True: there is one process alone, which keeps all weights whole")
-    with sharded_as_built(processes) if sharded else nullcontext():
-        if start is None:
-            num_labels = len(dataset.label_names)
-            model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
-            diffusion = build_diffusion(run.diffusion)
-        else:
-            model, diffusion = start.build(run.model)
-    if not sharded:  # what is gathered of shards is contiguous
-        model.to(processes.device, memory_format=training_memory_format(processes.device))
+    model, diffusion = build_networks(run, processes)
     if processes.is_first:
         write_config(run.values, folder.path)
-    place = f"{processes.place}, in shards" if sharded else processes.place
+    place = f"{processes.place}, in shards" if train.fsdp and processes.count > 1 else processes.place
     describe(run, model, place)
     if processes.is_first:
         warn_if_unmarked(dataset)
@@ -128,6 +116,25 @@ def train_model(options, given, processes):
         best = "" if loop.watch is None else loop.watch.told_best()
         console().info(f"trained {told}{best}\nsample with: {command}")
     return 0
+
+
+def build_networks(run, processes):
+    """The model, on this process's device, and its `GaussianDiffusion`: new, or those of the checkpoint."""
+    dataset = run.dataset
+    torch.manual_seed(run.train.seed)
+    sharded = run.train.fsdp and processes.count > 1
+    if run.train.fsdp and not sharded:
+        console().info("--fsdp True: there is one process alone, which keeps all weights whole")
+    with sharded_as_built(processes) if sharded else nullcontext():
+        if run.start is None:
+            num_labels = len(dataset.label_names)
+            model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
+            diffusion = build_diffusion(run.diffusion)
+        else:
+            model, diffusion = run.start.build(run.model)
+    if not sharded:  # what is gathered of shards is contiguous
+        model.to(processes.device, memory_format=training_memory_format(processes.device))
+    return model, diffusion
 
 
 def watch_of(run, diffusion, processes):
@@ -211,7 +218,7 @@ def describe(run, model, place):
 
 def warn_if_unmarked(dataset):
     """Warn where nothing is marked in the masks looked at, spread over the cases: nothing can be learned from such."""
-    if any(dataset.load_mask(dataset.cases[index]).any() for index in spread_cases(dataset, MASKS_LOOKED_AT)):
+    if any_marked(dataset, MASKS_LOOKED_AT):
         return
     classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
     console().warning(
