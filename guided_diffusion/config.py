@@ -157,6 +157,11 @@ class ModelOptions:
     use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
     resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
     use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    self_condition: bool = option(
+        False,
+        "v1 and v2: the network sees, beside x_t, the mask that it predicted at the step before (in training: in half "
+        "of the batches, from the same x_t)",
+    )
     anchor_levels: int = option(1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0)
     ss_former: str = option(
         "fourier",
@@ -280,6 +285,13 @@ class DiffusionOptions:
         "an error of x0 counts; for eps and v in proportion), snr_plus_one (x0 as if it were v) or none",
         choices=("none", "min_snr", "snr_plus_one"),
     )
+    own_predictions: float = option(
+        0.0,
+        "the share of training's x_t that are made from the mask which the network itself predicts from noise alone, "
+        "as in sampling, instead of the true one (x0 only)",
+        minimum=0,
+        maximum=1,
+    )
     min_snr_gamma: float = option(5.0, "largest weight of --loss_weighting min_snr", above=0)
 
     def resolve(self, given):
@@ -299,6 +311,7 @@ class DiffusionOptions:
             ("mask_loss", self.mask_loss != "mse"),
             ("logit_skip", self.logit_skip != "none"),
             ("class_activation", self.class_activation == "softmax"),
+            ("own_predictions", self.own_predictions > 0),
         ):
             if odd and self.objective != "x0":
                 raise UserError(f"--{flag} {getattr(self, flag)} goes with --objective x0, not {self.objective}")

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .loss_weights import loss_weight
+from .mask_losses import CROSS_ENTROPIES, bce, bce_dice, class_probabilities, mean_flat, near_borders
+from .own_predictions import SHARE_BESIDE, beside, from_own_mask, sees_last, with_last
 from .schedule import Schedule, noise_schedule
 
 MASK_LOSSES = ("mse", "bce", "bce_dice")
@@ -35,7 +36,8 @@ class GaussianDiffusion:
     where classes exclude one another (see `class_probabilities`; tanh z = 2 sigmoid(2 z) - 1).
     coarse_loss: "mse", "bce", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every, border_weight: see the
     method `coarse_loss`.
-    loss_weighting, min_snr_gamma: see `loss_weight`.
+    loss_weighting, min_snr_gamma: see `loss_weight`. own_predictions: the share of training's x_t that are made from
+    the network's own masks (see there).
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class GaussianDiffusion:
         use_kl=False,
         loss_weighting="none",
         min_snr_gamma=5.0,
+        own_predictions=0.0,
     ):
         self.schedule = Schedule(alphas_bar)
         if objective not in ("eps", "x0", "v") or mask_loss not in MASK_LOSSES or logit_skip not in LOGIT_SKIPS:
@@ -72,6 +75,7 @@ class GaussianDiffusion:
         self.border_weight = border_weight
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
         self.use_kl, self.loss_weighting, self.min_snr_gamma = use_kl, loss_weighting, min_snr_gamma
+        self.own_predictions = own_predictions
 
     @property
     def num_timesteps(self):
@@ -169,17 +173,20 @@ class GaussianDiffusion:
 
         t is one int for all rows, as in sampling, which a GPU is not waited for, or int [N]. With `clip` x_0 is kept
         in [-1, 1], with a `dynamic_threshold` above 0 too (`cut_dynamically`); eps follows from the clipped
-        x_0, so that the two agree.
+        x_0, so that the two agree. A network with self-conditioning sees what it predicted at the call before.
         """
+        last = None
 
         def denoise(x_t, t):
+            nonlocal last
             times = t if isinstance(t, torch.Tensor) else torch.full((len(x_t),), int(t), device=x_t.device)
-            output = model(x_t, self.model_time(times), condition)
+            output = model(with_last(x_t, last), self.model_time(times), condition)
             x0 = self.to_x0(self.activate(self.prediction(output, x_t, t)), x_t, t)
             if dynamic_threshold:
                 x0 = cut_dynamically(x0, dynamic_threshold)
             elif clip:
                 x0 = x0.clamp(-1, 1)
+            last = x0 if sees_last(model) else None
             fraction = None if output.variance is None else (output.variance + 1) / 2
             return Denoised(x0, self.to_eps(x0, x_t, t), fraction, output.coarse)
 
@@ -187,17 +194,23 @@ class GaussianDiffusion:
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
-    def training_losses(self, model, mask, condition, t, noise, dice=False):
+    def training_losses(self, model, mask, condition, t, noise, dice=False, chances=None):
         """Losses per item of the network's view of x_t.
 
         mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. dice: whether Dice
         is added to cross-entropy on the mask that is told from the image alone: the coarse one where there is one.
+        chances: uniform draws [N, 2] that decide which rows are made from the network's own predictions, and which it
+        sees beside x_t (see `own_predictions`); needed where it is shown any.
         Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, weighted, or the
         bound with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
         """
         x0 = mask * 2 - 1
-        x_t = self.q_sample(x0, t, noise)
-        output = model(x_t, self.model_time(t), condition)
+        x_t, last = self.q_sample(x0, t, noise), None
+        if self.own_predictions:
+            x_t = from_own_mask(self, model, x_t, t, noise, condition, chances[:, 0] < self.own_predictions)
+        if sees_last(model):
+            last = beside(self, model, x_t, t, condition, chances[:, 1] < SHARE_BESIDE)
+        output = model(with_last(x_t, last), self.model_time(t), condition)
         if any(part is not None and part.shape != mask.shape for part in output):  # would broadcast without a word
             raise ValueError(f"the network's outputs have other shapes than the masks' {tuple(mask.shape)}")
         prediction = self.prediction(output, x_t, t)
@@ -280,6 +293,7 @@ def build_diffusion(options):
         use_kl=options.use_kl,
         loss_weighting=options.loss_weighting,
         min_snr_gamma=options.min_snr_gamma,
+        own_predictions=options.own_predictions,
     )
 
 
@@ -295,65 +309,6 @@ def cut_dynamically(x0, share):
     above = min(below + 1, size.shape[1] - 1)
     s = torch.lerp(size[:, below], size[:, above], place - below).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
-
-
-def class_probabilities(logits, exclusive=False):
-    """Probabilities of K classes from their logits, [..., K, H, W]: each by itself, or, where they exclude one another,
-    the softmax over them and the background, whose logit is 0. For K = 1 the two are the same."""
-    return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
-
-
-def class_logits(probabilities, exclusive=False):
-    """The inverse of `class_probabilities`; probabilities of 0 and 1 stay finite logits."""
-    if not exclusive:
-        return torch.logit(probabilities, eps=1e-6)
-    background = (1 - probabilities.sum(dim=-3, keepdim=True)).clamp(min=1e-6)
-    return probabilities.clamp(min=1e-6).log() - background.log()
-
-
-def with_background(logits):
-    """Logits of K classes and, before them, that of the background, 0: [..., K, H, W] -> [..., K + 1, H, W]."""
-    return F.pad(logits, (0, 0, 0, 0, 1, 0))
-
-
-def bce(logits, mask, exclusive=False, weights=None):
-    """Cross-entropy per item [N], a mean over pixels: binary, and a mean over the K classes too, or with `exclusive`
-    over K classes and the background (see `class_probabilities`). A proper score: its best answer is the probability
-    itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. weights: of the
-    pixels in their mean, [N, 1, H, W], or None where all count alike."""
-    if exclusive:
-        loss = with_background(logits).logsumexp(dim=1, keepdim=True) - (logits * mask).sum(dim=1, keepdim=True)
-    else:
-        loss = F.binary_cross_entropy_with_logits(logits, mask, reduction="none").mean(dim=1, keepdim=True)
-    return mean_flat(loss) if weights is None else mean_flat(loss * weights) / mean_flat(weights)
-
-
-def near_borders(mask):
-    """1 where a class's border is near, else 0: [N, K, H, W] in [0, 1] -> float [N, 1, H, W].
-
-    Near is within r = max(1, round(0.03 sqrt(H W))) pixels along either axis, the reach of `calibration.boundary_band`:
-    a square about the pixel, cut at the image's edges, holds both kinds. Where the mean of several raters is
-    neither 0 nor 1 it is of both.
-    """
-    reach = max(1, round(0.03 * math.sqrt(mask.shape[-2] * mask.shape[-1])))
-    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
-    both = (F.max_pool2d(mask, **window) > 0) & (F.max_pool2d(1 - mask, **window) > 0)
-    return both.any(dim=1, keepdim=True).to(mask.dtype)
-
-
-def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):
-    """`ce_weight` times cross-entropy (see `bce`) plus soft Dice loss, a mean over the K classes; per item [N].
-
-    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
-    has a gradient.
-    """
-    probability = class_probabilities(logits, exclusive)
-    both = (probability * mask).sum(dim=(2, 3))  # [N, K]
-    size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-    return ce_weight * bce(logits, mask, exclusive) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
-
-
-CROSS_ENTROPIES = {"bce": bce, "bce_dice": bce_dice}
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2):
@@ -378,11 +333,6 @@ def discretised_gaussian_log_likelihood(x, mean, log_scale):
     # The logarithm of a tail is taken directly: the tail itself underflows a few deviations out, and its gradient.
     above = torch.where(x > 0.999, torch.special.log_ndtr(-lower), inside)
     return torch.where(x < -0.999, torch.special.log_ndtr(upper), above)
-
-
-def mean_flat(x):
-    """Mean over all dimensions but the first: [N, ...] -> [N]."""
-    return x.flatten(1).mean(dim=1)
 
 
 def _on_host(t):

@@ -7,8 +7,8 @@ otherwise, so that the mean is less sure where it is wrong.
 import torch
 import torch.nn.functional as F
 
-from .gaussian_diffusion import class_logits, class_probabilities
-from .medsegdiff import joined
+from .mask_losses import class_logits, class_probabilities
+from .model_output import joined
 from .symmetries import turned, turned_back
 
 TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone
@@ -21,7 +21,7 @@ def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
     All of them have the mean over looks of the mask logits that a condition holds (`TOLD`), if it holds any: over each
     of the symmetries at the image's own scale and at each of `scales` (see `scaled`). The mean is that of
     probabilities; at a pixel, over the looks that it is in, by `scaled_back`'s weights. label: int [N] or None. rows:
-    how many images go through the network at once. exclusive: see `gaussian_diffusion.class_probabilities`.
+    how many images go through the network at once. exclusive: see `mask_losses.class_probabilities`.
     """
     looks = [(symmetry, scale) for scale in (1.0, *scales) for symmetry in symmetries]  # those that are kept first
     if len(looks) == 1:

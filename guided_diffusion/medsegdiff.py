@@ -1,92 +1,16 @@
 """The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1), -V2 (v2) and the plain
 U-Net without diffusion (unet)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
 from .errors import UserError
+from .model_output import Answer, ConditionV1, ConditionV2, ModelOutput
 from .nn import patches, pixels, timestep_embedding
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # MedSegDiff's figure fuses after the first two stages
-
-
-class ModelOutput(NamedTuple):
-    """What every variant returns.
-
-    prediction: float32 [N, K, H, W], eps, x0 or v by the diffusion's objective (before its activation).
-    variance: float32 [N, K, H, W], the learned interpolation in about [-1, 1], or None.
-    coarse: float32 [N, K, H, W], the condition branch's own mask logits, or None.
-    """
-
-    prediction: torch.Tensor
-    variance: torch.Tensor | None
-    coarse: torch.Tensor | None
-
-
-class _Rows:
-    def rows(self, which):
-        """The condition of these rows, which may repeat: `which` is int [M]. Ensemble members share their image's."""
-
-        def taken(x):
-            if isinstance(x, tuple):
-                return tuple(taken(part) for part in x)
-            return None if x is None else x.index_select(0, which)
-
-        return type(self)(*(taken(part) for part in self))
-
-
-def joined(conditions):
-    """One condition of the rows of several, which are NamedTuples of tensors, of tuples of them, and of None."""
-
-    def cat(values):
-        if values[0] is None:
-            return None
-        if isinstance(values[0], tuple):
-            return tuple(cat(parts) for parts in zip(*values, strict=True))
-        return torch.cat(values)
-
-    return type(conditions[0])(*(cat(values) for values in zip(*conditions, strict=True)))
-
-
-class _ConditionV1(NamedTuple):
-    image: torch.Tensor
-    features: torch.Tensor
-    label: torch.Tensor | None
-
-
-class ConditionV1(_Rows, _ConditionV1):
-    """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
-    features [N, D, H, W], and the class embedding [N, E] or None."""
-
-
-class _ConditionV2(NamedTuple):
-    visible: torch.Tensor | None
-    bottleneck: torch.Tensor
-    anchors: tuple[torch.Tensor, ...]
-    coarse: torch.Tensor
-    label: torch.Tensor | None
-
-
-class ConditionV2(_Rows, _ConditionV2):
-    """All that v2 knows of an image.
-
-    visible: what the diffusion's encoder sees beside x_t, the image and the condition model's features [N, D', H', W'],
-    or None. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps [N, 1, H_i, W_i] of the
-    diffusion's first levels. coarse: the condition model's mask logits [N, K, H, W]. label: the class embedding [N, E]
-    or None.
-    """
-
-
-class _Answer(NamedTuple):
-    logits: torch.Tensor
-
-
-class Answer(_Rows, _Answer):
-    """The plain U-Net's answer: mask logits [N, K, H, W]."""
 
 
 class Variant(nn.Module):
@@ -98,7 +22,7 @@ class Variant(nn.Module):
     def __init__(self, mask_channels, image_size, shape, num_labels):
         super().__init__()
         check_size(image_size, shape)
-        self.shape, self.mask_channels = shape, mask_channels
+        self.shape, self.mask_channels, self.self_condition = shape, mask_channels, False
         self.embedding_channels = 4 * shape.channels
         self.label_embedding = nn.Embedding(num_labels, self.embedding_channels) if num_labels else None
 
@@ -111,17 +35,39 @@ class Variant(nn.Module):
 
 
 class Denoiser(Variant):
-    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
+    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance.
 
-    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma, head_width=None, block=None):
+    self_condition: it also sees its last prediction of x_0 (arXiv 2208.04202), which follows x_t as further channels,
+    [N, 2K, H, W] in all; x_t alone stands for a prediction of 0.
+    """
+
+    def __init__(
+        self,
+        mask_channels,
+        image_size,
+        shape,
+        num_labels,
+        learn_sigma,
+        self_condition=False,
+        head_width=None,
+        block=None,
+    ):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.learn_sigma, self.block = learn_sigma, block or shape.patch
+        self.learn_sigma, self.self_condition, self.block = learn_sigma, self_condition, block or shape.patch
+        self.seen_masks = mask_channels * (2 if self_condition else 1)
         self.time_embedding = nn.Sequential(
             nn.Linear(shape.channels, self.embedding_channels),
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
         self.head = Head(head_width or shape.widths[0], self.block**2 * mask_channels * (2 if learn_sigma else 1))
+
+    def _mask_patches(self, x_t):
+        """x_t, and what else is seen of masks, as the encoder takes it: [N, seen * block^2, H / block, W / block]."""
+        missing = self.seen_masks - x_t.shape[1]
+        if missing:
+            x_t = torch.cat([x_t, torch.zeros_like(x_t[:, :missing])], dim=1)
+        return patches(x_t, self.block)
 
     def _embed_time(self, t, label):
         """t: [N]; label: the class embedding or None. Returns [N, E]."""
@@ -147,10 +93,20 @@ class MedSegDiffV1(Denoiser):
     image_size: what the FF-Parsers' maps are stored for. learn_sigma: a second output for the variance.
     """
 
-    def __init__(self, image_channels, mask_channels, image_size, shape, *, learn_sigma=False, num_labels=0):
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
-        seen, masks = image_channels * shape.patch**2, mask_channels * shape.patch**2
-        self.mask_encoder = build_encoder(seen + masks, shape, self.embedding_channels)
+    def __init__(
+        self,
+        image_channels,
+        mask_channels,
+        image_size,
+        shape,
+        *,
+        learn_sigma=False,
+        self_condition=False,
+        num_labels=0,
+    ):
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, self_condition)
+        seen = image_channels * shape.patch**2
+        self.mask_encoder = build_encoder(seen + self.seen_masks * shape.patch**2, shape, self.embedding_channels)
         self.image_encoder = build_encoder(seen, shape)
         size = image_size // shape.patch
         self.fusions = nn.ModuleList(
@@ -171,9 +127,10 @@ class MedSegDiffV1(Denoiser):
         return ConditionV1(image, features, label)
 
     def forward(self, x_t, t, condition):
-        """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
+        """x_t: [N, K, H, W] in about [-1, 1] plus noise (or more, see `Denoiser`); t: [N], may be fractional. Returns a
+        `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = torch.cat([patches(x_t, self.block), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
+        h = torch.cat([self._mask_patches(x_t), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
         c = condition.features
         skips, levels = [], []
         for level, (mask_stage, image_stage) in enumerate(zip(self.mask_encoder, self.image_encoder, strict=True)):
@@ -212,6 +169,7 @@ class MedSegDiffV2(Denoiser):
         shape,
         *,
         learn_sigma=False,
+        self_condition=False,
         num_labels=0,
         anchor_levels=1,
         concat_image=True,
@@ -223,7 +181,8 @@ class MedSegDiffV2(Denoiser):
     ):
         own = shape.part(diffusion_channels, diffusion_level)
         block = shape.patch * 2**diffusion_level
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], block)
+        widths = {"head_width": own.widths[0], "block": block}
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, self_condition, **widths)
         self.concat_image, self.concat_features, self.level = concat_image, concat_features, diffusion_level
         told = num_labels if condition_labels else 0
         self.condition_model = ConditionUNet(
@@ -233,8 +192,7 @@ class MedSegDiffV2(Denoiser):
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
         self.narrow = nn.Identity() if widths == own.widths else nn.Conv2d(widths[-1], own.widths[-1], 1)
         visible = image_channels * concat_image * block**2 + widths[0] * concat_features
-        input_channels = mask_channels * block**2 + visible
-        self.encoder = build_encoder(input_channels, own, self.embedding_channels)
+        self.encoder = build_encoder(self.seen_masks * block**2 + visible, own, self.embedding_channels)
         self.bottleneck = Bottleneck(own, self.embedding_channels)
         self.semantic = SSFormer(own, self.embedding_channels, **semantic)
         self.decoder = build_decoder(own, self.embedding_channels)
@@ -259,9 +217,10 @@ class MedSegDiffV2(Denoiser):
         return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, embedded)
 
     def forward(self, x_t, t, condition):
-        """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
+        """x_t: [N, K, H, W] in about [-1, 1] plus noise (or more, see `Denoiser`); t: [N], may be fractional. Returns a
+        `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = patches(x_t, self.block)
+        h = self._mask_patches(x_t)
         if condition.visible is not None:
             h = torch.cat([h, condition.visible], dim=1)  # [N, K' + D', H', W']
         skips = []
@@ -362,7 +321,9 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     if options.version == "unet":
         return PlainUNet(*sizes, num_labels=num_labels)
     if options.version == "v1":
-        return MedSegDiffV1(*sizes, learn_sigma=options.learn_sigma, num_labels=num_labels)
+        return MedSegDiffV1(
+            *sizes, learn_sigma=options.learn_sigma, self_condition=options.self_condition, num_labels=num_labels
+        )
     levels = len(shape.multipliers)
     if options.diffusion_level >= levels:
         raise UserError(f"--diffusion_level {options.diffusion_level}: the model has levels 0 to {levels - 1}")
@@ -377,6 +338,7 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     return MedSegDiffV2(
         *sizes,
         learn_sigma=options.learn_sigma,
+        self_condition=options.self_condition,
         num_labels=num_labels,
         anchor_levels=options.anchor_levels,
         concat_image=options.concat_image,

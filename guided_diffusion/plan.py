@@ -24,14 +24,18 @@ def plan_sampling(options, given, diffusion):
     sampler = _choose(options, given)
     _check_settings(options, given, sampler, diffusion.objective)
     settings = {"clip": options.clip_denoised, "dynamic_threshold": options.dynamic_threshold}
-    total = diffusion.num_timesteps
+    schedule = diffusion.schedule.beginning_at(options.begin_at)
+    settings["from_coarse"] = options.begin_at < 1
+    total = len(schedule)
     if options.timestep_respacing:
         return SamplingPlan(sampler, _respaced(options, total), **settings)
     steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
     if steps > total:
-        raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
+        trained = f"the checkpoint was trained with {diffusion.num_timesteps}"
+        trained += f", of which --begin_at {options.begin_at:g} leaves {total}" if options.begin_at < 1 else ""
+        raise UserError(f"--diffusion_steps {steps}: {trained}; use that or fewer")
     if sampler in SOLVERS:
-        times = solver_timesteps(diffusion.schedule, steps, options.time_spacing)
+        times = solver_timesteps(schedule, steps, options.time_spacing)
         settings |= {name: getattr(options, name) for name in ("solver_order", "solver_type", "time_spacing")}
     else:
         times = strided_timesteps(total, steps)

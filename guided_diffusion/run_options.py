@@ -63,6 +63,13 @@ class SampleOptions:
         "denser towards the clean mask (quadratic)",
         choices=("uniform", "logsnr", "quadratic"),
     )
+    begin_at: float = option(
+        1.0,
+        "the share of the schedule's T at which the steps begin, from the coarse mask with the noise of that time; 1: "
+        "from noise alone. Below 1 the diffusion only mends the coarse mask, and fewer steps do",
+        above=0,
+        maximum=1,
+    )
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
     )

@@ -1,9 +1,9 @@
 """The reverse process: DDPM and DDIM, and the one entry point that draws an ensemble of masks with any sampler.
 
 Every sampler is a function `sampler(denoise, x, timesteps, schedule, noise, watch) -> x0`, with settings of its own as
-keywords: denoise(x, t) -> `Denoised`, for an int t; x: pure noise [B, K, H, W]; timesteps: falling ints, a subset of
-the training schedule; noise(): fresh standard noise like x; watch(x, x0): called with each step's x_t and x0, for
-pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
+keywords: denoise(x, t) -> `Denoised`, for an int t; x: [B, K, H, W], pure noise or the first time's x_t; timesteps:
+falling ints, a subset of the training schedule; noise(): fresh standard noise like x; watch(x, x0): called with each
+step's x_t and x0, for pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import torch
 
 from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
-from .gaussian_diffusion import class_probabilities
 from .looks import encoded
+from .mask_losses import class_probabilities
 from .seeds import seeded_generator
 from .symmetries import SYMMETRIES, each_turned
 from .tiles import Tiled
@@ -74,6 +74,8 @@ class SamplingPlan:
     told from the image alone, every member's coarse mask, is then the mean over all eight, and over the image at each
     of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the coarse mask, and they are
     ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`); None: they are as drawn.
+    from_coarse: the first time's x_t is the coarse mask with the noise of that time (as SDEdit begins, arXiv
+    2108.01073), rather than noise alone.
     """
 
     sampler: str
@@ -86,10 +88,12 @@ class SamplingPlan:
     symmetric: bool = False
     scales: tuple[float, ...] = ()
     coupling_sigma: float | None = None
+    from_coarse: bool = False
 
     def __str__(self):
         looks = looks_of(self.settings())
-        return f"{self.sampler}, {len(self.timesteps)} steps" + (f"; {looks}" if looks else "")
+        steps = f"{len(self.timesteps)} steps" + (" from the coarse mask" if self.from_coarse else "")
+        return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
 
     def settings(self):
         """What a manifest records, in plain types."""
@@ -247,10 +251,8 @@ class _Rows:
 
 def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     """The last step's x0 [rows, K, H, W] and coarse logits (or None) of some `_Rows`."""
-    which = torch.tensor(rows.conditions, device=image.device)
-    denoiser = diffusion.denoiser(
-        model, condition.rows(which), clip=plan.clip, dynamic_threshold=plan.dynamic_threshold
-    )
+    condition = condition.rows(torch.tensor(rows.conditions, device=image.device))
+    denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
     noise = MemberNoise(seed, rows.who, (model.mask_channels, *image.shape[-2:]), image.device)
     last = {}
 
@@ -262,6 +264,19 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     def watch_turned(x, x0):
         watch(rows.turn(x, back=True), rows.turn(x0, back=True))
 
-    x0 = plan.run(denoise, rows.turn(noise()), diffusion.schedule, noise, watch and watch_turned)
+    x = rows.turn(noise())
+    if plan.from_coarse:
+        x = _noised_coarse(diffusion, denoiser, condition, x, plan.timesteps[0])
+    x0 = plan.run(denoise, x, diffusion.schedule, noise, watch and watch_turned)
     coarse = last["coarse"]
     return rows.turn(x0, back=True), None if coarse is None else rows.turn(coarse, back=True)
+
+
+def _noised_coarse(diffusion, denoiser, condition, noise, t):
+    """The coarse mask with `noise` [rows, K, H, W] of time t: x_t. A network that tells it only beside some x_t, as v1,
+    tells it beside noise alone."""
+    logits = getattr(condition, "coarse", None)
+    if logits is None:
+        logits = denoiser(noise, diffusion.num_timesteps - 1).coarse
+    x0 = 2 * class_probabilities(logits.float(), diffusion.exclusive) - 1
+    return diffusion.q_sample(x0, torch.full((len(noise),), t), noise)

@@ -55,6 +55,10 @@ class Schedule:
         """abar at integer t (array or scalar), 1 at t = -1."""
         return np.where(np.asarray(t) < 0, 1.0, self.alphas_bar[t])
 
+    def beginning_at(self, share):
+        """The schedule of the lower times alone, `share` of them (at least one)."""
+        return Schedule(self.alphas_bar[: max(1, round(share * len(self)))])
+
     def posterior(self, t, s):
         """q(x_s | x_t, x_0) for s < t (DDPM eq. 7, between any two times): coefficients of x_0 and x_t, the variance,
         and beta = 1 - abar_t / abar_s of the step."""

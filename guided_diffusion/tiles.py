@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .medsegdiff import ModelOutput, joined
+from .model_output import ModelOutput, joined
 
 SIGMA = 0.125  # of the weights within a window, in parts of its side
 
@@ -31,6 +31,11 @@ class Tiled(nn.Module):
         """K, of the model."""
         return self.model.mask_channels
 
+    @property
+    def self_condition(self):
+        """Whether the model takes its last prediction beside x_t."""
+        return self.model.self_condition
+
     def encode(self, image, label=None):
         """image: [N, C, H, W], both sides at least `size`; label: int [N] or None. Returns the `TiledCondition`."""
         windows = windows_of(image.shape[-2:], self.size, self.overlap)
@@ -43,7 +48,8 @@ class Tiled(nn.Module):
         return TiledCondition(joined(parts), windows, len(image), torch.arange(len(image), device=image.device))
 
     def forward(self, x_t, t, condition):
-        """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole field."""
+        """x_t: [M, K, H, W] (or more, see `medsegdiff.Denoiser`); t: [M]; condition: of M rows. Returns the
+        `ModelOutput` of the whole field."""
         weights = window_weights(self.size).to(x_t.device)
         total = x_t.new_zeros(x_t.shape[-2:], dtype=torch.float32)
         for window in condition.windows:
@@ -57,7 +63,8 @@ class Tiled(nn.Module):
             output = self.model(views, t[rows], condition.of_windows(windows, rows))
             for name, values in output._asdict().items():
                 if values is not None:
-                    field = fields.setdefault(name, x_t.new_zeros(x_t.shape, dtype=torch.float32))
+                    shape = (len(x_t), values.shape[1], *x_t.shape[-2:])
+                    field = fields.setdefault(name, x_t.new_zeros(shape, dtype=torch.float32))
                     for place, value in zip(places, values, strict=True):
                         field[place] += weights * value
         return ModelOutput(*(fields[name] / total if name in fields else None for name in ModelOutput._fields))

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
 from .compiling import compiled, compiler_errors
 from .dist_util import Processes, autocast, peers_needed
-from .draws import draw_for_items, rows
+from .draws import chances_for_items, draw_for_items, rows
 from .ema import EMA
 from .errors import UserError
 from .files import remove_temporaries
@@ -195,11 +195,12 @@ class TrainLoop:
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
+        chances = chances_for_items(here, self.options, self.step, self.share.start)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
         seen, draws = [], self.options.noise_draws
         for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
-                losses = self._losses(batch, mask, t, noise, part)
+                losses = self._losses(batch, (mask, t, noise, chances), part)
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
                 # The processes' mean is taken: of this, the sum.
                 self.scaler.scale(total * self.processes.count * counts).backward()
@@ -262,7 +263,7 @@ class TrainLoop:
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
         return draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
 
-    def _losses(self, batch, mask, t, noise, part):
+    def _losses(self, batch, drawn, part):
         def to_device(x):
             return x[part].to(self.device, non_blocking=True)
 
@@ -271,7 +272,7 @@ class TrainLoop:
             return self.step_losses(
                 to_device(batch["image"]),
                 label,
-                *(rows(drawn, part).to(self.device, non_blocking=True) for drawn in (mask, t, noise)),
+                *(rows(values, part).to(self.device, non_blocking=True) for values in drawn),
                 dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
                 condition_alone=self.stages.is_first(self.step),
             )

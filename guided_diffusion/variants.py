@@ -27,6 +27,7 @@ def unheeded_flags(model, diffusion):
     if model.ss_former == "add":
         unheeded["ss_blocks"] = "belongs to --ss_former fourier or cross"
     if model.version == "unet":
+        unheeded |= dict.fromkeys(("self_condition", "own_predictions"), "belongs to --version v1 or v2")
         coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every", "border_weight")
         unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
         unheeded["noise_draws"] = "belongs to --version v1 or v2: the plain U-Net sees no noise"

@@ -16,7 +16,8 @@ from .data import build_dataset
 from .dist_util import autocast, memory_format, training_memory_format
 from .errors import UserError
 from .gaussian_diffusion import build_diffusion
-from .medsegdiff import ModelOutput, build_model
+from .medsegdiff import build_model
+from .model_output import ModelOutput
 from .nn import without_autocast
 from .phantom import write_brats, write_isic
 from .plan import ONE_STEP, plan_sampling

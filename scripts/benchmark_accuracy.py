@@ -67,6 +67,14 @@ ABLATIONS = {  # of v2: what each part of the recipe brings
     "v2_no_skip": "--logit_skip none",
     "v2_skip_noise": "--logit_skip noise",
     "v2_bce_dice": "--mask_loss bce_dice",
+    "v2_tanh_mse": "--mask_loss mse --coarse_loss bce",
+    "v2_v": "--objective v --coarse_loss bce",
+    "v2_coarse_mse": "--coarse_loss mse",
+    "v2_coarse_dice": "--coarse_loss bce_dice",
+    "v2_min_snr": "--loss_weighting min_snr",
+    "v2_loss_timesteps": "--schedule_sampler loss-second-moment",
+    "v2_self_condition": "--self_condition True",
+    "v2_own_predictions": "--own_predictions 0.5",
     "v2_b_0.1": "--input_scale 0.1",
     "v2_one_draw": "--noise_draws 1",
     "v2_level_0": "--diffusion_level 0",
@@ -85,6 +93,10 @@ SAMPLED = {  # whose weights, and how they are sampled otherwise than by SAMPLIN
     "v2_no_scales": ("v2", "--scales none"),
     "v2_one_look": ("v2", "--scales none --symmetries none"),
     "v2_20_steps": ("v2", "--diffusion_steps 20"),
+    "v2_no_average": ("v2", "--weights model"),
+    "v2_from_coarse": ("v2", "--begin_at 0.5"),
+    "v2_own_from_coarse": ("v2", "--coupling own --begin_at 0.5"),
+    "v1_from_coarse": ("v1_published", "--diffusion_steps 20 --begin_at 0.25"),
 }
 CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one

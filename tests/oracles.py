@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from guided_diffusion.gaussian_diffusion import Denoised
-from guided_diffusion.medsegdiff import ModelOutput
+from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.schedule import Schedule
 
 THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}

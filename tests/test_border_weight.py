@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from guided_diffusion.calibration import boundary_band
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, bce, near_borders
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.mask_losses import bce, near_borders
 from guided_diffusion.schedule import noise_schedule
 
 

@@ -11,13 +11,12 @@ from guided_diffusion.config import DiffusionOptions, build
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
-    bce_dice,
     build_diffusion,
     discretised_gaussian_log_likelihood,
-    mean_flat,
     normal_kl,
 )
-from guided_diffusion.medsegdiff import ModelOutput
+from guided_diffusion.mask_losses import bce_dice, mean_flat
+from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
 
 ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)

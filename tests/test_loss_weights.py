@@ -10,7 +10,7 @@ from test_train_util import log_rows
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.loss_weights import loss_weight
-from guided_diffusion.medsegdiff import ModelOutput
+from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.schedule import noise_schedule
 
 ABAR = noise_schedule("cosine", 100, 0.5)

@@ -9,7 +9,8 @@ from oracles import exact_x0, network, noise_source, randn, record, smooth_denoi
 from guided_diffusion.config import build
 from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
 from guided_diffusion.grids import strided_timesteps
-from guided_diffusion.medsegdiff import MedSegDiffV1, ModelOutput, UNetShape
+from guided_diffusion.medsegdiff import MedSegDiffV1, UNetShape
+from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.plan import plan_sampling
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import (
