@@ -139,6 +139,7 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
         "coupling_sigma": None,
         "clip_denoised": True,
         "dynamic_threshold": 0.9,
+        "from_coarse": False,
     }
     assert json.loads(json.dumps(plan.settings())) == plan.settings()
     ddpm = plan_of({"sampler": "ddpm", "clip_denoised": False}).settings()

@@ -232,8 +232,8 @@ def poison(trainer, name, from_step):
     """From a step on, give the case `name` a loss that is not a number."""
     losses = trainer._losses
 
-    def poisoned(batch, mask, t, noise, part):
-        result = losses(batch, mask, t, noise, part)
+    def poisoned(batch, drawn, part):
+        result = losses(batch, drawn, part)
         if trainer.step >= from_step:
             bad = torch.tensor([math.nan if n == name else 0.0 for n in batch["name"][part]])
             result["loss"] = result["loss"] + bad
@@ -413,7 +413,7 @@ def test_several_draws_share_an_image_and_average(loop):
         expected = trainer.diffusion.training_losses(
             model, mask.flatten(0, 1), model.encode(image), t.flatten(), noise.flatten(0, 1), dice=True
         )
-        found = trainer._losses(batch, mask, t, noise, slice(0, 2))
+        found = trainer._losses(batch, (mask, t, noise, torch.rand(2, 3, 2)), slice(0, 2))
     torch.testing.assert_close(found["loss"], expected["loss"])
     assert trainer.train_step(batch)["loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-4)
 
