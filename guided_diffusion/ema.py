@@ -35,6 +35,12 @@ class EMA:
         current = [at_least_float32(local(parameter.detach())) for parameter in model.parameters()]
         torch._foreach_lerp_(average, current, 1 - self.decay(updates))
 
+    def settle(self, model, prefix):
+        """Give `model` the averaged weights for good, those of the parameters whose names begin so."""
+        names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+        parameters = dict(model.named_parameters())
+        _set([parameters[name] for name in names], [self.parameters[name] for name in names])
+
     @contextmanager
     def weights_in(self, model):
         """Within, `model` computes with the averaged weights; afterwards it has its own again, to the bit."""

@@ -3,6 +3,7 @@
 from .learning_rate import learning_rate_factor
 
 CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
+AT_REST = 0.01  # of --lr: below it weights hardly move, and their running average is no better
 
 
 class Stages:
@@ -31,6 +32,15 @@ class Stages:
     def steps_in(self, step):
         """How many steps the stage of a step had before it."""
         return step if self.is_first(step) else step - self.condition_steps
+
+    def takes_average(self, step):
+        """Whether at this step the second stage begins, and the condition model is to have its averaged weights there.
+
+        It stays as it is from here on, so that its average would follow it. While the rate is still high the weights
+        move about what they have learned, which the average is nearer to.
+        """
+        is_start = 0 < step == self.condition_steps
+        return is_start and self.learning_rate(step - 1) > AT_REST * self.options.lr
 
     def is_late(self, seconds):
         """Whether a run of so many seconds has used up the first stage's share of --max_minutes."""

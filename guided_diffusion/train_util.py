@@ -192,6 +192,8 @@ class TrainLoop:
         alone = self.stages.is_first(self.step)
         if self.stages.condition_steps:
             self.model.fix_condition(not alone)
+        if self.stages.takes_average(self.step):
+            next(iter(self.ema.values())).settle(self.model, "condition_model.")
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)

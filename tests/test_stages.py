@@ -31,6 +31,17 @@ def test_a_run_that_has_all_its_steps_and_one_without_stages_follow_lr_anneal_st
     assert rates((0, 50), condition_steps=0, max_steps=60) == pytest.approx([0.1, 0.05])
 
 
+def test_the_average_takes_over_at_the_second_stage_unless_the_weights_have_come_to_rest():
+    def starts(**options):
+        stages = Stages(build(TrainOptions, {"lr": 0.1, "max_steps": 1000, **options}))
+        return [step for step in range(1000) if stages.takes_average(step)]
+
+    assert starts(condition_steps=500) == [500] and starts(condition_steps=-1) == [850]
+    assert starts(condition_steps=0) == [] and starts(condition_steps=1) == [1]
+    assert starts(condition_steps=500, lr_anneal_steps=1000) == []  # its rate has fallen to 1 / 500 of --lr
+    assert starts(condition_steps=50, lr_anneal_steps=1000) == [50]  # to 1 / 50
+
+
 # ---- runs without a second stage ---------------------------------------------------------------------------------
 
 

@@ -382,8 +382,10 @@ def test_in_the_first_stage_the_condition_model_learns_alone_and_then_its_last_l
         assert trainer.train_step(batch).keys() == {"loss", "coarse", "grad_norm", "lr"}
     changed = moved(trainer, all_before)
     assert changed and all(name.startswith("condition_model.") for name in changed)
+    trainer.step = 2
+    trainer.train_step(batch)  # in which the averaged weights take the place of the last
     before = weights_of(trainer, "")
-    for trainer.step in range(2, 5):
+    for trainer.step in range(3, 6):
         assert "mask" in trainer.train_step(batch)
     changed = moved(trainer, before)
     assert {name for name in changed if name.startswith("condition_model.")} == {
@@ -443,6 +445,27 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_second(trainer.step) and trainer.options.condition_steps == 5
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_where_the_rate_is_still_high_the_condition_model_stays_with_its_averaged_weights(loop, tmp_path, resumed):
+    """They would be lost else: the average of what stays as it is follows it."""
+    options = {"model": {"version": "v2"}, "condition_steps": 3, "lr": 1e-2, "save_interval": 3}
+    if resumed:
+        loop(**options, max_steps=3).run()
+        start = load_checkpoint(tmp_path / "run" / "model000003.pt")
+        trainer = loop(**options, max_steps=5, start=start)
+        start.load_weights(trainer.model, "model")
+        trainer.run()
+    else:
+        loop(**options, max_steps=5).run()
+    first, last = (load_checkpoint(tmp_path / "run" / f"model00000{step}.pt") for step in (3, 5))
+    (average,), (still,) = first.ema.values(), last.ema.values()
+    stayed = [n for n in first.model if n.startswith("condition_model.") and not n.startswith("condition_model.head.")]
+    assert any(not torch.equal(first.model[name], average[name]) for name in stayed)
+    for name in stayed:
+        torch.testing.assert_close(last.model[name], average[name])
+        torch.testing.assert_close(still[name], average[name])
 
 
 def test_the_average_of_the_second_stage_begins_anew(loop):
