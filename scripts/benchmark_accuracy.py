@@ -96,7 +96,7 @@ SAMPLED = {  # whose weights, and how they are sampled otherwise than by SAMPLIN
     "v2_no_average": ("v2", "--weights model"),
     "v2_from_coarse": ("v2", "--begin_at 0.5"),
     "v2_own_from_coarse": ("v2", "--coupling own --begin_at 0.5"),
-    "v1_from_coarse": ("v1_published", "--diffusion_steps 20 --begin_at 0.25"),
+    "v1_from_coarse": ("v1_published", "--diffusion_steps 10 --begin_at 0.25"),
 }
 CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
