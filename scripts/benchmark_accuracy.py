@@ -101,6 +101,7 @@ SAMPLED = {  # whose weights, and how they are sampled otherwise than by SAMPLIN
 CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items()}
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
 AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_50", "v2_one_lr_no_border", "v2_one_lr"), "v2")
+AS_FAST_AS |= dict.fromkeys(("v2_coarse_mse", "v2_coarse_dice", "v2_min_snr", "v2_loss_timesteps"), "v2")
 AS_FAST_AS |= {name: trained for name, (trained, _) in SAMPLED.items()}
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
@@ -194,7 +195,8 @@ def steps_of(options, name, contenders):
     """{contender: optimizer steps} that fit the minutes, by the seconds a step takes on this machine.
 
     The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
-    sitting on the same kind of machine takes the same steps.
+    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with the
+    recipe, where its seconds are known, and scaled by it to the machine as it was then.
     """
     measured_as = {contender: AS_FAST_AS.get(contender, contender) for contender in contenders}
     flags = {twin: trained_with(options, CONTENDERS.get(twin, contenders.get(twin))) for twin in measured_as.values()}
@@ -204,11 +206,25 @@ def steps_of(options, name, contenders):
         if line["kind"] == "speed" and line["machine"] == machine(options) and line["set"] == name:
             known[line["contender"], line["flags"]] = line["seconds_per_step"]
     lacking = {twin: words for twin, words in flags.items() if options.measure or (twin, words) not in known}
-    for twin, seconds in measure(options, name, lacking).items() if lacking else ():
-        known[twin, flags[twin]] = seconds
-        line = {"kind": "speed", "set": name, "contender": twin, "flags": flags[twin]}
-        append(options.record, line | {"machine": machine(options), "seconds_per_step": seconds})
+    known |= measured(options, name, lacking, known) if lacking else {}
     return {c: max(1, int(options.minutes * 60 / known[twin, flags[twin]])) for c, twin in measured_as.items()}
+
+
+def measured(options, name, lacking, known):
+    """{(contender, flags): seconds of a step} of those in `lacking`, {contender: flags}, which are recorded.
+
+    known: those that are known. With the recipe among them, which is then measured too, they are scaled by it.
+    """
+    recipe = "v2", trained_with(options, CONTENDERS["v2"])
+    is_scaled = recipe in known and not options.measure
+    seconds = measure(options, name, lacking | ({"v2": recipe[1]} if is_scaled else {}))
+    scale, found = known[recipe] / seconds["v2"] if is_scaled else 1.0, {}
+    for contender, flags in lacking.items():
+        found[contender, flags] = seconds[contender] * scale
+        line = {"kind": "speed", "set": name, "contender": contender, "flags": flags, "machine": machine(options)}
+        line["seconds_per_step"] = found[contender, flags]
+        append(options.record, line | ({"scaled_by": "v2, measured in the same turns"} if is_scaled else {}))
+    return found
 
 
 def measure(options, name, flags):
