@@ -1,5 +1,6 @@
 """The accuracy protocol through its script's door, at its smallest: what is recorded, resumed, split and refused."""
 
+import importlib
 import json
 import re
 import runpy
@@ -74,6 +75,24 @@ def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):
         assert tuning["train"] and tuning["test"]
         groups = [{case.group or case.name for case in part} for part in tuning.values()]
         assert not groups[0] & groups[1]
+
+
+def test_a_contender_that_comes_later_gets_the_steps_of_the_machine_as_it_was(tmp_path, monkeypatch):
+    """All are slowed alike by what else runs, also the recipe, which is measured beside it for that."""
+    module = importlib.import_module("benchmark_accuracy")
+    slowness, seconds = 1.0, {"v2": 0.3, "v2_no_skip": 0.24}
+    monkeypatch.setattr(module, "measure", lambda options, name, flags: {c: slowness * seconds[c] for c in flags})
+    options = module.AccuracyOptions(record=str(tmp_path / "a.jsonl"), minutes=1)
+
+    def steps(*contenders):
+        return module.steps_of(options, "lidc4", {name: module.CONTENDERS[name] for name in contenders})
+
+    assert steps("v2") == {"v2": 200}
+    slowness = 3.0
+    assert steps("v2_no_skip", "v2") == {"v2_no_skip": 250, "v2": 200}
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["seconds_per_step"] for line in lines] == pytest.approx([0.3, 0.24])
+    assert "scaled_by" in lines[1] and "scaled_by" not in lines[0]
 
 
 def test_a_contender_of_ones_own(script, sets, tmp_path):
