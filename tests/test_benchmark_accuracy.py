@@ -88,7 +88,7 @@ def test_a_contender_that_comes_later_gets_the_steps_of_the_machine_as_it_was(tm
         return module.steps_of(options, "lidc4", {name: module.CONTENDERS[name] for name in contenders})
 
     assert steps("v2") == {"v2": 200}
-    slowness = 3.0
+    slowness = 2.0
     assert steps("v2_no_skip", "v2") == {"v2_no_skip": 250, "v2": 200}
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["seconds_per_step"] for line in lines] == pytest.approx([0.3, 0.24])
