@@ -5,7 +5,9 @@ import math
 import numpy as np
 
 from .errors import UserError
+from .logger import counted
 from .metrics import metric_names
+from .run_differences import format_differences
 from .statistics import Resampling, describe
 from .summary import by_case, groups_of, label_of, mean_row
 from .text_table import text_table
@@ -72,9 +74,13 @@ def paired(first, second, groups):
 
 
 def format_comparison(compared, summary, other):
-    """The comparison as a table for the console. summary: the first run's; other: the second's name."""
-    lines = [f"compared with {other}, {compared['cases']} cases in common:"]
-    rows = []
+    """The comparison for the console, as a table below the settings that differ.
+
+    compared: of `compare`, with what `run_differences.apart` gives. summary: the first run's; other: the second's name.
+    """
+    lines, rows = [f"compared with {other}, {counted(compared['cases'], 'case')} in common"], []
+    if compared["differences"] is not None:
+        lines += format_differences(compared["differences"])
     for name, one in compared["figures"].items():
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:+.4f}, {one['high']:+.4f}]"
         figures = [f"{one['first']:.4f}", f"{one['second']:.4f}", f"{one['difference']:+.4f}", interval]
@@ -82,5 +88,5 @@ def format_comparison(compared, summary, other):
     lines.append(text_table(["", "this", "other", "difference", "95 % interval", "p", "n"], rows))
     for key, which in (("only_first", "this run"), ("only_second", "the other")):
         if compared[key]:
-            lines.append(f"left out: {compared[key]} cases of {which} alone")
+            lines.append(f"left out: {counted(compared[key], 'case')} of {which} alone")
     return "\n".join(lines)
