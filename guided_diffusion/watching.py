@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from .checkpoint_folder import BEST
 from .files import write_png
 from .logger import console, counted
 from .symptoms import NAMES, symptoms
@@ -65,12 +64,6 @@ class Watch:
             return False
         self.best = {"step": step, "dice": dice, "cases": self.validation.names}
         return True
-
-    def told_best(self):
-        """What is told of best.pt at the end, or ""."""
-        if not self.best:
-            return ""
-        return f"; {self.folder.shown(BEST)} is of step {self.best['step']}, validation Dice {self.best['dice']:.3f}"
 
     def verdict(self, step):
         """Say whether the cases of --overfit were learned by heart in so many steps. Returns the exit status."""
