@@ -27,7 +27,7 @@ from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, 
 from guided_diffusion.units import group_cases
 from guided_diffusion.work_folder import work_folder
 
-EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
+EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
 
 def main(argv=None):
