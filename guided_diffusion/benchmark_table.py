@@ -1,6 +1,7 @@
 """The benchmark's figures in words and tables."""
 
 from .benchmark import CACHED, DEFAULT_STEPS, FAST, PLAIN, PLAIN_STEPS, TRAINING_FACTOR
+from .text_table import text_table
 
 
 def describe(result):
@@ -33,14 +34,14 @@ def report(result):
     compared = compared_rows(result)
     if compared:
         head = ["", "path", "seconds", "min..max", "images/s", "GFLOP/s", "of peak", "memory MB", "warm-up s"]
-        sections.append(table(head, compared) + f"\nmemory: {result['memory']}")
+        sections.append(text_table(head, compared) + f"\nmemory: {result['memory']}")
     if result.get("training_table"):
         head = ["training step, fast", "seconds", "min..max", "images/s", "GFLOP/s", "of matmul peak", "memory MB"]
-        sections.append(table(head, [training_row(entry) for entry in result["training_table"]]))
+        sections.append(text_table(head, [training_row(entry) for entry in result["training_table"]]))
     if "sampling_table" in result:
         head = ["sampling of one image", "members", "seconds", "min..max", "times"]
         rows = [[f"{c['steps']} steps", c["members"], *spread(c), len(c["times"])] for c in result["sampling_table"]]
-        sections.append(table(head, rows))
+        sections.append(text_table(head, rows))
     if "data" in result:
         sections.append(data_table(result["data"]))
     return "".join(f"\n{section}\n" for section in sections)
@@ -113,7 +114,7 @@ def data_table(data):
         entry = data[name]
         row = [what, entry["items"], *spread(entry), f"{entry['items_per_second']:.3g}"]
         rows.append(row + ([f"{entry['ratio']:.1f} x", ratio_spread(entry)] if "ratio" in entry else []))
-    return table(head, rows)
+    return text_table(head, rows)
 
 
 def in_giga(value):
@@ -129,14 +130,3 @@ def spread(entry):
 def ratio_spread(entry):
     """The cell of a ratio's least and most."""
     return f"{entry['ratio_min']:.2f}..{entry['ratio_max']:.2f}"
-
-
-def table(head, rows):
-    """Columns of text, the first to the left and the others to the right; short rows are filled up."""
-    rows = [[str(cell) for cell in row] + [""] * (len(head) - len(row)) for row in [head, *rows]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)

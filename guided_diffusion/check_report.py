@@ -8,6 +8,7 @@ from .errors import UserError
 from .files import write_png
 from .logger import counted
 from .pictures import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
+from .text_table import text_table
 from .units import group_cases
 
 TILE = 160  # pixels
@@ -17,18 +18,8 @@ VALUES = 8  # that are told of masks
 
 def table(parts):
     """A table of the parts, a column each, as text."""
-    rows = [("", [part.name for part in parts])]
-    for label, tell in ROWS.items():
-        cells = [tell(part) for part in parts]
-        if any(cells):
-            rows.append((label, cells))
-    width = max(len(label) for label, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(parts))]
-    lines = []
-    for label, cells in rows:
-        told = "  ".join(cell.rjust(size) for cell, size in zip(cells, widths, strict=True))
-        lines.append(f"{label:{width}}  {told}".rstrip())
-    return "\n".join(lines)
+    rows = [[label, *map(tell, parts)] for label, tell in ROWS.items()]
+    return text_table(["", *(part.name for part in parts)], [row for row in rows if any(row[1:])])
 
 
 def _cases(part):

@@ -39,6 +39,10 @@ class CheckpointFolder:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
 
+    def has(self, step):
+        """Whether the folder has this step's checkpoint: a run may go on in another folder than it began in."""
+        return checkpoint_path("", step).name in self.folder.names()
+
     def best_so_far(self, start):
         """`Checkpoint.validation` of the folder's best.pt; {} where there is none.
 
@@ -53,6 +57,13 @@ class CheckpointFolder:
             self.folder.name_also(path, BEST)
             return own
         return found
+
+    def told_best(self, validation):
+        """What is told at the end of best.pt, whose `Checkpoint.validation` this is, or "" for {}."""
+        if not validation:
+            return ""
+        step, dice = validation["step"], validation["dice"]
+        return f"; {self.folder.shown(BEST)} is of step {step}, validation Dice {dice:.3f}"
 
     def _validation_of_best(self, start):
         if BEST not in self.folder.names():

@@ -5,9 +5,12 @@ import math
 import numpy as np
 
 from .errors import UserError
+from .logger import counted
 from .metrics import metric_names
+from .run_differences import format_differences
 from .statistics import Resampling, describe
 from .summary import by_case, groups_of, label_of, mean_row
+from .text_table import text_table
 
 MORE = ("sample_dice", "coarse_dice", "ece_band", "brier_band", "ged2", "matched_iou", "rater_dice", "agreement")
 RULES = (
@@ -71,15 +74,19 @@ def paired(first, second, groups):
 
 
 def format_comparison(compared, summary, other):
-    """The comparison as a table for the console. summary: the first run's; other: the second's name."""
-    width = 22
-    lines = [f"compared with {other}, {compared['cases']} cases in common:"]
-    lines.append(f"{'':{width}}{'this':>9}{'other':>9}{'difference':>12}{'95 % interval':>22}{'p':>9}{'n':>6}")
+    """The comparison for the console, as a table below the settings that differ.
+
+    compared: of `compare`, with what `run_differences.apart` gives. summary: the first run's; other: the second's name.
+    """
+    lines, rows = [f"compared with {other}, {counted(compared['cases'], 'case')} in common"], []
+    if compared["differences"] is not None:
+        lines += format_differences(compared["differences"])
     for name, one in compared["figures"].items():
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:+.4f}, {one['high']:+.4f}]"
-        figures = f"{one['first']:9.4f}{one['second']:9.4f}{one['difference']:+12.4f}{interval:>22}{one['p']:9.2g}"
-        lines.append(f"{label_of(name, summary):{width}}{figures}{one['n']:6d}")
+        figures = [f"{one['first']:.4f}", f"{one['second']:.4f}", f"{one['difference']:+.4f}", interval]
+        rows.append([label_of(name, summary), *figures, f"{one['p']:.2g}", one["n"]])
+    lines.append(text_table(["", "this", "other", "difference", "95 % interval", "p", "n"], rows))
     for key, which in (("only_first", "this run"), ("only_second", "the other")):
         if compared[key]:
-            lines.append(f"left out: {compared[key]} cases of {which} alone")
+            lines.append(f"left out: {counted(compared[key], 'case')} of {which} alone")
     return "\n".join(lines)

@@ -51,7 +51,7 @@ class Evaluated:
     members: {class: a float64 [E, 3] for each case}, see `member_figures`.
     sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
     levels: where asked for, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
-    raters: the names of all raters in one order, see `raters.rater_names`.
+    is_volume: whether the cases are volumes. raters: the names of all raters in one order, see `raters.rater_names`.
     missing, without_truth: cases left out; unmatched: files of masks that belong to no case.
     """
 
@@ -59,6 +59,7 @@ class Evaluated:
     settings: Settings
     distance_unit: str
     volume_unit: str
+    is_volume: bool = False
     raters: tuple[str, ...] = ()
     rows: list = field(default_factory=list)
     tables: dict = field(default_factory=dict)
@@ -130,6 +131,7 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
         settings or Settings(),
         distance_unit="mm" if millimetres else "pixels",
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
+        is_volume=units[0].is_volume,
         raters=rater_names(dataset.cases),
     )
     for unit in progress(units) if progress else units:

@@ -1,4 +1,5 @@
-"""The command that samples what has been trained, with the test images that go with the training images."""
+"""Commands to go on with: sampling what has been trained, with the test images that go with the training images, or
+looking at the data."""
 
 import shlex
 from pathlib import Path
@@ -15,13 +16,23 @@ def sampling_command(data_dir, fetched, folder, checkpoint):
 
     data_dir: of the training, local or remote; fetched: where it is on this machine.
     """
-    script = SCRIPTS / "segmentation_sample.py"
-    if script.is_relative_to(Path.cwd()):
-        script = script.relative_to(Path.cwd())
     results = checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
     testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
-    words = ["python", script, "--model_path", folder.shown(checkpoint.name), "--data_dir", testing]
-    return shlex.join(map(str, [*words, "--out_dir", folder.shown(results)]))
+    words = ["--model_path", folder.shown(checkpoint.name), "--data_dir", testing, "--out_dir", folder.shown(results)]
+    return _command("segmentation_sample.py", words)
+
+
+def checking_command(data):
+    """The command that looks at the data of a run, ready for the shell. data: its option values, a dict."""
+    words = ["--data_name", data["data_name"], "--data_dir", data["data_dir"]]
+    return _command("check_data.py", [*words, "--classes", data["classes"]] if data["classes"] else words)
+
+
+def _command(name, words):
+    script = SCRIPTS / name
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return shlex.join(map(str, ["python", script, *words]))
 
 
 def testing_folder(data_dir):

@@ -1,18 +1,19 @@
-"""The summary of an evaluation: means over cases with their intervals, curves, the console's table and its rules."""
+"""The summary of an evaluation: means over cases with their intervals, curves and the console's table."""
 
 import math
 import re
 
 import numpy as np
 
-from .calibration import BINS
 from .classes import MEAN
-from .diversity import LEVELS, SET_FIGURES
-from .ensemble_size import RULE, format_sizes, size_summary
+from .diversity import SET_FIGURES
+from .ensemble_size import format_sizes, size_summary
 from .logger import counted
 from .metrics import metric_names
-from .statistics import RESAMPLES, Resampling, describe
-from .uncertainty import INTERVAL, SCORES, judge
+from .rules import rules_of
+from .statistics import Resampling, describe
+from .text_table import text_table
+from .uncertainty import SCORES, judge
 
 CALIBRATION = {  # figures and their labels in the table
     f"{name}{figure}{part}": "  in band" if part else f"{label}{figure.replace('_', ' ')}"
@@ -23,8 +24,8 @@ CALIBRATION = {  # figures and their labels in the table
 DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
 EMPTY = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+HEAD = ("", "mean", "95 % interval", "median", "std", "n")  # of the console's table
 PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
-WIDTH = 22
 
 
 def summary_of(evaluated):
@@ -43,7 +44,7 @@ def summary_of(evaluated):
     "ensemble_size", where asked for: see `ensemble_size.size_summary`.
     "rater_names" (numbers where the data tell none), "class_names", "groups" (how many, None where no case has one),
     "hd95_unit", "volume_unit", "nsd_tolerances"; "missing", "without_truth", "unmatched_files": cases and files left
-    out; "rules".
+    out; "rules": those of these figures, see `rules.rules_of`.
     """
     rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
     parts = {
@@ -51,7 +52,7 @@ def summary_of(evaluated):
         for name in evaluated.class_names
     }
     sizes = _sizes(evaluated)
-    return {
+    summary = {
         **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
@@ -64,8 +65,8 @@ def summary_of(evaluated):
         "missing": evaluated.missing,
         "without_truth": evaluated.without_truth,
         "unmatched_files": evaluated.unmatched,
-        "rules": rules_of(evaluated),
     }
+    return summary | {"rules": rules_of(summary, evaluated.settings, evaluated.is_volume)}
 
 
 def curves_of(evaluated):
@@ -232,69 +233,13 @@ def _curves(rows, tables):
     }
 
 
-# ---- the rules ---------------------------------------------------------------------------------------------------
-
-
-def rules_of(evaluated):
-    """The rules that the figures follow, a sentence or two each."""
-    tolerances = ", ".join(f"{tolerance:g}" for tolerance in evaluated.settings.tolerances)
-    spread = "groups (patients)" if any(row["group"] for row in evaluated.rows) else "cases"
-    several = len(evaluated.class_names) > 1
-    return [
-        "Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), per case, then averaged over cases.",
-        "Both masks empty: undefined, left out of the mean. One empty: Dice, IoU, NSD and lesion F1 0, HD95 and ASSD "
-        "the image's diagonal.",
-        f"Interval: 95 %, of the mean, by {RESAMPLES} bootstrap resamples of {spread}.",
-        *(
-            [
-                "Several classes: each is scored by itself; a case's mean is over its classes that are defined, and "
-                "figures of all pixels together are averaged over the classes."
-            ]
-            if several
-            else []
-        ),
-        "HD95: the larger of the two directed 95th percentiles of surface distances; ASSD: the mean of both "
-        f"directions' together; NSD: the share of them within {tolerances} {evaluated.distance_unit}.",
-        f"Volume difference: (prediction - truth) / truth; volume error: its absolute value; in {evaluated.volume_unit}"
-        " in the table of cases. Undefined without truth.",
-        "Lesions: connected components (over corners too), matched one to one by the largest sum of IoU; found where "
-        f"a pair's IoU is at least {evaluated.settings.lesion_iou:g}. Lesion F1 = 2TP/(2TP+FP+FN) of lesions.",
-        "A volume is one case; slices and volumes are not mixed. Volumes are compared in one orientation, which their "
-        "files' affines tell.",
-        "A prediction of another size is brought to the truth's grid by nearest neighbour.",
-        "Several raters: the truth is what more than half of them marked; for ECE and Brier, the fraction who marked "
-        "it.",
-        f"ECE: {BINS} equal bins of the foreground's probability; adaptive ECE: {BINS} bins of equally many pixels. "
-        "They and Brier are of all cases' pixels together; in the table of cases they are per case.",
-        "Band: pixels within max(1, round(0.03 sqrt(H W))) of the truth's boundary (of the nearest pixel of the other "
-        "kind), in a volume with its in-plane size and in units of its smallest spacing. An empty truth has none.",
-        "Scores of a case: agreement = mean Dice over pairs of members; expected Dice = what the probability p "
-        "promises, 2 sum(p in mask)/(mask + sum p); volume spread = std/mean of the members' volumes; their interval: "
-        f"the {INTERVAL[0]}th to {INTERVAL[1]}th percentile.",
-        "Is a score any good: its rank correlation (Spearman) with the error 1 - Dice, and the area under the "
-        "retention curve: mean error of the k surest cases, averaged over k = 1..n; beside it that of no knowledge "
-        "(the mean error) and of the best order (oracle).",
-        "Several raters: GED2 = 2 E[d(S,Y)] - E[d(S,S')] - E[d(Y,Y')] of members S and raters Y, d = 1 - IoU, IoU of "
-        "two empty masks 1, each mask also paired with itself. Matched IoU: Hungarian, both sides repeated to the "
-        "least common multiple. Rater Dice: the fused mask to each rater, averaged where defined; raters' agreement: "
-        "mean Dice over pairs of raters. All per case; of a rater over the cases that he marked.",
-        "Collective insight = 3 S D V/(S + D + V): S the sensitivity of the members' union to the raters' union, D the "
-        "mean over raters of the best Dice of a member, V = 1 - mean difference of the smallest and of the largest "
-        "1 - IoU among pairs of members and of raters.",
-        "Members: sensitivity and specificity are STAPLE's estimates, which know no truth, averaged over cases.",
-        *([RULE.format(method=evaluated.settings.sizes)] if evaluated.settings.sizes else []),
-        f"A run with a single member stands for {LEVELS} masks where sets are compared: its probability cut at "
-        f"(k + 0.5)/{LEVELS}.",
-    ]
-
-
 # ---- the console -------------------------------------------------------------------------------------------------
 
 
 def format_summary(summary):
     """The summary as a table for the console; of several classes first a line for each."""
-    lines = [*_class_lines(summary), f"{'':{WIDTH}}{'mean':>9}{'95 % interval':>20}{'median':>9}{'std':>9}{'n':>6}"]
-    lines += _lines(summary)
+    lines = [*_class_lines(summary), text_table(HEAD, _rows(summary))]
+    lines += _judgement_lines(summary["uncertainty"]) + _member_lines(summary["members"])
     if "ensemble_size" in summary:
         lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
@@ -315,18 +260,17 @@ def _class_lines(summary):
     if "classes" not in summary:
         return []
     names = [name for name in metric_names(summary["nsd_tolerances"]) if name in PER_CLASS or name.startswith("nsd_")]
-    width = max(14, *(len(name) + 2 for name in summary["classes"]))
-    lines = [f"{'class':{width}}{''.join(f'{name:>13}' for name in names)}{'cases':>7}"]
-    for name, one in summary["classes"].items():
-        means = "".join(f"{one['ensemble'][metric]['mean']:13.4f}" for metric in names)
-        lines.append(f"{name:{width}}{means}{one['ensemble']['dice']['n']:7d}")
-    return [*lines, "all classes, each case's mean over those that are defined:"]
+    rows = [
+        [name, *(f"{one['ensemble'][metric]['mean']:.4f}" for metric in names), one["ensemble"]["dice"]["n"]]
+        for name, one in summary["classes"].items()
+    ]
+    return [text_table(["class", *names, "cases"], rows), "all classes, each case's mean over those that are defined:"]
 
 
-def _lines(summary):
-    """The lines of the table."""
+def _rows(summary):
+    """The rows of the table."""
     names = metric_names(summary["nsd_tolerances"])
-    lines = [_table_line(label_of(name, summary), summary["ensemble"][name]) for name in names]
+    rows = [_row(label_of(name, summary), summary["ensemble"][name]) for name in names]
     values = {"sample dice": summary["sample"], "sample iou": summary["sample_iou"]}
     values |= {"coarse dice": summary["coarse"], "coarse iou": summary["coarse_iou"]}
     values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
@@ -334,20 +278,23 @@ def _lines(summary):
         raters = zip(summary["rater_names"], summary["raters"], strict=True)
         values |= {f"  to rater {name}": described for name, described in raters}
     values |= {name.replace("_", " "): summary["uncertainty"][name] for name in SCORES}
-    lines += [_table_line(label, described) for label, described in values.items() if described["n"]]
+    rows += [_row(label, described) for label, described in values.items() if described["n"]]
     # These are of all pixels together, so they have no median.
     figures = summary["calibration"]
-    lines += [f"{label:{WIDTH}}{figures[key]:9.4f}" for key, label in CALIBRATION.items() if not _nan(figures[key])]
-    return lines + _judgement_lines(summary["uncertainty"]) + _member_lines(summary["members"])
+    return rows + [[label, f"{figures[key]:.4f}"] for key, label in CALIBRATION.items() if not _nan(figures[key])]
+
+
+def _row(label, values):
+    interval = "" if _nan(values["low"]) else f"[{values['low']:.4f}, {values['high']:.4f}]"
+    return [label, f"{values['mean']:.4f}", interval, f"{values['median']:.4f}", f"{values['std']:.4f}", values["n"]]
 
 
 def _member_lines(members):
     if len(members) < 2:
         return []
-    lines = [f"{'member':{WIDTH}}{'dice':>9}{'sensitivity and specificity by STAPLE':>41}"]
-    for e, one in enumerate(members):
-        lines.append(f"  {e:<20}{one['dice']:9.4f}{one['staple_sensitivity']:20.4f}{one['staple_specificity']:20.4f}")
-    return lines
+    names = ("dice", "staple_sensitivity", "staple_specificity")
+    rows = [[f"  {e}", *(f"{one[name]:.4f}" for name in names)] for e, one in enumerate(members)]
+    return [text_table(["member", "dice", "sensitivity by STAPLE", "specificity by STAPLE"], rows)]
 
 
 def _judgement_lines(uncertainty):
@@ -370,12 +317,6 @@ def label_of(name, summary):
     if name.startswith("nsd_"):
         return f"nsd at {name[4:]} {unit}"
     return f"{name} ({unit})" if name in ("hd95", "assd") else name.replace("_", " ")
-
-
-def _table_line(label, values):
-    interval = "" if _nan(values["low"]) else f"[{values['low']:.4f}, {values['high']:.4f}]"
-    figures = f"{values['mean']:9.4f}{interval:>20}{values['median']:9.4f}{values['std']:9.4f}{values['n']:6d}"
-    return f"{label:{WIDTH}}{figures}"
 
 
 def _nan(value):

@@ -6,6 +6,7 @@ EMPTY = FULL = 0.5  # share of the members
 AGREEMENT = 0.5  # mean Dice of pairs of members
 LEARNED = 0.5  # Dice from which on a loss may well stay as it is
 FLAT = 0.01  # relative change of the mean loss from one validation to the next
+CHECK = "--overfit 4 (does it learn these data at all?)"  # which is not what to try in such a check itself
 NAMES = {
     "empty": "most samples empty",
     "full": "most samples full",
@@ -20,36 +21,36 @@ def symptoms(figures, losses, diffusion, train):
     figures: those of `validation.Seen`. losses: the mean training loss between the validation before the last and the
     last, and from there to this one; None where there is none. diffusion, train: the run's option values, dicts.
     """
-    found = {}
+    found, check = {}, "" if train["overfit"] else CHECK
+    for_masks, for_fewer = (_for_masks(diffusion, check or other) for other in ("a higher --lr", "more --max_steps"))
     if figures["empty"] >= EMPTY:
         found["empty"] = (
             f"{figures['empty']:.0%} of the samples are empty though their truth is not. In the first few hundred "
-            f"steps small objects are often not found yet; if it stays so, {_for_masks(diffusion, train)}, and look at "
+            f"steps small objects are often not found yet; if it stays so, {for_masks}, and look at "
             "the truth in the picture: masks that are nearly empty may have been read wrongly"
         )
     if figures["full"] >= FULL:
         found["full"] = (
             f"{figures['full']:.0%} of the samples are foreground nearly everywhere though their truth is not. Look at "
-            f"the truth in the picture (is it inverted?), try a lower --lr, and {_for_masks(diffusion, train)}"
+            f"the truth in the picture (is it inverted?), try a lower --lr, and {for_fewer}"
         )
     if figures["agreement"] < AGREEMENT and "empty" not in found:
         found["disagreement"] = (
             f"the samples of one image hardly agree (Dice {figures['agreement']:.2f} among them): the noise decides "
-            f"and not yet the image. Train longer; if it stays so, {_for_masks(diffusion, train)}"
+            f"and not yet the image. Train longer; if it stays so, {for_masks}"
         )
     before, now = losses
     learned = figures["dice"] if math.isfinite(figures["dice"]) else figures["coarse_dice"]
     if before is not None and now is not None and learned < LEARNED and before - now < FLAT * abs(before):
         found["flat"] = (
             f"the loss does not fall ({before:.4g} before the last validation, {now:.4g} since) and Dice is "
-            f"{learned:.2f}. Try --lr {3 * train['lr']:.1g} or {train['lr'] / 3:.1g}, and --overfit 4, which tells "
-            "whether the network learns these data at all"
+            f"{learned:.2f}. Try --lr {3 * train['lr']:.1g} or {train['lr'] / 3:.1g}{check and f', and {check}'}"
         )
     return found
 
 
-def _for_masks(diffusion, train):
-    """What helps masks to be found at all, of what this run does not have."""
+def _for_masks(diffusion, last):
+    """What helps masks to be found at all, of what this run does not have, and a last thing to try."""
     tries = []
     if diffusion["objective"] != "x0":
         tries.append("--objective x0 (it finds masks many times sooner)")
@@ -57,5 +58,4 @@ def _for_masks(diffusion, train):
         tries.append("--input_scale 0.1")
     if diffusion["objective"] == "x0" and diffusion["mask_loss"] == "mse":
         tries.append("--mask_loss bce_dice")
-    tries.append("--overfit 4 (does it learn these data at all?)")
-    return "try " + " or ".join(tries)
+    return f"try {' or '.join([*tries, last])}"

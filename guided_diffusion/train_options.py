@@ -196,6 +196,12 @@ class TrainOptions:
         """The step after which the run is complete."""
         return min(self.max_steps, self.lr_anneal_steps or self.max_steps)
 
+    @property
+    def ending_flags(self):
+        """The flags that say so, in words: to go on for longer each of them has to be larger."""
+        names = ("max_steps", "lr_anneal_steps")
+        return " and ".join(f"--{name}" for name in names if getattr(self, name) == self.last_step)
+
     def ema_rates(self):
         """`ema_rate` as a tuple of floats."""
         rates = numbers("ema_rate", self.ema_rate, float)

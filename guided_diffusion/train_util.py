@@ -88,7 +88,8 @@ class TrainLoop:
         self.ema = {str(rate): EMA(model, rate, saved_ema.get(str(rate))) for rate in options.ema_rates()}
         if start:
             self._restore(start)
-        self.last_saved = self.step if start and self._has_saved(self.step) else None
+        has_start = start and self.processes.from_first(lambda: self.checkpoints.has(self.step))
+        self.last_saved = self.step if has_start else None
         self.stop_signal, self.stopping = None, False
 
     def _restore(self, start):
@@ -97,10 +98,6 @@ class TrainLoop:
             self.scaler.load_state_dict(start.scaler)
         if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
             self.timesteps.load_state_dict(start.timestep_sampler)
-
-    def _has_saved(self, step):
-        """Whether the folder has this step's checkpoint: a run may go on in another folder than it began in."""
-        return self.processes.from_first(lambda: checkpoint_path("", step).name in self.folder.names())
 
     @property
     def last_step(self):

@@ -39,6 +39,21 @@ class Run:
     warnings: tuple = ()
 
     @property
+    def is_complete(self):
+        """Whether the checkpoint that it goes on from is of the last step already, or beyond it."""
+        return self.start is not None and self.start.step >= self.train.last_step
+
+    @property
+    def told_complete(self):
+        """A line that says so, and how to go on."""
+        step, last = self.start.step, self.train.last_step
+        so_far = f"step {step} of {last}" if step == last else f"step {step}, beyond {last}"
+        return (
+            f"the run is complete already ({so_far}): nothing was trained; to go on, give {self.train.ending_flags} "
+            f"above {step}"
+        )
+
+    @property
     def config(self):
         """The option values that are kept in checkpoints: a dict for each group. Paths are those of any folder."""
         train = dataclasses.asdict(self.train)

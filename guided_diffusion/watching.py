@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from .checkpoint_folder import BEST
 from .files import write_png
 from .logger import console, counted
+from .next_command import checking_command
 from .symptoms import NAMES, symptoms
 
 OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which --overfit passes
@@ -66,27 +66,33 @@ class Watch:
         self.best = {"step": step, "dice": dice, "cases": self.validation.names}
         return True
 
-    def told_best(self):
-        """What is told of best.pt at the end, or ""."""
-        if not self.best:
-            return ""
-        return f"; {self.folder.shown(BEST)} is of step {self.best['step']}, validation Dice {self.best['dice']:.3f}"
-
     def verdict(self, step):
         """Say whether the cases of --overfit were learned by heart in so many steps. Returns the exit status."""
         cases, steps = counted(len(self.validation.indices), "case"), counted(step, "step")
-        if self.seen is None or math.isnan(self.seen.dice):
-            console().info(f"overfit: NO RESULT after {steps}: {cases} were not sampled")
+        if self.seen is None:
+            console().info(f"overfit: NO RESULT after {steps}: nothing was sampled of {cases}")
+            return 1
+        check = f"check the masks with: {checking_command(self.config['data'])}"
+        if math.isnan(self.seen.dice):
+            console().info(f"overfit: NO RESULT after {steps}: nothing is marked in the truth of {cases}\n{check}")
             return 1
         if self.seen.dice >= OVERFIT_DICE:
             console().info(f"overfit: PASS: Dice {self.seen.dice:.3f} on {cases} after {steps}")
             return 0
         console().info(
             f"overfit: FAIL: Dice {self.seen.dice:.3f} on {cases} after {steps}, {OVERFIT_DICE} is needed. Look at "
-            f"{self.folder.shown('validation')}: do image and truth belong together? Then try a higher --lr, more "
-            "--max_steps, or fewer cases"
+            f"{self.folder.shown('validation')}: do image and truth belong together? If they do, try "
+            f"{self._tries_of_overfit(step)}\n{check}"
         )
         return 1
+
+    def _tries_of_overfit(self, step):
+        """What may let an --overfit pass that ended with this step, in words."""
+        options = self.options
+        ended_by = options.ending_flags if step >= options.last_step else "--max_minutes" if options.max_minutes else ""
+        tries = [f"a higher --lr than {options.lr:g}", f"more {ended_by or 'steps'}"]
+        tries += [] if self.config["device"]["precision"] == "fp32" else ["--precision fp32"]
+        return f"{', '.join(tries[:-1])} or {tries[-1]}"
 
     def _in_words(self, seen):
         figures = {name: value for name, value in seen.figures.items() if not math.isnan(value)}

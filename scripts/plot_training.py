@@ -9,7 +9,7 @@ from guided_diffusion.errors import UserError, run_script
 from guided_diffusion.logger import console
 from guided_diffusion.training_curve import write_curve
 
-EXAMPLE = "python scripts/plot_training.py --run_dir runs/isic --out runs/isic/curve.svg"
+EXAMPLE = "python scripts/plot_training.py --run_dir runs/first --out runs/first/curve.svg"
 
 
 @dataclass

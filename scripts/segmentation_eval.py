@@ -18,6 +18,7 @@ from guided_diffusion.logger import console
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
+from guided_diffusion.run_differences import apart
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import given_split, hold_out_of
 from guided_diffusion.storage import fetch_folder, is_same_folder
@@ -26,7 +27,7 @@ from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, 
 from guided_diffusion.units import group_cases
 from guided_diffusion.work_folder import work_folder
 
-EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/isic/results"
+EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
 
 def main(argv=None):
@@ -34,21 +35,21 @@ def main(argv=None):
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
-    pred_dir, manifest = read_manifest(options.pred_dir)
-    manifest = of_split(manifest, options.split)
+    pred_dir, recorded = read_manifest(options.pred_dir)
+    manifest = of_split(recorded, options.split)
     if options.fit_temperature:
         check_origin(options.fit_temperature, manifest)
-    other = read_manifest(options.compare)[0] if options.compare else None
+    other, differences = read_other(options.compare, recorded)
     dataset = find_truth(options, manifest)
     settings = settings_of(options, given, manifest)
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
-    for line in (*dataset.notes, leak):
+    for line in (*dataset.notes, leak, differences.get("warning")):
         if line:
             console().warning(line)
     evaluated = compare_cases(pred_dir, dataset, bar, settings=settings)
-    compared = compare_with(other, evaluated, dataset) if other else None
+    compared = compare_with(other, evaluated, dataset) | differences if other else None
     summary = write_evaluation(evaluated, out.path, compared)
     console().info(format_summary(summary))
     if options.ensemble_curve and "ensemble_size" not in summary:
@@ -76,6 +77,15 @@ def read_manifest(folder):
     Predictions(here)  # a folder that is not there is refused here; --out_dir would make it
     path = here / "manifest.json"
     return here, read_json(path) if path.exists() else {}
+
+
+def read_other(folder, manifest):
+    """The folder of --compare on this machine, and what sets its run apart from that of a manifest, see
+    `run_differences.apart`; None and {} without such a folder."""
+    if not folder:
+        return None, {}
+    here, other = read_manifest(folder)
+    return here, apart(manifest, other)
 
 
 def of_split(manifest, split):

@@ -39,8 +39,8 @@ from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
-EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/isic/model005000.pt --data_dir ISIC/Test \\
-      --out_dir runs/isic/results --num_ensemble 5"""
+EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
+      --out_dir runs/first/results --num_ensemble 5"""
 
 
 def main(argv=None):

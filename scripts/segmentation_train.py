@@ -46,8 +46,9 @@ from guided_diffusion.validation import Validation, any_marked, spread_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
 
-EXAMPLE = """python scripts/segmentation_train.py --data_name ISIC --data_dir ISIC/Train --out_dir runs/isic \\
-      --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --batch_size 16 --lr 5e-4"""
+EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --out_dir runs/first \\
+      --image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 \\
+      --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # places in the data, at each of which some are tried
 
 
@@ -70,6 +71,11 @@ def train_model(options, given, processes):
     """Build or resume the run and train it, this process on its share of every batch. Returns the exit status."""
     run = settle(options, given, processes)
     train, dataset, start, folder = run.train, run.dataset, run.start, run.folder
+    checkpoints = CheckpointFolder(folder)
+    if run.is_complete and processes.from_first(lambda: checkpoints.has(start.step)):
+        if processes.is_first:
+            say_complete(run, checkpoints)
+        return 0
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         folder.check_writable()
         folder.pull(lambda name: name in ("log.jsonl", SESSIONS))  # a resumed run goes on with it
@@ -105,17 +111,32 @@ def train_model(options, given, processes):
     with recorded(loop) if processes.is_first else nullcontext():
         last = loop.run()
     if processes.is_first:
-        command = sampling_command(run.data.data_dir, dataset.data_dir, folder, checkpoint_path("", last))
+        command = command_to_sample(run, last)
         folder.finish()
     if train.overfit:
         return loop.watch.verdict(last)
-    told = counted(last, "step")
-    if last < loop.last_step:
+    told = f"trained {counted(last, 'step')}"
+    if run.is_complete:
+        told = run.told_complete
+    elif last < loop.last_step:
         told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:
-        best = "" if loop.watch is None else loop.watch.told_best()
-        console().info(f"trained {told}{best}\nsample with: {command}")
+        best = "" if loop.watch is None else checkpoints.told_best(loop.watch.best)
+        console().info(f"{told}{best}\nsample with: {command}")
     return 0
+
+
+def say_complete(run, checkpoints):
+    """Say that there is nothing left to train, and what to do now; the run's folder, `checkpoints`, stays as it is."""
+    best = checkpoints.best_so_far(run.start)
+    command = command_to_sample(run, run.start.step)
+    run.folder.finish()  # an earlier run may have left files that the store lacks
+    console().info(f"{run.told_complete}{checkpoints.told_best(best)}\nsample with: {command}")
+
+
+def command_to_sample(run, step):
+    """The command that samples a run's checkpoint of this step."""
+    return sampling_command(run.data.data_dir, run.dataset.data_dir, run.folder, checkpoint_path("", step))
 
 
 def build_networks(run, processes):
@@ -190,7 +211,7 @@ def dry_run(options, given):
     if run.validation is not None:
         lines.append(run.validation.told(run.train))
     if run.start is not None:
-        lines.append(f"goes on from step {run.start.step}")
+        lines.append(run.told_complete if run.is_complete else f"goes on from step {run.start.step}")
     lines.extend(run.warnings)
     comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
     sys.stdout.write(as_yaml(run.values) + comments)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import nibabel
 import numpy as np
@@ -184,7 +185,7 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     assert summary["coarse_iou"]["mean"] == pytest.approx(1 / 6)
     assert summary["coarse"]["mean"] == pytest.approx(0.25) and summary["ensemble"]["dice"]["mean"] == 1
     text = format_summary(summary)
-    assert "\nsample dice              0.6250" in text and "\ncoarse dice              0.2500" in text
+    assert re.search(r"\nsample dice +0.6250 ", text) and re.search(r"\ncoarse dice +0.2500 ", text)
 
 
 def test_without_samples_the_table_has_no_such_line(folder):
@@ -314,7 +315,7 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     assert curves["all"]["reliability"]["probability"]["truth"] == [0, 1]
     assert curves["all"]["retention"]["agreement"]["error"] == [0] * 3  # "imagined" and "nothing" are empty twice
     saved = strict_json(tmp_path / "results" / "summary.json")
-    assert saved["calibration"]["coarse_ece"] is None and any("GED2" in rule for rule in saved["rules"])
+    assert saved["calibration"]["coarse_ece"] is None and not any("GED2" in rule for rule in saved["rules"])
 
 
 def test_a_probability_of_another_size_is_brought_to_the_truths_grid(folder, save_picture):
@@ -347,7 +348,7 @@ def test_script_on_a_plain_folder(folder, script, tmp_path, capsys):
         ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data, "--out_dir", tmp_path / "out"],
     )
     out = capsys.readouterr().out
-    assert "dice                     0.3750" in out and "Dice = 2TP/(2TP+FP+FN)" in out
+    assert re.search(r"\ndice +0.3750 ", out) and "Dice = 2TP/(2TP+FP+FN)" in out
     assert len(table(tmp_path / "out" / "metrics.csv")) == 5
     assert strict_json(tmp_path / "out" / "summary.json")["ensemble"]["cases"] == 5
     assert "left out:" not in out
@@ -363,7 +364,7 @@ def test_script_on_a_plain_folder_with_other_names(folder, script, refusal, save
     line = ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data]
     script("segmentation_eval", line)
     out = capsys.readouterr().out
-    assert "dice                     0.3750" in out and "left out: 2 files of masks not named like any case" in out
+    assert re.search(r"\ndice +0.3750 ", out) and "left out: 2 files of masks not named like any case" in out
     assert strict_json(predicted / "summary.json")["unmatched_files"] == 2
     for name in TRUTH:
         for path in predicted.glob(f"{name}*.png"):

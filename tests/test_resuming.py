@@ -87,6 +87,54 @@ def test_a_checkpoint_that_does_not_know_its_precision_goes_on_in_auto(monkeypat
     assert kept_precision({}, CPU) == ("bf16", None)
 
 
+# ---- a run that is complete --------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "again", "words"),
+    [
+        ("", "", "(step 1 of 1): nothing was trained; to go on, give --max_steps above 1"),
+        ("--lr_anneal_steps 1 --max_steps 9", "", "to go on, give --lr_anneal_steps above 1"),
+        ("--lr_anneal_steps 1", "", "to go on, give --max_steps and --lr_anneal_steps above 1"),
+        ("--max_steps 2", "--max_steps 1 --lr 1e-3", "(step 2, beyond 1): nothing was trained; to go on, give --max_"),
+    ],
+)
+def test_a_complete_run_says_so_and_stays_as_it_is(begun, script, tmp_path, capsys, flags, again, words):
+    begun(f"--sample_interval 1 --val_cases 1 {flags}")
+    run, step = tmp_path / "run", 2 if again else 1
+    before = contents(run)
+    command = capsys.readouterr().out.rpartition("sample with: ")[2]
+    line = ["--resume_checkpoint auto --out_dir", run, again]
+    assert script("segmentation_train", line) == 0
+    first, last = capsys.readouterr().out.splitlines()  # no line of a network, a validation or a step
+    assert first.startswith(f"the run is complete already (step {step}") and words in first
+    assert f"; {run / 'best.pt'} is of step" in first and last == f"sample with: {command.strip()}"
+    assert contents(run) == before
+    script("segmentation_train", [*line, "--dry_run True"])
+    assert "# the run is complete already" in capsys.readouterr().out and contents(run) == before
+
+
+def test_a_best_that_a_kill_left_out_is_made_up_for(begun, script, tmp_path):
+    begun("--sample_interval 1 --val_cases 1")
+    (tmp_path / "run" / "best.pt").unlink()
+    script("segmentation_train", ["--resume_checkpoint auto --out_dir", tmp_path / "run"])
+    assert load_checkpoint(tmp_path / "run" / "best.pt").step == 1
+
+
+def test_it_goes_on_as_it_says(begun, script, tmp_path, capsys):
+    begun("--lr_anneal_steps 1")
+    line = ["--resume_checkpoint auto --out_dir", tmp_path / "run", "--lr_anneal_steps 2"]
+    script("segmentation_train", line)
+    assert "to go on, give --max_steps above 1" in capsys.readouterr().out
+    script("segmentation_train", [*line, "--max_steps 2"])
+    out = capsys.readouterr().out
+    assert "going on from step 1" in out and "trained 2 steps\n" in out and "complete already" not in out
+
+
 # ---- flags beside the checkpoint's options -----------------------------------------------------------------------
 
 
@@ -198,7 +246,8 @@ def test_in_a_new_folder_the_checkpoint_that_is_told_of_exists(begun, script, tm
     start = tmp_path / "run" / "model000001.pt"
     capsys.readouterr()
     script("segmentation_train", ["--resume_checkpoint", start, "--max_steps 1 --out_dir", tmp_path / "new"])
-    assert f"--model_path {tmp_path / 'new' / 'model000001.pt'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"--model_path {tmp_path / 'new' / 'model000001.pt'}" in out and "complete already (step 1 of 1)" in out
     one, other = load_checkpoint(start), load_checkpoint(tmp_path / "new" / "model000001.pt")
     assert equal(one.model, other.model) and equal(one.optimizer, other.optimizer)
     assert (tmp_path / "new" / "last.pt").exists()

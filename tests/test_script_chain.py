@@ -1,12 +1,17 @@
-"""From one script to the next: the command that training ends with, training images and damaged truth at sampling."""
+"""From one script to the next: the command that training ends with, the README's first example, training images and
+damaged truth at sampling."""
 
 import os
+import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
+from test_config import TRAIN
 
+from guided_diffusion.command_line import parse
 from guided_diffusion.data import build_dataset
 
 
@@ -28,6 +33,33 @@ def test_the_command_that_training_ends_with_runs_as_it_is(script, tmp_path, cap
     assert files(results / "masks") == ["case0.png", "case1.png"]
     assert build_dataset("FOLDER", strict_json(results / "manifest.json")["data"]["data_dir"], 8, split="test")
     assert f"2 cases of {folder if layout == 'below' else sampled}" in capsys.readouterr().out
+
+
+def test_the_readmes_first_example_leads_from_training_to_python(
+    script, trained, pictures, tmp_path, monkeypatch, capsys
+):
+    """Each command takes what the one before it wrote, and runs as it stands; --help has the same ones."""
+    text = (SCRIPTS.parent / "README.md").read_text(encoding="utf-8")
+    commands = {}
+    for block in re.findall(r"(?s)```bash\n(python scripts/segmentation_.*?)```", text):
+        command = shlex.split(block.replace("\\\n", " "))
+        if any("runs/first" in word for word in command):
+            commands[Path(command[1]).stem] = command[2:]
+    assert list(commands) == ["segmentation_train", "segmentation_sample", "segmentation_eval"]
+    for name, command in commands.items():
+        with pytest.raises(SystemExit):
+            script(name, "--help")
+        assert shlex.split(capsys.readouterr().out.rpartition("example:\n")[2].replace("\\\n", " "))[2:] == command
+    (data, train, *_), _ = parse("", TRAIN, commands["segmentation_train"])
+    checkpoint = f"{train.out_dir}/model{train.last_step:06d}.pt"
+    assert f'Segmenter.load("{checkpoint}")' in text
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, data.data_dir)
+    Path(train.out_dir).mkdir(parents=True)
+    shutil.copy(trained, checkpoint)
+    script("segmentation_sample", [shlex.join(commands["segmentation_sample"]), "--num_workers 0"])
+    script("segmentation_eval", shlex.join(commands["segmentation_eval"]))
+    assert len(rows(Path("runs/first/results"))) == 4
 
 
 LEAK = "cases were trained on: Dice on training images says nothing about new ones"

@@ -90,6 +90,18 @@ def test_a_store_that_always_fails_loses_nothing(script, refusal, pictures, blob
     assert not unfinished(tmp_path)
 
 
+def test_a_complete_run_pushes_what_the_store_lacks(script, refusal, pictures, blobs, tmp_path, capsys):
+    check = blobs.remove
+    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 1000))
+    train = ["--data_name FOLDER --data_dir", pictures, f"--out_dir {RUN}", TINY, "--max_steps 1"]
+    refusal("segmentation_train", train)
+    blobs.remove, blobs.failing = check, 0
+    script("segmentation_train", [*train, "--resume_checkpoint auto"])
+    assert "complete already (step 1 of 1)" in capsys.readouterr().out
+    assert {"model000001.pt", "log.csv", "sessions.jsonl"} < set(files(Path(blobs.local(RUN))))
+    assert not unfinished(tmp_path)
+
+
 def test_of_a_run_in_a_store_the_newest_and_the_best_are_kept(script, pictures, blobs, tmp_path):
     check = blobs.remove
     flags = "--save_interval 1 --keep_checkpoints 2 --sample_interval 1 --val_cases 1 --version unet"

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+import os
+import shlex
 
 import numpy as np
 import processes
 import pytest
 import torch
-from conftest import FAST, TINY, files, words
+from conftest import FAST, SCRIPTS, TINY, files, words
 from PIL import Image
 from test_training_runs import equal
 
@@ -241,7 +243,37 @@ def test_overfit_passes_and_stops_as_soon_as_it_does(script, pictures, tmp_path,
 def test_overfit_fails_where_nothing_is_learned(script, pictures, tmp_path, capsys):
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--overfit 1 --lr 1e-9"]
     assert script("segmentation_train", [*line, "--max_steps 1 --sample_interval 1 --version unet"]) == 1
-    assert "overfit: FAIL: Dice " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    (verdict,) = [text for text in out.splitlines() if text.startswith("overfit: FAIL: Dice ")]
+    assert verdict.endswith("belong together? If they do, try a higher --lr than 1e-09 or more --max_steps")
+    command = shlex.split(out.rpartition("check the masks with: ")[2])
+    assert command[0] == "python" and os.path.samefile(command[1], SCRIPTS / "check_data.py")
+    script("check_data", [shlex.join(command[2:]), "--out_dir", tmp_path / "checked", "--num_workers 0"])
+    assert (tmp_path / "checked" / "contact_sheet.png").exists() and "0 errors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["", "--max_minutes 0.001 --max_steps 99999"])
+def test_a_check_that_fails_is_not_told_to_check(script, pictures, tmp_path, capsys, flags):
+    """Neither by its verdict nor by the warnings of its validations, which advise other runs to check."""
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--overfit 1 --lr 1e-9"]
+    assert script("segmentation_train", [*line, "--max_steps 3 --sample_interval 1 --precision bf16", flags]) == 1
+    out = capsys.readouterr().out
+    assert "warning: " in out and "--overfit" not in out
+    ended_by = "--max_minutes" if "max_minutes" in flags else "--max_steps"
+    assert f"try a higher --lr than 1e-09, more {ended_by} or --precision fp32" in out
+
+
+def test_a_check_on_masks_without_marks_has_no_result(script, tmp_path, save_picture, capsys):
+    save_picture(tmp_path / "data" / "images" / "a.png", np.full((32, 32, 3), 90, np.uint8))
+    save_picture(tmp_path / "data" / "masks" / "a.png", np.zeros((32, 32), np.uint8))
+    line = ["--data_name FOLDER --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run", TINY, "--lr 1e-2"]
+    flags = "--overfit 1 --max_steps 40 --sample_interval 40 --version unet --ema_rate 0.5"
+    assert script("segmentation_train", [*line, flags]) == 1
+    out = capsys.readouterr().out
+    assert (
+        "overfit: NO RESULT after 40 steps: nothing is marked in the truth of 1 case\ncheck the masks with: python "
+        in out
+    )
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
@@ -291,16 +323,19 @@ GOOD = {"dice": 0.8, "member_dice": 0.8, "coarse_dice": 0.8, "agreement": 0.9, "
     ],
 )
 def test_what_is_wrong_is_told_with_what_to_try(figures, losses, name, words):
-    diffusion, train = {"objective": "x0", "mask_loss": "bce_dice", "input_scale": 0.1}, {"lr": 1e-3}
+    diffusion = {"objective": "x0", "mask_loss": "bce_dice", "input_scale": 0.1}
+    train = {"lr": 1e-3, "overfit": 0}
     found = symptoms(GOOD | figures, losses, diffusion, train)
     assert list(found) == [name] and words in found[name] and "--overfit 4" in found[name]
     assert symptoms(GOOD, losses, diffusion, train) == {}
     eps = {"objective": "eps", "mask_loss": "mse", "input_scale": 1.0}
     assert ("--objective x0" in symptoms(GOOD | figures, losses, eps, train)[name]) == (name != "flat")
+    for options in (diffusion, eps):
+        assert "--overfit" not in symptoms(GOOD | figures, losses, options, train | {"overfit": 4})[name]
 
 
 def test_a_symptom_needs_two_losses_and_knows_the_plain_unet():
     figures = GOOD | {"dice": 0.1, "member_dice": math.nan, "agreement": math.nan}
     options = DiffusionOptions()
     diffusion = {"objective": options.objective, "mask_loss": options.mask_loss, "input_scale": options.input_scale}
-    assert symptoms(figures, (None, 1.0), diffusion, {"lr": 1e-3}) == {}
+    assert symptoms(figures, (None, 1.0), diffusion, {"lr": 1e-3, "overfit": 0}) == {}
