@@ -78,13 +78,13 @@ class TrainingItems(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def preload(self):
+    def load_shared(self):
         """See `data.SegmentationDataset.preload`."""
-        self.dataset.preload()
+        self.dataset.load_shared()
 
     def __getitem__(self, key):
         index, position = key
-        item = self.dataset[index]
+        item = self.dataset.load_item(index)
         if self.dataset.view.keep_size:
             item = crop(item, self.dataset.image_size, self.seed, position)
         return item if self.augment is None else self.augment(item, position)
@@ -134,7 +134,7 @@ def _loader(dataset, num_workers, **keywords):
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
     forked = num_workers > 0 and sys.platform == "linux"
     if forked:
-        dataset.preload()
+        dataset.load_shared()
     keywords = {"collate_fn": collate, **keywords}
     return _Batches(
         dataset,

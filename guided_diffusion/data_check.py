@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
+from .checked_loading import REMEDY
 from .data import build_dataset
-from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
+from .errors import NoCasesError, NoSplitError, UserError, reason_of
 from .files import read_picture
 from .logger import counted
 from .nifti import is_nifti, lies_elsewhere
@@ -125,16 +126,16 @@ class Looks(Dataset):
     def __len__(self):
         return len(self.units)
 
-    def preload(self):
+    def load_shared(self):
         """See `data.SegmentationDataset.preload`."""
-        self.dataset.preload()
+        self.dataset.load_shared()
 
     def __getitem__(self, index):
         return look_at(self.dataset, self.units[index], self.group_key)
 
 
 def look_at(dataset, unit, group_key=""):
-    """The `Look` at a `units.Unit`; whatever its loader raises is among its `problems`."""
+    """The `Look` at a `units.Unit`; what kept it from being read is among its `problems`."""
     first = unit.cases[0]
     look = Look(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
     digest, blank, marked = hashlib.sha256(), True, []
@@ -167,13 +168,9 @@ def _told(look, read, *arguments):
     """What `read(*arguments)` returns; None, and a problem of the look, where it raises."""
     try:
         return read(*arguments)
-    except UserError as error:
-        look.problems.append(str(error))
-    except OSError as error:
-        look.problems.append(describe_os_error(error))
-    except Exception as error:  # the loader may be the user's own and raise anything
-        look.problems.append(f"{look.name}: the loader fails: {type(error).__name__}: {' '.join(str(error).split())}")
-    return None
+    except (UserError, OSError) as error:
+        look.problems.append(reason_of(error).removesuffix(REMEDY))
+        return None
 
 
 def _look_at_values(dataset, case, look):
@@ -181,7 +178,7 @@ def _look_at_values(dataset, case, look):
     if is_nifti(case.masks[0]) and dataset.volumes is not None:
         look.values.update(_counted_values(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
-        look.values.update(_counted_values(dataset.read_labels(case)))
+        look.values.update(_counted_values(dataset.load_labels(case)))
     elif case.masks[0] != case.images[0] and not is_nifti(case.masks[0]):
         for path in case.masks:
             values = _counted_values(read_picture(path))

@@ -15,7 +15,7 @@ from .batches import sampling_batches
 from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
 from .dist_util import autocast, memory_format
-from .errors import UserError, is_out_of_memory
+from .errors import UserError, is_out_of_memory, reason_of
 from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .medsegdiff import check_size
@@ -289,7 +289,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.load_geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer
@@ -304,9 +304,8 @@ class ReadableRaters:
     def __call__(self, dataset, cases, k=0):
         try:
             return raters_of(dataset, cases, k)
-        except Exception as error:  # the loader may be the user's own and raise anything
+        except (UserError, OSError) as error:
             if cases[0].masks not in self.told:
                 self.told.add(cases[0].masks)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason}")
+                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason_of(error)}")
             return None
