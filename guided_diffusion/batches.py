@@ -5,12 +5,13 @@ import signal
 import sys
 import threading
 import traceback
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import UserError
+from .errors import UserError, reason_of
 from .selection import Selection
 from .views import crop
 
@@ -78,13 +79,13 @@ class TrainingItems(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def preload(self):
+    def load_shared(self):
         """See `data.SegmentationDataset.preload`."""
-        self.dataset.preload()
+        self.dataset.load_shared()
 
     def __getitem__(self, key):
         index, position = key
-        item = self.dataset[index]
+        item = self.dataset.load_item(index)
         if self.dataset.view.keep_size:
             item = crop(item, self.dataset.image_size, self.seed, position)
         return item if self.augment is None else self.augment(item, position)
@@ -106,6 +107,50 @@ def training_batches(
 def sampling_batches(dataset, batches, *, num_workers=0):
     """Return a DataLoader over these batches, lists of indices, in their order."""
     return _loader(dataset, num_workers, batch_sampler=batches)
+
+
+class Unread(NamedTuple):
+    """Stands for the item `index`, which cannot be read, and says why in one line."""
+
+    index: int
+    why: str
+
+
+class ReadableItems(Dataset):
+    """The items of `dataset`, an `Unread` in the place of one that cannot be read. Of a volume that holds for all
+    slices after such a one: the same files would be decoded in vain."""
+
+    def __init__(self, dataset):
+        self.dataset, self.unread = dataset, {}
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def load_shared(self):
+        """See `data.SegmentationDataset.preload`."""
+        self.dataset.load_shared()
+
+    def __getitem__(self, index):
+        volume = self.dataset.cases[index].volume
+        if volume in self.unread:
+            return Unread(index, self.unread[volume])
+        try:
+            return self.dataset.load_item(index)
+        except (UserError, OSError) as error:
+            if volume is not None:
+                self.unread[volume] = reason_of(error)
+            return Unread(index, reason_of(error))
+
+
+def collate_readable(items):
+    """(the batch of those items that are none of `Unread`, or None without any; a list of the others)."""
+    readable = [item for item in items if not isinstance(item, Unread)]
+    return collate(readable) if readable else None, [item for item in items if isinstance(item, Unread)]
+
+
+def readable_batches(dataset, batches, *, num_workers=0):
+    """`sampling_batches` of what can be read, as `collate_readable` gives them; an image that cannot ends nothing."""
+    return _loader(ReadableItems(dataset), num_workers, batch_sampler=batches, collate_fn=collate_readable)
 
 
 def looking_batches(items, num_workers=0):
@@ -134,7 +179,7 @@ def _loader(dataset, num_workers, **keywords):
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
     forked = num_workers > 0 and sys.platform == "linux"
     if forked:
-        dataset.preload()
+        dataset.load_shared()
     keywords = {"collate_fn": collate, **keywords}
     return _Batches(
         dataset,

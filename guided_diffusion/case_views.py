@@ -144,7 +144,7 @@ def slices_of(predictions, dataset, unit, read_raters):
     if not volume:
         image = displayed(dataset.load_image(unit.cases[0]))
         return CaseSlices([(None, _view(image, *layers))], scores)
-    geometry = dataset.geometry(unit.cases[0])
+    geometry = dataset.load_geometry(unit.cases[0])
     affine = None if geometry is None else geometry.affine
     views = []
     for k in _shown_slices(masks, truths, doubt):

@@ -171,7 +171,7 @@ def _tile(dataset, unit):
         except UserError:
             masks = None
     layers = [] if masks is None else _layers(masks)
-    geometry = dataset.geometry(case)
+    geometry = dataset.load_geometry(case)
     if geometry is not None:
         image, *layers = (radiological(layer, geometry.affine) for layer in (image, *layers))
     picture = resized(image, TILE)

@@ -205,9 +205,21 @@ class FolderDataset(SegmentationDataset):
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
         self.layout = self._told_layout(pairs)
-        self.image_channels = nifti_channels(first) if self.is_nifti else read_picture(first).shape[0]
+        self.image_channels = nifti_channels(first) if self.is_nifti else self._picture_channels(pairs)
         self.left_right_axis = -2 if self.is_nifti else -1
         self.background = 0.0 if self.is_nifti and not self.ct_window else None
+
+    def _picture_channels(self, pairs):
+        """The channels of the first picture or, where none is to be trained on, of the first that can be read."""
+        failed = None
+        for image, *_ in pairs:
+            try:
+                return read_picture(image).shape[0]
+            except UserError as error:
+                failed = failed or error
+                if self.need_masks:
+                    break
+        raise failed
 
     def _told_layout(self, pairs):
         """What was found, in words."""

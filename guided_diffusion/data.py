@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .case_checks import check_cases
+from .checked_loading import CheckedLoading, own_errors
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
 from .orientation import STILL, turned_back
@@ -67,8 +68,10 @@ class Geometry:
         return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(CheckedLoading, Dataset):
     """Base of every loader. A subclass says where the cases are and how one is read; the rest is done here.
+
+    The framework calls what a subclass overrides through the methods of `CheckedLoading` alone.
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
     `find_cases`, `read_image` and `read_mask`. It may override `normalise` (default: photographs) and `geometry`.
@@ -140,12 +143,14 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
-        self.cases = self._find_split(split) if hold_out is None or split is None else self._find_divided(hold_out)
+        with own_errors(type(self), "find_cases"):
+            self.cases = self._find_split(split) if hold_out is None or split is None else self._find_divided(hold_out)
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
-        check_cases(self)
+        with own_errors(type(self), "find_cases"):
+            check_cases(self)
         self.classes = self._settled_classes(classes)
         self.class_names = self.classes.names
         self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
@@ -188,7 +193,7 @@ class SegmentationDataset(Dataset):
             return described_classes(self.data_dir / "dataset.json")
         cases = [case for case in self.cases if case.masks]
         bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
-        return found_classes((self.read_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
+        return found_classes((self.load_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range; by default 8-bit values to [-1, 1]."""
@@ -290,7 +295,7 @@ class SegmentationDataset(Dataset):
         volume, slice_index: of a slice.
         """
         case = self.cases[index]
-        images = [self._normalised(near) for near in self.view.around(case, self._slices)]
+        images = [self.load_normalised(near) for near in self.view.around(case, self._slices)]
         size = tuple(images[0].shape[-2:])
         image = torch.cat([self.view.image(image, self.image_size) for image in images])
         item = {"image": image, "name": case.name, "size": size}
@@ -304,51 +309,6 @@ class SegmentationDataset(Dataset):
             item["slice_index"] = case.slice_index
         return item
 
-    def _normalised(self, case):
-        """The case's own image at its own size: float32 [C, H, W]."""
-        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
-        return torch.as_tensor(self.normalise(raw), dtype=torch.float32)
-
-    def load_image(self, case):
-        """`read_image`, checked: float32 [C, H, W] with a case's `case_channels` and finite values."""
-        image = np.asarray(self.read_image(case), dtype=np.float32)
-        if image.ndim != 3:
-            raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
-        if image.shape[0] != self.case_channels:
-            raise UserError(
-                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.case_channels}; "
-                "convert it or leave it out"
-            )
-        if not np.isfinite(image).all():
-            raise UserError(f"{case.images[0]}: holds values that are not finite; repair it or leave it out")
-        return image
-
-    def load_mask(self, case, image_size=None):
-        """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) when that is given.
-
-        Only for a case whose `masks` are set, whatever `need_masks` is.
-        """
-        mask = np.asarray(self.read_mask(case))
-        if mask.ndim != 4 or mask.shape[1] != len(self.class_names):
-            raise UserError(
-                f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
-                f"not [raters, {len(self.class_names)}, H, W]"
-            )
-        if case.raters and len(set(case.raters)) != len(mask):
-            names = ", ".join(case.raters)
-            raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
-        if self.classes.is_exclusive and mask.shape[1] > 1 and (mask.sum(axis=1) > 1).any():
-            raise UserError(
-                f"{case.masks[0]}: the loader marked a pixel as two of {', '.join(self.class_names)}; where classes "
-                "overlap, class_values must have a label value that both share"
-            )
-        if image_size is not None and tuple(mask.shape[-2:]) != tuple(image_size):
-            raise UserError(
-                f"{case.masks[0]}: the mask has {mask.shape[-2]}x{mask.shape[-1]} pixels, its image "
-                f"{case.images[0].name} has {image_size[0]}x{image_size[1]}; they must agree"
-            )
-        return mask.astype(bool)
-
 
 def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
@@ -360,7 +320,8 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """
     loader = find_loader(recognised(data_name, data_dir))
-    return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+    with own_errors(loader, "__init__"):
+        return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
 
 
 def recognised(data_name, data_dir):
@@ -373,8 +334,10 @@ def recognised(data_name, data_dir):
     if not Path(data_dir).is_dir():
         raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
     for name in [*RECOGNISED, *registered_loaders()]:
-        if find_loader(name).recognises(Path(data_dir)):
-            return name
+        loader = find_loader(name)
+        with own_errors(loader, "recognises"):
+            if loader.recognises(Path(data_dir)):
+                return name
     raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
 
 

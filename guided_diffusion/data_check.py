@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
+from .checked_loading import REMEDY
 from .data import build_dataset
-from .errors import NoCasesError, NoSplitError, UserError, describe_os_error
+from .errors import NoCasesError, NoSplitError, UserError, reason_of
 from .files import read_picture
-from .logger import counted
+from .logger import counted, listed
 from .nifti import is_nifti, lies_elsewhere
 from .split import SPLIT_FOLDERS, known_group
 from .units import group_cases
 
-NAMED = 5  # cases that a message names before it says how many more there are
+NAMED = 5  # problems that are told before it is only said whose the others are
 FEW_PIXELS = 1e-3  # share of the foreground below which masks are hard to learn
 SOFT_VALUES = 2  # values of a mask picture beyond which its greys are told
 
@@ -125,16 +126,16 @@ class Looks(Dataset):
     def __len__(self):
         return len(self.units)
 
-    def preload(self):
+    def load_shared(self):
         """See `data.SegmentationDataset.preload`."""
-        self.dataset.preload()
+        self.dataset.load_shared()
 
     def __getitem__(self, index):
         return look_at(self.dataset, self.units[index], self.group_key)
 
 
 def look_at(dataset, unit, group_key=""):
-    """The `Look` at a `units.Unit`; whatever its loader raises is among its `problems`."""
+    """The `Look` at a `units.Unit`; what kept it from being read is among its `problems`."""
     first = unit.cases[0]
     look = Look(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
     digest, blank, marked = hashlib.sha256(), True, []
@@ -167,13 +168,9 @@ def _told(look, read, *arguments):
     """What `read(*arguments)` returns; None, and a problem of the look, where it raises."""
     try:
         return read(*arguments)
-    except UserError as error:
-        look.problems.append(str(error))
-    except OSError as error:
-        look.problems.append(describe_os_error(error))
-    except Exception as error:  # the loader may be the user's own and raise anything
-        look.problems.append(f"{look.name}: the loader fails: {type(error).__name__}: {' '.join(str(error).split())}")
-    return None
+    except (UserError, OSError) as error:
+        look.problems.append(reason_of(error).removesuffix(REMEDY))
+        return None
 
 
 def _look_at_values(dataset, case, look):
@@ -181,7 +178,7 @@ def _look_at_values(dataset, case, look):
     if is_nifti(case.masks[0]) and dataset.volumes is not None:
         look.values.update(_counted_values(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
-        look.values.update(_counted_values(dataset.read_labels(case)))
+        look.values.update(_counted_values(dataset.load_labels(case)))
     elif case.masks[0] != case.images[0] and not is_nifti(case.masks[0]):
         for path in case.masks:
             values = _counted_values(read_picture(path))
@@ -218,38 +215,38 @@ def _reading(part):
     yield from (Finding(True, f"{part.name}: {problem}") for problem in problems[:NAMED])
     if len(problems) > NAMED:
         names = [look.name for look in part.looks if look.problems]
-        yield Finding(True, f"{part.name}: {len(problems) - NAMED} more that cannot be read: {_names(names[NAMED:])}")
+        yield Finding(True, f"{part.name}: {len(problems) - NAMED} more that cannot be read: {listed(names[NAMED:])}")
 
 
 def _masks(part):
     without = [look.name for look in part.looks if not look.raters]
     if without and part.trains:
-        yield Finding(True, f"{part.name}: {counted(len(without), 'case')} without a mask: {_names(without)}")
+        yield Finding(True, f"{part.name}: {counted(len(without), 'case')} without a mask: {listed(without)}")
     elif without:
         words = (
-            f"{part.name}: {counted(len(without), 'case')} without a mask, which cannot be scored: {_names(without)}"
+            f"{part.name}: {counted(len(without), 'case')} without a mask, which cannot be scored: {listed(without)}"
         )
         yield Finding(False, words)
     numbers = Counter(look.raters for look in part.looks if look.raters)
     if len(numbers) > 1:
         usual = numbers.most_common(1)[0][0]
         odd = [look.name for look in part.looks if look.raters not in (0, usual)]
-        yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {_names(odd)}")
+        yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {listed(odd)}")
     seen = [look for look in part.looks if look.marked is not None]
     if seen and all(not look.marked.any() for look in seen) and part.trains:
         yield Finding(True, f"{part.name}: all masks are empty: there is nothing to learn; are they the right files?")
     empty = [look.name for look in seen if look.empty == look.count]
     if empty and len(empty) < len(seen):
-        yield Finding(False, f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {_names(empty)}")
+        yield Finding(False, f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {listed(empty)}")
     full = [look.name for look in seen if look.marked.max() > 0.98]
     if full:
-        yield Finding(False, f"{part.name}: {counted(len(full), 'case')} marked all over: {_names(full)}")
+        yield Finding(False, f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
     soft = [look.name for look in part.looks if look.is_soft]
     if soft and part.dataset.classes.is_binary:
         yield Finding(
             False,
             f"{part.name}: {counted(len(soft), 'mask')} with greys between background and foreground, which are cut at "
-            f"half: {_names(soft)}",
+            f"half: {listed(soft)}",
         )
     yield from _balance(part, seen)
 
@@ -273,7 +270,7 @@ def _balance(part, seen):
 def _images(part):
     blank = [look.name for look in part.looks if look.digest is None and look.sizes and not look.problems]
     if blank:
-        yield Finding(False, f"{part.name}: {counted(len(blank), 'image')} of one value alone: {_names(blank)}")
+        yield Finding(False, f"{part.name}: {counted(len(blank), 'image')} of one value alone: {listed(blank)}")
     elsewhere = [look.lies_elsewhere for look in part.looks if look.lies_elsewhere]
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
@@ -282,7 +279,7 @@ def _images(part):
         dark = [look.name for look in part.looks if look.digest and 0 < look.high.max() <= 1]
         if dark:
             yield Finding(
-                False, f"{part.name}: nearly black, with values from 0 to 1: {_names(dark)}; save them as 0-255"
+                False, f"{part.name}: nearly black, with values from 0 to 1: {listed(dark)}; save them as 0-255"
             )
 
 
@@ -299,9 +296,9 @@ def _duplicates(parts):
             (across if len({part for part, _ in found}) > 1 else within).append(told)
     if across:
         words = "in two splits, so that what is trained on is also tested on"
-        yield Finding(True, f"{counted(len(across), 'image')} {words}: {_names(across)}; keep each in one")
+        yield Finding(True, f"{counted(len(across), 'image')} {words}: {listed(across)}; keep each in one")
     if within:
-        yield Finding(False, f"{counted(len(within), 'image')} more than once in a split: {_names(within)}")
+        yield Finding(False, f"{counted(len(within), 'image')} more than once in a split: {listed(within)}")
 
 
 def _groups(parts):
@@ -318,14 +315,14 @@ def _groups(parts):
         yield Finding(
             True,
             f"{counted(len(both), 'patient')} (or other group) in two splits, so that what is trained on is also "
-            f"tested on: {_names(both)}; keep each in one",
+            f"tested on: {listed(both)}; keep each in one",
         )
     # The same name with the same pixels has been told as an image in two splits.
     same = sorted(name for name, digests in names.items() if len(digests) > 1)
     if same:
         yield Finding(
             False,
-            f"{counted(len(same), 'name')} in two splits, of different images: {_names(same)}; if that is one patient, "
+            f"{counted(len(same), 'name')} in two splits, of different images: {listed(same)}; if that is one patient, "
             "keep each in one",
         )
 
@@ -341,8 +338,3 @@ def _between(parts):
             False,
             "the data are not divided: all are trained on and sampled; hold some out, as --val_fraction 0.2",
         )
-
-
-def _names(names):
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

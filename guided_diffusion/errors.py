@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 
 class UserError(Exception):
@@ -89,6 +90,24 @@ def _told_by_another(error):
 def is_out_of_memory(error):
     """Whether torch ran out of memory, of a GPU's or the machine's."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def in_one_line(error):
+    """An exception's type and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def innermost_place(error, modules):
+    """Where an exception was raised: (file, line, function) of the innermost frame that is of one of these modules, by
+    their names; None where none is."""
+    frames = [(frame.f_code, line, frame.f_globals) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(code.co_filename, line, code.co_name) for code, line, names in frames if names.get("__name__") in modules]
+    return own[-1] if own else None
+
+
+def reason_of(error):
+    """One line for a `UserError` or an `OSError`."""
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)
 
 
 def describe_os_error(error):

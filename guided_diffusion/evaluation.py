@@ -121,11 +121,11 @@ def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, setti
     """
     units = group_cases(dataset.cases)
     firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
+    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
     check_volumes(dataset, units)
-    millimetres = dataset.geometry(units[0].cases[0]) is not None
+    millimetres = dataset.load_geometry(units[0].cases[0]) is not None
     evaluated = Evaluated(
         dataset.classes.names,
         settings or Settings(),
@@ -198,7 +198,7 @@ def read_answer(predictions, unit, shape, k=0):
 def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
     """Add a case to an `Evaluated`, class by class."""
     answers, truths, settings, case = [], [], evaluated.settings, unit.cases[0]
-    geometry = dataset.geometry(case)
+    geometry = dataset.load_geometry(case)
     group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
     for k, class_name in enumerate(evaluated.class_names):
         raters = read_raters(dataset, unit.cases, k)  # [R, ...]

@@ -43,6 +43,12 @@ def counted(number, noun):
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names, most=5):
+    """ "a, b and 3 more": names, of more than `most` the first and how many there are beside."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 class RunLog:
     """Scalars of a training run: `log.jsonl` and `log.csv` in `out_dir`, and TensorBoard event files beside them.
 

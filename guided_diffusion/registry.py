@@ -5,10 +5,9 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import traceback
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, in_one_line, innermost_place
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -73,7 +72,7 @@ def _import_file(path):
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise UserError(f"{path}: {where}{type(error).__name__}: {' '.join(str(error).split())}") from error
+        place = innermost_place(error, {spec.name})
+        line = f"line {place[1]}: " if place else ""
+        raise UserError(f"{path}: {line}{in_one_line(error)}") from error
     return module

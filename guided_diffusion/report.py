@@ -38,7 +38,7 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
     path = out_dir / "report.html"
     firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.geometry(firsts[name]))
+    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
     scores = read_scores(out_dir / "metrics.csv")
     pictures, cases = Pictures(out_dir / "report_files"), []
     for unit in progress(units) if progress else units:

@@ -1,6 +1,7 @@
 """The results folder: what sampling writes for each case, and the manifest that says what ran.
 
-manifest.json             checkpoint, settings, versions, seconds
+manifest.json             checkpoint, settings, versions, seconds; status "running", "complete", or "incomplete" where
+                          cases, "unread", could not be read
 masks/NAME.png            the fused mask, 0 or 255, of the input's own size
 probability/NAME.png      16 bit: the mean of the members' soft predictions, 0..65535 for 0..1, at the temperature
 uncertainty/NAME.png      8 bit: their standard deviation, 0..255 for 0..0.5
@@ -187,12 +188,23 @@ class ResultsFolder:
         if attention is not None:
             write_png(self.out_dir / "debug" / f"{name}_attention.png", attention)
 
-    def complete(self, seconds, sampled, cases):
-        """Add how the run ended to the manifest: seconds and cases sampled, added up over the runs, and all cases."""
+    def remove_debug(self, names):
+        """Remove what `write_debug` wrote of these cases."""
+        for name in names:
+            for file in (f"{name}.gif", f"{name}_attention.png"):
+                (self.out_dir / "debug" / file).unlink(missing_ok=True)
+
+    def complete(self, seconds, sampled, cases, unread=()):
+        """Add how the run ended to the manifest: seconds and cases sampled, added up over the runs, and all cases.
+
+        unread: the names of those that could not be read; with any the results are not complete.
+        """
         self._remove_temporaries()  # those of a kill just before this run began were too fresh then
         self.manifest["seconds"] = round(self.manifest.get("seconds", 0) + seconds, 2)
         self.manifest["cases_sampled"] = self.manifest.get("cases_sampled", 0) + sampled
-        self.manifest.update(cases=cases, status="complete")
+        self.manifest.update(cases=cases, status="incomplete" if unread else "complete")
+        if unread:
+            self.manifest["unread"] = list(unread)
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,11 @@ import torch
 from tqdm import tqdm
 
 from .attention_maps import AttentionRecorder, attention_sheet
-from .batches import sampling_batches
+from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
 from .dist_util import autocast, memory_format
-from .errors import UserError, is_out_of_memory
+from .errors import UserError, is_out_of_memory, reason_of
 from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .medsegdiff import check_size
@@ -140,34 +140,36 @@ class EnsembleSampler:
             self.model.forward = torch.compile(self.model.forward)
 
     def run(self, dataset, units, folder, num_workers, show=True):
-        """Sample all `units`, with a bar over the denoising steps (if `show`). Returns how many masks are empty.
+        """Sample all `units`, with a bar over the denoising steps (if `show`).
 
+        A unit that cannot be read, or a slice of which cannot, is told and left out as a whole. Returns how many masks
+        are empty, and {name of a unit left out: why}.
         Fusing and writing go on in the background while the network draws the next batch, unless this process also
         reads the images (num_workers 0): a loader is not asked for two things at once.
         """
-        writer = _Writer(self, dataset, units, folder)
-        batches = batches_of(units, self.images)
-        total = sum(map(len, batches)) * self.options.num_ensemble * len(self.plan.timesteps)
+        writer, unread, done = _Writer(self, dataset, units, folder), {}, 0
+        batches, steps = batches_of(units, self.images), self.options.num_ensemble * len(self.plan.timesteps)
+        total = sum(map(len, batches)) * steps
         with (
             tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True, disable=not show) as bar,
-            ThreadPoolExecutor(1) if num_workers else nullcontext() as executor,
+            _background(num_workers > 0) as later,
         ):
-            done, pending = 0, []
-            for indices, batch in zip(
-                batches, sampling_batches(dataset, batches, num_workers=num_workers), strict=True
-            ):
-                drawn = self.draw(batch, bar)
-                if executor is None:
-                    writer(indices, batch, *drawn)
-                else:
-                    pending.append(executor.submit(writer, indices, batch, *drawn))
-                    while len(pending) > WAITING_BATCHES or (pending and pending[0].done()):
-                        pending.pop(0).result()
-                done += len(indices)
+            loader = readable_batches(dataset, batches, num_workers=num_workers)
+            for indices, (batch, failed) in zip(batches, loader, strict=True):
+                for index, why in failed:
+                    unit = writer.unit_of[index]
+                    if unit not in unread:
+                        unread[unit] = why
+                        # Not a warning, which only the first process shows: each tells of its own share.
+                        console().error(f"warning: {unit.name}: goes on without it: {why}")
+                        later(writer.leave_out, unit)
+                readable = [index for index in indices if writer.unit_of[index] not in unread]
+                bar.total -= (len(indices) - len(readable)) * steps
+                if readable:  # a batch is of single images, or of slices of one volume, which are all left out
+                    later(writer, readable, batch, *self.draw(batch, bar))
+                    done += len(readable)
                 bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images")
-            for task in pending:
-                task.result()
-        return writer.empty
+        return writer.empty, {unit.name: why for unit, why in unread.items()}
 
     def draw(self, batch, bar):
         """The batch's `Members` on the CPU, its `Trace` and `AttentionRecorder` (of nothing without --debug)."""
@@ -222,6 +224,26 @@ class EnsembleSampler:
         return drawn.cpu(), trace, recorder
 
 
+@contextmanager
+def _background(is_wanted):
+    """A function (task, *arguments) that calls tasks one after another, beside the caller if that `is_wanted`, who
+    then waits where more than `WAITING_BATCHES` are not done. On leaving all are done."""
+    if not is_wanted:
+        yield lambda task, *arguments: task(*arguments)
+        return
+    pending = []
+
+    def later(task, *arguments):
+        pending.append(executor.submit(task, *arguments))
+        while len(pending) > WAITING_BATCHES or (pending and pending[0].done()):
+            pending.pop(0).result()
+
+    with ThreadPoolExecutor(1) as executor:
+        yield later
+        for task in pending:
+            task.result()
+
+
 class _Writer:
     """Fuses drawn batches, in their order, and writes each case or volume that is complete."""
 
@@ -241,6 +263,12 @@ class _Writer:
             if len(self.slices[unit]) == len(unit.cases):
                 answer = write_unit(self.folder, self.dataset, unit, self.slices.pop(unit), self.sampler.read_raters)
                 self.empty += not answer.mask.any()
+
+    def leave_out(self, unit):
+        """Forget and remove what there is of a unit, one of whose slices cannot be read."""
+        self.slices.pop(unit, None)
+        if self.sampler.options.debug:
+            self.folder.remove_debug(case.name for case in unit.cases)
 
     def _write_debug(self, index, n, maps, trace, recorder):
         case = self.dataset.cases[index]
@@ -289,7 +317,7 @@ def write_unit(folder, dataset, unit, maps, read_raters):
     if truth is not None:
         truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
     if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.geometry(unit.cases[0]), image_of, truth)
+        folder.write_volume(unit.name, answer, dataset.load_geometry(unit.cases[0]), image_of, truth)
     else:
         folder.write_image(unit.name, answer, image_of(0), truth)
     return answer
@@ -304,9 +332,8 @@ class ReadableRaters:
     def __call__(self, dataset, cases, k=0):
         try:
             return raters_of(dataset, cases, k)
-        except Exception as error:  # the loader may be the user's own and raise anything
+        except (UserError, OSError) as error:
             if cases[0].masks not in self.told:
                 self.told.add(cases[0].masks)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason}")
+                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason_of(error)}")
             return None

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .batches import collate
 from .case_maps import stack_slices
+from .checked_loading import own_errors
 from .checkpoint import load_checkpoint
 from .command_line import options_from
 from .config import ModelOptions
@@ -170,13 +171,15 @@ class Segmenter:
         if self._takes_photographs and (low < 0 or high > 255 or fractions):
             raise ValueError(f"an image has values from {low:g} to {high:g}; give them from 0 to 255, as in its file")
         parts = raw.chunk(slices or self.sampler.view.slices)
-        return torch.cat([torch.as_tensor(self.loader.normalise_raw(part), dtype=torch.float32) for part in parts])
+        with own_errors(type(self.loader), "normalise_raw"):
+            return torch.cat([torch.as_tensor(self.loader.normalise_raw(part), dtype=torch.float32) for part in parts])
 
     @property
     def _takes_photographs(self):
         channels = self.checkpoint.image_channels // self.sampler.view.slices
         probe = torch.tensor([0.0, 255.0]).expand(channels, 1, 2)
-        return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
+        with own_errors(type(self.loader), "normalise_raw"):
+            return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
 
     def _draw(self, normalised, names, labels, progress):
         """The `CaseMaps` of normalised images, which pass the network in the batches of the script."""

@@ -43,7 +43,7 @@ def check_volumes(dataset, units, *, to_write=False):
         if not unit.is_volume:
             continue
         first = unit.cases[0]
-        geometry = dataset.geometry(first)
+        geometry = dataset.load_geometry(first)
         if geometry is None and to_write:
             raise UserError(
                 f"{first.images[0]}: {type(dataset).__name__} gives no geometry of the volume {unit.name}, without "

@@ -176,7 +176,7 @@ class Validation:
     def _case(self, index):
         """A case's batch of one and its `_Show`; it is read once."""
         if index not in self._read:
-            self._read[index] = collate([self.dataset[index]]), _Show(self.dataset, self.dataset.cases[index])
+            self._read[index] = collate([self.dataset.load_item(index)]), _Show(self.dataset, self.dataset.cases[index])
         return self._read[index]
 
 
@@ -262,7 +262,7 @@ class _Show:
     """Tiles of one case, in the proportions and the orientation in which its image is shown."""
 
     def __init__(self, dataset, case):
-        geometry = dataset.geometry(case)
+        geometry = dataset.load_geometry(case)
         self.affine = None if geometry is None else geometry.affine
         picture = radiological(displayed(dataset.load_image(case)), self.affine)
         self.proportions = picture.shape[:2]

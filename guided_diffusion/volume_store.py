@@ -38,6 +38,10 @@ class Entry(NamedTuple):
     settings: str
 
 
+class CacheFull(UserError):
+    """There is no room for another volume."""
+
+
 def in_bytes(array):
     """The size of an array in a `VolumeCache` that is limited in bytes."""
     return array.nbytes
@@ -109,7 +113,7 @@ class VolumeStore:
                 np.save(temporary, array)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy tells of a short write without a number
-                raise UserError(f"{self.folder}: is full; make room there or choose another --cache_dir") from error
+                raise CacheFull(f"{self.folder}: is full; make room there or choose another --cache_dir") from error
             raise
         for other in self.folder.glob(f"{glob.escape(path.name.rpartition('-')[0])}-*.npy"):
             if other != path:
@@ -166,12 +170,13 @@ def chosen_folder(cache_dir, training):
     return cache_root() / "volumes" if cache_dir == "auto" else Path(cache_dir)
 
 
-def use_cache(dataset, folder, *, indices=None, workers=1, show=True):
+def use_cache(dataset, folder, *, indices=None, workers=1, show=True, skip_damaged=False):
     """Let a data set read its volumes from the cache in `folder`, and make now what is not there, with a bar.
 
     indices: of the cases whose volumes are needed; None: all. workers: threads that decompress. show: whether to
-    tell of it. Data sets without volumes stay as they are. Raises `UserError` for a damaged file, and for a folder
-    that cannot be written to or has not the room.
+    tell of it. skip_damaged: leave volumes that cannot be decoded to those who read them, to be told then. Data sets
+    without volumes stay as they are. Raises `UserError` for a damaged file, and for a folder that cannot be written to
+    or has not the room.
     """
     cases = dataset.cases if indices is None else [dataset.cases[index] for index in indices]
     volumes = {case.volume: case for case in cases if case.volume is not None}
@@ -191,17 +196,21 @@ def use_cache(dataset, folder, *, indices=None, workers=1, show=True):
                 f"cache: {volumes_told} of {len(volumes)} to be decompressed, once, into {store.folder}: "
                 f"{in_words(sum(sizes.values()))} (--cache_dir)"
             )
-        _make_all(store, missing, sizes, workers, show)
+        _make_all(store, missing, sizes, workers, show, skip_damaged)
     if show:
-        stored = sum(store.find(entry).stat().st_size for entry in entries)
+        stored = sum(path.stat().st_size for path in map(store.find, entries) if path)
         console().info(f"cache: {counted(len(volumes), 'volume')}, {in_words(stored)} in {store.folder}")
     dataset.volumes.store = store
 
 
-def _make_all(store, entries, sizes, workers, show):
+def _make_all(store, entries, sizes, workers, show, skip_damaged):
     def make(entry):
-        if store.find(entry) is None:  # another run may have made it meanwhile
-            store.make(entry)
+        try:
+            if store.find(entry) is None:  # another run may have made it meanwhile
+                store.make(entry)
+        except UserError as error:
+            if not skip_damaged or isinstance(error, CacheFull):
+                raise
         return sizes[entry]
 
     words = {"desc": "caching", "unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": not show}

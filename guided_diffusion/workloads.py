@@ -256,7 +256,7 @@ class DataBench:
         )
         if self.volumes.cases[0].volume is None:
             raise UserError(f"--data_dir {data_dir}: holds 2-D slices; name a folder of volumes")
-        shape = self.volumes.geometry(self.volumes.cases[0]).shape
+        shape = self.volumes.load_geometry(self.volumes.cases[0]).shape
         self.described = f"{len(group_cases(self.volumes.cases))} of {' x '.join(map(str, shape))}"
 
     def time_loading(self, repeats, done=lambda: None):

@@ -62,7 +62,7 @@ def look(parts, data):
     with tqdm(total=sum(len(looks) for _, looks in loops), desc="looking", unit="case", dynamic_ncols=True) as bar:
         for part, looks in loops:
             if cache is not None:
-                use_cache(part.dataset, cache, workers=data.num_workers)
+                use_cache(part.dataset, cache, workers=data.num_workers, skip_damaged=True)
             for found in looking_batches(looks, data.num_workers):
                 part.looks.append(found)
                 bar.update()

@@ -26,7 +26,7 @@ from guided_diffusion.dist_util import (
 from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import Settings, evaluate, raters_of
 from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.logger import console, counted, quiet
+from guided_diffusion.logger import console, counted, listed, quiet
 from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
@@ -56,12 +56,12 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
-        sample_all(options, given, processes)
-    return 0
+        return sample_all(options, given, processes)
 
 
 def sample_all(options, given, processes):
-    """Sample every case that is not finished, this process its share; the first evaluates where truth exists."""
+    """Sample every case that is not finished, this process its share; the first evaluates where truth exists. Returns
+    the exit status."""
     sample, data, model_options, diffusion_options, process_options = options
     checkpoint = load_checkpoint(fetched(fetch_file, sample.model_path, processes))
     trained = checkpoint.config
@@ -99,27 +99,33 @@ def sample_all(options, given, processes):
     cache = chosen_folder(data.cache_dir, training=False)
     if cache is not None:
         needed = [index for unit in waiting for index in unit.indices]
-        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first}
+        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first, "skip_damaged": True}
         processes.by_machine(lambda: use_cache(dataset, cache, **options))
-    sampler.read_raters, began, empty = ReadableRaters(), time.monotonic(), 0
+    sampler.read_raters, began, sampled = ReadableRaters(), time.monotonic(), (0, {})
     if waiting:
         members = counted(sample.num_ensemble, "member")
         how = f"{members} by {sampler.plan}" if has_diffusion else "one pass"
         console().info(f"{how}, on {processes.place} in {precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
         try:
-            empty = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
+            sampled = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
         except KeyboardInterrupt:
             done = sum(folder.finished(unit.name, unit.is_volume) for unit in units)
             console().info(f"{done} of {counted(len(units), 'case')} finished; the same command goes on from here")
             raise
-    empty = sum(processes.gather(empty))  # all are done
+    empty, unread = map(list, zip(*processes.gather(sampled), strict=True))  # all are done
+    unread = {name: why for share in unread for name, why in share.items()}
     if is_remote(sample.out_dir) and processes.count > 1:
         gather_results(out, processes)
-    if processes.is_first:
-        warn_if_empty(empty, len(waiting), checkpoint.step)
-        folder.complete(time.monotonic() - began, len(waiting), cases=len(units))
-        finish(sample, out, dataset, units, sampler.read_raters, data.group_key)
+    if not processes.is_first:
+        return 0
+    if len(unread) == len(units):
+        raise UserError(next(iter(unread.values())))
+    drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
+    warn_if_empty(sum(empty), drawn, checkpoint.step)
+    folder.complete(time.monotonic() - began, drawn, cases=len(units), unread=left_out)
+    finish(sample, out, dataset, units, sampler.read_raters, data.group_key)
+    return tell_unread(left_out, len(units))
 
 
 def fetched(fetch, path, processes):
@@ -213,7 +219,7 @@ def warn_of_raters(dataset, cases):
     """Say what is lost without the members' masks where several raters marked these cases."""
     try:
         raters = raters_of(dataset, cases)
-    except UserError:  # what cannot be read is told when it is needed
+    except (UserError, OSError):  # what cannot be read is told when it is needed
         return
     if raters is not None and len(raters) > 1:
         console().warning(
@@ -230,6 +236,19 @@ def warn_if_empty(empty, count, step):
             f"trained for {counted(step, 'step')}: if that is few, train on; else compare the overlays with images "
             "that it was trained on"
         )
+
+
+def tell_unread(names, cases):
+    """Name the cases that could not be read, on stderr. Returns the exit status, 1 with such."""
+    if not names:
+        return 0
+    has, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    print(
+        f"error: {len(names)} of {counted(cases, 'case')} could not be read and {has} no mask: {listed(names)}; repair "
+        f"{them}, and the same command goes on with {them}",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def check_dataset(dataset, checkpoint):

@@ -123,11 +123,6 @@ def test_truncated_nifti(not_trained, brats, truncate, tmp_path, workers):
     assert f"{path}: is truncated or damaged" in line
 
 
-def test_truncated_picture_while_sampling(not_sampled, bad, truncate):
-    truncate(bad / "images" / "case1.png")
-    assert "case1.png: is truncated or damaged" in not_sampled("--num_workers 2", folder=bad)
-
-
 def test_what_the_system_says_in_a_worker_is_one_line(not_trained, bad, tmp_path):
     """An error of the system (no permission, a failing disk) in a loader's process, whose traceback comes with it."""
     (tmp_path / "failing.py").write_text(

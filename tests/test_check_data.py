@@ -248,7 +248,8 @@ def test_a_loader_of_ones_own(check, tmp_path, save_picture):
         save_picture(tmp_path / "data" / name / "truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
     status, text = check(tmp_path / "data", f"--data_name {tmp_path}/my_loader.py:Polyps")
     assert status == 1 and "read by Polyps" in text and "1 class: polyp" in text
-    assert lines(text, "error") == ["all: p2: the loader fails: ZeroDivisionError: division by zero"]
+    where = f"{tmp_path}/my_loader.py, line 17, read_image"
+    assert lines(text, "error") == [f"all: case p2: {where}: ZeroDivisionError: division by zero"]
     assert "1 image more than once in a split: p1 (all) = p3 (all)" in text
 
 

@@ -178,6 +178,27 @@ def nifti_beside(data):
     data.nifti("images/c.nii.gz", np.ones((4, 4, 2), np.uint8))
 
 
+OWN = """
+from guided_diffusion.data import Case, SegmentationDataset
+
+
+class Polyps(SegmentationDataset):
+    def find_cases(self):
+        name = NAME
+        return [Case(name, (self.data_dir,), (self.data_dir,))]
+
+    def read_mask(self, case):
+        return True
+
+    def read_image(self, case):
+        return IMAGE
+"""
+
+
+def fails(name="'a'", image="None"):
+    return lambda data: data.write("my_loader.py", OWN.lstrip().replace("NAME", name).replace("IMAGE", image))
+
+
 # (layout, what is wrong) of the table: what makes it so.
 SCENARIOS = {
     ("any", "a folder that is not there"): lambda data: None,
@@ -210,6 +231,8 @@ SCENARIOS = {
     ("MSD", "other channels than dataset.json says"): lambda data: data.task(modality={"0": "T1", "1": "T2"}),
     ("your own", "no such class"): lambda data: data.write("my_loader.py", "class Other: pass\n"),
     ("your own", "an error in the file"): lambda data: data.write("my_loader.py", "x = 1\nimport not_there\n"),
+    ("your own", "an exception for a case"): fails(image="[][1]"),
+    ("your own", "an exception in `find_cases`"): fails(name="1 / 0"),
 }
 TABLE = [
     tuple(cell.strip() for cell in row.strip("|").split(" | "))
