@@ -77,62 +77,95 @@ class Run:
 
 def settle(options, given, processes):
     """The `Run` that the options ask for, checked; nothing is written."""
-    data, train, model_options, diffusion_options, process_options = options
+    data, train, model, diffusion, process_options = options
     folder = begun_folder(train.out_dir, processes)
     start = find_start(train, folder, processes)
     if start is not None:
-        names = counting(given, options, start.config)
-        model_options = saved_options(ModelOptions, start.config["model"], model_options, names, "to go on from")
-        diffusion_options = saved_options(
-            DiffusionOptions, start.config["diffusion"], diffusion_options, names, "to go on from"
-        )
-        data, train = (go_on_with(group, start.config[key], names) for group, key in ((data, "data"), (train, "train")))
-        if "ct_window" not in given:
-            data.ct_window = trained_window(start.config)  # not what the name of other data would stand for
-        check_hold_out(data, start.config)
-        ended = start.config["train"].get("condition_steps", 0)
-        if train.condition_steps == -1 and 0 < ended <= start.step:
-            train.condition_steps = ended  # the same command again does not begin the first stage anew
+        data, train, model, diffusion = options_to_go_on(options, given, start)
         folder = begun_folder(train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
-    for group in (data, train, model_options):
+    settle_together(data, train, model, diffusion, given)
+    precision, lacking = settled_precision(process_options, given, start, processes.device)
+
+    data_dir = on_this_machine(data.data_dir, processes)
+    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
+    here = dataclasses.replace(data, data_dir=data_dir)
+    view = View(neighbours=model.neighbours, keep_size=train.crop)
+    dataset = find_data(here, model.image_size, view, chosen="data_name" in given or start is not None)
+    settle_by_data(dataset, data, train)
+    check_dataset(dataset, model, start)
+    if start is None:
+        diffusion.settle_activation(dataset.classes)
+    if train.overfit:
+        dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
+        model = dataclasses.replace(model, dropout=0.0)
+
+    here = dataclasses.replace(data, data_dir=data_dir)  # with what the data say
+    validation = settled_validation(here, train, model, dataset, processes)
+    changed = None if start is None else changes(options, given, start)
+    warnings = tuple(filter(None, (changed, lacking, stays_as_it_is(train, start), stays_alone(train, start))))
+    return Run(data, train, model, diffusion, precision, dataset, start, folder, validation, warnings)
+
+
+def options_to_go_on(options, given, start):
+    """The options of data, training, model and diffusion of a run that goes on from `start`: the checkpoint's, but for
+    the flags that were given. Raises `UserError` for flags that contradict it."""
+    data, train, model, diffusion, _ = options
+    before, names = start.config, counting(given, options, start.config)
+    model = saved_options(ModelOptions, before["model"], model, names, "to go on from")
+    diffusion = saved_options(DiffusionOptions, before["diffusion"], diffusion, names, "to go on from")
+    data, train = go_on_with(data, before["data"], names), go_on_with(train, before["train"], names)
+    if "ct_window" not in given:
+        data.ct_window = trained_window(before)  # not what the name of other data would stand for
+    check_hold_out(data, before)
+    ended = before["train"].get("condition_steps", 0)
+    if train.condition_steps == -1 and 0 < ended <= start.step:
+        train.condition_steps = ended  # the same command again does not begin the first stage anew
+    return data, train, model, diffusion
+
+
+def settle_together(data, train, model, diffusion, given):
+    """Settle options that follow from others; raise `UserError` for those that do not go together or are lacking."""
+    for group in (data, train, model):
         group.settle_pairs(given)
     if data.group_key and not data.val_fraction:
         raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
-    check_variant(model_options, diffusion_options, given)
+    check_variant(model, diffusion, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
-    precision, lacking = pick_precision(process_options.precision, processes.device), None
-    if start is not None and not {"precision", "use_fp16"} & given:
-        precision, lacking = kept_precision(start.config, processes.device)
-    data_dir = processes.by_machine(lambda: fetch_folder(data.data_dir)) if is_remote(data.data_dir) else data.data_dir
-    data = dataclasses.replace(data, data_name=recognised(data.data_name, data_dir))  # what a checkpoint is to name
-    here = dataclasses.replace(data, data_dir=data_dir)
-    view = View(neighbours=model_options.neighbours, keep_size=train.crop)
-    dataset = find_data(here, model_options.image_size, view, chosen="data_name" in given or start is not None)
+
+
+def settled_precision(process_options, given, start, device):
+    """The precision of the run, and a warning where `device` lacks that of the run gone on with, or None."""
+    if start is None or {"precision", "use_fp16"} & given:
+        return pick_precision(process_options.precision, device), None
+    return kept_precision(start.config, device)
+
+
+def on_this_machine(folder, processes):
+    """Where a folder is on this machine: itself, unless it is in a blob store."""
+    return processes.by_machine(lambda: fetch_folder(folder)) if is_remote(folder) else folder
+
+
+def settle_by_data(dataset, data, train):
+    """Write into the options what the data say of those that were left open, for sampling and those who go on."""
     if train.orientation == "auto":
-        train.orientation = dataset.orientation  # for those who go on from here, and for sampling
+        train.orientation = dataset.orientation
     dataset.orientation = train.orientation
-    check_dataset(dataset, model_options, start)
-    data.ct_window = here.ct_window = used_window(dataset.kept_values(), data.ct_window)  # also for those of --val_dir
+    data.ct_window = used_window(dataset.kept_values(), data.ct_window)  # also for those of --val_dir
     if data.classes == "auto":
-        data.classes = here.classes = str(dataset.classes)  # what was found, for those who go on from here
-    if start is None:
-        diffusion_options.settle_activation(dataset.classes)
-    if train.overfit:
-        dataset.cases = [dataset.cases[index] for index in spread_cases(dataset, train.overfit)]
-        model_options = dataclasses.replace(model_options, dropout=0.0)
-    validation = None
-    if train.sample_interval:
-        val_dir = train.val_dir
-        val_dir = processes.by_machine(lambda: fetch_folder(val_dir)) if is_remote(val_dir) else val_dir
-        validation = find_validation(here, train, dataset, val_dir)
-        if model_options.class_cond:
-            remedy = " or name other validation cases with --val_dir"
-            check_labels(validation.dataset, dataset.label_names, "the training cases have", remedy)
-    changed = None if start is None else changes(options, given, start)
-    warnings = tuple(filter(None, (changed, lacking, stays_as_it_is(train, start), stays_alone(train, start))))
-    return Run(data, train, model_options, diffusion_options, precision, dataset, start, folder, validation, warnings)
+        data.classes = str(dataset.classes)
+
+
+def settled_validation(data, train, model, dataset, processes):
+    """The `ValidationData` of the run, or None. data: the options, which name folders of this machine."""
+    if not train.sample_interval:
+        return None
+    validation = find_validation(data, train, dataset, on_this_machine(train.val_dir, processes))
+    if model.class_cond:
+        remedy = " or name other validation cases with --val_dir"
+        check_labels(validation.dataset, dataset.label_names, "the training cases have", remedy)
+    return validation
 
 
 def find_data(data, image_size, view, chosen):

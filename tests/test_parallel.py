@@ -192,6 +192,8 @@ def test_processes_go_on_where_one_stopped_and_one_where_they_did(run, script, l
     assert ended.statuses == [0, 0]
     assert "on 2 processes (cpu)" in ended.outputs[0] and "trained 3 steps" in ended.outputs[0]
     assert ended.outputs[1] == ""
+    ended = run(2, processes.train, line(f"{go_on} --max_steps 3"))
+    assert ended.statuses == [0, 0] and "complete already (step 3 of 3)" in ended.outputs[0] and not ended.outputs[1]
     script("segmentation_train", line(f"{go_on} --max_steps 4"))
     alone, shared = (load_checkpoint(tmp_path / out / "model000004.pt") for out in ("alone", "run"))
     assert furthest(alone.model, shared.model) < 1e-5
