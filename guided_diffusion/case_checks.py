@@ -1,9 +1,19 @@
-"""Whether the cases that a loader found can be told apart, written, and trained on."""
+"""Whether the cases that a loader found can be told apart, written, and trained on, and their masks are masks."""
 
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from .errors import UserError
-from .files import check_encodable
+from .files import PICTURE_SUFFIXES, check_encodable, read_picture, split_suffix
+
+# Grey values well between background and foreground: beyond are a mask's own and the noise that JPEG adds to them. A
+# photograph has nearly all of its pixels there (a head on black a third), a mask those at its smoothed edges, and one
+# in grey instead of white has a value or two.
+BETWEEN = (32, 223)
+PHOTOGRAPH_PIXELS = 1 / 4
+PHOTOGRAPH_VALUES = 32
 
 
 def check_cases(dataset):
@@ -31,3 +41,23 @@ def _others_lacking(dataset):
     if lacking == count > 1:
         return f" (none of {count} has one: is {dataset.data_dir} the folder that holds the masks too?)"
     return f" ({lacking} of {count} have none; python scripts/check_data.py names them)" if lacking > 1 else ""
+
+
+def mask_pictures(case):
+    """The masks of a case that are picture files of their own, as `files.read_picture` gives them.
+
+    One that cannot be read so is left out: a loader of the user's own may read its files otherwise.
+    """
+    pictures = []
+    for path in case.masks:
+        if split_suffix(path)[1].lower() in PICTURE_SUFFIXES and path not in case.images:
+            with suppress(UserError):
+                pictures.append(read_picture(path))
+    return pictures
+
+
+def like_photograph(picture):
+    """Whether a picture [C, H, W] of 0 to 255 has the many grey values of a photograph rather than those of a mask."""
+    grey = picture.mean(axis=0).round()
+    between = grey[(grey > BETWEEN[0]) & (grey < BETWEEN[1])]
+    return between.size >= PHOTOGRAPH_PIXELS * grey.size and len(np.unique(between)) >= PHOTOGRAPH_VALUES

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
+from .case_checks import like_photograph, mask_pictures
 from .checked_loading import REMEDY
 from .data import build_dataset
 from .errors import NoCasesError, NoSplitError, UserError, reason_of
-from .files import read_picture
 from .logger import counted, listed
 from .nifti import is_nifti, lies_elsewhere
 from .split import SPLIT_FOLDERS, known_group
@@ -27,8 +27,9 @@ class Look:
 
     group: see `split.known_group`. sizes: (H, W) of each image. low, high: the range of each channel's values, as the
     loader gives them. marked: the share of pixels in each class, over raters and slices; empty: of how many images all
-    masks are empty. values: those in the files of masks, label values of label maps. digest: of the image's pixels,
-    None of a blank one. problems: what kept it, or its truth, from being read.
+    masks are empty. values: those in the files of masks, label values of label maps; is_soft, is_photograph: whether
+    greys are among them, and as many as `case_checks.like_photograph` tells. digest: of the image's pixels, None of a
+    blank one. problems: what kept it, or its truth, from being read.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Look:
     empty: int = 0
     values: Counter = field(default_factory=Counter)
     is_soft: bool = False
+    is_photograph: bool = False
     lies_elsewhere: str = ""
     digest: str | None = None
     problems: list = field(default_factory=list)
@@ -179,9 +181,10 @@ def _look_at_values(dataset, case, look):
         look.values.update(_counted_values(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
         look.values.update(_counted_values(dataset.load_labels(case)))
-    elif case.masks[0] != case.images[0] and not is_nifti(case.masks[0]):
-        for path in case.masks:
-            values = _counted_values(read_picture(path))
+    else:
+        for picture in mask_pictures(case):
+            values = _counted_values(picture)
+            look.is_photograph |= like_photograph(picture)
             look.is_soft |= len(values) > SOFT_VALUES
             look.values.update(values)
 
@@ -241,7 +244,14 @@ def _masks(part):
     full = [look.name for look in seen if look.marked.max() > 0.98]
     if full:
         yield Finding(False, f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
-    soft = [look.name for look in part.looks if look.is_soft]
+    photographs = [look.name for look in part.looks if look.is_photograph]
+    if photographs and part.dataset.classes.is_binary:
+        yield Finding(
+            False,
+            f"{part.name}: {counted(len(photographs), 'mask')} with the many greys of a photograph: "
+            f"{listed(photographs)}; are images/ and masks/ swapped, or these the wrong files?",
+        )
+    soft = [look.name for look in part.looks if look.is_soft and not look.is_photograph]
     if soft and part.dataset.classes.is_binary:
         yield Finding(
             False,

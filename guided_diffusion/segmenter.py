@@ -6,6 +6,8 @@ segmenter = Segmenter.load("runs/first/model002400.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 
+import os
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from .case_maps import stack_slices
 from .checked_loading import own_errors
 from .checkpoint import load_checkpoint
 from .command_line import options_from
-from .config import ModelOptions
+from .config import DeviceOptions, ModelOptions
 from .data import find_loader
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
@@ -63,14 +65,15 @@ class Segmenter:
         --seed and --precision of segmentation_sample.py: 20 steps of DPM-Solver++ by default, and steps alone asks for
         DDPM. device: a torch device or its name; None: the first GPU, or the CPU without one. options: others of the
         script's, such as weights="model", image_size=512 or solver_order=3.
-        Raises `UserError` for whatever the script would refuse.
+        Raises `UserError` for whatever the script would refuse, and ValueError for a device that is not there.
         """
         values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
         (sample, model_options), given = options_from([SampleOptions, ModelOptions], values)
-        device = pick_device("0") if device is None else torch.device(device)
+        (wanted,), _ = options_from([DeviceOptions], {"precision": precision})
+        device = pick_device("0") if device is None else _usable(device)
         checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path)
-        precision = pick_precision(precision, device)
+        precision = pick_precision(wanted.precision, device)
         return cls(checkpoint, build_sampler(checkpoint, sample, given, device, precision, model_options))
 
     @property
@@ -98,7 +101,7 @@ class Segmenter:
         Returns a `case_maps.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse)
         too; for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes
         [K, H, W], in the order of `class_names`; members have their number first.
-        Raises ValueError for an image that does not fit.
+        Raises ValueError for an image that does not fit or is none, as its path.
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
         images = list(images) if batch else [images]
@@ -119,7 +122,7 @@ class Segmenter:
         As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
         Returns a `case_maps.CaseMaps` of the volume's size.
         """
-        raw = _tensor(volume)
+        raw = _tensor(volume, "a volume", "nibabel.load(path).get_fdata()")
         raw = raw[None] if raw.ndim == 3 else raw
         view = self.sampler.view
         if raw.ndim != 4 or len(raw) * view.slices != self.checkpoint.image_channels:
@@ -142,7 +145,8 @@ class Segmenter:
 
     def _raw(self, image, axes):
         """An image as it was given -> float32 [C, H, W] on the CPU, its values as they are."""
-        raw, count = _tensor(image), self.checkpoint.image_channels
+        raw = _tensor(image, "an image", "numpy.asarray(PIL.Image.open(path))")
+        count = self.checkpoint.image_channels
         shape = tuple(raw.shape)
         if axes not in (None, "HWC", "CHW"):
             raise ValueError(f"axes is {axes!r}, not 'HWC' or 'CHW'")
@@ -204,8 +208,38 @@ class Segmenter:
         return item
 
 
-def _tensor(image):
-    """Anything like an array -> float32 tensor on the CPU."""
-    if isinstance(image, torch.Tensor):
-        return image.detach().cpu().float()
-    return torch.from_numpy(np.array(image, dtype=np.float32))
+def _usable(device):
+    """The torch device of this name. Raises ValueError for an unknown one, and where torch finds none such here."""
+    try:
+        usable = torch.device(device)
+        torch.zeros(1, device=usable).cpu()
+    except (RuntimeError, TypeError, AssertionError) as error:  # whatever this build of torch says
+        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(
+            f"device is {str(device)!r}, but all that torch finds here is {found}; give one of these or None"
+        ) from error
+    return usable
+
+
+def _tensor(values, what, reader):
+    """Anything like an array of numbers, with an entry at least -> float32 tensor on the CPU; else ValueError.
+
+    what: "an image" or "a volume"; reader: by what its file may be read; both for messages.
+    """
+    if isinstance(values, (str, os.PathLike)):
+        raise ValueError(
+            f"{what} is given by its path, {str(values)!r}; read it first, as by {reader}, and pass the array"
+        )
+    if not isinstance(values, torch.Tensor):
+        try:
+            values = np.asarray(values)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"{what} is no array; pass an array of numbers, as {reader} gives it") from error
+        if values.dtype.kind not in "biufc":
+            raise ValueError(f"{what} is of dtype {values.dtype}; pass an array of numbers, as {reader} gives it")
+        values = torch.from_numpy(values.astype(np.complex64 if values.dtype.kind == "c" else np.float32))
+    if values.is_complex():
+        raise ValueError(f"{what} is of complex numbers; pass their magnitude, as by abs()")
+    if 0 in values.shape:
+        raise ValueError(f"{what} of shape {tuple(values.shape)} has no pixels; look at how it was read or cut")
+    return values.detach().cpu().float()

@@ -40,9 +40,12 @@ def spread_cases(dataset, count):
     return [_middle(part) if index is None else index for index, part in filled]
 
 
-def any_marked(dataset, count):
-    """Whether any of the masks has something marked at which `spread_cases` would look; no more are read."""
-    return any(_filled(dataset, part) is not None for part in _equal_parts(dataset, count))
+def marked_cases(dataset, count):
+    """The cases with something marked that `spread_cases` would take; masks are read as cases are asked for."""
+    for part in _equal_parts(dataset, count):
+        index = _filled(dataset, part)
+        if index is not None:
+            yield dataset.cases[index]
 
 
 def _equal_parts(dataset, count):

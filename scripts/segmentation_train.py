@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
+from guided_diffusion.case_checks import like_photograph, mask_pictures
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.command_line import parse
@@ -42,7 +43,7 @@ from guided_diffusion.storage import is_remote
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle
-from guided_diffusion.validation import Validation, any_marked, spread_cases
+from guided_diffusion.validation import Validation, marked_cases, spread_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
 
@@ -90,7 +91,7 @@ def train_model(options, given, processes):
     place = f"{processes.place}, in shards" if train.fsdp and processes.count > 1 else processes.place
     describe(run, model, place)
     if processes.is_first:
-        warn_if_unmarked(dataset)
+        warn_of_masks(dataset)
     if start is not None and train.max_minutes and "max_minutes" not in given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
     loop = TrainLoop(
@@ -237,15 +238,26 @@ def describe(run, model, place):
     console().info(f"logs: {out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {out_dir}){kept}")
 
 
-def warn_if_unmarked(dataset):
-    """Warn where nothing is marked in the masks looked at, spread over the cases: nothing can be learned from such."""
-    if any_marked(dataset, MASKS_LOOKED_AT):
-        return
-    classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
-    console().warning(
-        f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing can "
-        "be learned from such. python scripts/check_data.py tells which values the masks hold"
-    )
+def warn_of_masks(dataset):
+    """Look at a few masks, spread over the cases, and warn where nothing can be learned from such: nothing is marked,
+    or they are no masks but photographs."""
+    marked = marked_cases(dataset, MASKS_LOOKED_AT)
+    first = next(marked, None)
+    if first is None:
+        classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
+        console().warning(
+            f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing "
+            "can be learned from such. python scripts/check_data.py tells which values the masks hold"
+        )
+    elif dataset.classes.is_binary and (pictures := mask_pictures(first)):  # else one look is enough
+        looked_at = [(first, pictures), *((case, mask_pictures(case)) for case in marked)]
+        photographs = [case.masks[0] for case, pictures in looked_at if any(map(like_photograph, pictures))]
+        if 2 * len(photographs) >= len(looked_at):
+            console().warning(
+                f"warning: {len(photographs)} of {counted(len(looked_at), 'mask')} looked at have the many greys of a "
+                f"photograph, as {photographs[0]}: are images/ and masks/ swapped, or these the wrong files? "
+                "python scripts/check_data.py draws them"
+            )
 
 
 def told_data(dataset):

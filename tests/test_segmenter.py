@@ -84,6 +84,18 @@ def test_one_picture_alone_and_how_its_channels_lie(segmenter, sample, trained, 
         (np.random.default_rng(0).random((32, 32, 3)), "give them from 0 to 255"),
         (np.full((32, 32, 3), 256), "give them from 0 to 255"),
         (np.full((32, 32, 3), np.nan), "not finite"),
+        (
+            "scans/a.png",
+            r"^an image is given by its path, 'scans/a.png'; read it first, as by .*PIL.* and pass the array$",
+        ),
+        ([Path("scans/a.png")], "is given by its path, 'scans/a.png'; read it first"),
+        (np.zeros((0, 32, 3)), r"^an image of shape \(0, 32, 3\) has no pixels; look at how it was read or cut$"),
+        (torch.zeros(3, 32, 0), r"^an image of shape \(3, 32, 0\) has no pixels"),
+        (np.full((32, 32, 3), None), "^an image is of dtype object; pass an array of numbers, as numpy.asarray"),
+        (np.full((32, 32, 3), "1"), "^an image is of dtype <U1; pass an array of numbers"),
+        ([[[1, 2], [3]]], "^an image is no array; pass an array of numbers, as numpy.asarray"),
+        (np.zeros((32, 32, 3), complex), r"^an image is of complex numbers; pass their magnitude, as by abs\(\)$"),
+        (torch.zeros(32, 32, 3, dtype=torch.complex64), "^an image is of complex numbers"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(segmenter, image, message):
@@ -104,6 +116,37 @@ def test_settings_that_the_script_would_refuse(trained, tmp_path):
             Segmenter.load(trained, **settings)
     with pytest.raises(UserError, match="no such checkpoint"):
         Segmenter.load(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="--precision fp8: must be one of auto, fp32, bf16, fp16"):
+        Segmenter.load(trained, precision="fp8")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda", 1), "gpu", "meta", ["cpu"]])
+def test_a_device_that_is_not_there(trained, monkeypatch, device):
+    if torch.cuda.device_count() and "cuda" in str(device):
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError) as error:
+        Segmenter.load(trained, device=device)
+    assert str(error.value) == (
+        f"device is {str(device)!r}, but all that torch finds here is cpu; give one of these or None"
+    )
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        (
+            "a.nii.gz",
+            r"^a volume is given by its path, 'a.nii.gz'; read it first, as by nibabel.load\(path\).get_fdata",
+        ),
+        (np.zeros((3, 32, 32, 0)), r"^a volume of shape \(3, 32, 32, 0\) has no pixels"),
+        (np.full((3, 8, 8, 2), None), "^a volume is of dtype object; "),
+        (np.zeros((3, 8, 8, 2), complex), "^a volume is of complex numbers; "),
+    ],
+)
+def test_volumes_that_are_none_are_refused(segmenter, volume, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter.volume(volume)
 
 
 def test_mri_slices_and_volumes(train, sample, brats, slices):
