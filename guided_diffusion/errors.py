@@ -6,6 +6,8 @@ import sys
 import time
 import traceback
 
+OTHERS_SPEAK = 10  # seconds in which another process has told the error and been seen to end, also on a busy machine
+
 
 class UserError(Exception):
     """Something the user can put right: the message names the file or flag and the remedy, in one line."""
@@ -81,10 +83,8 @@ def _told_by_another(error):
 
     What one meets the first has most likely met too; where a peer has gone it had the reason.
     """
-    if isinstance(error, PeerGone):
-        time.sleep(10)
-    elif os.environ.get("RANK", "0") != "0":
-        time.sleep(3)
+    if isinstance(error, PeerGone) or os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHERS_SPEAK)
 
 
 def is_out_of_memory(error):
