@@ -102,6 +102,10 @@ CONTENDERS |= {name: CONTENDERS[trained] for name, (trained, _) in SAMPLED.items
 AS_FAST_AS = {"unet_mse": "unet", "unet_bce": "unet", "unet_64": "unet"}  # another loss or grid: measured as one
 AS_FAST_AS |= dict.fromkeys(("v2_border_1", "v2_border_50", "v2_one_lr_no_border", "v2_one_lr"), "v2")
 AS_FAST_AS |= dict.fromkeys(("v2_coarse_mse", "v2_coarse_dice", "v2_min_snr", "v2_loss_timesteps"), "v2")
+# These differ from the recipe in what the diffusion learns alone: with as many steps their first stage is the recipe's
+# to the bit, and so is the coarse mask but for its last layer, beside whose chance their effect would not be seen.
+SAME_NETWORK = ("v2_no_skip", "v2_skip_noise", "v2_b_0.1", "v2_tanh_mse", "v2_v", "v2_own_predictions")
+AS_FAST_AS |= dict.fromkeys(SAME_NETWORK, "v2")
 AS_FAST_AS |= {name: trained for name, (trained, _) in SAMPLED.items()}
 MEASURED_STEPS = 11
 FIGURES = {  # of summary.json
