@@ -18,6 +18,7 @@ RULES = (
     "interval is by bootstrap of groups (patients), or of cases where none are known.",
     "p: Wilcoxon's signed-rank test, two-sided, of the differences of groups (each the mean over its cases). p values "
     "are not corrected for the number of figures.",
+    "ECE and Brier in the band are here those of each case, averaged: not those of all cases' pixels together.",
 )
 
 
@@ -84,7 +85,8 @@ def format_comparison(compared, summary, other):
     for name, one in compared["figures"].items():
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:+.4f}, {one['high']:+.4f}]"
         figures = [f"{one['first']:.4f}", f"{one['second']:.4f}", f"{one['difference']:+.4f}", interval]
-        rows.append([label_of(name, summary), *figures, f"{one['p']:.2g}", one["n"]])
+        label = label_of(name, summary) + (", by case" if name in ("ece_band", "brier_band") else "")
+        rows.append([label, *figures, f"{one['p']:.2g}", one["n"]])
     lines.append(text_table(["", "this", "other", "difference", "95 % interval", "p", "n"], rows))
     for key, which in (("only_first", "this run"), ("only_second", "the other")):
         if compared[key]:

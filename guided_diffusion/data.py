@@ -136,7 +136,7 @@ class SegmentationDataset(CheckedLoading, Dataset):
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.split = split
-        self.need_masks = need_masks
+        self.need_masks, self.hold_out = need_masks, hold_out
         self.ct_window = ct_window
         self.view = view
         if not self.data_dir.exists():

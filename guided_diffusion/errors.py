@@ -29,8 +29,11 @@ def interruptible_imports():
     """Let Ctrl-C end the process with one line and status 130 while a script's imports run, which takes seconds.
 
     A `KeyboardInterrupt` would show a traceback there, or come out of a half loaded library as another error.
-    `run_script` takes over from here.
+    `run_script` takes over from here. Also before imports, since it is read there: a log gets a line of a progress bar
+    every half minute, which a terminal shows ten times a second.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
         signal.signal(signal.SIGINT, _leave)
 

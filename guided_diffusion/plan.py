@@ -25,7 +25,7 @@ def plan_sampling(options, given, diffusion):
     _check_settings(options, given, sampler, diffusion.objective)
     settings = {"clip": options.clip_denoised, "dynamic_threshold": options.dynamic_threshold}
     schedule = diffusion.schedule.beginning_at(options.begin_at)
-    settings["from_coarse"] = options.begin_at < 1
+    settings["begin_at"] = options.begin_at
     total = len(schedule)
     if options.timestep_respacing:
         return SamplingPlan(sampler, _respaced(options, total), **settings)

@@ -232,6 +232,9 @@ def _difference(key, before, now, old, new):
     if key == "checkpoint_sha256":
         before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
         return f"another checkpoint, {before}, now --model_path is {now}"
+    began, begins = (m["settings"].get("begin_at", 1.0) for m in (old, new))
+    if key in ("sampler", "timesteps") and began != begins:
+        return f"--begin_at {began:g}, now it is {begins:g}"
     if key in ("sampler", "timesteps"):
         before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
         flags = "--diffusion_steps, --use_ddim, --dpm_solver or --timestep_respacing"

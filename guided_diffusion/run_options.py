@@ -66,7 +66,8 @@ class SampleOptions:
     begin_at: float = option(
         1.0,
         "the share of the schedule's T at which the steps begin, from the coarse mask with the noise of that time; 1: "
-        "from noise alone. Below 1 the diffusion only mends the coarse mask, and fewer steps do",
+        "from noise alone. All steps are then taken below it, so that half as many do for 0.5. For a diffusion that is "
+        "far from learned: it only mends the coarse mask",
         above=0,
         maximum=1,
     )

@@ -168,7 +168,7 @@ class EnsembleSampler:
                 if readable:  # a batch is of single images, or of slices of one volume, which are all left out
                     later(writer, readable, batch, *self.draw(batch, bar))
                     done += len(readable)
-                bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images")
+                bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images", refresh=False)
         return writer.empty, {unit.name: why for unit, why in unread.items()}
 
     def draw(self, batch, bar):

@@ -74,8 +74,8 @@ class SamplingPlan:
     told from the image alone, every member's coarse mask, is then the mean over all eight, and over the image at each
     of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the coarse mask, and they are
     ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`); None: they are as drawn.
-    from_coarse: the first time's x_t is the coarse mask with the noise of that time (as SDEdit begins, arXiv
-    2108.01073), rather than noise alone.
+    begin_at: the share of the schedule that the timesteps are of; below 1 the first one's x_t is the coarse mask with
+    the noise of that time (as SDEdit begins, arXiv 2108.01073), rather than noise alone.
     """
 
     sampler: str
@@ -88,11 +88,12 @@ class SamplingPlan:
     symmetric: bool = False
     scales: tuple[float, ...] = ()
     coupling_sigma: float | None = None
-    from_coarse: bool = False
+    begin_at: float = 1.0
 
     def __str__(self):
         looks = looks_of(self.settings())
-        steps = f"{len(self.timesteps)} steps" + (" from the coarse mask" if self.from_coarse else "")
+        steps = f"{len(self.timesteps)} steps"
+        steps += f" from the coarse mask at {self.begin_at:g} of the schedule" if self.begin_at < 1 else ""
         return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
 
     def settings(self):
@@ -265,7 +266,7 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
         watch(rows.turn(x, back=True), rows.turn(x0, back=True))
 
     x = rows.turn(noise())
-    if plan.from_coarse:
+    if plan.begin_at < 1:
         x = _noised_coarse(diffusion, denoiser, condition, x, plan.timesteps[0])
     x0 = plan.run(denoise, x, diffusion.schedule, noise, watch and watch_turned)
     coarse = last["coarse"]

@@ -6,6 +6,7 @@ segmenter = Segmenter.load("runs/first/model002400.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -67,6 +68,9 @@ class Segmenter:
         script's, such as weights="model", image_size=512 or solver_order=3.
         Raises `UserError` for whatever the script would refuse, and ValueError for a device that is not there.
         """
+        others = {item.name for group in (SampleOptions, ModelOptions) for item in dataclasses.fields(group)}
+        if unknown := sorted(options.keys() - others):
+            raise UserError(f"{unknown[0]}: is no setting of Segmenter.load, nor a flag of segmentation_sample.py")
         values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
         (sample, model_options), given = options_from([SampleOptions, ModelOptions], values)

@@ -50,7 +50,17 @@ class Run:
         so_far = f"step {step} of {last}" if step == last else f"step {step}, beyond {last}"
         return (
             f"the run is complete already ({so_far}): nothing was trained; to go on, give {self.train.ending_flags} "
-            f"above {step}"
+            f"above {step}" + self._stays
+        )
+
+    @property
+    def _stays(self):
+        alone = self.train.condition_steps
+        if not 0 < alone <= self.start.step:
+            return ""
+        return (
+            f" (the condition model stays as it was after step {alone}; for one that learns for longer begin anew with "
+            "more steps)"
         )
 
     @property

@@ -120,7 +120,8 @@ def sample_all(options, given, processes):
     if not processes.is_first:
         return 0
     if len(unread) == len(units):
-        raise UserError(next(iter(unread.values())))
+        first = next(iter(unread.values()))
+        raise UserError(first if len(units) == 1 else f"none of {len(units)} cases could be read; the first: {first}")
     drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
     warn_if_empty(sum(empty), drawn, checkpoint.step)
     folder.complete(time.monotonic() - began, drawn, cases=len(units), unread=left_out)

@@ -214,7 +214,7 @@ class _Untold(_Nothing):
 def test_the_first_x_t_is_the_coarse_mask_with_that_time_s_noise(told_early):
     diffusion, model = diffusion_of(), Coarse(told_early)
     image = 3 * randn(2, 1, 8, 8, dtype=torch.float32)
-    plan = SamplingPlan("ddim", (20, 10, 0), from_coarse=True)
+    plan = SamplingPlan("ddim", (20, 10, 0), begin_at=0.4)
     draw_members(model, diffusion, plan, image, ["a", "b"], members=3)
     asked = [] if told_early else [49]  # v1 tells its coarse mask only beside some x_t: noise alone
     assert model.times == [*asked, 20, 10, 0]
@@ -239,7 +239,7 @@ def test_from_the_shell(script, sample, refusal, pictures, tmp_path, version):
     checkpoint = tmp_path / "run/model000002.pt"
     results = sample(checkpoint, pictures, f"{FAST} --begin_at 0.4 --save_samples True")
     settings = json.loads((results / "manifest.json").read_text())["settings"]
-    assert settings["from_coarse"] and settings["timesteps"][0] == 399
+    assert settings["begin_at"] == 0.4 and settings["timesteps"][0] == 399
     other = sample(checkpoint, pictures, f"{FAST} --save_samples True", out="other")
     first, second = (read_picture(next((path / "probability").iterdir())) for path in (results, other))
     assert (first != second).any()

@@ -139,7 +139,7 @@ def test_the_plan_holds_all_settings_and_spaces_the_times():
         "coupling_sigma": None,
         "clip_denoised": True,
         "dynamic_threshold": 0.9,
-        "from_coarse": False,
+        "begin_at": 1.0,
     }
     assert json.loads(json.dumps(plan.settings())) == plan.settings()
     ddpm = plan_of({"sampler": "ddpm", "clip_denoised": False}).settings()
@@ -192,6 +192,8 @@ def test_other_settings_and_contradictions_are_refused_for_a_results_folder(samp
     results = sample(trained, pictures, fast)
     again = ["--model_path", trained, "--data_dir", pictures, "--out_dir", results, fast]
     assert "made with --solver_order 2, now it is 1" in refusal("segmentation_sample", [*again, "--solver_order 1"])
+    began = refusal("segmentation_sample", [*again, "--begin_at 0.4"])
+    assert "made with --begin_at 1, now it is 0.4; choose another --out_dir" in began
     assert "made with --solver_type ode, now" in refusal("segmentation_sample", [*again, "--solver_type sde"])
     assert "must be at most 3" in refusal("segmentation_sample", [*again, "--solver_order 4"])
     assert "must be at most 1" in refusal("segmentation_sample", [*again, "--dynamic_threshold 99.5"])

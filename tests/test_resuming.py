@@ -101,6 +101,7 @@ def contents(folder):
         ("--lr_anneal_steps 1 --max_steps 9", "", "to go on, give --lr_anneal_steps above 1"),
         ("--lr_anneal_steps 1", "", "to go on, give --max_steps and --lr_anneal_steps above 1"),
         ("--max_steps 2", "--max_steps 1 --lr 1e-3", "(step 2, beyond 1): nothing was trained; to go on, give --max_"),
+        ("--version v2 --condition_steps 1 --max_steps 2", "--lr 1e-3", "(the condition model stays as it was after"),
     ],
 )
 def test_a_complete_run_says_so_and_stays_as_it_is(begun, script, tmp_path, capsys, flags, again, words):

@@ -78,6 +78,32 @@ def test_training_images_are_told_when_sampled_and_scored(script, sample, pictur
     assert LEAK not in capsys.readouterr().out
 
 
+def test_a_copy_of_the_training_data_is_told_and_how_to_take_what_was_held_out(script, sample, tmp_path, capsys):
+    """As when data are moved from a cluster to a laptop: the checkpoint knows them by another folder."""
+    data, moved = tmp_path / "data", tmp_path / "moved"
+    write_folder(data, 8)
+    line = ["--data_name FOLDER --data_dir", data, "--out_dir", tmp_path, TINY, "--max_steps 1 --val_fraction 0.5"]
+    script("segmentation_train", line)
+    checkpoint = tmp_path / "model000001.pt"
+    held = files(sample(checkpoint, data, FAST) / "masks")
+    shutil.copytree(data, moved)
+    capsys.readouterr()
+    flags = "--val_fraction 0.5 takes those that were held out"
+    first = sample(checkpoint, moved, FAST, out="first")
+    out = capsys.readouterr().out
+    assert len(files(first / "masks")) == 8 > len(held)
+    assert f"{8 - len(held)} of 8 cases have the names of training cases of {data}" in out and flags in out
+    script("segmentation_eval", ["--pred_dir", first])
+    assert "have the names of training cases" in capsys.readouterr().out
+    data.rename(tmp_path / "gone")
+    sample(checkpoint, moved, FAST, out="second")
+    assert f"training held cases out of {data}, which is not here: if these are the same data; {flags}" in (
+        capsys.readouterr().out
+    )
+    divided = sample(checkpoint, moved, f"{FAST} --val_fraction 0.5", out="third")
+    assert files(divided / "masks") == held and "warning: training held" not in capsys.readouterr().out
+
+
 def test_training_images_are_told_only_where_the_split_leaves_them(script, sample, tmp_path, capsys):
     data = tmp_path / "data"
     write_folder(data, 4)

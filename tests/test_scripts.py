@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER, TINY, files, finish, rows, strict_json, write_folder
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, rows, strict_json, words, write_folder
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
@@ -281,3 +283,12 @@ def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
     )
     with Image.open(results / "debug" / "case0.gif") as gif:
         assert 40 <= gif.n_frames <= 51  # and the answer; equal frames are one
+
+
+def test_a_log_file_gets_few_lines_of_the_bars(trained, pictures, tmp_path):
+    """As on a cluster: a terminal is redrawn ten times a second, a file would hold every one of them."""
+    flags = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path, FAST, "--diffusion_steps 100"]
+    command = [sys.executable, str(SCRIPTS / "segmentation_sample.py"), *words(flags)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert 2 <= ended.stderr.count("sampling:") <= 4 and "4 of 4 images" in ended.stderr

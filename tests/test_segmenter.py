@@ -109,7 +109,7 @@ def test_settings_that_the_script_would_refuse(trained, tmp_path):
         ({"fuse": "best"}, "must be one of auto, staple, mean, vote"),
         ({"sampler": "ddim", "solver_order": 3}, "ddim has none"),
         ({"image_size": 33}, "33"),
-        ({"wheel": 1}, "--wheel: no such flag"),
+        ({"wheel": 1}, "wheel: is no setting of Segmenter.load"),
         ({"num_channels": 16}, "contradicts the checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
