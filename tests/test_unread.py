@@ -92,9 +92,8 @@ def test_where_none_can_be_read_the_first_ones_line_ends_it(run, trained, bad, t
     (tmp_path / "own.py").write_text(OWN.replace("NAME", "case"))
     status, told, errors = run(trained, tmp_path / "other", f"{FAST} --data_name {tmp_path / 'own.py'}:Own")
     assert status == 2 and len(told) == 2 and len(errors) == 1
-    assert errors[0].startswith(
-        f"error: none of 2 cases could be read; the first: case case0: {tmp_path / 'own.py'}, line 6, read_image: IndexError: case0; python"
-    )
+    assert errors[0].startswith("error: none of 2 cases could be read; the first: case case0: ")
+    assert f"{tmp_path / 'own.py'}, line 6, read_image: IndexError: case0; python" in errors[0]
     assert manifest_of(tmp_path / "results")["status"] == "running"
 
 
