@@ -7,6 +7,7 @@ import time
 import traceback
 
 OTHERS_SPEAK = 10  # seconds in which another process has told the error and been seen to end, also on a busy machine
+THE_REASON = 20  # seconds in which one that has gone has told why: it lets the others speak first
 
 
 class UserError(Exception):
@@ -86,7 +87,9 @@ def _told_by_another(error):
 
     What one meets the first has most likely met too; where a peer has gone it had the reason.
     """
-    if isinstance(error, PeerGone) or os.environ.get("RANK", "0") != "0":
+    if isinstance(error, PeerGone):
+        time.sleep(THE_REASON)
+    elif os.environ.get("RANK", "0") != "0":
         time.sleep(OTHERS_SPEAK)
 
 

@@ -80,7 +80,7 @@ def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):
 def test_a_contender_that_comes_later_gets_the_steps_of_the_machine_as_it_was(tmp_path, monkeypatch):
     """All are slowed alike by what else runs, also the recipe, which is measured beside it for that."""
     module = importlib.import_module("benchmark_accuracy")
-    slowness, seconds = 1.0, {"v2": 0.3, "v2_no_skip": 0.24}
+    slowness, seconds = 1.0, {"v2": 0.3, "v2_one_draw": 0.24}
     monkeypatch.setattr(module, "measure", lambda options, name, flags: {c: slowness * seconds[c] for c in flags})
     options = module.AccuracyOptions(record=str(tmp_path / "a.jsonl"), minutes=1)
 
@@ -89,7 +89,7 @@ def test_a_contender_that_comes_later_gets_the_steps_of_the_machine_as_it_was(tm
 
     assert steps("v2") == {"v2": 200}
     slowness = 2.0
-    assert steps("v2_no_skip", "v2") == {"v2_no_skip": 250, "v2": 200}
+    assert steps("v2_one_draw", "v2") == {"v2_one_draw": 250, "v2": 200}
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["seconds_per_step"] for line in lines] == pytest.approx([0.3, 0.24])
     assert "scaled_by" in lines[1] and "scaled_by" not in lines[0]
