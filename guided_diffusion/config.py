@@ -159,8 +159,8 @@ class ModelOptions:
     use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     self_condition: bool = option(
         False,
-        "v1 and v2: the network sees, beside x_t, the mask that it predicted at the step before (in training: in half "
-        "of the batches, from the same x_t)",
+        "v1 and v2: the network sees, beside x_t, the mask that it predicted at the step before (in training: half of "
+        "the time, and from the same x_t)",
     )
     anchor_levels: int = option(1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0)
     ss_former: str = option(

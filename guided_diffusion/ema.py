@@ -37,9 +37,8 @@ class EMA:
 
     def settle(self, model, prefix):
         """Give `model` the averaged weights for good, those of the parameters whose names begin so."""
-        names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
-        parameters = dict(model.named_parameters())
-        _set([parameters[name] for name in names], [self.parameters[name] for name in names])
+        chosen = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefix)}
+        _set(list(chosen.values()), [self.parameters[name] for name in chosen])
 
     @contextmanager
     def weights_in(self, model):

@@ -10,6 +10,11 @@ def sees_last(model):
     return getattr(model, "self_condition", False)
 
 
+def is_shown_any(diffusion, model):
+    """Whether training shows the network any of its own predictions."""
+    return bool(diffusion.own_predictions or sees_last(model))
+
+
 def with_last(x_t, last):
     """What such a network takes: x_t [N, K, H, W] and after it, where there is one, its last prediction likewise."""
     return x_t if last is None else torch.cat([x_t, last.to(x_t.dtype)], dim=1)

@@ -18,7 +18,7 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model, self.diffusion = model, diffusion
 
-    def forward(self, image, label, mask, t, noise, chances, *, dice=False, condition_alone=False):
+    def forward(self, image, label, mask, t, noise, chances=None, *, dice=False, condition_alone=False):
         """The losses per row (see `GaussianDiffusion.training_losses`).
 
         image: [N, C, H, W]; label: [N] or None; mask, t, noise, chances: of N * R rows, R for each image in turn.

@@ -45,7 +45,8 @@ from .pictures import class_colour, displayed, enlarged, overlay, save_animation
 from .raters import files_by_name
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
-OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # in a manifest without them
+# In a manifest without them:
+OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False, "begin_at": 1.0}
 UNTOLD = ("data_name", "ct_window")  # what an older manifest may not say, so that nothing can be compared with
 
 
@@ -232,10 +233,10 @@ def _difference(key, before, now, old, new):
     if key == "checkpoint_sha256":
         before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
         return f"another checkpoint, {before}, now --model_path is {now}"
-    began, begins = (m["settings"].get("begin_at", 1.0) for m in (old, new))
-    if key in ("sampler", "timesteps") and began != begins:
-        return f"--begin_at {began:g}, now it is {begins:g}"
     if key in ("sampler", "timesteps"):
+        began, begins = (m["settings"].get("begin_at", OLDER["begin_at"]) for m in (old, new))
+        if began != begins:
+            return f"--begin_at {began:g}, now it is {begins:g}"
         before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
         flags = "--diffusion_steps, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many others'} ({flags} says so)"

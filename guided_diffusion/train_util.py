@@ -21,6 +21,7 @@ from .errors import UserError
 from .files import remove_temporaries
 from .logger import RunLog, console, counted
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
+from .own_predictions import is_shown_any
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
 from .seeds import seed_of
 from .sharding import gathered
@@ -194,12 +195,14 @@ class TrainLoop:
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
-        chances = chances_for_items(here, self.options, self.step, self.share.start)
+        drawn = [mask, t, noise]
+        if is_shown_any(self.diffusion, self.model):
+            drawn.append(chances_for_items(here, self.options, self.step, self.share.start))
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
         seen, draws = [], self.options.noise_draws
         for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
-                losses = self._losses(batch, (mask, t, noise, chances), part)
+                losses = self._losses(batch, drawn, part)
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
                 # The processes' mean is taken: of this, the sum.
                 self.scaler.scale(total * self.processes.count * counts).backward()

@@ -243,6 +243,10 @@ def test_from_the_shell(script, sample, refusal, pictures, tmp_path, version):
     other = sample(checkpoint, pictures, f"{FAST} --save_samples True", out="other")
     first, second = (read_picture(next((path / "probability").iterdir())) for path in (results, other))
     assert (first != second).any()
+    manifest = json.loads((other / "manifest.json").read_text())
+    del manifest["settings"]["begin_at"]  # as results from before there was one, which are gone on with
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    sample(checkpoint, pictures, f"{FAST} --save_samples True", out="other")
     line = ["--model_path", checkpoint, "--data_dir", pictures, "--out_dir", tmp_path / "no"]
     assert refusal("segmentation_sample", [*line, "--begin_at 0.01 --diffusion_steps 20"]) == (
         "error: --diffusion_steps 20: the checkpoint was trained with 1000, of which --begin_at 0.01 leaves 10; use "
