@@ -1,4 +1,4 @@
-"""DPM-Solver++: multistep solvers, of orders 1 to 3, of the diffusion ODE and SDE in data prediction (2211.01095)."""
+"""DPM-Solver++: multistep solvers, of orders 1 to 3, of the diffusion ODE in data prediction (arXiv 2211.01095)."""
 
 import math
 from collections import deque
@@ -18,18 +18,16 @@ def sample_dpm_solver(
     watch=None,
     *,
     order=2,
-    solver_type="ode",
     lower_order_final=None,
 ):
     """Integrate from x at timesteps[0] to the clean mask; a sampler of the common signature (see `sampling`).
 
-    order: 1 (the ODE's is DDIM), 2 (algorithm 2 of the paper, "2M") or 3. solver_type: "ode", which does not use
-    `noise`, or "sde". lower_order_final: whether the last steps have orders ..., 3, 2, 1; None: where they are fewer
-    than 15, as usual. In any case the first steps, which have no history, have orders 1, 2, ..., and the
-    last returns the network's x0 itself, where the solution of first order leads as sigma_s becomes 0.
+    order: 1 (DDIM), 2 (algorithm 2 of the paper, "2M") or 3. lower_order_final: whether the last steps have orders
+    ..., 3, 2, 1; None: where they are fewer than 15, as usual. In any case the first steps, which have no history, have
+    orders 1, 2, ..., and the last returns the network's x0 itself, where the solution of first order leads as sigma_s
+    becomes 0. The solver is deterministic: `noise` is not used.
     """
     levels = NoiseLevels.at(schedule, timesteps)
-    eta = {"ode": 0, "sde": 1}[solver_type]
     count = len(timesteps)
     if lower_order_final is None:
         lower_order_final = count < 15
@@ -42,18 +40,12 @@ def sample_dpm_solver(
             return x0
         history.appendleft((i, x0))
         points = list(history)[: count - i] if lower_order_final else history
-        x = integrate(levels, x, i, points, eta=eta)
-        if eta:
-            h = levels.log_snr[i + 1] - levels.log_snr[i]
-            x = x + levels.sigma[i + 1] * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
+        x = integrate(levels, x, i, points)
     raise ValueError("needs at least one time step")
 
 
 class NoiseLevels(NamedTuple):
-    """alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma) at each step; float64 [steps].
-
-    Where there is noise alone (abar = 0, the last training step under --zero_terminal_snr) lambda is -inf.
-    """
+    """alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma) at each step; float64 [steps]."""
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -63,44 +55,34 @@ class NoiseLevels(NamedTuple):
     def at(cls, schedule, timesteps):
         """The levels at falling integer `timesteps`."""
         abar = schedule.alpha_bar(np.asarray(timesteps, dtype=int))
-        with np.errstate(divide="ignore"):
-            return cls(np.sqrt(abar), np.sqrt(1 - abar), 0.5 * np.log(abar / (1 - abar)))
+        return cls(np.sqrt(abar), np.sqrt(1 - abar), 0.5 * np.log(abar / (1 - abar)))
 
 
-def integrate(levels, x, i, points, *, eta=0, variant="bh2"):
+def integrate(levels, x, i, points):
     """x at step i + 1 from x at step i, where x0 is the polynomial in lambda through `points`, pairs (step, its x0).
 
-    With h = lambda_s - lambda_t, u = (lambda - lambda_t) / h and k = 1 + eta, the variation of constants
-    of the diffusion ODE or, with eta = 1, SDE (to whose result noise is still to be added) reads
-        x_s = sigma_s / sigma_t e^(-eta h) x_t + alpha_s integral_0^1 k h e^(-k h (1 - u)) x0(u) du.
-    From noise alone h is infinite. x0 is then taken as constant from one point, and through two points, both of the
-    step's ends, as linear in e^lambda, which their polynomial in lambda has no limit for; as alpha is small there, x0
-    nearly is. Later steps leave the infinitely far point out, to which the limit of their polynomial comes.
+    With h = lambda_s - lambda_t and u = (lambda - lambda_t) / h the variation of constants of the diffusion ODE reads
+        x_s = sigma_s / sigma_t x_t + alpha_s integral_0^1 h e^(-h (1 - u)) x0(u) du.
     """
     h = levels.log_snr[i + 1] - levels.log_snr[i]
-    if math.isinf(h):
-        mean = sum(x0 for _, x0 in points) / len(points)
-        return levels.sigma[i + 1] / levels.sigma[i] * (eta == 0) * x + levels.alpha[i + 1] * mean
-    points = [(j, x0) for j, x0 in points if math.isfinite(levels.log_snr[j])]
     nodes = [(levels.log_snr[j] - levels.log_snr[i]) / h for j, _ in points]
-    weights = levels.alpha[i + 1] * quadrature(nodes, (1 + eta) * h, variant)
-    x = levels.sigma[i + 1] / levels.sigma[i] * math.exp(-eta * h) * x
+    weights = levels.alpha[i + 1] * quadrature(nodes, h)
+    x = levels.sigma[i + 1] / levels.sigma[i] * x
     for weight, (_, x0) in zip(weights, points, strict=True):
         x = x + float(weight) * x0
     return x
 
 
-def quadrature(nodes, z, variant="bh2"):
-    """Weights w [n] with sum_j w_j p(u_j) = J(p) = z integral_0^1 e^(-z (1 - u)) p(u) du for all p of degree < n.
+def quadrature(nodes, h):
+    """Weights w [n] with sum_j w_j p(u_j) = J(p) = h integral_0^1 e^(-h (1 - u)) p(u) du for all p of degree < n.
 
-    nodes: n different u_j, one of them 0; z > 0. The monomials' J(u^k) follow from one another by parts. With two
-    nodes J(u) is simplified as in the papers: half of J(1) (DPM-Solver++ (2M), and UniPC's B2(h) = e^h - 1), or with
-    the variant "bh1" z / 2 (UniPC's B1(h) = h). With three nothing is simplified: diffusers' DPM-Solver++ halves the
-    second difference's part there, and its error then falls with the square of the step only.
+    nodes: n different u_j, one of them 0; h > 0. The monomials' J(u^k) follow from one another by parts. With two
+    nodes J(u) is simplified as in the paper (2M): half of J(1). With three nothing is simplified: diffusers'
+    DPM-Solver++ halves the second difference's part there, and its error then falls with the square of the step only.
     """
-    moments = [-math.expm1(-z)]
+    moments = [-math.expm1(-h)]
     for k in range(1, len(nodes)):
-        moments.append(1 - k / z * moments[-1])
+        moments.append(1 - k / h * moments[-1])
     if len(nodes) == 2:
-        moments[1] = {"bh1": z, "bh2": moments[0]}[variant] / 2
+        moments[1] = moments[0] / 2
     return np.linalg.solve(np.vander(nodes, increasing=True).T, moments)

@@ -7,10 +7,11 @@ import numpy as np
 from .errors import UserError
 from .grids import solver_timesteps, strided_timesteps
 from .run_options import SampleOptions
-from .sampling import SOLVERS, SamplingPlan
+from .sampling import SamplingPlan
 
-DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20, "unipc": 20}  # DDPM's is T
+DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM's is T
 SCALES = (0.9, 1.1)  # other scales at which images are looked at: as far as --augment light goes
+PUBLISHED_THRESHOLD = 0.995  # the share of pixels by which the published code thresholds x0 in its DPM-Solver++
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
 
 
@@ -22,31 +23,29 @@ def plan_sampling(options, given, diffusion):
     """
     _check_flags(options, given)
     sampler = _choose(options, given)
-    _check_settings(options, given, sampler, diffusion.objective)
-    settings = {"clip": options.clip_denoised, "dynamic_threshold": options.dynamic_threshold}
-    schedule = diffusion.schedule.beginning_at(options.begin_at)
-    settings["begin_at"] = options.begin_at
-    total = len(schedule)
+    if sampler != "dpm_solver" and "solver_order" in given:
+        raise UserError(
+            f"--solver_order {options.solver_order}: {sampler} has none; sample by --sampler dpm_solver, or leave it "
+            "out"
+        )
+    total = diffusion.num_timesteps
     if options.timestep_respacing:
-        return SamplingPlan(sampler, _respaced(options, total), **settings)
+        return SamplingPlan(sampler, _respaced(options, total), clip=options.clip_denoised)
     steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
     if steps > total:
-        trained = f"the checkpoint was trained with {diffusion.num_timesteps}"
-        trained += f", of which --begin_at {options.begin_at:g} leaves {total}" if options.begin_at < 1 else ""
-        raise UserError(f"--diffusion_steps {steps}: {trained}; use that or fewer")
-    if sampler in SOLVERS:
-        times = solver_timesteps(schedule, steps, options.time_spacing)
-        settings |= {name: getattr(options, name) for name in ("solver_order", "solver_type", "time_spacing")}
-    else:
-        times = strided_timesteps(total, steps)
-    return SamplingPlan(sampler, tuple(int(t) for t in times), **settings)
+        raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
+    is_solver = sampler == "dpm_solver"
+    times = solver_timesteps(diffusion.schedule, steps) if is_solver else strided_timesteps(total, steps)
+    order = options.solver_order if is_solver else None
+    return SamplingPlan(sampler, tuple(int(t) for t in times), order, clip=options.clip_denoised)
 
 
 def settle_members(plan, options, train, exclusive):
     """The plan with what the flags of `SampleOptions` leave to the checkpoint settled, and with it options.fuse.
 
-    train: the options of its training, a dict. exclusive: whether its classes exclude one another. Raises `UserError`
-    for --coupling coarse with several such classes, and for --coupling_sigma without any coupling.
+    train: the options of its training, a dict. exclusive: whether its classes exclude one another. After --recipe
+    published DPM-Solver++ thresholds x0 dynamically, as the published code does. Raises `UserError` for --coupling
+    coarse with several such classes, and for --coupling_sigma without any coupling.
     """
     alone = plan is ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
     turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
@@ -69,6 +68,8 @@ def settle_members(plan, options, train, exclusive):
     sigma = options.coupling_sigma if coupled else None
     if options.fuse == "auto":
         options.fuse = "mean" if coupled else "staple"
+    if train.get("recipe") == "published" and plan.sampler == "dpm_solver" and plan.clip:
+        plan = dataclasses.replace(plan, dynamic_threshold=PUBLISHED_THRESHOLD)
     return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupling_sigma=sigma)
 
 
@@ -87,7 +88,7 @@ def _choose(options, given):
     """The sampler's name in `sampling.SAMPLERS`."""
     respacing = options.timestep_respacing
     if respacing:
-        if options.dpm_solver or options.sampler in SOLVERS:
+        if options.dpm_solver or options.sampler == "dpm_solver":
             raise UserError("--timestep_respacing sets the steps itself, for DDPM or DDIM: leave out it or the solver")
         if respacing.startswith("ddim") and options.sampler == "ddpm":
             raise UserError(f"--sampler ddpm contradicts --timestep_respacing {respacing}; leave one out")
@@ -98,27 +99,6 @@ def _choose(options, given):
     if options.dpm_solver or not (respacing or options.diffusion_steps or "dpm_solver" in given):
         return "dpm_solver"
     return "ddpm"  # --dpm_solver False alone asks for full DDPM
-
-
-def _check_settings(options, given, sampler, objective):
-    """Raise `UserError` for settings that the sampler, or a network with that objective, does not have."""
-    if sampler not in SOLVERS:
-        for name in ("solver_order", "solver_type", "time_spacing"):
-            if name in given:
-                raise UserError(
-                    f"--{name} {getattr(options, name)}: {sampler} has none; sample by --sampler dpm_solver"
-                    f"{'' if name == 'solver_type' else ' or unipc'}, or leave it out"
-                )
-    if sampler == "unipc" and options.solver_type == "sde":
-        raise UserError("--solver_type sde: unipc solves the ODE alone; use --sampler dpm_solver")
-    if options.dynamic_threshold:
-        if not options.clip_denoised:
-            raise UserError("--dynamic_threshold is a way to clip and contradicts --clip_denoised False; leave one out")
-        if objective == "x0":
-            raise UserError(
-                f"--dynamic_threshold {options.dynamic_threshold}: the checkpoint predicts x0, in [-1, 1] as it is; "
-                "leave it out"
-            )
 
 
 def _respaced(options, num_timesteps):

@@ -45,32 +45,12 @@ class SampleOptions:
     )
     sampler: str = option(
         "auto",
-        "how the steps are taken; auto: as --use_ddim, --dpm_solver and --diffusion_steps say. unipc (UniPC, 20 steps "
-        "unless --diffusion_steps says otherwise) has no flag of its own",
-        choices=("auto", "ddpm", "ddim", "dpm_solver", "unipc"),
+        "how the steps are taken; auto: as --use_ddim, --dpm_solver and --diffusion_steps say",
+        choices=("auto", "ddpm", "ddim", "dpm_solver"),
     )
     use_ddim: bool = option(False, "take the steps by DDIM (50 steps unless --diffusion_steps says otherwise)")
     dpm_solver: bool = option(False, "take the steps by DPM-Solver++ (20 unless --diffusion_steps says otherwise)")
-    solver_order: int = option(2, "order of DPM-Solver++ or UniPC, 1 to 3", minimum=1, maximum=3)
-    solver_type: str = option(
-        "ode",
-        "what DPM-Solver++ solves: ode, or sde, which adds fresh noise at each step",
-        choices=("ode", "sde"),
-    )
-    time_spacing: str = option(
-        "uniform",
-        "where DPM-Solver++ and UniPC step: evenly in t (uniform), in the log signal-to-noise ratio (logsnr), or "
-        "denser towards the clean mask (quadratic)",
-        choices=("uniform", "logsnr", "quadratic"),
-    )
-    begin_at: float = option(
-        1.0,
-        "the share of the schedule's T at which the steps begin, from the coarse mask with the noise of that time; 1: "
-        "from noise alone. All steps are then taken below it, so that half as many do for 0.5. For a diffusion that is "
-        "far from learned: it only mends the coarse mask",
-        above=0,
-        maximum=1,
-    )
+    solver_order: int = option(2, "order of DPM-Solver++, 1 to 3", minimum=1, maximum=3)
     timestep_respacing: str = option(
         "", "the same in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)"
     )
@@ -82,13 +62,6 @@ class SampleOptions:
     )
     tile_overlap: float = option(0.25, "overlap of neighbouring tiles in parts of their side", minimum=0, maximum=0.9)
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
-    dynamic_threshold: float = option(
-        0.0,
-        "clip by scaling this share of each predicted mask's pixels, such as 0.995, into [-1, 1]; for checkpoints that "
-        "predict eps or v; 0: off",
-        minimum=0,
-        maximum=1,
-    )
     symmetries: str = option(
         "auto",
         "members see the image turned and mirrored, each another way by turns, which is encoded once for each: all "
@@ -138,7 +111,7 @@ class SampleOptions:
     uncertainty_maps: bool = option(
         False, "also write each pixel's variance, entropy and mutual information over the members, 16 bit"
     )
-    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif, and v2's attention maps")
+    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(0, "seed of the noise; a result depends on it, the case's name and the member alone", minimum=0)
 
     def resolve(self, given):

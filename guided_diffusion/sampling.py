@@ -1,9 +1,9 @@
 """The reverse process: DDPM and DDIM, and the one entry point that draws an ensemble of masks with any sampler.
 
 Every sampler is a function `sampler(denoise, x, timesteps, schedule, noise, watch) -> x0`, with settings of its own as
-keywords: denoise(x, t) -> `Denoised`, for an int t; x: [B, K, H, W], pure noise or the first time's x_t; timesteps:
-falling ints, a subset of the training schedule; noise(): fresh standard noise like x; watch(x, x0): called with each
-step's x_t and x0, for pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
+keywords: denoise(x, t) -> `Denoised`, for an int t; x: [B, K, H, W], pure noise; timesteps: falling ints, a subset of
+the training schedule; noise(): fresh standard noise like x; watch(x, x0): called with each step's x_t and x0, for
+pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ from .mask_losses import class_probabilities
 from .seeds import seeded_generator
 from .symmetries import SYMMETRIES, each_turned
 from .tiles import Tiled
-from .unipc import sample_unipc
 
 
 def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
@@ -55,8 +54,7 @@ def sample_ddim(denoise, x, timesteps, schedule, noise=None, watch=None):
     return x
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver, "unipc": sample_unipc}
-SOLVERS = ("dpm_solver", "unipc")  # those with an order, whose times have a spacing
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}
 
 
 def _steps(timesteps):
@@ -68,32 +66,26 @@ def _steps(timesteps):
 class SamplingPlan:
     """Which sampler takes which time steps and how: what decides the masks beside the network, image and noise.
 
-    sampler: a name in `SAMPLERS`; timesteps: falling ints. Of solvers alone, else None: solver_order, 1 to 3;
-    solver_type, "ode" or "sde"; time_spacing, what made the timesteps. clip and dynamic_threshold: see
-    `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight symmetries by turns. What is
-    told from the image alone, every member's coarse mask, is then the mean over all eight, and over the image at each
-    of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the coarse mask, and they are
-    ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`); None: they are as drawn.
-    begin_at: the share of the schedule that the timesteps are of; below 1 the first one's x_t is the coarse mask with
-    the noise of that time (as SDEdit begins, arXiv 2108.01073), rather than noise alone.
+    sampler: a name in `SAMPLERS`; timesteps: falling ints; solver_order: 1 to 3, of DPM-Solver++ alone, else None. clip
+    and dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight
+    symmetries by turns. What is told from the image alone, every member's coarse mask, is then the mean over all eight,
+    and over the image at each of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the
+    coarse mask, and they are ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`);
+    None: they are as drawn.
     """
 
     sampler: str
     timesteps: tuple[int, ...]
     solver_order: int | None = None
-    solver_type: str | None = None
-    time_spacing: str | None = None
     clip: bool = True
     dynamic_threshold: float = 0.0
     symmetric: bool = False
     scales: tuple[float, ...] = ()
     coupling_sigma: float | None = None
-    begin_at: float = 1.0
 
     def __str__(self):
         looks = looks_of(self.settings())
         steps = f"{len(self.timesteps)} steps"
-        steps += f" from the coarse mask at {self.begin_at:g} of the schedule" if self.begin_at < 1 else ""
         return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
 
     def settings(self):
@@ -104,9 +96,7 @@ class SamplingPlan:
 
     def run(self, denoise, x, schedule, noise, watch=None):
         """Sample; a sampler of the common signature without its `timesteps`."""
-        how = {"order": self.solver_order} if self.sampler in SOLVERS else {}
-        if self.sampler == "dpm_solver":
-            how["solver_type"] = self.solver_type
+        how = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
 
 
@@ -265,19 +255,6 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     def watch_turned(x, x0):
         watch(rows.turn(x, back=True), rows.turn(x0, back=True))
 
-    x = rows.turn(noise())
-    if plan.begin_at < 1:
-        x = _noised_coarse(diffusion, denoiser, condition, x, plan.timesteps[0])
-    x0 = plan.run(denoise, x, diffusion.schedule, noise, watch and watch_turned)
+    x0 = plan.run(denoise, rows.turn(noise()), diffusion.schedule, noise, watch and watch_turned)
     coarse = last["coarse"]
     return rows.turn(x0, back=True), None if coarse is None else rows.turn(coarse, back=True)
-
-
-def _noised_coarse(diffusion, denoiser, condition, noise, t):
-    """The coarse mask with `noise` [rows, K, H, W] of time t: x_t. A network that tells it only beside some x_t, as v1,
-    tells it beside noise alone."""
-    logits = getattr(condition, "coarse", None)
-    if logits is None:
-        logits = denoiser(noise, diffusion.num_timesteps - 1).coarse
-    x0 = 2 * class_probabilities(logits.float(), diffusion.exclusive) - 1
-    return diffusion.q_sample(x0, torch.full((len(noise),), t), noise)
