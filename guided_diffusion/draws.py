@@ -10,13 +10,6 @@ def item_generator(seed, step, index):
     return seeded_generator("train", seed, step, index)
 
 
-def chances_for_items(count, options, step, first):
-    """Uniform draws [N, R, 2] for `count` items from number `first` of the global batch on, by which it is decided
-    what the network sees of its own predictions (see `own_predictions`): apart from all that `draw_for_items` draws."""
-    seeds = (seeded_generator("chances", options.seed, step, index) for index in range(first, first + count))
-    return torch.stack([torch.rand(options.noise_draws, 2, generator=generator) for generator in seeds])
-
-
 def rows(drawn, part):
     """Of what was drawn for each item, [N, R, ...], that of the slice `part` of items as rows [n * R, ...]."""
     return drawn[part].flatten(0, 1)

@@ -6,9 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .loss_weights import loss_weight
 from .mask_losses import CROSS_ENTROPIES, bce, bce_dice, class_probabilities, mean_flat, near_borders
-from .own_predictions import SHARE_BESIDE, beside, from_own_mask, sees_last, with_last
 from .schedule import Schedule, noise_schedule
 
 MASK_LOSSES = ("mse", "bce", "bce_dice")
@@ -36,8 +34,6 @@ class GaussianDiffusion:
     where classes exclude one another (see `class_probabilities`; tanh z = 2 sigmoid(2 z) - 1).
     coarse_loss: "mse", "bce", "bce_dice" or None (as mask_loss); coarse_ce, coarse_every, border_weight: see the
     method `coarse_loss`.
-    loss_weighting, min_snr_gamma: see `loss_weight`. own_predictions: the share of training's x_t that are made from
-    the network's own masks (see there).
     """
 
     def __init__(
@@ -56,9 +52,6 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         rescale_learned_sigmas=False,
         use_kl=False,
-        loss_weighting="none",
-        min_snr_gamma=5.0,
-        own_predictions=0.0,
     ):
         self.schedule = Schedule(alphas_bar)
         if objective not in ("eps", "x0", "v") or mask_loss not in MASK_LOSSES or logit_skip not in LOGIT_SKIPS:
@@ -67,15 +60,12 @@ class GaussianDiffusion:
             raise ValueError(f"the mask loss {mask_loss} with the skip {logit_skip} needs the objective x0")
         if class_activation not in ACTIVATIONS or (class_activation == "softmax" and objective != "x0"):
             raise ValueError(f"the class activation {class_activation!r} does not go with the objective {objective}")
-        if objective == "eps" and self.schedule.alphas_bar[-1] == 0:
-            raise ValueError("a schedule that ends in noise alone needs the objective x0 or v")
         self.logit_skip, self.exclusive = logit_skip, class_activation == "softmax"
         self.objective, self.mask_loss, self.coarse_weight = objective, mask_loss, coarse_weight
         self.coarse_kind, self.coarse_ce, self.coarse_every = coarse_loss or mask_loss, coarse_ce, coarse_every
         self.border_weight = border_weight
         self.rescale_timesteps, self.rescale_learned_sigmas = rescale_timesteps, rescale_learned_sigmas
-        self.use_kl, self.loss_weighting, self.min_snr_gamma = use_kl, loss_weighting, min_snr_gamma
-        self.own_predictions = own_predictions
+        self.use_kl = use_kl
 
     @property
     def num_timesteps(self):
@@ -173,20 +163,17 @@ class GaussianDiffusion:
 
         t is one int for all rows, as in sampling, which a GPU is not waited for, or int [N]. With `clip` x_0 is kept
         in [-1, 1], with a `dynamic_threshold` above 0 too (`cut_dynamically`); eps follows from the clipped
-        x_0, so that the two agree. A network with self-conditioning sees what it predicted at the call before.
+        x_0, so that the two agree.
         """
-        last = None
 
         def denoise(x_t, t):
-            nonlocal last
             times = t if isinstance(t, torch.Tensor) else torch.full((len(x_t),), int(t), device=x_t.device)
-            output = model(with_last(x_t, last), self.model_time(times), condition)
+            output = model(x_t, self.model_time(times), condition)
             x0 = self.to_x0(self.activate(self.prediction(output, x_t, t)), x_t, t)
             if dynamic_threshold:
                 x0 = cut_dynamically(x0, dynamic_threshold)
             elif clip:
                 x0 = x0.clamp(-1, 1)
-            last = x0 if sees_last(model) else None
             fraction = None if output.variance is None else (output.variance + 1) / 2
             return Denoised(x0, self.to_eps(x0, x_t, t), fraction, output.coarse)
 
@@ -194,23 +181,17 @@ class GaussianDiffusion:
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
-    def training_losses(self, model, mask, condition, t, noise, dice=False, chances=None):
+    def training_losses(self, model, mask, condition, t, noise, dice=False):
         """Losses per item of the network's view of x_t.
 
         mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. dice: whether Dice
         is added to cross-entropy on the mask that is told from the image alone: the coarse one where there is one.
-        chances: uniform draws [N, 2] that decide which rows are made from the network's own predictions, and which it
-        sees beside x_t (see `own_predictions`); needed where it is shown any.
-        Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, weighted, or the
-        bound with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
+        Returns a dict of float32 [N]: "loss" (the sum that is trained on), "mask" (the target's loss, or the bound
+        with `use_kl`), "vb" (the variational term, with learned variance) and "coarse" (with a coarse head).
         """
         x0 = mask * 2 - 1
-        x_t, last = self.q_sample(x0, t, noise), None
-        if self.own_predictions:
-            x_t = from_own_mask(self, model, x_t, t, noise, condition, chances[:, 0] < self.own_predictions)
-        if sees_last(model):
-            last = beside(self, model, x_t, t, condition, chances[:, 1] < SHARE_BESIDE)
-        output = model(with_last(x_t, last), self.model_time(t), condition)
+        x_t = self.q_sample(x0, t, noise)
+        output = model(x_t, self.model_time(t), condition)
         if any(part is not None and part.shape != mask.shape for part in output):  # would broadcast without a word
             raise ValueError(f"the network's outputs have other shapes than the masks' {tuple(mask.shape)}")
         prediction = self.prediction(output, x_t, t)
@@ -225,8 +206,6 @@ class GaussianDiffusion:
                 losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask, exclusive=self.exclusive)
             else:
                 losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
-            if self.loss_weighting != "none":
-                losses["mask"] = losses["mask"] * _per_row(self.loss_weights(t), losses["mask"])
             total = losses["mask"]
             if output.variance is not None:
                 # Learned sigma only: the mean is trained by the loss above (arXiv 2102.09672 sec. 3.1).
@@ -238,11 +217,6 @@ class GaussianDiffusion:
             losses["coarse"] = self.coarse_loss(output.coarse, mask, t, dice)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
-
-    def loss_weights(self, t):
-        """The weights float64 [N] of the mask's losses at t, int [N] (see `loss_weight`)."""
-        abar = self.schedule.alpha_bar(_on_host(t))
-        return loss_weight(self.loss_weighting, self.objective, abar / (1 - abar), self.min_snr_gamma)
 
     def coarse_loss(self, logits, mask, t, dice=False):
         """Loss per item [N] of the coarse mask's logits: Dice + beta CE (V2's anchor loss) or MSE, as said at
@@ -278,7 +252,7 @@ class GaussianDiffusion:
 def build_diffusion(options):
     """The `GaussianDiffusion` that `options` (`config.DiffusionOptions`) describe."""
     return GaussianDiffusion(
-        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale, options.zero_terminal_snr),
+        noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale),
         objective=options.objective,
         mask_loss=options.mask_loss,
         logit_skip=options.logit_skip,
@@ -291,9 +265,6 @@ def build_diffusion(options):
         rescale_timesteps=options.rescale_timesteps,
         rescale_learned_sigmas=options.rescale_learned_sigmas,
         use_kl=options.use_kl,
-        loss_weighting=options.loss_weighting,
-        min_snr_gamma=options.min_snr_gamma,
-        own_predictions=options.own_predictions,
     )
 
 

@@ -1,6 +1,5 @@
-"""What a run says while it works: lines on the console, a CSV and TensorBoard curves in the run's folder."""
+"""What a run says while it works: lines on the console, and log.jsonl and TensorBoard curves in the run's folder."""
 
-import csv
 import json
 import logging
 import math
@@ -50,30 +49,25 @@ def listed(names, most=5):
 
 
 class RunLog:
-    """Scalars of a training run: `log.jsonl` and `log.csv` in `out_dir`, and TensorBoard event files beside them.
+    """Scalars of a training run: `log.jsonl` in `out_dir`, and TensorBoard event files beside it.
 
     A resumed run appends; rows of steps after `start_step`, which an interrupted run had logged beyond its last
     checkpoint, are dropped first, so that the curve has each step once. Raises OSError when it cannot be written.
     """
 
-    def __init__(self, out_dir, columns, start_step=0):
+    def __init__(self, out_dir, start_step=0):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.out_dir, self.columns = Path(out_dir), ["step", *columns]
+        self.out_dir = Path(out_dir)
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._keep_rows(self._rows_until(start_step))
         self.jsonl = open(self.out_dir / "log.jsonl", "a", encoding="utf-8")
-        self.csv_file = open(self.out_dir / "log.csv", "a", newline="", encoding="utf-8")
         self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
         self.previous_hook, threading.excepthook = threading.excepthook, _thread_error
 
     def _keep_rows(self, rows):
         with atomic_path(self.out_dir / "log.jsonl") as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        with atomic_path(self.out_dir / "log.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
 
     def _rows_until(self, step):
         rows = read_json_lines(self.out_dir / "log.jsonl") if step else []
@@ -85,11 +79,10 @@ class RunLog:
         row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
         try:
             self.jsonl.write(json.dumps(row) + "\n")
-            csv.DictWriter(self.csv_file, self.columns, restval="", extrasaction="ignore").writerow(row)
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
-            for file in (self.jsonl, self.csv_file, self.tensorboard):
-                file.flush()
+            self.jsonl.flush()
+            self.tensorboard.flush()
         except OSError as error:
             error.filename = error.filename or str(self.out_dir)
             raise
@@ -101,8 +94,8 @@ class RunLog:
 
     def close(self):
         """Flush and close all files."""
-        for file in (self.jsonl, self.csv_file, self.tensorboard):
-            file.close()
+        self.jsonl.close()
+        self.tensorboard.close()
         threading.excepthook = self.previous_hook
 
 

@@ -18,10 +18,10 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model, self.diffusion = model, diffusion
 
-    def forward(self, image, label, mask, t, noise, chances=None, *, dice=False, condition_alone=False):
+    def forward(self, image, label, mask, t, noise, *, dice=False, condition_alone=False):
         """The losses per row (see `GaussianDiffusion.training_losses`).
 
-        image: [N, C, H, W]; label: [N] or None; mask, t, noise, chances: of N * R rows, R for each image in turn.
+        image: [N, C, H, W]; label: [N] or None; mask, t, noise: of N * R rows, R for each image in turn.
         condition_alone: of the condition model's own mask alone, without the diffusion.
         """
         condition = self.model.encode(image, label)
@@ -31,7 +31,7 @@ class StepLosses(nn.Module):
         if condition_alone:
             loss = self.diffusion.coarse_loss(condition.coarse, mask, t, dice)
             return {"loss": loss, "coarse": loss}
-        return self.diffusion.training_losses(self.model, mask, condition, t, noise, dice, chances)
+        return self.diffusion.training_losses(self.model, mask, condition, t, noise, dice)
 
 
 def with_shared_gradients(losses, processes, stages=False, shards=False):

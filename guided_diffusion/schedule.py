@@ -18,35 +18,25 @@ def cosine_betas(steps):
     return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], 0.999)
 
 
-def noise_schedule(name, steps, input_scale=1.0, zero_terminal_snr=False):
+def noise_schedule(name, steps, input_scale=1.0):
     """abar_t for t = 0..T-1, float64 [T]: the named schedule with the mask scaled by b = `input_scale`.
 
     Scaling x_0 by b and normalising the variance again gives abar_b = b^2 abar / ((b^2 - 1) abar + 1)
-    (arXiv 2504.05977): the signal-to-noise ratio times b^2. With `zero_terminal_snr` the result is rescaled last.
+    (arXiv 2504.05977): the signal-to-noise ratio times b^2.
     """
     betas = {"linear": linear_betas, "cosine": cosine_betas}[name](steps)
     alphas_bar = np.cumprod(1 - betas)
-    alphas_bar = input_scale**2 * alphas_bar / ((input_scale**2 - 1) * alphas_bar + 1)
-    return rescaled_to_zero_snr(alphas_bar) if zero_terminal_snr else alphas_bar
-
-
-def rescaled_to_zero_snr(alphas_bar):
-    """sqrt(abar) shifted and scaled so that its last value is 0 and its first stays (arXiv 2305.08891 algorithm 1).
-
-    alphas_bar: float64 [T], falling. The last time step is then noise alone, as it is where sampling begins.
-    """
-    signal = np.sqrt(alphas_bar)
-    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    return input_scale**2 * alphas_bar / ((input_scale**2 - 1) * alphas_bar + 1)
 
 
 class Schedule:
-    """abar_t in float64, with t = -1 standing for the clean mask (abar = 1). The last one may be 0: noise alone."""
+    """abar_t in float64, strictly between 0 and 1, with t = -1 standing for the clean mask (abar = 1)."""
 
     def __init__(self, alphas_bar):
         self.alphas_bar = np.asarray(alphas_bar, dtype=np.float64)
-        ends = self.alphas_bar[0] < 1 and self.alphas_bar[-1] >= 0
+        ends = self.alphas_bar[0] < 1 and self.alphas_bar[-1] > 0
         if not ends or not (np.diff(self.alphas_bar) < 0).all():
-            raise ValueError("abar must fall strictly, from below 1 to 0 or above")
+            raise ValueError("abar must fall strictly, from below 1 to above 0")
 
     def __len__(self):
         return len(self.alphas_bar)
@@ -54,10 +44,6 @@ class Schedule:
     def alpha_bar(self, t):
         """abar at integer t (array or scalar), 1 at t = -1."""
         return np.where(np.asarray(t) < 0, 1.0, self.alphas_bar[t])
-
-    def beginning_at(self, share):
-        """The schedule of the lower times alone, `share` of them (at least one)."""
-        return Schedule(self.alphas_bar[: max(1, round(share * len(self)))])
 
     def posterior(self, t, s):
         """q(x_s | x_t, x_0) for s < t (DDPM eq. 7, between any two times): coefficients of x_0 and x_t, the variance,

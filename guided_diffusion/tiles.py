@@ -31,11 +31,6 @@ class Tiled(nn.Module):
         """K, of the model."""
         return self.model.mask_channels
 
-    @property
-    def self_condition(self):
-        """Whether the model takes its last prediction beside x_t."""
-        return self.model.self_condition
-
     def encode(self, image, label=None):
         """image: [N, C, H, W], both sides at least `size`; label: int [N] or None. Returns the `TiledCondition`."""
         windows = windows_of(image.shape[-2:], self.size, self.overlap)
@@ -48,8 +43,7 @@ class Tiled(nn.Module):
         return TiledCondition(joined(parts), windows, len(image), torch.arange(len(image), device=image.device))
 
     def forward(self, x_t, t, condition):
-        """x_t: [M, K, H, W] (or more, see `medsegdiff.Denoiser`); t: [M]; condition: of M rows. Returns the
-        `ModelOutput` of the whole field."""
+        """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole field."""
         weights = window_weights(self.size).to(x_t.device)
         total = x_t.new_zeros(x_t.shape[-2:], dtype=torch.float32)
         for window in condition.windows:

@@ -15,13 +15,12 @@ from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
 from .compiling import compiled, compiler_errors
 from .dist_util import Processes, autocast, peers_needed
-from .draws import chances_for_items, draw_for_items, rows
+from .draws import draw_for_items, rows
 from .ema import EMA
 from .errors import UserError
 from .files import remove_temporaries
 from .logger import RunLog, console, counted
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
-from .own_predictions import is_shown_any
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
 from .seeds import seed_of
 from .sharding import gathered
@@ -29,12 +28,9 @@ from .stages import Stages
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
 from .training_page import write_training_page
-from .validation import LOGGED as VALIDATED
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
 from .work_folder import WorkFolder
-
-LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}
@@ -147,7 +143,7 @@ class TrainLoop:
         if not self.processes.is_first:
             return nullcontext()
         remove_temporaries(self.folder.path)  # of a run that was killed while it wrote
-        return closing(RunLog(self.folder.path, [*LOGGED, *VALIDATED], self.step))
+        return closing(RunLog(self.folder.path, self.step))
 
     def _bar(self):
         words = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not self.processes.is_first}
@@ -195,14 +191,11 @@ class TrainLoop:
         self._seed_dropout()
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
-        drawn = [mask, t, noise]
-        if is_shown_any(self.diffusion, self.model):
-            drawn.append(chances_for_items(here, self.options, self.step, self.share.start))
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
         seen, draws = [], self.options.noise_draws
         for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
-                losses = self._losses(batch, drawn, part)
+                losses = self._losses(batch, (mask, t, noise), part)
                 total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
                 # The processes' mean is taken: of this, the sum.
                 self.scaler.scale(total * self.processes.count * counts).backward()
