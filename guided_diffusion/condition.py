@@ -182,11 +182,11 @@ class SSFormerBlock(nn.Module):
     c~ = c + A1(q = e, k = v = c),   c' = c~ + A2(q = c~, k = v = e)
     """
 
-    def __init__(self, channels, heads, embedding_channels, nbp_filter, activation):
+    def __init__(self, channels, heads, embedding_channels, nbp_filter):
         super().__init__()
 
         def module():
-            filter = NBPFilter(heads, embedding_channels, activation=activation) if nbp_filter else None
+            filter = NBPFilter(heads, embedding_channels) if nbp_filter else None
             return CrossAttention(channels, heads, embedding_channels, FourierAffinity(filter))
 
         self.read, self.write = module(), module()
@@ -217,13 +217,13 @@ class SSFormer(nn.Module):
     kind: "fourier" (`SSFormerBlock`, with the NBP-filter or not), "cross" (`PlainBlock`) or "add" (no blocks).
     """
 
-    def __init__(self, shape, embedding_channels, kind="fourier", blocks=2, nbp_filter=True, activation="sigmoid"):
+    def __init__(self, shape, embedding_channels, kind="fourier", blocks=2, nbp_filter=True):
         super().__init__()
         self.use_checkpoint = shape.use_checkpoint
         width = shape.widths[-1]
         heads = shape.attention_heads(width)
         build = {
-            "fourier": lambda: SSFormerBlock(width, heads, embedding_channels, nbp_filter, activation),
+            "fourier": lambda: SSFormerBlock(width, heads, embedding_channels, nbp_filter),
             "cross": lambda: PlainBlock(width, heads, embedding_channels),
         }
         self.blocks = nn.ModuleList(build[kind]() for _ in range(0 if kind == "add" else blocks))

@@ -22,7 +22,7 @@ class Variant(nn.Module):
     def __init__(self, mask_channels, image_size, shape, num_labels):
         super().__init__()
         check_size(image_size, shape)
-        self.shape, self.mask_channels, self.self_condition = shape, mask_channels, False
+        self.shape, self.mask_channels = shape, mask_channels
         self.embedding_channels = 4 * shape.channels
         self.label_embedding = nn.Embedding(num_labels, self.embedding_channels) if num_labels else None
 
@@ -35,11 +35,7 @@ class Variant(nn.Module):
 
 
 class Denoiser(Variant):
-    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance.
-
-    self_condition: it also sees its last prediction of x_0 (arXiv 2208.04202), which follows x_t as further channels,
-    [N, 2K, H, W] in all; x_t alone stands for a prediction of 0.
-    """
+    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
 
     def __init__(
         self,
@@ -48,26 +44,17 @@ class Denoiser(Variant):
         shape,
         num_labels,
         learn_sigma,
-        self_condition=False,
         head_width=None,
         block=None,
     ):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.learn_sigma, self.self_condition, self.block = learn_sigma, self_condition, block or shape.patch
-        self.seen_masks = mask_channels * (2 if self_condition else 1)
+        self.learn_sigma, self.block = learn_sigma, block or shape.patch
         self.time_embedding = nn.Sequential(
             nn.Linear(shape.channels, self.embedding_channels),
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
         self.head = Head(head_width or shape.widths[0], self.block**2 * mask_channels * (2 if learn_sigma else 1))
-
-    def _mask_patches(self, x_t):
-        """x_t, and what else is seen of masks, as the encoder takes it: [N, seen * block^2, H / block, W / block]."""
-        missing = self.seen_masks - x_t.shape[1]
-        if missing:
-            x_t = torch.cat([x_t, torch.zeros_like(x_t[:, :missing])], dim=1)
-        return patches(x_t, self.block)
 
     def _embed_time(self, t, label):
         """t: [N]; label: the class embedding or None. Returns [N, E]."""
@@ -101,12 +88,11 @@ class MedSegDiffV1(Denoiser):
         shape,
         *,
         learn_sigma=False,
-        self_condition=False,
         num_labels=0,
     ):
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, self_condition)
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
         seen = image_channels * shape.patch**2
-        self.mask_encoder = build_encoder(seen + self.seen_masks * shape.patch**2, shape, self.embedding_channels)
+        self.mask_encoder = build_encoder(seen + mask_channels * shape.patch**2, shape, self.embedding_channels)
         self.image_encoder = build_encoder(seen, shape)
         size = image_size // shape.patch
         self.fusions = nn.ModuleList(
@@ -127,10 +113,9 @@ class MedSegDiffV1(Denoiser):
         return ConditionV1(image, features, label)
 
     def forward(self, x_t, t, condition):
-        """x_t: [N, K, H, W] in about [-1, 1] plus noise (or more, see `Denoiser`); t: [N], may be fractional. Returns a
-        `ModelOutput`."""
+        """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = torch.cat([self._mask_patches(x_t), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
+        h = torch.cat([patches(x_t, self.block), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
         c = condition.features
         skips, levels = [], []
         for level, (mask_stage, image_stage) in enumerate(zip(self.mask_encoder, self.image_encoder, strict=True)):
@@ -154,11 +139,11 @@ class MedSegDiffV2(Denoiser):
     diffusion's in the SS-Former, whose result the diffusion decoder takes; its own mask is `coarse`.
 
     anchor_levels: how many of the first levels are anchored (0: none). semantic: keywords of `SSFormer`.
-    concat_image, concat_features: whether the diffusion encoder sees, beside x_t, the image and the condition model's
-    decoder features of its first level. diffusion_channels: c of the diffusion's widths c * multiplier; 0: the
-    condition model's. diffusion_level: the first of the levels that the diffusion's U-Net has; from 1 on, blocks of
-    pixels are its channels (space to depth) and its output's (depth to space). condition_labels: whether the condition
-    model is told the class label as well, by an embedding of its own, which is fixed when it is.
+    The diffusion encoder sees the image beside x_t; concat_features: also the condition model's decoder features of its
+    first level. diffusion_channels: c of the diffusion's widths c * multiplier; 0: the condition model's.
+    diffusion_level: the first of the levels that the diffusion's U-Net has; from 1 on, blocks of pixels are its
+    channels (space to depth) and its output's (depth to space). num_labels: the condition model sees the class label
+    as well, by an embedding of its own, which is fixed when the condition model is.
     """
 
     def __init__(
@@ -169,30 +154,26 @@ class MedSegDiffV2(Denoiser):
         shape,
         *,
         learn_sigma=False,
-        self_condition=False,
         num_labels=0,
         anchor_levels=1,
-        concat_image=True,
         concat_features=False,
         diffusion_channels=0,
         diffusion_level=0,
-        condition_labels=True,
         **semantic,
     ):
         own = shape.part(diffusion_channels, diffusion_level)
         block = shape.patch * 2**diffusion_level
         widths = {"head_width": own.widths[0], "block": block}
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, self_condition, **widths)
-        self.concat_image, self.concat_features, self.level = concat_image, concat_features, diffusion_level
-        told = num_labels if condition_labels else 0
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, **widths)
+        self.concat_features, self.level = concat_features, diffusion_level
         self.condition_model = ConditionUNet(
-            image_channels, mask_channels, shape, self.embedding_channels if told else None, told
+            image_channels, mask_channels, shape, self.embedding_channels if num_labels else None, num_labels
         )
         widths = shape.widths[diffusion_level:]
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
         self.narrow = nn.Identity() if widths == own.widths else nn.Conv2d(widths[-1], own.widths[-1], 1)
-        visible = image_channels * concat_image * block**2 + widths[0] * concat_features
-        self.encoder = build_encoder(self.seen_masks * block**2 + visible, own, self.embedding_channels)
+        seen = (mask_channels + image_channels) * block**2 + widths[0] * concat_features
+        self.encoder = build_encoder(seen, own, self.embedding_channels)
         self.bottleneck = Bottleneck(own, self.embedding_channels)
         self.semantic = SSFormer(own, self.embedding_channels, **semantic)
         self.decoder = build_decoder(own, self.embedding_channels)
@@ -211,18 +192,15 @@ class MedSegDiffV2(Denoiser):
         bottleneck, features, coarse = self.condition_model(image, None if own is None else own(label))
         features = features[self.level :]
         anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
-        visible = [patches(image, self.block)] * self.concat_image
-        visible += [features[0].to(image.dtype)] * self.concat_features
-        visible = torch.cat(visible, dim=1) if visible else None
+        visible = patches(image, self.block)
+        if self.concat_features:
+            visible = torch.cat([visible, features[0].to(image.dtype)], dim=1)
         return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, embedded)
 
     def forward(self, x_t, t, condition):
-        """x_t: [N, K, H, W] in about [-1, 1] plus noise (or more, see `Denoiser`); t: [N], may be fractional. Returns a
-        `ModelOutput`."""
+        """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = self._mask_patches(x_t)
-        if condition.visible is not None:
-            h = torch.cat([h, condition.visible], dim=1)  # [N, K' + D', H', W']
+        h = torch.cat([patches(x_t, self.block), condition.visible], dim=1)  # [N, K' + D', H', W']
         skips = []
         for level, stage in enumerate(self.encoder):
             h, stage_skips = stage(h, embedding)
@@ -321,9 +299,7 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     if options.version == "unet":
         return PlainUNet(*sizes, num_labels=num_labels)
     if options.version == "v1":
-        return MedSegDiffV1(
-            *sizes, learn_sigma=options.learn_sigma, self_condition=options.self_condition, num_labels=num_labels
-        )
+        return MedSegDiffV1(*sizes, learn_sigma=options.learn_sigma, num_labels=num_labels)
     levels = len(shape.multipliers)
     if options.diffusion_level >= levels:
         raise UserError(f"--diffusion_level {options.diffusion_level}: the model has levels 0 to {levels - 1}")
@@ -338,16 +314,12 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     return MedSegDiffV2(
         *sizes,
         learn_sigma=options.learn_sigma,
-        self_condition=options.self_condition,
         num_labels=num_labels,
         anchor_levels=options.anchor_levels,
-        concat_image=options.concat_image,
         concat_features=options.concat_features,
         diffusion_channels=options.diffusion_channels,
         diffusion_level=options.diffusion_level,
-        condition_labels=options.condition_labels,
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,
-        activation=options.nbp_activation,
     )

@@ -55,7 +55,7 @@ class ConditionV1(_Rows, _ConditionV1):
 
 
 class _ConditionV2(NamedTuple):
-    visible: torch.Tensor | None
+    visible: torch.Tensor
     bottleneck: torch.Tensor
     anchors: tuple[torch.Tensor, ...]
     coarse: torch.Tensor
@@ -65,8 +65,8 @@ class _ConditionV2(NamedTuple):
 class ConditionV2(_Rows, _ConditionV2):
     """All that v2 knows of an image.
 
-    visible: what the diffusion's encoder sees beside x_t, the image and the condition model's features [N, D', H', W'],
-    or None. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps [N, 1, H_i, W_i] of the
+    visible: what the diffusion's encoder sees beside x_t, [N, D', H', W']: the image and perhaps the condition model's
+    features. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps [N, 1, H_i, W_i] of the
     diffusion's first levels. coarse: the condition model's mask logits [N, K, H, W]. label: the class embedding [N, E]
     or None.
     """

@@ -67,7 +67,6 @@ RECIPES = {
             "coarse_loss": "bce_dice",
             "coarse_ce": 10.0,
             "coarse_every": 5,
-            "concat_image": True,
             "concat_features": False,
             "diffusion_channels": 0,
             "diffusion_level": 0,

@@ -3,14 +3,13 @@
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .attention_maps import AttentionRecorder, attention_sheet
 from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
@@ -172,7 +171,7 @@ class EnsembleSampler:
         return writer.empty, {unit.name: why for unit, why in unread.items()}
 
     def draw(self, batch, bar):
-        """The batch's `Members` on the CPU, its `Trace` and `AttentionRecorder` (of nothing without --debug)."""
+        """The batch's `Members` on the CPU and its `Trace` (of nothing without --debug)."""
         while True:
             began = bar.n
             try:
@@ -201,9 +200,7 @@ class EnsembleSampler:
         began = time.monotonic()
         image = batch["image"].to(self.device, non_blocking=True)
         model = in_tiles(self.model, image, self.image_size, self.options.tile_overlap, self.rows)
-        tiled = model is not self.model
-        recorder = AttentionRecorder(self.model) if debug and not tiled else None
-        with autocast(self.precision, self.device), recorder or nullcontext():
+        with autocast(self.precision, self.device):
             drawn = draw_members(
                 model,
                 self.diffusion,
@@ -214,14 +211,14 @@ class EnsembleSampler:
                 seed=self.options.seed,
                 label=batch["label"].to(self.device) if conditional else None,
                 watch=trace,
-                rows=None if debug else self.rows,  # the recorder looks at a batch as a whole
+                rows=None if debug else self.rows,  # the trace follows a batch as a whole
             )
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
-        if tiled:
+        if model is not self.model:
             drawn = cut(drawn, batch["size"][0])
-        return drawn.cpu(), trace, recorder
+        return drawn.cpu(), trace
 
 
 @contextmanager
@@ -253,11 +250,11 @@ class _Writer:
         self.slices = defaultdict(list)  # the maps of volumes that are not complete yet
         self.empty = 0
 
-    def __call__(self, indices, batch, members, trace, recorder):
+    def __call__(self, indices, batch, members, trace):
         maps = self.sampler.fuse(members, batch["size"], self.dataset.classes)
         for n, index in enumerate(indices):
             if self.sampler.options.debug:
-                self._write_debug(index, n, maps[n], trace, recorder)
+                self._write_debug(index, n, trace)
             unit = self.unit_of[index]
             self.slices[unit].append(maps[n])
             if len(self.slices[unit]) == len(unit.cases):
@@ -270,12 +267,11 @@ class _Writer:
         if self.sampler.options.debug:
             self.folder.remove_debug(case.name for case in unit.cases)
 
-    def _write_debug(self, index, n, maps, trace, recorder):
+    def _write_debug(self, index, n, trace):
         case = self.dataset.cases[index]
         picture = displayed(self.dataset.load_image(case))
         frames = denoising_frames(picture, *trace.of_image(n))
-        sheet = None if recorder is None else attention_sheet(picture, recorder, n, maps.mask.any(axis=0))
-        self.folder.write_debug(case.name, frames, sheet)
+        self.folder.write_debug(case.name, frames)
 
 
 class Trace:

@@ -62,20 +62,18 @@ class NBPFilter(nn.Module):
     A stack of 1x1 convolutions over a map of frequency coordinates, whose features the time step scales and shifts
     after each layer, ends in one value a head for every pair (query frequency, key frequency). The coordinates are
     magnitudes, so that the filter is even and what it filters stays real; they are relative to the Nyquist
-    frequency, so that it works for maps of any size. It starts constant at about 1, where all frequencies pass.
-
-    activation: "sigmoid" (values in [0, 1]) or "sine" ([-1, 1], after the periodic activation of an older figure).
+    frequency, so that it works for maps of any size. A sigmoid keeps the values in [0, 1], and the filter starts
+    constant at about 1, where all frequencies pass.
     """
 
-    def __init__(self, heads, embedding_channels, hidden=16, layers=2, activation="sigmoid"):
+    def __init__(self, heads, embedding_channels, hidden=16, layers=2):
         super().__init__()
-        self.activation = {"sigmoid": torch.sigmoid, "sine": torch.sin}[activation]
         widths = [4] + [hidden] * layers
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.modulations = nn.ModuleList(nn.Linear(embedding_channels, 2 * hidden) for _ in range(layers))
         self.out = nn.Conv2d(hidden, heads, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, {"sigmoid": 3.0, "sine": torch.pi / 2}[activation])
+        nn.init.constant_(self.out.bias, 3.0)
 
     def forward(self, height, width, embedding):
         """embedding: [N, D]. Returns [N, heads, L, L] over the L = height * width frequencies, row by row."""
@@ -86,7 +84,7 @@ class NBPFilter(nn.Module):
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             scale, shift = modulation(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)  # [N, hidden, 1, 1]
             h = F.silu(layer(h) * (1 + scale) + shift)
-        values = self.activation(self.out(h))  # [N, heads, U, U]
+        values = torch.sigmoid(self.out(h))  # [N, heads, U, U]
         return values.index_select(2, place).index_select(3, place)
 
     @staticmethod
