@@ -4,7 +4,7 @@ from setuptools import setup
 
 setup(
     name="guided_diffusion",
-    version="0.1.0",
+    version="0.2.0",
     description="Medical image segmentation with diffusion models: MedSegDiff, done right",
     license="MIT",
     packages=["guided_diffusion"],

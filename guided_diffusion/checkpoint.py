@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .classes import Classes
-from .config import DiffusionOptions, ModelOptions
+from .config import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
 from .errors import UserError
 from .files import atomic_path
 from .gaussian_diffusion import build_diffusion
@@ -67,7 +67,8 @@ class Checkpoint:
         options = options or ModelOptions(**self.config["model"])
         model = build_model(options, self.image_channels, len(self.class_names), len(self.label_names))
         load_whole(model, self.model)
-        return model, build_diffusion(DiffusionOptions(**self.config["diffusion"]))
+        known = {name: value for name, value in self.config["diffusion"].items() if name not in ONLY_LEARNED_BY}
+        return model, build_diffusion(DiffusionOptions(**known))
 
     def load_weights(self, model, weights):
         """Load into `model` the weights named by `--weights`: "ema" (the first rate), "model" or a rate's text."""
@@ -93,9 +94,11 @@ def save_checkpoint(checkpoint, path):
             raise
 
 
-def load_checkpoint(path):
-    """Read a checkpoint onto the CPU. Raises `UserError` for a missing file or one that is no checkpoint of ours.
+def load_checkpoint(path, to_train=False):
+    """Read a checkpoint onto the CPU. Raises `UserError` for a missing file, for one that is no checkpoint of ours, and
+    for one that an option was used in which this version no longer has (see `config.REMOVED`).
 
+    to_train: whether its training is to go on, for which more options count than for sampling.
     It is read with `weights_only=True`: a pickle that holds code is refused, not run. Tensors are mapped to the file
     and read when they are used, so that sampling does not load the optimizer's.
     """
@@ -123,7 +126,12 @@ def load_checkpoint(path):
         content.setdefault("validation", {})  # older ones have none
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
-    content["config"] = {key: OLDER.get(key, {}) | values for key, values in content["config"].items()}
+    content["config"] = {
+        key: without_removed(
+            OLDER.get(key, {}) | values, f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
+        )
+        for key, values in content["config"].items()
+    }
     return Checkpoint(**{name: content[name] for name in names})
 
 

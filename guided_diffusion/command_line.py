@@ -7,7 +7,7 @@ import math
 import re
 import sys
 
-from .config import VERSIONS, DiffusionOptions, ModelOptions, build
+from .config import LAST_VERSION, REMOVED, VERSIONS, DiffusionOptions, ModelOptions, build
 from .config_file import read_config
 from .errors import UserError
 from .presets import DEFAULT_RECIPE, RECIPES
@@ -183,6 +183,8 @@ def _refuse_unknown(unknown, fields):
 
 
 def _unknown_flag(name, fields):
+    if name in REMOVED:
+        return f"--{name}: this version no longer has it; leave it out, or use version {LAST_VERSION}"
     elsewhere = {
         "segmentation_train.py": (TrainOptions, DiffusionOptions),
         "segmentation_sample.py": (SampleOptions,),

@@ -15,6 +15,24 @@ from .split import check_group_key, hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
+# Options that this version no longer has, and their values that changed nothing; () where none did by itself.
+REMOVED = {
+    "self_condition": (False,),
+    "nbp_activation": ("sigmoid",),
+    "concat_image": (True,),
+    "condition_labels": (True,),
+    "zero_terminal_snr": (False,),
+    "loss_weighting": ("none",),
+    "min_snr_gamma": (),
+    "own_predictions": (0,),
+    "solver_type": ("ode", None),
+    "time_spacing": ("uniform", None),
+    "begin_at": (1,),
+    "dynamic_threshold": (0,),
+}
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they shaped the training, and the network is any other's
+LAST_VERSION = "0.1.0"  # that has them
+
 
 def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False):
     """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound).
@@ -152,16 +170,10 @@ class ModelOptions:
     )
     dropout: float = option(0.0, "dropout inside residual blocks", minimum=0, maximum=0.99)
     class_cond: bool = option(False, "condition on the case's class label; needs data with labels (ISIC with its CSV)")
-    condition_labels: bool = option(True, "v2 with --class_cond True: the condition model is told the label too")
     learn_sigma: bool = option(False, "learn the variance of the reverse process beside its mean")
     use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
     resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
     use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
-    self_condition: bool = option(
-        False,
-        "v1 and v2: the network sees, beside x_t, the mask that it predicted at the step before (in training: half of "
-        "the time, and from the same x_t)",
-    )
     anchor_levels: int = option(1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0)
     ss_former: str = option(
         "fourier",
@@ -171,10 +183,6 @@ class ModelOptions:
     )
     ss_blocks: int = option(2, "v2: blocks of the SS-Former, or of plain cross-attention", above=0)
     nbp_filter: bool = option(True, "v2: the SS-Former filters its affinity maps by frequency and time step")
-    nbp_activation: str = option(
-        "sigmoid", "v2: last activation of that filter, sigmoid or sine", choices=("sigmoid", "sine")
-    )
-    concat_image: bool = option(True, "v2: the diffusion's encoder sees the image beside x_t; False: x_t alone")
     concat_features: bool = option(
         False, "v2: the diffusion's encoder also sees the condition model's first-level decoder features"
     )
@@ -273,26 +281,9 @@ class DiffusionOptions:
     coarse_every: int = option(
         1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
     )
-    zero_terminal_snr: bool = option(
-        False, "rescale the noise schedule so that its last step is noise alone, where sampling begins; for x0 and v"
-    )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
-    loss_weighting: str = option(
-        "none",
-        "weight of --mask_loss by the time step's signal-to-noise ratio: min_snr (the ratio cut at --min_snr_gamma, as "
-        "an error of x0 counts; for eps and v in proportion), snr_plus_one (x0 as if it were v) or none",
-        choices=("none", "min_snr", "snr_plus_one"),
-    )
-    own_predictions: float = option(
-        0.0,
-        "the share of training's x_t that are made from the mask which the network itself predicts from noise alone, "
-        "as in sampling, instead of the true one (x0 only)",
-        minimum=0,
-        maximum=1,
-    )
-    min_snr_gamma: float = option(5.0, "largest weight of --loss_weighting min_snr", above=0)
 
     def resolve(self, given):
         """Settle what is left open and refuse pairs that contradict each other."""
@@ -311,7 +302,6 @@ class DiffusionOptions:
             ("mask_loss", self.mask_loss != "mse"),
             ("logit_skip", self.logit_skip != "none"),
             ("class_activation", self.class_activation == "softmax"),
-            ("own_predictions", self.own_predictions > 0),
         ):
             if odd and self.objective != "x0":
                 raise UserError(f"--{flag} {getattr(self, flag)} goes with --objective x0, not {self.objective}")
@@ -319,7 +309,6 @@ class DiffusionOptions:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         if self.coarse_loss == "auto":
             self.coarse_loss = self.mask_loss
-        self._check_end_and_weighting()
 
     def settle_activation(self, classes):
         """Settle `class_activation` for `classes`, a `classes.Classes`; `UserError` for softmax where they overlap."""
@@ -328,20 +317,6 @@ class DiffusionOptions:
             self.class_activation = "softmax" if is_one_of_many and self.objective == "x0" else "sigmoid"
         if self.class_activation == "softmax" and not classes.is_exclusive:
             raise UserError(f"--class_activation softmax: the classes {classes} overlap; leave it out")
-
-    def _check_end_and_weighting(self):
-        if self.zero_terminal_snr and self.objective == "eps":
-            raise UserError(
-                "--zero_terminal_snr True goes with --objective x0 or v, not eps: from noise alone no mask can be told "
-                "by its noise"
-            )
-        if self.loss_weighting != "none" and self.use_kl:
-            raise UserError(f"--use_kl True has weights of its own; leave out --loss_weighting {self.loss_weighting}")
-        if self.loss_weighting == "snr_plus_one" and self.objective == "eps":
-            raise UserError(
-                "--loss_weighting snr_plus_one goes with --objective x0 or v: an error of eps would count up to a "
-                "billion times where there is noise alone"
-            )
 
 
 @dataclass
@@ -389,6 +364,28 @@ def build(group, values, *, whole=True):
     if whole and hasattr(options, "settle_pairs"):
         options.settle_pairs(set(values))
     return options
+
+
+def without_removed(values, who, keep=()):
+    """A dict of option values without those of `REMOVED`; of the ones named in `keep`, without those not in use.
+
+    who: whose options they are, the beginning of a sentence such as "run.pt: was trained with". Raises `UserError`,
+    which names the option and the version to use, for another one that was in use.
+    """
+    gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
+    for name in sorted(gone):
+        if _is_in_use(name, values):
+            raise UserError(
+                f"{who} {name} {values[name]}, which this version no longer has: use version {LAST_VERSION}"
+            )
+    return {name: value for name, value in values.items() if name not in gone}
+
+
+def _is_in_use(name, values):
+    if name == "condition_labels" and not (values.get("class_cond", True) and values.get("version", "v2") == "v2"):
+        return False  # no condition model that could see labels
+    value, idle = values[name], REMOVED[name]
+    return bool(idle) and value not in idle and str(value).lower() not in [str(other).lower() for other in idle]
 
 
 def numbers(name, text, kind):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .config import without_removed
 from .errors import UserError, describe_os_error
 from .files import atomic_path, read_yaml
 from .variants import unheeded_flags
@@ -32,7 +33,7 @@ def _read(path, read_value, above):
     result = {}
     for included in _included(values.pop("include", []), where):
         result |= _read(path.parent / included, read_value, (*above, path))
-    for name, value in values.items():
+    for name, value in without_removed(values, f"{where}: asks for").items():
         try:
             result[name] = read_value(name, value)
         except UserError as error:

@@ -9,7 +9,7 @@ overlay/NAME.png          the input with the mask's outline in red (the truth's 
                           whole factor; a mosaic for volumes
 variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
-debug/NAME.gif            with --debug: the denoising, step by step; of v2 NAME_attention.png, what it looked at
+debug/NAME.gif            with --debug: the denoising, step by step
 NAME_seg.nii.gz           of a volume, in its own geometry: the fused mask, NAME_prob, NAME_uncertainty and, with
                           --save_samples, NAME_sample_kk and NAME_coarse; with --uncertainty_maps NAME_variance
                           and so on, in their own units
@@ -27,6 +27,7 @@ import numpy as np
 
 from .case_maps import PIXEL_MAPS
 from .classes import BINARY
+from .config import without_removed
 from .custom_dataset_loader import MASK_ENDINGS
 from .errors import UserError
 from .files import (
@@ -46,7 +47,7 @@ from .raters import files_by_name
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
 # In a manifest without them:
-OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False, "begin_at": 1.0}
+OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}
 UNTOLD = ("data_name", "ct_window")  # what an older manifest may not say, so that nothing can be compared with
 
 
@@ -89,6 +90,7 @@ class ResultsFolder:
 
     def _check_same(self, path, old):
         new = self.manifest
+        without_removed(old.get("settings", {}), f"{path}: these results were made with", keep=("dynamic_threshold",))
         for group, key in [
             ("", "checkpoint_sha256"),
             *(("settings", k) for k in new["settings"]),
@@ -182,18 +184,15 @@ class ResultsFolder:
             return write_png(path, _scaled(masks[0], 255, np.uint8))
         write_label_png(path, self.classes.labels_of(masks), label_colours(self.classes))
 
-    def write_debug(self, name, frames, attention=None):
-        """Write debug/NAME.gif and, where there is a sheet of attention maps, debug/NAME_attention.png."""
+    def write_debug(self, name, frames):
+        """Write debug/NAME.gif."""
         with atomic_path(self.out_dir / "debug" / f"{name}.gif") as path:
             save_animation(path, frames)
-        if attention is not None:
-            write_png(self.out_dir / "debug" / f"{name}_attention.png", attention)
 
     def remove_debug(self, names):
         """Remove what `write_debug` wrote of these cases."""
         for name in names:
-            for file in (f"{name}.gif", f"{name}_attention.png"):
-                (self.out_dir / "debug" / file).unlink(missing_ok=True)
+            (self.out_dir / "debug" / f"{name}.gif").unlink(missing_ok=True)
 
     def complete(self, seconds, sampled, cases, unread=()):
         """Add how the run ended to the manifest: seconds and cases sampled, added up over the runs, and all cases.
@@ -234,9 +233,6 @@ def _difference(key, before, now, old, new):
         before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
         return f"another checkpoint, {before}, now --model_path is {now}"
     if key in ("sampler", "timesteps"):
-        began, begins = (m["settings"].get("begin_at", OLDER["begin_at"]) for m in (old, new))
-        if began != begins:
-            return f"--begin_at {began:g}, now it is {begins:g}"
         before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
         flags = "--diffusion_steps, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many others'} ({flags} says so)"

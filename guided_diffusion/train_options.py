@@ -152,7 +152,7 @@ class TrainOptions:
         remote=True,
     )
     dry_run: bool = option(
-        False, "print the options, the number of parameters, the memory that training takes and the data; write nothing"
+        False, "print the options as they are settled, the number of parameters and the data; write nothing"
     )
     seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
 

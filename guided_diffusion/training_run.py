@@ -211,10 +211,11 @@ def find_start(train, folder, processes):
     """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
     newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
-        return None if newest is None else load_checkpoint(bring(folder, newest, processes))
+        return None if newest is None else load_checkpoint(bring(folder, newest, processes), to_train=True)
     if train.resume_checkpoint:
         path = train.resume_checkpoint
-        return load_checkpoint(processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path)
+        here = processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path
+        return load_checkpoint(here, to_train=True)
     if newest is not None:
         raise UserError(
             f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"

@@ -30,14 +30,11 @@ from guided_diffusion.dist_util import (
     pick_device,
     training_memory_format,
 )
-from guided_diffusion.dry_run import estimate_training
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.logger import console, counted, quiet
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.next_command import sampling_command
 from guided_diffusion.selection import select_slices
-from guided_diffusion.sessions import FILE as SESSIONS
-from guided_diffusion.sessions import recorded
 from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import is_remote
 from guided_diffusion.train_options import TrainOptions
@@ -79,7 +76,7 @@ def train_model(options, given, processes):
         return 0
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         folder.check_writable()
-        folder.pull(lambda name: name in ("log.jsonl", SESSIONS))  # a resumed run goes on with it
+        folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
     cache = chosen_folder(run.data.cache_dir, training=True)
     if cache is not None:
         workers = run.data.num_workers
@@ -109,8 +106,7 @@ def train_model(options, given, processes):
         watch=watch_of(run, diffusion, processes),
         selection=select_slices(dataset, train.slices, processes),
     )
-    with recorded(loop) if processes.is_first else nullcontext():
-        last = loop.run()
+    last = loop.run()
     if processes.is_first:
         command = command_to_sample(run, last)
         folder.finish()
@@ -182,33 +178,14 @@ def watch_of(run, diffusion, processes):
 
 
 def dry_run(options, given):
-    """Print the options as YAML, and as comments below what training would take; write nothing. Returns 0."""
+    """Print the options as YAML, and as comments below the network's size and the data; write nothing. Returns 0."""
     if os.environ.get("RANK", "0") != "0":  # torchrun's others would say the same
         return 0
-    process_options = options[-1]
-    listed = process_options.multi_gpu.count(",") + 1 if process_options.multi_gpu else 0
-    count = listed or int(os.environ.get("WORLD_SIZE", "1"))
-    device = pick_device(process_options.gpu_dev)
-    run = settle(options, given, Processes(0, 1, device))
-    own = Processes(count - 1, count, device).share(run.train.batch_size)  # the last share is never the smaller one
-    images = own.stop - own.start
-    if run.train.microbatch > 0:
-        images = min(images, run.train.microbatch)
-    memory = estimate_training(
-        run.model,
-        run.dataset.image_channels,
-        len(run.dataset.class_names),
-        len(run.dataset.label_names),
-        images=images,
-        precision=run.precision,
-        averages=len(run.train.ema_rates()),
-        processes=count,
-        shards=run.train.fsdp,
-        draws=run.train.noise_draws,
-        stages=bool(run.train.condition_steps),
-    )
-    place = str(device) if count == 1 else f"each of {count} processes"
-    lines = [*memory.told(place, images, run.precision, run.train.noise_draws), *told_data(run.dataset)]
+    run = settle(options, given, Processes(0, 1, pick_device(options[-1].gpu_dev)))
+    dataset = run.dataset
+    with torch.device("meta"):  # its shapes alone
+        model = build_model(run.model, dataset.image_channels, len(dataset.class_names), len(dataset.label_names))
+    lines = [f"model: {size_of(model)}", *told_data(dataset)]
     if run.validation is not None:
         lines.append(run.validation.told(run.train))
     if run.start is not None:
@@ -221,10 +198,9 @@ def dry_run(options, given):
 
 def describe(run, model, place):
     """Say what is about to run."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     for line in told_data(run.dataset):
         console().info(line)
-    console().info(f"model: {parameters / 1e6:.4g} M parameters, on {place} in {run.precision}")
+    console().info(f"model: {size_of(model)}, on {place} in {run.precision}")
     if run.validation is not None:
         console().info(run.validation.told(run.train))
     if run.train.augment != "none":
@@ -235,7 +211,12 @@ def describe(run, model, place):
         console().warning(warning)
     out_dir = run.train.out_dir
     kept = "; each save brings them there" if is_remote(out_dir) else ""
-    console().info(f"logs: {out_dir} (training.html, log.csv, log.jsonl; tensorboard --logdir {out_dir}){kept}")
+    console().info(f"logs: {out_dir} (training.html, log.jsonl; tensorboard --logdir {out_dir}){kept}")
+
+
+def size_of(model):
+    """The number of a network's parameters, as "1.234 M parameters"."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.4g} M parameters"
 
 
 def warn_of_masks(dataset):

@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, files
+from guided_diffusion.dry_run import estimate_training
 from test_config import values
 
 from guided_diffusion.config import ModelOptions, build
-from guided_diffusion.dry_run import estimate_training
 from guided_diffusion.medsegdiff import build_model
 
 

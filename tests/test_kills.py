@@ -6,10 +6,10 @@ import time
 
 import processes
 from conftest import TINY, words
+from guided_diffusion.sessions import interruptions, read_sessions
 from test_training_runs import equal, logged
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
-from guided_diffusion.sessions import interruptions, read_sessions
 
 KILLS = 20
 FLAGS = (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, TINY, files
+from guided_diffusion.attention_maps import AttentionRecorder, attention_sheet
 from PIL import Image
 
-from guided_diffusion.attention_maps import AttentionRecorder, attention_sheet
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import build_dataset
 from guided_diffusion.medsegdiff import MedSegDiffV2, PlainUNet

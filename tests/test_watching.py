@@ -11,6 +11,7 @@ import processes
 import pytest
 import torch
 from conftest import FAST, SCRIPTS, TINY, files, words
+from guided_diffusion.sessions import interruptions, read_sessions
 from PIL import Image
 from test_training_runs import equal
 
@@ -20,7 +21,6 @@ from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.grids import solver_timesteps
 from guided_diffusion.sampling import MemberNoise
-from guided_diffusion.sessions import interruptions, read_sessions
 from guided_diffusion.split import HoldOut
 from guided_diffusion.symptoms import symptoms
 from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
