@@ -99,22 +99,6 @@ def flow_error(sampler, steps, **settings):
     return (states[-2] - exact_flow(schedule, x, times[0], times[-2])).abs().max().item()
 
 
-def deviation_error(sampler, steps, **settings):
-    """How far the deviation of what a random sampler draws is from the exact one, without drawing.
-
-    For Gaussian masks the sampler is linear in the first noise and in each later one: rows of a batch are the answers
-    to a unit of one of them each, and row 0 that to none.
-    """
-    schedule = even_schedule(11521)
-    x = torch.zeros(steps + 2, 1, 1, 1, dtype=torch.float64)
-    x[1] = 1
-    drawn = iter(torch.eye(steps + 2, dtype=torch.float64)[2:].reshape(steps, steps + 2, 1, 1, 1))
-    times = even_times(schedule, steps)
-    _, states, _ = record(sampler, gaussian_denoiser(schedule), x, times, schedule, lambda: next(drawn), **settings)
-    answers = states[-1].flatten()
-    return abs((answers[1:] - answers[0]).square().sum().sqrt().item() - marginal(schedule, 0)[1])
-
-
 # ---- diffusers -------------------------------------------------------------------------------------------------------
 
 

@@ -71,7 +71,6 @@ def test_round_trip(content, tmp_path):
     ("group", "name", "value"),
     [
         ("model", "concat_features", False),
-        ("model", "condition_labels", False),
         ("model", "diffusion_channels", 0),
         ("model", "diffusion_level", 0),
         ("diffusion", "logit_skip", "none"),
@@ -84,6 +83,83 @@ def test_what_is_older_than_an_option_was_trained_without_it(content, tmp_path, 
     del content.config[group][name]
     save_checkpoint(content, tmp_path / "m.pt")
     assert load_checkpoint(tmp_path / "m.pt").config[group][name] == value
+
+
+IDLE = {
+    "model": {"self_condition": False, "nbp_activation": "sigmoid", "concat_image": True, "condition_labels": True},
+    "diffusion": {
+        "zero_terminal_snr": False,
+        "loss_weighting": "none",
+        "min_snr_gamma": 2.0,
+        "own_predictions": 0.0,
+    },
+}
+
+
+def with_options(content, path, model=(), diffusion=()):
+    """The checkpoint as version 0.1.0 wrote it, but for these options."""
+    for group, changed in (("model", model), ("diffusion", diffusion)):
+        content.config[group] |= IDLE[group] | dict(changed)
+    save_checkpoint(content, path)
+    return path
+
+
+@pytest.mark.parametrize("to_train", [True, False])
+def test_options_that_are_gone_are_ignored_where_they_did_nothing(content, tmp_path, to_train):
+    config = {group: dict(values) for group, values in content.config.items()}
+    loaded = load_checkpoint(with_options(content, tmp_path / "m.pt"), to_train)
+    assert loaded.config["model"] == config["model"] and loaded.config["diffusion"] == config["diffusion"]
+    assert equal(dict(loaded.build()[0].state_dict()), dict(content.model))
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("model", "self_condition", True),
+        ("model", "nbp_activation", "sine"),
+        ("model", "concat_image", False),
+        ("model", "condition_labels", False),
+        ("diffusion", "zero_terminal_snr", True),
+    ],
+)
+def test_a_checkpoint_that_used_one_is_refused_with_the_version_to_use(content, tmp_path, group, name, value):
+    path = with_options(content, tmp_path / "m.pt", **{group: {name: value}})
+    for to_train in (True, False):
+        with pytest.raises(UserError) as error:
+            load_checkpoint(path, to_train)
+        gone = "which this version no longer has: use version 0.1.0"
+        assert str(error.value) == f"{path}: was trained with {name} {value}, {gone}"
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss_weighting", "min_snr"), ("own_predictions", 0.5)])
+def test_what_shaped_the_training_alone_is_refused_to_those_who_train_on(content, tmp_path, name, value):
+    path = with_options(content, tmp_path / "m.pt", diffusion={name: value})
+    loaded = load_checkpoint(path)
+    assert equal(dict(loaded.build()[0].state_dict()), dict(content.model))
+    save_checkpoint(loaded, tmp_path / "again.pt")  # as --fit_temperature does: it still says how it was trained
+    for one in (path, tmp_path / "again.pt"):
+        with pytest.raises(UserError, match=f"was trained with {name} {value}, which .* use version 0.1.0"):
+            load_checkpoint(one, to_train=True)
+
+
+def older_than_condition_labels(content, path, **model):
+    """A checkpoint of a version that showed labels to the diffusion alone, without an option for it."""
+    content.config["model"] |= IDLE["model"] | model
+    del content.config["model"]["condition_labels"]
+    save_checkpoint(content, path)
+    return path
+
+
+@pytest.mark.parametrize(("version", "class_cond"), [("v2", False), ("v1", True), ("unet", True)])
+def test_an_older_checkpoint_without_labels_in_a_condition_model_loads(content, tmp_path, version, class_cond):
+    path = older_than_condition_labels(content, tmp_path / "m.pt", version=version, class_cond=class_cond)
+    assert IDLE["model"].keys().isdisjoint(load_checkpoint(path).config["model"])
+
+
+def test_an_older_checkpoint_whose_condition_model_saw_no_labels_is_refused(content, tmp_path):
+    path = older_than_condition_labels(content, tmp_path / "m.pt", version="v2", class_cond=True)
+    with pytest.raises(UserError, match="was trained with condition_labels False, which .* use version 0.1.0"):
+        load_checkpoint(path)
 
 
 def test_build_gives_the_network_and_its_diffusion(content, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from conftest import LOADER, TINY
 from test_medsegdiff import inputs, model_of
 
-from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.ensemble import fuse_masks
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.plan import settle_members
@@ -16,7 +16,7 @@ from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.schedule import noise_schedule
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
-LEVEL_1 = {"diffusion_level": 1, "concat_image": False, "concat_features": True}  # as the default recipe has it
+LEVEL_1 = {"diffusion_level": 1, "concat_features": True}  # as the default recipe has it
 
 
 def labelled(**values):
@@ -49,20 +49,9 @@ def test_rows_have_their_own_labels():
         torch.testing.assert_close(together.coarse[row], alone.coarse[0], atol=1e-5, rtol=0)
 
 
-def test_told_to_the_diffusion_alone_the_coarse_mask_does_not_depend_on_it():
-    model = labelled(condition_labels=False)
-    (one, _), (other, _) = drawn(model, 0), drawn(model, 2)
-    assert torch.equal(one.coarse, other.coarse)
-    image, x_t, t = inputs()
-    with torch.no_grad():
-        answers = [model(x_t, t, model.encode(image, torch.tensor([k] * 2))).prediction for k in (0, 2)]
-    assert (answers[0] - answers[1]).norm() > 0.01 * answers[0].norm()
-
-
-def test_without_labels_the_network_and_its_random_start_are_the_same():
-    plain, off = (model_of(num_labels=3, version="v2", condition_labels=told).state_dict() for told in (True, False))
-    assert plain.keys() == off.keys() and all(torch.equal(plain[name], off[name]) for name in plain)
-    assert not [name for name in plain if "label" in name or name.startswith("condition_model.") and "embed" in name]
+def test_without_labels_no_layer_is_for_them():
+    names = model_of(num_labels=3, version="v2").state_dict()
+    assert not [name for name in names if "label" in name or name.startswith("condition_model.") and "embed" in name]
 
 
 def test_in_the_second_stage_the_condition_models_labels_stay_and_the_diffusions_learn():
@@ -76,29 +65,10 @@ def test_in_the_second_stage_the_condition_models_labels_stay_and_the_diffusions
     assert learned == {name for name, _ in model.condition_model.named_parameters() if name.startswith("head.")}
 
 
-def test_a_checkpoint_from_before_samples_and_goes_on_with_the_network_it_has(script, isic, tmp_path):
-    """There the diffusion alone was told the label, and no option said so."""
-    data = f"--data_name ISIC --data_dir {isic / 'Train'} --out_dir {tmp_path / 'run'}"
-    flags = f"{TINY} --version v2 --class_cond True"
-    script("segmentation_train", f"{data} {flags} --max_steps 1 --condition_labels False")
-    path = tmp_path / "run" / "model000001.pt"
-    older = load_checkpoint(path)
-    del older.config["model"]["condition_labels"]
-    older.model = {name: value.clone() for name, value in older.model.items()}  # not mapped to the file, which goes
-    save_checkpoint(older, path)
-    model, _ = load_checkpoint(path).build()
-    assert model.state_dict().keys() == older.model.keys() and model.condition_model.label_embedding is None
-    script("segmentation_train", f"{data} {flags} --max_steps 2 --resume_checkpoint auto")
-    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["model"]["condition_labels"] is False
-    sampled = f"--model_path {path} --data_dir {isic / 'Test'} --out_dir {tmp_path / 'results'} --num_ensemble 2"
-    assert script("segmentation_sample", f"{sampled} --diffusion_steps 2 --num_workers 0 --precision fp32") == 0
-
-
 def test_a_new_run_tells_both(script, isic, tmp_path):
     data = f"--data_name ISIC --data_dir {isic / 'Train'} --out_dir {tmp_path / 'run'}"
     script("segmentation_train", f"{data} {TINY} --version v2 --class_cond True --max_steps 1")
     assert "condition_model.label_embedding.weight" in load_checkpoint(tmp_path / "run" / "model000001.pt").model
-    assert "condition_labels: true" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from guided_diffusion import command_line
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import (
+    REMOVED,
     DataOptions,
     DiffusionOptions,
     ModelOptions,
@@ -28,7 +29,6 @@ GROUPS = {
     "segmentation_sample": SAMPLE,
     "segmentation_eval": [EvalOptions],
     "check_data": [CheckOptions, DataOptions],
-    "plot_training": [],
     "demo": [],
 }
 PUBLISHED = (
@@ -185,11 +185,9 @@ def test_version_synonyms(word, version):
     ("line", "flag", "where"),
     [
         ("--version v1 --anchor_levels 0", "anchor_levels", "--version v2, not v1"),
-        ("--version v1 --class_cond True --condition_labels False", "condition_labels", "--version v2, not v1"),
-        ("--condition_labels False", "condition_labels", "--class_cond True"),
         ("--version unet --ss_former cross", "ss_former", "--version v2, not unet"),
         ("--version v2 --ss_former add --nbp_filter False", "nbp_filter", "--ss_former fourier"),
-        ("--version v2 --ss_former cross --nbp_activation sine", "nbp_activation", "--ss_former fourier"),
+        ("--version v2 --ss_former cross --nbp_filter False", "nbp_filter", "--ss_former fourier"),
         ("--version v2 --ss_former add --ss_blocks 3", "ss_blocks", "--ss_former fourier or cross"),
         ("--version unet --coarse_weight 10", "coarse_weight", "--version v1 or v2"),
         ("--coarse_loss mse --coarse_ce 10", "coarse_ce", "--coarse_loss bce_dice"),
@@ -208,6 +206,14 @@ def test_the_plain_unet_refuses_what_belongs_to_diffusion(line):
     with pytest.raises(UserError, match=f"leave out {line}"):
         check_variant(model, diffusion)
     check_variant(build(ModelOptions, {"version": "v2", "learn_sigma": True}), diffusion)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+@pytest.mark.parametrize("groups", [TRAIN, SAMPLE], ids=["train", "sample"])
+def test_a_flag_that_is_gone_names_the_version_that_has_it(name, groups):
+    told = f"--{name}: this version no longer has it; leave it out, or use version 0.1.0"
+    assert refused(f"--{name} True", groups) == told
+    assert not [item for group in groups for item in dataclasses.fields(group) if item.name == name]
 
 
 def test_given_holds_what_was_written_only():

@@ -110,3 +110,47 @@ def test_going_on_writes_the_record_anew_and_it_still_begins_at_the_start(script
     line = ["--config", tmp_path / "config.yaml", "--resume_checkpoint auto --max_steps 3"]
     assert script("segmentation_train", line) == 0
     assert load_checkpoint(tmp_path / "model000003.pt").step == 3
+
+
+IDLE = """
+self_condition: false
+nbp_activation: sigmoid
+concat_image: true
+condition_labels: true
+zero_terminal_snr: false
+loss_weighting: none
+min_snr_gamma: 5.0
+own_predictions: 0.0
+"""
+
+
+def test_a_record_of_version_0_1_0_still_runs(script, pictures, tmp_path):
+    data = ["--data_name FOLDER --data_dir", pictures, TINY, "--version v2 --max_steps 1"]
+    script("segmentation_train", [*data, "--out_dir", tmp_path / "new"])
+    record = tmp_path / "old.yaml"
+    record.write_text((tmp_path / "new" / "config.yaml").read_text() + IDLE)
+    script("segmentation_train", ["--config", record, "--out_dir", tmp_path / "old"])
+    one, other = (load_checkpoint(tmp_path / out / "model000001.pt") for out in ("new", "old"))
+    assert equal(one.model, other.model)
+    assert yaml.safe_load((tmp_path / "old" / "config.yaml").read_text()).keys().isdisjoint(yaml.safe_load(IDLE))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("self_condition: True", "self_condition True"),
+        ("nbp_activation: sine", "nbp_activation sine"),
+        ("concat_image: False", "concat_image False"),
+        ("condition_labels: False", "condition_labels False"),
+        ("zero_terminal_snr: 'True'", "zero_terminal_snr True"),
+        ("loss_weighting: min_snr", "loss_weighting min_snr"),
+        ("own_predictions: 0.5", "own_predictions 0.5"),
+        ("begin_at: 0.5", "begin_at 0.5"),
+        ("solver_type: sde", "solver_type sde"),
+        ("time_spacing: logsnr", "time_spacing logsnr"),
+        ("dynamic_threshold: 0.9", "dynamic_threshold 0.9"),
+    ],
+)
+def test_an_option_that_is_gone_is_refused_where_it_is_in_use(write, text, told):
+    line = write("run.yaml", text)
+    assert refused(line) == f"{line}: asks for {told}, which this version no longer has: use version 0.1.0"

@@ -1,6 +1,5 @@
-"""The run's log: console lines beside a bar, JSON lines, CSV and TensorBoard, each step once."""
+"""The run's log: console lines beside a bar, JSON lines and TensorBoard, each step once."""
 
-import csv
 import json
 import logging
 import os
@@ -12,16 +11,10 @@ from tqdm import tqdm
 from guided_diffusion.errors import describe_os_error
 from guided_diffusion.logger import RunLog, console
 
-COLUMNS = ["loss", "vb", "lr"]
-
 
 def rows(folder):
-    """What log.jsonl and log.csv hold; the two must agree."""
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in (folder / "log.jsonl").read_text().splitlines()]
-    with open(folder / "log.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [str(line["step"]) for line in lines] == [row["step"] for row in table]
-    return lines, table
+    """What log.jsonl holds."""
+    return [json.loads(line, parse_constant=pytest.fail) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def curves(folder):
@@ -34,7 +27,7 @@ def curves(folder):
 
 
 def write(folder, steps, start=0):
-    log = RunLog(folder, COLUMNS, start)
+    log = RunLog(folder, start)
     for step in steps:
         log.write(step, {"loss": step / 10, "lr": 0.5})
     log.close()
@@ -42,24 +35,21 @@ def write(folder, steps, start=0):
 
 def test_one_row_a_step_in_every_form(tmp_path):
     write(tmp_path / "new", [1, 2])
-    lines, table = rows(tmp_path / "new")
-    assert lines == [{"step": 1, "loss": 0.1, "lr": 0.5}, {"step": 2, "loss": 0.2, "lr": 0.5}]
-    assert table[1] == {"step": "2", "loss": "0.2", "vb": "", "lr": "0.5"}
+    assert rows(tmp_path / "new") == [{"step": 1, "loss": 0.1, "lr": 0.5}, {"step": 2, "loss": 0.2, "lr": 0.5}]
     assert curves(tmp_path / "new") == {"loss": [(1, 0.1), (2, 0.2)], "lr": [(1, 0.5), (2, 0.5)]}
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path):
-    log = RunLog(tmp_path, COLUMNS)
+    log = RunLog(tmp_path)
     log.write(1, {"loss": 1.0})
-    assert len(rows(tmp_path)[0]) == 1 and curves(tmp_path) == {"loss": [(1, 1.0)]}
+    assert len(rows(tmp_path)) == 1 and curves(tmp_path) == {"loss": [(1, 1.0)]}
     log.close()
 
 
 def test_resumed_log_has_each_step_once(tmp_path):
     write(tmp_path, [1, 2, 3, 4])
     write(tmp_path, [3, 4, 5], start=2)  # the checkpoint was of step 2
-    lines, _ = rows(tmp_path)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in rows(tmp_path)] == [1, 2, 3, 4, 5]
     assert [step for step, _ in curves(tmp_path)["loss"]] == [1, 2, 3, 4, 5]
 
 
@@ -68,27 +58,25 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
     write(tmp_path, [3], start=2)
-    assert [line["step"] for line in rows(tmp_path)[0]] == [1, 2, 3]
+    assert [line["step"] for line in rows(tmp_path)] == [1, 2, 3]
 
 
 def test_a_new_run_starts_a_new_log(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])
-    assert [line["step"] for line in rows(tmp_path)[0]] == [1]
+    assert [line["step"] for line in rows(tmp_path)] == [1]
 
 
 def test_values_that_are_not_finite_stay_valid_json(tmp_path):
-    log = RunLog(tmp_path, COLUMNS)
+    log = RunLog(tmp_path)
     log.write(1, {"loss": float("nan"), "vb": float("inf"), "lr": 0.5})
     log.close()
-    lines, table = rows(tmp_path)
-    assert lines == [{"step": 1, "loss": None, "vb": None, "lr": 0.5}]
-    assert table[0]["loss"] == ""
+    assert rows(tmp_path) == [{"step": 1, "loss": None, "vb": None, "lr": 0.5}]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_names_the_folder(tmp_path):
-    log = RunLog(tmp_path, COLUMNS)
+    log = RunLog(tmp_path)
     log.jsonl = open("/dev/full", "w")
     with pytest.raises(OSError) as error:
         log.write(1, {"loss": 1.0})
@@ -102,7 +90,7 @@ def test_a_full_disk_in_the_curves_thread_prints_no_traceback(tmp_path, monkeypa
 
     printed, before = [], set(threading.enumerate())
     monkeypatch.setattr(threading, "excepthook", printed.append)
-    log = RunLog(tmp_path, COLUMNS)
+    log = RunLog(tmp_path)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -113,8 +101,7 @@ def test_a_full_disk_in_the_curves_thread_prints_no_traceback(tmp_path, monkeypa
             log.write(step, {"loss": 1.0})
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
-    for file in (log.jsonl, log.csv_file):
-        file.close()
+    log.jsonl.close()
     assert not printed
 
 

@@ -11,7 +11,7 @@ from guided_diffusion.config import build
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.grids import solver_timesteps
-from guided_diffusion.plan import plan_sampling
+from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.schedule import noise_schedule
 
@@ -48,13 +48,10 @@ PLANS = [
     ({"sampler": "ddim", "use_ddim": True}, "ddim", 50),
     ({"sampler": "dpm_solver"}, "dpm_solver", 20),
     ({"sampler": "dpm_solver", "dpm_solver": True, "diffusion_steps": 50}, "dpm_solver", 50),
-    ({"sampler": "unipc"}, "unipc", 20),
-    ({"sampler": "unipc", "diffusion_steps": 10, "dpm_solver": False}, "unipc", 10),
     ({"sampler": "ddim", "timestep_respacing": "25"}, "ddim", 25),
     ({"sampler": "ddim", "timestep_respacing": "ddim25"}, "ddim", 25),
     ({"sampler": "ddpm", "timestep_respacing": "25"}, "ddpm", 25),
     ({"solver_order": 3}, "dpm_solver", 20),
-    ({"solver_type": "sde", "time_spacing": "logsnr"}, "dpm_solver", 20),
 ]
 
 
@@ -67,7 +64,7 @@ def test_the_flags_make_the_plan(flags, sampler, steps):
     assert all(t > s >= 0 for t, s in zip(plan.timesteps[:-1], plan.timesteps[1:], strict=True))
 
 
-@pytest.mark.parametrize("flags", [{}, {"use_ddim": True}, {"dpm_solver": False}, {"sampler": "unipc"}])
+@pytest.mark.parametrize("flags", [{}, {"use_ddim": True}, {"dpm_solver": False}])
 @pytest.mark.parametrize("num_timesteps", [2, 10])
 def test_default_step_numbers_shrink_to_a_short_schedule(flags, num_timesteps):
     times = plan_of(flags, num_timesteps).timesteps
@@ -93,22 +90,15 @@ def test_respacing_counts_the_steps_of_each_section():
         ({"timestep_respacing": "ddim"}, "must be like"),
         ({"timestep_respacing": "1001"}, "cannot give 1001"),
         ({"timestep_respacing": "400,10,10"}, "cannot give 400"),
-        ({"sampler": "unipc", "timestep_respacing": "50"}, "leave out"),
+        ({"sampler": "dpm_solver", "timestep_respacing": "50"}, "leave out"),
         ({"sampler": "ddpm", "timestep_respacing": "ddim50"}, "--sampler ddpm contradicts --timestep_respacing ddim50"),
-        ({"sampler": "unipc", "diffusion_steps": 1001}, "1000"),
-        ({"sampler": "unipc", "use_ddim": True}, "--sampler unipc contradicts --use_ddim True"),
+        ({"sampler": "dpm_solver", "use_ddim": True}, "--sampler dpm_solver contradicts --use_ddim True"),
         ({"sampler": "ddim", "use_ddim": False}, "--sampler ddim contradicts --use_ddim False"),
         ({"sampler": "ddpm", "dpm_solver": True}, "--sampler ddpm contradicts --dpm_solver True"),
         ({"sampler": "dpm_solver", "dpm_solver": False}, "--sampler dpm_solver contradicts --dpm_solver False"),
         ({"solver_order": 2, "use_ddim": True}, "--solver_order 2: ddim has none"),
-        (
-            {"solver_order": 3, "diffusion_steps": 50},
-            "ddpm has none; sample by --sampler dpm_solver or unipc",
-        ),
-        ({"time_spacing": "logsnr", "timestep_respacing": "50"}, "--time_spacing logsnr: ddpm has none"),
-        ({"solver_type": "sde", "sampler": "ddim"}, "--solver_type sde: ddim has none"),
-        ({"solver_type": "sde", "sampler": "unipc"}, "unipc solves the ODE alone"),
-        ({"dynamic_threshold": 0.995, "clip_denoised": False}, "contradicts --clip_denoised False"),
+        ({"solver_order": 3, "diffusion_steps": 50}, "ddpm has none; sample by --sampler dpm_solver, or leave it out"),
+        ({"solver_order": 3, "timestep_respacing": "50"}, "--solver_order 3: ddpm has none"),
     ],
     ids=str,
 )
@@ -118,40 +108,49 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(flags, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_dynamic_threshold_is_refused_where_it_would_change_nothing():
-    assert plan_of({"dynamic_threshold": 0.995}, objective="v").dynamic_threshold == 0.995
-    with pytest.raises(UserError, match="predicts x0"):
-        plan_of({"dynamic_threshold": 0.995}, objective="x0")
+@pytest.mark.parametrize(
+    ("recipe", "flags", "threshold"),
+    [
+        ("published", {}, 0.995),
+        ("published", {"dpm_solver": True, "diffusion_steps": 50}, 0.995),
+        ("published", {"clip_denoised": False}, 0),
+        ("published", {"use_ddim": True}, 0),
+        ("published", {"diffusion_steps": 1000}, 0),
+        ("staged", {}, 0),
+        (None, {}, 0),
+    ],
+    ids=str,
+)
+def test_the_published_solver_alone_thresholds_dynamically(recipe, flags, threshold):
+    train = {"recipe": recipe} if recipe else {}
+    plan = settle_members(plan_of(flags), build(SampleOptions, flags), train, exclusive=False)
+    assert plan.dynamic_threshold == threshold
 
 
-def test_the_plan_holds_all_settings_and_spaces_the_times():
-    flags = {"sampler": "unipc", "diffusion_steps": 12, "solver_order": 3, "time_spacing": "logsnr"}
-    plan = plan_of({**flags, "dynamic_threshold": 0.9})
-    times = solver_timesteps(GaussianDiffusion(noise_schedule("cosine", 1000)).schedule, 12, "logsnr").tolist()
+def test_the_plan_holds_all_settings():
+    plan = plan_of({"sampler": "dpm_solver", "diffusion_steps": 12, "solver_order": 3})
+    times = solver_timesteps(GaussianDiffusion(noise_schedule("cosine", 1000)).schedule, 12).tolist()
     assert plan.settings() == {
-        "sampler": "unipc",
+        "sampler": "dpm_solver",
         "timesteps": times,
         "solver_order": 3,
-        "solver_type": "ode",
-        "time_spacing": "logsnr",
         "symmetric": False,
         "scales": [],
         "coupling_sigma": None,
         "clip_denoised": True,
-        "dynamic_threshold": 0.9,
-        "begin_at": 1.0,
+        "dynamic_threshold": 0.0,
     }
     assert json.loads(json.dumps(plan.settings())) == plan.settings()
     ddpm = plan_of({"sampler": "ddpm", "clip_denoised": False}).settings()
-    assert not ddpm["clip_denoised"] and ddpm["solver_order"] is ddpm["solver_type"] is ddpm["time_spacing"] is None
+    assert not ddpm["clip_denoised"] and ddpm["solver_order"] is None
 
 
 def test_a_plan_tells_how_members_look_and_what_binds_them():
-    plan = plan_of({"sampler": "unipc", "diffusion_steps": 12})
-    assert str(plan) == "unipc, 12 steps"
+    plan = plan_of({"sampler": "ddim", "diffusion_steps": 12})
+    assert str(plan) == "ddim, 12 steps"
     plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1), coupling_sigma=1 / 64)
     assert str(plan) == (
-        "unipc, 12 steps; image turned and mirrored by turns, coarse mask also at scales 0.9, 1.1, members coupled to "
+        "ddim, 12 steps; image turned and mirrored by turns, coarse mask also at scales 0.9, 1.1, members coupled to "
         "the coarse mask (--coupling_sigma 0.015625)"
     )
 
@@ -174,10 +173,9 @@ def sample(script, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--sampler unipc --diffusion_steps 3", {"sampler": "unipc", "solver_order": 2}),
-        ("--sampler unipc --diffusion_steps 4 --solver_order 3", {"sampler": "unipc", "solver_order": 3}),
-        ("--solver_type sde --dpm_solver True --diffusion_steps 3", {"sampler": "dpm_solver", "solver_type": "sde"}),
-        ("--solver_order 1 --time_spacing quadratic", {"solver_order": 1, "time_spacing": "quadratic"}),
+        ("--sampler ddim --diffusion_steps 3", {"sampler": "ddim", "solver_order": None}),
+        ("--dpm_solver True --diffusion_steps 3", {"sampler": "dpm_solver", "solver_order": 2}),
+        ("--solver_order 1", {"sampler": "dpm_solver", "solver_order": 1}),
     ],
 )
 def test_sampling_records_how_it_stepped(sample, trained, pictures, flags, expected):
@@ -192,9 +190,13 @@ def test_other_settings_and_contradictions_are_refused_for_a_results_folder(samp
     results = sample(trained, pictures, fast)
     again = ["--model_path", trained, "--data_dir", pictures, "--out_dir", results, fast]
     assert "made with --solver_order 2, now it is 1" in refusal("segmentation_sample", [*again, "--solver_order 1"])
-    began = refusal("segmentation_sample", [*again, "--begin_at 0.4"])
-    assert "made with --begin_at 1, now it is 0.4; choose another --out_dir" in began
-    assert "made with --solver_type ode, now" in refusal("segmentation_sample", [*again, "--solver_type sde"])
     assert "must be at most 3" in refusal("segmentation_sample", [*again, "--solver_order 4"])
-    assert "must be at most 1" in refusal("segmentation_sample", [*again, "--dynamic_threshold 99.5"])
-    assert "--time_spacing karras: must be one of" in refusal("segmentation_sample", [*again, "--time_spacing karras"])
+    manifest = json.loads((results / "manifest.json").read_text())
+    for idle in ({}, {"solver_type": "ode", "time_spacing": "uniform", "begin_at": 1.0}):  # as version 0.1.0 wrote it
+        manifest["settings"] |= idle
+        (results / "manifest.json").write_text(json.dumps(manifest))
+        sample(trained, pictures, fast)
+    manifest["settings"]["begin_at"] = 0.4
+    (results / "manifest.json").write_text(json.dumps(manifest))
+    told = refusal("segmentation_sample", again)
+    assert "were made with begin_at 0.4, which this version no longer has: use version 0.1.0" in told

@@ -37,7 +37,7 @@ def test_a_run_is_written_to_a_store_and_gone_on_with_from_there(script, refusal
     out, there = capsys.readouterr().out, Path(blobs.local(RUN))
     assert f"step 2: wrote {RUN}/model000002.pt" in out
     assert f"--model_path {RUN}/model000003.pt" in out and f"--out_dir {RUN}/results000003" in out
-    assert {"log.csv", "log.jsonl", "model000002.pt", "model000003.pt"} < set(files(there))
+    assert {"log.jsonl", "model000002.pt", "model000003.pt"} < set(files(there))
     assert any(name.startswith("tensorboard/") for name in files(there))
     assert not unfinished(tmp_path)
     line = refusal(
@@ -48,7 +48,7 @@ def test_a_run_is_written_to_a_store_and_gone_on_with_from_there(script, refusal
     script("segmentation_train", line)  # --out_dir is as before
     assert "going on from step 3" in capsys.readouterr().out
     assert equal(load_checkpoint(there / "model000006.pt"), load_checkpoint(tmp_path / "at once" / "model000006.pt"))
-    assert (there / "log.csv").read_text().count("\n") == 7
+    assert (there / "log.jsonl").read_text().count("\n") == 6
     line = refusal(
         "segmentation_train",
         [
@@ -98,7 +98,7 @@ def test_a_complete_run_pushes_what_the_store_lacks(script, refusal, pictures, b
     blobs.remove, blobs.failing = check, 0
     script("segmentation_train", [*train, "--resume_checkpoint auto"])
     assert "complete already (step 1 of 1)" in capsys.readouterr().out
-    assert {"model000001.pt", "log.csv", "sessions.jsonl"} < set(files(Path(blobs.local(RUN))))
+    assert {"model000001.pt", "log.jsonl", "config.yaml"} < set(files(Path(blobs.local(RUN))))
     assert not unfinished(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """Whole training runs by the script: how they end, how they go on, and what they log."""
 
-import csv
 import json
 import math
 import os
@@ -15,8 +14,7 @@ from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 
 
 def log_rows(folder):
-    with open(folder / "log.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 # ---- how a run ends ----------------------------------------------------------------------------------------------
@@ -109,15 +107,15 @@ def test_a_resumed_run_equals_one_at_once(script, pictures, tmp_path, long_run, 
         assert equal(getattr(at_once, part), getattr(resumed, part)), part
     assert (at_once.timestep_sampler["counts"] >= 10).all()  # warm, so that the losses decided the time steps
     assert logged(tmp_path) == logged(long_run)
-    assert [row["step"] for row in log_rows(tmp_path)] == list("123456")
+    assert [row["step"] for row in log_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(script, tmp_path, pictures, long_run):
     """What was logged beyond the checkpoint is logged again, once."""
-    for name in ("log.jsonl", "log.csv", "model000004.pt"):
+    for name in ("log.jsonl", "model000004.pt"):
         (tmp_path / name).write_bytes((long_run / name).read_bytes())
     script("segmentation_train", ["--out_dir", tmp_path, "--resume_checkpoint auto --max_steps 6 --precision fp32"])
-    assert [row["step"] for row in log_rows(tmp_path)] == list("123456")
+    assert [row["step"] for row in log_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert equal(load_checkpoint(tmp_path / "model000006.pt").model, load_checkpoint(long_run / "model000006.pt").model)
 
 

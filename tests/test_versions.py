@@ -1,12 +1,11 @@
-"""V2 and the plain U-Net through the scripts: trained, sampled, evaluated, resumed and looked into as V1 is."""
+"""V2 and the plain U-Net through the scripts: trained, sampled, evaluated and resumed as V1 is."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, TINY, files
-from guided_diffusion.attention_maps import AttentionRecorder, attention_sheet
+from conftest import FAST, TINY
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint
@@ -70,43 +69,6 @@ def test_members_from_a_cached_condition_equal_those_that_encode_at_every_step(c
     torch.testing.assert_close(again.coarse, cached.coarse, atol=1e-5, rtol=0)
     assert (cached.soft[0] - cached.soft[1]).abs().max() > 1e-4  # members differ
     assert torch.equal(cached.coarse[0], cached.coarse[1])  # v2's coarse mask is the image's alone
-
-
-def test_v2_writes_its_attention_maps(script, checkpoint_of, pictures, tmp_path):
-    out = sample(script, checkpoint_of("v2", "--anchor_levels 2"), pictures, tmp_path / "results", "--debug True")
-    sheets = [name for name in files(out) if name.endswith("_attention.png")]
-    assert sheets == [f"debug/case{n}_attention.png" for n in range(4)]
-    sheet = np.asarray(Image.open(out / sheets[0]))
-    # Rows: image and anchors; then two blocks of two modules, three tiles each at the first and the last step.
-    assert sheet.shape[0] > 5 * 112 and sheet.shape[1] > 6 * 112
-    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
-
-
-def test_the_attention_sheet_shows_what_the_modules_put_out(checkpoint_of, pictures):
-    model, diffusion = load_checkpoint(checkpoint_of("v2")).build()
-    model.eval()
-    image = build_dataset("FOLDER", pictures, 32)[0]["image"][None]
-    plan = plan_sampling(SampleOptions(diffusion_steps=3, use_ddim=True), {"diffusion_steps"}, diffusion)
-    with AttentionRecorder(model) as recorder:
-        draw_members(model, diffusion, plan, image, ["a"], members=2)
-        anchor = model.encode(image).anchors[0]
-    assert len(recorder.outputs) == 1 + 2 * 2 * 2  # an anchor; two blocks of two modules, affinity and filter
-    np.testing.assert_allclose(recorder.outputs["anchors.0"][0], anchor.detach().numpy(), atol=1e-6)
-    weights = recorder.outputs["semantic.blocks.0.read.affinity"]
-    assert len(weights) == 2 and weights[0].shape == (2, 1, 256, 256)
-    np.testing.assert_allclose(weights[0].sum(axis=-1), 1, atol=1e-5)
-    assert not model._forward_hooks and not any(module._forward_hooks for module in model.modules())
-    picture = np.zeros((32, 32, 3), dtype=np.uint8)
-    corner = np.zeros((32, 32), dtype=bool)
-    corner[:4, :4] = True
-    sheets = [attention_sheet(picture, recorder, 0, focus) for focus in (corner, corner[::-1, ::-1])]
-    assert (sheets[0] != sheets[1]).any()  # the query moves with the focus
-
-
-def test_variants_without_attention_modules_have_no_sheet(checkpoint_of):
-    model, _ = load_checkpoint(checkpoint_of("v1")).build()
-    recorder = AttentionRecorder(model)
-    assert attention_sheet(np.zeros((8, 8, 3), dtype=np.uint8), recorder, 0, np.zeros((8, 8), dtype=bool)) is None
 
 
 def test_the_plain_unet_answers_once_whatever_is_asked(script, checkpoint_of, pictures, tmp_path, monkeypatch, capsys):
