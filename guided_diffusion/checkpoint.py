@@ -19,10 +19,10 @@ from .medsegdiff import build_model
 from .sharding import load_whole
 
 FORMAT = "medsegdiff-checkpoint-1"
+LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # which the first checkpoints of v2 lack
 OLDER = {  # what a checkpoint that is older than an option was trained with
     "model": {
         "concat_features": False,
-        "condition_labels": False,
         "diffusion_channels": 0,
         "diffusion_level": 0,
         "neighbours": 0,
@@ -126,6 +126,8 @@ def load_checkpoint(path, to_train=False):
         content.setdefault("validation", {})  # older ones have none
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
+    if LABELS_OF_CONDITION not in content["model"]:
+        content["config"]["model"].setdefault("condition_labels", False)
     content["config"] = {
         key: without_removed(
             OLDER.get(key, {}) | values, f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY

@@ -146,6 +146,7 @@ def older_than_condition_labels(content, path, **model):
     """A checkpoint of a version that showed labels to the diffusion alone, without an option for it."""
     content.config["model"] |= IDLE["model"] | model
     del content.config["model"]["condition_labels"]
+    del content.model["condition_model.label_embedding.weight"]
     save_checkpoint(content, path)
     return path
 
