@@ -27,7 +27,6 @@ NEARLY_ALL = 0.95  # of an image's pixels: a mask beyond it is full
 
 # What a validation gives, each a mean over cases (of K classes, of their mean); in the log as val_NAME.
 FIGURES = ("dice", "member_dice", "coarse_dice", "agreement", "empty", "full")
-LOGGED = tuple(f"val_{name}" for name in FIGURES)
 
 
 def spread_cases(dataset, count):
