@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from . import ensemble
 from .classes import BINARY
 from .temperature import scaled
-from .uncertainty import pixel_uncertainty
 
 PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have
 
@@ -21,7 +20,7 @@ class CaseMaps:
     mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
     their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
     the likeliest. coarse: float in [0, 1], or None. pixel_maps: each of `PIXEL_MAPS`, where asked for, see
-    `uncertainty.pixel_uncertainty`.
+    `ensemble.pixel_uncertainty`.
     """
 
     mask: np.ndarray
@@ -83,7 +82,7 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
 def _pixel_maps(soft):
     """`PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
-    doubt = pixel_uncertainty(soft.numpy())
+    doubt = ensemble.pixel_uncertainty(soft.numpy())
     return {name: getattr(doubt, name).astype(np.float32) for name in PIXEL_MAPS}
 
 

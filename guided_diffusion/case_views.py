@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .evaluation import on_grid, truths_of
 from .pictures import (
     CLASS_COLOURS,
     MASK_COLOUR,
@@ -25,6 +24,7 @@ from .pictures import (
     resized,
     tinted,
 )
+from .raters import on_grid, truths_of
 from .statistics import describe
 from .uncertainty import SCORES, case_scores
 

@@ -315,7 +315,7 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
 
     data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
     `path/to/file.py:ClassName` of a loader of your own, or AUTO.
-    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `split.loading_of`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """

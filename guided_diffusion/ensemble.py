@@ -108,6 +108,37 @@ def uncertainty(soft):
     return deviation.square().mean(dim=0).sqrt().float()  # [N, K, H, W]
 
 
+class PixelUncertainty(NamedTuple):
+    """What `pixel_uncertainty` finds, each of one shape [...].
+
+    mean: of the members' soft predictions p, in [0, 1]. variance: of p, in [0, 0.25]. entropy: H(mean), in [0, 1] bit.
+    mutual_information: H(mean) - mean of H(p), in [0, 1] bit: the part of the entropy that comes from the members'
+    disagreement; the rest is the mean entropy of the members themselves.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+
+
+def pixel_uncertainty(soft):
+    """The `PixelUncertainty` of the members' soft predictions [E, ...] in [0, 1], each of [...] as float64."""
+    soft = np.asarray(soft, dtype=np.float64)
+    mean = soft.mean(axis=0)
+    total = entropy(mean)
+    own = entropy(soft).mean(axis=0)
+    return PixelUncertainty(mean, soft.var(axis=0), total, np.maximum(total - own, 0))
+
+
+def entropy(p):
+    """H(p) = -p log2 p - (1 - p) log2 (1 - p), in bits, 0 for 0 and 1."""
+    p = np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    return np.where((p > 0) & (p < 1), bits, 0.0)
+
+
 def agreement_weights(votes):
     """How much each member weighs by its agreement with the others: its mean Dice with each of them, over their sum.
 

@@ -16,12 +16,12 @@ from .errors import UserError
 from .files import atomic_path, write_json
 from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
-from .raters import rater_names
+from .raters import majority, on_grid, rater_names, raters_of
 from .results import Predictions
 from .split import group_of
 from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
-from .temperature import LevelTable
+from .temperature_fit import LevelTable
 from .uncertainty import case_scores
 from .units import check_volumes, group_cases
 
@@ -77,31 +77,6 @@ class Evaluated:
         for pooled, own in ((self.tables.setdefault(row["class"], {}), tables), (self.levels, levels)):
             for key, table in own.items():
                 pooled[key] = pooled[key] + table if key in pooled else table
-
-
-def raters_of(dataset, cases, k=0):
-    """What each rater marked as class k: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask
-    lacks."""
-    if not all(case.masks for case in cases):
-        return None
-    slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
-    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
-
-
-def majority(raters):
-    """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
-    return None if raters is None else raters.mean(axis=0) > 0.5
-
-
-def truths_of(dataset, cases, read_raters=raters_of):
-    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
-    truths = []
-    for k in range(len(dataset.classes)):
-        raters = read_raters(dataset, cases, k)
-        if raters is None:
-            return None
-        truths.append(majority(raters))
-    return np.stack(truths)
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None):
@@ -285,16 +260,6 @@ def _reliability(maps, fraction, truth, spacing):
     band = boundary_band(truth, spacing)
     tables = {(name, ""): ReliabilityTable.of(soft, fraction) for name, soft in present.items()}
     return tables | {(name, "_band"): ReliabilityTable.of(soft[band], fraction[band]) for name, soft in present.items()}
-
-
-def on_grid(mask, shape):
-    """The mask on a grid of this shape, by nearest neighbour (as it is, where the shapes agree)."""
-    if mask.ndim != len(shape):
-        raise UserError(f"a mask of shape {mask.shape} cannot be compared with one of shape {tuple(shape)}")
-    for axis, (have, want) in enumerate(zip(mask.shape, shape, strict=True)):
-        if have != want:
-            mask = mask.take(((np.arange(want) + 0.5) * have / want).astype(int), axis=axis)
-    return mask
 
 
 # ---- the table of cases ------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from .case_views import slices_of
 from .errors import UserError
-from .evaluation import raters_of
 from .files import atomic_path, read_json
 from .logger import console, counted
 from .page import data_uri, header, part, write_page
 from .pictures import class_colour
+from .raters import raters_of
 from .report_figures import charts_of, label_of, rules_of, table_of
 from .results import Predictions
 from .sampling import looks_of

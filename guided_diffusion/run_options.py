@@ -3,10 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from .config import numbers, option
+from .config import absolute_loader, check_group_key, numbers, option
 from .errors import UserError
-from .registry import absolute_loader
-from .split import check_group_key
 
 FUSE = ("staple", "mean", "vote", "weighted")
 

@@ -1,8 +1,7 @@
-"""How much an ensemble doubts its answer, per pixel and per case, and whether that doubt tells where it is wrong."""
+"""How sure an ensemble is of each case, and how well that ranks the cases by their error."""
 
 import math
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,37 +14,6 @@ SCORES = {  # of a case, and whether a higher one means a surer answer
 }
 INTERVAL = (5, 95)  # percentiles of the members' volumes
 POINTS = 100  # of a retention curve, at most
-
-
-class PixelUncertainty(NamedTuple):
-    """What `pixel_uncertainty` finds, each of one shape [...].
-
-    mean: of the members' soft predictions p, in [0, 1]. variance: of p, in [0, 0.25]. entropy: H(mean), in [0, 1] bit.
-    mutual_information: H(mean) - mean of H(p), in [0, 1] bit: the part of the entropy that is the members'
-    disagreement; the rest is what each of them doubts by itself.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    entropy: np.ndarray
-    mutual_information: np.ndarray
-
-
-def pixel_uncertainty(soft):
-    """The `PixelUncertainty` of the members' soft predictions [E, ...] in [0, 1], each of [...] as float64."""
-    soft = np.asarray(soft, dtype=np.float64)
-    mean = soft.mean(axis=0)
-    total = entropy(mean)
-    own = entropy(soft).mean(axis=0)
-    return PixelUncertainty(mean, soft.var(axis=0), total, np.maximum(total - own, 0))
-
-
-def entropy(p):
-    """H(p) = -p log2 p - (1 - p) log2 (1 - p), in bits, 0 for 0 and 1."""
-    p = np.asarray(p, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-    return np.where((p > 0) & (p < 1), bits, 0.0)
 
 
 def case_scores(mask, members, probability, unit=1.0):

@@ -7,7 +7,8 @@ from conftest import FAST, TINY, strict_json
 from guided_diffusion.calibration import ReliabilityTable
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.files import read_picture
-from guided_diffusion.temperature import LevelTable, scaled
+from guided_diffusion.temperature import scaled
+from guided_diffusion.temperature_fit import LevelTable
 
 
 def test_masks_and_ends_stay_what_they_are():
