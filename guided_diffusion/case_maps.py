@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from . import ensemble
@@ -52,10 +51,8 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
     sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
     so that borders stay smooth and the fused mask is that of the members as they are written. method: one of
-    `ensemble.FUSE_METHODS`, with `ensemble.COARSE` at its end where the coarse mask (the members' mean) counts as one
-    more member in the mask, the probability and the uncertainty, if there is one. classes: what the K masks are; see
-    `ensemble.fuse_masks` for how they are told apart. temperature: see `temperature.scaled`; of the probability alone.
-    pixel_maps: whether to add `PIXEL_MAPS`.
+    `ensemble.FUSE_METHODS`. classes: what the K masks are; see `ensemble.fuse_masks` for classes that exclude one
+    another. temperature: see `temperature.scaled`; of the probability alone. pixel_maps: whether to add `PIXEL_MAPS`.
     """
     maps = []
     for n, size in enumerate(sizes):
@@ -64,9 +61,8 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
         coarse = None
         if members.coarse is not None:
             coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
-            soft = torch.cat([soft, coarse[None]]) if method.endswith(ensemble.COARSE) else soft
         fused = soft[:, None]  # [E, 1, K, H, W], an ensemble of one image
-        mask = ensemble.fuse_masks(fused, method.removesuffix(ensemble.COARSE), classes.is_exclusive)[0].numpy()
+        mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
         maps.append(
             CaseMaps(
                 mask=classes.as_written(mask),

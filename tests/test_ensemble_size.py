@@ -22,7 +22,7 @@ def case(seed, members, classes):
     )
 
 
-@pytest.mark.parametrize("method", ["staple", "vote", "weighted"])
+@pytest.mark.parametrize("method", ["staple", "vote"])
 @pytest.mark.parametrize("classes", [1, 2])
 def test_dice_is_that_of_fusing_whole_images(method, classes):
     members, truth = case(0, 3, classes)
