@@ -6,7 +6,7 @@ from pathlib import Path
 from .files import atomic_path
 from .logger import counted
 from .metrics import metric_names
-from .summary import CALIBRATION, SCORES, label_of
+from .summary import CALIBRATION, DEFINITIONS, SCORES, label_of
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,
@@ -42,7 +42,7 @@ def write_card(out_dir, summary, manifest, dataset, leak=None):
         _metrics(summary),
         _calibration(summary, config),
         _limits(summary, manifest, leak),
-        "## How it was measured\n\n" + "\n".join(f"- {rule}" for rule in summary["rules"]),
+        _definitions(summary),
         _citation(config),
     ]
     path = Path(out_dir) / "model_card.md"
@@ -177,6 +177,14 @@ def _limits(summary, manifest, leak):
         if summary[key]:
             lines.append(f"- Left out: {counted(summary[key], 'case')} {text}.")
     return "\n".join(lines)
+
+
+def _definitions(summary):
+    tolerances = " and ".join(f"{tolerance:g}" for tolerance in summary["nsd_tolerances"])
+    return (
+        f"## How it was measured\n\nEvery figure is defined in {DEFINITIONS}. Tolerance of the surface Dice: "
+        f"{tolerances} {summary['hd95_unit']}. A lesion counts as found from an IoU of {summary['lesion_iou']:g}."
+    )
 
 
 def _citation(config):

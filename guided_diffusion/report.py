@@ -17,9 +17,10 @@ from .logger import console, counted
 from .page import data_uri, header, part, write_page
 from .pictures import class_colour
 from .raters import raters_of
-from .report_figures import charts_of, label_of, rules_of, table_of
+from .report_figures import charts_of, label_of, table_of
 from .results import Predictions
 from .sampling import looks_of
+from .summary import DEFINITIONS
 
 NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
@@ -210,7 +211,8 @@ def _body(out_dir, results_dir, dataset, cases, columns):
     parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
     parts.append('<div class="overview">')
     if summary:
-        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{rules_of(summary)}</section>')
+        definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
+        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{definitions}</section>')
     else:
         parts.append(
             '<p class="note">There is no truth to compare with. Cases are sorted by the Dice that is to be expected if '

@@ -75,12 +75,6 @@ def _row(label, values):
     return f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
-def rules_of(summary):
-    """The rules that the summary's figures follow, folded away."""
-    rules = "".join(f"<li>{escape(rule)}</li>" for rule in summary.get("rules", ()))
-    return f"<details><summary>The rules that these figures follow</summary><ul>{rules}</ul></details>" if rules else ""
-
-
 # ---- charts ------------------------------------------------------------------------------------------------------
 
 

@@ -195,8 +195,8 @@ class EvalOptions:
     )
     compare: str = option(
         "",
-        "results folder of another run on the same cases: gives the settings that differ, and the paired differences "
-        "of figures with their intervals and Wilcoxon's p",
+        "results folder of another run on the same cases: gives the paired differences of figures with their intervals "
+        "and Wilcoxon's p",
         remote=True,
     )
     card: bool = option(

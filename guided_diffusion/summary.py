@@ -10,7 +10,6 @@ from .diversity import SET_FIGURES
 from .ensemble_size import format_sizes, size_summary
 from .logger import counted
 from .metrics import metric_names
-from .rules import rules_of
 from .statistics import Resampling, describe
 from .text_table import text_table
 from .uncertainty import SCORES, judge
@@ -24,6 +23,7 @@ CALIBRATION = {  # figures and their labels in the table
 DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
 EMPTY = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+DEFINITIONS = "docs/evaluation.md"  # of every figure
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")  # of the console's table
 PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
 
@@ -43,8 +43,8 @@ def summary_of(evaluated):
     means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
     "ensemble_size", where asked for: see `ensemble_size.size_summary`.
     "rater_names" (numbers where the data tell none), "class_names", "groups" (how many, None where no case has one),
-    "hd95_unit", "volume_unit", "nsd_tolerances"; "missing", "without_truth", "unmatched_files": cases and files left
-    out; "rules": those of these figures, see `rules.rules_of`.
+    "hd95_unit", "volume_unit", "nsd_tolerances", "lesion_iou"; "missing", "without_truth", "unmatched_files": cases and
+    files left out.
     """
     rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
     parts = {
@@ -52,7 +52,7 @@ def summary_of(evaluated):
         for name in evaluated.class_names
     }
     sizes = _sizes(evaluated)
-    summary = {
+    return {
         **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
@@ -62,11 +62,11 @@ def summary_of(evaluated):
         "hd95_unit": evaluated.distance_unit,
         "volume_unit": evaluated.volume_unit,
         "nsd_tolerances": list(evaluated.settings.tolerances),
+        "lesion_iou": evaluated.settings.lesion_iou,
         "missing": evaluated.missing,
         "without_truth": evaluated.without_truth,
         "unmatched_files": evaluated.unmatched,
     }
-    return summary | {"rules": rules_of(summary, evaluated.settings, evaluated.is_volume)}
 
 
 def curves_of(evaluated):
