@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from . import ensemble
 from .classes import BINARY
-from .temperature import scaled
+from .temperature import apply_temperature
 
 PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have
 
@@ -52,7 +52,8 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
     sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
     so that borders stay smooth and the fused mask is that of the members as they are written. method: one of
     `ensemble.FUSE_METHODS`. classes: what the K masks are; see `ensemble.fuse_masks` for classes that exclude one
-    another. temperature: see `temperature.scaled`; of the probability alone. pixel_maps: whether to add `PIXEL_MAPS`.
+    another. temperature: of the probability alone, see `temperature.apply_temperature`. pixel_maps: whether to add
+    `PIXEL_MAPS`.
     """
     maps = []
     for n, size in enumerate(sizes):
@@ -66,7 +67,7 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
         maps.append(
             CaseMaps(
                 mask=classes.as_written(mask),
-                probability=scaled(ensemble.mean_consensus(fused)[0].numpy(), temperature),
+                probability=apply_temperature(ensemble.mean_consensus(fused)[0].numpy(), temperature),
                 uncertainty=ensemble.uncertainty(fused)[0].numpy(),
                 members=np.stack([classes.as_written(member) for member in own]),
                 coarse=None if coarse is None else coarse.numpy(),

@@ -54,16 +54,16 @@ def fuse_masks(soft, method, exclusive=False):
     """
     if not exclusive or soft.shape[-3] == 1:
         return fuse(soft, method) > 0.5
-    scores = with_background(soft)
+    scores = with_background_probability(soft)
     return one_of_many(fuse(scores if method == "mean" else one_hot(scores), method))
 
 
 def member_masks(soft, exclusive=False):
     """Each member's own masks, by the same rule: soft [..., K, H, W] in [0, 1] -> bool [..., K, H, W]."""
-    return one_of_many(with_background(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
+    return one_of_many(with_background_probability(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
 
 
-def with_background(soft):
+def with_background_probability(soft):
     """Soft masks of classes that exclude one another, and before them that of the background, what they leave of 1:
     [..., K, H, W] in [0, 1] -> [..., K + 1, H, W]."""
     return torch.cat([(1 - soft.sum(dim=-3, keepdim=True)).clamp(min=0), soft], dim=-3)

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from .bratsloader import MODALITIES
 from .files import atomic_path
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
 TEST_START = 5000  # test cases are numbered from here on, training cases from 0
 
 # ---- data sets on disk -------------------------------------------------------------------------------------------

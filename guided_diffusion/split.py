@@ -63,8 +63,8 @@ def group_of(case, group_key=""):
 
 
 def known_group(case, group_key=""):
-    """A case's group where it is told, by the group key or the loader, else None: see `group_of`, which then goes by
-    names. Those may begin anew in each folder of a split, so they tell no patient."""
+    """A case's group by the group key or the loader, else None: see `group_of`, which then goes by names. Names may
+    begin anew in each folder of a split, so they identify no patient."""
     if not group_key:
         return case.group
     found = re.search(group_key, case.name)

@@ -7,7 +7,7 @@ stays above it, so no mask changes. `temperature_fit` fits T.
 import numpy as np
 
 
-def scaled(probability, temperature):
+def apply_temperature(probability, temperature):
     """sigmoid(logit(p) / T) of an array in [0, 1], of the same type; 0, 0.5 and 1 stay what they are."""
     if temperature == 1:
         return probability

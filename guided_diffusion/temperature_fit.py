@@ -8,9 +8,9 @@ import numpy as np
 from .calibration import ReliabilityTable
 from .checkpoint import file_hash, load_checkpoint, save_checkpoint
 from .errors import UserError
-from .temperature import scaled
+from .temperature import apply_temperature
 
-LEVELS = 65535  # above 0: probabilities as 16-bit pictures hold them
+PROBABILITY_LEVELS = 65535  # above 0: probabilities as 16-bit pictures hold them
 BOUNDS = (0.05, 20.0)
 
 
@@ -25,9 +25,11 @@ class LevelTable:
     @classmethod
     def of(cls, probability, truth):
         """probability, truth: arrays of equal shape in [0, 1]; of several raters the truth is their fraction."""
-        level = np.rint(np.asarray(probability, dtype=np.float64).ravel() * LEVELS).astype(np.int64)
+        level = np.rint(np.asarray(probability, dtype=np.float64).ravel() * PROBABILITY_LEVELS).astype(np.int64)
         truth = np.asarray(truth, dtype=np.float64).ravel()
-        return cls(np.bincount(level, minlength=LEVELS + 1), np.bincount(level, truth, LEVELS + 1))
+        return cls(
+            np.bincount(level, minlength=PROBABILITY_LEVELS + 1), np.bincount(level, truth, PROBABILITY_LEVELS + 1)
+        )
 
     def __add__(self, other):
         return LevelTable(self.count + other.count, self.truth + other.truth)
@@ -35,7 +37,7 @@ class LevelTable:
     def _present(self):
         """(p, count, truth) of the levels that occur; p kept half a level from 0 and 1."""
         there = np.flatnonzero(self.count)
-        p = np.clip(there / LEVELS, 0.5 / LEVELS, 1 - 0.5 / LEVELS)
+        p = np.clip(there / PROBABILITY_LEVELS, 0.5 / PROBABILITY_LEVELS, 1 - 0.5 / PROBABILITY_LEVELS)
         return p, self.count[there], self.truth[there]
 
     def log_loss(self, temperature=1.0):
@@ -48,7 +50,7 @@ class LevelTable:
     def ece(self, temperature=1.0):
         """The expected calibration error (`calibration.ReliabilityTable.ece`) at a temperature."""
         p, count, truth = self._present()
-        return ReliabilityTable.weighted(scaled(p, temperature), count, truth).ece
+        return ReliabilityTable.weighted(apply_temperature(p, temperature), count, truth).ece
 
     def fit(self):
         """The temperature of least log loss, between 0.05 and 20."""

@@ -13,7 +13,7 @@ SCORES = {  # of a case, and whether a higher one means a surer answer
     "volume_spread": False,
 }
 INTERVAL = (5, 95)  # percentiles of the members' volumes
-POINTS = 100  # of a retention curve, at most
+RETENTION_POINTS = 100  # of a retention curve, at most
 
 
 def case_scores(mask, members, probability, unit=1.0):
@@ -43,12 +43,13 @@ def case_scores(mask, members, probability, unit=1.0):
 
 
 def judge(doubt, error):
-    """Whether the doubt tells the error, over cases: {"spearman", "area", "random", "oracle", "n"} and the curve.
+    """How well the doubt ranks the cases by their error: {"spearman", "area", "random", "oracle", "n"} and the curve.
 
     spearman: the rank correlation of doubt and error; 1 is best. Retention: the surest cases are kept; "kept" and
-    "error" are the share that is kept and the mean error among these, at `POINTS` or fewer places; cases of equal
-    doubt count by their mean. area: the mean of that error over all numbers of cases kept, 1 to n. random: the area
-    where the doubt tells nothing, which is the mean error; oracle: where it sorts the cases by their error.
+    "error" are the share that is kept and the mean error among these, at `RETENTION_POINTS` or fewer places; cases
+    of equal doubt count by their mean. area: the mean of that error over all numbers of cases kept, 1 to n. random: the
+    area of a doubt that knows nothing of the error, which is the mean error. oracle: that of a doubt which sorts the
+    cases by their error.
     doubt, error: one number a case; cases in which either is NaN are left out.
     """
     doubt, error = np.asarray(doubt, dtype=np.float64), np.asarray(error, dtype=np.float64)
@@ -66,7 +67,7 @@ def judge(doubt, error):
     curve = _running_mean(doubt, error)
     result |= {"area": float(curve.mean()), "random": float(error.mean())}
     result["oracle"] = float(_running_mean(error, error).mean())
-    shown = np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))
+    shown = np.unique(np.linspace(0, len(curve) - 1, min(RETENTION_POINTS, len(curve))).round().astype(int))
     kept = ((shown + 1) / len(curve)).tolist()
     return result | {"curve": {"kept": kept, "error": curve[shown].tolist()}}
 
