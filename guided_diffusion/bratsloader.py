@@ -128,7 +128,7 @@ class BraTSDataset(SegmentationDataset):
                 f"{folder}: case {name} lacks the modality {' and '.join(missing)}; add the file or remove the case"
             )
         images = tuple(files[modality] for modality in MODALITIES)
-        raters = tuple(kind for kind in sorted(files, key=_number) if kind.startswith("seg"))
+        raters = tuple(kind for kind in sorted(files, key=_rater_number) if kind.startswith("seg"))
         masks = tuple(files[kind] for kind in raters)
         if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # by its name: no header of the many thousands is read
             found = [Case(name, images, masks, group=case or None, raters=raters)]
@@ -146,7 +146,7 @@ def is_of_2023(case):
     return FILE_NAME.fullmatch(split_suffix(case.images[0])[0])["kind"].lower() == "t1n"
 
 
-def _number(kind):
+def _rater_number(kind):
     return int(kind.removeprefix("seg") or 0) if kind.startswith("seg") else -1
 
 

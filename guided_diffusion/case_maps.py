@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from . import ensemble
 from .classes import BINARY
-from .temperature import scaled
-from .uncertainty import pixel_uncertainty
+from .temperature import apply_temperature
 
 PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have
 
@@ -21,7 +19,7 @@ class CaseMaps:
     mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
     their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
     the likeliest. coarse: float in [0, 1], or None. pixel_maps: each of `PIXEL_MAPS`, where asked for, see
-    `uncertainty.pixel_uncertainty`.
+    `ensemble.pixel_uncertainty`.
     """
 
     mask: np.ndarray
@@ -53,10 +51,9 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
     sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
     so that borders stay smooth and the fused mask is that of the members as they are written. method: one of
-    `ensemble.FUSE_METHODS`, with `ensemble.COARSE` at its end where the coarse mask (the members' mean) counts as one
-    more member in the mask, the probability and the uncertainty, if there is one. classes: what the K masks are; see
-    `ensemble.fuse_masks` for how they are told apart. temperature: see `temperature.scaled`; of the probability alone.
-    pixel_maps: whether to add `PIXEL_MAPS`.
+    `ensemble.FUSE_METHODS`. classes: what the K masks are; see `ensemble.fuse_masks` for classes that exclude one
+    another. temperature: of the probability alone, see `temperature.apply_temperature`. pixel_maps: whether to add
+    `PIXEL_MAPS`.
     """
     maps = []
     for n, size in enumerate(sizes):
@@ -65,13 +62,12 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
         coarse = None
         if members.coarse is not None:
             coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
-            soft = torch.cat([soft, coarse[None]]) if method.endswith(ensemble.COARSE) else soft
         fused = soft[:, None]  # [E, 1, K, H, W], an ensemble of one image
-        mask = ensemble.fuse_masks(fused, method.removesuffix(ensemble.COARSE), classes.is_exclusive)[0].numpy()
+        mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
         maps.append(
             CaseMaps(
                 mask=classes.as_written(mask),
-                probability=scaled(ensemble.mean_consensus(fused)[0].numpy(), temperature),
+                probability=apply_temperature(ensemble.mean_consensus(fused)[0].numpy(), temperature),
                 uncertainty=ensemble.uncertainty(fused)[0].numpy(),
                 members=np.stack([classes.as_written(member) for member in own]),
                 coarse=None if coarse is None else coarse.numpy(),
@@ -83,7 +79,7 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
 def _pixel_maps(soft):
     """`PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
-    doubt = pixel_uncertainty(soft.numpy())
+    doubt = ensemble.pixel_uncertainty(soft.numpy())
     return {name: getattr(doubt, name).astype(np.float32) for name in PIXEL_MAPS}
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .evaluation import on_grid, truths_of
 from .pictures import (
     CLASS_COLOURS,
     MASK_COLOUR,
@@ -25,14 +24,15 @@ from .pictures import (
     resized,
     tinted,
 )
+from .raters import on_grid, truths_of
 from .statistics import describe
 from .uncertainty import SCORES, case_scores
 
 SIDE = 384  # longest side of a picture in the report, in pixels
 MAP_SIDE = 160  # of a soft map, which is smooth
-TILE = 132  # side of each picture of a card
+CARD_TILE = 132  # side of each picture of a card
 MOST_SLICES = 64  # of a volume
-LEVELS = 48  # of a soft map: more would take more bytes than eyes could tell
+MAP_COLOURS = 48  # of a soft map: more would take more bytes than eyes could tell
 # The first colour of an outline sheet is none at all.
 PALETTE = [(0, 0, 0), MASK_COLOUR, TRUTH_COLOUR, MEMBER_COLOUR, *CLASS_COLOURS]
 
@@ -61,7 +61,7 @@ class CaseView:
 
         Returns the JPEG and its (height, width).
         """
-        image = resized(self.image, TILE)
+        image = resized(self.image, CARD_TILE)
         tiles = [image, image.copy()]
         for masks, colour in ((self.truths, TRUTH_COLOUR), (self.masks, MASK_COLOUR)):
             for k, mask in enumerate(() if masks is None else masks):
@@ -74,10 +74,11 @@ class CaseView:
                 for k, mask in enumerate(member):
                     tiles[2][border(_small(mask))] = MEMBER_COLOUR if len(member) == 1 else class_colour(k)
         if self.doubt is not None:
-            tiles.append(resized(heat(self.doubt), TILE))
-        height = max(TILE * min(1, self.image.shape[0] / self.image.shape[1]), TILE / 2)  # without bars above and below
-        rows = slice(math.floor((TILE - height) / 2), math.ceil((TILE + height) / 2))
-        gap = np.zeros((TILE, 2, 3), np.uint8)
+            tiles.append(resized(heat(self.doubt), CARD_TILE))
+        # Without the bars above and below the picture.
+        height = max(CARD_TILE * min(1, self.image.shape[0] / self.image.shape[1]), CARD_TILE / 2)
+        rows = slice(math.floor((CARD_TILE - height) / 2), math.ceil((CARD_TILE + height) / 2))
+        gap = np.zeros((CARD_TILE, 2, 3), np.uint8)
         card = np.concatenate([part for tile in tiles for part in (gap, tile)][1:], axis=1)[rows]
         return _jpeg(card, 84), card.shape[:2]
 
@@ -99,7 +100,7 @@ class CaseView:
         if self.doubt is None:
             return None
         both = [_fitted(layer, MAP_SIDE) for layer in (heat(self.doubt), tinted(self.probability))]
-        return _png(Image.fromarray(np.concatenate(both, axis=1)).quantize(LEVELS))
+        return _png(Image.fromarray(np.concatenate(both, axis=1)).quantize(MAP_COLOURS))
 
     def _lines(self, masks):
         """Masks in the size in which their outlines are drawn: small ones enlarged, so that a line is thin."""
@@ -149,7 +150,7 @@ def slices_of(predictions, dataset, unit, read_raters):
     views = []
     for k in _shown_slices(masks, truths, doubt):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)
-        views.append((k, _view(image, *(_slice_of(layer, k, affine) for layer in layers))))
+        views.append((k, _view(image, *(_layer_slice(layer, k, affine) for layer in layers))))
     return CaseSlices(views, scores)
 
 
@@ -169,12 +170,12 @@ def _view(image, masks, truths, members, doubt, probability):
     return CaseView(image, masks, truths, members, doubt, probability)
 
 
-def _slice_of(layer, k, affine):
+def _layer_slice(layer, k, affine):
     """Slice k of a layer [..., X, Y, Z] (or of each of a list), as radiologists look at it; None is None."""
     if layer is None:
         return None
     if isinstance(layer, list):
-        return [_slice_of(part, k, affine) for part in layer]
+        return [_layer_slice(part, k, affine) for part in layer]
     layer = layer[..., k]
     return radiological(layer, affine) if layer.ndim == 2 else np.stack([radiological(part, affine) for part in layer])
 
@@ -203,7 +204,7 @@ def _outlined(masks, colour, dashed=False):
 
 
 def _small(mask):
-    return resized(grey(mask), TILE)[..., 0] > 127
+    return resized(grey(mask), CARD_TILE)[..., 0] > 127
 
 
 def _fitted(picture, side):

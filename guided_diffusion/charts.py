@@ -5,7 +5,7 @@ from html import escape
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38  # around the plotting area, in pixels
-POINTS = 400  # of a line, at most
+LINE_POINTS = 400  # of a line, at most
 
 
 class Chart:
@@ -95,10 +95,10 @@ class Chart:
         for value in decades(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
             y = self._y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(value)}</text>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick_label(value)}</text>')
         for value in ticks(self.x0, self.x1):
             x = self._x(value)
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{_number(value)}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{_tick_label(value)}</text>')
         middle = (LEFT + self.width - RIGHT) / 2
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         parts.append(
@@ -139,10 +139,10 @@ def histogram(title, values, label, *, bounds=None, bins=20):
 
 
 def thinned(xs, ys):
-    """At most `POINTS` points of a line: of each stretch the lowest and the highest, so that no peak is lost."""
-    if len(xs) <= POINTS:
+    """At most `LINE_POINTS` points of a line: of each stretch the lowest and the highest, so that no peak is lost."""
+    if len(xs) <= LINE_POINTS:
         return xs, ys
-    kept, stretches = [0], POINTS // 2 - 1
+    kept, stretches = [0], LINE_POINTS // 2 - 1
     for k in range(stretches):
         part = range(k * len(xs) // stretches, (k + 1) * len(xs) // stretches)
         finite = [i for i in part if _finite(ys[i])] or [part[0]]
@@ -182,7 +182,7 @@ def _finite(value):
     return value is not None and math.isfinite(value)
 
 
-def _number(value):
+def _tick_label(value):
     if abs(value) >= 10000:
         return f"{value / 1000:g}k"
     if 1e-12 <= abs(value) < 0.005:

@@ -11,8 +11,8 @@ from .pictures import captions, class_colour, displayed, grey, mosaic, outline, 
 from .text_table import text_table
 from .units import group_cases
 
-TILE = 160  # pixels
-COLUMNS = 8
+SHEET_TILE = 160  # pixels
+SHEET_COLUMNS = 8
 VALUES = 8  # that are told of masks
 
 
@@ -30,7 +30,7 @@ def _slices(part):
     return str(part.images) if part.is_volumes else ""
 
 
-def _groups(part):
+def _group_count(part):
     groups = {look.group or look.name for look in part.looks}
     return str(len(groups)) if len(groups) < len(part.looks) else ""
 
@@ -47,7 +47,7 @@ def _raters(part):
     return _span([look.raters for look in part.looks if look.raters])
 
 
-def _sizes(part):
+def _image_sizes(part):
     sizes = Counter(size for look in part.looks for size in look.sizes)
     usual = sizes.most_common(2)
     told = " ".join("x".join(map(str, size)) for size, _ in usual)
@@ -94,11 +94,11 @@ def _labels(part):
 ROWS = {
     "cases": _cases,
     "slices": _slices,
-    "patients or groups": _groups,
+    "patients or groups": _group_count,
     "without a mask": _without_mask,
     "cannot be read": _unreadable,
     "channels": _channels,
-    "sizes, most often (H x W)": _sizes,
+    "sizes, most often (H x W)": _image_sizes,
     "values that the loader gives": _range,
     "raters": _raters,
     "values in masks": _mask_values,
@@ -141,20 +141,20 @@ def write_sheet(path, parts, count, progress=lambda units: units):
         chosen += [(part, units[i]) for i in picked]
     if not chosen:
         return False
-    tiles, blank = [], np.full((TILE, TILE, 3), 255, np.uint8)
+    tiles, blank = [], np.full((SHEET_TILE, SHEET_TILE, 3), 255, np.uint8)
     for part, unit in progress(chosen):
         tiles.append((_tile(part.dataset, unit), f"{part.name} {unit.name}"))
     rows = []
-    for start in range(0, len(tiles), COLUMNS):
-        row = tiles[start : start + COLUMNS]
-        row += [(blank, "")] * (min(COLUMNS, len(tiles)) - len(row))
-        rows += [captions([_short(text) for _, text in row], TILE), mosaic([[tile for tile, _ in row]])]
+    for start in range(0, len(tiles), SHEET_COLUMNS):
+        row = tiles[start : start + SHEET_COLUMNS]
+        row += [(blank, "")] * (min(SHEET_COLUMNS, len(tiles)) - len(row))
+        rows += [captions([_short(text) for _, text in row], SHEET_TILE), mosaic([[tile for tile, _ in row]])]
     write_png(path, np.concatenate(rows))
     return True
 
 
 def _short(text):
-    most = TILE // 6 - 1  # characters that fit
+    most = SHEET_TILE // 6 - 1  # characters that fit
     return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2) :]}"
 
 
@@ -174,9 +174,9 @@ def _tile(dataset, unit):
     geometry = dataset.load_geometry(case)
     if geometry is not None:
         image, *layers = (radiological(layer, geometry.affine) for layer in (image, *layers))
-    picture = resized(image, TILE)
+    picture = resized(image, SHEET_TILE)
     for k, layer in enumerate(layers):
-        picture = outline(picture, resized(grey(layer), TILE)[..., 0] > 127, class_colour(k))
+        picture = outline(picture, resized(grey(layer), SHEET_TILE)[..., 0] > 127, class_colour(k))
     return picture
 
 

@@ -7,19 +7,11 @@ import numpy as np
 from .errors import UserError
 from .logger import counted
 from .metrics import metric_names
-from .run_differences import format_differences
 from .statistics import Resampling, describe
-from .summary import by_case, groups_of, label_of, mean_row
+from .summary import by_case, groups_of, mean_row, metric_label
 from .text_table import text_table
 
 MORE = ("sample_dice", "coarse_dice", "ece_band", "brier_band", "ged2", "matched_iou", "rater_dice", "agreement")
-RULES = (
-    "Comparison: the difference is this run's figure less the other's, of the cases where both have one; its 95 % "
-    "interval is by bootstrap of groups (patients), or of cases where none are known.",
-    "p: Wilcoxon's signed-rank test, two-sided, of the differences of groups (each the mean over its cases). p values "
-    "are not corrected for the number of figures.",
-    "ECE and Brier in the band are here those of each case, averaged: not those of all cases' pixels together.",
-)
 
 
 def compare(first, second):
@@ -29,7 +21,7 @@ def compare(first, second):
     "difference", "low", "high", "p"}}}, of several classes of each case's mean over them. Raises `UserError` when they
     share no case.
     """
-    rows = [{case[0]["name"]: _row(case) for case in by_case(run.rows)} for run in (first, second)]
+    rows = [{case[0]["name"]: _case_row(case) for case in by_case(run.rows)} for run in (first, second)]
     shared = [name for name in rows[0] if name in rows[1]]
     if not shared:
         raise UserError("--compare: the two runs have no case in common")
@@ -49,7 +41,7 @@ def compare(first, second):
     }
 
 
-def _row(case):
+def _case_row(case):
     return case[0] if len(case) == 1 else mean_row(case)
 
 
@@ -75,17 +67,15 @@ def paired(first, second, groups):
 
 
 def format_comparison(compared, summary, other):
-    """The comparison for the console, as a table below the settings that differ.
+    """The comparison as a table for the console.
 
-    compared: of `compare`, with what `run_differences.apart` gives. summary: the first run's; other: the second's name.
+    compared: of `compare`. summary: the first run's. other: the second run's folder.
     """
     lines, rows = [f"compared with {other}, {counted(compared['cases'], 'case')} in common"], []
-    if compared["differences"] is not None:
-        lines += format_differences(compared["differences"])
     for name, one in compared["figures"].items():
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:+.4f}, {one['high']:+.4f}]"
         figures = [f"{one['first']:.4f}", f"{one['second']:.4f}", f"{one['difference']:+.4f}", interval]
-        label = label_of(name, summary) + (", by case" if name in ("ece_band", "brier_band") else "")
+        label = metric_label(name, summary) + (", by case" if name in ("ece_band", "brier_band") else "")
         rows.append([label, *figures, f"{one['p']:.2g}", one["n"]])
     lines.append(text_table(["", "this", "other", "difference", "95 % interval", "p", "n"], rows))
     for key, which in (("only_first", "this run"), ("only_second", "the other")):

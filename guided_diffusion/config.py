@@ -4,14 +4,12 @@ Here are those of data, network, diffusion and device; those of single scripts a
 `run_options`.
 """
 
-import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 
 from .errors import UserError
 from .presets import PRESETS
-from .registry import absolute_loader
-from .split import check_group_key, hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
@@ -42,6 +40,19 @@ def option(default, help, *, choices=None, minimum=None, above=None, maximum=Non
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, "required": required, "remote": remote, **rules})
+
+
+def absolute_loader(data_name):
+    """`data_name` with the path of a loader of one's own, path/to/file.py:Class, made absolute."""
+    return os.path.abspath(data_name) if ".py:" in data_name else data_name
+
+
+def check_group_key(group_key):
+    """Raise `UserError` for a `--group_key` that is no regular expression."""
+    try:
+        re.compile(group_key)
+    except re.error as error:
+        raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
 
 
 @dataclass
@@ -120,16 +131,6 @@ class DataOptions:
         if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
             raise UserError(f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240")
         return bounds or None
-
-    @property
-    def hold_out(self):
-        """What is held out of training, a `split.HoldOut`, or None."""
-        return hold_out_of(dataclasses.asdict(self))
-
-    @property
-    def loading(self):
-        """What `data.build_dataset` is to be given besides the name, the folder and the split: a dict."""
-        return {"hold_out": self.hold_out, "ct_window": self.window(), "classes": self.classes}
 
 
 @dataclass

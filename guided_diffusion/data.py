@@ -12,7 +12,7 @@ from .case_checks import check_cases
 from .checked_loading import CheckedLoading, own_errors
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
 from .errors import NoCasesError, NoSplitError, UserError
-from .orientation import STILL, turned_back
+from .orientation import STILL, reoriented_back
 from .registry import AUTO, named_object, registered_loaders
 from .split import SPLIT_FOLDERS
 from .views import WHOLE
@@ -65,7 +65,7 @@ class Geometry:
 
     def as_in_file(self, array):
         """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
-        return (array, self.affine) if self.turn is None else (turned_back(array, self.turn), self.file_affine)
+        return (array, self.affine) if self.turn is None else (reoriented_back(array, self.turn), self.file_affine)
 
 
 class SegmentationDataset(CheckedLoading, Dataset):
@@ -315,7 +315,7 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
 
     data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
     `path/to/file.py:ClassName` of a loader of your own, or AUTO.
-    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `config.DataOptions.loading`): see
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `split.loading_of`): see
     `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
     """

@@ -16,7 +16,7 @@ from .nifti import is_nifti, lies_elsewhere
 from .split import SPLIT_FOLDERS, known_group
 from .units import group_cases
 
-NAMED = 5  # problems that are told before it is only said whose the others are
+LISTED_PROBLEMS = 5  # then a line says which cases have the others
 FEW_PIXELS = 1e-3  # share of the foreground below which masks are hard to learn
 SOFT_VALUES = 2  # values of a mask picture beyond which its greys are told
 
@@ -142,7 +142,7 @@ def look_at(dataset, unit, group_key=""):
     look = Look(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
     digest, blank, marked = hashlib.sha256(), True, []
     for case in unit.cases:
-        image = _told(look, dataset.load_image, case)
+        image = _read_noting_problems(look, dataset.load_image, case)
         if image is None:
             return look  # so would be the other slices
         size = image.shape[-2:]
@@ -153,21 +153,21 @@ def look_at(dataset, unit, group_key=""):
         blank &= bool((image == image.flat[0]).all())
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         if case.masks:
-            mask = _told(look, dataset.load_mask, case, size)
+            mask = _read_noting_problems(look, dataset.load_mask, case, size)
             if mask is None:
                 break
             marked.append(mask.mean(axis=(0, 2, 3)))
             look.empty += not mask.any()
-            _told(look, _look_at_values, dataset, case, look)
+            _read_noting_problems(look, _look_at_values, dataset, case, look)
     look.digest = None if blank else digest.hexdigest()
     look.marked = np.mean(marked, axis=0) if marked else None
     if unit.is_volume:
-        look.lies_elsewhere = _told(look, _file_that_lies_elsewhere, first) or ""
+        look.lies_elsewhere = _read_noting_problems(look, _file_that_lies_elsewhere, first) or ""
     return look
 
 
-def _told(look, read, *arguments):
-    """What `read(*arguments)` returns; None, and a problem of the look, where it raises."""
+def _read_noting_problems(look, read, *arguments):
+    """The result of `read(*arguments)`; None where it raises, which becomes a problem of the look."""
     try:
         return read(*arguments)
     except (UserError, OSError) as error:
@@ -209,16 +209,17 @@ def _file_that_lies_elsewhere(case):
 def findings(parts):
     """The `Finding`s about all `Part`s that were looked at, errors first."""
     found = [finding for part in parts for finding in (*_reading(part), *_masks(part), *_images(part))]
-    found += [*_duplicates(parts), *_groups(parts), *_between(parts)]
+    found += [*_duplicates(parts), *_group_findings(parts), *_between(parts)]
     return sorted(found, key=lambda finding: not finding.is_error)
 
 
 def _reading(part):
     problems = [problem for look in part.looks for problem in look.problems]
-    yield from (Finding(True, f"{part.name}: {problem}") for problem in problems[:NAMED])
-    if len(problems) > NAMED:
+    yield from (Finding(True, f"{part.name}: {problem}") for problem in problems[:LISTED_PROBLEMS])
+    if len(problems) > LISTED_PROBLEMS:
         names = [look.name for look in part.looks if look.problems]
-        yield Finding(True, f"{part.name}: {len(problems) - NAMED} more that cannot be read: {listed(names[NAMED:])}")
+        more = f"{len(problems) - LISTED_PROBLEMS} more that cannot be read: {listed(names[LISTED_PROBLEMS:])}"
+        yield Finding(True, f"{part.name}: {more}")
 
 
 def _masks(part):
@@ -311,7 +312,7 @@ def _duplicates(parts):
         yield Finding(False, f"{counted(len(within), 'image')} more than once in a split: {listed(within)}")
 
 
-def _groups(parts):
+def _group_findings(parts):
     """On patients, and on names, which may be theirs, in two splits."""
     groups, names = defaultdict(set), defaultdict(set)
     for part in parts:

@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 
 from .metrics import joint_box, overlap
 
-LEVELS = 16
-PIXELS_AT_ONCE = 2**20
+LEVEL_SETS = 16
+BLOCK_PIXELS = 2**20
 SET_FIGURES = (
     "ged2",
     "matched_iou",
@@ -29,7 +29,7 @@ def level_masks(probability):
     probability: [...] in [0, 1]. Returns a list of 16 bool arrays, each within the one before. At each pixel the
     share of them that has it is the probability, rounded to sixteenths.
     """
-    return [probability > (k + 0.5) / LEVELS for k in range(LEVELS)]
+    return [probability > (k + 0.5) / LEVEL_SETS for k in range(LEVEL_SETS)]
 
 
 def shared_pixels(masks):
@@ -40,8 +40,8 @@ def shared_pixels(masks):
         return np.zeros((len(stack), len(stack)))
     flat = stack[(slice(None), *joint_box(anywhere))].reshape(len(stack), -1)
     shared = np.zeros((len(stack), len(stack)))
-    for low in range(0, flat.shape[1], PIXELS_AT_ONCE):  # volumes are large; float32 counts to 2^24 exactly
-        part = flat[:, low : low + PIXELS_AT_ONCE].astype(np.float32)
+    for low in range(0, flat.shape[1], BLOCK_PIXELS):  # volumes are large; float32 counts to 2^24 exactly
+        part = flat[:, low : low + BLOCK_PIXELS].astype(np.float32)
         shared += part @ part.T
     return shared
 

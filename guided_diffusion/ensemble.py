@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-FUSE_METHODS = ("staple", "mean", "vote", "weighted")
-SOFT_METHODS = ("mean", "weighted")  # the others cut the members at 0.5 first
-COARSE = "+coarse"  # ends a method that takes the coarse mask for one more member
+FUSE_METHODS = ("staple", "mean", "vote")
 
 
 class StapleResult(NamedTuple):
@@ -32,8 +30,8 @@ class StapleResult(NamedTuple):
 def fuse(soft, method):
     """Fuse the members' soft predictions into a soft consensus.
 
-    soft: [E, N, K, H, W] in [0, 1]. "staple" and "vote" cut the members at 0.5 (foreground is > 0.5) first; "weighted"
-    is a mean in which members weigh by `agreement_weights`. method: one of `FUSE_METHODS`.
+    soft: [E, N, K, H, W] in [0, 1]. method: one of `FUSE_METHODS`. "staple" and "vote" cut the members at 0.5 first
+    (foreground is > 0.5).
     Returns float32 [N, K, H, W] in [0, 1]; the mask is `consensus > 0.5`, so a tie is background.
     Raises ValueError for an unknown method, a wrong shape or values outside [0, 1].
     """
@@ -43,9 +41,6 @@ def fuse(soft, method):
     if method == "mean":
         return mean_consensus(soft)
     votes = soft > 0.5
-    if method == "weighted":
-        weights = agreement_weights(votes)[..., None, None]
-        return (weights * soft).sum(dim=0).float().clamp(0, 1)  # [N, K, H, W]
     return vote(votes) if method == "vote" else staple(votes).consensus.float()
 
 
@@ -59,16 +54,16 @@ def fuse_masks(soft, method, exclusive=False):
     """
     if not exclusive or soft.shape[-3] == 1:
         return fuse(soft, method) > 0.5
-    scores = with_background(soft)
-    return one_of_many(fuse(scores if method in SOFT_METHODS else one_hot(scores), method))
+    scores = with_background_probability(soft)
+    return one_of_many(fuse(scores if method == "mean" else one_hot(scores), method))
 
 
 def member_masks(soft, exclusive=False):
     """Each member's own masks, by the same rule: soft [..., K, H, W] in [0, 1] -> bool [..., K, H, W]."""
-    return one_of_many(with_background(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
+    return one_of_many(with_background_probability(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
 
 
-def with_background(soft):
+def with_background_probability(soft):
     """Soft masks of classes that exclude one another, and before them that of the background, what they leave of 1:
     [..., K, H, W] in [0, 1] -> [..., K + 1, H, W]."""
     return torch.cat([(1 - soft.sum(dim=-3, keepdim=True)).clamp(min=0), soft], dim=-3)
@@ -108,13 +103,35 @@ def uncertainty(soft):
     return deviation.square().mean(dim=0).sqrt().float()  # [N, K, H, W]
 
 
-def agreement_weights(votes):
-    """How much each member weighs by its agreement with the others: its mean Dice with each of them, over their sum.
+class PixelUncertainty(NamedTuple):
+    """What `pixel_uncertainty` finds, each of one shape [...].
 
-    votes: bool or 0/1 [E, N, K, H, W] -> float64 [E, N, K], which adds up to 1 over the members. Two empty members
-    agree (Dice 1). Where no two members share a pixel, and with a single member, all weigh alike.
+    mean: of the members' soft predictions p, in [0, 1]. variance: of p, in [0, 0.25]. entropy: H(mean), in [0, 1] bit.
+    mutual_information: H(mean) - mean of H(p), in [0, 1] bit: the part of the entropy that comes from the members'
+    disagreement; the rest is the mean entropy of the members themselves.
     """
-    return _weights(*_shared(votes)).movedim(-1, 0)
+
+    mean: np.ndarray
+    variance: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+
+
+def pixel_uncertainty(soft):
+    """The `PixelUncertainty` of the members' soft predictions [E, ...] in [0, 1], each of [...] as float64."""
+    soft = np.asarray(soft, dtype=np.float64)
+    mean = soft.mean(axis=0)
+    total = entropy(mean)
+    own = entropy(soft).mean(axis=0)
+    return PixelUncertainty(mean, soft.var(axis=0), total, np.maximum(total - own, 0))
+
+
+def entropy(p):
+    """H(p) = -p log2 p - (1 - p) log2 (1 - p), in bits, 0 for 0 and 1."""
+    p = np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    return np.where((p > 0) & (p < 1), bits, 0.0)
 
 
 def pairwise_dice(votes):
@@ -123,28 +140,13 @@ def pairwise_dice(votes):
     It measures agreement, not quality: two empty members are identical, so their Dice counts as 1 here (unlike an
     empty mask against an empty truth, which metrics.py leaves undefined). NaN when E = 1, as there is no pair.
     """
-    first, second = torch.triu_indices(len(votes), len(votes), offset=1, device=votes.device)
-    return _dice(*_shared(votes))[..., first, second].mean(dim=-1).float()  # [N, K]
-
-
-def _shared(votes):
-    """How many pixels each two members share, and each one's size: float64 [N, K, E, E], [N, K, E]."""
     # Counts in float64 are exact, and autocast leaves them alone.
     masks = _as_bool(votes).flatten(3).permute(1, 2, 0, 3).double()  # [N, K, E, H*W]
-    return masks @ masks.transpose(-1, -2), masks.sum(dim=-1)
-
-
-def _dice(shared, size):
-    """Dice of each two members, 1 for two empty ones: [..., E, E]."""
+    shared, size = masks @ masks.transpose(-1, -2), masks.sum(dim=-1)  # pixels: [N, K, E, E], [N, K, E]
     total = size[..., :, None] + size[..., None, :]
-    return torch.where(total > 0, 2 * shared / total, 1.0)
-
-
-def _weights(shared, size):
-    """See `agreement_weights`: [..., E]."""
-    with_others = _dice(shared, size).sum(dim=-1) - 1  # a member's Dice with itself is 1
-    total = with_others.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, with_others / total, 1 / size.shape[-1])
+    dice = torch.where(total > 0, 2 * shared / total, 1.0)
+    first, second = torch.triu_indices(len(votes), len(votes), offset=1, device=votes.device)
+    return dice[..., first, second].mean(dim=-1).float()  # [N, K]
 
 
 def staple(votes, *, max_iterations=10_000, tolerance=1e-10):
@@ -191,8 +193,8 @@ def fuse_patterns(patterns, count, method, exclusive=False):
     """The masks of several ensembles over the same pixels, these given by the votes they got and how many got them.
 
     patterns: bool [S, rows, E, K], the votes of each ensemble's members; count: int64 [rows]. method: of
-    `FUSE_METHODS`, where "mean" is "vote" and "weighted" a weighted vote. Returns bool [S, rows, K], what `fuse_masks`
-    says of the whole image; exclusive: as there.
+    `FUSE_METHODS`, where "mean" is "vote". Returns bool [S, rows, K], what `fuse_masks` says of the whole image;
+    exclusive: as there.
     """
     alone = patterns.shape[-1] == 1 or not exclusive
     votes = patterns if alone else np.concatenate([~patterns.any(axis=-1, keepdims=True), patterns], axis=-1)
@@ -207,13 +209,7 @@ def _fuse_class(votes, count, method):
         item = np.arange(ensembles).repeat(rows)
         flat = votes.reshape(-1, members)
         return _expectation_maximisation(item, flat, np.tile(count, ensembles), 10_000, 1e-10)[0].reshape(ensembles, -1)
-    if method != "weighted":
-        return votes.mean(axis=-1)
-    weighed = votes * count[:, None]
-    shared = weighed.transpose(0, 2, 1).astype(np.float64) @ votes  # [S, E, E]
-    sizes = np.diagonal(shared, axis1=1, axis2=2)
-    weights = _weights(torch.from_numpy(shared), torch.from_numpy(sizes.copy())).numpy()
-    return (votes * weights[:, None, :]).sum(axis=-1)
+    return votes.mean(axis=-1)
 
 
 def vote_patterns(votes):

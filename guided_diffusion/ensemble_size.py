@@ -13,12 +13,6 @@ from .statistics import Resampling, describe
 
 SUBSETS = 8  # of each size, at most
 GAIN = 0.001  # of Dice, below which growth is none
-RULE = (
-    f"Ensemble size: for each number n of members up to {SUBSETS} subsets drawn with a seed (all, where there are no "
-    "more) are fused by {method} and scored; a case's Dice is the mean over its subsets. It grows no longer from the "
-    f"smallest n on, for which no larger number gains more than {GAIN:g} of mean Dice with the 95 % interval of the "
-    "paired difference above 0."
-)
 
 
 def dice_by_size(members, truth, method, exclusive, name):
@@ -57,7 +51,7 @@ def subsets(count, size, name):
 
 
 def size_summary(dice, groups, method):
-    """The table over all cases: {"method", "sizes", "dice": a `describe` each, "enough", "rule"}, or None.
+    """The table over all cases: {"method", "sizes", "dice": a `describe` each, "enough"}, or None.
 
     dice: float64 [cases, E], NaN where a case has no such ensemble or its Dice is undefined; groups: a label for each
     case. "enough": the size from which on it grows no longer. None where no case has two members.
@@ -73,12 +67,12 @@ def size_summary(dice, groups, method):
         "sizes": list(range(1, dice.shape[1] + 1)),
         "dice": [describe(column, resampling) for column in dice.T],
         "enough": enough,
-        "rule": RULE.format(method=method),
     }
 
 
 def _grows(dice, size, resampling):
-    """Whether some larger ensemble is better than that of `size` members (see `RULE`)."""
+    """Whether some larger ensemble gains more than `GAIN` of mean Dice over `size` members, with the 95 % interval of
+    the paired difference above 0."""
     for larger in range(size, dice.shape[1]):
         gain = describe(dice[:, larger] - dice[:, size - 1], resampling)
         if gain["mean"] > GAIN and not gain["low"] <= 0:

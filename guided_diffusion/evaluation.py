@@ -16,12 +16,12 @@ from .errors import UserError
 from .files import atomic_path, write_json
 from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
-from .raters import rater_names
+from .raters import majority, on_grid, rater_names, raters_of
 from .results import Predictions
 from .split import group_of
 from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
-from .temperature import LevelTable
+from .temperature_fit import LevelTable
 from .uncertainty import case_scores
 from .units import check_volumes, group_cases
 
@@ -47,7 +47,7 @@ class Evaluated:
     """The cases of a folder of predictions, compared with their truth.
 
     rows: a dict for each case and class, in the cases' order: "name", "class", "group" and the figures of `columns`.
-    tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability`).
+    tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability_tables`).
     members: {class: a float64 [E, 3] for each case}, see `member_figures`.
     sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
     levels: where asked for, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
@@ -71,37 +71,12 @@ class Evaluated:
     unmatched: int = 0
 
     def add(self, row, tables, members, levels):
-        """Add a class of a case: its row, its `_reliability`, its `member_figures` and its `_levels`."""
+        """Add a class of a case: its row, its `_reliability_tables`, its `member_figures` and its `_levels`."""
         self.rows.append(row)
         self.members.setdefault(row["class"], []).append(members)
         for pooled, own in ((self.tables.setdefault(row["class"], {}), tables), (self.levels, levels)):
             for key, table in own.items():
                 pooled[key] = pooled[key] + table if key in pooled else table
-
-
-def raters_of(dataset, cases, k=0):
-    """What each rater marked as class k: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None where a mask
-    lacks."""
-    if not all(case.masks for case in cases):
-        return None
-    slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
-    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
-
-
-def majority(raters):
-    """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
-    return None if raters is None else raters.mean(axis=0) > 0.5
-
-
-def truths_of(dataset, cases, read_raters=raters_of):
-    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
-    truths = []
-    for k in range(len(dataset.classes)):
-        raters = read_raters(dataset, cases, k)
-        if raters is None:
-            return None
-        truths.append(majority(raters))
-    return np.stack(truths)
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None):
@@ -168,7 +143,7 @@ def write_evaluation(evaluated, out_dir, compared=None):
 
 
 @dataclass
-class Answer:
+class ClassPrediction:
     """What was predicted of one class of one case, on the truth's grid: arrays [H, W] or [X, Y, Z].
 
     mask: bool. members: a list of bool. probability, coarse: float in [0, 1] or None. single: whether the run drew one
@@ -182,12 +157,12 @@ class Answer:
     single: bool
 
 
-def read_answer(predictions, unit, shape, k=0):
-    """The `Answer` for class k of a case that has been predicted, on a grid of this shape."""
+def read_prediction(predictions, unit, shape, k=0):
+    """The `ClassPrediction` for class k of a case that has been predicted, on a grid of this shape."""
     who = (unit.name, unit.is_volume, k)
     members = [on_grid(member, shape) for member in predictions.members(*who)]
     soft = (predictions.probability(*who), predictions.coarse(*who))
-    return Answer(
+    return ClassPrediction(
         on_grid(predictions.mask(*who), shape),
         members,
         *(None if values is None else on_grid(values, shape) for values in soft),
@@ -203,7 +178,7 @@ def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
     for k, class_name in enumerate(evaluated.class_names):
         raters = read_raters(dataset, unit.cases, k)  # [R, ...]
         spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
-        answer = read_answer(predictions, unit, raters.shape[1:], k)
+        answer = read_prediction(predictions, unit, raters.shape[1:], k)
         figures, tables = _evaluate_class(answer, raters, spacing, settings)
         if max(len(raters), len(evaluated.raters)) > 1:
             figures |= _against_raters(answer, list(raters), evaluated.raters and case.raters, evaluated.raters)
@@ -222,14 +197,14 @@ def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
 
 
 def _evaluate_class(answer, raters, spacing, settings):
-    """The figures of one class of one case, and its tables (see `_reliability`). raters: bool [R, ...]."""
+    """The figures of one class of one case, and its tables (see `_reliability_tables`). raters: bool [R, ...]."""
     fraction = raters.mean(axis=0, dtype=np.float32)
     truth = fraction > 0.5
     row = evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
     if answer.coarse is not None:
         coarse = overlap(answer.coarse > 0.5, truth)
         row |= {"coarse_dice": coarse["dice"], "coarse_iou": coarse["iou"]}
-    tables = _reliability({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
+    tables = _reliability_tables({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
     row |= calibration_figures(tables)
     row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(spacing))
     return row, tables
@@ -274,7 +249,7 @@ def _levels(probability, raters, spacing):
     return {"": LevelTable.of(probability, fraction), "_band": LevelTable.of(probability[band], fraction[band])}
 
 
-def _reliability(maps, fraction, truth, spacing):
+def _reliability_tables(maps, fraction, truth, spacing):
     """{(map, part): `ReliabilityTable`} of each map that is there; part: "" for all pixels, "_band" for the band.
 
     maps: {"": probability, "coarse_": coarse}, either may be None. fraction: the share of raters at each pixel.
@@ -285,16 +260,6 @@ def _reliability(maps, fraction, truth, spacing):
     band = boundary_band(truth, spacing)
     tables = {(name, ""): ReliabilityTable.of(soft, fraction) for name, soft in present.items()}
     return tables | {(name, "_band"): ReliabilityTable.of(soft[band], fraction[band]) for name, soft in present.items()}
-
-
-def on_grid(mask, shape):
-    """The mask on a grid of this shape, by nearest neighbour (as it is, where the shapes agree)."""
-    if mask.ndim != len(shape):
-        raise UserError(f"a mask of shape {mask.shape} cannot be compared with one of shape {tuple(shape)}")
-    for axis, (have, want) in enumerate(zip(mask.shape, shape, strict=True)):
-        if have != want:
-            mask = mask.take(((np.arange(want) + 0.5) * have / want).astype(int), axis=axis)
-    return mask
 
 
 # ---- the table of cases ------------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ def normalised_channels(raw, normalise=zscore):
     return np.stack([normalised(channel, step) for channel, step in zip(raw, steps, strict=True)]).astype(np.float32)
 
 
-def in_words(normalise):
-    """What tells a way of normalising from others, as text."""
+def normalisation_text(normalise):
+    """A way of normalising as text, different for each."""
     if isinstance(normalise, tuple):
-        return " ".join(map(in_words, normalise))
+        return " ".join(map(normalisation_text, normalise))
     return getattr(normalise, "__name__", repr(normalise))

@@ -42,20 +42,20 @@ def _of_a_copy(dataset, units, names, trained):
     return (
         f"warning: {count} of {counted(len(units), 'case')} {'has the name' if count == 1 else 'have the names'} of "
         f"training cases of {trained['data_dir']}: if the images are the same, their Dice says nothing about new ones"
-        + _remedy(dataset, trained)
+        + _leakage_remedy(dataset, trained)
     )
 
 
 def _of_another_machine(dataset, trained):
     """The warning where training held cases out of a folder that is not there, which may be this one, moved."""
-    remedy = _remedy(dataset, trained)
+    remedy = _leakage_remedy(dataset, trained)
     if not remedy:
         return None
     there = trained["data_dir"]
     return f"warning: training held cases out of {there}, which is not here: if these are the same data{remedy}"
 
 
-def _remedy(dataset, trained):
+def _leakage_remedy(dataset, trained):
     """How to sample what was held out, where the data are not divided so already."""
     if not trained.get("val_fraction") or dataset.hold_out is not None:
         return ""

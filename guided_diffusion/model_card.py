@@ -6,7 +6,7 @@ from pathlib import Path
 from .files import atomic_path
 from .logger import counted
 from .metrics import metric_names
-from .summary import CALIBRATION, SCORES, label_of
+from .summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,
@@ -25,7 +25,7 @@ PAPERS = {
   note      = {arXiv:2301.11798}
 }""",
 }
-UNTOLD = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
+UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
 
 
 def write_card(out_dir, summary, manifest, dataset, leak=None):
@@ -36,13 +36,13 @@ def write_card(out_dir, summary, manifest, dataset, leak=None):
     """
     config = manifest.get("config", {})
     parts = [
-        f"# Model card: {_title(manifest, summary)}",
+        f"# Model card: {_card_title(manifest, summary)}",
         _data(config, manifest, dataset, summary),
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
         _limits(summary, manifest, leak),
-        "## How it was measured\n\n" + "\n".join(f"- {rule}" for rule in summary["rules"]),
+        _definitions(summary),
         _citation(config),
     ]
     path = Path(out_dir) / "model_card.md"
@@ -51,7 +51,7 @@ def write_card(out_dir, summary, manifest, dataset, leak=None):
     return path
 
 
-def _title(manifest, summary):
+def _card_title(manifest, summary):
     version = manifest.get("config", {}).get("model", {}).get("version")
     names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
     return f"{names.get(version, 'segmentation')} for {', '.join(summary['class_names'])}"
@@ -85,16 +85,16 @@ def _configuration(config, manifest):
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
     lines.append(f"- Sampled on {manifest.get('device')} with {versions}.")
     for group in ("model", "diffusion", "train"):
-        lines.append(f"- {group.capitalize()}: {_options(config.get(group, {}))}.")
-    lines.append(f"- Sampling: {_options(manifest.get('settings', {}))}.")
+        lines.append(f"- {group.capitalize()}: {_option_list(config.get(group, {}))}.")
+    lines.append(f"- Sampling: {_option_list(manifest.get('settings', {}))}.")
     return "\n".join(lines)
 
 
-def _options(values):
-    told = {name: value for name, value in values.items() if name not in UNTOLD and value not in ("", None)}
-    if isinstance(told.get("timesteps"), list):
-        told["timesteps"] = f"{len(told['timesteps'])} steps"
-    return ", ".join(f"{name} {value}" for name, value in told.items())
+def _option_list(values):
+    listed = {name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None)}
+    if isinstance(listed.get("timesteps"), list):
+        listed["timesteps"] = f"{len(listed['timesteps'])} steps"
+    return ", ".join(f"{name} {value}" for name, value in listed.items())
 
 
 def _metrics(summary):
@@ -104,7 +104,7 @@ def _metrics(summary):
     sizes = summary.get("ensemble_size")
     if sizes:
         table = "\n".join(
-            f"| {n} | {_number(one['mean'])} | {_interval(one)} |"
+            f"| {n} | {_decimal(one['mean'])} | {_interval(one)} |"
             for n, one in zip(sizes["sizes"], sizes["dice"], strict=True)
         )
         head = "| members | Dice | 95 % interval |\n|---|---|---|\n"
@@ -114,13 +114,19 @@ def _metrics(summary):
 
 def _table(part, summary):
     names = metric_names(summary["nsd_tolerances"])
-    described = {label_of(name, summary): part["ensemble"][name] for name in names}
+    described = {metric_label(name, summary): part["ensemble"][name] for name in names}
     described |= {"Dice of one sample": part["sample"], "Dice of the coarse mask": part["coarse"]}
     described |= {name.replace("_", " "): one for name, one in part["diversity"].items()}
     lines = ["| | mean | 95 % interval | median | std | n |", "|---|---|---|---|---|---|"]
     for label, one in described.items():
         if one["n"]:
-            figures = [_number(one["mean"]), _interval(one), _number(one["median"]), _number(one["std"]), str(one["n"])]
+            figures = [
+                _decimal(one["mean"]),
+                _interval(one),
+                _decimal(one["median"]),
+                _decimal(one["std"]),
+                str(one["n"]),
+            ]
             lines.append(f"| {label} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -132,7 +138,7 @@ def _calibration(summary, config):
         lines += ["## Calibration and uncertainty", "", "| | all pixels | boundary band |", "|---|---|---|"]
         for name, label in shown.items():
             if not name.endswith("_band"):
-                lines.append(f"| {label} | {_number(figures[name])} | {_number(figures[f'{name}_band'])} |")
+                lines.append(f"| {label} | {_decimal(figures[name])} | {_decimal(figures[f'{name}_band'])} |")
         lines.append("")
     fitted = config.get("calibration")
     if fitted:
@@ -145,9 +151,9 @@ def _calibration(summary, config):
         if score["judged"] > 1:
             label = name.replace("_", " ").capitalize()
             lines.append(
-                f"- {label} and error: rank correlation {_number(score['spearman'])}, area "
-                f"under the retention curve {_number(score['area'])} (no knowledge {_number(score['random'])}, best "
-                f"order {_number(score['oracle'])})."
+                f"- {label} and error: rank correlation {_decimal(score['spearman'])}, area "
+                f"under the retention curve {_decimal(score['area'])} (no knowledge {_decimal(score['random'])}, best "
+                f"order {_decimal(score['oracle'])})."
             )
     return "\n".join(lines)
 
@@ -179,13 +185,21 @@ def _limits(summary, manifest, leak):
     return "\n".join(lines)
 
 
+def _definitions(summary):
+    tolerances = " and ".join(f"{tolerance:g}" for tolerance in summary["nsd_tolerances"])
+    return (
+        f"## How it was measured\n\nEvery figure is defined in {DEFINITIONS}. Tolerance of the surface Dice: "
+        f"{tolerances} {summary['hd95_unit']}. A lesion counts as found from an IoU of {summary['lesion_iou']:g}."
+    )
+
+
 def _citation(config):
     version = config.get("model", {}).get("version")
     papers = [PAPERS[version]] if version in PAPERS else [] if version else list(PAPERS.values())
     return "\n\n".join(["## Citing", "```bibtex\n" + "\n\n".join(papers) + "\n```"]) if papers else ""
 
 
-def _number(value):
+def _decimal(value):
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 

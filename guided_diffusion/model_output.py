@@ -18,7 +18,7 @@ class ModelOutput(NamedTuple):
     coarse: torch.Tensor | None
 
 
-class _Rows:
+class _RowSelection:
     def rows(self, which):
         """The condition of these rows, which may repeat: `which` is int [M]. Ensemble members share their image's."""
 
@@ -49,7 +49,7 @@ class _ConditionV1(NamedTuple):
     label: torch.Tensor | None
 
 
-class ConditionV1(_Rows, _ConditionV1):
+class ConditionV1(_RowSelection, _ConditionV1):
     """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
     features [N, D, H, W], and the class embedding [N, E] or None."""
 
@@ -62,7 +62,7 @@ class _ConditionV2(NamedTuple):
     label: torch.Tensor | None
 
 
-class ConditionV2(_Rows, _ConditionV2):
+class ConditionV2(_RowSelection, _ConditionV2):
     """All that v2 knows of an image.
 
     visible: what the diffusion's encoder sees beside x_t, [N, D', H', W']: the image and perhaps the condition model's
@@ -76,5 +76,5 @@ class _Answer(NamedTuple):
     logits: torch.Tensor
 
 
-class Answer(_Rows, _Answer):
+class Answer(_RowSelection, _Answer):
     """The plain U-Net's answer: mask logits [N, K, H, W]."""

@@ -193,7 +193,7 @@ class _Nifti:
         with decoding(self.path, "NIfTI file"):
             values = self.image.get_fdata(dtype=np.float32)
         values = values.reshape(*self.file_shape, self.channels)
-        return orientation.turned(values, self.turn)
+        return orientation.reoriented(values, self.turn)
 
 
 def _open_nifti(path, like=None, onto=None):

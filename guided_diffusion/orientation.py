@@ -49,7 +49,7 @@ def turn_onto(affine, other, other_turn):
     return np.column_stack([axes[:, 0], between[:, 1] * axes[:, 1]])
 
 
-def turned(array, turn):
+def reoriented(array, turn):
     """An array [X, Y, Z, ...] with its axes flipped and permuted; further axes stay."""
     from nibabel.orientations import apply_orientation
 
@@ -71,8 +71,8 @@ def turned_shape(shape, turn):
     return tuple(result)
 
 
-def turned_back(array, turn):
-    """What `turned` made of the last three axes of an array [..., X, Y, Z], undone."""
+def reoriented_back(array, turn):
+    """What `reoriented` made of the last three axes of an array [..., X, Y, Z], undone."""
     first = array.ndim - 3
     array = array.transpose(*range(first), *(first + turn[:, 0].astype(int)))
     return np.flip(array, tuple(first + np.flatnonzero(turn[:, 1] < 0)))

@@ -6,11 +6,10 @@ Its content security policy allows its own script and style (by their hash) and 
 import base64
 import hashlib
 import json
-import math
 from html import escape
 from pathlib import Path
 
-from .files import atomic_path
+from .files import atomic_path, json_ready
 
 PARTS = Path(__file__).with_name("pages")
 
@@ -24,11 +23,11 @@ def write_page(path, title, body, *, scripts=("theme.js",), data=None):
     style = part("page.css")
     script = "".join(part(name) for name in scripts)
     policy = (
-        f"default-src 'none'; img-src 'self' data: file:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src 'self' data: file:; style-src '{_source_hash(style)}'; "
+        f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
     # In JSON a "<" can stand in texts alone, where it may be written so; no text can then end the element.
-    content = "" if data is None else json.dumps(_plain(data), ensure_ascii=False).replace("<", "\\u003c")
+    content = "" if data is None else json.dumps(json_ready(data), ensure_ascii=False).replace("<", "\\u003c")
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">\n'
@@ -66,13 +65,5 @@ def part(name):
     return (PARTS / name).read_text(encoding="utf-8")
 
 
-def _hash(text):
+def _source_hash(text):
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

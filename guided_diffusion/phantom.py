@@ -1,7 +1,7 @@
-"""Synthetic data sets with known truth ("phantoms"), written in the folder layouts of ISIC 2016 and BraTS.
+"""Synthetic data sets with known truth ("phantoms"), written in the folder layouts of ISIC 2016, BraTS and LIDC.
 
-The phantoms look like small dermoscopy and MRI pictures and are made to be learnt in minutes, but not to be solved by a
-grey value: light, shadows and decoys outweigh the lesion's own contrast, and each MRI modality alone misleads.
+The phantoms look like small dermoscopy, MRI and CT pictures and are made to be learnt in minutes, but not to be solved
+by a grey value: light, shadows and decoys outweigh the lesion's own contrast, and each MRI modality alone misleads.
 Case `index` follows from (seed, index) and the size alone, so it is the same whatever the number of cases.
 """
 
@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
+from .bratsloader import MODALITIES
+from .files import atomic_path
+
 TEST_START = 5000  # test cases are numbered from here on, training cases from 0
 
 # ---- data sets on disk -------------------------------------------------------------------------------------------
@@ -67,6 +69,30 @@ def write_brats_slices(folder, num_train, num_test, size=64, seed=0):
             for kind, volume in volumes.items():
                 name = f"brats_train_{index + 1:03d}_{kind}_{z:03d}_w.nii.gz"
                 _save_nifti(Path(folder) / part / f"slice{index + 1:04d}" / name, volume[..., z], size, 16)
+
+
+def write_lidc(folder, num_train, num_test, size=64, seed=0):
+    """Write nodule phantoms as folder/lidc4_phantom.npz, in the layout that `lidcloader.LIDCDataset` reads.
+
+    Cases 0, 1 are patches of one patient, 2, 3 of the next, and so on. size: height and width in pixels.
+    The file is replaced if it exists.
+    """
+    images, masks, patients, is_test = [], [], [], []
+    for test, _, indices in splits(num_train, num_test, (False, True)):
+        for index in indices:
+            image, marks = lidc_case(index, size, seed)
+            images.append(image)
+            masks.append(marks)
+            patients.append(f"PHANTOM-{index // 2:04d}")
+            is_test.append(test)
+    with atomic_path(Path(folder) / "lidc4_phantom.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            images=np.array(images),
+            masks=np.packbits(np.array(masks), axis=-1),
+            patient=np.array(patients),
+            is_test=np.array(is_test),
+        )
 
 
 def splits(num_train, num_test, parts):
@@ -389,3 +415,57 @@ def _blob(rng, grid, centre, radii, shape):
     x, y, z = ((axis - c) / r for axis, c, r in zip(grid, centre, radii, strict=True))
     lumps = smooth_noise(rng, shape, (shape[0] / 14, shape[1] / 14, 1.5))
     return np.sqrt(x**2 + y**2 + z**4) + 0.2 * lumps
+
+
+# ---- CT of lung nodules -------------------------------------------------------------------------------------------
+
+READERS = 4
+
+
+def lidc_case(index, size=64, seed=0):
+    """Return nodule phantom `index`: image uint8 [size, size] and the readers' masks bool [4, size, size].
+
+    A bright blob in a faint haze, on dark lung with vessels, which are as bright, and in some patches the chest wall.
+    The readers agree on where the nodule is and differ in how generous they are, in where they wander along a faint
+    border, and in whether they count the haze as part of it. So their masks are several distinct answers, not one
+    answer with noise, and a model that gives a single mask cannot match them all. Every reader marks something.
+    """
+    rng = np.random.default_rng([seed, index])
+    unit = size / 64  # lengths below are in pixels of a patch of 64
+    y, x = np.mgrid[:size, :size] / unit
+    centre = rng.uniform(26, 38, 2)
+    distance = np.hypot(x - centre[0], y - centre[1])
+    angle = np.arctan2(y - centre[1], x - centre[0])
+    waves = sum(rng.normal(0, 0.14 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5))
+    radius = rng.uniform(4.5, 10)
+    depth = radius * (1 + waves).clip(0.6, 1.5) - distance  # how deep inside the nodule, in pixels
+    haze = rng.uniform(2, 6)  # how far the haze reaches beyond the nodule
+    solid, faint = 1 / (1 + np.exp(-depth / 0.7)), 1 / (1 + np.exp(-(depth + haze) / 1.2))
+    image = _lung(rng, (x, y), size, unit) + rng.uniform(0.35, 0.5) * solid + rng.uniform(0.1, 0.16) * faint
+    image = gaussian_filter(image, 0.5 * unit) + rng.normal(0, 0.025, image.shape)
+    includes_haze = rng.uniform(0.2, 0.6)  # the share of readers who would
+    masks = [_outline(rng, depth, haze * (rng.random() < includes_haze), size, unit) for _ in range(READERS)]
+    return (255 * image.clip(0, 1)).round().astype(np.uint8), np.array(masks)
+
+
+def _outline(rng, depth, haze, size, unit):
+    """One reader's mask: the nodule and `haze` pixels around it, drawn more or less widely and not quite steadily."""
+    wander = 0.7 * smooth_noise(rng, (size, size), 4 * unit)
+    own = depth + 0.8 * haze + rng.normal(0, 0.6) + wander
+    return (own > 0) | (depth > 0.8 * depth.max())  # at least the nodule's very middle
+
+
+def _lung(rng, grid, size, unit):
+    """The density [size, size] of lung with vessels and, in two patches of five, chest wall at one side."""
+    x, y = grid
+    density = 0.16 + 0.03 * smooth_noise(rng, (size, size), 3 * unit)
+    for _ in range(rng.integers(3, 7)):
+        angle, offset, bend = rng.uniform(0, np.pi), rng.uniform(-26, 26), rng.uniform(-0.012, 0.012)
+        along = (x - 32) * np.cos(angle) + (y - 32) * np.sin(angle)
+        across = (y - 32) * np.cos(angle) - (x - 32) * np.sin(angle) - offset - bend * along**2
+        density += rng.uniform(0.2, 0.5) * np.exp(-((across / rng.uniform(0.8, 1.6)) ** 2))
+    if rng.random() < 0.4:
+        angle = rng.uniform(0, 2 * np.pi)
+        beyond = (x - 32) * np.cos(angle) + (y - 32) * np.sin(angle) - rng.uniform(20, 26)
+        density += 0.55 / (1 + np.exp(-beyond))
+    return density

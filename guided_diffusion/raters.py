@@ -1,6 +1,11 @@
-"""Masks of several raters: a sub-folder of the mask folder for each, masks/RATER/NAME.png, in layouts of folders."""
+"""The truth of a case: the masks of its raters, their majority, and the folders in which several raters' masks lie.
+
+In layouts of folders each rater has a sub-folder of the mask folder: masks/RATER/NAME.png.
+"""
 
 import re
+
+import numpy as np
 
 from .errors import UserError
 from .files import PICTURE_SUFFIXES, list_files, split_suffix
@@ -54,6 +59,42 @@ class RaterFolders:
         if len(masks) > 1:
             raise UserError(f"{masks[1]}: is a second mask of {image} beside {masks[0].name}; keep one")
         return masks[0] if masks else None
+
+
+def raters_of(dataset, cases, k=0):
+    """The masks of class k by each rater: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None if any mask is
+    missing."""
+    if not all(case.masks for case in cases):
+        return None
+    slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
+    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
+
+
+def majority(raters):
+    """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
+    return None if raters is None else raters.mean(axis=0) > 0.5
+
+
+def truths_of(dataset, cases, read_raters=raters_of):
+    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
+    truths = []
+    for k in range(len(dataset.classes)):
+        raters = read_raters(dataset, cases, k)
+        if raters is None:
+            return None
+        truths.append(majority(raters))
+    return np.stack(truths)
+
+
+def on_grid(mask, shape):
+    """The mask on a grid of this shape, by nearest neighbour; unchanged where the shapes agree. Raises `UserError` for
+    another number of axes."""
+    if mask.ndim != len(shape):
+        raise UserError(f"a mask of shape {mask.shape} cannot be compared with one of shape {tuple(shape)}")
+    for axis, (have, want) in enumerate(zip(mask.shape, shape, strict=True)):
+        if have != want:
+            mask = mask.take(((np.arange(want) + 0.5) * have / want).astype(int), axis=axis)
+    return mask
 
 
 def rater_names(cases):

@@ -5,7 +5,7 @@ from .errors import UserError
 from .logger import console
 from .registry import LOADERS
 
-BYTES, CT, SCORES = "images of 0 to 255", "CT (cut to a --ct_window)", "volumes other than CT"
+BYTES, CT, OTHER_VOLUMES = "images of 0 to 255", "CT (cut to a --ct_window)", "volumes other than CT"
 
 
 def used_window(kept, asked=""):
@@ -37,8 +37,8 @@ def check_reading(dataset, config):
         return
     if any(there[k % len(there)] != here[k % len(here)] for k in range(max(len(there), len(here)))):
         raise UserError(
-            f"{dataset.data_dir}: holds {_told(here)}, the checkpoint was trained on {_told(there)}; take data of that "
-            "kind, or another checkpoint"
+            f"{dataset.data_dir}: holds {_kinds_text(here)}, the checkpoint was trained on {_kinds_text(there)}; "
+            "take data of that kind, or another checkpoint"
         )
     old, new = (", ".join(values.get("modalities", ())) for values in (kept, dataset.kept_values()))
     if old and new and old.upper() != new.upper():
@@ -54,15 +54,15 @@ def _kinds(kept, loader):
     kept: its `kept_values()`. loader: its class, None for one that is not known.
     """
     if "modalities" in kept:
-        return tuple(CT if name == "CT" else SCORES for name in kept["modalities"])
+        return tuple(CT if name == "CT" else OTHER_VOLUMES for name in kept["modalities"])
     if "is_nifti" in kept:
-        return (BYTES if not kept["is_nifti"] else CT if kept["ct_window"] else SCORES,)
+        return (BYTES if not kept["is_nifti"] else CT if kept["ct_window"] else OTHER_VOLUMES,)
     is_plain = loader is not None and all(
         getattr(loader, name) is getattr(SegmentationDataset, name) for name in ("normalise", "normalise_raw")
     )
     return (BYTES,) if is_plain else ()
 
 
-def _told(kinds):
-    """The kinds in words."""
+def _kinds_text(kinds):
+    """The kinds for a message: the one kind, or that of each channel."""
     return kinds[0] if len(set(kinds)) == 1 else "channels of " + ", ".join(kinds)

@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -35,11 +34,6 @@ def named_object(data_name):
         path, _, class_name = LOADERS[data_name.upper()].partition(":")
         return path, class_name, getattr(importlib.import_module(path), class_name)
     return _registered(data_name)
-
-
-def absolute_loader(data_name):
-    """`data_name` with the path of a loader of one's own, path/to/file.py:Class, made absolute."""
-    return os.path.abspath(data_name) if ".py:" in data_name else data_name
 
 
 def registered_loaders():

@@ -12,16 +12,17 @@ from tqdm import tqdm
 
 from .case_views import slices_of
 from .errors import UserError
-from .evaluation import raters_of
 from .files import atomic_path, read_json
 from .logger import console, counted
 from .page import data_uri, header, part, write_page
 from .pictures import class_colour
-from .report_figures import charts_of, label_of, rules_of, table_of
+from .raters import raters_of
+from .report_figures import charts_of, figure_label, table_of
 from .results import Predictions
 from .sampling import looks_of
+from .summary import DEFINITIONS
 
-NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
+PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
 WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # beginnings
 FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at first, as far as there is truth
@@ -52,13 +53,15 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         "classes": _legend(dataset.class_names),
     }
     body = _body(out_dir, results_dir, dataset, cases, columns)
-    write_page(path, f"Segmentation report: {_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data)
+    write_page(
+        path, f"Segmentation report: {_results_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data
+    )
     pictures.tidy()
     return path
 
 
 def try_report(*arguments, **keywords):
-    """`write_report` with a bar; an image that cannot be read is told, and it returns None: the rest is there."""
+    """`write_report` with a progress bar. Warns and returns None where an image cannot be read: the rest is there."""
     try:
         return write_report(*arguments, **keywords, progress=lambda units: tqdm(units, desc="report", unit="case"))
     except UserError as error:
@@ -106,7 +109,7 @@ class Pictures:
         for folder, _, names in os.walk(self.folder, topdown=False):
             for name in names:
                 path = Path(folder, name)
-                if NAMES.fullmatch(name) and path.relative_to(self.folder).as_posix() not in self.written:
+                if PICTURE_NAMES.fullmatch(name) and path.relative_to(self.folder).as_posix() not in self.written:
                     path.unlink()
             if not os.listdir(folder):
                 os.rmdir(folder)
@@ -127,13 +130,13 @@ def _mean_scores(rows):
     whole = [row for row in rows if row.get("class") == "mean"] or rows
     scores = {}
     for key in whole[0]:
-        values = [number for number in (_number(row[key]) for row in whole) if number is not None]
+        values = [number for number in (_finite_number(row[key]) for row in whole) if number is not None]
         if values and key not in ("name", "class", "group"):
             scores[key] = sum(values) / len(values)
     return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
 
 
-def _number(text):
+def _finite_number(text):
     try:
         value = float(text)
     except (TypeError, ValueError):
@@ -179,13 +182,13 @@ def _columns(cases):
     keys = dict.fromkeys(key for case in cases for key in case["scores"])
     first = [key for key in FIRST if key in keys]
     return [
-        {"key": key, "label": label_of(key), "worst": "high" if WORSE_HIGH.match(key) else "low"}
+        {"key": key, "label": figure_label(key), "worst": "high" if WORSE_HIGH.match(key) else "low"}
         for key in (*first, *(key for key in keys if key not in first))
     ]
 
 
 def _legend(names):
-    """Of several classes each one's name and colour."""
+    """With several classes the name and colour of each."""
     if len(names) == 1:
         return []
     return [[name, "#{:02x}{:02x}{:02x}".format(*class_colour(k))] for k, name in enumerate(names)]
@@ -194,23 +197,24 @@ def _legend(names):
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
-def _title(results_dir):
+def _results_title(results_dir):
     folder = Path(results_dir).resolve()
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _read(path):
+def _read_if_there(path):
     return read_json(path) if path.exists() else {}
 
 
 def _body(out_dir, results_dir, dataset, cases, columns):
-    summary, curves = _read(out_dir / "summary.json"), _read(out_dir / "curves.json")
-    manifest = _read(results_dir / "manifest.json")
+    summary, curves = _read_if_there(out_dir / "summary.json"), _read_if_there(out_dir / "curves.json")
+    manifest = _read_if_there(results_dir / "manifest.json")
     charts = charts_of(cases, columns, curves)
     parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
     parts.append('<div class="overview">')
     if summary:
-        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{rules_of(summary)}</section>')
+        definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
+        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{definitions}</section>')
     else:
         parts.append(
             '<p class="note">There is no truth to compare with. Cases are sorted by the Dice that is to be expected if '

@@ -9,13 +9,13 @@ from .charts import Chart, histogram, rounded
 from .logger import counted
 from .page import figure
 
-LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
+FIGURE_LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
 CHARTED = ("dice", "sensitivity", "precision", "hd95")
 
 
-def label_of(key):
+def figure_label(key):
     """A figure's name for people."""
-    text = LABELS.get(key, key.replace("_band", "_in_band").replace("_", " "))
+    text = FIGURE_LABELS.get(key, key.replace("_band", "_in_band").replace("_", " "))
     for plain, right in (("dice", "Dice"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1"), ("brier", "Brier")):
         text = re.sub(rf"\b{plain}\b", right, text)
     return text[0].upper() + text[1:]
@@ -29,7 +29,7 @@ def table_of(summary):
     for title, level in groups.items():
         if title:
             rows.append(f'<tr><th colspan="6" scope="rowgroup">{escape(title)}</th></tr>')
-        rows += [_row(label, values) for label, values in _statistics(level, summary.get("hd95_unit", ""))]
+        rows += [_html_row(label, values) for label, values in _statistics(level, summary.get("hd95_unit", ""))]
     ensemble = summary["ensemble"]
     notes = [counted(ensemble["cases"], "case")]
     notes += [
@@ -57,15 +57,15 @@ def _statistics(level, unit):
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
     for key, values in described.items():
         if values.get("n"):
-            label = label_of(key)
+            label = figure_label(key)
             distance = key in ("hd95", "assd") or key.startswith("nsd")
             yield f"{label} ({unit})" if distance and unit else label, values
     for key, value in level.get("calibration", {}).items():
         if isinstance(value, (int, float)) and not key.startswith("cases"):
-            yield f"{label_of(key)}, all pixels together", value
+            yield f"{figure_label(key)}, all pixels together", value
 
 
-def _row(label, values):
+def _html_row(label, values):
     if isinstance(values, dict):
         low, high = values.get("low"), values.get("high")
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
@@ -73,12 +73,6 @@ def _row(label, values):
     else:
         cells = [f"{values:.4f}", "", "", "", ""]
     return f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def rules_of(summary):
-    """The rules that the summary's figures follow, folded away."""
-    rules = "".join(f"<li>{escape(rule)}</li>" for rule in summary.get("rules", ()))
-    return f"<details><summary>The rules that these figures follow</summary><ul>{rules}</ul></details>" if rules else ""
 
 
 # ---- charts ------------------------------------------------------------------------------------------------------
@@ -93,10 +87,10 @@ def charts_of(cases, columns, curves):
     level = curves.get("all") or next(iter(curves.get("classes", {}).values()), {})
     return [
         *_distributions(cases, columns),
-        *_reliability(level.get("reliability", {})),
+        *_reliability_chart(level.get("reliability", {})),
         *_retention(level.get("retention", {})),
         *_scatter(cases),
-        *_sizes(curves.get("ensemble_size")),
+        *_ensemble_size_chart(curves.get("ensemble_size")),
     ]
 
 
@@ -106,14 +100,14 @@ def _distributions(cases, columns):
     for key in [key for key in CHARTED if key in keys] or keys[:1]:
         values = [case["scores"][key] for case in cases if key in case["scores"]]
         if len(values) > 1:
-            label, share = label_of(key), min(values) >= 0 and max(values) <= 1
+            label, share = figure_label(key), min(values) >= 0 and max(values) <= 1
             bounds = (math.floor(min(values) * 10) / 10 if min(values) > 0.5 else 0, 1) if share else None
             chart = histogram(f"Distribution of {label} over cases", values, label, bounds=bounds)
             shown.append(f'<div class="chart" data-column="{escape(key)}">{figure(f"{label} per case", chart)}</div>')
     return shown
 
 
-def _reliability(tables):
+def _reliability_chart(tables):
     """Reliability of the probability, over all pixels and in the band around the boundary."""
     chart = Chart("Reliability of the probability", (0, 1, "predicted probability"), (0, 1, "fraction of true pixels"))
     chart.reference((0, 0), (1, 1))
@@ -136,7 +130,7 @@ def _retention(scores):
         "Error of the surest cases", (0, 1, "share of cases kept, surest first"), (0, highest, "mean 1 - Dice")
     )
     for series, (name, score) in enumerate(scores.items(), start=1):
-        chart.line(score["kept"], score["error"], series, label_of(name))
+        chart.line(score["kept"], score["error"], series, figure_label(name))
     return [f'<div class="chart">{figure("Is the uncertainty any good? Error retention", chart.svg())}</div>']
 
 
@@ -154,7 +148,7 @@ def _scatter(cases):
     return [f'<div class="chart">{figure("Expected and true Dice, a dot a case", chart.svg())}</div>']
 
 
-def _sizes(found):
+def _ensemble_size_chart(found):
     """How the Dice grows with the number of members (see `ensemble_size`)."""
     if not found:
         return []

@@ -11,7 +11,7 @@ from .split import HOLD_OUT_FLAGS, hold_out_of
 from .storage import is_same_folder
 
 # What `changes` leaves out: paths, which are made absolute, how long the run goes on, and a name for other values.
-UNTOLD = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
+UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
 
 
 def saved_options(group, saved, given_options, given, where):
@@ -76,7 +76,7 @@ def changes(options, given, start):
     parsed instances."""
     before = start.config["data"] | start.config["train"]
     values = _values(options)
-    names = [name for name in sorted(given & before.keys() - UNTOLD) if values[name] != before[name]]
+    names = [name for name in sorted(given & before.keys() - UNLISTED_CHANGES) if values[name] != before[name]]
     told = ", ".join(f"--{name} {values[name]} (was {before[name]})" for name in names)
     return f"changed from step {start.step} on: {told}" if told else None
 

@@ -3,12 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from .config import numbers, option
+from .config import absolute_loader, check_group_key, numbers, option
 from .errors import UserError
-from .registry import absolute_loader
-from .split import check_group_key
 
-FUSE = ("staple", "mean", "vote", "weighted")
+FUSE = ("staple", "mean", "vote")
 
 
 @dataclass
@@ -92,11 +90,9 @@ class SampleOptions:
     )
     fuse: str = option(
         "auto",
-        "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, "
-        "weighted (a mean in which members weigh by their agreement with the others, their mean Dice), or auto (mean "
-        "where --coupling is coarse, else staple). With +coarse the condition branch's own mask counts as one more "
-        "member, where the network has one",
-        choices=("auto", *FUSE, *(f"{method}+coarse" for method in FUSE)),
+        "how members become one mask: staple (Warfield's EM), mean of their soft masks, vote of those cut at 0.5, or "
+        "auto (mean where --coupling is coarse, else staple)",
+        choices=("auto", *FUSE),
     )
     temperature: float = option(
         0.0,
@@ -172,8 +168,8 @@ class EvalOptions:
     )
     compare: str = option(
         "",
-        "results folder of another run on the same cases: gives the settings that differ, and the paired differences "
-        "of figures with their intervals and Wilcoxon's p",
+        "results folder of another run on the same cases: gives the paired differences of figures with their intervals "
+        "and Wilcoxon's p",
         remote=True,
     )
     card: bool = option(

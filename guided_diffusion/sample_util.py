@@ -15,15 +15,15 @@ from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
 from .dist_util import autocast, memory_format
 from .errors import UserError, is_out_of_memory, reason_of
-from .evaluation import on_grid, raters_of, truths_of
 from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_STEP, plan_sampling, settle_members
+from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options
 from .run_options import SampleOptions
 from .sampling import draw_members
-from .temperature_fit import temperature_of
+from .temperature import temperature_of
 from .tiles import cut, in_tiles
 from .views import WHOLE, View
 
@@ -114,7 +114,7 @@ class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
     view: what the dataset shows the network of each case; images that keep a larger size than image_size, one to a
-    batch, go through it in tiles. read_raters: called as `evaluation.raters_of` is. rows: images x members, or tiles,
+    batch, go through it in tiles. read_raters: called as `raters.raters_of` is. rows: images x members, or tiles,
     in one pass, halved when memory runs out unless `options` ask for a number. images: how many are read at once.
     """
 

@@ -22,7 +22,7 @@ from .config import DeviceOptions, ModelOptions
 from .data import find_loader
 from .dist_util import pick_device, pick_precision
 from .errors import UserError
-from .orientation import STILL, canonical_turn, turned, turned_back
+from .orientation import STILL, canonical_turn, reoriented, reoriented_back
 from .run_options import SampleOptions
 from .sample_util import build_sampler
 from .storage import fetch_file, is_remote
@@ -135,11 +135,11 @@ class Segmenter:
                 f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}{each}"
             )
         turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
-        raw = torch.from_numpy(np.ascontiguousarray(turned(raw.numpy().transpose(1, 2, 3, 0), turn)))
+        raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous(), slices=1).unbind(-1))
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
-        answer = answer.changed(lambda values: turned_back(values, turn))
+        answer = answer.changed(lambda values: reoriented_back(values, turn))
         return answer.of_one_class() if len(self.class_names) == 1 else answer
 
     @property

@@ -1,5 +1,6 @@
 """The splits of a data set: the folders that are called so, and whole groups of cases that are held out by a hash."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ def group_of(case, group_key=""):
 
 
 def known_group(case, group_key=""):
-    """A case's group where it is told, by the group key or the loader, else None: see `group_of`, which then goes by
-    names. Those may begin anew in each folder of a split, so they tell no patient."""
+    """A case's group by the group key or the loader, else None: see `group_of`, which then goes by names. Names may
+    begin anew in each folder of a split, so they identify no patient."""
     if not group_key:
         return case.group
     found = re.search(group_key, case.name)
@@ -74,14 +75,6 @@ def known_group(case, group_key=""):
     return found[1] if found.re.groups else found[0]
 
 
-def check_group_key(group_key):
-    """Raise `UserError` for a `--group_key` that is no regular expression."""
-    try:
-        re.compile(group_key)
-    except re.error as error:
-        raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
-
-
 HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
 
 
@@ -90,6 +83,12 @@ def hold_out_of(values):
     if not values.get("val_fraction"):
         return None
     return HoldOut(values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""))
+
+
+def loading_of(data):
+    """The keyword arguments of `data.build_dataset` that follow from a `config.DataOptions`: "hold_out", "ct_window",
+    "classes"."""
+    return {"hold_out": hold_out_of(dataclasses.asdict(data)), "ct_window": data.window(), "classes": data.classes}
 
 
 def split_folders(data_dir, split):

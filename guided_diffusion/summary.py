@@ -10,7 +10,6 @@ from .diversity import SET_FIGURES
 from .ensemble_size import format_sizes, size_summary
 from .logger import counted
 from .metrics import metric_names
-from .rules import rules_of
 from .statistics import Resampling, describe
 from .text_table import text_table
 from .uncertainty import SCORES, judge
@@ -23,7 +22,8 @@ CALIBRATION = {  # figures and their labels in the table
 }
 DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
-EMPTY = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+EMPTY_LABELS = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+DEFINITIONS = "docs/evaluation.md"  # of every figure
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")  # of the console's table
 PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
 
@@ -39,20 +39,20 @@ def summary_of(evaluated):
     member the means over cases of "staple_sensitivity", "staple_specificity" and "dice" (see
     `evaluation.member_figures`); "uncertainty": of each of `uncertainty.SCORES` that and its `uncertainty.judge`, and
     "volume_coverage", the share of true volumes within the members' interval.
-    Of several classes these are of each case's mean over its classes; of figures of all pixels together they are the
+    With several classes these are of each case's mean over its classes; of figures of all pixels together they are the
     means over the classes, of empty masks the sums; and "classes" holds the same of each class by name.
     "ensemble_size", where asked for: see `ensemble_size.size_summary`.
     "rater_names" (numbers where the data tell none), "class_names", "groups" (how many, None where no case has one),
-    "hd95_unit", "volume_unit", "nsd_tolerances"; "missing", "without_truth", "unmatched_files": cases and files left
-    out; "rules": those of these figures, see `rules.rules_of`.
+    "hd95_unit", "volume_unit", "nsd_tolerances", "lesion_iou"; "missing", "without_truth", "unmatched_files": cases and
+    files left out.
     """
     rows, names = evaluated.rows, metric_names(evaluated.settings.tolerances)
     parts = {
-        name: _part(_of_class(rows, name), names, evaluated.tables[name], evaluated.members[name])
+        name: _level_summary(_of_class(rows, name), names, evaluated.tables[name], evaluated.members[name])
         for name in evaluated.class_names
     }
-    sizes = _sizes(evaluated)
-    summary = {
+    sizes = _ensemble_sizes(evaluated)
+    return {
         **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_part(rows, names, parts) if len(parts) > 1 else parts[evaluated.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
@@ -62,11 +62,11 @@ def summary_of(evaluated):
         "hd95_unit": evaluated.distance_unit,
         "volume_unit": evaluated.volume_unit,
         "nsd_tolerances": list(evaluated.settings.tolerances),
+        "lesion_iou": evaluated.settings.lesion_iou,
         "missing": evaluated.missing,
         "without_truth": evaluated.without_truth,
         "unmatched_files": evaluated.unmatched,
     }
-    return summary | {"rules": rules_of(summary, evaluated.settings, evaluated.is_volume)}
 
 
 def curves_of(evaluated):
@@ -85,7 +85,7 @@ def curves_of(evaluated):
     return {
         "all": _curves(_means(rows) if several else rows, pooled),
         "classes": {name: _curves(_of_class(rows, name), evaluated.tables[name]) for name in evaluated.class_names},
-        **({"ensemble_size": sizes} if (sizes := _sizes(evaluated)) else {}),
+        **({"ensemble_size": sizes} if (sizes := _ensemble_sizes(evaluated)) else {}),
     }
 
 
@@ -143,7 +143,7 @@ def _column(rows, name):
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
 
 
-def _sizes(evaluated):
+def _ensemble_sizes(evaluated):
     """`ensemble_size.size_summary` of the cases' means over their classes, up to the size that all have, or None."""
     if not evaluated.sizes:
         return None
@@ -166,7 +166,7 @@ def _members(figures):
     ]
 
 
-def _part(rows, names, tables, members=()):
+def _level_summary(rows, names, tables, members=()):
     """The summary of a row a case. tables: see `calibration_figures`; members: `evaluation.member_figures` of each."""
     resampling = Resampling(groups_of(rows))
 
@@ -174,7 +174,7 @@ def _part(rows, names, tables, members=()):
         return describe(_column(rows, name), resampling)
 
     ensemble = {name: described(name) for name in names} | {"cases": len(rows)}
-    ensemble |= {f"{which}_empty": sum(row["empty"] == which for row in rows) for which in EMPTY}
+    ensemble |= {f"{which}_empty": sum(row["empty"] == which for row in rows) for which in EMPTY_LABELS}
     there = {f"cases{part}": int((~np.isnan(_column(rows, f"ece{part}"))).sum()) for part in ("", "_band")}
     low, high, truth = (_column(rows, name) for name in ("volume_low", "volume_high", "truth_volume"))
     known = ~np.isnan(low)
@@ -198,7 +198,7 @@ def _part(rows, names, tables, members=()):
 
 def _mean_part(rows, names, parts):
     """The summary of several classes together, see `summary_of`. parts: {class: its own}."""
-    whole = _part(_means(rows), names, {})
+    whole = _level_summary(_means(rows), names, {})
 
     def mean_of(part, key):
         return describe([one[part][key] for one in parts.values()])["mean"]
@@ -209,7 +209,7 @@ def _mean_part(rows, names, parts):
         {key: describe([member[key] for member in each])["mean"] for key in each[0]}
         for each in zip(*(one["members"] for one in parts.values()), strict=True)
     ]
-    for which in EMPTY:
+    for which in EMPTY_LABELS:
         whole["ensemble"][f"{which}_empty"] = sum(one["ensemble"][f"{which}_empty"] for one in parts.values())
     return whole
 
@@ -243,7 +243,7 @@ def format_summary(summary):
     if "ensemble_size" in summary:
         lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
-    empties = ", ".join(f"{ensemble[f'{which}_empty']} {text}" for which, text in EMPTY.items())
+    empties = ", ".join(f"{ensemble[f'{which}_empty']} {text}" for which, text in EMPTY_LABELS.items())
     groups = f" of {counted(summary['groups'], 'group')}" if summary["groups"] else ""
     of_all = " of all classes" if "classes" in summary else ""
     lines.append(f"{counted(ensemble['cases'], 'case')}{groups} ({empties}{of_all})")
@@ -264,13 +264,16 @@ def _class_lines(summary):
         [name, *(f"{one['ensemble'][metric]['mean']:.4f}" for metric in names), one["ensemble"]["dice"]["n"]]
         for name, one in summary["classes"].items()
     ]
-    return [text_table(["class", *names, "cases"], rows), "all classes, each case's mean over those that are defined:"]
+    return [
+        text_table(["class", *names, "cases"], rows),
+        "all classes, each case's mean over its defined classes:",
+    ]
 
 
 def _rows(summary):
     """The rows of the table."""
     names = metric_names(summary["nsd_tolerances"])
-    rows = [_row(label_of(name, summary), summary["ensemble"][name]) for name in names]
+    rows = [_statistics_row(metric_label(name, summary), summary["ensemble"][name]) for name in names]
     values = {"sample dice": summary["sample"], "sample iou": summary["sample_iou"]}
     values |= {"coarse dice": summary["coarse"], "coarse iou": summary["coarse_iou"]}
     values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
@@ -278,13 +281,13 @@ def _rows(summary):
         raters = zip(summary["rater_names"], summary["raters"], strict=True)
         values |= {f"  to rater {name}": described for name, described in raters}
     values |= {name.replace("_", " "): summary["uncertainty"][name] for name in SCORES}
-    rows += [_row(label, described) for label, described in values.items() if described["n"]]
+    rows += [_statistics_row(label, described) for label, described in values.items() if described["n"]]
     # These are of all pixels together, so they have no median.
     figures = summary["calibration"]
     return rows + [[label, f"{figures[key]:.4f}"] for key, label in CALIBRATION.items() if not _nan(figures[key])]
 
 
-def _row(label, values):
+def _statistics_row(label, values):
     interval = "" if _nan(values["low"]) else f"[{values['low']:.4f}, {values['high']:.4f}]"
     return [label, f"{values['mean']:.4f}", interval, f"{values['median']:.4f}", f"{values['std']:.4f}", values["n"]]
 
@@ -311,7 +314,7 @@ def _judgement_lines(uncertainty):
     return lines
 
 
-def label_of(name, summary):
+def metric_label(name, summary):
     """A metric's name in tables, with its unit."""
     unit = summary["hd95_unit"]
     if name.startswith("nsd_"):

@@ -1,12 +1,64 @@
-"""A temperature goes into a checkpoint, fitted on its results of validation cases, and sampling takes it from there."""
+"""Fits a temperature to results of validation cases and writes it into their checkpoint, where sampling finds it."""
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .calibration import ReliabilityTable
 from .checkpoint import file_hash, load_checkpoint, save_checkpoint
 from .errors import UserError
+from .temperature import apply_temperature
+
+PROBABILITY_LEVELS = 65535  # above 0: probabilities as 16-bit pictures hold them
+BOUNDS = (0.05, 20.0)
 
 
-def temperature_of(checkpoint, asked=0.0):
-    """The temperature to sample with: `--temperature`, or with 0 the one that was fitted into the checkpoint, or 1."""
-    return asked or checkpoint.config.get("calibration", {}).get("temperature", 1.0)
+@dataclass(frozen=True)
+class LevelTable:
+    """Sums over pixels by their probability in 65535ths: count int64 [65536], truth float64 [65536]. They add up by
+    `+`."""
+
+    count: np.ndarray
+    truth: np.ndarray
+
+    @classmethod
+    def of(cls, probability, truth):
+        """probability, truth: arrays of equal shape in [0, 1]; of several raters the truth is their fraction."""
+        level = np.rint(np.asarray(probability, dtype=np.float64).ravel() * PROBABILITY_LEVELS).astype(np.int64)
+        truth = np.asarray(truth, dtype=np.float64).ravel()
+        return cls(
+            np.bincount(level, minlength=PROBABILITY_LEVELS + 1), np.bincount(level, truth, PROBABILITY_LEVELS + 1)
+        )
+
+    def __add__(self, other):
+        return LevelTable(self.count + other.count, self.truth + other.truth)
+
+    def _present(self):
+        """(p, count, truth) of the levels that occur; p kept half a level from 0 and 1."""
+        there = np.flatnonzero(self.count)
+        p = np.clip(there / PROBABILITY_LEVELS, 0.5 / PROBABILITY_LEVELS, 1 - 0.5 / PROBABILITY_LEVELS)
+        return p, self.count[there], self.truth[there]
+
+    def log_loss(self, temperature=1.0):
+        """The mean of -y log p - (1 - y) log(1 - p) in nats, of the probabilities scaled by a temperature."""
+        p, count, truth = self._present()
+        odds = (np.log(p) - np.log1p(-p)) / temperature
+        # log(1 + e^x) - y x, written so that nothing overflows
+        return float((count * np.logaddexp(0, odds) - truth * odds).sum() / count.sum())
+
+    def ece(self, temperature=1.0):
+        """The expected calibration error (`calibration.ReliabilityTable.ece`) at a temperature."""
+        p, count, truth = self._present()
+        return ReliabilityTable.weighted(apply_temperature(p, temperature), count, truth).ece
+
+    def fit(self):
+        """The temperature of least log loss, between 0.05 and 20."""
+        from scipy.optimize import minimize_scalar
+
+        low, high = np.log(BOUNDS)
+        found = minimize_scalar(lambda x: self.log_loss(math.exp(x)), bounds=(low, high), method="bounded")
+        return math.exp(found.x)
 
 
 def check_origin(path, manifest):
@@ -28,7 +80,7 @@ def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to the results of a checkpoint and write it into that file, whole or not at all.
 
     It is fitted to all pixels: fitted to the boundary band alone it would spoil the certain background around.
-    manifest: that of the results; levels: {"", "_band": `temperature.LevelTable`} of their pixels; cases: how many
+    manifest: that of the results; levels: {"", "_band": `LevelTable`} of their pixels; cases: how many
     they are. Returns what is written to its config's "calibration": "temperature", "cases", "split",
     "checkpoint_sha256" (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError`
     where the results are not that checkpoint's or have no probabilities.

@@ -1,5 +1,6 @@
 """Images larger than the network's size: it looks at overlapping windows, and what it predicts in them is blended."""
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from .model_output import ModelOutput, joined
 
 SIGMA = 0.125  # of the weights within a window, in parts of its side
+LEAST_WEIGHT = 1e-3  # so that a corner which only one window covers has a weight
 
 
 class Tiled(nn.Module):
@@ -99,17 +101,21 @@ class TiledCondition(NamedTuple):
 
 def windows_of(shape, size, overlap):
     """The windows of an image (H, W): pairs of slices of `size` pixels, the last ones flush with the borders."""
-    from monai.data.utils import dense_patch_slices  # takes seconds to import
-
     interval = max(1, int(size * (1 - overlap)))
-    return dense_patch_slices(tuple(shape), (size, size), (interval, interval))
+
+    def starts(length):
+        last = max(0, length - size)
+        return [*range(0, last, interval), last]
+
+    return [tuple(slice(start, start + size) for start in corner) for corner in product(*map(starts, shape))]
 
 
 def window_weights(size):
-    """What a prediction counts at each place of a window, float32 [size, size] above 0: a Gaussian of its centre."""
-    from monai.data.utils import compute_importance_map
-
-    return compute_importance_map((size, size), mode="gaussian", sigma_scale=SIGMA, dtype=torch.float32)
+    """The weight of a prediction at each pixel of a window, float32 [size, size], at least `LEAST_WEIGHT`: a Gaussian
+    around the centre, of standard deviation `SIGMA` of the side."""
+    offset = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    along = torch.exp(offset**2 / (-2 * (SIGMA * size) ** 2))
+    return (along[:, None] * along).clamp(min=LEAST_WEIGHT)
 
 
 def _in_parts(pairs, rows):

@@ -53,7 +53,7 @@ def write_training_page(folder, config, last_step, best=None):
         body += '<p class="note">Nothing has been logged yet; see --log_interval.</p>'
     path = folder / "training.html"
     data = {"pictures": [[number, f"validation/{picture.name}"] for number, picture in pictures]}
-    body += _gallery(pictures) + f"{_options(config)}</main>"
+    body += _gallery(pictures) + f"{_option_table(config)}</main>"
     write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
     return path
 
@@ -117,7 +117,7 @@ def _embedded(path):
     return data_uri(data.getvalue(), "jpeg")
 
 
-def _options(config):
+def _option_table(config):
     """All options of the run, folded away."""
     items = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'

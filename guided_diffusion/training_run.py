@@ -11,6 +11,7 @@ from .errors import NoCasesError, UserError
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
 from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
+from .split import loading_of
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
@@ -181,7 +182,7 @@ def settled_validation(data, train, model, dataset, processes):
 def find_data(data, image_size, view, chosen):
     """The training data, shown as `view` says. chosen: whether --data_name was, rather than left at its default."""
     try:
-        options = {"split": "train", "need_masks": True, "view": view, **data.loading}
+        options = {"split": "train", "need_masks": True, "view": view, **loading_of(data)}
         return build_dataset(data.data_name, data.data_dir, image_size, **options)
     except NoCasesError as error:
         if chosen:

@@ -1,8 +1,7 @@
-"""How much an ensemble doubts its answer, per pixel and per case, and whether that doubt tells where it is wrong."""
+"""How sure an ensemble is of each case, and how well that ranks the cases by their error."""
 
 import math
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,38 +13,7 @@ SCORES = {  # of a case, and whether a higher one means a surer answer
     "volume_spread": False,
 }
 INTERVAL = (5, 95)  # percentiles of the members' volumes
-POINTS = 100  # of a retention curve, at most
-
-
-class PixelUncertainty(NamedTuple):
-    """What `pixel_uncertainty` finds, each of one shape [...].
-
-    mean: of the members' soft predictions p, in [0, 1]. variance: of p, in [0, 0.25]. entropy: H(mean), in [0, 1] bit.
-    mutual_information: H(mean) - mean of H(p), in [0, 1] bit: the part of the entropy that is the members'
-    disagreement; the rest is what each of them doubts by itself.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    entropy: np.ndarray
-    mutual_information: np.ndarray
-
-
-def pixel_uncertainty(soft):
-    """The `PixelUncertainty` of the members' soft predictions [E, ...] in [0, 1], each of [...] as float64."""
-    soft = np.asarray(soft, dtype=np.float64)
-    mean = soft.mean(axis=0)
-    total = entropy(mean)
-    own = entropy(soft).mean(axis=0)
-    return PixelUncertainty(mean, soft.var(axis=0), total, np.maximum(total - own, 0))
-
-
-def entropy(p):
-    """H(p) = -p log2 p - (1 - p) log2 (1 - p), in bits, 0 for 0 and 1."""
-    p = np.asarray(p, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-    return np.where((p > 0) & (p < 1), bits, 0.0)
+RETENTION_POINTS = 100  # of a retention curve, at most
 
 
 def case_scores(mask, members, probability, unit=1.0):
@@ -75,12 +43,13 @@ def case_scores(mask, members, probability, unit=1.0):
 
 
 def judge(doubt, error):
-    """Whether the doubt tells the error, over cases: {"spearman", "area", "random", "oracle", "n"} and the curve.
+    """How well the doubt ranks the cases by their error: {"spearman", "area", "random", "oracle", "n"} and the curve.
 
     spearman: the rank correlation of doubt and error; 1 is best. Retention: the surest cases are kept; "kept" and
-    "error" are the share that is kept and the mean error among these, at `POINTS` or fewer places; cases of equal
-    doubt count by their mean. area: the mean of that error over all numbers of cases kept, 1 to n. random: the area
-    where the doubt tells nothing, which is the mean error; oracle: where it sorts the cases by their error.
+    "error" are the share that is kept and the mean error among these, at `RETENTION_POINTS` or fewer places; cases
+    of equal doubt count by their mean. area: the mean of that error over all numbers of cases kept, 1 to n. random: the
+    area of a doubt that knows nothing of the error, which is the mean error. oracle: that of a doubt which sorts the
+    cases by their error.
     doubt, error: one number a case; cases in which either is NaN are left out.
     """
     doubt, error = np.asarray(doubt, dtype=np.float64), np.asarray(error, dtype=np.float64)
@@ -98,7 +67,7 @@ def judge(doubt, error):
     curve = _running_mean(doubt, error)
     result |= {"area": float(curve.mean()), "random": float(error.mean())}
     result["oracle"] = float(_running_mean(error, error).mean())
-    shown = np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))
+    shown = np.unique(np.linspace(0, len(curve) - 1, min(RETENTION_POINTS, len(curve))).round().astype(int))
     kept = ((shown + 1) / len(curve)).tolist()
     return result | {"curve": {"kept": kept, "error": curve[shown].tolist()}}
 

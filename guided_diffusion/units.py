@@ -6,7 +6,7 @@ from .data import Case
 from .errors import UserError
 from .logger import counted
 
-NAMED = 5  # slices that a message names
+LISTED_SLICES = 5  # slices that a message names
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_volumes(dataset, units, *, to_write=False):
         indices = [case.slice_index for case in unit.cases]
         depth = len(indices) if geometry is None else geometry.shape[-1]
         if indices != list(range(depth)):
-            told = ", ".join(map(str, indices[:NAMED])) + (", ..." if len(indices) > NAMED else "")
+            told = ", ".join(map(str, indices[:LISTED_SLICES])) + (", ..." if len(indices) > LISTED_SLICES else "")
             raise UserError(
                 f"{first.images[0]}: the volume {unit.name} has {counted(depth, 'slice')}, the cases are "
                 f"{len(indices)} (slice_index {told}), so that its masks would not fit it; give a case for each slice, "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from .data import SegmentationDataset, build_dataset
 from .errors import NoCasesError, UserError
 from .logger import counted
+from .split import loading_of
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ def find_validation(data, train, dataset, val_dir):
     if train.overfit:
         return ValidationData(dataset, "case", trained_on=True)
     if val_dir:
-        shown = {"view": dataset.view, **data.loading, "hold_out": None}
+        shown = {"view": dataset.view, **loading_of(data), "hold_out": None}
         found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
         _check_fits(found, dataset)
         return ValidationData(found, "validation case")
     try:
-        options = {"split": "val", "need_masks": True, "view": dataset.view, **data.loading}
+        options = {"split": "val", "need_masks": True, "view": dataset.view, **loading_of(data)}
         found = build_dataset(data.data_name, data.data_dir, dataset.image_size, **options)
     except NoCasesError:
         return ValidationData(dataset, "training case", trained_on=True)
-    return ValidationData(found, "held-out case" if data.hold_out else "validation case")
+    return ValidationData(found, "held-out case" if data.val_fraction else "validation case")
 
 
 def _check_fits(found, dataset):

@@ -129,8 +129,8 @@ class VolumeStore:
     def _path(self, entry):
         if entry not in self._paths:
             kind = getattr(entry.decode, "__name__", type(entry.decode).__name__)
-            place = _hash(kind, *(str(path.absolute()) for path in entry.files))
-            content = _hash(entry.settings, *(fingerprint(path) for path in entry.files))
+            place = _digest(kind, *(str(path.absolute()) for path in entry.files))
+            content = _digest(entry.settings, *(fingerprint(path) for path in entry.files))
             self._paths[entry] = self.folder / f"{entry.volume[:100]}-{place[:12]}-{content[:16]}.npy"
         return self._paths[entry]
 
@@ -156,7 +156,7 @@ def fingerprint(path):
     return f"{stat.st_size} {0 if compressed else stat.st_mtime_ns} {digest.hexdigest()}"
 
 
-def _hash(*parts):
+def _digest(*parts):
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -194,12 +194,12 @@ def use_cache(dataset, folder, *, indices=None, workers=1, show=True, skip_damag
             volumes_told = counted(len({entry.volume for entry in missing}), "volume")
             console().info(
                 f"cache: {volumes_told} of {len(volumes)} to be decompressed, once, into {store.folder}: "
-                f"{in_words(sum(sizes.values()))} (--cache_dir)"
+                f"{size_text(sum(sizes.values()))} (--cache_dir)"
             )
         _make_all(store, missing, sizes, workers, show, skip_damaged)
     if show:
         stored = sum(path.stat().st_size for path in map(store.find, entries) if path)
-        console().info(f"cache: {counted(len(volumes), 'volume')}, {in_words(stored)} in {store.folder}")
+        console().info(f"cache: {counted(len(volumes), 'volume')}, {size_text(stored)} in {store.folder}")
     dataset.volumes.store = store
 
 
@@ -227,12 +227,12 @@ def _check_room(folder, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: has {in_words(free)} free, the volumes need {in_words(needed)}; choose a --cache_dir on "
+            f"{folder}: has {size_text(free)} free, the volumes need {size_text(needed)}; choose a --cache_dir on "
             "another disk, or none (each process then decompresses volumes anew and again)"
         )
 
 
-def in_words(size):
+def size_text(size):
     """A number of bytes in MB or GB."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
 

@@ -7,7 +7,7 @@ import numpy as np
 from .data import Case, Geometry
 from .errors import UserError
 from .files import stacked
-from .intensity import in_words, normalised, zscore
+from .intensity import normalisation_text, normalised, zscore
 from .nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
 from .volume_store import Entry, VolumeCache
 
@@ -72,7 +72,7 @@ class VolumeReader:
         return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
 
     def _images_of(self, case):
-        settings = f"{DECODED} {in_words(self.normalise)}"
+        settings = f"{DECODED} {normalisation_text(self.normalise)}"
         return Entry(case.volume or case.name, case.images, ImageDecoder(self.normalise), settings)
 
     def _array(self, case, entry):

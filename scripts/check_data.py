@@ -23,6 +23,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.files import check_writable
 from guided_diffusion.logger import console, counted
 from guided_diffusion.run_options import CheckOptions
+from guided_diffusion.split import loading_of
 from guided_diffusion.storage import fetch_folder, is_remote
 from guided_diffusion.volume_store import chosen_folder, use_cache
 
@@ -39,7 +40,7 @@ def main(argv=None):
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
     name = recognised(options.data_name, data_dir)
     console().info(f"--data_name {name}")
-    parts = find_parts(name, data_dir, **data.loading)
+    parts = find_parts(name, data_dir, **loading_of(data))
     look(parts, data)
     for line in told_layout(parts):
         console().info(line)

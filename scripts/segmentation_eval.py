@@ -8,7 +8,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from guided_diffusion.command_line import parse
-from guided_diffusion.comparison import RULES, compare, format_comparison
+from guided_diffusion.comparison import compare, format_comparison
 from guided_diffusion.data import build_dataset
 from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
@@ -18,11 +18,10 @@ from guided_diffusion.logger import console
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
-from guided_diffusion.run_differences import apart
-from guided_diffusion.run_options import EvalOptions
+from guided_diffusion.run_options import FUSE, EvalOptions
 from guided_diffusion.split import given_split, hold_out_of
 from guided_diffusion.storage import fetch_folder, is_same_folder
-from guided_diffusion.summary import format_summary
+from guided_diffusion.summary import DEFINITIONS, format_summary
 from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from guided_diffusion.units import group_cases
 from guided_diffusion.work_folder import work_folder
@@ -31,7 +30,7 @@ EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
 
 def main(argv=None):
-    """Parse the command line, evaluate, print the table and the rules it was made by."""
+    """Parse the command line, evaluate, and print the table of figures."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
@@ -39,26 +38,25 @@ def main(argv=None):
     manifest = of_split(recorded, options.split)
     if options.fit_temperature:
         check_origin(options.fit_temperature, manifest)
-    other, differences = read_other(options.compare, recorded)
+    other = read_manifest(options.compare)[0] if options.compare else None
     dataset = find_truth(options, manifest)
     settings = settings_of(options, given, manifest)
     out = work_folder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
-    for line in (*dataset.notes, leak, differences.get("warning")):
+    for line in (*dataset.notes, leak):
         if line:
             console().warning(line)
     evaluated = compare_cases(pred_dir, dataset, bar, settings=settings)
-    compared = compare_with(other, evaluated, dataset) | differences if other else None
+    compared = compare_with(other, evaluated, dataset) if other else None
     summary = write_evaluation(evaluated, out.path, compared)
     console().info(format_summary(summary))
     if options.ensemble_curve and "ensemble_size" not in summary:
         console().warning("warning: no members to tell the ensemble's growth from; sample with --save_samples True")
-    rules, written = summary["rules"], ["metrics.csv", "summary.json", "curves.json"]
+    written = ["metrics.csv", "summary.json", "curves.json"]
     if compared:
         console().info(format_comparison(compared, summary, options.compare))
-        rules = [*rules, *RULES]
-    console().info("\n".join(f"- {rule}" for rule in rules))
+    console().info(f"every figure is defined in {DEFINITIONS}")
     if options.card:
         written.append(write_card(out.path, summary, manifest, dataset, leak).name)
     report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
@@ -77,15 +75,6 @@ def read_manifest(folder):
     Predictions(here)  # a folder that is not there is refused here; --out_dir would make it
     path = here / "manifest.json"
     return here, read_json(path) if path.exists() else {}
-
-
-def read_other(folder, manifest):
-    """The folder of --compare on this machine, and what sets its run apart from that of a manifest, see
-    `run_differences.apart`; None and {} without such a folder."""
-    if not folder:
-        return None, {}
-    here, other = read_manifest(folder)
-    return here, apart(manifest, other)
 
 
 def of_split(manifest, split):
@@ -124,8 +113,16 @@ def find_truth(options, manifest):
 
 
 def settings_of(options, given, manifest):
-    """The `Settings` of the evaluation. given: the names of the flags that were given."""
-    method = manifest.get("settings", {}).get("fuse", "staple").partition("+")[0]
+    """The `Settings` of the evaluation. given: the names of the flags that were given.
+
+    Raises `UserError` for --ensemble_curve on results of a fusion that this version does not have.
+    """
+    method = manifest.get("settings", {}).get("fuse", "staple")
+    if options.ensemble_curve and method not in FUSE:
+        raise UserError(
+            f"--ensemble_curve True: these results were fused by {method}, which this version no longer has; leave it "
+            "out, or use version 0.1.0"
+        )
     recorded = manifest.get("data", {}).get("group_key", "")
     return Settings(
         options.tolerances(),

@@ -24,15 +24,16 @@ from guided_diffusion.dist_util import (
     pick_precision,
 )
 from guided_diffusion.errors import NoCasesError, UserError
-from guided_diffusion.evaluation import Settings, evaluate, raters_of
+from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.logger import console, counted, listed, quiet
+from guided_diffusion.raters import raters_of
 from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
-from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of
+from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of, loading_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import check_volumes, group_cases
@@ -162,7 +163,7 @@ def find_units(sample, data, given, checkpoint, sampler, processes):
 def find_data(data, sampler, split, chosen):
     """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
-        options = {"split": given_split(split), "view": sampler.view, **data.loading}
+        options = {"split": given_split(split), "view": sampler.view, **loading_of(data)}
         return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
     except NoCasesError as error:
         if chosen:

@@ -196,9 +196,9 @@ def test_nifti_slices_of_a_folder_are_mirrored_along_their_first_axis(tmp_path, 
 
 
 def test_nodules_have_no_top(tmp_path):
-    from guided_diffusion import phantom_lidc
+    from guided_diffusion.phantom import write_lidc
 
-    phantom_lidc.write_lidc(tmp_path, num_train=2, num_test=1, size=SIZE)
+    write_lidc(tmp_path, num_train=2, num_test=1, size=SIZE)
     dataset = build_dataset("LIDC", tmp_path, SIZE, split="train", need_masks=True)
     assert sides_of(dataset, "light") == {"top", "bottom", "left", "right"}
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from guided_diffusion import phantom
 from guided_diffusion.files import write_label_png
-from guided_diffusion.phantom_lidc import write_lidc
+from guided_diffusion.phantom import write_lidc
 from guided_diffusion.pictures import CAPTION, MASK_COLOUR
 
 

@@ -8,12 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from guided_diffusion.case_maps import fuse_cases
 from guided_diffusion.ensemble import (
-    COARSE,
     FUSE_METHODS,
-    SOFT_METHODS,
-    agreement_weights,
     fuse,
     mean_consensus,
     pairwise_dice,
@@ -22,7 +18,6 @@ from guided_diffusion.ensemble import (
     vote,
 )
 from guided_diffusion.run_options import SampleOptions
-from guided_diffusion.sampling import Members
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -247,8 +242,8 @@ def test_votes_may_be_numbers_but_not_soft():
 def test_identical_members_give_the_member(method, members):
     member = soft_batch(members=1)
     fused = fuse(member.expand(members, -1, -1, -1, -1), method)
-    expected = member[0] if method in SOFT_METHODS else (member[0] > 0.5).float()
-    torch.testing.assert_close(fused, expected, atol=1e-7 if method == "weighted" else 0, rtol=0)
+    expected = member[0] if method == "mean" else (member[0] > 0.5).float()
+    torch.testing.assert_close(fused, expected, atol=0, rtol=0)
     assert torch.equal(fused > 0.5, member[0] > 0.5)
 
 
@@ -276,39 +271,9 @@ def test_fuse_by_hand():
     assert torch.equal(mean_consensus(soft), fuse(soft, "mean"))
 
 
-def test_weights_by_agreement_by_hand():
-    # Of three members two share 2 of their 3 pixels, the third shares one with each: mean Dice 1/2, 1/2 and 1/3.
-    masks = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 1, 1]])
-    votes = masks.reshape(3, 1, 1, 1, 6)
-    weights = agreement_weights(votes).flatten()
-    assert weights.tolist() == pytest.approx([0.375, 0.375, 0.25])
-    assert fuse(votes.float(), "weighted").flatten().tolist() == pytest.approx([1, 0.75, 0.375, 0.375, 0.25, 0.25])
-    # Members that share nothing weigh alike, as does one alone; two empty ones agree.
-    apart = torch.eye(3).reshape(3, 1, 1, 1, 3)
-    assert agreement_weights(apart).flatten().tolist() == pytest.approx([1 / 3] * 3)
-    assert agreement_weights(apart[:1]).flatten().tolist() == [1]
-    empty = torch.cat([apart[:1], torch.zeros_like(apart[:1]), torch.zeros_like(apart[:1])])
-    assert agreement_weights(empty).flatten().tolist() == pytest.approx([0, 0.5, 0.5])
-
-
-@pytest.mark.parametrize("method", FUSE_METHODS)
-def test_the_coarse_mask_is_one_more_member(method):
-    soft = soft_batch(classes=1, size=16)
-    coarse = soft_batch(classes=1, size=16).flip(0)  # as the members' own differ, their mean counts
-    more = torch.cat([soft, coarse.mean(dim=0, keepdim=True)])
-    found = fuse_cases(Members(soft, coarse), [(16, 16)] * 2, method + COARSE)
-    for n, maps in enumerate(found):
-        assert np.array_equal(maps.mask, (fuse(more, method) > 0.5)[n])
-        assert np.allclose(maps.probability, mean_consensus(more)[n])
-        assert np.allclose(maps.uncertainty, uncertainty(more)[n], atol=1e-6)
-        assert np.array_equal(maps.members, soft[:, n] > 0.5)
-    without = fuse_cases(Members(soft, None), [(16, 16)] * 2, method + COARSE)  # a network that has none
-    assert np.array_equal(without[0].mask, fuse_cases(Members(soft, None), [(16, 16)] * 2, method)[0].mask)
-
-
 def test_the_flag_offers_every_method():
     choices = next(f for f in dataclasses.fields(SampleOptions) if f.name == "fuse").metadata["choices"]
-    assert set(choices) == {"auto", *FUSE_METHODS, *(method + COARSE for method in FUSE_METHODS)}
+    assert set(choices) == {"auto", *FUSE_METHODS}
 
 
 def test_unknown_method_names_the_choices():

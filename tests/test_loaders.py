@@ -8,7 +8,7 @@ from conftest import LOADER
 
 from guided_diffusion.data import build_dataset, find_loader, recognised
 from guided_diffusion.errors import UserError
-from guided_diffusion.phantom_lidc import write_lidc
+from guided_diffusion.phantom import write_lidc
 from guided_diffusion.registry import ENTRY_POINTS
 
 # ---- loaders of installed packages -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from guided_diffusion.nifti import (
     read_nifti_labels,
     write_nifti,
 )
-from guided_diffusion.orientation import turned
+from guided_diffusion.orientation import reoriented
 from guided_diffusion.volumes import VolumeReader
 
 RNG = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def test_nifti_values_affine_and_spacing(tmp_path, save_nifti, suffix):
     lies, turn, has_codes = nifti_grid(path)
     assert has_codes
     np.testing.assert_array_equal(lies, AFFINE)
-    np.testing.assert_array_equal(turned(array, turn), values)
+    np.testing.assert_array_equal(reoriented(array, turn), values)
 
 
 def test_nifti_without_an_affine_lies_as_another(tmp_path, save_nifti):

@@ -14,10 +14,10 @@ from guided_diffusion.orientation import (
     STILL,
     canonical_turn,
     is_still,
+    reoriented,
+    reoriented_back,
     turn_onto,
-    turned,
     turned_affine,
-    turned_back,
     turned_shape,
 )
 
@@ -43,10 +43,10 @@ def stored(volume, axes, signs, spacing=(1.0, 1.0, 1.0)):
 def test_all_48_orientations_are_read_alike_and_written_back(axes, signs):
     array, affine = stored(WORLD, axes, signs)
     turn = canonical_turn(affine, array.shape)
-    np.testing.assert_array_equal(turned(array, turn), WORLD)
+    np.testing.assert_array_equal(reoriented(array, turn), WORLD)
     np.testing.assert_array_equal(turned_affine(affine, turn, array.shape), np.eye(4))
     assert turned_shape(array.shape, turn) == WORLD.shape
-    np.testing.assert_array_equal(turned_back(WORLD, turn), array)
+    np.testing.assert_array_equal(reoriented_back(WORLD, turn), array)
     assert is_still(turn) == ((axes, signs) == ((0, 1, 2), (1, 1, 1)))
 
 
@@ -54,7 +54,7 @@ def test_all_48_orientations_are_read_alike_and_written_back(axes, signs):
 def test_a_file_is_turned_onto_another_that_is_turned_itself(axes, signs):
     one, other = stored(WORLD, (2, 0, 1), (-1, 1, -1)), stored(WORLD, axes, signs)
     for turn in (STILL, canonical_turn(one[1], one[0].shape)):
-        np.testing.assert_array_equal(turned(other[0], turn_onto(other[1], one[1], turn)), turned(one[0], turn))
+        np.testing.assert_array_equal(reoriented(other[0], turn_onto(other[1], one[1], turn)), reoriented(one[0], turn))
 
 
 @pytest.mark.parametrize("thick, order", [(0, (1, 2, 0)), (1, (0, 2, 1)), (2, (0, 1, 2))])
@@ -64,8 +64,8 @@ def test_slices_stay_in_the_plane_in_which_they_were_acquired(thick, order):
     for axes, signs in LIES[::7]:
         array, affine = stored(WORLD, axes, signs, spacing)
         turn = canonical_turn(affine, array.shape)
-        np.testing.assert_array_equal(turned(array, turn), WORLD.transpose(order))
-        np.testing.assert_array_equal(turned_back(WORLD.transpose(order), turn), array)
+        np.testing.assert_array_equal(reoriented(array, turn), WORLD.transpose(order))
+        np.testing.assert_array_equal(reoriented_back(WORLD.transpose(order), turn), array)
 
 
 def test_oblique_volumes_keep_every_voxel_in_its_place():
@@ -79,7 +79,7 @@ def test_oblique_volumes_keep_every_voxel_in_its_place():
     for index in where:  # the same value at the same place in space
         place = affine @ [*index, 1]
         found = np.linalg.solve(ours, place)[:3].round(6)
-        assert turned(array, turn)[tuple(found.astype(int))] == array[tuple(index)]
+        assert reoriented(array, turn)[tuple(found.astype(int))] == array[tuple(index)]
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])

@@ -10,7 +10,7 @@ from guided_diffusion.coupling import coupled
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.mask_losses import class_logits, class_probabilities
-from guided_diffusion.model_output import ModelOutput, _Rows
+from guided_diffusion.model_output import ModelOutput, _RowSelection
 from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import SamplingPlan, draw_members
@@ -26,7 +26,7 @@ class _Seen(NamedTuple):
     coarse: torch.Tensor
 
 
-class Seen(_Rows, _Seen):
+class Seen(_RowSelection, _Seen):
     """What the fake network knows of an image."""
 
 

@@ -7,25 +7,26 @@ from conftest import FAST, TINY, strict_json
 from guided_diffusion.calibration import ReliabilityTable
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.files import read_picture
-from guided_diffusion.temperature import LevelTable, scaled
+from guided_diffusion.temperature import apply_temperature
+from guided_diffusion.temperature_fit import LevelTable
 
 
 def test_masks_and_ends_stay_what_they_are():
     p = np.linspace(0, 1, 1001)
     for temperature in (0.3, 1.0, 4.0):
-        found = scaled(p, temperature)
+        found = apply_temperature(p, temperature)
         assert np.array_equal(found > 0.5, p > 0.5) and (np.diff(found) >= 0).all()
         assert found[[0, 500, 1000]].tolist() == [0, 0.5, 1] and np.allclose(found, 1 - found[::-1])
-        assert np.allclose(scaled(found, 1 / temperature), p)
-    assert scaled(np.float32([0.8]), 2.0).dtype == np.float32
-    assert scaled(np.array(0.8), 2.0) == pytest.approx(2 / 3)  # odds of 4, their root 2
+        assert np.allclose(apply_temperature(found, 1 / temperature), p)
+    assert apply_temperature(np.float32([0.8]), 2.0).dtype == np.float32
+    assert apply_temperature(np.array(0.8), 2.0) == pytest.approx(2 / 3)  # odds of 4, their root 2
 
 
 def test_the_temperature_that_spoilt_a_forecast_is_found_again():
     rng = np.random.default_rng(0)
     p = rng.beta(0.5, 0.5, 200_000)
     y = rng.random(len(p)) < p
-    sure = scaled(p, 0.4)  # too sure of itself
+    sure = apply_temperature(p, 0.4)  # too sure of itself
     table = LevelTable.of(sure[:100_000], y[:100_000]) + LevelTable.of(sure[100_000:], y[100_000:])
     assert table.fit() == pytest.approx(1 / 0.4, rel=0.03)
     assert table.log_loss(2.5) < table.log_loss() and table.ece(2.5) < 0.01 < table.ece()
@@ -65,7 +66,7 @@ def test_a_checkpoint_gets_its_temperature_and_sampling_applies_it(
         assert (plain / mask).read_bytes() == (warm / mask).read_bytes()
         before, after = (read_picture(folder / "probability" / path.name)[0] / 255 for folder in (plain, warm))
         rounding = 2e-5 / min(1, fitted["temperature"])  # of 16 bit, as much steeper as the temperature is low
-        assert np.allclose(after, scaled(before, fitted["temperature"]), atol=rounding)
+        assert np.allclose(after, apply_temperature(before, fitted["temperature"]), atol=rounding)
         entropy = read_picture(plain / "entropy" / path.name)[0] / 255
         inside = (before > 0.01) & (before < 0.99)
         p = before[inside]

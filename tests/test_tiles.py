@@ -20,7 +20,7 @@ from guided_diffusion.model_output import Answer, ModelOutput
 from guided_diffusion.nifti import read_nifti
 from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.segmenter import Segmenter
-from guided_diffusion.tiles import Tiled, windows_of
+from guided_diffusion.tiles import Tiled, window_weights, windows_of
 
 SIZE = 16
 PLAN = SamplingPlan("ddpm", (900, 500, 100))
@@ -55,6 +55,16 @@ def test_windows_cover_the_image_and_overlap():
         assert covered.min() == 1
         starts = sorted({rows.start for rows, _ in windows})
         assert all(later - start <= SIZE * (1 - overlap) for start, later in zip(starts, starts[1:], strict=False))
+
+
+def test_windows_and_their_weights_are_monai_s():
+    from monai.data.utils import compute_importance_map, dense_patch_slices
+
+    for shape, overlap, interval in (((40, 33), 0.25, 12), ((17, 16), 0.0, 16), ((50, 77), 0.9, 1)):
+        assert windows_of(shape, SIZE, overlap) == dense_patch_slices(shape, (SIZE, SIZE), (interval, interval))
+    for size in (1, 16, 37):
+        expected = compute_importance_map((size, size), mode="gaussian", sigma_scale=0.125, dtype=torch.float32)
+        assert torch.equal(window_weights(size), expected)
 
 
 def test_a_network_in_windows_is_monai_s_sliding_window():
