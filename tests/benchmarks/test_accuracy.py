@@ -127,11 +127,14 @@ def test_what_makes_no_sense_is_refused(refusal, tmp_path, flags, words):
     assert words in refusal(ACCURACY, [flags, "--record", tmp_path / "a.jsonl"])
 
 
-def test_a_script_that_fails_is_named_and_leaves_no_line(protocol, tmp_path, capfd):
-    options = protocol.AccuracyOptions(threads=1)
-    with pytest.raises(protocol.UserError, match="segmentation_train.py failed with status 2 .*--data_dir nowhere"):
-        protocol.call_script(options, "segmentation_train.py", ["--data_dir", "nowhere"])
-    assert "nowhere" in capfd.readouterr().err
+def test_a_script_runs_with_the_threads_asked_for_and_its_failure_is_named(protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "SCRIPTS", tmp_path)
+    (tmp_path / "small.py").write_text("import os, sys\nsys.exit(os.environ['OMP_NUM_THREADS'] != sys.argv[1])")
+    options = protocol.AccuracyOptions(threads=3)
+    seconds, processor_seconds = protocol.call_script(options, "small.py", ["3"])
+    assert seconds > 0 and processor_seconds > 0
+    with pytest.raises(protocol.UserError, match=r"small.py failed with status 1 \(its message is above\): 'not 3'"):
+        protocol.call_script(options, "small.py", ["not 3"])
 
 
 def test_a_broken_record_is_named(refusal, tmp_path):

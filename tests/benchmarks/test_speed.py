@@ -87,10 +87,10 @@ def test_the_plain_unet_answers_in_one_step(script, tmp_path):
 
 
 def test_without_parts_it_only_counts_whatever_the_size(script, tmp_path, capsys):
-    script(SPEED, ["--version v2 --preset ++ --num_channels 256 --parts '' --out", tmp_path / "x.json"])
+    script(SPEED, ["--version v2 --preset ++ --num_res_blocks 1 --parts '' --out", tmp_path / "x.json"])
     figures = json.loads((tmp_path / "x.json").read_text())
     assert figures["parameters"] > 1e9 and figures["flops"]["condition"] > 1e12 and not figures["rows"]
-    assert figures["settings"]["num_channels"] == 256 and figures["settings"]["num_res_blocks"] == 12
+    assert figures["settings"]["num_channels"] == 512 and figures["settings"]["num_res_blocks"] == 1
     assert "M parameters" in capsys.readouterr().out
 
 
