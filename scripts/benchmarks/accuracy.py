@@ -1,0 +1,383 @@
+"""Accuracy at equal time: train every contender for the same minutes on fixed splits, sample, evaluate, and tabulate.
+
+Each finished run is one JSON line of --record, so the table can grow over several sittings: a run that has its line is
+not done again, and a run that was stopped continues from its last checkpoint.
+"""
+
+import csv
+import json
+import math
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from accuracy_table import write_tables
+from measuring import machine_kind
+from torch.utils.benchmark import timer
+from workloads import training_loop
+
+from guided_diffusion.batches import training_batches
+from guided_diffusion.checkpoint import checkpoint_path
+from guided_diffusion.command_line import parse
+from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, numbers, option
+from guided_diffusion.data import build_dataset
+from guided_diffusion.dist_util import keep_freed_memory, pick_device, pick_precision
+from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.files import atomic_path, check_writable, read_json
+from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.logger import console
+from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.stages import CONDITION_SHARE
+from guided_diffusion.train_options import TrainOptions
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = HERE.parent
+MEASURED_TURNS = 11  # of a training step
+KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
+
+# ---- the contenders ------------------------------------------------------------------------------------------------
+
+# The same for all: the size of the network, and what a trainer of any network would set.
+SIZE = (
+    "--image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 "
+    "--attention_resolutions 16"
+)
+OF_64 = "--image_size 64 --patch_size 1"  # as published; its first level, and so its time, is of the same size
+TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light --orientation any --val_fraction 0"
+SAMPLING = {
+    "ph2": "--num_ensemble 8 --diffusion_steps 5 --dpm_solver True",
+    "lidc4": "--num_ensemble 16 --diffusion_steps 5 --dpm_solver True",
+}
+RECIPE = "--version v2 --recipe staged --condition_steps 85%"
+
+
+class Contender(NamedTuple):
+    """training: its own flags. sampling: flags that win over `SAMPLING`. weights_of: whose trained weights it samples
+    with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured."""
+
+    training: str
+    sampling: str = ""
+    weights_of: str = ""
+    as_fast_as: str = ""
+
+
+CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
+    "unet": Contender("--version unet --mask_loss bce_dice"),
+    "unet_mse": Contender("--version unet --mask_loss mse", as_fast_as="unet"),
+    "unet_64": Contender(f"--version unet --mask_loss bce_dice {OF_64}", as_fast_as="unet"),
+    "v1_published": Contender(f"--version v1 --recipe published {OF_64}", "--diffusion_steps 20"),  # eps takes more
+    "v2_published": Contender(f"--version v2 --recipe published {OF_64}", "--diffusion_steps 20"),
+    "v2": Contender("--version v2 --recipe staged --condition_steps 85%"),
+}
+
+
+def resampled(name, sampling, known=CONTENDERS):
+    """The `Contender` that samples with the weights of another, `name`, with more flags."""
+    base = known[name]
+    return Contender(base.training, f"{base.sampling} {sampling}".strip(), weights_of=base.weights_of or name)
+
+
+CONTENDERS |= {
+    "unet_looks": resampled("unet", "--symmetries all --scales 0.9,1.1"),  # the recipe's own test-time augmentation
+    "v2_one_look": resampled("v2", "--scales none --symmetries none"),
+    "v2_by_pixel": resampled("v2", "--coupling_sigma 0"),
+}
+
+FIGURES = {  # of summary.json
+    "dice": ("ensemble", "dice", "mean"),
+    "iou": ("ensemble", "iou", "mean"),
+    "sample_dice": ("sample", "mean"),
+    "sample_iou": ("sample_iou", "mean"),
+    "coarse_dice": ("coarse", "mean"),
+    "coarse_iou": ("coarse_iou", "mean"),
+    "ece_band": ("calibration", "ece_band"),
+    "ece": ("calibration", "ece"),
+    "brier_band": ("calibration", "brier_band"),
+    "coarse_ece_band": ("calibration", "coarse_ece_band"),
+    "ged2": ("diversity", "ged2", "mean"),
+    "matched_iou": ("diversity", "matched_iou", "mean"),
+    "rater_dice": ("diversity", "rater_dice", "mean"),
+}
+PER_CASE = ("dice", "sample_dice", "coarse_dice", "ged2", "matched_iou")
+
+
+@dataclass
+class AccuracyOptions:
+    """The comparison."""
+
+    out_dir: str = option("./runs/accuracy/", "folder for checkpoints and results; may be deleted when all is recorded")
+    record: str = option("docs/record/accuracy.jsonl", "file of one JSON line per finished run; tables lie beside it")
+    ph2_dir: str = option("../shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
+    lidc4_dir: str = option("../shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
+    sets: str = option("ph2,lidc4", "which data sets, separated by commas")
+    contenders: str = option(
+        "unet,unet_looks,unet_mse,v1_published,v2_published,v2",
+        f"which of {', '.join(CONTENDERS)}, separated by commas. Or separated by semicolons, with some of your own: "
+        "'NAME=flags' of training, 'NAME=v2 flags' for v2 trained with these too, 'NAME=v2: flags' for v2's weights "
+        "sampled with these",
+    )
+    seeds: str = option("0,1", "seeds of the runs, separated by commas")
+    split: str = option(
+        "test",
+        "what is reported on: test, or tuning (train on three quarters of the training split, report on the fourth)",
+        choices=("test", "tuning"),
+    )
+    minutes: float = option(12.0, "minutes of training each run is given", above=0)
+    steps: int = option(0, "give every run this many optimizer steps instead of --minutes", minimum=0)
+    threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
+    size: str = option(SIZE, "flags of the network's size, the same for all contenders")
+    sampling: str = option("", "more flags of sampling, the same for all contenders")
+    table: bool = option(False, "only write the tables of what --record has")
+
+
+def main(argv=None):
+    """Do the runs that have no line yet, and write the tables beside the record."""
+    (options,), _ = parse(__doc__, [AccuracyOptions], argv)
+    sets, contenders, seeds = chosen(options)
+    check_writable(Path(options.record).parent)
+    if not options.table:
+        keep_freed_memory()
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        for name in sets:
+            steps = steps_of(options, name, contenders)
+            for seed in seeds:
+                for contender in contenders:
+                    run(options, name, contender, contenders[contender], seed, steps[contender])
+    path = Path(options.record).with_suffix(".md")
+    console().info(f"{write_tables(records(options.record), path)}\nwritten: {path}")
+
+
+def chosen(options):
+    """The data sets, {name: `Contender`} and seeds asked for."""
+    sets = options.sets.split(",")
+    for name in sets:
+        if name not in KINDS:
+            raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(KINDS)}")
+    contenders = {}
+    for word in options.contenders.split(";" if "=" in options.contenders else ","):
+        name, own, flags = word.strip().partition("=")
+        contenders[name] = own_contender(flags, CONTENDERS | contenders) if own else CONTENDERS.get(name)
+        if contenders[name] is None:
+            raise UserError(f"--contenders: {name!r} is none of {', '.join(CONTENDERS)}; write NAME=flags for your own")
+    return sets, contenders, numbers("seeds", options.seeds, int)
+
+
+def own_contender(flags, known):
+    """The `Contender` of "flags", "BASE flags" or "BASE: flags", see --contenders; known: {name: `Contender`}."""
+    first, _, rest = flags.strip().partition(" ")
+    if first.endswith(":") and first[:-1] in known:
+        return resampled(first[:-1], rest.strip(), known)
+    if first in known:
+        return Contender(f"{known[first].training} {rest.strip()}", known[first].sampling)
+    return Contender(flags.strip())
+
+
+# ---- how many steps ------------------------------------------------------------------------------------------------
+
+
+def steps_of(options, name, contenders):
+    """{contender: optimizer steps}: --steps, or as many as fit --minutes by the seconds of a step on this machine.
+
+    The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
+    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with the
+    recipe, where its seconds are known, and scaled by it to the machine as it was then.
+    """
+    if options.steps:
+        return dict.fromkeys(contenders, options.steps)
+    every = CONTENDERS | contenders
+    twins = {c: how.weights_of or how.as_fast_as or c for c, how in contenders.items()}
+    flags = {twin: trained_with(options, every[twin].training) for twin in twins.values()}
+    known = {}
+    for line in records(options.record):
+        if line["kind"] == "speed" and line["machine"] == machine() and line["set"] == name:
+            known[line["contender"], line["flags"]] = line["seconds_per_step"]
+    lacking = {twin: words for twin, words in flags.items() if (twin, words) not in known}
+    if lacking:
+        recipe = trained_with(options, CONTENDERS["v2"].training)
+        reference = known.get(("v2", recipe))
+        seconds = measure(options, name, lacking | ({"v2": recipe} if reference else {}))
+        scale = reference / seconds["v2"] if reference else 1.0
+        for twin, words in lacking.items():
+            known[twin, words] = seconds[twin] * scale
+            line = {"kind": "speed", "set": name, "contender": twin, "flags": words, "machine": machine()}
+            line["seconds_per_step"] = known[twin, words]
+            append(options.record, line | ({"scaled_by": "v2, measured in the same turns"} if reference else {}))
+    return {c: max(1, int(options.minutes * 60 / known[twin, flags[twin]])) for c, twin in twins.items()}
+
+
+def measure(options, name, flags):
+    """{contender: seconds of a training step, reading included}: medians of `MEASURED_TURNS` turns after a first one.
+
+    flags: {contender: all flags of its training}. A step of a run in two stages is the mean of both, weighted by their
+    shares of the run.
+    """
+    console().info(f"=== {name}: seconds of a training step, measured by turns")
+    loops = {contender: loop_of(options, name, words) for contender, words in flags.items()}
+    seconds = {contender: [] for contender in flags}
+    for turn in range(MEASURED_TURNS + 1):
+        for contender, (loop, batches) in loops.items():
+            share, took = CONDITION_SHARE if loop.options.condition_steps else 0, 0
+            for loop.step, weight in ((0, share), (1, 1 - share)):  # step 1 is in the second stage: the first has one
+                if weight:
+                    began = timer()  # waits for the device
+                    loop.train_step(next(batches))
+                    took += weight * (timer() - began)
+            if turn:
+                seconds[contender].append(took)
+    for contender, values in seconds.items():
+        console().info(f"{contender}: {median(values):.3f} s ({min(values):.3f} to {max(values):.3f})")
+    return {contender: median(values) for contender, values in seconds.items()}
+
+
+def loop_of(options, name, flags):
+    """A `TrainLoop` as the training script builds it, and its batches, read in this process."""
+    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
+    (_, train, network, diffusion, devices), _ = parse(__doc__, groups, shlex.split(in_steps(flags, 1)))
+    dataset = build_dataset(*data_of(options, name), network.image_size, split="train", need_masks=True)
+    device = pick_device(devices.gpu_dev)
+    model = build_model(network, dataset.image_channels, len(dataset.class_names)).to(device)
+    precision = pick_precision(devices.precision, device)
+    loop = training_loop(model, build_diffusion(diffusion), train, device, precision, dataset)
+    return loop, training_batches(dataset, train.batch_size, seed=0, augment=train.augment)
+
+
+def trained_with(options, flags):
+    """The flags of a contender's training, later ones winning over earlier ones."""
+    common = "" if "--recipe published" in flags else TRAINING
+    return " ".join(f"{common} {options.size} {flags}".split())
+
+
+def in_steps(flags, steps):
+    """The flags with the condition model's share of the steps, "85%", as a number of at least 1."""
+    return flags.replace(f"{CONDITION_SHARE:.0%}", str(max(1, round(CONDITION_SHARE * steps))))
+
+
+def data_of(options, name):
+    """--data_name and --data_dir of a set."""
+    kind = KINDS[name] if options.split == "test" else f"{HERE / 'tuning_split.py'}:Tuning{KINDS[name]}"
+    return kind, getattr(options, f"{name}_dir")
+
+
+def machine():
+    """The kind of machine that times belong to."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return machine_kind(pick_precision("auto", device))
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+
+
+def run(options, name, contender, how, seed, steps):
+    """Train, sample and evaluate one contender, unless its line is there; append the line.
+
+    how: its `Contender`. Where the training is finished, be it another contender's with the same weights, only the
+    sampling is done, and the line lacks the training's seconds.
+    """
+    trained, flags = how.weights_of or contender, trained_with(options, how.training)
+    sampling = " ".join(f"{SAMPLING[name]} {options.sampling} {how.sampling}".split())
+    what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
+    what |= {"minutes": None if options.steps else options.minutes, "steps": steps}
+    what |= {"flags": flags, "sampling": sampling}
+    if any(all(line.get(key) == value for key, value in what.items()) for line in records(options.record)):
+        console().info(f"=== {name}, {contender}, seed {seed}: done before")
+        return
+    console().info(f"\n=== {name}, {contender}, seed {seed}: {steps} steps")
+    folder = Path(options.out_dir) / f"{options.split}_{name}_{trained}_{seed}_{steps}"
+    kind, data_dir = data_of(options, name)
+    where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
+    words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps)]
+    words += shlex.split(in_steps(flags, steps))
+    words += [] if "--recipe published" in flags else ["--lr_anneal_steps", str(steps)]
+    words += ["--resume_checkpoint", "auto", "--save_interval", "100", "--sample_interval", "0"]
+    checkpoint, results, taken = checkpoint_path(folder, steps), folder / f"results_{contender}", {}
+    if not checkpoint.is_file():
+        seconds, processor_seconds = call_script(options, "segmentation_train.py", words)
+        taken = {"train_seconds": seconds, "train_cpu_seconds": processor_seconds}
+    words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results)]
+    call_script(options, "segmentation_sample.py", [*words, "--save_samples", "True", *shlex.split(sampling)])
+    append(options.record, what | {"machine": machine()} | taken | outcome(results, kind, data_dir))
+
+
+def call_script(options, script, words):
+    """Run a script in a process of its own, so that it has the machine's memory. Returns its seconds and those of the
+    processor, of all threads together.
+
+    The process gets Ctrl-C as well; it is given the time to save its checkpoint.
+    """
+    environment = dict(os.environ)
+    if options.threads:
+        environment |= {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
+    began, used = time.perf_counter(), _processor_seconds()
+    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *words], env=environment)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.wait()
+        raise
+    if status:
+        raise UserError(f"{script} failed with status {status} (its message is above): {shlex.join(words)}")
+    return time.perf_counter() - began, _processor_seconds() - used
+
+
+def _processor_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def outcome(results, data_name, data_dir):
+    """What a results folder says: the means `FIGURES`, seconds per case, and the figures `PER_CASE` of each case."""
+    summary, manifest = read_json(results / "summary.json"), read_json(results / "manifest.json")
+    dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
+    groups = {case.name: case.group or case.name for case in dataset.cases}
+    figures = {}
+    for key, path in FIGURES.items():
+        value = summary
+        for part in path:
+            value = None if value is None else value.get(part)
+        figures[key] = None if value is None or math.isnan(value) else round(value, 5)
+    with open(results / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    cases = {key: [round(float(row[key]), 4) if row[key] else None for row in rows] for key in PER_CASE}
+    return {
+        "seconds_per_case": round(manifest["seconds"] / manifest["cases_sampled"], 3),
+        "figures": figures,
+        "groups": [groups[row["name"]] for row in rows],
+        "cases": {key: values for key, values in cases.items() if any(value is not None for value in values)},
+    }
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+
+def records(path):
+    """The record's lines as dicts; none where there is no file yet."""
+    path, lines = Path(path), []
+    if not path.is_file():
+        return lines
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: line {number} is not JSON; repair or remove it") from None
+    return lines
+
+
+def append(path, line):
+    """Add a line to the record; the file is replaced whole."""
+    path = Path(path)
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with atomic_path(path) as temporary:
+        temporary.write_text(before + json.dumps(line) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,133 @@
+"""Tables of accuracy runs: mean and spread over seeds, and paired differences to the baselines with their intervals."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from guided_diffusion.files import atomic_path
+
+BASELINES = ("unet", "unet_looks", "v2")
+RESAMPLES = 10_000  # of patients and seeds, for an interval
+COLUMNS = {  # figures of a run's line and their headings
+    "dice": "Dice",
+    "iou": "IoU",
+    "sample_dice": "one sample",
+    "sample_iou": "its IoU",
+    "coarse_dice": "coarse",
+    "coarse_iou": "its IoU",
+    "ece_band": "ECE band",
+    "ece": "ECE",
+    "brier_band": "Brier band",
+    "ged2": "GED²",
+    "matched_iou": "matched IoU",
+    "rater_dice": "Dice to each rater",
+}
+PAIRED = {"dice": "Dice", "sample_dice": "one sample", "ged2": "GED²", "matched_iou": "matched IoU"}
+
+
+def write_tables(lines, path):
+    """Write the Markdown tables of a record's lines (dicts) to `path`, whole or not at all. Returns the text."""
+    groups = defaultdict(list)
+    for line in lines:
+        if line["kind"] == "run":
+            groups[line["set"], line["split"], budget_of(line), line["machine"]].append(line)
+    text = "\n\n".join(_section(key, runs) for key, runs in sorted(groups.items())) or "No runs yet."
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def budget_of(line):
+    """What a run was given: the same minutes, or where its line has none the same steps, as all of its table."""
+    return f"{line['steps']} steps" if line["minutes"] is None else f"{line['minutes']:g} minutes"
+
+
+def _section(key, runs):
+    name, split, budget, machine = key
+    contenders = defaultdict(list)
+    for run in runs:
+        contenders[run["contender"], run["flags"]].append(run)
+    shown = [c for c in COLUMNS if any(run["figures"].get(c) is not None for run in runs)]
+    rows = [["contender", "steps", "seeds", *(COLUMNS[c] for c in shown), "s / case"]]
+    for (contender, _), own in contenders.items():
+        cells = [mean_and_spread([run["figures"].get(c) for run in own]) for c in shown]
+        steps = ", ".join(sorted({str(run["steps"]) for run in own}))
+        seconds = mean_and_spread([run["seconds_per_case"] for run in own], digits=2)
+        rows.append([contender, steps, str(len(own)), *cells, seconds])
+    parts = [f"### {name}, {split} split, {budget} of training ({machine})", _markdown(rows)]
+    paired = [_paired_table(contenders, baseline) for baseline in BASELINES]
+    return "\n\n".join(parts + [table for table in paired if table])
+
+
+def mean_and_spread(values, digits=3):
+    """The mean over the seeds with the smallest and the largest in brackets; one value alone; a dash for none."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _paired_table(contenders, baseline):
+    """Differences to a baseline's runs of the same seeds, with 95 % intervals over patients and seeds."""
+    base = {run["seed"]: run for (name, _), own in contenders.items() if name == baseline for run in own}
+    rows = []
+    for (name, _), own in contenders.items():
+        pairs = [(run, base[run["seed"]]) for run in own if name != baseline and run["seed"] in base]
+        cells = [difference_cell(pairs, key) for key in PAIRED]
+        if any(cell != "–" for cell in cells):
+            rows.append([name, str(len(pairs)), *cells])
+    if not rows:
+        return ""
+    heading = ["contender", "seeds", *(f"{label} - {baseline}'s [95 %]" for label in PAIRED.values())]
+    columns = [column for column in zip(heading, *rows, strict=True) if set(column[1:]) != {"–"}]
+    return _markdown([list(row) for row in zip(*columns, strict=True)])
+
+
+def difference_cell(pairs, key):
+    """The mean paired difference of a figure and its 95 % interval as text, or a dash.
+
+    pairs: (run, baseline's run), one pair a seed. A patient's difference under one seed is the mean over its cases; the
+    figure is the mean of these over patients and seeds.
+    """
+    differences = _by_seed_and_patient(pairs, key)
+    if not differences.size:
+        return "–"
+    low, high = interval_over_both(differences)
+    return f"{np.nanmean(differences):+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _by_seed_and_patient(pairs, key):
+    """Mean differences, float [seeds, patients], NaN where a patient has none under a seed."""
+    seeds = []
+    for run, other in pairs:
+        patients = defaultdict(list)
+        for group, a, b in zip(run["groups"], run["cases"].get(key, ()), other["cases"].get(key, ()), strict=False):
+            if a is not None and b is not None:
+                patients[group].append(a - b)
+        seeds.append({group: float(np.mean(values)) for group, values in patients.items()})
+    groups = sorted({group for patients in seeds for group in patients})
+    values = [[patients.get(group, np.nan) for group in groups] for patients in seeds if patients]
+    return np.array(values, dtype=np.float64).reshape(len(values), len(groups))
+
+
+def interval_over_both(differences, level=0.95):
+    """The bootstrap percentile interval (low, high) of the mean of [seeds, patients]; NaN stands for no value.
+
+    Seeds and patients are both drawn with replacement, so the interval covers another training run as well as other
+    patients. With one seed it covers patients alone.
+    """
+    rng, there = np.random.default_rng(0), ~np.isnan(differences)
+    seeds, patients = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) for n in differences.shape)
+    sums = np.einsum("rs,sp,rp->r", seeds, np.where(there, differences, 0), patients, optimize=True)
+    counts = np.einsum("rs,sp,rp->r", seeds, there.astype(float), patients, optimize=True)
+    means = sums[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def _markdown(rows):
+    """A Markdown table whose first row is the heading."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,156 @@
+"""The accuracy protocol at its smallest: what is trained, recorded, resumed, split and refused."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SCRIPTS, write_folder
+
+from guided_diffusion.data import build_dataset
+from guided_diffusion.files import write_json
+from guided_diffusion.phantom_lidc import write_lidc
+
+SIZE = "'--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2 --precision fp32'"
+ACCURACY = "benchmarks/accuracy"
+
+
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch):
+    """A benchmark finds its neighbours, as when it is run by its path."""
+    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+
+
+@pytest.fixture
+def protocol():
+    """The script as a module."""
+    return importlib.import_module("accuracy")
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Flags that name phantoms in place of the real sets."""
+    write_folder(tmp_path / "ph2", 6)
+    write_json(tmp_path / "ph2" / "split.json", {"train": [f"case{i}" for i in range(4)], "test": ["case4", "case5"]})
+    write_lidc(tmp_path / "lidc", 8, 2, size=32)
+    return ["--ph2_dir", tmp_path / "ph2", "--lidc4_dir", tmp_path / "lidc", "--out_dir", tmp_path / "runs"]
+
+
+def lines_of(record):
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd):
+    record = tmp_path / "accuracy.jsonl"
+    flags = [*sets, "--record", record, "--sets lidc4 --minutes 0.001 --seeds 3 --split tuning --threads 1"]
+    flags += ["--contenders 'v2;turned=v2: --symmetries all'", "--size", SIZE]
+    flags += ["--sampling '--num_ensemble 2 --diffusion_steps 2 --precision fp32'"]
+    script(ACCURACY, flags)
+    speed, *runs = lines_of(record)
+    assert speed["kind"] == "speed" and speed["contender"] == "v2" and speed["seconds_per_step"] > 0
+    assert [line["contender"] for line in runs] == ["v2", "turned"]
+    for line in runs:
+        assert (line["kind"], line["set"], line["split"], line["seed"]) == ("run", "lidc4", "tuning", 3)
+        assert line["steps"] == max(1, int(0.06 / speed["seconds_per_step"])) and line["minutes"] == 0.001
+        assert "--recipe staged" in line["flags"] and "threads" in line["machine"]
+        defined = [value for value in line["cases"]["dice"] if value is not None]
+        mean = float(np.mean(defined)) if defined else None
+        assert line["figures"]["dice"] == (None if mean is None else pytest.approx(mean, abs=1e-3))
+        assert line["figures"]["ged2"] is not None and line["seconds_per_case"] > 0
+        assert len(line["groups"]) == len(line["cases"]["ged2"]) > 0
+    assert runs[0]["train_seconds"] > 0 and runs[0]["train_cpu_seconds"] > 0
+    assert "train_seconds" not in runs[1] and runs[1]["sampling"].endswith("--symmetries all")
+    table = record.with_suffix(".md").read_text(encoding="utf-8")
+    assert "### lidc4, tuning split, 0.001 minutes" in table and "| turned | 1 |" in table
+    before = record.read_text(encoding="utf-8")
+    capfd.readouterr()
+    script(ACCURACY, flags)
+    assert record.read_text(encoding="utf-8") == before and capfd.readouterr().out.count("done before") == 2
+
+
+def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):
+    for kind, folder in {"FOLDER": sets[1], "LIDC": sets[3]}.items():
+        loader = f"{SCRIPTS / 'benchmarks' / 'tuning_split.py'}:Tuning{kind}"
+        whole = build_dataset(kind, folder, 32, split="train").cases
+        tuning = [build_dataset(loader, folder, 32, split=split).cases for split in ("train", "test")]
+        assert sorted(case.name for part in tuning for case in part) == [case.name for case in whole]
+        assert all(tuning)
+        groups = [{case.group or case.name for case in part} for part in tuning]
+        assert not groups[0] & groups[1]
+
+
+def test_a_later_contender_gets_the_steps_of_the_machine_as_it_was(protocol, tmp_path, monkeypatch):
+    slowness, seconds = 1.0, {"v2": 0.3, "one_draw": 0.24, "unet": 0.1}
+    monkeypatch.setattr(protocol, "measure", lambda options, name, flags: {c: slowness * seconds[c] for c in flags})
+    record = tmp_path / "a.jsonl"
+
+    def steps(contenders, **more):
+        options = protocol.AccuracyOptions(record=str(record), minutes=1, contenders=contenders, **more)
+        return protocol.steps_of(options, "lidc4", protocol.chosen(options)[1])
+
+    assert steps("v2") == {"v2": 200}
+    slowness = 2.0  # all are slowed alike by other work, also the recipe, which is measured beside them for that
+    assert steps("one_draw=v2 --noise_draws 1;v2") == {"one_draw": 250, "v2": 200}
+    assert steps("unet_mse,unet_looks") == {"unet_mse": 600, "unet_looks": 600}
+    lines = lines_of(record)
+    assert [line["seconds_per_step"] for line in lines] == pytest.approx([0.3, 0.24, 0.1])
+    assert [("scaled_by" in line) for line in lines] == [False, True, True]
+    assert steps("v1_published,v2", steps=70) == {"v1_published": 70, "v2": 70}
+    assert lines_of(record) == lines
+
+
+def test_contenders_of_ones_own(protocol):
+    asked = "v1_published;a=--version unet;b=v1_published --ema_rate 0.9;c=v1_published: --scales none;d=b: --seed 1"
+    contenders = protocol.chosen(protocol.AccuracyOptions(contenders=asked))[1]
+    published = contenders["v1_published"]
+    assert contenders["a"] == ("--version unet", "", "", "")
+    assert contenders["b"] == (f"{published.training} --ema_rate 0.9", published.sampling, "", "")
+    assert contenders["c"] == (published.training, f"{published.sampling} --scales none", "v1_published", "")
+    assert contenders["d"][2] == "b" and contenders["d"].training == contenders["b"].training
+
+
+def test_the_second_stage_begins_at_its_share(protocol):
+    assert protocol.in_steps("--condition_steps 85% --lr 1", 100) == "--condition_steps 85 --lr 1"
+    assert protocol.in_steps("--condition_steps 85%", 1) == "--condition_steps 1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--sets cifar", "'cifar' is none of ph2, lidc4"),
+        ("--contenders v3", "'v3' is none of unet"),
+        ("--seeds 1,x", "--seeds 1,x: must be numbers separated by commas"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(refusal, tmp_path, flags, words):
+    assert words in refusal(ACCURACY, [flags, "--record", tmp_path / "a.jsonl"])
+
+
+def test_a_script_runs_with_the_threads_asked_for_and_its_failure_is_named(protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "SCRIPTS", tmp_path)
+    (tmp_path / "small.py").write_text("import os, sys\nsys.exit(os.environ['OMP_NUM_THREADS'] != sys.argv[1])")
+    options = protocol.AccuracyOptions(threads=3)
+    seconds, processor_seconds = protocol.call_script(options, "small.py", ["3"])
+    assert seconds > 0 and processor_seconds > 0
+    with pytest.raises(protocol.UserError, match=r"small.py failed with status 1 \(its message is above\): 'not 3'"):
+        protocol.call_script(options, "small.py", ["not 3"])
+
+
+def test_a_broken_record_is_named(refusal, tmp_path):
+    record = tmp_path / "a.jsonl"
+    record.write_text('{"kind": "speed"}\n{"kind": "run"\n')
+    assert "a.jsonl: line 2 is not JSON" in refusal(ACCURACY, ["--table True --record", record])
+
+
+def test_the_published_record_still_matches_today_s_contenders(protocol):
+    """A flag string that changed would run everything anew beside the recorded rows."""
+    places = [SCRIPTS.parent / "docs" / place for place in ("record/accuracy.jsonl", "accuracy.jsonl")]
+    lines = [line for line in lines_of(next(filter(Path.is_file, places))) if line["kind"] == "run"]
+    options = protocol.AccuracyOptions()
+    for contender in options.contenders.split(","):
+        how = protocol.CONTENDERS[contender]
+        flags = protocol.trained_with(options, how.training)
+        sampling = " ".join(f"{protocol.SAMPLING['lidc4']} {how.sampling}".split())
+        wanted = {"contender": contender, "set": "lidc4", "flags": flags, "sampling": sampling, "minutes": 12.0}
+        assert sum(wanted.items() <= line.items() for line in lines) == 2, contender  # two seeds
