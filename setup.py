@@ -1,13 +1,13 @@
 """Packaging: `pip install -r requirement.txt` installs this in place, so that the scripts run with no path tricks."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="guided_diffusion",
     version="0.2.0",
     description="Medical image segmentation with diffusion models: MedSegDiff, done right",
     license="MIT",
-    packages=["guided_diffusion"],
+    packages=find_packages(include=["guided_diffusion*"]),
     package_data={"guided_diffusion": ["pages/*"]},
     python_requires=">=3.10",
 )

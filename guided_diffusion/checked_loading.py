@@ -41,7 +41,7 @@ def own_errors(loader, method, case=None):
 
 
 def _is_ours(cls):
-    return cls.__module__.partition(".")[0] == __package__
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 class CheckedLoading:

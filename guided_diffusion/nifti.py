@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import orientation
 from .errors import UserError
 from .files import atomic_path, decoding, split_suffix
+from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NEAR = 0.25  # of a voxel: how far apart corners of volumes may be that lie alike, since affines are rounded
@@ -176,12 +176,12 @@ class _Nifti:
 
     @property
     def shape(self):
-        return orientation.turned_shape(self.file_shape, self.turn)
+        return turned_shape(self.file_shape, self.turn)
 
     @property
     def affine(self):
         volume = (*self.file_shape, 1, 1)[:3]
-        return orientation.turned_affine(self.file_affine, self.turn, volume)
+        return turned_affine(self.file_affine, self.turn, volume)
 
     @property
     def spacing(self):
@@ -193,7 +193,7 @@ class _Nifti:
         with decoding(self.path, "NIfTI file"):
             values = self.image.get_fdata(dtype=np.float32)
         values = values.reshape(*self.file_shape, self.channels)
-        return orientation.reoriented(values, self.turn)
+        return reoriented(values, self.turn)
 
 
 def _open_nifti(path, like=None, onto=None):
@@ -212,14 +212,14 @@ def _open_nifti(path, like=None, onto=None):
     grid = Grid(affine, shape[:3], has_codes)
     other = Grid.of_file_of(onto) if onto else _grid_of(like) if like and like != path else None
     is_placed = has_codes or other is None
-    if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and orientation.is_degenerate(affine):
+    if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and is_degenerate(affine):
         raise UserError(
             f"{path}: its affine places no volume in space (an axis has no length or the direction of another, or "
             "values are not finite); save it with the right one"
         )
     if other is not None:
         affine = grid.affine_beside(other)
-    turn = orientation.turn_onto(affine, *onto.in_file) if onto else orientation.canonical_turn(affine, grid.shape)
+    turn = turn_onto(affine, *onto.in_file) if onto else canonical_turn(affine, grid.shape)
     return _Nifti(path, image, channels, grid, affine, turn)
 
 

@@ -47,7 +47,7 @@ from .raters import files_by_name
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
 # In a manifest without them:
-OLDER = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}
+OLDER_MANIFESTS = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}
 UNTOLD = ("data_name", "ct_window")  # what an older manifest may not say, so that nothing can be compared with
 
 
@@ -96,8 +96,8 @@ class ResultsFolder:
             *(("settings", k) for k in new["settings"]),
             *(("data", k) for k in ("data_dir", "split", *UNTOLD)),
         ]:
-            before = (old.get(group, {}) if group else old).get(key, OLDER.get(key))
-            now = (new[group] if group else new).get(key, OLDER.get(key))
+            before = (old.get(group, {}) if group else old).get(key, OLDER_MANIFESTS.get(key))
+            now = (new[group] if group else new).get(key, OLDER_MANIFESTS.get(key))
             if key in UNTOLD and (before in (None, "AUTO") or str(before).upper() == str(now).upper()):
                 continue
             if before != now:
