@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .errors import UserError
-from .seeds import seed_of
+from .runtime.errors import UserError
+from .runtime.seeds import seed_of
 
 ORIENTATIONS = ("any", "upright")
+
+
 ELASTIC_POINTS = 5  # a side of the grid of points that an elastic deformation moves: waves of half an image
+
+
 BLUR_SIZE = 5  # pixels
 
 

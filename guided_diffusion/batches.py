@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import UserError, reason_of
+from .runtime.errors import UserError, reason_of
 from .selection import Selection
 from .views import crop
 

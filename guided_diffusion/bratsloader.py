@@ -8,20 +8,27 @@ from pathlib import Path
 
 from .classes import Classes
 from .data import Case, SegmentationDataset
-from .errors import UserError
 from .files import split_suffix
 from .intensity import normalised_channels
-from .logger import counted
 from .nifti import is_nifti
+from .runtime.console import counted
+from .runtime.errors import UserError
 from .split import split_folders
 from .volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
 OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "flair"}
+
+
 KINDS = (*MODALITIES, *OTHER_NAMES, r"seg\d*")
+
+
 # brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
 FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
+
 
 # BraTS-GLI-00002-001: the second time that a patient was examined; one side of a split has all of a patient.
 PATIENT = re.compile(r"(BraTS-.+-\d{5})-\d{3}", re.IGNORECASE)

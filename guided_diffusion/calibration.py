@@ -13,9 +13,17 @@ from scipy.ndimage import distance_transform_edt
 from .metrics import joint_box
 
 BINS = 15
+
+
 FINE = 256  # fine bins to each of them
+
+
 EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
+
+
 FINE_EDGES = np.arange(1, BINS * FINE) / (BINS * FINE)
+
+
 FINE_EDGES[FINE - 1 :: FINE] = EDGES  # to the bit
 
 

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
 from .files import PICTURE_SUFFIXES, check_encodable, read_picture, split_suffix
+from .runtime.errors import UserError
 
 # Grey values well between background and foreground: beyond are a mask's own and the noise that JPEG adds to them. A
 # photograph has nearly all of its pixels there (a head on black a third), a mask those at its smoothed edges, and one
 # in grey instead of white has a value or two.
 BETWEEN = (32, 223)
+
+
 PHOTOGRAPH_PIXELS = 1 / 4
+
+
 PHOTOGRAPH_VALUES = 32
 
 

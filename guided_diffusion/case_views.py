@@ -29,10 +29,20 @@ from .statistics import describe
 from .uncertainty import SCORES, case_scores
 
 SIDE = 384  # longest side of a picture in the report, in pixels
+
+
 MAP_SIDE = 160  # of a soft map, which is smooth
+
+
 CARD_TILE = 132  # side of each picture of a card
+
+
 MOST_SLICES = 64  # of a volume
+
+
 MAP_COLOURS = 48  # of a soft map: more would take more bytes than eyes could tell
+
+
 # The first colour of an outline sheet is none at all.
 PALETTE = [(0, 0, 0), MASK_COLOUR, TRUTH_COLOUR, MEMBER_COLOUR, *CLASS_COLOURS]
 

@@ -4,7 +4,11 @@ import math
 from html import escape
 
 WIDTH, HEIGHT = 340, 210
+
+
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38  # around the plotting area, in pixels
+
+
 LINE_POINTS = 400  # of a line, at most
 
 

@@ -4,15 +4,18 @@ from collections import Counter
 
 import numpy as np
 
-from .errors import UserError
 from .files import write_png
-from .logger import counted
 from .pictures import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
-from .text_table import text_table
+from .runtime.console import counted, text_table
+from .runtime.errors import UserError
 from .units import group_cases
 
 SHEET_TILE = 160  # pixels
+
+
 SHEET_COLUMNS = 8
+
+
 VALUES = 8  # that are told of masks
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from .errors import UserError, in_one_line, innermost_place
+from .runtime.errors import UserError, in_one_line, innermost_place
 
 REMEDY = "; python scripts/check_data.py tries every case"
 

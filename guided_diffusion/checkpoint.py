@@ -12,14 +12,18 @@ import torch
 
 from .classes import Classes
 from .config import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
-from .errors import UserError
 from .files import atomic_path
 from .gaussian_diffusion import build_diffusion
 from .medsegdiff import build_model
+from .runtime.errors import UserError
 from .sharding import load_whole
 
 FORMAT = "medsegdiff-checkpoint-1"
+
+
 LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # which the first checkpoints of v2 lack
+
+
 OLDER = {  # what a checkpoint that is older than an option was trained with
     "model": {
         "concat_features": False,

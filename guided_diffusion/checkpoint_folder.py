@@ -1,8 +1,8 @@
 """The checkpoints of a run: model<step>.pt, how many of them are kept, last.pt (the newest) and best.pt."""
 
 from .checkpoint import checkpoint_path, load_checkpoint, names_by_step, save_checkpoint, step_of
-from .errors import UserError
-from .logger import console
+from .runtime.console import console
+from .runtime.errors import UserError
 
 BEST, LAST = "best.pt", "last.pt"
 

@@ -5,13 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import UserError
 from .files import read_json
+from .runtime.errors import UserError
 
 WORDS = ("auto", "regions", "labels")  # what --classes may say instead of names and values
+
+
 LARGEST = 65535  # label value, of a 16-bit picture
+
+
 MOST = 62  # overlapping classes: a pixel's memberships are the bits of one integer
+
+
 MOST_FOUND = 256  # values in the masks, 0 among them, that --classes auto takes for classes
+
+
 MEAN = "mean"  # the row of all classes together in tables, so no class's name
 
 

@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 
-from .errors import UserError
-from .logger import counted
 from .metrics import metric_names
+from .runtime.console import counted, text_table
+from .runtime.errors import UserError
 from .statistics import Resampling, describe
 from .summary import by_case, groups_of, mean_row, metric_label
-from .text_table import text_table
 
 MORE = ("sample_dice", "coarse_dice", "ece_band", "brier_band", "ged2", "matched_iou", "rater_dice", "agreement")
 

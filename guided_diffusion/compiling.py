@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import UserError, is_out_of_memory
+from .runtime.errors import UserError, is_out_of_memory
 
 
 def compiled(model):

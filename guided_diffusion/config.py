@@ -8,10 +8,11 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from .errors import UserError
 from .presets import PRESETS
+from .runtime.errors import UserError
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
+
 
 # Options that this version no longer has, and their values that changed nothing; () where none did by itself.
 REMOVED = {
@@ -28,7 +29,11 @@ REMOVED = {
     "begin_at": (1,),
     "dynamic_threshold": (0,),
 }
+
+
 ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they shaped the training, and the network is any other's
+
+
 LAST_VERSION = "0.1.0"  # that has them
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from .config import without_removed
-from .errors import UserError, describe_os_error
 from .files import atomic_path, read_yaml
+from .runtime.errors import UserError, describe_os_error
 from .variants import unheeded_flags
 
 

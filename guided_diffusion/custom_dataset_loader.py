@@ -28,7 +28,6 @@ little more: splits, labels and NIfTI volumes.
 """
 
 from .data import Case, SegmentationDataset
-from .errors import NoSplitError, UserError
 from .files import (
     list_files,
     read_csv,
@@ -40,13 +39,16 @@ from .files import (
     stacked,
 )
 from .intensity import normalised_channels, normaliser
-from .logger import counted
 from .nifti import is_nifti, nifti_channels
 from .raters import SUFFIXES, RaterFolders
+from .runtime.console import counted
+from .runtime.errors import NoSplitError, UserError
 from .split import SPLIT_FOLDERS, split_folders, split_of
 from .volumes import VolumeReader
 
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
+
+
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
 

@@ -10,14 +10,18 @@ from torch.utils.data import Dataset
 from .case_checks import like_photograph, mask_pictures
 from .checked_loading import REMEDY
 from .data import build_dataset
-from .errors import NoCasesError, NoSplitError, UserError, reason_of
-from .logger import counted, listed
 from .nifti import is_nifti, lies_elsewhere
+from .runtime.console import counted, listed
+from .runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .split import SPLIT_FOLDERS, known_group
 from .units import group_cases
 
 LISTED_PROBLEMS = 5  # then a line says which cases have the others
+
+
 FEW_PIXELS = 1e-3  # share of the foreground below which masks are hard to learn
+
+
 SOFT_VALUES = 2  # values of a mask picture beyond which its greys are told
 
 

@@ -3,12 +3,12 @@
 import re
 
 from .data import SegmentationDataset
-from .errors import UserError
 from .files import list_files, read_json, split_suffix
 from .intensity import CTWindow, normalised_channels, zscore
-from .logger import counted
 from .nifti import NIFTI_SUFFIXES
 from .raters import RaterFolders
+from .runtime.console import counted
+from .runtime.errors import UserError
 from .volumes import VolumeReader
 
 SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # HU: what a reader of abdominal or of lung CT would choose

@@ -12,7 +12,11 @@ from scipy.optimize import linear_sum_assignment
 from .metrics import joint_box, overlap
 
 LEVEL_SETS = 16
+
+
 BLOCK_PIXELS = 2**20
+
+
 SET_FIGURES = (
     "ged2",
     "matched_iou",

@@ -2,7 +2,7 @@
 
 import torch
 
-from .seeds import seeded_generator
+from .runtime.seeds import seeded_generator
 
 
 def item_generator(seed, step, index):

@@ -8,10 +8,12 @@ import torch
 
 from .ensemble import fuse_patterns, vote_patterns
 from .metrics import dice_of
-from .seeds import seed_of
+from .runtime.seeds import seed_of
 from .statistics import Resampling, describe
 
 SUBSETS = 8  # of each size, at most
+
+
 GAIN = 0.001  # of Dice, below which growth is none
 
 

@@ -12,12 +12,12 @@ from .calibration import ReliabilityTable, boundary_band
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble import staple
 from .ensemble_size import dice_by_size
-from .errors import UserError
 from .files import atomic_path, write_json
-from .logger import counted
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
 from .raters import majority, on_grid, rater_names, raters_of
 from .results import Predictions
+from .runtime.console import counted
+from .runtime.errors import UserError
 from .split import group_of
 from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of

@@ -10,8 +10,14 @@ from .mask_losses import CROSS_ENTROPIES, bce, bce_dice, class_probabilities, me
 from .schedule import Schedule, noise_schedule
 
 MASK_LOSSES = ("mse", "bce", "bce_dice")
+
+
 LOGIT_SKIPS = ("none", "noise", "coarse", "both")
+
+
 ACTIVATIONS = ("sigmoid", "softmax")
+
+
 LARGEST_GAIN = 4.0  # of the network's output; where noise is low, its errors would otherwise be made large
 
 

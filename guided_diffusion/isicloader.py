@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from .data import Case, SegmentationDataset
-from .errors import UserError
 from .files import PICTURE_SUFFIXES, list_files, read_csv, read_picture, read_picture_mask, split_suffix, stacked
 from .raters import RaterFolders, files_by_name
+from .runtime.errors import UserError
 
 # Name: (image folder, its ground truth folder beside it); the group is the part: Training, Validation or Test.
 LAYOUTS = {
@@ -19,7 +19,11 @@ LAYOUTS = {
     "ISIC 2017": (r"ISIC-2017_(Training|Validation|Test_v2)_Data", r"ISIC-2017_\1_Part1_GroundTruth"),
     "ISIC 2018": (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
 }
+
+
 LABEL_FILE = "ISBI2016_ISIC_Part3B_{part}_GroundTruth.csv"
+
+
 LABELS = {"benign": 0, "0": 0, "0.0": 0, "malignant": 1, "1": 1, "1.0": 1}
 
 

@@ -1,8 +1,8 @@
 """Whether cases that are sampled or scored were trained on, so that their Dice says nothing about new images."""
 
 from .data import build_dataset
-from .errors import UserError
-from .logger import counted
+from .runtime.console import counted
+from .runtime.errors import UserError
 from .split import HOLD_OUT_FLAGS, hold_out_of
 from .storage import cached
 

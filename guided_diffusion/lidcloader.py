@@ -5,11 +5,13 @@ from functools import cached_property
 import numpy as np
 
 from .data import Case, SegmentationDataset
-from .errors import UserError
 from .files import list_files, read_npz, read_npz_headers
-from .logger import counted
+from .runtime.console import counted
+from .runtime.errors import UserError
 
 KEYS = ("images", "masks", "patient", "is_test")
+
+
 LAZY = ("_images", "_packed_masks")
 
 

@@ -1,51 +1,11 @@
 """What a run says while it works: lines on the console, and log.jsonl and TensorBoard curves in the run's folder."""
 
 import json
-import logging
 import math
-import sys
 import threading
 from pathlib import Path
 
-from tqdm import tqdm
-
 from .files import atomic_path, read_json_lines
-
-
-class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a line does not tear a progress bar."""
-
-    def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
-
-
-def console():
-    """The program's logger, with its console handler in place."""
-    log = logging.getLogger("medsegdiff")
-    if not log.handlers:
-        handler = _ConsoleHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
-    return log
-
-
-def quiet(silent):
-    """Let the console show nothing but errors, or all again: of several processes one speaks."""
-    console().setLevel(logging.ERROR if silent else logging.INFO)
-
-
-def counted(number, noun):
-    """ "1 case", "2 cases": a number with its noun, whose plural ends in s."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(names, most=5):
-    """ "a, b and 3 more": names, of more than `most` the first and how many there are beside."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class RunLog:

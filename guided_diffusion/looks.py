@@ -12,6 +12,8 @@ from .model_output import joined
 from .symmetries import turned, turned_back
 
 TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone
+
+
 MARGIN = 0.25  # of half a side: so far from its edges a look that is cut off there counts less
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
-from .errors import UserError
 from .model_output import Answer, ConditionV1, ConditionV2, ModelOutput
 from .nn import patches, pixels, timestep_embedding
+from .runtime.errors import UserError
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # MedSegDiff's figure fuses after the first two stages

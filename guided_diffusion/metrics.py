@@ -13,7 +13,11 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from .lesions import LESION_METRICS, detection
 
 OVERLAP = ("dice", "iou", "sensitivity", "specificity", "precision")
+
+
 TOLERANCES = (1.0, 2.0)
+
+
 LESION_IOU = 0.1
 
 

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from .files import atomic_path
-from .logger import counted
 from .metrics import metric_names
+from .runtime.console import counted
 from .summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
 
 PAPERS = {
@@ -25,6 +25,8 @@ PAPERS = {
   note      = {arXiv:2301.11798}
 }""",
 }
+
+
 UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
 
 

@@ -4,7 +4,7 @@ looking at the data."""
 import shlex
 from pathlib import Path
 
-from .errors import UserError
+from .runtime.errors import UserError
 from .split import SPLIT_FOLDERS, split_folders
 from .storage import folder_and_name, is_remote, join, list_folders
 

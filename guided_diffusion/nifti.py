@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
 from .files import atomic_path, decoding, split_suffix
 from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
+from .runtime.errors import UserError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
 NEAR = 0.25  # of a voxel: how far apart corners of volumes may be that lie alike, since affines are rounded
 
 

@@ -4,7 +4,11 @@ import numpy as np
 
 # The order of axes of a canonical volume by its thickest one: slices lie along the last. Axial ones are the rule.
 AXES = {"R": "ASR", "A": "RSA", "S": "RAS"}
+
+
 STILL = np.array([[0.0, 1], [1, 1], [2, 1]])  # the turn that leaves all as it is
+
+
 THICK = 1.5  # times as thick as the second thickest is a voxel of slices acquired in that direction
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .dist_util import peers_needed
+from .runtime.distributed import peers_needed
 from .sharding import shard_the_rest
 
 

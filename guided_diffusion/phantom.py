@@ -16,6 +16,7 @@ from .files import atomic_path
 
 TEST_START = 5000  # test cases are numbered from here on, training cases from 0
 
+
 # ---- data sets on disk -------------------------------------------------------------------------------------------
 
 
@@ -150,9 +151,17 @@ def best_threshold_dice(image, mask):
 
 # How strongly each pigment, and a shadow, weakens red, green and blue light per unit of density.
 MELANIN = np.array([0.62, 1.0, 1.25])
+
+
 BLOOD = np.array([0.15, 1.0, 0.85])
+
+
 INK = np.array([1.3, 1.15, 0.55])
+
+
 SHADE = np.array([0.92, 1.0, 1.04])
+
+
 HAIR = np.array([0.68, 0.71, 0.71])  # the share of light that a hair takes
 
 
@@ -300,6 +309,8 @@ def smooth_noise(rng, shape, sigma):
 # Signal of each tissue (rows, by code) in each modality, with white matter of T1 at 1. Only the tumour is bright in T2
 # and in FLAIR: a fluid-filled cyst shows in T2 alone, a signal artefact in FLAIR alone.
 AIR, FLUID, GREY, WHITE, OEDEMA, ENHANCING, NECROSIS, VESSEL, CYST, ARTEFACT = range(10)
+
+
 SIGNAL = np.array(
     [  # t1   t1ce    t2  flair
         [0.00, 0.00, 0.00, 0.00],
@@ -314,6 +325,8 @@ SIGNAL = np.array(
         [0.88, 0.92, 0.50, 0.95],
     ]
 )
+
+
 SEG_LABELS = {NECROSIS: 1, OEDEMA: 2, ENHANCING: 4}
 
 

@@ -4,8 +4,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
+
+
 TRUTH_COLOUR = (64, 255, 96)
+
+
 MEMBER_COLOUR = (80, 190, 255)
+
+
 CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (255, 64, 64),
     (64, 160, 255),
@@ -16,7 +22,11 @@ CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (150, 255, 80),
     (255, 130, 190),
 )
+
+
 DASH = 3  # pixels of a dash, and between two
+
+
 CAPTION = 16  # height of a line of captions
 
 

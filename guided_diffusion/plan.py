@@ -4,14 +4,20 @@ import dataclasses
 
 import numpy as np
 
-from .errors import UserError
 from .grids import solver_timesteps, strided_timesteps
 from .run_options import SampleOptions
+from .runtime.errors import UserError
 from .sampling import SamplingPlan
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM's is T
+
+
 SCALES = (0.9, 1.1)  # other scales at which images are looked at: as far as --augment light goes
+
+
 PUBLISHED_THRESHOLD = 0.995  # the share of pixels by which the published code thresholds x0 in its DPM-Solver++
+
+
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
 
 

@@ -13,6 +13,8 @@ _OWN = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2);
         "use_scale_shift_norm": True,
     },
 }
+
+
 _EVERY = {
     "image_size": 256,
     "num_channels": 128,
@@ -21,7 +23,10 @@ _EVERY = {
     "attention_resolutions": "16",
     "use_scale_shift_norm": False,
 }
+
+
 PRESETS = {name: {**_EVERY, **values} for name, values in _OWN.items()}
+
 
 _PUBLISHED = {  # the published commands, and what the published code does where they are silent
     "objective": "eps",
@@ -41,6 +46,8 @@ _PUBLISHED = {  # the published commands, and what the published code does where
     "schedule_sampler": "uniform",
     "augment": "none",
 }
+
+
 _STAGED = {  # docs/results.md has what it was measured against
     "objective": "x0",
     "mask_loss": "bce",
@@ -56,7 +63,11 @@ _STAGED = {  # docs/results.md has what it was measured against
     "dropout": 0.1,
     "augment": "light",
 }
+
+
 DEFAULT_RECIPE = "staged"
+
+
 RECIPES = {
     "staged": {"v2": _STAGED},
     "published": {

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from .errors import UserError
 from .files import PICTURE_SUFFIXES, list_files, split_suffix
 from .nifti import NIFTI_SUFFIXES
+from .runtime.errors import UserError
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 

@@ -1,9 +1,9 @@
 """How training read its images, as a checkpoint keeps it: the CT window for whoever goes on, and whether data fit."""
 
 from .data import SegmentationDataset, find_loader
-from .errors import UserError
-from .logger import console
 from .registry import LOADERS
+from .runtime.console import console
+from .runtime.errors import UserError
 
 BYTES, CT, OTHER_VOLUMES = "images of 0 to 255", "CT (cut to a --ct_window)", "volumes other than CT"
 

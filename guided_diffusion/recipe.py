@@ -3,8 +3,8 @@
 import dataclasses
 
 from .config import VERSIONS, DiffusionOptions, ModelOptions, build
-from .errors import UserError
 from .presets import DEFAULT_RECIPE, RECIPES
+from .runtime.errors import UserError
 from .variants import unheeded_flags
 
 # Of the recipes: what goes only with a network that predicts x0 by --mask_loss, not with --objective eps or --use_kl.

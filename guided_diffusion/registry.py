@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from .errors import UserError, in_one_line, innermost_place
+from .runtime.errors import UserError, in_one_line, innermost_place
 
 LOADERS = {
     "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
@@ -16,7 +16,10 @@ LOADERS = {
     "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
 }
 
+
 AUTO = "AUTO"  # stands for whichever loader recognises the folder
+
+
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
 
 

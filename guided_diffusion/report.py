@@ -11,20 +11,26 @@ import numpy as np
 from tqdm import tqdm
 
 from .case_views import slices_of
-from .errors import UserError
 from .files import atomic_path, read_json
-from .logger import console, counted
 from .page import data_uri, header, part, write_page
 from .pictures import class_colour
 from .raters import raters_of
 from .report_figures import charts_of, figure_label, table_of
 from .results import Predictions
+from .runtime.console import console, counted
+from .runtime.errors import UserError
 from .sampling import looks_of
 from .summary import DEFINITIONS
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
+
+
 EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
+
+
 WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # beginnings
+
+
 FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at first, as far as there is truth
 
 

@@ -6,10 +6,12 @@ from html import escape
 
 from .calibration import BINS
 from .charts import Chart, histogram, rounded
-from .logger import counted
 from .page import figure
+from .runtime.console import counted
 
 FIGURE_LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
+
+
 CHARTED = ("dice", "sensitivity", "precision", "hd95")
 
 

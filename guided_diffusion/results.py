@@ -29,7 +29,6 @@ from .case_maps import PIXEL_MAPS
 from .classes import BINARY
 from .config import without_removed
 from .custom_dataset_loader import MASK_ENDINGS
-from .errors import UserError
 from .files import (
     atomic_path,
     read_json,
@@ -44,10 +43,15 @@ from .files import (
 from .nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
 from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .raters import files_by_name
+from .runtime.errors import UserError
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed
+
+
 # In a manifest without them:
 OLDER_MANIFESTS = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}
+
+
 UNTOLD = ("data_name", "ct_window")  # what an older manifest may not say, so that nothing can be compared with
 
 

@@ -3,10 +3,10 @@
 import dataclasses
 
 from .config import build
-from .dist_util import pick_precision
-from .errors import UserError
 from .presets import PRESETS
 from .recipe import recipe_values
+from .runtime.distributed import pick_precision
+from .runtime.errors import UserError
 from .split import HOLD_OUT_FLAGS, hold_out_of
 from .storage import is_same_folder
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from .config import absolute_loader, check_group_key, numbers, option
-from .errors import UserError
+from .runtime.errors import UserError
 
 FUSE = ("staple", "mean", "vote")
 

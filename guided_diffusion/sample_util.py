@@ -13,21 +13,23 @@ from tqdm import tqdm
 from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
-from .dist_util import autocast, memory_format
-from .errors import UserError, is_out_of_memory, reason_of
-from .logger import console
 from .medsegdiff import check_size
 from .pictures import denoising_frames, displayed
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options
 from .run_options import SampleOptions
+from .runtime.console import console
+from .runtime.distributed import autocast, memory_format
+from .runtime.errors import UserError, is_out_of_memory, reason_of
 from .sampling import draw_members
 from .temperature import temperature_of
 from .tiles import cut, in_tiles
 from .views import WHOLE, View
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
+
+
 WAITING_BATCHES = 2  # that may wait to be written before the network does
 
 

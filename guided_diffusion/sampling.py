@@ -17,7 +17,7 @@ from .coupling import coupled
 from .dpm_solver import sample_dpm_solver
 from .looks import encoded
 from .mask_losses import class_probabilities
-from .seeds import seeded_generator
+from .runtime.seeds import seeded_generator
 from .symmetries import SYMMETRIES, each_turned
 from .tiles import Tiled
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from .errors import UserError
-from .logger import console, counted
+from .runtime.console import console, counted
+from .runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from .learning_rate import learning_rate_factor
 
 CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
+
+
 AT_REST = 0.01  # of --lr: below it weights hardly move, and their running average is no better
 
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 
 RESAMPLES = 2000  # of the intervals in tables
+
+
 AT_ONCE = 2**22  # numbers that are drawn, or weighed, in one go
 
 

@@ -2,8 +2,8 @@
 
 import signal
 
-from .errors import PeerGone
-from .logger import console
+from .runtime.console import console
+from .runtime.errors import PeerGone
 
 
 class SignalsCaught:

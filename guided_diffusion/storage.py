@@ -13,12 +13,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .errors import UserError
 from .files import atomic_path
-from .logger import console, counted
+from .runtime.console import console, counted
+from .runtime.errors import UserError
 
 SCHEMES = ("gs://", "az://")
+
+
 OF_THIS_MACHINE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+
+
 CREDENTIALS = {
     "gs://": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run: gcloud auth application-default login",
     "az://": "set AZURE_STORAGE_KEY, or run: az login",

@@ -8,10 +8,9 @@ import numpy as np
 from .classes import MEAN
 from .diversity import SET_FIGURES
 from .ensemble_size import format_sizes, size_summary
-from .logger import counted
 from .metrics import metric_names
+from .runtime.console import counted, text_table
 from .statistics import Resampling, describe
-from .text_table import text_table
 from .uncertainty import SCORES, judge
 
 CALIBRATION = {  # figures and their labels in the table
@@ -20,11 +19,23 @@ CALIBRATION = {  # figures and their labels in the table
     for figure in ("ece", "adaptive_ece", "brier")
     for part in ("", "_band")
 }
+
+
 DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
+
+
 MAPS = {"": "probability", "coarse_": "coarse"}
+
+
 EMPTY_LABELS = {"both": "both empty", "prediction": "prediction empty", "truth": "truth empty"}
+
+
 DEFINITIONS = "docs/evaluation.md"  # of every figure
+
+
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")  # of the console's table
+
+
 PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
 
 

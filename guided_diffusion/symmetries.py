@@ -6,6 +6,8 @@ A symmetry is (turns, mirrored): quarter turns, then a mirror of the last axis.
 import torch
 
 IDENTITY = (0, False)
+
+
 SYMMETRIES = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))  # the identity first
 
 

@@ -3,10 +3,20 @@
 import math
 
 EMPTY = FULL = 0.5  # share of the members
+
+
 AGREEMENT = 0.5  # mean Dice of pairs of members
+
+
 LEARNED = 0.5  # Dice from which on a loss may well stay as it is
+
+
 FLAT = 0.01  # relative change of the mean loss from one validation to the next
+
+
 CHECK = "--overfit 4 (does it learn these data at all?)"  # which is not what to try in such a check itself
+
+
 NAMES = {
     "empty": "most samples empty",
     "full": "most samples full",

@@ -9,6 +9,8 @@ from torch import nn
 from .model_output import ModelOutput, joined
 
 SIGMA = 0.125  # of the weights within a window, in parts of its side
+
+
 LEAST_WEIGHT = 1e-3  # so that a corner which only one window covers has a weight
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from .config import numbers, option
-from .errors import UserError
 from .presets import RECIPES
+from .runtime.errors import UserError
 from .storage import join
 
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100

@@ -14,15 +14,16 @@ from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
 from .compiling import compiled, compiler_errors
-from .dist_util import Processes, autocast, peers_needed
 from .draws import draw_for_items, rows
 from .ema import EMA
-from .errors import UserError
 from .files import remove_temporaries
-from .logger import RunLog, console, counted
+from .logger import RunLog
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
-from .seeds import seed_of
+from .runtime.console import console, counted
+from .runtime.distributed import Processes, autocast, peers_needed
+from .runtime.errors import UserError
+from .runtime.seeds import seed_of
 from .sharding import gathered
 from .stages import Stages
 from .stopping import SignalsCaught

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from .charts import Chart, rounded
-from .errors import UserError
 from .files import read_json_lines
 from .page import data_uri, figure, header, write_page
+from .runtime.errors import UserError
 
 # A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
 CURVES = (
@@ -20,6 +20,8 @@ CURVES = (
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
     ("Waiting for data", "share of time", ("waiting",), False),
 )
+
+
 FACTS = (
     ("Data", "data", "data_dir"),
     ("Variant", "model", "version"),
@@ -28,6 +30,8 @@ FACTS = (
     ("Learning rate", "train", "lr"),
     ("Seed", "train", "seed"),
 )
+
+
 PICTURE = re.compile(r"step(\d+)\.png")
 
 

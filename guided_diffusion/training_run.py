@@ -6,11 +6,11 @@ from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
 from .config import DataOptions, DiffusionOptions, ModelOptions
 from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
-from .dist_util import pick_precision
-from .errors import NoCasesError, UserError
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
 from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
+from .runtime.distributed import pick_precision
+from .runtime.errors import NoCasesError, UserError
 from .split import loading_of
 from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions

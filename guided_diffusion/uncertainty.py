@@ -12,7 +12,11 @@ SCORES = {  # of a case, and whether a higher one means a surer answer
     "expected_dice": True,
     "volume_spread": False,
 }
+
+
 INTERVAL = (5, 95)  # percentiles of the members' volumes
+
+
 RETENTION_POINTS = 100  # of a retention curve, at most
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from .data import Case
-from .errors import UserError
-from .logger import counted
+from .runtime.console import counted
+from .runtime.errors import UserError
 
 LISTED_SLICES = 5  # slices that a message names
 

@@ -9,21 +9,30 @@ import torch
 from tqdm import tqdm
 
 from .batches import collate
-from .dist_util import Processes, autocast
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from .metrics import overlap
 from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .run_options import SampleOptions
+from .runtime.distributed import Processes, autocast
 from .sampling import draw_members
 from .statistics import describe
 from .tiles import Tiled, cut, in_tiles
 
 MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
+
+
 TILE = 128  # pixels of a picture in the grid
+
+
 TRIES = 16  # cases looked at for one that has something to segment
+
+
 TILES_AT_ONCE = 8  # of an image larger than the network, beside a training
+
+
 NEARLY_ALL = 0.95  # of an image's pixels: a mask beyond it is full
+
 
 # What a validation gives, each a mean over cases (of K classes, of their mean); in the log as val_NAME.
 FIGURES = ("dice", "member_dice", "coarse_dice", "agreement", "empty", "full")

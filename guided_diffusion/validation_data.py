@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from .data import SegmentationDataset, build_dataset
-from .errors import NoCasesError, UserError
-from .logger import counted
+from .runtime.console import counted
+from .runtime.errors import NoCasesError, UserError
 from .split import loading_of
 
 

@@ -1,6 +1,6 @@
 """Which flags belong to which variant of the network: those that would be left unheeded are refused."""
 
-from .errors import UserError
+from .runtime.errors import UserError
 
 V2_FLAGS = (
     "anchor_levels",

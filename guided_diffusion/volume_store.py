@@ -15,13 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .errors import UserError
 from .files import atomic_path, check_writable, split_suffix
-from .logger import console, counted
+from .runtime.console import console, counted
+from .runtime.errors import UserError
 from .storage import cache_root
 
 OPEN_FILES = 128  # at once in each process; systems allow some 1000
+
+
 SAMPLED = 8, 4096  # places in a file and bytes at each that tell its content
+
+
 OLD_SECONDS = 24 * 3600  # nobody writes a volume for so long
 
 

@@ -2,9 +2,11 @@
 
 import time
 
-from .logger import console
+from .runtime.console import console
 
 MUCH = 0.2  # of the time, and at least so many seconds: a start or a short trial says nothing
+
+
 AT_LEAST = 10.0
 
 

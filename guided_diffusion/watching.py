@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from .files import write_png
-from .logger import console, counted
 from .next_command import checking_command
+from .runtime.console import console, counted
 from .symptoms import NAMES, symptoms
 
 OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which --overfit passes

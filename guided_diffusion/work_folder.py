@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import storage
-from .errors import UserError, describe_os_error
 from .files import check_writable, name_also, read_json, write_json
-from .logger import console
+from .runtime.console import console
+from .runtime.errors import UserError, describe_os_error
 
 FINAL_WAITS = (2, 10, 30, 60)  # seconds between the attempts to push what a run leaves
 

@@ -4,7 +4,7 @@ Prints a table of its splits. A line that begins with "error:" tells what traini
 its result worthless, "warning:" what may be intended. The exit status is 1 with errors, 0 without.
 """
 
-from guided_diffusion.errors import interruptible_imports, run_script
+from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
@@ -19,10 +19,10 @@ from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions
 from guided_diffusion.data import recognised
 from guided_diffusion.data_check import Looks, find_parts, findings
-from guided_diffusion.errors import UserError
 from guided_diffusion.files import check_writable
-from guided_diffusion.logger import console, counted
 from guided_diffusion.run_options import CheckOptions
+from guided_diffusion.runtime.console import console, counted
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import loading_of
 from guided_diffusion.storage import fetch_folder, is_remote
 from guided_diffusion.volume_store import chosen_folder, use_cache

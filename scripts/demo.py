@@ -1,6 +1,6 @@
 """The main job on phantom data, end to end, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
 
-from guided_diffusion.errors import interruptible_imports, run_script
+from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
@@ -19,10 +19,10 @@ from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import option
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.files import check_writable, read_json, write_json
-from guided_diffusion.logger import console, counted
 from guided_diffusion.phantom import best_threshold_dice, write_brats, write_isic
+from guided_diffusion.runtime.console import console, counted
+from guided_diffusion.runtime.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parent
 MODEL = (

@@ -1,6 +1,6 @@
 """Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and doubt, by case and on average."""
 
-from guided_diffusion.errors import interruptible_imports, run_script
+from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
@@ -10,15 +10,15 @@ from tqdm import tqdm
 from guided_diffusion.command_line import parse
 from guided_diffusion.comparison import compare, format_comparison
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.files import read_json
 from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.logger import console
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.run_options import FUSE, EvalOptions
+from guided_diffusion.runtime.console import console
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import given_split, hold_out_of
 from guided_diffusion.storage import fetch_folder, is_same_folder
 from guided_diffusion.summary import DEFINITIONS, format_summary

@@ -1,6 +1,6 @@
 """Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder."""
 
-from guided_diffusion.errors import interruptible_imports, run_script
+from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
@@ -17,21 +17,16 @@ from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.data import build_dataset, recognised
-from guided_diffusion.dist_util import (
-    joined_processes,
-    keep_freed_memory,
-    launch_on_gpus,
-    pick_precision,
-)
-from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.logger import console, counted, listed, quiet
 from guided_diffusion.raters import raters_of
 from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
+from guided_diffusion.runtime.console import console, counted, listed, quiet
+from guided_diffusion.runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
+from guided_diffusion.runtime.errors import NoCasesError, UserError
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of, loading_of
 from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder

@@ -1,6 +1,6 @@
 """Train a diffusion model that segments medical images; see README.md for the commands."""
 
-from guided_diffusion.errors import interruptible_imports, run_script
+from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
     interruptible_imports()  # those below take seconds
@@ -15,14 +15,13 @@ from guided_diffusion.case_checks import like_photograph, mask_pictures
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import (
-    DataOptions,
-    DiffusionOptions,
-    ModelOptions,
-    ProcessOptions,
-)
+from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config_file import as_yaml, write_config
-from guided_diffusion.dist_util import (
+from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.next_command import sampling_command
+from guided_diffusion.runtime.console import console, counted, quiet
+from guided_diffusion.runtime.distributed import (
     Processes,
     joined_processes,
     keep_freed_memory,
@@ -30,10 +29,6 @@ from guided_diffusion.dist_util import (
     pick_device,
     training_memory_format,
 )
-from guided_diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.logger import console, counted, quiet
-from guided_diffusion.medsegdiff import build_model
-from guided_diffusion.next_command import sampling_command
 from guided_diffusion.selection import select_slices
 from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.storage import is_remote

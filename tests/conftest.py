@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from guided_diffusion import phantom
-from guided_diffusion.errors import run_script
+from guided_diffusion.runtime.errors import run_script
 
 # Several threads may sum in another order from run to run, and tests compare runs to the bit.
 torch.set_num_threads(1)

@@ -56,7 +56,7 @@ def train(words):
     sys.path.insert(0, str(SCRIPTS))
     import segmentation_train
 
-    from guided_diffusion.errors import run_script
+    from guided_diffusion.runtime.errors import run_script
 
     run_script(lambda: segmentation_train.main(words))
 

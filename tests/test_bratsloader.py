@@ -9,8 +9,8 @@ import torch
 from guided_diffusion.batches import sampling_batches
 from guided_diffusion.bratsloader import MODALITIES, BraTSDataset
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.intensity import zscore
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.volume_store import VolumeCache
 from guided_diffusion.volumes import VolumeReader
 

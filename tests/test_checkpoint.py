@@ -16,8 +16,8 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config import DiffusionOptions, ModelOptions
-from guided_diffusion.errors import UserError, describe_os_error
 from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.runtime.errors import UserError, describe_os_error
 from guided_diffusion.train_options import TrainOptions
 
 

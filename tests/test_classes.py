@@ -14,11 +14,11 @@ from guided_diffusion.case_maps import fuse_cases, stack_slices
 from guided_diffusion.classes import BINARY, Classes, checked_classes, parse_classes
 from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.ensemble import fuse_masks, member_masks
-from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.pictures import class_colour, overlay
 from guided_diffusion.report import write_report
 from guided_diffusion.results import Predictions, ResultsFolder
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling import Members
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import group_cases

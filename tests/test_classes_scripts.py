@@ -12,8 +12,8 @@ from guided_diffusion import Segmenter, phantom
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.classes import parse_classes
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.raters import raters_of, truths_of
+from guided_diffusion.runtime.errors import UserError
 
 TISSUES = "necrosis=1,oedema=2,rim=4"
 VALIDATION = "--sample_interval 2 --val_cases 1"

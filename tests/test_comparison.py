@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.stats import wilcoxon
 
 from guided_diffusion.comparison import paired
-from guided_diffusion.errors import UserError
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.runtime.errors import UserError
 
 
 def test_paired_differences_are_of_groups():

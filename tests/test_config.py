@@ -8,17 +8,10 @@ import pytest
 
 from guided_diffusion import command_line
 from guided_diffusion.command_line import parse
-from guided_diffusion.config import (
-    REMOVED,
-    DataOptions,
-    DiffusionOptions,
-    ModelOptions,
-    ProcessOptions,
-    build,
-)
-from guided_diffusion.errors import UserError
+from guided_diffusion.config import REMOVED, DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, build
 from guided_diffusion.resuming import saved_options
 from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.variants import check_variant
 

@@ -8,7 +8,7 @@ import torch
 
 from guided_diffusion.batches import sampling_batches
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import NoCasesError, UserError
+from guided_diffusion.runtime.errors import NoCasesError, UserError
 from guided_diffusion.split import SPLIT_FOLDERS
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)

@@ -12,7 +12,7 @@ import torch
 from guided_diffusion import custom_dataset_loader
 from guided_diffusion.batches import TrainingOrder, collate, sampling_batches, training_batches
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset, find_loader
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.selection import Selection
 from guided_diffusion.views import resize_image, resize_mask
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from guided_diffusion import phantom
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import HoldOut
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -9,7 +9,7 @@ from conftest import FAST, rows
 
 from guided_diffusion import phantom
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 
 MRI = {"name": "BRATS", "modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd", "3": "T2w"}}
 LABELS = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import dist_util
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import ProcessOptions
-from guided_diffusion.dist_util import (
+from guided_diffusion.runtime import distributed as dist_util
+from guided_diffusion.runtime.distributed import (
     autocast,
     joined_processes,
     launch,
@@ -22,7 +22,7 @@ from guided_diffusion.dist_util import (
     pick_precision,
     visible_gpus,
 )
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

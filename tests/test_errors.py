@@ -2,7 +2,7 @@
 
 import pytest
 
-from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.runtime.errors import UserError, run_script
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from guided_diffusion.text_table import text_table
+from guided_diffusion.runtime.console import text_table
 
 COARSE = np.diag([120.0, 120.0, 180.0, 1.0])  # mm, so that distances have four digits before the point
 

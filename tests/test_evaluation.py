@@ -12,11 +12,11 @@ from conftest import one_class
 
 from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.evaluation import columns, evaluate
 from guided_diffusion.raters import majority, on_grid, raters_of
 from guided_diffusion.report import write_report
 from guided_diffusion.results import ResultsFolder
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import group_cases
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.errors import UserError
 from guided_diffusion.files import (
     atomic_path,
     list_files,
@@ -26,6 +25,7 @@ from guided_diffusion.files import (
     write_json,
     write_png,
 )
+from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

@@ -8,7 +8,6 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.config import DiffusionOptions, build
-from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     build_diffusion,
@@ -17,6 +16,7 @@ from guided_diffusion.gaussian_diffusion import (
 )
 from guided_diffusion.mask_losses import bce_dice, mean_flat
 from guided_diffusion.model_output import ModelOutput
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
 
 ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)

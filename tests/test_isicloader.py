@@ -6,7 +6,7 @@ import torch
 
 from guided_diffusion.batches import sampling_batches
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 
 IMAGE = np.full((24, 32, 3), 255, np.uint8)
 IMAGE[:, :16] = 0

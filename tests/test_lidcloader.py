@@ -9,9 +9,9 @@ import torch
 
 from guided_diffusion.batches import training_batches
 from guided_diffusion.data import build_dataset
-from guided_diffusion.errors import UserError
 from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.phantom import write_lidc
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.units import group_cases
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,9 @@ import threading
 import pytest
 from tqdm import tqdm
 
-from guided_diffusion.errors import describe_os_error
-from guided_diffusion.logger import RunLog, console
+from guided_diffusion.logger import RunLog
+from guided_diffusion.runtime.console import console
+from guided_diffusion.runtime.errors import describe_os_error
 
 
 def rows(folder):

@@ -8,11 +8,11 @@ import torch
 from torch.distributions import Normal
 
 from guided_diffusion.config import DiffusionOptions, build
-from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.grids import solver_timesteps, strided_timesteps
 from guided_diffusion.mask_losses import bce
 from guided_diffusion.model_output import ModelOutput
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling import SamplingPlan
 from guided_diffusion.schedule import noise_schedule
 

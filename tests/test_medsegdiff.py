@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from guided_diffusion.config import ModelOptions, build
-from guided_diffusion.errors import UserError
-from guided_diffusion.medsegdiff import (
-    MedSegDiffV1,
-    UNetShape,
-    build_model,
-    check_size,
-    default_multipliers,
-    unet_shape,
-)
-from guided_diffusion.unet import SelfAttention
+from guided_diffusion.medsegdiff import MedSegDiffV1, build_model, check_size, default_multipliers, unet_shape
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.unet import SelfAttention, UNetShape
 
 VERSIONS = ["v1", "v2", "unet"]
 

@@ -6,7 +6,6 @@ import nibabel
 import numpy as np
 import pytest
 
-from guided_diffusion.errors import UserError
 from guided_diffusion.nifti import (
     lies_elsewhere,
     nifti_channels,
@@ -18,6 +17,7 @@ from guided_diffusion.nifti import (
     write_nifti,
 )
 from guided_diffusion.orientation import reoriented
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.volumes import VolumeReader
 
 RNG = np.random.default_rng(0)

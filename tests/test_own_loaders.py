@@ -7,7 +7,7 @@ from conftest import FAST, LOADER, TINY
 from guided_diffusion import Segmenter
 from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.data import build_dataset, find_loader
-from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.runtime.errors import UserError, run_script
 
 READ, MASK, FIND = (
     LOADER[LOADER.index(start) :].split("\n")[0] for start in ("return read_", "return read_picture_m", "cases = []")

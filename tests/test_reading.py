@@ -11,9 +11,9 @@ from test_decathlonloader import write
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data import build_dataset
-from guided_diffusion.dist_util import Processes
-from guided_diffusion.errors import UserError
 from guided_diffusion.reading import check_reading, trained_window, used_window
+from guided_diffusion.runtime.distributed import Processes
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training_run import settle
 
 HOUNSFIELD = np.linspace(-1100, 1500, 32 * 32 * 2).reshape(32, 32, 2).astype(np.int16)

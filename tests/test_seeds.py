@@ -2,7 +2,7 @@
 
 import torch
 
-from guided_diffusion.seeds import seed_of, seeded_generator
+from guided_diffusion.runtime.seeds import seed_of, seeded_generator
 
 
 def test_seeds_by_name_are_repeatable_and_unrelated():

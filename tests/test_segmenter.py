@@ -15,7 +15,7 @@ from PIL import Image
 import guided_diffusion
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"members": 2, "steps": 2, "sampler": "dpm_solver", "precision": "fp32", "device": "cpu"}

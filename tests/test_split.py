@@ -10,8 +10,8 @@ from conftest import FAST, TINY, rows, strict_json, write_folder
 from test_config import refused, values
 
 from guided_diffusion.data import Case, build_dataset
-from guided_diffusion.errors import NoCasesError, UserError
 from guided_diffusion.leakage import leakage_warning
+from guided_diffusion.runtime.errors import NoCasesError, UserError
 from guided_diffusion.split import HoldOut, group_of, hold_out_of, split_folders, split_of
 from guided_diffusion.units import group_cases
 

@@ -156,7 +156,7 @@ def in_store(folder, name, line):
     import runpy
 
     from guided_diffusion import storage
-    from guided_diffusion.errors import run_script
+    from guided_diffusion.runtime.errors import run_script
 
     fake = FolderStore(folder)
     storage.store = lambda: fake

@@ -7,7 +7,7 @@ import pytest
 from conftest import FAST, files, messages, rows, strict_json, write_folder
 from test_sample_util import torchrun
 
-from guided_diffusion.errors import run_script
+from guided_diffusion.runtime.errors import run_script
 
 ONE_BY_ONE = f"{FAST} --batch_size 1 --save_samples True"
 

@@ -13,10 +13,10 @@ from test_decathlonloader import write as write_task
 from guided_diffusion.batches import TrainingItems, TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
-from guided_diffusion.dist_util import Processes
-from guided_diffusion.errors import UserError
 from guided_diffusion.intensity import normalised_channels
 from guided_diffusion.nifti import read_nifti
+from guided_diffusion.runtime.distributed import Processes
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.selection import Selection, select_slices
 from guided_diffusion.views import View, at_least, crop

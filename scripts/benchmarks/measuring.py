@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch.utils.benchmark import Timer
 
-from guided_diffusion.dist_util import AUTOCAST_DTYPES
+from guided_diffusion.runtime.distributed import AUTOCAST_DTYPES
 
 ROUND_SECONDS = 0.2  # a call is repeated within a round until this much time has passed
 MATMUL_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # sides of square matrices

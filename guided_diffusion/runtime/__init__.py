@@ -1,0 +1,1 @@
+"""Errors, console, seeds, devices and processes. Imports nothing of the package."""
