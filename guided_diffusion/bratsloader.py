@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .classes import Classes
 from .data import Case, SegmentationDataset
-from .files import split_suffix
 from .intensity import normalised_channels
-from .nifti import is_nifti
+from .io.files import split_suffix
+from .io.nifti import is_nifti
 from .runtime.console import counted
 from .runtime.errors import UserError
 from .split import split_folders

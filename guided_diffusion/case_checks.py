@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import PICTURE_SUFFIXES, check_encodable, read_picture, split_suffix
+from .io.files import check_encodable, split_suffix
+from .io.images import PICTURE_SUFFIXES, read_picture
 from .runtime.errors import UserError
 
 # Grey values well between background and foreground: beyond are a mask's own and the noise that JPEG adds to them. A

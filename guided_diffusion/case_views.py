@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .pictures import (
+from .io.drawing import (
     CLASS_COLOURS,
     MASK_COLOUR,
     MEMBER_COLOUR,

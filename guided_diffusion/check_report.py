@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from .files import write_png
-from .pictures import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
+from .io.drawing import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
+from .io.images import write_png
 from .runtime.console import counted, text_table
 from .runtime.errors import UserError
 from .units import group_cases

@@ -12,8 +12,8 @@ import torch
 
 from .classes import Classes
 from .config import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
-from .files import atomic_path
 from .gaussian_diffusion import build_diffusion
+from .io.files import atomic_path
 from .medsegdiff import build_model
 from .runtime.errors import UserError
 from .sharding import load_whole

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .files import read_json
+from .io.files import read_json
 from .runtime.errors import UserError
 
 WORDS = ("auto", "regions", "labels")  # what --classes may say instead of names and values

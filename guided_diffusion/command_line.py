@@ -9,11 +9,11 @@ import sys
 
 from .config import LAST_VERSION, REMOVED, VERSIONS, DiffusionOptions, ModelOptions, build
 from .config_file import read_config
+from .io.storage import check_path, is_remote
 from .presets import DEFAULT_RECIPE, RECIPES
 from .recipe import chosen_recipe, recipe_values
 from .run_options import CheckOptions, EvalOptions, SampleOptions
 from .runtime.errors import UserError
-from .storage import check_path, is_remote
 from .train_options import TrainOptions
 
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one

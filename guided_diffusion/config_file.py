@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .config import without_removed
-from .files import atomic_path, read_yaml
+from .io.files import atomic_path, read_yaml
 from .runtime.errors import UserError, describe_os_error
 from .variants import unheeded_flags
 

@@ -28,18 +28,10 @@ little more: splits, labels and NIfTI volumes.
 """
 
 from .data import Case, SegmentationDataset
-from .files import (
-    list_files,
-    read_csv,
-    read_json,
-    read_picture,
-    read_picture_labels,
-    read_picture_mask,
-    split_suffix,
-    stacked,
-)
 from .intensity import normalised_channels, normaliser
-from .nifti import is_nifti, nifti_channels
+from .io.files import list_files, read_csv, read_json, split_suffix
+from .io.images import read_picture, read_picture_labels, read_picture_mask, stacked
+from .io.nifti import is_nifti, nifti_channels
 from .raters import SUFFIXES, RaterFolders
 from .runtime.console import counted
 from .runtime.errors import NoSplitError, UserError

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .case_checks import check_cases
 from .checked_loading import CheckedLoading, own_errors
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
-from .orientation import STILL, reoriented_back
+from .io.nifti import STILL, reoriented_back
 from .registry import AUTO, named_object, registered_loaders
 from .runtime.errors import NoCasesError, NoSplitError, UserError
 from .split import SPLIT_FOLDERS

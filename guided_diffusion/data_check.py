@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from .case_checks import like_photograph, mask_pictures
 from .checked_loading import REMEDY
 from .data import build_dataset
-from .nifti import is_nifti, lies_elsewhere
+from .io.nifti import is_nifti, lies_elsewhere
 from .runtime.console import counted, listed
 from .runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .split import SPLIT_FOLDERS, known_group

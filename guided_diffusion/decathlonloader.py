@@ -3,9 +3,9 @@
 import re
 
 from .data import SegmentationDataset
-from .files import list_files, read_json, split_suffix
 from .intensity import CTWindow, normalised_channels, zscore
-from .nifti import NIFTI_SUFFIXES
+from .io.files import list_files, read_json, split_suffix
+from .io.nifti import NIFTI_SUFFIXES
 from .raters import RaterFolders
 from .runtime.console import counted
 from .runtime.errors import UserError

@@ -12,7 +12,7 @@ from .calibration import ReliabilityTable, boundary_band
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble import staple
 from .ensemble_size import dice_by_size
-from .files import atomic_path, write_json
+from .io.files import atomic_path, write_json
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
 from .raters import majority, on_grid, rater_names, raters_of
 from .results import Predictions

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .data import Case, SegmentationDataset
-from .files import PICTURE_SUFFIXES, list_files, read_csv, read_picture, read_picture_mask, split_suffix, stacked
+from .io.files import list_files, read_csv, split_suffix
+from .io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
 from .raters import RaterFolders, files_by_name
 from .runtime.errors import UserError
 

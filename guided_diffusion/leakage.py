@@ -1,10 +1,10 @@
 """Whether cases that are sampled or scored were trained on, so that their Dice says nothing about new images."""
 
 from .data import build_dataset
+from .io.storage import cached
 from .runtime.console import counted
 from .runtime.errors import UserError
 from .split import HOLD_OUT_FLAGS, hold_out_of
-from .storage import cached
 
 
 def leakage_warning(dataset, units, trained):

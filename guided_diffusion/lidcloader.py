@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from .data import Case, SegmentationDataset
-from .files import list_files, read_npz, read_npz_headers
+from .io.files import list_files, read_npz, read_npz_headers
 from .runtime.console import counted
 from .runtime.errors import UserError
 

@@ -5,7 +5,7 @@ import math
 import threading
 from pathlib import Path
 
-from .files import atomic_path, read_json_lines
+from .io.files import atomic_path, read_json_lines
 
 
 class RunLog:

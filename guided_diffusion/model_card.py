@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from .files import atomic_path
+from .io.files import atomic_path
 from .metrics import metric_names
 from .runtime.console import counted
 from .summary import CALIBRATION, DEFINITIONS, SCORES, metric_label

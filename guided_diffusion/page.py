@@ -9,7 +9,7 @@ import json
 from html import escape
 from pathlib import Path
 
-from .files import atomic_path, json_ready
+from .io.files import atomic_path, json_ready
 
 PARTS = Path(__file__).with_name("pages")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from .bratsloader import MODALITIES
-from .files import atomic_path
+from .io.files import atomic_path
 
 TEST_START = 5000  # test cases are numbered from here on, training cases from 0
 

@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 
-from .files import PICTURE_SUFFIXES, list_files, split_suffix
-from .nifti import NIFTI_SUFFIXES
+from .io.files import list_files, split_suffix
+from .io.images import PICTURE_SUFFIXES
+from .io.nifti import NIFTI_SUFFIXES
 from .runtime.errors import UserError
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .case_views import slices_of
-from .files import atomic_path, read_json
+from .io.drawing import class_colour
+from .io.files import atomic_path, read_json
 from .page import data_uri, header, part, write_page
-from .pictures import class_colour
 from .raters import raters_of
 from .report_figures import charts_of, figure_label, table_of
 from .results import Predictions

@@ -29,19 +29,10 @@ from .case_maps import PIXEL_MAPS
 from .classes import BINARY
 from .config import without_removed
 from .custom_dataset_loader import MASK_ENDINGS
-from .files import (
-    atomic_path,
-    read_json,
-    read_picture,
-    read_picture_labels,
-    read_picture_mask,
-    remove_temporaries,
-    write_json,
-    write_label_png,
-    write_png,
-)
-from .nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
-from .pictures import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from .io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from .io.files import atomic_path, read_json, remove_temporaries, write_json
+from .io.images import read_picture, read_picture_labels, read_picture_mask, write_label_png, write_png
+from .io.nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
 from .raters import files_by_name
 from .runtime.errors import UserError
 

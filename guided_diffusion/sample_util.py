@@ -13,8 +13,8 @@ from tqdm import tqdm
 from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
 from .config import DiffusionOptions, ModelOptions
+from .io.drawing import denoising_frames, displayed
 from .medsegdiff import check_size
-from .pictures import denoising_frames, displayed
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options

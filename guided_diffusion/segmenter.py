@@ -20,12 +20,12 @@ from .checkpoint import load_checkpoint
 from .command_line import options_from
 from .config import DeviceOptions, ModelOptions
 from .data import find_loader
-from .orientation import STILL, canonical_turn, reoriented, reoriented_back
+from .io.nifti import STILL, canonical_turn, reoriented, reoriented_back
+from .io.storage import fetch_file, is_remote
 from .run_options import SampleOptions
 from .runtime.distributed import pick_device, pick_precision
 from .runtime.errors import UserError
 from .sample_util import build_sampler
-from .storage import fetch_file, is_remote
 
 
 class Segmenter:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from .config import numbers, option
+from .io.storage import join
 from .presets import RECIPES
 from .runtime.errors import UserError
-from .storage import join
 
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100
 

@@ -16,7 +16,8 @@ from .checkpoint_folder import CheckpointFolder
 from .compiling import compiled, compiler_errors
 from .draws import draw_for_items, rows
 from .ema import EMA
-from .files import remove_temporaries
+from .io.files import remove_temporaries
+from .io.work_folder import WorkFolder
 from .logger import RunLog
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
@@ -31,7 +32,6 @@ from .timesteps import TIMESTEP_SAMPLERS
 from .training_page import write_training_page
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
-from .work_folder import WorkFolder
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from .charts import Chart, rounded
-from .files import read_json_lines
+from .io.files import read_json_lines
 from .page import data_uri, figure, header, write_page
 from .runtime.errors import UserError
 

@@ -6,19 +6,19 @@ from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
 from .config import DataOptions, DiffusionOptions, ModelOptions
 from .config_file import run_values
 from .data import SegmentationDataset, build_dataset, recognised
+from .io.storage import absolute, fetch_file, fetch_folder, is_remote
+from .io.work_folder import WorkFolder, work_folder
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
 from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
 from .runtime.distributed import pick_precision
 from .runtime.errors import NoCasesError, UserError
 from .split import loading_of
-from .storage import absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
 from .variants import check_variant
 from .views import View
-from .work_folder import WorkFolder, work_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from .batches import collate
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
+from .io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .metrics import overlap
-from .pictures import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .run_options import SampleOptions
 from .runtime.distributed import Processes, autocast

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .data import Case, Geometry
-from .files import stacked
 from .intensity import normalisation_text, normalised, zscore
-from .nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from .io.images import stacked
+from .io.nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
 from .runtime.errors import UserError
 from .volume_store import Entry, VolumeCache
 

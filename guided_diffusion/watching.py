@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .files import write_png
+from .io.images import write_png
 from .next_command import checking_command
 from .runtime.console import console, counted
 from .symptoms import NAMES, symptoms

@@ -19,12 +19,12 @@ from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions
 from guided_diffusion.data import recognised
 from guided_diffusion.data_check import Looks, find_parts, findings
-from guided_diffusion.files import check_writable
+from guided_diffusion.io.files import check_writable
+from guided_diffusion.io.storage import fetch_folder, is_remote
 from guided_diffusion.run_options import CheckOptions
 from guided_diffusion.runtime.console import console, counted
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import loading_of
-from guided_diffusion.storage import fetch_folder, is_remote
 from guided_diffusion.volume_store import chosen_folder, use_cache
 
 EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"

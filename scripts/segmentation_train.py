@@ -18,6 +18,7 @@ from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config_file import as_yaml, write_config
 from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.io.storage import is_remote
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.next_command import sampling_command
 from guided_diffusion.runtime.console import console, counted, quiet
@@ -31,7 +32,6 @@ from guided_diffusion.runtime.distributed import (
 )
 from guided_diffusion.selection import select_slices
 from guided_diffusion.sharding import sharded_as_built
-from guided_diffusion.storage import is_remote
 from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle

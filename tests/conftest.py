@@ -340,7 +340,7 @@ class FolderStore:
 @pytest.fixture
 def blobs(tmp_path, monkeypatch):
     """A `FolderStore` in place of gs:// and az://, and a cache of this test's own."""
-    from guided_diffusion import storage, work_folder
+    from guided_diffusion.io import storage, work_folder
 
     fake = FolderStore(tmp_path / "store")
     monkeypatch.setattr(storage, "store", lambda: fake)

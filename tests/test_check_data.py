@@ -10,9 +10,9 @@ from conftest import LOADER, write_folder
 from PIL import Image
 
 from guided_diffusion import phantom
-from guided_diffusion.files import write_label_png
+from guided_diffusion.io.drawing import CAPTION, MASK_COLOUR
+from guided_diffusion.io.images import write_label_png
 from guided_diffusion.phantom import write_lidc
-from guided_diffusion.pictures import CAPTION, MASK_COLOUR
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from guided_diffusion.classes import BINARY, Classes, checked_classes, parse_cla
 from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.ensemble import fuse_masks, member_masks
 from guided_diffusion.evaluation import evaluate
-from guided_diffusion.pictures import class_colour, overlay
+from guided_diffusion.io.drawing import class_colour, overlay
 from guided_diffusion.report import write_report
 from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.runtime.errors import UserError

@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.files import (
+from guided_diffusion.io.files import (
     atomic_path,
     list_files,
     read_csv,
     read_json,
     read_npz,
     read_npz_headers,
-    read_picture,
-    read_picture_mask,
     remove_temporaries,
     split_suffix,
     write_json,
-    write_png,
 )
+from guided_diffusion.io.images import read_picture, read_picture_mask, write_png
 from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)

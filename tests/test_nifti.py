@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from guided_diffusion.nifti import (
+from guided_diffusion.io.nifti import (
     lies_elsewhere,
     nifti_channels,
     nifti_grid,
@@ -14,9 +14,9 @@ from guided_diffusion.nifti import (
     read_nifti_channels,
     read_nifti_header,
     read_nifti_labels,
+    reoriented,
     write_nifti,
 )
-from guided_diffusion.orientation import reoriented
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.volumes import VolumeReader
 

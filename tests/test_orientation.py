@@ -9,11 +9,11 @@ from conftest import FAST
 
 from guided_diffusion.data import build_dataset
 from guided_diffusion.evaluation import evaluate
-from guided_diffusion.nifti import read_nifti
-from guided_diffusion.orientation import (
+from guided_diffusion.io.nifti import (
     STILL,
     canonical_turn,
     is_still,
+    read_nifti,
     reoriented,
     reoriented_back,
     turn_onto,

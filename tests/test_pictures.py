@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guided_diffusion import pictures
+from guided_diffusion.io import drawing as pictures
 
 
 def test_photographs_are_shown_as_they_are_and_others_stretched():

@@ -18,7 +18,7 @@ from guided_diffusion import charts, report
 from guided_diffusion.case_maps import CaseMaps
 from guided_diffusion.data import build_dataset
 from guided_diffusion.evaluation import Settings, evaluate
-from guided_diffusion.pictures import MASK_COLOUR, TRUTH_COLOUR, border
+from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border
 from guided_diffusion.report import try_report, write_report
 from guided_diffusion.report_figures import figure_label
 from guided_diffusion.results import ResultsFolder

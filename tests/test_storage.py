@@ -155,7 +155,7 @@ def in_store(folder, name, line):
     """A script in one of several processes, with a `FolderStore` whose uploads are told."""
     import runpy
 
-    from guided_diffusion import storage
+    from guided_diffusion.io import storage
     from guided_diffusion.runtime.errors import run_script
 
     fake = FolderStore(folder)

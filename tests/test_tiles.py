@@ -15,9 +15,9 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config import DiffusionOptions, ModelOptions, build
 from guided_diffusion.coupling import coupled
 from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.model_output import Answer, ModelOutput
-from guided_diffusion.nifti import read_nifti
 from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.tiles import Tiled, window_weights, windows_of

@@ -14,7 +14,7 @@ from guided_diffusion.batches import TrainingItems, TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import Case, SegmentationDataset, build_dataset
 from guided_diffusion.intensity import normalised_channels
-from guided_diffusion.nifti import read_nifti
+from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmenter import Segmenter

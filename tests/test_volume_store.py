@@ -16,7 +16,7 @@ from guided_diffusion import volume_store, volumes
 from guided_diffusion.batches import sampling_batches
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data import build_dataset
-from guided_diffusion.nifti import read_nifti, write_nifti
+from guided_diffusion.io.nifti import read_nifti, write_nifti
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.volume_store import chosen_folder, fingerprint, use_cache
 

@@ -29,8 +29,8 @@ from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.command_line import parse
 from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, numbers, option
 from guided_diffusion.data import build_dataset
-from guided_diffusion.files import atomic_path, check_writable, read_json
 from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.io.files import atomic_path, check_writable, read_json
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision

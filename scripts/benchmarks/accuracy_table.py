@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from guided_diffusion.files import atomic_path
+from guided_diffusion.io.files import atomic_path
 
 BASELINES = ("unet", "unet_looks", "v2")
 RESAMPLES = 10_000  # of patients and seeds, for an interval

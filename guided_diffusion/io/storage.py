@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..runtime.console import console, counted
+from ..runtime.errors import UserError
 from .files import atomic_path
-from .runtime.console import console, counted
-from .runtime.errors import UserError
 
 SCHEMES = ("gs://", "az://")
 

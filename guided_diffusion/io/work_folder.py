@@ -6,10 +6,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..runtime.console import console
+from ..runtime.errors import UserError, describe_os_error
 from . import storage
 from .files import check_writable, name_also, read_json, write_json
-from .runtime.console import console
-from .runtime.errors import UserError, describe_os_error
 
 FINAL_WAITS = (2, 10, 30, 60)  # seconds between the attempts to push what a run leaves
 

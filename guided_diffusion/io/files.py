@@ -1,0 +1,219 @@
+"""Reading and writing pictures, arrays and tables: damage is told in one line, every write is whole or not at all."""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import time
+import zipfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.errors import UserError
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+def split_suffix(path):
+    """Return (stem, suffix) of a file name, with `.nii.gz` as one suffix; dots elsewhere belong to the stem."""
+    path = Path(path)
+    suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
+    return path.name.removesuffix(suffix), suffix
+
+
+def check_encodable(*names):
+    """Raise a `UserError` for a path or name whose bytes are no UTF-8, as archives from other systems leave them: it
+    can be opened, but neither written to a table nor turned into a seed."""
+    for name in map(str, names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            printable = name.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")  # the byte itself
+            raise UserError(f"{printable}: its name is not in UTF-8; rename it") from None
+
+
+def list_files(folder, suffixes):
+    """Return the folder's own files with one of these suffixes (any case) by name; hidden files are left out."""
+    return sorted(
+        path
+        for path in Path(folder).iterdir()
+        if split_suffix(path)[1].lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+# ---- NumPy archives ----------------------------------------------------------------------------------------------
+
+
+def read_npz_headers(path):
+    """Return {name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
+
+    Raises `UserError` for a missing or damaged file.
+    """
+    headers = {}
+    with decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                headers[member.removesuffix(".npy")] = (shape, dtype)
+    return headers
+
+
+def read_npz(path, name):
+    """Read one array of an .npz file; arrays of objects, which could run code, are refused.
+
+    Raises `UserError` for a missing or damaged file and for an array that it does not hold.
+    """
+    with decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+# ---- what every decoder shares -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def decoding(path, kind):
+    """Turn whatever a decoder raises into one line that names the file."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        yield
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # no permission, a failing disk: the system's own words say it best
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is truncated or damaged, or is no {kind} ({reason}); copy it again") from error
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def read_json(path):
+    """Read a JSON file; `UserError` with the line if it is not valid."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
+
+
+def read_json_lines(path):
+    """The values of a file of one JSON text a line, in their order; [] where there is no file. A line that is torn, as
+    the last one of a killed run may be, is left out."""
+    values = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
+        with suppress(json.JSONDecodeError):
+            values.append(json.loads(line))
+    return values
+
+
+def read_yaml(path):
+    """Read a YAML file; `UserError` with the place if it is not valid."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())  # it is told over several lines
+        raise UserError(f"{path}: is no valid YAML ({reason}); correct it") from error
+
+
+def read_csv(path):
+    """Read a CSV file as a list of (line number, list of stripped fields), without its empty lines."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no valid CSV file in UTF-8 ({error}); correct it") from error
+    return [(number, fields) for number, fields in rows if any(fields)]
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it onto `path`.
+
+    The temporary is hidden and keeps the suffix, which writers look at. After an error, or a kill at any moment,
+    `path` is what it was before. The parent folder is made.
+    """
+    path = Path(path)
+    stem, suffix = split_suffix(path)
+    temporary = path.with_name(f".{stem}.{os.getpid()}{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk names no file, and the temporary means nothing
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def name_also(path, other):
+    """Let `other` be the same file as `path`, whole or not at all: a hard link where the disk has them, else a copy."""
+    with atomic_path(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # FAT, some network drives
+            shutil.copyfile(path, temporary)
+
+
+def remove_temporaries(folder, idle=0):
+    """Remove what `atomic_path` left in a folder, as it does when the process is killed meanwhile.
+
+    idle: only what nobody has written to for so many seconds, for folders that another run may be writing to, perhaps
+    on another machine, where the number of its process says nothing. With 0 those of a run at work are gone too.
+    """
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
+            with suppress(FileNotFoundError):  # it has been renamed, or another run removes it too
+                if not idle or time.time() - path.stat().st_mtime > idle:
+                    path.unlink()
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON; NaN and infinities, which JSON has no word for, become null.
+
+    NumPy scalars and arrays and paths are written as plain numbers, lists and strings.
+    """
+    text = json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_ready(value):
+    """The value in types that JSON has: keys as text, arrays and tuples as lists, paths as text, and None for numbers
+    that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json_ready(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def check_writable(folder, flag="--out_dir"):
+    """Make the folder and write a byte in it; `UserError` names it, the reason and the flag when that fails."""
+    folder = Path(folder)
+    try:
+        with atomic_path(folder / ".writable") as temporary:
+            temporary.write_bytes(b"1")
+        (folder / ".writable").unlink(missing_ok=True)  # another run may try the same folder
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error
