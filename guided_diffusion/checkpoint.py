@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .classes import Classes
-from .config import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
+from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
 from .gaussian_diffusion import build_diffusion
 from .io.files import atomic_path
 from .medsegdiff import build_model

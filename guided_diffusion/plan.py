@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from .config.script_options import SampleOptions
 from .grids import solver_timesteps, strided_timesteps
-from .run_options import SampleOptions
 from .runtime.errors import UserError
 from .sampling import SamplingPlan
 

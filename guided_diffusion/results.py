@@ -27,7 +27,7 @@ import numpy as np
 
 from .case_maps import PIXEL_MAPS
 from .classes import BINARY
-from .config import without_removed
+from .config.options import without_removed
 from .custom_dataset_loader import MASK_ENDINGS
 from .io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .io.files import atomic_path, read_json, remove_temporaries, write_json

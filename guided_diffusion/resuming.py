@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from .config import build
+from .config.options import build
+from .config.presets import PRESETS
+from .config.recipe import recipe_values
 from .io.storage import is_same_folder
-from .presets import PRESETS
-from .recipe import recipe_values
 from .runtime.distributed import pick_precision
 from .runtime.errors import UserError
 from .split import HOLD_OUT_FLAGS, hold_out_of

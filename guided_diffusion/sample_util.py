@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
-from .config import DiffusionOptions, ModelOptions
+from .config.options import DiffusionOptions, ModelOptions
+from .config.script_options import SampleOptions
 from .io.drawing import denoising_frames, displayed
 from .medsegdiff import check_size
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options
-from .run_options import SampleOptions
 from .runtime.console import console
 from .runtime.distributed import autocast, memory_format
 from .runtime.errors import UserError, is_out_of_memory, reason_of

@@ -17,12 +17,12 @@ from .batches import collate
 from .case_maps import stack_slices
 from .checked_loading import own_errors
 from .checkpoint import load_checkpoint
-from .command_line import options_from
-from .config import DeviceOptions, ModelOptions
+from .config.command_line import options_from
+from .config.options import DeviceOptions, ModelOptions
+from .config.script_options import SampleOptions
 from .data import find_loader
 from .io.nifti import STILL, canonical_turn, reoriented, reoriented_back
 from .io.storage import fetch_file, is_remote
-from .run_options import SampleOptions
 from .runtime.distributed import pick_device, pick_precision
 from .runtime.errors import UserError
 from .sample_util import build_sampler

@@ -3,8 +3,10 @@
 import dataclasses
 
 from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from .config import DataOptions, DiffusionOptions, ModelOptions
-from .config_file import run_values
+from .config.command_line import run_values
+from .config.options import DataOptions, DiffusionOptions, ModelOptions
+from .config.recipe import check_variant
+from .config.script_options import TrainOptions
 from .data import SegmentationDataset, build_dataset, recognised
 from .io.storage import absolute, fetch_file, fetch_folder, is_remote
 from .io.work_folder import WorkFolder, work_folder
@@ -14,10 +16,8 @@ from .resuming import changes, check_hold_out, counting, go_on_with, kept_precis
 from .runtime.distributed import pick_precision
 from .runtime.errors import NoCasesError, UserError
 from .split import loading_of
-from .train_options import TrainOptions
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
-from .variants import check_variant
 from .views import View
 
 

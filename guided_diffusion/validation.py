@@ -9,11 +9,11 @@ import torch
 from tqdm import tqdm
 
 from .batches import collate
+from .config.script_options import SampleOptions
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from .io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .metrics import overlap
 from .plan import ONE_STEP, plan_sampling, settle_members
-from .run_options import SampleOptions
 from .runtime.distributed import Processes, autocast
 from .sampling import draw_members
 from .statistics import describe

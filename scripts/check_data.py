@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from guided_diffusion.batches import looking_batches
 from guided_diffusion.check_report import class_lines, table, told_layout, write_sheet
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DataOptions
+from guided_diffusion.config.script_options import CheckOptions
 from guided_diffusion.data import recognised
 from guided_diffusion.data_check import Looks, find_parts, findings
 from guided_diffusion.io.files import check_writable
 from guided_diffusion.io.storage import fetch_folder, is_remote
-from guided_diffusion.run_options import CheckOptions
 from guided_diffusion.runtime.console import console, counted
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import loading_of

@@ -7,8 +7,9 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from guided_diffusion.command_line import parse
 from guided_diffusion.comparison import compare, format_comparison
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.script_options import FUSE, EvalOptions
 from guided_diffusion.data import build_dataset
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.io.files import read_json
@@ -18,7 +19,6 @@ from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
-from guided_diffusion.run_options import FUSE, EvalOptions
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.split import given_split, hold_out_of

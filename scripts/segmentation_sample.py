@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from guided_diffusion.checkpoint import file_hash, load_checkpoint
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.data import build_dataset, recognised
 from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
@@ -25,7 +26,6 @@ from guided_diffusion.raters import raters_of
 from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
-from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.runtime.console import console, counted, listed, quiet
 from guided_diffusion.runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.runtime.errors import NoCasesError, UserError

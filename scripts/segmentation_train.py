@@ -14,9 +14,9 @@ import torch
 from guided_diffusion.case_checks import like_photograph, mask_pictures
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.checkpoint_folder import CheckpointFolder
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.config_file import as_yaml, write_config
+from guided_diffusion.config.command_line import as_yaml, parse, write_config
+from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.storage import is_remote
 from guided_diffusion.medsegdiff import build_model
@@ -32,7 +32,6 @@ from guided_diffusion.runtime.distributed import (
 )
 from guided_diffusion.selection import select_slices
 from guided_diffusion.sharding import sharded_as_built
-from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle
 from guided_diffusion.validation import Validation, marked_cases, spread_cases

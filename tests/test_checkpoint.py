@@ -15,10 +15,10 @@ from guided_diffusion.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from guided_diffusion.config import DiffusionOptions, ModelOptions
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
+from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
-from guided_diffusion.train_options import TrainOptions
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from guided_diffusion.classes import BINARY, parse_classes
-from guided_diffusion.config import DiffusionOptions, build
+from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.mask_losses import bce, bce_dice, class_probabilities
 from guided_diffusion.model_output import ModelOutput

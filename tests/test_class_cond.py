@@ -8,10 +8,10 @@ from conftest import LOADER, TINY
 from test_medsegdiff import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.ensemble import fuse_masks
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.plan import settle_members
-from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.schedule import noise_schedule
 

@@ -6,14 +6,13 @@ import shlex
 
 import pytest
 
-from guided_diffusion import command_line
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import REMOVED, DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, build
+from guided_diffusion.config import command_line
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import REMOVED, DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, build
+from guided_diffusion.config.recipe import check_variant
+from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from guided_diffusion.resuming import saved_options
-from guided_diffusion.run_options import CheckOptions, EvalOptions, SampleOptions
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.train_options import TrainOptions
-from guided_diffusion.variants import check_variant
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
 SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]

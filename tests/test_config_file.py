@@ -9,7 +9,7 @@ from test_config import TRAIN, refused, values
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.command_line import parse
+from guided_diffusion.config.command_line import parse
 
 # ---- includes ----------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import ProcessOptions
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.runtime import distributed as dist_util
 from guided_diffusion.runtime.distributed import (
     autocast,

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import config, run_options, train_options
-from guided_diffusion.command_line import parse
+from guided_diffusion.config import options as config
+from guided_diffusion.config import script_options as run_options
+from guided_diffusion.config import script_options as train_options
+from guided_diffusion.config.command_line import parse
 from guided_diffusion.medsegdiff import build_model
 
 ROOT = Path(__file__).parent.parent

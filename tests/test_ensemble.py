@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.ensemble import FUSE_METHODS, fuse, mean_consensus, pairwise_dice, staple, uncertainty, vote
-from guided_diffusion.run_options import SampleOptions
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from guided_diffusion.config import DiffusionOptions, build
+from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     build_diffusion,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from guided_diffusion.config import DiffusionOptions, build
+from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.grids import solver_timesteps, strided_timesteps
 from guided_diffusion.mask_losses import bce

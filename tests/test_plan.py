@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import files
 
-from guided_diffusion.config import build
+from guided_diffusion.config.options import build
+from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.grids import solver_timesteps
 from guided_diffusion.plan import plan_sampling, settle_members
-from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.schedule import noise_schedule
 

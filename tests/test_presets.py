@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_medsegdiff import inputs, run
 
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import ModelOptions, build
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import ModelOptions, build
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.resuming import saved_options
 from guided_diffusion.runtime.errors import UserError

@@ -7,14 +7,14 @@ import pytest
 import torch
 from test_config import TRAIN, help_of
 
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DiffusionOptions, ModelOptions
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
+from guided_diffusion.config.presets import RECIPES
+from guided_diffusion.config.recipe import check_variant
+from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.presets import RECIPES
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.schedule import linear_betas
-from guided_diffusion.train_options import TrainOptions
-from guided_diffusion.variants import check_variant
 
 GROUPS = [TrainOptions, ModelOptions, DiffusionOptions]
 

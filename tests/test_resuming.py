@@ -10,7 +10,7 @@ from test_config import TRAIN
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.command_line import parse
+from guided_diffusion.config.command_line import parse
 from guided_diffusion.resuming import kept_precision
 from guided_diffusion.runtime import distributed as dist_util
 from guided_diffusion.runtime.errors import UserError

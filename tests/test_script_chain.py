@@ -11,7 +11,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
 from test_config import TRAIN
 
-from guided_diffusion.command_line import parse
+from guided_diffusion.config.command_line import parse
 from guided_diffusion.data import build_dataset
 
 

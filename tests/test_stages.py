@@ -7,11 +7,11 @@ import torch
 from conftest import TINY
 from test_config import TRAIN
 
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import build
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import build
+from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.stages import Stages
-from guided_diffusion.train_options import TrainOptions
 from guided_diffusion.training_run import settle
 
 

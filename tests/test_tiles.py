@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config import DiffusionOptions, ModelOptions, build
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.coupling import coupled
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.nifti import read_nifti

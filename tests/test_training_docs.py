@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.run_options import SampleOptions
-from guided_diffusion.train_options import TrainOptions
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.script_options import SampleOptions, TrainOptions
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

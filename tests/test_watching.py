@@ -14,7 +14,7 @@ from PIL import Image
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config import DiffusionOptions
+from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.custom_dataset_loader import FolderDataset
 from guided_diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.grids import solver_timesteps

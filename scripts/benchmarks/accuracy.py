@@ -26,8 +26,9 @@ from workloads import training_loop
 
 from guided_diffusion.batches import training_batches
 from guided_diffusion.checkpoint import checkpoint_path
-from guided_diffusion.command_line import parse
-from guided_diffusion.config import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, numbers, option
+from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, numbers, option
+from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data import build_dataset
 from guided_diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.files import atomic_path, check_writable, read_json
@@ -36,7 +37,6 @@ from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, run_script
 from guided_diffusion.stages import CONDITION_SHARE
-from guided_diffusion.train_options import TrainOptions
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent

@@ -11,7 +11,7 @@ from conftest import SCRIPTS
 from torch import nn
 
 from guided_diffusion.condition import CrossAttention, UncertainSpatialAttention
-from guided_diffusion.config import ModelOptions, build
+from guided_diffusion.config.options import ModelOptions, build
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.unet import SelfAttention
 

@@ -8,8 +8,8 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from ..runtime.errors import UserError
 from .presets import PRESETS
-from .runtime.errors import UserError
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 

@@ -1,0 +1,1 @@
+"""Every option once: dataclasses, command line, recipes and presets."""
