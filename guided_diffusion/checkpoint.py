@@ -12,7 +12,7 @@ import torch
 
 from .classes import Classes
 from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
-from .gaussian_diffusion import build_diffusion
+from .diffusion.gaussian_diffusion import build_diffusion
 from .io.files import atomic_path
 from .medsegdiff import build_model
 from .runtime.errors import UserError

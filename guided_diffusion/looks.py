@@ -7,7 +7,7 @@ otherwise, so that the mean is less sure where it is wrong.
 import torch
 import torch.nn.functional as F
 
-from .mask_losses import class_logits, class_probabilities
+from .diffusion.losses import class_logits, class_probabilities
 from .model_output import joined
 from .symmetries import turned, turned_back
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from .config.script_options import SampleOptions
-from .grids import solver_timesteps, strided_timesteps
+from .diffusion.schedule import solver_timesteps, strided_timesteps
 from .runtime.errors import UserError
 from .sampling import SamplingPlan
 

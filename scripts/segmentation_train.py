@@ -17,7 +17,7 @@ from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.config.command_line import as_yaml, parse, write_config
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.storage import is_remote
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.next_command import sampling_command

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from guided_diffusion.gaussian_diffusion import Denoised
+from guided_diffusion.diffusion.gaussian_diffusion import Denoised
+from guided_diffusion.diffusion.schedule import Schedule
 from guided_diffusion.model_output import ModelOutput
-from guided_diffusion.schedule import Schedule
 
 THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 MEAN, STD = 0.3, 0.5

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from guided_diffusion.calibration import boundary_band
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.mask_losses import bce, near_borders
-from guided_diffusion.schedule import noise_schedule
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.losses import bce, near_borders
+from guided_diffusion.diffusion.schedule import noise_schedule
 
 
 def test_near_borders_by_hand():

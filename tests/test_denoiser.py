@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracles import randn, smooth_denoiser
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, cut_dynamically
-from guided_diffusion.schedule import noise_schedule
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, cut_dynamically
+from guided_diffusion.diffusion.schedule import noise_schedule
 
 
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])

@@ -16,11 +16,10 @@ from oracles import (
     solver_of_diffusers,
 )
 
-from guided_diffusion.dpm_solver import sample_dpm_solver
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.grids import solver_timesteps
-from guided_diffusion.sampling import sample_ddim
-from guided_diffusion.schedule import Schedule, noise_schedule
+from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.samplers import sample_ddim
+from guided_diffusion.diffusion.schedule import Schedule, noise_schedule, solver_timesteps
 
 every_objective = pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 

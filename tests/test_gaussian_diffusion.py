@@ -8,16 +8,16 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.config.options import DiffusionOptions, build
-from guided_diffusion.gaussian_diffusion import (
+from guided_diffusion.diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     build_diffusion,
     discretised_gaussian_log_likelihood,
     normal_kl,
 )
-from guided_diffusion.mask_losses import bce_dice, mean_flat
+from guided_diffusion.diffusion.losses import bce_dice, mean_flat
+from guided_diffusion.diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
 from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
 
 ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
 TARGETS = [("eps", "mse"), ("x0", "mse"), ("x0", "bce_dice"), ("v", "mse")]

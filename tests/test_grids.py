@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from guided_diffusion.grids import solver_timesteps, strided_timesteps
-from guided_diffusion.schedule import Schedule, noise_schedule
+from guided_diffusion.diffusion.schedule import Schedule, noise_schedule, solver_timesteps, strided_timesteps
 
 
 @pytest.mark.parametrize(("num_timesteps", "steps"), [(1000, 50), (1000, 1000), (1000, 7), (20, 19), (5, 2)])

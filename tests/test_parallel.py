@@ -21,7 +21,7 @@ from guided_diffusion.batches import TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.runtime.distributed import Processes, joined_processes
 from guided_diffusion.runtime.errors import UserError

@@ -9,11 +9,10 @@ from conftest import files
 
 from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.grids import solver_timesteps
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps
 from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.schedule import noise_schedule
 
 
 def plan_of(flags, num_timesteps=1000, objective="eps"):

@@ -12,9 +12,9 @@ from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.presets import RECIPES
 from guided_diffusion.config.recipe import check_variant
 from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.schedule import linear_betas
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.schedule import linear_betas
 
 GROUPS = [TrainOptions, ModelOptions, DiffusionOptions]
 

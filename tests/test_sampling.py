@@ -9,13 +9,13 @@ from oracles import exact_x0, network, noise_source, randn, record, smooth_denoi
 
 from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
-from guided_diffusion.grids import strided_timesteps
+from guided_diffusion.diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
+from guided_diffusion.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm
+from guided_diffusion.diffusion.schedule import noise_schedule, strided_timesteps
 from guided_diffusion.medsegdiff import MedSegDiffV1
 from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.plan import plan_sampling
-from guided_diffusion.sampling import SAMPLERS, MemberNoise, draw_members, member_generator, sample_ddim, sample_ddpm
-from guided_diffusion.schedule import noise_schedule
+from guided_diffusion.sampling import MemberNoise, draw_members, member_generator
 from guided_diffusion.unet import UNetShape
 
 VARIANTS = {

@@ -14,7 +14,7 @@ from torch import nn
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.coupling import coupled
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.model_output import Answer, ModelOutput

@@ -30,7 +30,7 @@ from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, numbers, option
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data import build_dataset
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.files import atomic_path, check_writable, read_json
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.runtime.console import console

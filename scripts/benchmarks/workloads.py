@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guided_diffusion.compiling import compiled
 from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.config.script_options import SampleOptions, TrainOptions
-from guided_diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.medsegdiff import build_model
 from guided_diffusion.model_output import ModelOutput
 from guided_diffusion.nn import without_autocast

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion, and nothing else: schedule, losses, samplers."""

@@ -1,0 +1,45 @@
+"""Samplers of one signature: from noise to x_0 through `denoise(x_t, t)`."""
+
+import torch
+
+from .dpm_solver import sample_dpm_solver
+
+
+def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
+    """Ancestral sampling (DDPM algorithm 2), over all T steps or a subset: x_s ~ N(mean, variance) of q(x_s|x_t,x_0).
+
+    The variance is the learned one where the network gives it, else the posterior's.
+    """
+    for t, s in _steps(timesteps):
+        denoised = denoise(x, t)
+        if watch is not None:
+            watch(x, denoised.x0)
+        of_x0, of_xt, variance, _ = (float(value) for value in schedule.posterior(t, s))
+        if s < 0:
+            break
+        deviation = variance**0.5
+        if denoised.variance_fraction is not None:
+            smallest, largest = (float(value) for value in schedule.log_variances(t, s))
+            fraction = denoised.variance_fraction
+            deviation = torch.exp(0.5 * (fraction * largest + (1 - fraction) * smallest))
+        x = of_x0 * denoised.x0 + of_xt * x + deviation * noise()
+    return denoised.x0
+
+
+def sample_ddim(denoise, x, timesteps, schedule, noise=None, watch=None):
+    """Deterministic DDIM (arXiv 2010.02502 eq. 12 with eta = 0): x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps."""
+    for t, s in _steps(timesteps):
+        denoised = denoise(x, t)
+        if watch is not None:
+            watch(x, denoised.x0)
+        abar = float(schedule.alpha_bar(s))
+        x = abar**0.5 * denoised.x0 + (1 - abar) ** 0.5 * denoised.eps
+    return x
+
+
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}
+
+
+def _steps(timesteps):
+    """Pairs (t, s) of each step, the last to s = -1, the clean mask."""
+    return zip(timesteps, [*timesteps[1:], -1], strict=True)
