@@ -14,9 +14,9 @@ from .classes import Classes
 from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.files import atomic_path
-from .medsegdiff import build_model
+from .models.medsegdiff import build_model
+from .models.sharding import load_whole
 from .runtime.errors import UserError
-from .sharding import load_whole
 
 FORMAT = "medsegdiff-checkpoint-1"
 

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
-from .nn import at_least_float32
-from .sharding import laid_out, local
+from .models.layers import at_least_float32
+from .models.sharding import laid_out, local
 
 
 class EMA:

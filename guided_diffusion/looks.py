@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .diffusion.losses import class_logits, class_probabilities
-from .model_output import joined
+from .models.outputs import joined
 from .symmetries import turned, turned_back
 
 TOLD = ("coarse", "logits")  # fields of a condition that are mask logits told from the image alone

@@ -2,7 +2,7 @@
 
 import torch
 
-from .sharding import laid_out, whole_norm
+from .models.sharding import laid_out, whole_norm
 
 
 def build_optimizer(parameters, lr, weight_decay):

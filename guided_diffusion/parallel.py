@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .models.sharding import shard_the_rest
 from .runtime.distributed import peers_needed
-from .sharding import shard_the_rest
 
 
 class StepLosses(nn.Module):

@@ -15,7 +15,7 @@ from .case_maps import fuse_cases, stack_slices
 from .config.options import DiffusionOptions, ModelOptions
 from .config.script_options import SampleOptions
 from .io.drawing import denoising_frames, displayed
-from .medsegdiff import check_size
+from .models.medsegdiff import check_size
 from .plan import ONE_STEP, plan_sampling, settle_members
 from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options

@@ -19,13 +19,13 @@ from .ema import EMA
 from .io.files import remove_temporaries
 from .io.work_folder import WorkFolder
 from .logger import RunLog
+from .models.sharding import gathered
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
 from .runtime.console import console, counted
 from .runtime.distributed import Processes, autocast, peers_needed
 from .runtime.errors import UserError
 from .runtime.seeds import seed_of
-from .sharding import gathered
 from .stages import Stages
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS

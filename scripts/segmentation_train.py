@@ -19,7 +19,8 @@ from guided_diffusion.config.options import DataOptions, DiffusionOptions, Model
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.storage import is_remote
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
+from guided_diffusion.models.sharding import sharded_as_built
 from guided_diffusion.next_command import sampling_command
 from guided_diffusion.runtime.console import console, counted, quiet
 from guided_diffusion.runtime.distributed import (
@@ -31,7 +32,6 @@ from guided_diffusion.runtime.distributed import (
     training_memory_format,
 )
 from guided_diffusion.selection import select_slices
-from guided_diffusion.sharding import sharded_as_built
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle
 from guided_diffusion.validation import Validation, marked_cases, spread_cases

@@ -5,7 +5,7 @@ import torch
 
 from guided_diffusion.diffusion.gaussian_diffusion import Denoised
 from guided_diffusion.diffusion.schedule import Schedule
-from guided_diffusion.model_output import ModelOutput
+from guided_diffusion.models.outputs import ModelOutput
 
 THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 MEAN, STD = 0.3, 0.5

@@ -17,7 +17,7 @@ from guided_diffusion.checkpoint import (
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
 
 

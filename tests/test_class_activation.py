@@ -10,7 +10,7 @@ from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.diffusion.losses import bce, bce_dice, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.model_output import ModelOutput
+from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.errors import UserError
 
 ONE_OF_MANY, REGIONS = parse_classes("a=1,b=2"), parse_classes("a=1+2,b=2")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from guided_diffusion.condition import (
+from guided_diffusion.models.condition import (
     CoarseDecoder,
     ConditionUNet,
     Fusion,
@@ -14,7 +14,7 @@ from guided_diffusion.condition import (
     UncertainSpatialAttention,
     pad_by_edges,
 )
-from guided_diffusion.unet import UNetShape
+from guided_diffusion.models.unet import UNetShape
 
 
 def perturb(module, scale=0.2, seed=0):

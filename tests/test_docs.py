@@ -16,7 +16,7 @@ from guided_diffusion.config import options as config
 from guided_diffusion.config import script_options as run_options
 from guided_diffusion.config import script_options as train_options
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

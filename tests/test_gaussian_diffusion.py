@@ -16,7 +16,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import (
 )
 from guided_diffusion.diffusion.losses import bce_dice, mean_flat
 from guided_diffusion.diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
-from guided_diffusion.model_output import ModelOutput
+from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.errors import UserError
 
 ZERO = torch.zeros(4, 1, 8, 8, dtype=torch.float64)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from guided_diffusion.config.options import ModelOptions, build
-from guided_diffusion.medsegdiff import MedSegDiffV1, build_model, check_size, default_multipliers, unet_shape
+from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model, check_size, default_multipliers, unet_shape
+from guided_diffusion.models.unet import SelfAttention, UNetShape
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.unet import SelfAttention, UNetShape
 
 VERSIONS = ["v1", "v2", "unet"]
 

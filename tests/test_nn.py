@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from guided_diffusion.nn import checkpointed, conv3x3, group_norm, timestep_embedding, without_autocast, zeroed
+from guided_diffusion.models.layers import (
+    checkpointed,
+    conv3x3,
+    group_norm,
+    timestep_embedding,
+    without_autocast,
+    zeroed,
+)
 
 
 @pytest.mark.parametrize("channels", [2, 8, 9, 33])

@@ -22,7 +22,7 @@ from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.distributed import Processes, joined_processes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.selection import Selection

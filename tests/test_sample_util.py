@@ -14,7 +14,7 @@ from PIL import Image
 
 from guided_diffusion import sample_util
 from guided_diffusion.data import Case
-from guided_diffusion.medsegdiff import MedSegDiffV1
+from guided_diffusion.models.medsegdiff import MedSegDiffV1
 from guided_diffusion.sample_util import batches_of, rows_at_once, share_of
 from guided_diffusion.units import Unit
 

@@ -16,9 +16,9 @@ from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
+from guided_diffusion.models.sharding import BLOCKS, in_shards, local, sharded_as_built
 from guided_diffusion.runtime.distributed import joined_processes
-from guided_diffusion.sharding import BLOCKS, in_shards, local, sharded_as_built
 from guided_diffusion.train_util import TrainLoop
 
 # The largest preset with small numbers: its norm, its heads, its long stacks of blocks, and activations recomputed.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.spectrum import FFParser, FourierAffinity, NBPFilter
+from guided_diffusion.models.fourier import FFParser, FourierAffinity, NBPFilter
 
 
 def direct_filter(x, weight):

@@ -11,7 +11,7 @@ from guided_diffusion.coupling import coupled
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import class_logits, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.model_output import ModelOutput, _RowSelection
+from guided_diffusion.models.outputs import ModelOutput, _RowSelection
 from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling import SamplingPlan, draw_members

@@ -16,8 +16,8 @@ from guided_diffusion.config.options import DiffusionOptions, ModelOptions, buil
 from guided_diffusion.coupling import coupled
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.nifti import read_nifti
-from guided_diffusion.medsegdiff import build_model
-from guided_diffusion.model_output import Answer, ModelOutput
+from guided_diffusion.models.medsegdiff import build_model
+from guided_diffusion.models.outputs import Answer, ModelOutput
 from guided_diffusion.sampling import SamplingPlan, draw_members
 from guided_diffusion.segmenter import Segmenter
 from guided_diffusion.tiles import Tiled, window_weights, windows_of

@@ -16,7 +16,7 @@ from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data import Case, SegmentationDataset
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.ema import EMA
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.train_util import TrainLoop
 

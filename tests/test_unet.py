@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guided_diffusion.unet import (
+from guided_diffusion.models.unet import (
     Block,
     Bottleneck,
     Downsample,

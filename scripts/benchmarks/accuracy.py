@@ -32,7 +32,7 @@ from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data import build_dataset
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.files import atomic_path, check_writable, read_json
-from guided_diffusion.medsegdiff import build_model
+from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, run_script

@@ -10,10 +10,10 @@ import torch
 from conftest import SCRIPTS
 from torch import nn
 
-from guided_diffusion.condition import CrossAttention, UncertainSpatialAttention
 from guided_diffusion.config.options import ModelOptions, build
-from guided_diffusion.medsegdiff import build_model
-from guided_diffusion.unet import SelfAttention
+from guided_diffusion.models.condition import CrossAttention, UncertainSpatialAttention
+from guided_diffusion.models.medsegdiff import build_model
+from guided_diffusion.models.unet import SelfAttention
 
 SIZE = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1, "attention_resolutions": "8"}
 TINY = " ".join(f"--{name} {value}" for name, value in SIZE.items())

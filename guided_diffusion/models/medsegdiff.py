@@ -4,10 +4,10 @@ U-Net without diffusion (unet)."""
 import torch
 from torch import nn
 
+from ..runtime.errors import UserError
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
-from .model_output import Answer, ConditionV1, ConditionV2, ModelOutput
-from .nn import patches, pixels, timestep_embedding
-from .runtime.errors import UserError
+from .layers import patches, pixels, timestep_embedding
+from .outputs import Answer, ConditionV1, ConditionV2, ModelOutput
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # MedSegDiff's figure fuses after the first two stages

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .nn import at_least_float32, without_autocast
+from .layers import at_least_float32, without_autocast
 
 
 class FFParser(nn.Module):

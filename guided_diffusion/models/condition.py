@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .nn import at_least_float32, checkpointed, conv3x3, group_norm, patches, pixels, position_embedding, zeroed
-from .spectrum import FFParser, FourierAffinity, NBPFilter
+from .fourier import FFParser, FourierAffinity, NBPFilter
+from .layers import at_least_float32, checkpointed, conv3x3, group_norm, patches, pixels, position_embedding, zeroed
 from .unet import Bottleneck, Head, ResBlock, build_decoder, build_encoder
 
 

@@ -1,0 +1,1 @@
+"""The networks: U-Nets, condition models and what they are made of."""

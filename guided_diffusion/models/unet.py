@@ -1,0 +1,273 @@
+"""The U-Net's blocks, and the encoder and decoder that every model variant is assembled from."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import at_least_float32, checkpointed, conv3x3, group_norm, silu_of_temporary, zeroed
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """What fixes the layers of one U-Net.
+
+    channels: width at the first level; multipliers: width of level i is int(channels * multipliers[i]).
+    blocks: residual blocks per level. attention_levels: levels whose blocks are followed by self-attention.
+    heads, head_channels: attention heads, or (when head_channels > 0) their width, which then sets their number.
+    scale_shift: the embedding scales and shifts the normalised features instead of being added to them.
+    updown_blocks: residual blocks do the resampling instead of convolutions.
+    patch: the pixels along each side of what is one pixel of the first level (see `nn.patches`).
+    """
+
+    channels: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    attention_levels: tuple[int, ...] = ()
+    heads: int = 1
+    head_channels: int = -1
+    dropout: float = 0.0
+    scale_shift: bool = False
+    updown_blocks: bool = False
+    use_checkpoint: bool = False
+    patch: int = 1
+
+    @property
+    def widths(self):
+        """Channels of each level, finest first."""
+        return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
+
+    def part(self, channels, first_level):
+        """The shape of this width (0: the same) that has the levels from `first_level` on."""
+        attention = tuple(level - first_level for level in self.attention_levels if level >= first_level)
+        multipliers = self.multipliers[first_level:]
+        return replace(self, channels=channels or self.channels, multipliers=multipliers, attention_levels=attention)
+
+    def attention_heads(self, width):
+        """Number of heads for features of this width."""
+        return width // self.head_channels if self.head_channels > 0 else self.heads
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, twice, around a skip; conditioned on an embedding when `embedding_channels` is given.
+
+    resample: None, "up" (nearest, x2) or "down" (mean, /2), applied to both the branch and the skip.
+    """
+
+    def __init__(self, in_channels, out_channels, shape, embedding_channels=None, resample=None):
+        super().__init__()
+        self.scale_shift, self.resample, self.use_checkpoint = shape.scale_shift, resample, shape.use_checkpoint
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.conv2 = zeroed(conv3x3(out_channels, out_channels))
+        self.embed = None
+        if embedding_channels is not None:
+            self.embed = nn.Linear(embedding_channels, out_channels * (2 if shape.scale_shift else 1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C_in, H, W]; embedding: [N, D] or None. Returns [N, C_out, H', W']."""
+        return checkpointed(self._forward, x, embedding, enabled=self.use_checkpoint)
+
+    def _forward(self, x, embedding):
+        h = self.conv1(self._resample(silu_of_temporary(self.norm1(x))))
+        h = silu_of_temporary(self._condition(h, embedding))
+        h = self.conv2(self.dropout(h))
+        return self.skip(self._resample(x)) + h
+
+    def _condition(self, h, embedding):
+        if self.embed is None:
+            return self.norm2(h)
+        e = self.embed(F.silu(embedding))[:, :, None, None]  # [N, C or 2C, 1, 1]
+        if not self.scale_shift:
+            return self.norm2(h + e)
+        scale, shift = e.chunk(2, dim=1)
+        return self.norm2(h) * (1 + scale) + shift
+
+    def _resample(self, x):
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return x
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions of a feature map, with a residual."""
+
+    def __init__(self, channels, heads, use_checkpoint=False):
+        super().__init__()
+        self.heads, self.use_checkpoint = heads, use_checkpoint
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x):
+        """x: [N, C, H, W], and so is the result."""
+        return checkpointed(self._forward, x, enabled=self.use_checkpoint)
+
+    def _forward(self, x):
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [N, heads, HW, C / heads]
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.transpose(-1, -2).reshape(n, c, height, width)
+        return x + self.out(h)
+
+
+class Block(nn.Module):
+    """A residual block, followed by self-attention at the levels that have it."""
+
+    def __init__(self, in_channels, out_channels, shape, embedding_channels, attention):
+        super().__init__()
+        self.residual = ResBlock(in_channels, out_channels, shape, embedding_channels)
+        self.attention = None
+        if attention:
+            self.attention = SelfAttention(out_channels, shape.attention_heads(out_channels), shape.use_checkpoint)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C_in, H, W]; embedding: [N, D] or None. Returns [N, C_out, H, W]."""
+        h = self.residual(x, embedding)
+        return h if self.attention is None else self.attention(h)
+
+
+class Downsample(nn.Module):
+    """Halve the size with a strided convolution."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = conv3x3(channels, channels, stride=2)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C, H, W]. Returns [N, C, H/2, W/2]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbour, then convolve."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C, H, W]. Returns [N, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stem(nn.Module):
+    """The first convolution, from the input's channels to the first level's width."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = conv3x3(in_channels, out_channels)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C_in, H, W]. Returns [N, C_out, H, W]."""
+        return self.conv(x)
+
+
+class EncoderStage(nn.Module):
+    """One level of an encoder: the stem or a downsampling, then the level's blocks."""
+
+    def __init__(self, entry, blocks):
+        super().__init__()
+        self.entry = entry
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x, embedding=None):
+        """Returns the level's features [N, C, H, W] and the list of blocks + 1 skips for the decoder."""
+        skips = [self.entry(x, embedding)]
+        for block in self.blocks:
+            skips.append(block(skips[-1], embedding))
+        return skips[-1], skips
+
+
+class DecoderStage(nn.Module):
+    """One level of a decoder: blocks that each take one skip, then an upsampling (but at the finest level)."""
+
+    def __init__(self, blocks, exit):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.exit = exit
+
+    def forward(self, x, skips, embedding=None):
+        """skips: the encoder's for this level, in its order. Returns [N, C, H, W], upsampled where there is an exit."""
+        return self.leave(self.features(x, skips, embedding), embedding)
+
+    def features(self, x, skips, embedding=None):
+        """What the level's blocks make of x: [N, C, H, W] of this level's own size."""
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            x = block(torch.cat([x, skip], dim=1), embedding)
+        return x
+
+    def leave(self, features, embedding=None):
+        """The features as the next level takes them."""
+        return features if self.exit is None else self.exit(features, embedding)
+
+
+def build_encoder(in_channels, shape, embedding_channels=None):
+    """The encoder's stages, finest first, as a ModuleList of `EncoderStage`."""
+    stages, previous = [], None
+    for level, width in enumerate(shape.widths):
+        if level == 0:
+            entry, previous = Stem(in_channels, width), width
+        elif shape.updown_blocks:
+            entry = ResBlock(previous, previous, shape, embedding_channels, resample="down")
+        else:
+            entry = Downsample(previous)
+        blocks = []
+        for _ in range(shape.blocks):
+            blocks.append(Block(previous, width, shape, embedding_channels, level in shape.attention_levels))
+            previous = width
+        stages.append(EncoderStage(entry, blocks))
+    return nn.ModuleList(stages)
+
+
+def build_decoder(shape, embedding_channels=None):
+    """The decoder's stages, coarsest first, as a ModuleList of `DecoderStage` that mirrors `build_encoder`."""
+    widths, stages, previous = shape.widths, [], shape.widths[-1]
+    for level in reversed(range(len(widths))):
+        entry_width = widths[max(level - 1, 0)]  # what the encoder's stem or downsampling put out at this level
+        blocks = []
+        for skip in [widths[level]] * shape.blocks + [entry_width]:
+            attention = level in shape.attention_levels
+            blocks.append(Block(previous + skip, widths[level], shape, embedding_channels, attention))
+            previous = widths[level]
+        exit = None
+        if level > 0 and shape.updown_blocks:
+            exit = ResBlock(previous, previous, shape, embedding_channels, resample="up")
+        elif level > 0:
+            exit = Upsample(previous)
+        stages.append(DecoderStage(blocks, exit))
+    return nn.ModuleList(stages)
+
+
+class Bottleneck(nn.Module):
+    """The coarsest level's middle: residual block, self-attention, residual block."""
+
+    def __init__(self, shape, embedding_channels=None):
+        super().__init__()
+        width = shape.widths[-1]
+        self.first = Block(width, width, shape, embedding_channels, attention=True)
+        self.second = Block(width, width, shape, embedding_channels, attention=False)
+
+    def forward(self, x, embedding=None):
+        """x: [N, C, H, W], and so is the result."""
+        return self.second(self.first(x, embedding), embedding)
+
+
+class Head(nn.Module):
+    """Norm, SiLU and the last convolution, which starts at zero."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.norm = group_norm(in_channels)
+        self.conv = zeroed(conv3x3(in_channels, out_channels))
+
+    def forward(self, x):
+        """x: [N, C, H, W]. Returns float32 [N, out, H, W] (or float64) whatever the precision inside."""
+        return at_least_float32(self.conv(silu_of_temporary(self.norm(x))))
