@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from . import ensemble
-from .classes import BINARY
+from .data.classes import BINARY
 from .temperature import apply_temperature
 
 PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have

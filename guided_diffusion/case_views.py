@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .data.truth import on_grid, truths_of
 from .io.drawing import (
     CLASS_COLOURS,
     MASK_COLOUR,
@@ -24,7 +25,6 @@ from .io.drawing import (
     resized,
     tinted,
 )
-from .raters import on_grid, truths_of
 from .statistics import describe
 from .uncertainty import SCORES, case_scores
 

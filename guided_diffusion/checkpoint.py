@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .classes import Classes
 from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
+from .data.classes import Classes
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.files import atomic_path
 from .models.medsegdiff import build_model

@@ -4,9 +4,9 @@ looking at the data."""
 import shlex
 from pathlib import Path
 
+from .data.splits import SPLIT_FOLDERS, split_folders
 from .io.storage import folder_and_name, is_remote, join, list_folders
 from .runtime.errors import UserError
-from .split import SPLIT_FOLDERS, split_folders
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .case_views import slices_of
+from .data.truth import raters_of
 from .io.drawing import class_colour
 from .io.files import atomic_path, read_json
 from .page import data_uri, header, part, write_page
-from .raters import raters_of
 from .report_figures import charts_of, figure_label, table_of
 from .results import Predictions
 from .runtime.console import console, counted

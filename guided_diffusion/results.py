@@ -26,14 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from .case_maps import PIXEL_MAPS
-from .classes import BINARY
 from .config.options import without_removed
-from .custom_dataset_loader import MASK_ENDINGS
+from .data.classes import BINARY
+from .data.truth import MASK_ENDINGS, files_by_name
 from .io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from .io.files import atomic_path, read_json, remove_temporaries, write_json
 from .io.images import read_picture, read_picture_labels, read_picture_mask, write_label_png, write_png
 from .io.nifti import is_nifti, read_nifti, read_nifti_labels, write_nifti
-from .raters import files_by_name
 from .runtime.errors import UserError
 
 IDLE = 60  # seconds after which an unfinished file is taken for one of a run that was killed

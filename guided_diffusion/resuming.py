@@ -5,10 +5,10 @@ import dataclasses
 from .config.options import build
 from .config.presets import PRESETS
 from .config.recipe import recipe_values
+from .data.splits import HOLD_OUT_FLAGS, hold_out_of
 from .io.storage import is_same_folder
 from .runtime.distributed import pick_precision
 from .runtime.errors import UserError
-from .split import HOLD_OUT_FLAGS, hold_out_of
 
 # What `changes` leaves out: paths, which are made absolute, how long the run goes on, and a name for other values.
 UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .batches import readable_batches
 from .case_maps import fuse_cases, stack_slices
 from .config.options import DiffusionOptions, ModelOptions
 from .config.script_options import SampleOptions
+from .data.batches import readable_batches
+from .data.resizing import WHOLE, View
+from .data.truth import on_grid, raters_of, truths_of
 from .io.drawing import denoising_frames, displayed
 from .models.medsegdiff import check_size
 from .plan import ONE_STEP, plan_sampling, settle_members
-from .raters import on_grid, raters_of, truths_of
 from .resuming import saved_options
 from .runtime.console import console
 from .runtime.distributed import autocast, memory_format
@@ -25,7 +26,6 @@ from .runtime.errors import UserError, is_out_of_memory, reason_of
 from .sampling import draw_members
 from .temperature import temperature_of
 from .tiles import cut, in_tiles
-from .views import WHOLE, View
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .batches import collate
 from .case_maps import stack_slices
-from .checked_loading import own_errors
 from .checkpoint import load_checkpoint
 from .config.command_line import options_from
 from .config.options import DeviceOptions, ModelOptions
 from .config.script_options import SampleOptions
-from .data import find_loader
+from .data.batches import collate
+from .data.dataset import own_errors
+from .data.registry import find_loader
 from .io.nifti import STILL, canonical_turn, reoriented, reoriented_back
 from .io.storage import fetch_file, is_remote
 from .runtime.distributed import pick_device, pick_precision

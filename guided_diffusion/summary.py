@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from .classes import MEAN
+from .data.classes import MEAN
 from .diversity import SET_FIGURES
 from .ensemble_size import format_sizes, size_summary
 from .metrics import metric_names

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .batches import training_batches
 from .checkpoint import Checkpoint, checkpoint_path
 from .checkpoint_folder import CheckpointFolder
 from .compiling import compiled, compiler_errors
+from .data.batches import training_batches
 from .draws import draw_for_items, rows
 from .ema import EMA
 from .io.files import remove_temporaries

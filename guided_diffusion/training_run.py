@@ -7,18 +7,18 @@ from .config.command_line import run_values
 from .config.options import DataOptions, DiffusionOptions, ModelOptions
 from .config.recipe import check_variant
 from .config.script_options import TrainOptions
-from .data import SegmentationDataset, build_dataset, recognised
+from .data.compatibility import check_reading, trained_window, used_window
+from .data.dataset import SegmentationDataset
+from .data.registry import AUTO, build_dataset, recognised
+from .data.resizing import View
+from .data.splits import loading_of
 from .io.storage import absolute, fetch_file, fetch_folder, is_remote
 from .io.work_folder import WorkFolder, work_folder
-from .reading import check_reading, trained_window, used_window
-from .registry import AUTO
 from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
 from .runtime.distributed import pick_precision
 from .runtime.errors import NoCasesError, UserError
-from .split import loading_of
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
-from .views import View
 
 
 @dataclasses.dataclass(frozen=True)

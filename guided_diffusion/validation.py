@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .batches import collate
 from .config.script_options import SampleOptions
+from .data.batches import collate
 from .ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from .io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from .metrics import overlap

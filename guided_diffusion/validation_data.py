@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from .data import SegmentationDataset, build_dataset
+from .data.dataset import SegmentationDataset
+from .data.registry import build_dataset
+from .data.splits import loading_of
 from .runtime.console import counted
 from .runtime.errors import NoCasesError, UserError
-from .split import loading_of
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion.batches import looking_batches
-from guided_diffusion.check_report import class_lines, table, told_layout, write_sheet
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions
 from guided_diffusion.config.script_options import CheckOptions
-from guided_diffusion.data import recognised
-from guided_diffusion.data_check import Looks, find_parts, findings
+from guided_diffusion.data.batches import looking_batches
+from guided_diffusion.data.check import Looks, class_lines, find_parts, findings, table, told_layout, write_sheet
+from guided_diffusion.data.registry import recognised
+from guided_diffusion.data.splits import loading_of
+from guided_diffusion.data.volume_cache import chosen_folder, use_cache
 from guided_diffusion.io.files import check_writable
 from guided_diffusion.io.storage import fetch_folder, is_remote
 from guided_diffusion.runtime.console import console, counted
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.split import loading_of
-from guided_diffusion.volume_store import chosen_folder, use_cache
 
 EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"
 

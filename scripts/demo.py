@@ -18,9 +18,9 @@ import numpy as np
 from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import option
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.phantoms import best_threshold_dice, write_brats, write_isic
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.io.files import check_writable, read_json, write_json
-from guided_diffusion.phantom import best_threshold_dice, write_brats, write_isic
 from guided_diffusion.runtime.console import console, counted
 from guided_diffusion.runtime.errors import UserError
 

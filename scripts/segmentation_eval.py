@@ -10,21 +10,21 @@ from tqdm import tqdm
 from guided_diffusion.comparison import compare, format_comparison
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.script_options import FUSE, EvalOptions
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.compatibility import leakage_warning
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.splits import given_split, hold_out_of
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
 from guided_diffusion.io.files import read_json
 from guided_diffusion.io.storage import fetch_folder, is_same_folder
 from guided_diffusion.io.work_folder import work_folder
-from guided_diffusion.leakage import leakage_warning
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.results import Predictions
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.split import given_split, hold_out_of
 from guided_diffusion.summary import DEFINITIONS, format_summary
 from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
-from guided_diffusion.units import group_cases
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 

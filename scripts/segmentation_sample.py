@@ -17,23 +17,22 @@ from guided_diffusion.checkpoint import file_hash, load_checkpoint
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.data import build_dataset, recognised
+from guided_diffusion.data.cases import check_volumes, group_cases
+from guided_diffusion.data.compatibility import check_reading, leakage_warning, trained_window, used_window
+from guided_diffusion.data.registry import build_dataset, recognised
+from guided_diffusion.data.splits import HOLD_OUT_FLAGS, given_split, group_of, loading_of
+from guided_diffusion.data.truth import raters_of
+from guided_diffusion.data.volume_cache import chosen_folder, use_cache
 from guided_diffusion.evaluation import Settings, evaluate
 from guided_diffusion.io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.io.work_folder import work_folder
-from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.raters import raters_of
-from guided_diffusion.reading import check_reading, trained_window, used_window
 from guided_diffusion.report import try_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.runtime.console import console, counted, listed, quiet
 from guided_diffusion.runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.runtime.errors import NoCasesError, UserError
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
-from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of, loading_of
 from guided_diffusion.summary import format_summary
-from guided_diffusion.units import check_volumes, group_cases
-from guided_diffusion.volume_store import chosen_folder, use_cache
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""

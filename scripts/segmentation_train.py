@@ -11,12 +11,14 @@ from contextlib import nullcontext
 
 import torch
 
-from guided_diffusion.case_checks import like_photograph, mask_pictures
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.config.command_line import as_yaml, parse, write_config
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.data.batches import select_slices
+from guided_diffusion.data.dataset import like_photograph, mask_pictures
+from guided_diffusion.data.volume_cache import chosen_folder, use_cache
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.storage import is_remote
 from guided_diffusion.models.medsegdiff import build_model
@@ -31,11 +33,9 @@ from guided_diffusion.runtime.distributed import (
     pick_device,
     training_memory_format,
 )
-from guided_diffusion.selection import select_slices
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training_run import settle
 from guided_diffusion.validation import Validation, marked_cases, spread_cases
-from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.watching import Watch
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --out_dir runs/first \\

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion import phantom
+from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.runtime.errors import run_script
 
 # Several threads may sum in another order from run to run, and tests compare runs to the bit.

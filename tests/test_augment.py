@@ -12,10 +12,10 @@ import torch
 from conftest import LOADER
 from torchvision import tv_tensors
 
-from guided_diffusion.augment import STRENGTHS, Augmentation, Intensity, Noise, Strength, Warp, reflect
-from guided_diffusion.batches import TrainingItems, training_batches
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.augment import STRENGTHS, Augmentation, Intensity, Noise, Strength, Warp, reflect
+from guided_diffusion.data.batches import TrainingItems, training_batches
+from guided_diffusion.data.registry import build_dataset
 
 SIZE = 32
 LEVELS = ("light", "strong")
@@ -196,7 +196,7 @@ def test_nifti_slices_of_a_folder_are_mirrored_along_their_first_axis(tmp_path, 
 
 
 def test_nodules_have_no_top(tmp_path):
-    from guided_diffusion.phantom import write_lidc
+    from guided_diffusion.data.phantoms import write_lidc
 
     write_lidc(tmp_path, num_train=2, num_test=1, size=SIZE)
     dataset = build_dataset("LIDC", tmp_path, SIZE, split="train", need_masks=True)

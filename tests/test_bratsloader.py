@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.batches import sampling_batches
-from guided_diffusion.bratsloader import MODALITIES, BraTSDataset
-from guided_diffusion.data import build_dataset
-from guided_diffusion.intensity import zscore
+from guided_diffusion.data.batches import sampling_batches
+from guided_diffusion.data.loaders.brats import MODALITIES, BraTSDataset
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.volume_cache import VolumeCache
+from guided_diffusion.data.volumes import VolumeReader, zscore
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.volume_store import VolumeCache
-from guided_diffusion.volumes import VolumeReader
 
 KINDS = (*MODALITIES, "seg")
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])

@@ -7,8 +7,8 @@ import pytest
 from conftest import LOADER, TINY, write_folder
 from PIL import Image, ImageFilter
 
-from guided_diffusion import phantom
-from guided_diffusion.case_checks import like_photograph
+from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.dataset import like_photograph
 
 WARNING = "of a photograph"
 

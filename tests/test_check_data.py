@@ -9,10 +9,10 @@ import pytest
 from conftest import LOADER, write_folder
 from PIL import Image
 
-from guided_diffusion import phantom
+from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.phantoms import write_lidc
 from guided_diffusion.io.drawing import CAPTION, MASK_COLOUR
 from guided_diffusion.io.images import write_label_png
-from guided_diffusion.phantom import write_lidc
 
 
 @pytest.fixture

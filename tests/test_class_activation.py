@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal
 
-from guided_diffusion.classes import BINARY, parse_classes
 from guided_diffusion.config.options import DiffusionOptions, build
+from guided_diffusion.data.classes import BINARY, parse_classes
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.diffusion.losses import bce, bce_dice, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule

@@ -11,8 +11,9 @@ from conftest import strict_json
 from PIL import Image
 
 from guided_diffusion.case_maps import fuse_cases, stack_slices
-from guided_diffusion.classes import BINARY, Classes, checked_classes, parse_classes
-from guided_diffusion.data import Case, SegmentationDataset
+from guided_diffusion.data.cases import Case, group_cases
+from guided_diffusion.data.classes import BINARY, Classes, checked_classes, parse_classes
+from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.ensemble import fuse_masks, member_masks
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.io.drawing import class_colour, overlay
@@ -21,7 +22,6 @@ from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling import Members
 from guided_diffusion.summary import format_summary
-from guided_diffusion.units import group_cases
 
 MANIFEST = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}}
 REGIONS = parse_classes("WT=1+2+4,TC=1+4,ET=4")
@@ -153,7 +153,7 @@ class Drawn(SegmentationDataset):
         return truth_of(case)[None]
 
     def geometry(self, case):
-        from guided_diffusion.data import Geometry
+        from guided_diffusion.data.cases import Geometry
 
         return Geometry(np.diag([2.0, 1, 1, 1]), (2.0, 1, 1), (12, 16, 2)) if self.volume else None
 

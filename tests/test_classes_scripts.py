@@ -8,11 +8,12 @@ import pytest
 from conftest import FAST, TINY, rows, strict_json
 from PIL import Image
 
-from guided_diffusion import Segmenter, phantom
+from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.classes import parse_classes
-from guided_diffusion.data import build_dataset
-from guided_diffusion.raters import raters_of, truths_of
+from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.classes import parse_classes
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.truth import raters_of, truths_of
 from guided_diffusion.runtime.errors import UserError
 
 TISSUES = "necrosis=1,oedema=2,rim=4"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.batches import sampling_batches
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.batches import sampling_batches
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.splits import SPLIT_FOLDERS
 from guided_diffusion.runtime.errors import NoCasesError, UserError
-from guided_diffusion.split import SPLIT_FOLDERS
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 IMAGE[..., 0] = 255

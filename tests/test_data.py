@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import custom_dataset_loader
-from guided_diffusion.batches import TrainingOrder, collate, sampling_batches, training_batches
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset, find_loader
+from guided_diffusion.data.batches import Selection, TrainingOrder, collate, sampling_batches, training_batches
+from guided_diffusion.data.cases import Case
+from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.loaders import folder as custom_dataset_loader
+from guided_diffusion.data.registry import build_dataset, find_loader
+from guided_diffusion.data.resizing import resize_image, resize_mask
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.selection import Selection
-from guided_diffusion.views import resize_image, resize_mask
 
 
 class ArrayDataset(SegmentationDataset):

@@ -10,10 +10,10 @@ import pytest
 from conftest import FAST, TINY, rows
 from PIL import Image
 
-from guided_diffusion import phantom
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.split import HoldOut
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "custom_dataset.md").read_text(encoding="utf-8")

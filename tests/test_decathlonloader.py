@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import FAST, rows
 
-from guided_diffusion import phantom
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.errors import UserError
 
 MRI = {"name": "BRATS", "modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd", "3": "T2w"}}

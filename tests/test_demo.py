@@ -10,7 +10,7 @@ import pytest
 from conftest import SCRIPTS, TINY, files, finish
 
 from guided_diffusion.checkpoint import newest_checkpoint
-from guided_diffusion.phantom import write_isic
+from guided_diffusion.data.phantoms import write_isic
 
 
 @pytest.fixture

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from conftest import one_class
 
-from guided_diffusion.custom_dataset_loader import FolderDataset
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset
+from guided_diffusion.data.cases import Case, group_cases
+from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.loaders.folder import FolderDataset
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.truth import majority, on_grid, raters_of
 from guided_diffusion.evaluation import columns, evaluate
-from guided_diffusion.raters import majority, on_grid, raters_of
 from guided_diffusion.report import write_report
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import format_summary
-from guided_diffusion.units import group_cases
 
 
 def rectangle(top, left, height, width, size=(8, 10)):

@@ -10,10 +10,12 @@ import pytest
 from conftest import one_class, strict_json
 
 from guided_diffusion.calibration import ReliabilityTable, boundary_band
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset
+from guided_diffusion.data.cases import Case
+from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.truth import rater_names
 from guided_diffusion.diversity import compare_sets, level_masks
 from guided_diffusion.evaluation import evaluate
-from guided_diffusion.raters import rater_names
 from guided_diffusion.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import format_summary

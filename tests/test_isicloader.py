@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.batches import sampling_batches
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.batches import sampling_batches
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.errors import UserError
 
 IMAGE = np.full((24, 32, 3), 255, np.uint8)

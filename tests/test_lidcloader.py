@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.batches import training_batches
-from guided_diffusion.data import build_dataset
-from guided_diffusion.leakage import leakage_warning
-from guided_diffusion.phantom import write_lidc
+from guided_diffusion.data.batches import training_batches
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.compatibility import leakage_warning
+from guided_diffusion.data.phantoms import write_lidc
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.units import group_cases
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 16, 20), np.uint8)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from conftest import LOADER
 
-from guided_diffusion.data import build_dataset, find_loader, recognised
-from guided_diffusion.phantom import write_lidc
-from guided_diffusion.registry import ENTRY_POINTS
+from guided_diffusion.data.phantoms import write_lidc
+from guided_diffusion.data.registry import ENTRY_POINTS, build_dataset, find_loader, recognised
 from guided_diffusion.runtime.errors import UserError
 
 # ---- loaders of installed packages -------------------------------------------------------------------------------

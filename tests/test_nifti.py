@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from guided_diffusion.data.volumes import VolumeReader
 from guided_diffusion.io.nifti import (
     lies_elsewhere,
     nifti_channels,
@@ -18,7 +19,6 @@ from guided_diffusion.io.nifti import (
     write_nifti,
 )
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.volumes import VolumeReader
 
 RNG = np.random.default_rng(0)
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 0, 3.0, -126], [0, 0.5, 0, -72], [0, 0, 0, 1]])

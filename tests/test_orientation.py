@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import FAST
 
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation import evaluate
 from guided_diffusion.io.nifti import (
     STILL,

@@ -5,8 +5,8 @@ import pytest
 from conftest import FAST, LOADER, TINY
 
 from guided_diffusion import Segmenter
-from guided_diffusion.custom_dataset_loader import FolderDataset
-from guided_diffusion.data import build_dataset, find_loader
+from guided_diffusion.data.loaders.folder import FolderDataset
+from guided_diffusion.data.registry import build_dataset, find_loader
 from guided_diffusion.runtime.errors import UserError, run_script
 
 READ, MASK, FIND = (

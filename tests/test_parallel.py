@@ -17,15 +17,14 @@ from conftest import SCRIPTS, TINY, messages, words
 from test_train_util import Blobs
 from test_training_runs import equal, logged
 
-from guided_diffusion.batches import TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.data.batches import Selection, TrainingOrder
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.distributed import Processes, joined_processes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.selection import Selection
 from guided_diffusion.train_util import TrainLoop
 
 

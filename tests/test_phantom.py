@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.bratsloader import MODALITIES
-from guided_diffusion.phantom import (
+from guided_diffusion.data.loaders.brats import MODALITIES
+from guided_diffusion.data.phantoms import (
     best_threshold_dice,
     brats_case,
     isic_case,

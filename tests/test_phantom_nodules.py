@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from guided_diffusion.phantom import READERS, TEST_START, best_threshold_dice, lidc_case, write_lidc
+from guided_diffusion.data.phantoms import READERS, TEST_START, best_threshold_dice, lidc_case, write_lidc
 
 
 def test_layout(tmp_path):

@@ -10,8 +10,8 @@ from test_config import train as train_options
 from test_decathlonloader import write
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.data import build_dataset
-from guided_diffusion.reading import check_reading, trained_window, used_window
+from guided_diffusion.data.compatibility import check_reading, trained_window, used_window
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training_run import settle

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from guided_diffusion.case_maps import CaseMaps, fuse_cases, stack_slices
-from guided_diffusion.classes import Classes
-from guided_diffusion.data import Geometry
+from guided_diffusion.data.cases import Geometry
+from guided_diffusion.data.classes import Classes
 from guided_diffusion.ensemble import staple
 from guided_diffusion.io import drawing as pictures
 from guided_diffusion.results import Predictions, ResultsFolder

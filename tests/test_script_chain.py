@@ -12,7 +12,7 @@ from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
 from test_config import TRAIN
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.registry import build_dataset
 
 
 @pytest.mark.parametrize("layout", ["together", "beside", "below", "train alone"])

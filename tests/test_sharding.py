@@ -11,10 +11,10 @@ from test_kills import checkpoints, temporaries, wait_for_more
 from test_parallel import Remembered, furthest
 from test_training_runs import equal
 
-from guided_diffusion.batches import collate
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.data.batches import collate
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.sharding import BLOCKS, in_shards, local, sharded_as_built

@@ -9,11 +9,11 @@ import pytest
 from conftest import FAST, TINY, rows, strict_json, write_folder
 from test_config import refused, values
 
-from guided_diffusion.data import Case, build_dataset
-from guided_diffusion.leakage import leakage_warning
+from guided_diffusion.data.cases import Case, group_cases
+from guided_diffusion.data.compatibility import leakage_warning
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.splits import HoldOut, group_of, hold_out_of, split_folders, split_of
 from guided_diffusion.runtime.errors import NoCasesError, UserError
-from guided_diffusion.split import HoldOut, group_of, hold_out_of, split_folders, split_of
-from guided_diffusion.units import group_cases
 
 
 def cases(names, **keywords):

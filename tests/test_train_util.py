@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.batches import collate
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
 from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.data import Case, SegmentationDataset
+from guided_diffusion.data.batches import collate
+from guided_diffusion.data.cases import Case
+from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.ema import EMA
 from guided_diffusion.models.medsegdiff import build_model

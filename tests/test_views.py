@@ -10,16 +10,17 @@ from conftest import FAST, LOADER
 from test_decathlonloader import AFFINE
 from test_decathlonloader import write as write_task
 
-from guided_diffusion.batches import TrainingItems, TrainingOrder
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.data import Case, SegmentationDataset, build_dataset
-from guided_diffusion.intensity import normalised_channels
+from guided_diffusion.data.batches import Selection, TrainingItems, TrainingOrder, select_slices
+from guided_diffusion.data.cases import Case
+from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.resizing import View, at_least, crop
+from guided_diffusion.data.volumes import normalised_channels
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmenter import Segmenter
-from guided_diffusion.selection import Selection, select_slices
-from guided_diffusion.views import View, at_least, crop
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

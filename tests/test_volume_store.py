@@ -12,13 +12,14 @@ import pytest
 import torch
 from conftest import FAST
 
-from guided_diffusion import volume_store, volumes
-from guided_diffusion.batches import sampling_batches
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data import volume_cache as volume_store
+from guided_diffusion.data import volumes
+from guided_diffusion.data.batches import sampling_batches
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.volume_cache import chosen_folder, fingerprint, use_cache
 from guided_diffusion.io.nifti import read_nifti, write_nifti
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.volume_store import chosen_folder, fingerprint, use_cache
 
 
 @pytest.fixture

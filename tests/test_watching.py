@@ -15,11 +15,11 @@ from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.options import DiffusionOptions
-from guided_diffusion.custom_dataset_loader import FolderDataset
+from guided_diffusion.data.loaders.folder import FolderDataset
+from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.diffusion.schedule import solver_timesteps
 from guided_diffusion.sampling import MemberNoise
-from guided_diffusion.split import HoldOut
 from guided_diffusion.symptoms import symptoms
 from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
 

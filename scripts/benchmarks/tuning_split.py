@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from guided_diffusion.custom_dataset_loader import FolderDataset
-from guided_diffusion.lidcloader import LIDCDataset
+from guided_diffusion.data.loaders.folder import FolderDataset
+from guided_diffusion.data.loaders.lidc import LIDCDataset
 
 
 class _Tuning:

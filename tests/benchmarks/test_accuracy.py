@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import SCRIPTS, write_folder
 
-from guided_diffusion.data import build_dataset
+from guided_diffusion.data.phantoms import write_lidc
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.io.files import write_json
-from guided_diffusion.phantom import write_lidc
 
 SIZE = "'--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 1 --batch_size 2 --precision fp32'"
 ACCURACY = "benchmarks/accuracy"

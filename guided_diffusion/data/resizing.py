@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .runtime.errors import UserError
-from .runtime.seeds import seeded_generator
+from ..runtime.errors import UserError
+from ..runtime.seeds import seeded_generator
 
 FOREGROUND_CROPS = 1 / 3  # of the crops hold a marked pixel for sure, where there is one: small objects are rare
 

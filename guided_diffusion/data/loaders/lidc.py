@@ -4,10 +4,11 @@ from functools import cached_property
 
 import numpy as np
 
-from .data import Case, SegmentationDataset
-from .io.files import list_files, read_npz, read_npz_headers
-from .runtime.console import counted
-from .runtime.errors import UserError
+from ...io.files import list_files, read_npz, read_npz_headers
+from ...runtime.console import counted
+from ...runtime.errors import UserError
+from ..cases import Case
+from ..dataset import SegmentationDataset
 
 KEYS = ("images", "masks", "patient", "is_test")
 

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runtime.errors import NoSplitError, UserError
-from .runtime.seeds import seed_of
+from ..runtime.errors import NoSplitError, UserError
+from ..runtime.seeds import seed_of
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),

@@ -27,21 +27,18 @@ from 0 to 255. The rest, resizing, batches, checks and sampling, works for every
 little more: splits, labels and NIfTI volumes.
 """
 
-from .data import Case, SegmentationDataset
-from .intensity import normalised_channels, normaliser
-from .io.files import list_files, read_csv, read_json, split_suffix
-from .io.images import read_picture, read_picture_labels, read_picture_mask, stacked
-from .io.nifti import is_nifti, nifti_channels
-from .raters import SUFFIXES, RaterFolders
-from .runtime.console import counted
-from .runtime.errors import NoSplitError, UserError
-from .split import SPLIT_FOLDERS, split_folders, split_of
-from .volumes import VolumeReader
+from ...io.files import list_files, read_csv, read_json, split_suffix
+from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
+from ...io.nifti import is_nifti, nifti_channels
+from ...runtime.console import counted
+from ...runtime.errors import NoSplitError, UserError
+from ..cases import Case
+from ..dataset import SegmentationDataset
+from ..splits import SPLIT_FOLDERS, split_folders, split_of
+from ..truth import MASK_ENDINGS, SUFFIXES, RaterFolders
+from ..volumes import VolumeReader, normalised_channels, normaliser
 
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
-
-
-MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")
 
 
 class FolderDataset(SegmentationDataset):

@@ -1,6 +1,7 @@
 """The data contract: what a loader gives and what an item is; and the data set that a name and a folder stand for."""
 
-from dataclasses import dataclass
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,64 +9,186 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .case_checks import check_cases
-from .checked_loading import CheckedLoading, own_errors
+from ..io.files import check_encodable, split_suffix
+from ..io.images import PICTURE_SUFFIXES, read_picture
+from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
 from .classes import WORDS, Classes, described_classes, found_classes, own_classes, parse_classes
-from .io.nifti import STILL, reoriented_back
-from .registry import AUTO, named_object, registered_loaders
-from .runtime.errors import NoCasesError, NoSplitError, UserError
-from .split import SPLIT_FOLDERS
-from .views import WHOLE
+from .resizing import WHOLE
+from .splits import SPLIT_FOLDERS
 
-RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
+# ---- Whether the cases that a loader found can be told apart, written, and trained on, and their masks are masks ----
 
 
-@dataclass(frozen=True)
-class Case:
-    """One image to segment: its name, the files it is read from and, for a slice, its place in a volume.
+# Grey values well between background and foreground: beyond are a mask's own and the noise that JPEG adds to them. A
+# photograph has nearly all of its pixels there (a head on black a third), a mask those at its smoothed edges, and one
+# in grey instead of white has a value or two.
+BETWEEN = (32, 223)
 
-    name: unique in the data set and safe as a file name.
-    images: the image's files (one photograph, or one file per MRI modality).
-    masks: one file per rater; empty when there is no truth.
-    raters: a name for each mask, by which a rater is known in all cases; () where he is by the mask's position.
-    label: the class for class-conditional models, or None.
-    volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
-    group: what must stay on one side of a split, such as the patient, or None.
+
+PHOTOGRAPH_PIXELS = 1 / 4
+
+
+PHOTOGRAPH_VALUES = 32
+
+
+def check_cases(dataset):
+    """Raise `UserError` for a case of a `data.SegmentationDataset` whose name is another's or no file name, or, where
+    masks are needed, which has none."""
+    seen = {}
+    for case in dataset.cases:
+        check_encodable(*case.images, case.name)
+        if case.name in seen:
+            raise UserError(
+                f"{case.images[0]}: its case name {case.name!r} is also that of {seen[case.name]}; "
+                "rename one or keep only one of them"
+            )
+        if not case.name or Path(case.name).name != case.name or case.name.startswith("."):
+            raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
+        if dataset.need_masks and not case.masks:
+            told = f"{case.images[0]}: has no mask; add {dataset.expected_mask(case)} or remove the image"
+            raise UserError(told + _others_lacking(dataset))
+        seen[case.name] = case.images[0]
+
+
+def _others_lacking(dataset):
+    """What is to be added where more than one case has no mask."""
+    count, lacking = len(dataset.cases), sum(not case.masks for case in dataset.cases)
+    if lacking == count > 1:
+        return f" (none of {count} has one: is {dataset.data_dir} the folder that holds the masks too?)"
+    return f" ({lacking} of {count} have none; python scripts/check_data.py names them)" if lacking > 1 else ""
+
+
+def mask_pictures(case):
+    """The masks of a case that are picture files of their own, as `files.read_picture` gives them.
+
+    One that cannot be read so is left out: a loader of the user's own may read its files otherwise.
+    """
+    pictures = []
+    for path in case.masks:
+        if split_suffix(path)[1].lower() in PICTURE_SUFFIXES and path not in case.images:
+            with suppress(UserError):
+                pictures.append(read_picture(path))
+    return pictures
+
+
+def like_photograph(picture):
+    """Whether a picture [C, H, W] of 0 to 255 has the many grey values of a photograph rather than those of a mask."""
+    grey = picture.mean(axis=0).round()
+    between = grey[(grey > BETWEEN[0]) & (grey < BETWEEN[1])]
+    return between.size >= PHOTOGRAPH_PIXELS * grey.size and len(np.unique(between)) >= PHOTOGRAPH_VALUES
+
+
+# ---- What the framework calls on a loader instead of its methods: the results are checked, and what a loader of the -
+
+
+REMEDY = "; python scripts/check_data.py tries every case"
+
+
+@contextmanager
+def own_errors(loader, method, case=None):
+    """Turn what a loader of the user's own raises into a `UserError` that says where: the case or method, file, line.
+
+    loader: the class; method: the name of what is called. `UserError`, what the system says (no permission, a failing
+    disk) and whatever the program's own methods raise pass as they are: the former say it themselves, the last are bugs
+    of ours.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # it may be anything
+        if isinstance(error, OSError) and error.errno is not None:  # without: a decoder's, such as Pillow's
+            raise
+        own = [cls for cls in loader.__mro__ if issubclass(cls, CheckedLoading) and not _is_ours(cls)]
+        place = innermost_place(error, {cls.__module__ for cls in own})
+        if place is not None:
+            told = "{}, line {}, {}".format(*place)
+        else:  # what it gave could not be used
+            definer = next(cls for cls in loader.__mro__ if method in vars(cls))
+            if _is_ours(definer):
+                raise
+            told = f"{getattr(sys.modules.get(definer.__module__), '__file__', definer.__name__)}, {method}"
+        told += f": {in_one_line(error)}"
+        raise UserError(f"{method}: {told}" if case is None else f"case {case.name}: {told}{REMEDY}") from error
+
+
+def _is_ours(cls):
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+class CheckedLoading:
+    """The doors to a `data.SegmentationDataset`: each method `load_X` gives what its `read_X`, or the like, gives.
+
+    All raise `UserError` for what is wrong with that, and see `own_errors`.
     """
 
-    name: str
-    images: tuple[Path, ...]
-    masks: tuple[Path, ...] = ()
-    label: int | None = None
-    volume: str | None = None
-    slice_index: int | None = None
-    group: str | None = None
-    raters: tuple[str, ...] = ()
+    def load_item(self, index):
+        """The item of case `index`."""
+        with own_errors(type(self), "__getitem__", self.cases[index]):
+            return self[index]
 
+    def load_normalised(self, case):
+        """The case's own image, normalised, at its own size: float32 [C, H, W]."""
+        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
+        with own_errors(type(self), "normalise", case):
+            return torch.as_tensor(self.normalise(raw), dtype=torch.float32)
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+    def load_image(self, case):
+        """`read_image`, checked: float32 [C, H, W] with a case's `case_channels` and finite values."""
+        with own_errors(type(self), "read_image", case):
+            image = np.asarray(self.read_image(case), dtype=np.float32)
+        if image.ndim != 3:
+            raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
+        if image.shape[0] != self.case_channels:
+            raise UserError(
+                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.case_channels}; "
+                "convert it or leave it out"
+            )
+        if not np.isfinite(image).all():
+            raise UserError(f"{case.images[0]}: holds values that are not finite; repair it or leave it out")
+        return image
 
-    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
-    there to here. has_codes: False where the file has lost its affine and tells the size of its voxels alone.
-    """
+    def load_mask(self, case, image_size=None):
+        """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) when that is given.
 
-    affine: np.ndarray
-    spacing: tuple[float, ...]
-    shape: tuple[int, ...]
-    file_affine: np.ndarray | None = None
-    turn: np.ndarray | None = None
-    has_codes: bool = True
+        Only for a case whose `masks` are set, whatever `need_masks` is.
+        """
+        with own_errors(type(self), "read_mask", case):
+            mask = np.asarray(self.read_mask(case))
+        if mask.ndim != 4 or mask.shape[1] != len(self.class_names):
+            raise UserError(
+                f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
+                f"not [raters, {len(self.class_names)}, H, W]"
+            )
+        if case.raters and len(set(case.raters)) != len(mask):
+            names = ", ".join(case.raters)
+            raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
+        if self.classes.is_exclusive and mask.shape[1] > 1 and (mask.sum(axis=1) > 1).any():
+            raise UserError(
+                f"{case.masks[0]}: the loader marked a pixel as two of {', '.join(self.class_names)}; where classes "
+                "overlap, class_values must have a label value that both share"
+            )
+        if image_size is not None and tuple(mask.shape[-2:]) != tuple(image_size):
+            raise UserError(
+                f"{case.masks[0]}: the mask has {mask.shape[-2]}x{mask.shape[-1]} pixels, its image "
+                f"{case.images[0].name} has {image_size[0]}x{image_size[1]}; they must agree"
+            )
+        return mask.astype(bool)
 
-    @property
-    def in_file(self):
-        """(the file's affine, the turn from there to here, an array [3, 2])."""
-        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+    def load_labels(self, case):
+        """`read_labels`: integers [R, H, W]; only of loaders that have it, and of a case whose `masks` are set."""
+        with own_errors(type(self), "read_labels", case):
+            return np.asarray(self.read_labels(case))
 
-    def as_in_file(self, array):
-        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
-        return (array, self.affine) if self.turn is None else (reoriented_back(array, self.turn), self.file_affine)
+    def load_geometry(self, case):
+        """`geometry`: the `data.Geometry` of the case's volume, or None."""
+        with own_errors(type(self), "geometry", case):
+            return self.geometry(case)
+
+    def load_shared(self):
+        """`preload`."""
+        with own_errors(type(self), "preload"):
+            self.preload()
 
 
 class SegmentationDataset(CheckedLoading, Dataset):
@@ -308,42 +431,3 @@ class SegmentationDataset(CheckedLoading, Dataset):
             item["volume"] = case.volume
             item["slice_index"] = case.slice_index
         return item
-
-
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
-    """Return the data set `data_name` over `data_dir`.
-
-    data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
-    `path/to/file.py:ClassName` of a loader of your own, or AUTO.
-    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `split.loading_of`): see
-    `SegmentationDataset`.
-    Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
-    """
-    loader = find_loader(recognised(data_name, data_dir))
-    with own_errors(loader, "__init__"):
-        return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
-
-
-def recognised(data_name, data_dir):
-    """The data name itself, or for AUTO that of the first loader which recognises the folder.
-
-    Raises `UserError` where none does.
-    """
-    if data_name.upper() != AUTO:
-        return data_name
-    if not Path(data_dir).is_dir():
-        raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
-    for name in [*RECOGNISED, *registered_loaders()]:
-        loader = find_loader(name)
-        with own_errors(loader, "recognises"):
-            if loader.recognises(Path(data_dir)):
-                return name
-    raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
-
-
-def find_loader(data_name):
-    """Return the `SegmentationDataset` subclass that `data_name` stands for (see `build_dataset`)."""
-    path, class_name, loader = named_object(data_name)
-    if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
-        raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
-    return loader

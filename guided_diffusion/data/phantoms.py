@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from .bratsloader import MODALITIES
-from .io.files import atomic_path
+from ..io.files import atomic_path
+from .loaders.brats import MODALITIES
 
 TEST_START = 5000  # test cases are numbered from here on, training cases from 0
 

@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 
-from .io.files import list_files, split_suffix
-from .io.images import PICTURE_SUFFIXES
-from .io.nifti import NIFTI_SUFFIXES
-from .runtime.errors import UserError
+from ..io.files import list_files, split_suffix
+from ..io.images import PICTURE_SUFFIXES
+from ..io.nifti import NIFTI_SUFFIXES
+from ..runtime.errors import UserError
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 
@@ -115,3 +115,6 @@ def files_by_name(folder):
     for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
         files.setdefault(split_suffix(path)[0], []).append(path)
     return files
+
+
+MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")

@@ -6,14 +6,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from .runtime.errors import UserError, in_one_line, innermost_place
+from ..runtime.errors import UserError, in_one_line, innermost_place
+from .dataset import SegmentationDataset, own_errors
 
 LOADERS = {
-    "BRATS": "guided_diffusion.bratsloader:BraTSDataset",
-    "ISIC": "guided_diffusion.isicloader:ISICDataset",
-    "FOLDER": "guided_diffusion.custom_dataset_loader:FolderDataset",
-    "LIDC": "guided_diffusion.lidcloader:LIDCDataset",
-    "MSD": "guided_diffusion.decathlonloader:DecathlonDataset",
+    "BRATS": "guided_diffusion.data.loaders.brats:BraTSDataset",
+    "ISIC": "guided_diffusion.data.loaders.isic:ISICDataset",
+    "FOLDER": "guided_diffusion.data.loaders.folder:FolderDataset",
+    "LIDC": "guided_diffusion.data.loaders.lidc:LIDCDataset",
+    "MSD": "guided_diffusion.data.loaders.decathlon:DecathlonDataset",
 }
 
 
@@ -73,3 +74,45 @@ def _import_file(path):
         line = f"line {place[1]}: " if place else ""
         raise UserError(f"{path}: {line}{in_one_line(error)}") from error
     return module
+
+
+RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
+
+
+def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
+    """Return the data set `data_name` over `data_dir`.
+
+    data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
+    `path/to/file.py:ClassName` of a loader of your own, or AUTO.
+    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `split.loading_of`): see
+    `SegmentationDataset`.
+    Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
+    """
+    loader = find_loader(recognised(data_name, data_dir))
+    with own_errors(loader, "__init__"):
+        return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+
+
+def recognised(data_name, data_dir):
+    """The data name itself, or for AUTO that of the first loader which recognises the folder.
+
+    Raises `UserError` where none does.
+    """
+    if data_name.upper() != AUTO:
+        return data_name
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
+    for name in [*RECOGNISED, *registered_loaders()]:
+        loader = find_loader(name)
+        with own_errors(loader, "recognises"):
+            if loader.recognises(Path(data_dir)):
+                return name
+    raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
+
+
+def find_loader(data_name):
+    """Return the `SegmentationDataset` subclass that `data_name` stands for (see `build_dataset`)."""
+    path, class_name, loader = named_object(data_name)
+    if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
+        raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
+    return loader

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .runtime.errors import UserError
-from .runtime.seeds import seed_of
+from ..runtime.errors import UserError
+from ..runtime.seeds import seed_of
 
 ORIENTATIONS = ("any", "upright")
 

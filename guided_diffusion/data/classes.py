@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .io.files import read_json
-from .runtime.errors import UserError
+from ..io.files import read_json
+from ..runtime.errors import UserError
 
 WORDS = ("auto", "regions", "labels")  # what --classes may say instead of names and values
 

@@ -2,14 +2,13 @@
 
 import re
 
-from .data import SegmentationDataset
-from .intensity import CTWindow, normalised_channels, zscore
-from .io.files import list_files, read_json, split_suffix
-from .io.nifti import NIFTI_SUFFIXES
-from .raters import RaterFolders
-from .runtime.console import counted
-from .runtime.errors import UserError
-from .volumes import VolumeReader
+from ...io.files import list_files, read_json, split_suffix
+from ...io.nifti import NIFTI_SUFFIXES
+from ...runtime.console import counted
+from ...runtime.errors import UserError
+from ..dataset import SegmentationDataset
+from ..truth import RaterFolders
+from ..volumes import CTWindow, VolumeReader, normalised_channels, zscore
 
 SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # HU: what a reader of abdominal or of lung CT would choose
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .io.files import atomic_path, check_writable, split_suffix
-from .io.storage import cache_root
-from .runtime.console import console, counted
-from .runtime.errors import UserError
+from ..io.files import atomic_path, check_writable, split_suffix
+from ..io.storage import cache_root
+from ..runtime.console import console, counted
+from ..runtime.errors import UserError
 
 OPEN_FILES = 128  # at once in each process; systems allow some 1000
 

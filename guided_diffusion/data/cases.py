@@ -1,10 +1,62 @@
-"""Which cases are answered as one: a picture alone, or all slices of a volume."""
+"""Cases: the files of one image or slice, and the units that are scored as one, an image or a volume."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from .data import Case
-from .runtime.console import counted
-from .runtime.errors import UserError
+import numpy as np
+
+from ..io.nifti import STILL, reoriented_back
+from ..runtime.console import counted
+from ..runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to segment: its name, the files it is read from and, for a slice, its place in a volume.
+
+    name: unique in the data set and safe as a file name.
+    images: the image's files (one photograph, or one file per MRI modality).
+    masks: one file per rater; empty when there is no truth.
+    raters: a name for each mask, by which a rater is known in all cases; () where he is by the mask's position.
+    label: the class for class-conditional models, or None.
+    volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
+    group: what must stay on one side of a split, such as the patient, or None.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+    label: int | None = None
+    volume: str | None = None
+    slice_index: int | None = None
+    group: str | None = None
+    raters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+
+    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
+    there to here. has_codes: False where the file has lost its affine and tells the size of its voxels alone.
+    """
+
+    affine: np.ndarray
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+    file_affine: np.ndarray | None = None
+    turn: np.ndarray | None = None
+    has_codes: bool = True
+
+    @property
+    def in_file(self):
+        """(the file's affine, the turn from there to here, an array [3, 2])."""
+        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+
+    def as_in_file(self, array):
+        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
+        return (array, self.affine) if self.turn is None else (reoriented_back(array, self.turn), self.file_affine)
+
 
 LISTED_SLICES = 5  # slices that a message names
 
