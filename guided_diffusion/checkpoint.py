@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
+from .config.presets import PRESETS
 from .data.classes import Classes
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.files import atomic_path
 from .models.medsegdiff import build_model
 from .models.sharding import load_whole
+from .runtime.console import console
 from .runtime.errors import UserError
 
 FORMAT = "medsegdiff-checkpoint-1"
@@ -175,3 +177,106 @@ def names_by_step(names):
 def step_of(path):
     """The step of a checkpoint by its name, model000500.pt."""
     return int(re.search(r"model(\d+)\.pt$", str(path))[1])
+
+
+# ---- The checkpoints of a run: model<step>.pt, how many of them are kept, last.pt (the newest) and best.pt ----------
+
+
+BEST, LAST = "best.pt", "last.pt"
+
+
+class CheckpointFolder:
+    """Writes the checkpoints of one run to its `WorkFolder`; of several processes the first one does.
+
+    keep: how many of the newest model<step>.pt are kept; 0: all. best.pt and last.pt are never removed.
+    A blob store that fails is told and does not end the run: the next call pushes what it lacks.
+    """
+
+    def __init__(self, folder, keep=0):
+        self.folder, self.keep = folder, keep
+
+    def save(self, checkpoint):
+        """Write OUT/model<step>.pt, whole or not at all, and let last.pt be it. Returns where it is, in words."""
+        path = checkpoint_path(self.folder.path, checkpoint.step)
+        save_checkpoint(checkpoint, path)
+        self.folder.name_also(path, LAST)
+        pushed = self.folder.try_push()
+        self.folder.drop(other for other in path.parent.glob("*.pt") if other != path)
+        if self.keep and pushed:  # nothing is given up while the store lacks something
+            names = names_by_step(self.folder.names())
+            older = [name for name in names if step_of(name) <= checkpoint.step]
+            self.folder.try_remove(older[: -self.keep])
+        return self.folder.shown(path.name) if pushed else path
+
+    def save_best(self, checkpoint, saved):
+        """Let best.pt be this checkpoint. saved: whether `save` has written it just now."""
+        path = self.folder.path / BEST
+        if saved:
+            self.folder.name_also(checkpoint_path(self.folder.path, checkpoint.step), BEST)
+        else:
+            save_checkpoint(checkpoint, path)
+        self.folder.try_push()
+
+    def has(self, step):
+        """Whether the folder has this step's checkpoint: a run may go on in another folder than it began in."""
+        return checkpoint_path("", step).name in self.folder.names()
+
+    def best_so_far(self, start):
+        """`Checkpoint.validation` of the folder's best.pt; {} where there is none.
+
+        start: the checkpoint that is gone on from, or None. Where a kill came between writing it and best.pt, best.pt
+        is made up for.
+        """
+        found, own = self._validation_of_best(start), start.validation if start else {}
+        if not own or own["step"] != start.step:
+            return found
+        path = checkpoint_path(self.folder.path, start.step)
+        if path.exists() and (found.get("cases") != own["cases"] or found["dice"] < own["dice"]):
+            self.folder.name_also(path, BEST)
+            return own
+        return found
+
+    def told_best(self, validation):
+        """What is told at the end of best.pt, whose `Checkpoint.validation` this is, or "" for {}."""
+        if not validation:
+            return ""
+        step, dice = validation["step"], validation["dice"]
+        return f"; {self.folder.shown(BEST)} is of step {step}, validation Dice {dice:.3f}"
+
+    def _validation_of_best(self, start):
+        if BEST not in self.folder.names():
+            return {}
+        path = self.folder.path / BEST
+        if not path.exists():  # it is in a store; what is gone on from knows it too
+            return start.validation if start else {}
+        try:
+            return load_checkpoint(path).validation
+        except UserError as error:
+            console().warning(f"warning: {error}; the next validation makes a new one")
+            return {}
+
+
+def saved_options(group, saved, given_options, given, where):
+    """The options of a checkpoint, unless a flag that was given contradicts them.
+
+    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
+    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
+    """
+    names = {item.name for item in dataclasses.fields(group)}
+    options = group(**{name: value for name, value in saved.items() if name in names})
+    if getattr(given_options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
+        half = dataclasses.replace(options, diffusion_channels=-1)
+        half.settle_pairs(given)
+        given_options = dataclasses.replace(given_options, diffusion_channels=half.diffusion_channels)
+    implied = set()
+    if "preset" in given & names:  # what it stands for counts, not its name
+        implied = PRESETS.get(given_options.preset, {}).keys() - given
+        given = given - {"preset"} | implied
+    for name in sorted(given & names):
+        asked, has = getattr(given_options, name), getattr(options, name)
+        if asked != has:
+            preset = f" (of --preset {given_options.preset})" if name in implied else ""
+            raise UserError(
+                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
+            )
+    return options

@@ -3,7 +3,6 @@
 import dataclasses
 
 from .config.options import build
-from .config.presets import PRESETS
 from .config.recipe import recipe_values
 from .data.splits import HOLD_OUT_FLAGS, hold_out_of
 from .io.storage import is_same_folder
@@ -12,32 +11,6 @@ from .runtime.errors import UserError
 
 # What `changes` leaves out: paths, which are made absolute, how long the run goes on, and a name for other values.
 UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
-
-
-def saved_options(group, saved, given_options, given, where):
-    """The options of a checkpoint, unless a flag that was given contradicts them.
-
-    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
-    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
-    """
-    names = {item.name for item in dataclasses.fields(group)}
-    options = group(**{name: value for name, value in saved.items() if name in names})
-    if getattr(given_options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
-        half = dataclasses.replace(options, diffusion_channels=-1)
-        half.settle_pairs(given)
-        given_options = dataclasses.replace(given_options, diffusion_channels=half.diffusion_channels)
-    implied = set()
-    if "preset" in given & names:  # what it stands for counts, not its name
-        implied = PRESETS.get(given_options.preset, {}).keys() - given
-        given = given - {"preset"} | implied
-    for name in sorted(given & names):
-        asked, has = getattr(given_options, name), getattr(options, name)
-        if asked != has:
-            preset = f" (of --preset {given_options.preset})" if name in implied else ""
-            raise UserError(
-                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
-            )
-    return options
 
 
 def counting(given, options, config):

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from .case_maps import fuse_cases, stack_slices
+from .checkpoint import saved_options
 from .config.options import DiffusionOptions, ModelOptions
 from .config.script_options import SampleOptions
 from .data.batches import readable_batches
@@ -19,7 +20,6 @@ from .data.truth import on_grid, raters_of, truths_of
 from .io.drawing import denoising_frames, displayed
 from .models.medsegdiff import check_size
 from .plan import ONE_STEP, plan_sampling, settle_members
-from .resuming import saved_options
 from .runtime.console import console
 from .runtime.distributed import autocast, memory_format
 from .runtime.errors import UserError, is_out_of_memory, reason_of

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint, checkpoint_path
-from .checkpoint_folder import CheckpointFolder
+from .checkpoint import Checkpoint, CheckpointFolder, checkpoint_path
 from .compiling import compiled, compiler_errors
 from .data.batches import training_batches
 from .draws import draw_for_items, rows

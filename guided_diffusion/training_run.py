@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
+from .checkpoint import Checkpoint, load_checkpoint, newest_name, saved_options, step_of
 from .config.command_line import run_values
 from .config.options import DataOptions, DiffusionOptions, ModelOptions
 from .config.recipe import check_variant
@@ -14,7 +14,7 @@ from .data.resizing import View
 from .data.splits import loading_of
 from .io.storage import absolute, fetch_file, fetch_folder, is_remote
 from .io.work_folder import WorkFolder, work_folder
-from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
+from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision
 from .runtime.distributed import pick_precision
 from .runtime.errors import NoCasesError, UserError
 from .validation import spread_cases

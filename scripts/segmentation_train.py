@@ -11,8 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from guided_diffusion.checkpoint import checkpoint_path
-from guided_diffusion.checkpoint_folder import CheckpointFolder
+from guided_diffusion.checkpoint import CheckpointFolder, checkpoint_path
 from guided_diffusion.config.command_line import as_yaml, parse, write_config
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.script_options import TrainOptions

@@ -6,12 +6,12 @@ import shlex
 
 import pytest
 
+from guided_diffusion.checkpoint import saved_options
 from guided_diffusion.config import command_line
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import REMOVED, DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, build
 from guided_diffusion.config.recipe import check_variant
 from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
-from guided_diffusion.resuming import saved_options
 from guided_diffusion.runtime.errors import UserError
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]

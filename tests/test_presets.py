@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_medsegdiff import inputs, run
 
+from guided_diffusion.checkpoint import saved_options
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import ModelOptions, build
 from guided_diffusion.models.medsegdiff import build_model
-from guided_diffusion.resuming import saved_options
 from guided_diffusion.runtime.errors import UserError
 
 PRESETS = ("S", "B", "L", "++")
