@@ -9,6 +9,6 @@ __all__ = ["Segmenter"]
 def __getattr__(name):
     if name != "Segmenter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .segmenter import Segmenter  # torch takes seconds to import, which the package itself need not
+    from .inference.segmenter import Segmenter  # torch takes seconds to import, which the package itself need not
 
     return Segmenter

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from .ensemble import fuse_patterns, vote_patterns
+from .inference.ensemble import fuse_patterns, vote_patterns
 from .metrics import dice_of
 from .runtime.seeds import seed_of
 from .statistics import Resampling, describe

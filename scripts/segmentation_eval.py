@@ -15,12 +15,12 @@ from guided_diffusion.data.compatibility import leakage_warning
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.splits import given_split, hold_out_of
 from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
+from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.io.files import read_json
 from guided_diffusion.io.storage import fetch_folder, is_same_folder
 from guided_diffusion.io.work_folder import work_folder
 from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
-from guided_diffusion.results import Predictions
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import DEFINITIONS, format_summary

@@ -202,7 +202,7 @@ def rows(folder):
 
 def one_class(mask, probability, uncertainty, members, coarse):
     """`CaseMaps` of a single class from arrays without that axis."""
-    from guided_diffusion.case_maps import CaseMaps
+    from guided_diffusion.inference.answer import CaseMaps
 
     coarse = None if coarse is None else coarse[None]
     return CaseMaps(mask[None], probability[None], uncertainty[None], members[:, None], coarse)

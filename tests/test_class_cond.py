@@ -11,9 +11,9 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.ensemble import fuse_masks
-from guided_diffusion.plan import settle_members
-from guided_diffusion.sampling import SamplingPlan, draw_members
+from guided_diffusion.inference.ensemble import fuse_masks
+from guided_diffusion.inference.members import draw_members
+from guided_diffusion.inference.plan import SamplingPlan, settle_members
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
 LEVEL_1 = {"diffusion_level": 1, "concat_features": True}  # as the default recipe has it

@@ -10,17 +10,18 @@ import torch
 from conftest import strict_json
 from PIL import Image
 
-from guided_diffusion.case_maps import fuse_cases, stack_slices
 from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.classes import BINARY, Classes, checked_classes, parse_classes
 from guided_diffusion.data.dataset import SegmentationDataset
-from guided_diffusion.ensemble import fuse_masks, member_masks
 from guided_diffusion.evaluation import evaluate
+from guided_diffusion.inference.answer import fuse_cases, stack_slices
+from guided_diffusion.inference.ensemble import fuse_masks, member_masks
+from guided_diffusion.inference.members import Members
+from guided_diffusion.inference.predictions import Predictions
+from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import class_colour, overlay
 from guided_diffusion.report import write_report
-from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling import Members
 from guided_diffusion.summary import format_summary
 
 MANIFEST = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}}

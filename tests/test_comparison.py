@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import wilcoxon
 
 from guided_diffusion.comparison import paired
-from guided_diffusion.results import ResultsFolder
+from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from guided_diffusion.coupling import coupled, smoothed
+from guided_diffusion.inference.members import coupled, smoothed
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.ensemble import FUSE_METHODS, fuse, mean_consensus, pairwise_dice, staple, uncertainty, vote
+from guided_diffusion.inference.ensemble import (
+    FUSE_METHODS,
+    fuse,
+    mean_consensus,
+    pairwise_dice,
+    staple,
+    uncertainty,
+    vote,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 

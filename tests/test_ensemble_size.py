@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.ensemble import fuse_masks
 from guided_diffusion.ensemble_size import dice_by_size, format_sizes, size_summary, subsets
+from guided_diffusion.inference.ensemble import fuse_masks
 from guided_diffusion.metrics import overlap
 
 

@@ -16,8 +16,8 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import majority, on_grid, raters_of
 from guided_diffusion.evaluation import columns, evaluate
+from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report import write_report
-from guided_diffusion.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import format_summary
 

@@ -16,7 +16,7 @@ from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import rater_names
 from guided_diffusion.diversity import compare_sets, level_masks
 from guided_diffusion.evaluation import evaluate
-from guided_diffusion.results import ResultsFolder
+from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.summary import format_summary
 

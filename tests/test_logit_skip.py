@@ -11,9 +11,9 @@ from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.diffusion.losses import bce
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps, strided_timesteps
+from guided_diffusion.inference.plan import SamplingPlan
 from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling import SamplingPlan
 
 
 def diffusion_of(steps=200, input_scale=0.1, mask_loss="bce", logit_skip="both"):

@@ -10,10 +10,9 @@ from scipy.ndimage import map_coordinates
 from test_symmetries import DIFFUSION, Fake, Seen
 
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.looks import encoded, scaled, scaled_back
-from guided_diffusion.plan import ONE_STEP, SCALES, plan_sampling, settle_members
-from guided_diffusion.sampling import SamplingPlan, draw_members
-from guided_diffusion.symmetries import SYMMETRIES, turned, turned_back
+from guided_diffusion.inference.members import draw_members
+from guided_diffusion.inference.plan import ONE_STEP, SCALES, SamplingPlan, plan_sampling, settle_members
+from guided_diffusion.inference.tta import SYMMETRIES, encoded, scaled, scaled_back, turned, turned_back
 
 TRAINED = {"augment": "light", "orientation": "any", "condition_steps": 85}
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion.case_maps import CaseMaps, fuse_cases, stack_slices
 from guided_diffusion.data.cases import Geometry
 from guided_diffusion.data.classes import Classes
-from guided_diffusion.ensemble import staple
+from guided_diffusion.inference.answer import CaseMaps, fuse_cases, stack_slices
+from guided_diffusion.inference.ensemble import staple
+from guided_diffusion.inference.members import Members
+from guided_diffusion.inference.predictions import Predictions
+from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io import drawing as pictures
-from guided_diffusion.results import Predictions, ResultsFolder
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling import Members
 
 MANIFEST = {
     "checkpoint": "m.pt",

@@ -12,10 +12,10 @@ import torch
 from conftest import SCRIPTS, files
 from PIL import Image
 
-from guided_diffusion import sample_util
 from guided_diffusion.data.cases import Case, Unit
+from guided_diffusion.inference import sampler as sample_util
+from guided_diffusion.inference.sampler import batches_of, rows_at_once, share_of
 from guided_diffusion.models.medsegdiff import MedSegDiffV1
-from guided_diffusion.sample_util import batches_of, rows_at_once, share_of
 
 FLAGS = "--num_ensemble 3 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32 --save_samples True"
 

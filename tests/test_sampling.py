@@ -12,11 +12,11 @@ from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
 from guided_diffusion.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm
 from guided_diffusion.diffusion.schedule import noise_schedule, strided_timesteps
+from guided_diffusion.inference.members import MemberNoise, draw_members, member_generator
+from guided_diffusion.inference.plan import plan_sampling
 from guided_diffusion.models.medsegdiff import MedSegDiffV1
 from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.models.unet import UNetShape
-from guided_diffusion.plan import plan_sampling
-from guided_diffusion.sampling import MemberNoise, draw_members, member_generator
 
 VARIANTS = {
     "ddpm": {},

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.coupling import coupled
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import class_logits, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule
+from guided_diffusion.inference.members import coupled, draw_members
+from guided_diffusion.inference.plan import SamplingPlan, plan_sampling, settle_members
+from guided_diffusion.inference.tta import SYMMETRIES, each_turned, turned, turned_back
 from guided_diffusion.models.outputs import ModelOutput, _RowSelection
-from guided_diffusion.plan import plan_sampling, settle_members
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling import SamplingPlan, draw_members
-from guided_diffusion.symmetries import SYMMETRIES, each_turned, turned, turned_back
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce")
 PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, "ode", "uniform", symmetric=True)

@@ -6,8 +6,8 @@ from conftest import FAST, TINY, strict_json
 
 from guided_diffusion.calibration import ReliabilityTable
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.inference.temperature import apply_temperature
 from guided_diffusion.io.images import read_picture
-from guided_diffusion.temperature import apply_temperature
 from guided_diffusion.temperature_fit import LevelTable
 
 

@@ -13,14 +13,14 @@ from torch import nn
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
-from guided_diffusion.coupling import coupled
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.inference.members import coupled, draw_members
+from guided_diffusion.inference.plan import SamplingPlan
+from guided_diffusion.inference.segmenter import Segmenter
+from guided_diffusion.inference.tiles import Tiled, window_weights, windows_of
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import Answer, ModelOutput
-from guided_diffusion.sampling import SamplingPlan, draw_members
-from guided_diffusion.segmenter import Segmenter
-from guided_diffusion.tiles import Tiled, window_weights, windows_of
 
 SIZE = 16
 PLAN = SamplingPlan("ddpm", (900, 500, 100))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from guided_diffusion.ensemble import entropy, pixel_uncertainty
+from guided_diffusion.inference.ensemble import entropy, pixel_uncertainty
 from guided_diffusion.uncertainty import case_scores, judge
 
 

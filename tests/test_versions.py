@@ -11,9 +11,9 @@ from PIL import Image
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.inference.members import draw_members
+from guided_diffusion.inference.plan import plan_sampling
 from guided_diffusion.models.medsegdiff import MedSegDiffV2, PlainUNet
-from guided_diffusion.plan import plan_sampling
-from guided_diffusion.sampling import draw_members
 
 
 @pytest.fixture(scope="module")

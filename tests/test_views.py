@@ -17,10 +17,10 @@ from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.resizing import View, at_least, crop
 from guided_diffusion.data.volumes import normalised_channels
+from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmenter import Segmenter
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -19,7 +19,7 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.diffusion.schedule import solver_timesteps
-from guided_diffusion.sampling import MemberNoise
+from guided_diffusion.inference.members import MemberNoise
 from guided_diffusion.symptoms import symptoms
 from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
 

@@ -11,12 +11,12 @@ from guided_diffusion.compiling import compiled
 from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.config.script_options import SampleOptions, TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.inference.members import draw_members
+from guided_diffusion.inference.plan import ONE_STEP, plan_sampling
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import ModelOutput
-from guided_diffusion.plan import ONE_STEP, plan_sampling
 from guided_diffusion.runtime.distributed import autocast, memory_format, training_memory_format
-from guided_diffusion.sampling import draw_members
 from guided_diffusion.train_util import TrainLoop
 
 PLAIN, CACHED, FAST = "plain", "plain, condition cached", "fast"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .models.outputs import ModelOutput, joined
+from ..models.outputs import ModelOutput, joined
 
 SIGMA = 0.125  # of the weights within a window, in parts of its side
 

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .case_maps import stack_slices
-from .checkpoint import load_checkpoint
-from .config.command_line import options_from
-from .config.options import DeviceOptions, ModelOptions
-from .config.script_options import SampleOptions
-from .data.batches import collate
-from .data.dataset import own_errors
-from .data.registry import find_loader
-from .io.nifti import STILL, canonical_turn, reoriented, reoriented_back
-from .io.storage import fetch_file, is_remote
-from .runtime.distributed import pick_device, pick_precision
-from .runtime.errors import UserError
-from .sample_util import build_sampler
+from ..checkpoint import load_checkpoint
+from ..config.command_line import options_from
+from ..config.options import DeviceOptions, ModelOptions
+from ..config.script_options import SampleOptions
+from ..data.batches import collate
+from ..data.dataset import own_errors
+from ..data.registry import find_loader
+from ..io.nifti import STILL, canonical_turn, reoriented, reoriented_back
+from ..io.storage import fetch_file, is_remote
+from ..runtime.distributed import pick_device, pick_precision
+from ..runtime.errors import UserError
+from .answer import stack_slices
+from .sampler import build_sampler
 
 
 class Segmenter:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch.nn.functional as F
 
+from ..data.classes import BINARY
 from . import ensemble
-from .data.classes import BINARY
 from .temperature import apply_temperature
 
 PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have

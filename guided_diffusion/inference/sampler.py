@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .case_maps import fuse_cases, stack_slices
-from .checkpoint import saved_options
-from .config.options import DiffusionOptions, ModelOptions
-from .config.script_options import SampleOptions
-from .data.batches import readable_batches
-from .data.resizing import WHOLE, View
-from .data.truth import on_grid, raters_of, truths_of
-from .io.drawing import denoising_frames, displayed
-from .models.medsegdiff import check_size
+from ..checkpoint import saved_options
+from ..config.options import DiffusionOptions, ModelOptions
+from ..config.script_options import SampleOptions
+from ..data.batches import readable_batches
+from ..data.resizing import WHOLE, View
+from ..data.truth import on_grid, raters_of, truths_of
+from ..io.drawing import denoising_frames, displayed
+from ..models.medsegdiff import check_size
+from ..runtime.console import console
+from ..runtime.distributed import autocast, memory_format
+from ..runtime.errors import UserError, is_out_of_memory, reason_of
+from .answer import fuse_cases, stack_slices
+from .members import draw_members
 from .plan import ONE_STEP, plan_sampling, settle_members
-from .runtime.console import console
-from .runtime.distributed import autocast, memory_format
-from .runtime.errors import UserError, is_out_of_memory, reason_of
-from .sampling import draw_members
 from .temperature import temperature_of
 from .tiles import cut, in_tiles
 

@@ -1,13 +1,64 @@
 """From the flags of sampling to a plan: which sampler takes which steps of the training schedule."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
-from .config.script_options import SampleOptions
-from .diffusion.schedule import solver_timesteps, strided_timesteps
-from .runtime.errors import UserError
-from .sampling import SamplingPlan
+from ..config.script_options import SampleOptions
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.schedule import solver_timesteps, strided_timesteps
+from ..runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Which sampler takes which time steps and how: what decides the masks beside the network, image and noise.
+
+    sampler: a name in `SAMPLERS`; timesteps: falling ints; solver_order: 1 to 3, of DPM-Solver++ alone, else None. clip
+    and dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight
+    symmetries by turns. What is told from the image alone, every member's coarse mask, is then the mean over all eight,
+    and over the image at each of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the
+    coarse mask, and they are ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`);
+    None: they are as drawn.
+    """
+
+    sampler: str
+    timesteps: tuple[int, ...]
+    solver_order: int | None = None
+    clip: bool = True
+    dynamic_threshold: float = 0.0
+    symmetric: bool = False
+    scales: tuple[float, ...] = ()
+    coupling_sigma: float | None = None
+
+    def __str__(self):
+        looks = looks_of(self.settings())
+        steps = f"{len(self.timesteps)} steps"
+        return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
+
+    def settings(self):
+        """What a manifest records, in plain types."""
+        settings = dataclasses.asdict(self)
+        settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
+        return settings | {"clip_denoised": settings.pop("clip")}
+
+    def run(self, denoise, x, schedule, noise, watch=None):
+        """Sample; a sampler of the common signature without its `timesteps`."""
+        how = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
+        return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
+
+
+def looks_of(settings):
+    """In words, how members see an image and what binds them, by a plan's `settings`; "" where they see it as it lies
+    and are drawn one by one."""
+    parts = ["image turned and mirrored by turns"] if settings.get("symmetric") else []
+    scales = settings.get("scales")
+    parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
+    sigma = settings.get("coupling_sigma")
+    parts += [f"members coupled to the coarse mask (--coupling_sigma {sigma:g})"] if sigma is not None else []
+    return ", ".join(parts)
+
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM's is T
 

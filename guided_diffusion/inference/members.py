@@ -6,69 +6,61 @@ the training schedule; noise(): fresh standard noise like x; watch(x, x0): calle
 pictures. The result is the mask's x0 prediction of the last step, in about [-1, 1].
 """
 
-import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from .coupling import coupled
-from .diffusion.losses import class_probabilities
-from .diffusion.samplers import SAMPLERS
-from .looks import encoded
-from .runtime.seeds import seeded_generator
-from .symmetries import SYMMETRIES, each_turned
+from ..diffusion.losses import class_probabilities
+from ..runtime.seeds import seeded_generator
 from .tiles import Tiled
+from .tta import SYMMETRIES, each_turned, encoded
+
+# ---- Members whose dependence is the diffusion's and whose mean is a given probability: the ensemble copula coupling
 
 
-@dataclass(frozen=True)
-class SamplingPlan:
-    """Which sampler takes which time steps and how: what decides the masks beside the network, image and noise.
+LARGEST_LOGIT = 16.0  # what a float32 soft mask can tell apart
 
-    sampler: a name in `SAMPLERS`; timesteps: falling ints; solver_order: 1 to 3, of DPM-Solver++ alone, else None. clip
-    and dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight
-    symmetries by turns. What is told from the image alone, every member's coarse mask, is then the mean over all eight,
-    and over the image at each of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the
-    coarse mask, and they are ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`);
-    None: they are as drawn.
+
+def coupled(soft, probability, sigma=0.0):
+    """Members whose mean is `probability`, in the order in which the drawn members stand at each pixel.
+
+    At each pixel the drawn members are ranked by how sure they are of the foreground, and the first p E of E have it
+    (the one on the edge in part): as ensemble copula coupling (Schefzik et al., Statistical Science 28, 2013) keeps a
+    weather ensemble's dependence between places and takes the margins from what is calibrated at each. Members that
+    are equally sure stand in the order of their whole size.
+
+    How sure a member is, is told by the pixel's neighbourhood, a Gaussian of `sigma` pixels: a draw's doubt about the
+    single pixel would leave outlines ragged that readers draw in one go.
+
+    soft: [E, N, K, H, W] in [0, 1]; probability: [N, K, H, W] in [0, 1]. Returns soft masks, float32 like `soft`; of
+    one member, the probability itself.
     """
-
-    sampler: str
-    timesteps: tuple[int, ...]
-    solver_order: int | None = None
-    clip: bool = True
-    dynamic_threshold: float = 0.0
-    symmetric: bool = False
-    scales: tuple[float, ...] = ()
-    coupling_sigma: float | None = None
-
-    def __str__(self):
-        looks = looks_of(self.settings())
-        steps = f"{len(self.timesteps)} steps"
-        return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
-
-    def settings(self):
-        """What a manifest records, in plain types."""
-        settings = dataclasses.asdict(self)
-        settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
-        return settings | {"clip_denoised": settings.pop("clip")}
-
-    def run(self, denoise, x, schedule, noise, watch=None):
-        """Sample; a sampler of the common signature without its `timesteps`."""
-        how = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
-        return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
+    members = len(soft)
+    sure = torch.logit(soft.float(), eps=1e-7).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    sure = smoothed(sure, sigma) if sigma else sure
+    by_size = sure.sum(dim=(-2, -1)).argsort(dim=0, descending=True, stable=True)  # [E, N, K]
+    order = by_size[..., None, None].expand_as(sure)
+    ranked = sure.gather(0, order).argsort(dim=0, descending=True, stable=True)  # places in `order`, surest first
+    rank = torch.empty_like(ranked).scatter_(0, order.gather(0, ranked), _counting(ranked))
+    return (probability.float() * members - rank).clamp(0, 1)
 
 
-def looks_of(settings):
-    """In words, how members see an image and what binds them, by a plan's `settings`; "" where they see it as it lies
-    and are drawn one by one."""
-    parts = ["image turned and mirrored by turns"] if settings.get("symmetric") else []
-    scales = settings.get("scales")
-    parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
-    sigma = settings.get("coupling_sigma")
-    parts += [f"members coupled to the coarse mask (--coupling_sigma {sigma:g})"] if sigma is not None else []
-    return ", ".join(parts)
+def smoothed(x, sigma):
+    """x: [..., H, W], convolved with a Gaussian of `sigma` pixels, cut off at three of them; beyond the borders is what
+    lies on them."""
+    reach = int(3 * sigma + 0.5)
+    weights = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype) ** 2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    padded = F.pad(x.reshape(-1, 1, *x.shape[-2:]), [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights[None, None, :, None]), weights[None, None, None]).reshape(x.shape)
+
+
+def _counting(x):
+    """0, 1, 2, ... along the first dimension, int64 of the shape of x."""
+    return torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x).contiguous()
 
 
 def member_generator(seed, name, member):

@@ -1,0 +1,1 @@
+"""From a checkpoint and images to masks: members, their fusion and the results folder."""

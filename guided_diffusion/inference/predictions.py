@@ -1,0 +1,122 @@
+"""Predictions read back from a results folder, or from any folder of masks."""
+
+import glob
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..data.classes import BINARY
+from ..data.truth import MASK_ENDINGS, files_by_name
+from ..io.files import read_json
+from ..io.images import read_picture, read_picture_labels, read_picture_mask
+from ..io.nifti import is_nifti, read_nifti, read_nifti_labels
+from ..runtime.errors import UserError
+from .results import soft_files
+
+
+class Predictions:
+    """Reads results back: from a results folder, or from any folder of masks that are named like the cases.
+
+    num_ensemble: the number of members that the folder's manifest tells of, or None.
+    names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
+    called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
+    classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
+    volume, as whose array those read are turned; None: see `nifti.read_nifti`.
+    """
+
+    def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):
+        self.folder, self.names, self.classes = Path(folder), frozenset(names), classes
+        self.geometry_of = geometry_of
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
+        self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
+        manifest = self.folder / "manifest.json"
+        recorded = read_json(manifest) if manifest.exists() else {}
+        self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
+        self.is_ours = "checkpoint_sha256" in recorded
+        self._labels = (
+            None,
+            {},
+        )  # a case's name and the label maps of it that have been read: each class asks for them
+        self.used = set()
+
+    def mask(self, name, is_volume, k=0):
+        """bool [H, W] or [X, Y, Z] of a case and a class, or None when it has not been predicted."""
+        path = self._mask_path(name, is_volume)
+        if path is None:
+            return None
+        self.used.add(path)
+        return self._read_mask(name, path, is_volume, k)
+
+    def _read_mask(self, name, path, is_volume, k):
+        geometry = self.geometry_of(name) if is_volume else None
+        if self.classes.is_binary:
+            return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
+        if self._labels[0] != name:
+            self._labels = (name, {})
+        maps = self._labels[1]
+        if path not in maps:
+            maps[path] = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
+            if maps[path].any() and not self.classes.masks_of(maps[path]).any():
+                raise UserError(
+                    f"{path}: holds the values {', '.join(map(str, np.unique(maps[path])[:5]))} and none of the "
+                    f"classes {self.classes}; give its values by --classes"
+                )
+        return self.classes.mask_of(maps[path], k)
+
+    def unmatched(self):
+        """The files of masks, by name, that no case asked for by `mask` has."""
+        if self.is_ours:
+            files = [*self.folder.glob("masks/*.png"), *self.folder.glob("*_seg.nii.gz")]
+            files = [path for path in files if not path.name.startswith(".")]  # of a kill, or of a run at work
+        else:
+            files = [path for paths in self._files.values() for path in paths]
+        return sorted(set(files) - self.used)
+
+    def _mask_path(self, name, is_volume):
+        if self.is_ours:
+            path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
+            return path if path.exists() else None
+        stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
+        found = [path for stem in stems for path in self._files.get(stem, ()) if is_nifti(path) == is_volume]
+        if len(found) > 1:
+            raise UserError(f"{found[1]}: is a second mask of {name} beside {found[0].name}; keep one")
+        return found[0] if found else None
+
+    @cached_property
+    def _files(self):
+        return files_by_name(self.masks)
+
+    def members(self, name, is_volume, k=0):
+        """The members' masks of a class, where they were saved: a list of bool arrays."""
+        if is_volume:
+            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
+        else:
+            paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
+            paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
+        return [self._read_mask(name, path, is_volume, k) for path in paths]
+
+    def probability(self, name, is_volume, k=0):
+        """A class's probability, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(name, "probability", is_volume, k)
+
+    def uncertainty(self, name, is_volume, k=0):
+        """A class's uncertainty, float32 in [0, 0.5], where it was saved, else None."""
+        values = self._soft_map(name, "uncertainty", is_volume, k)
+        return values if values is None or is_volume else values / 2
+
+    def coarse(self, name, is_volume, k=0):
+        """A class's coarse mask, float32 in [0, 1], where it was saved, else None."""
+        return self._soft_map(name, "coarse", is_volume, k)
+
+    def _soft_map(self, name, what, is_volume, k):
+        path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
+        if not path.exists():
+            return None
+        values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
+            raise UserError(
+                f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"
+            )
+        return values
