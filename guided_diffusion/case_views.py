@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from .data.truth import on_grid, truths_of
+from .evaluation.statistics import describe
+from .evaluation.uncertainty import SCORES, case_scores
 from .io.drawing import (
     CLASS_COLOURS,
     MASK_COLOUR,
@@ -25,8 +27,6 @@ from .io.drawing import (
     resized,
     tinted,
 )
-from .statistics import describe
-from .uncertainty import SCORES, case_scores
 
 SIDE = 384  # longest side of a picture in the report, in pixels
 

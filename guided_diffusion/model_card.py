@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
+from .evaluation.metrics import metric_names
+from .evaluation.summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
 from .io.files import atomic_path
-from .metrics import metric_names
 from .runtime.console import counted
-from .summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,

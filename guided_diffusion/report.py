@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .case_views import slices_of
 from .data.truth import raters_of
+from .evaluation.summary import DEFINITIONS
 from .inference.plan import looks_of
 from .inference.predictions import Predictions
 from .io.drawing import class_colour
@@ -20,7 +21,6 @@ from .page import data_uri, header, part, write_page
 from .report_figures import charts_of, figure_label, table_of
 from .runtime.console import console, counted
 from .runtime.errors import UserError
-from .summary import DEFINITIONS
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 

@@ -4,8 +4,8 @@ import math
 import re
 from html import escape
 
-from .calibration import BINS
 from .charts import Chart, histogram, rounded
+from .evaluation.calibration import BINS
 from .page import figure
 from .runtime.console import counted
 

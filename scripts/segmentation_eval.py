@@ -7,14 +7,16 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from guided_diffusion.comparison import compare, format_comparison
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.script_options import FUSE, EvalOptions
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.compatibility import leakage_warning
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.splits import given_split, hold_out_of
-from guided_diffusion.evaluation import Settings, compare_cases, write_evaluation
+from guided_diffusion.evaluation.comparison import compare, format_comparison
+from guided_diffusion.evaluation.evaluate import Settings, compare_cases, write_evaluation
+from guided_diffusion.evaluation.summary import DEFINITIONS, format_summary
+from guided_diffusion.evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.io.files import read_json
 from guided_diffusion.io.storage import fetch_folder, is_same_folder
@@ -23,8 +25,6 @@ from guided_diffusion.model_card import write_card
 from guided_diffusion.report import try_report
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.summary import DEFINITIONS, format_summary
-from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 

@@ -23,7 +23,8 @@ from guided_diffusion.data.registry import build_dataset, recognised
 from guided_diffusion.data.splits import HOLD_OUT_FLAGS, given_split, group_of, loading_of
 from guided_diffusion.data.truth import raters_of
 from guided_diffusion.data.volume_cache import chosen_folder, use_cache
-from guided_diffusion.evaluation import Settings, evaluate
+from guided_diffusion.evaluation.evaluate import Settings, evaluate
+from guided_diffusion.evaluation.summary import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.inference.sampler import ReadableRaters, build_sampler, share_of
 from guided_diffusion.io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
@@ -32,7 +33,6 @@ from guided_diffusion.report import try_report
 from guided_diffusion.runtime.console import console, counted, listed, quiet
 from guided_diffusion.runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.runtime.errors import NoCasesError, UserError
-from guided_diffusion.summary import format_summary
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""

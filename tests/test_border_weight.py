@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.calibration import boundary_band
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import bce, near_borders
 from guided_diffusion.diffusion.schedule import noise_schedule
+from guided_diffusion.evaluation.calibration import boundary_band
 
 
 def test_near_borders_by_hand():

@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from guided_diffusion.calibration import BINS, ReliabilityTable, boundary_band
+from guided_diffusion.evaluation.calibration import BINS, ReliabilityTable, boundary_band
 
 RNG = np.random.default_rng(0)
 

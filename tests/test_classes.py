@@ -13,7 +13,8 @@ from PIL import Image
 from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.classes import BINARY, Classes, checked_classes, parse_classes
 from guided_diffusion.data.dataset import SegmentationDataset
-from guided_diffusion.evaluation import evaluate
+from guided_diffusion.evaluation.evaluate import evaluate
+from guided_diffusion.evaluation.summary import format_summary
 from guided_diffusion.inference.answer import fuse_cases, stack_slices
 from guided_diffusion.inference.ensemble import fuse_masks, member_masks
 from guided_diffusion.inference.members import Members
@@ -22,7 +23,6 @@ from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import class_colour, overlay
 from guided_diffusion.report import write_report
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.summary import format_summary
 
 MANIFEST = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}}
 REGIONS = parse_classes("WT=1+2+4,TC=1+4,ET=4")

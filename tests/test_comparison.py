@@ -11,7 +11,7 @@ from conftest import one_class, strict_json, write_folder
 from PIL import Image
 from scipy.stats import wilcoxon
 
-from guided_diffusion.comparison import paired
+from guided_diffusion.evaluation.comparison import paired
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from guided_diffusion.diversity import (
+from guided_diffusion.evaluation.diversity import (
     compare_sets,
     dice_to_raters,
     level_masks,
@@ -16,7 +16,7 @@ from guided_diffusion.diversity import (
     pair_iou,
     shared_pixels,
 )
-from guided_diffusion.metrics import overlap
+from guided_diffusion.evaluation.metrics import overlap
 
 FULL, NONE = np.ones((3, 3), bool), np.zeros((3, 3), bool)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.ensemble_size import dice_by_size, format_sizes, size_summary, subsets
+from guided_diffusion.evaluation.ensemble_size import dice_by_size, format_sizes, size_summary, subsets
+from guided_diffusion.evaluation.metrics import overlap
 from guided_diffusion.inference.ensemble import fuse_masks
-from guided_diffusion.metrics import overlap
 
 
 def case(seed, members, classes):

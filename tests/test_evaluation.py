@@ -15,11 +15,11 @@ from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import majority, on_grid, raters_of
-from guided_diffusion.evaluation import columns, evaluate
+from guided_diffusion.evaluation.evaluate import columns, evaluate
+from guided_diffusion.evaluation.summary import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report import write_report
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.summary import format_summary
 
 
 def rectangle(top, left, height, width, size=(8, 10)):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from conftest import one_class, strict_json
 
-from guided_diffusion.calibration import ReliabilityTable, boundary_band
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import rater_names
-from guided_diffusion.diversity import compare_sets, level_masks
-from guided_diffusion.evaluation import evaluate
+from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
+from guided_diffusion.evaluation.diversity import compare_sets, level_masks
+from guided_diffusion.evaluation.evaluate import evaluate
+from guided_diffusion.evaluation.summary import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.summary import format_summary
 
 
 def rectangle(top, left, height, width):

@@ -11,8 +11,15 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
-from guided_diffusion.lesions import component_ious, detection
-from guided_diffusion.metrics import evaluate_mask, metric_names, overlap, surface, volumes
+from guided_diffusion.evaluation.metrics import (
+    component_ious,
+    detection,
+    evaluate_mask,
+    metric_names,
+    overlap,
+    surface,
+    volumes,
+)
 
 SHAPES = [(48, 40), (20, 18, 14)]
 SPACINGS = {2: (0.7, 2.5), 3: (1.5, 0.5, 3.0)}

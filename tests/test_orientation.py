@@ -8,7 +8,7 @@ import pytest
 from conftest import FAST
 
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.evaluation import evaluate
+from guided_diffusion.evaluation.evaluate import evaluate
 from guided_diffusion.io.nifti import (
     STILL,
     canonical_turn,

@@ -17,7 +17,7 @@ from PIL import Image
 from guided_diffusion import charts, report
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.evaluation import Settings, evaluate
+from guided_diffusion.evaluation.evaluate import Settings, evaluate
 from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border

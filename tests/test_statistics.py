@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from guided_diffusion.statistics import bootstrap_interval
+from guided_diffusion.evaluation.statistics import bootstrap_interval
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])

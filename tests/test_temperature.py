@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from conftest import FAST, TINY, strict_json
 
-from guided_diffusion.calibration import ReliabilityTable
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.evaluation.calibration import ReliabilityTable
+from guided_diffusion.evaluation.temperature_fit import LevelTable
 from guided_diffusion.inference.temperature import apply_temperature
 from guided_diffusion.io.images import read_picture
-from guided_diffusion.temperature_fit import LevelTable
 
 
 def test_masks_and_ends_stay_what_they_are():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from guided_diffusion.evaluation.uncertainty import case_scores, judge
 from guided_diffusion.inference.ensemble import entropy, pixel_uncertainty
-from guided_diffusion.uncertainty import case_scores, judge
 
 
 def test_pixels_by_hand():

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..checkpoint import file_hash, load_checkpoint, save_checkpoint
+from ..inference.temperature import apply_temperature
+from ..runtime.errors import UserError
 from .calibration import ReliabilityTable
-from .checkpoint import file_hash, load_checkpoint, save_checkpoint
-from .inference.temperature import apply_temperature
-from .runtime.errors import UserError
 
 PROBABILITY_LEVELS = 65535  # above 0: probabilities as 16-bit pictures hold them
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from ..runtime.console import counted, text_table
+from ..runtime.errors import UserError
 from .metrics import metric_names
-from .runtime.console import counted, text_table
-from .runtime.errors import UserError
 from .statistics import Resampling, describe
 from .summary import by_case, groups_of, mean_row, metric_label
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.cases import check_volumes, group_cases
+from ..data.splits import group_of
+from ..data.truth import majority, on_grid, rater_names, raters_of
+from ..inference.ensemble import staple
+from ..inference.predictions import Predictions
+from ..io.files import atomic_path, write_json
+from ..runtime.console import counted
+from ..runtime.errors import UserError
 from .calibration import ReliabilityTable, boundary_band
-from .data.cases import check_volumes, group_cases
-from .data.splits import group_of
-from .data.truth import majority, on_grid, rater_names, raters_of
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble_size import dice_by_size
-from .inference.ensemble import staple
-from .inference.predictions import Predictions
-from .io.files import atomic_path, write_json
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
-from .runtime.console import counted
-from .runtime.errors import UserError
 from .statistics import describe
 from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
 from .temperature_fit import LevelTable

@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 
-from .data.classes import MEAN
+from ..data.classes import MEAN
+from ..runtime.console import counted, text_table
 from .diversity import SET_FIGURES
 from .ensemble_size import format_sizes, size_summary
 from .metrics import metric_names
-from .runtime.console import counted, text_table
 from .statistics import Resampling, describe
 from .uncertainty import SCORES, judge
 

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from .inference.ensemble import fuse_patterns, vote_patterns
+from ..inference.ensemble import fuse_patterns, vote_patterns
+from ..runtime.seeds import seed_of
 from .metrics import dice_of
-from .runtime.seeds import seed_of
 from .statistics import Resampling, describe
 
 SUBSETS = 8  # of each size, at most

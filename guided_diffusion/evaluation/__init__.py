@@ -1,0 +1,1 @@
+"""Masks against truth: metrics, calibration, diversity, uncertainty and statistics."""
