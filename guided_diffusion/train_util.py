@@ -21,6 +21,7 @@ from .logger import RunLog
 from .models.sharding import gathered
 from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
+from .report.training_page import write_training_page
 from .runtime.console import console, counted
 from .runtime.distributed import Processes, autocast, peers_needed
 from .runtime.errors import UserError
@@ -28,7 +29,6 @@ from .runtime.seeds import seed_of
 from .stages import Stages
 from .stopping import SignalsCaught
 from .timesteps import TIMESTEP_SAMPLERS
-from .training_page import write_training_page
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
 

@@ -21,8 +21,8 @@ from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.io.files import read_json
 from guided_diffusion.io.storage import fetch_folder, is_same_folder
 from guided_diffusion.io.work_folder import work_folder
-from guided_diffusion.model_card import write_card
-from guided_diffusion.report import try_report
+from guided_diffusion.report.model_card import write_card
+from guided_diffusion.report.results_page import try_report
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError
 

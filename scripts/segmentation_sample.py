@@ -29,7 +29,7 @@ from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.inference.sampler import ReadableRaters, build_sampler, share_of
 from guided_diffusion.io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.io.work_folder import work_folder
-from guided_diffusion.report import try_report
+from guided_diffusion.report.results_page import try_report
 from guided_diffusion.runtime.console import console, counted, listed, quiet
 from guided_diffusion.runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from guided_diffusion.runtime.errors import NoCasesError, UserError

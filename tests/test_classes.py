@@ -21,7 +21,7 @@ from guided_diffusion.inference.members import Members
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import class_colour, overlay
-from guided_diffusion.report import write_report
+from guided_diffusion.report.results_page import write_report
 from guided_diffusion.runtime.errors import UserError
 
 MANIFEST = {"checkpoint_sha256": "", "settings": {"num_ensemble": 3}, "data": {"data_dir": ""}}

@@ -18,7 +18,7 @@ from guided_diffusion.data.truth import majority, on_grid, raters_of
 from guided_diffusion.evaluation.evaluate import columns, evaluate
 from guided_diffusion.evaluation.summary import format_summary
 from guided_diffusion.inference.results import ResultsFolder
-from guided_diffusion.report import write_report
+from guided_diffusion.report.results_page import write_report
 from guided_diffusion.runtime.errors import UserError
 
 

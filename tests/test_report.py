@@ -14,16 +14,17 @@ import pytest
 from conftest import FAST, strict_json
 from PIL import Image
 
-from guided_diffusion import charts, report
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.evaluate import Settings, evaluate
 from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border
-from guided_diffusion.report import try_report, write_report
-from guided_diffusion.report_figures import figure_label
-from guided_diffusion.training_page import write_training_page
+from guided_diffusion.report import figures as charts
+from guided_diffusion.report import results_page as report
+from guided_diffusion.report.figures import figure_label
+from guided_diffusion.report.results_page import try_report, write_report
+from guided_diffusion.report.training_page import write_training_page
 
 NASTY = "<b>&\"'#?%41"
 NAMES = (NASTY, *(f"case{k}" for k in range(6)))

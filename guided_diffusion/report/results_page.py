@@ -10,17 +10,17 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from .case_views import slices_of
-from .data.truth import raters_of
-from .evaluation.summary import DEFINITIONS
-from .inference.plan import looks_of
-from .inference.predictions import Predictions
-from .io.drawing import class_colour
-from .io.files import atomic_path, read_json
+from ..data.truth import raters_of
+from ..evaluation.summary import DEFINITIONS
+from ..inference.plan import looks_of
+from ..inference.predictions import Predictions
+from ..io.drawing import class_colour
+from ..io.files import atomic_path, read_json
+from ..runtime.console import console, counted
+from ..runtime.errors import UserError
+from .case_pictures import slices_of
+from .figures import charts_of, figure_label, table_of
 from .page import data_uri, header, part, write_page
-from .report_figures import charts_of, figure_label, table_of
-from .runtime.console import console, counted
-from .runtime.errors import UserError
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
 

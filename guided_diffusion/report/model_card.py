@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from .evaluation.metrics import metric_names
-from .evaluation.summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
-from .io.files import atomic_path
-from .runtime.console import counted
+from ..evaluation.metrics import metric_names
+from ..evaluation.summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
+from ..io.files import atomic_path
+from ..runtime.console import counted
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,

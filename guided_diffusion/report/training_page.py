@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .charts import Chart, rounded
-from .io.files import read_json_lines
+from ..io.files import read_json_lines
+from ..runtime.errors import UserError
+from .figures import Chart, rounded
 from .page import data_uri, figure, header, write_page
-from .runtime.errors import UserError
 
 # A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
 CURVES = (

@@ -9,15 +9,15 @@ import json
 from html import escape
 from pathlib import Path
 
-from .io.files import atomic_path, json_ready
+from ..io.files import atomic_path, json_ready
 
-PARTS = Path(__file__).with_name("pages")
+PARTS = Path(__file__).with_name("assets")
 
 
 def write_page(path, title, body, *, scripts=("theme.js",), data=None):
     """Write a page, whole or not at all.
 
-    body: HTML, in which all text has been escaped. scripts: files of `pages/`, run after it. data: plain types for
+    body: HTML, in which all text has been escaped. scripts: files of `assets/`, run after it. data: plain types for
     them, below the id "data"; NaN and infinities become null.
     """
     style = part("page.css")
@@ -61,7 +61,7 @@ def data_uri(data, kind):
 
 
 def part(name):
-    """A file of `pages/` as text."""
+    """A file of `assets/` as text."""
     return (PARTS / name).read_text(encoding="utf-8")
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .data.truth import on_grid, truths_of
-from .evaluation.statistics import describe
-from .evaluation.uncertainty import SCORES, case_scores
-from .io.drawing import (
+from ..data.truth import on_grid, truths_of
+from ..evaluation.statistics import describe
+from ..evaluation.uncertainty import SCORES, case_scores
+from ..io.drawing import (
     CLASS_COLOURS,
     MASK_COLOUR,
     MEMBER_COLOUR,

@@ -1,0 +1,1 @@
+"""What a person looks at: pages, figures and pictures of cases."""
