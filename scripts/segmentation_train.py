@@ -22,7 +22,6 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.storage import is_remote
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.sharding import sharded_as_built
-from guided_diffusion.next_command import sampling_command
 from guided_diffusion.runtime.console import console, counted, quiet
 from guided_diffusion.runtime.distributed import (
     Processes,
@@ -32,10 +31,11 @@ from guided_diffusion.runtime.distributed import (
     pick_device,
     training_memory_format,
 )
-from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training_run import settle
-from guided_diffusion.validation import Validation, marked_cases, spread_cases
-from guided_diffusion.watching import Watch
+from guided_diffusion.training.hints import sampling_command
+from guided_diffusion.training.loop import TrainLoop
+from guided_diffusion.training.run import settle
+from guided_diffusion.training.validation import Validation, marked_cases, spread_cases
+from guided_diffusion.training.watch import Watch
 
 EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --out_dir runs/first \\
       --image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 \\

@@ -8,9 +8,9 @@ import threading
 import pytest
 from tqdm import tqdm
 
-from guided_diffusion.logger import RunLog
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import describe_os_error
+from guided_diffusion.training.log import RunLog
 
 
 def rows(folder):

@@ -25,7 +25,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.distributed import Processes, joined_processes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.loop import TrainLoop
 
 
 @pytest.fixture

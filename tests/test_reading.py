@@ -14,7 +14,7 @@ from guided_diffusion.data.compatibility import check_reading, trained_window, u
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training_run import settle
+from guided_diffusion.training.run import settle
 
 HOUNSFIELD = np.linspace(-1100, 1500, 32 * 32 * 2).reshape(32, 32, 2).astype(np.int16)
 LABELS = (HOUNSFIELD > 0).astype(np.uint8)

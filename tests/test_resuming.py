@@ -11,10 +11,9 @@ from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.resuming import kept_precision
 from guided_diffusion.runtime import distributed as dist_util
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training_run import settle
+from guided_diffusion.training.run import kept_precision, settle
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY
 from test_train_util import batch_of, flat, log_rows, loop  # noqa: F401 - a fixture
 
-from guided_diffusion.learning_rate import learning_rate_factor
+from guided_diffusion.training.stages import learning_rate_factor
 
 # ---- the learning rate -------------------------------------------------------------------------------------------
 

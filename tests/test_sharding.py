@@ -19,7 +19,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.sharding import BLOCKS, in_shards, local, sharded_as_built
 from guided_diffusion.runtime.distributed import joined_processes
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.loop import TrainLoop
 
 # The largest preset with small numbers: its norm, its heads, its long stacks of blocks, and activations recomputed.
 PLUS = {

@@ -11,8 +11,8 @@ from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.runtime.distributed import Processes
-from guided_diffusion.stages import Stages
-from guided_diffusion.training_run import settle
+from guided_diffusion.training.run import settle
+from guided_diffusion.training.stages import Stages
 
 
 def rates(steps, **options):

@@ -9,7 +9,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.loop import TrainLoop
 
 RUN = "gs://bucket/runs/a"
 

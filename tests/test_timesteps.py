@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.timesteps import LossSecondMomentTimesteps, UniformTimesteps
+from guided_diffusion.training.randomness import LossSecondMomentTimesteps, UniformTimesteps
 
 
 def test_uniform_time_steps():

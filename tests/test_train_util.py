@@ -16,10 +16,10 @@ from guided_diffusion.data.batches import collate
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.ema import EMA
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.loop import TrainLoop
+from guided_diffusion.training.optimization import EMA
 
 CPU = torch.device("cpu")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from guided_diffusion import waiting
-from guided_diffusion.waiting import WaitingShare
+from guided_diffusion.training import loop as waiting
+from guided_diffusion.training.loop import WaitingShare
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.diffusion.schedule import solver_timesteps
 from guided_diffusion.inference.members import MemberNoise
-from guided_diffusion.symptoms import symptoms
-from guided_diffusion.validation import FIGURES, TILE, Drawn, spread_cases
+from guided_diffusion.training.hints import symptoms
+from guided_diffusion.training.validation import FIGURES, TILE, Drawn, spread_cases
 
 WATCHED = (
     TINY + " --max_steps 5 --save_interval 2 --val_fraction 0.4 --split_seed 1 --dropout 0.2 --lr 1e-2 --ema_rate 0.5"
@@ -128,7 +128,7 @@ def test_what_is_learned_does_not_depend_on_validation(script, watched, pictures
 
 
 def test_validation_leaves_the_random_state_alone(watched, pictures):
-    from guided_diffusion.validation import Validation
+    from guided_diffusion.training.validation import Validation
 
     model, diffusion = load_checkpoint(watched / "last.pt").build()
     dataset = held_out(pictures)

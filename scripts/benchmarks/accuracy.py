@@ -36,7 +36,7 @@ from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, run_script
-from guided_diffusion.stages import CONDITION_SHARE
+from guided_diffusion.training.stages import CONDITION_SHARE
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent

@@ -9,7 +9,6 @@ import torch
 from measuring import machine_kind, matmul_peak, ratio, resident_size, time_by_turns
 from workloads import CACHED, FAST, PLAIN, NetworkBench, count
 
-from guided_diffusion.compiling import compiler_errors
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DeviceOptions, DiffusionOptions, ModelOptions, build, numbers, option
 from guided_diffusion.config.recipe import check_variant
@@ -17,6 +16,7 @@ from guided_diffusion.io.files import check_writable, write_json
 from guided_diffusion.runtime.console import console, text_table
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, is_out_of_memory, run_script
+from guided_diffusion.training.parallel import compiler_errors
 
 PARTS = ("training", "denoising", "sampling")
 TRAINING_FACTOR = 3  # a forward pass, and a backward pass at twice its cost

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from guided_diffusion.compiling import compiled
 from guided_diffusion.config.options import DiffusionOptions, build
 from guided_diffusion.config.script_options import SampleOptions, TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
@@ -17,7 +16,8 @@ from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.distributed import autocast, memory_format, training_memory_format
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.loop import TrainLoop
+from guided_diffusion.training.parallel import compiled
 
 PLAIN, CACHED, FAST = "plain", "plain, condition cached", "fast"
 MASK_CHANNELS, NUM_LABELS = 1, 2

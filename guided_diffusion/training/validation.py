@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config.script_options import SampleOptions
-from .data.batches import collate
-from .evaluation.metrics import overlap
-from .evaluation.statistics import describe
-from .inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
-from .inference.members import draw_members
-from .inference.plan import ONE_STEP, plan_sampling, settle_members
-from .inference.tiles import Tiled, cut, in_tiles
-from .io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
-from .runtime.distributed import Processes, autocast
+from ..config.script_options import SampleOptions
+from ..data.batches import collate
+from ..evaluation.metrics import overlap
+from ..evaluation.statistics import describe
+from ..inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
+from ..inference.members import draw_members
+from ..inference.plan import ONE_STEP, plan_sampling, settle_members
+from ..inference.tiles import Tiled, cut, in_tiles
+from ..io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
+from ..runtime.distributed import Processes, autocast
 
 MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
 

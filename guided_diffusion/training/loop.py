@@ -10,27 +10,101 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint, CheckpointFolder, checkpoint_path
-from .compiling import compiled, compiler_errors
-from .data.batches import training_batches
-from .draws import draw_for_items, rows
-from .ema import EMA
-from .io.files import remove_temporaries
-from .io.work_folder import WorkFolder
-from .logger import RunLog
-from .models.sharding import gathered
-from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_step
-from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
-from .report.training_page import write_training_page
-from .runtime.console import console, counted
-from .runtime.distributed import Processes, autocast, peers_needed
-from .runtime.errors import UserError
-from .runtime.seeds import seed_of
+from ..checkpoint import Checkpoint, CheckpointFolder, checkpoint_path
+from ..data.batches import training_batches
+from ..io.files import remove_temporaries
+from ..io.work_folder import WorkFolder
+from ..models.sharding import gathered
+from ..report.training_page import write_training_page
+from ..runtime.console import console, counted
+from ..runtime.distributed import Processes, autocast, peers_needed
+from ..runtime.errors import PeerGone, UserError
+from ..runtime.seeds import seed_of
+from .log import RunLog
+from .optimization import EMA, build_optimizer, gradient_norm, restore_optimizer, take_step
+from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, ready_for_calls, with_shared_gradients
+from .randomness import TIMESTEP_SAMPLERS, draw_for_items, rows
 from .stages import Stages
-from .stopping import SignalsCaught
-from .timesteps import TIMESTEP_SAMPLERS
-from .waiting import WaitingShare
-from .watching import OVERFIT_DICE
+from .watch import OVERFIT_DICE
+
+# ---- How a training run is asked to stop: signals that let the step in hand be finished -----------------------------
+
+
+class SignalsCaught:
+    """While inside, SIGINT and SIGTERM ask the loop to stop after the step in hand; a second one stops at once.
+
+    loop: a `train_util.TrainLoop`, whose `stop_signal` is set. Several processes agree at the end of the step, which
+    then says so; they do not count signals, since a scheduler and the launcher may both pass on the same one.
+    """
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    def __enter__(self):
+        self.previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, _kind, error, _trace):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if isinstance(error, PeerGone) and self.loop.stop_signal is not None:
+            signal.raise_signal(self.loop.stop_signal)  # the launcher ends those that are left
+
+    def _caught(self, number, _frame):
+        alone = self.loop.processes.count == 1
+        if self.loop.stop_signal is not None and alone:
+            raise KeyboardInterrupt
+        self.loop.stop_signal = number
+        if not alone:
+            return
+        console().info(
+            f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; a "
+            "second Ctrl-C quits at once without saving"
+        )
+
+
+# ---- How much of a training run's time goes into waiting for data, and a word when it is a lot ----------------------
+
+
+MUCH = 0.2  # of the time, and at least so many seconds: a start or a short trial says nothing
+
+
+AT_LEAST = 10.0
+
+
+class WaitingShare:
+    """Measures which share of the time since it was last asked was spent waiting for batches.
+
+    num_workers: the processes that read images, for the advice.
+    """
+
+    def __init__(self, num_workers):
+        self.num_workers, self.told = num_workers, False
+        self.waited, self.since = 0.0, time.monotonic()
+
+    def next(self, batches):
+        """The next of an iterator's batches."""
+        began = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - began
+        return batch
+
+    @property
+    def share(self):
+        """In [0, 1]."""
+        return self.waited / max(time.monotonic() - self.since, 1e-9)
+
+    def take(self):
+        """The share, to begin anew; says once what to do about a large one."""
+        share = self.share
+        if share > MUCH and self.waited > AT_LEAST and not self.told:
+            self.told = True
+            console().warning(
+                f"warning: {share:.0%} of the time goes into waiting for images. More --num_workers than "
+                f"{self.num_workers} help where cores are idle; images that are stored smaller are read faster"
+            )
+        self.waited, self.since = 0.0, time.monotonic()
+        return share
+
 
 # The step whose time foretells the run's: the first ones on a GPU load and tune its kernels.
 MEASURED_STEP = {"cpu": 1, "cuda": 10}

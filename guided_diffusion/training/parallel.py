@@ -1,13 +1,16 @@
 """Data parallel training: every process computes gradients for its share of the batch, and all take the sum's step."""
 
+import copy
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .models.sharding import shard_the_rest
-from .runtime.distributed import peers_needed
+from ..models.sharding import shard_the_rest
+from ..runtime.distributed import peers_needed
+from ..runtime.errors import UserError, is_out_of_memory
 
 
 class StepLosses(nn.Module):
@@ -75,3 +78,31 @@ def ready_for_calls(losses):
         yield
     finally:
         losses.reshard()
+
+
+# ---- Networks compiled by torch.compile, and what is told where that fails ------------------------------------------
+
+
+def compiled(model):
+    """The network with `encode` and `forward` compiled, which happens at their first call for each shape.
+
+    A shallow copy: it shares the weights with `model`, which stays as it is.
+    """
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
+    fast = copy.copy(model)
+    fast.encode, fast.forward = (torch.compile(part, dynamic=False) for part in (model.encode, model.forward))
+    return fast
+
+
+@contextmanager
+def compiler_errors(compile, what, remedy="leave it out"):
+    """Within, where `compile` is on, turn whatever the compiler raises, of many kinds, into one line of `UserError`."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if not compile or is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--compile True: {what} fails ({reason}); {remedy}") from error

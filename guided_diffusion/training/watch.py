@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from .io.images import write_png
-from .next_command import checking_command
-from .runtime.console import console, counted
-from .symptoms import NAMES, symptoms
+from ..io.images import write_png
+from ..runtime.console import console, counted
+from .hints import NAMES, checking_command, symptoms
 
 OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which --overfit passes
 

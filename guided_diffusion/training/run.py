@@ -1,24 +1,147 @@
 """What a training run is: its options, its data and the checkpoint it goes on from, settled and checked."""
 
 import dataclasses
+from dataclasses import dataclass
 
-from .checkpoint import Checkpoint, load_checkpoint, newest_name, saved_options, step_of
-from .config.command_line import run_values
-from .config.options import DataOptions, DiffusionOptions, ModelOptions
-from .config.recipe import check_variant
-from .config.script_options import TrainOptions
-from .data.compatibility import check_reading, trained_window, used_window
-from .data.dataset import SegmentationDataset
-from .data.registry import AUTO, build_dataset, recognised
-from .data.resizing import View
-from .data.splits import loading_of
-from .io.storage import absolute, fetch_file, fetch_folder, is_remote
-from .io.work_folder import WorkFolder, work_folder
-from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision
-from .runtime.distributed import pick_precision
-from .runtime.errors import NoCasesError, UserError
+from ..checkpoint import Checkpoint, load_checkpoint, newest_name, saved_options, step_of
+from ..config.command_line import run_values
+from ..config.options import DataOptions, DiffusionOptions, ModelOptions, build
+from ..config.recipe import check_variant, recipe_values
+from ..config.script_options import TrainOptions
+from ..data.compatibility import check_reading, trained_window, used_window
+from ..data.dataset import SegmentationDataset
+from ..data.registry import AUTO, build_dataset, recognised
+from ..data.resizing import View
+from ..data.splits import HOLD_OUT_FLAGS, hold_out_of, loading_of
+from ..io.storage import absolute, fetch_file, fetch_folder, is_remote, is_same_folder
+from ..io.work_folder import WorkFolder, work_folder
+from ..runtime.console import counted
+from ..runtime.distributed import pick_precision
+from ..runtime.errors import NoCasesError, UserError
 from .validation import spread_cases
-from .validation_data import ValidationData, find_validation
+
+# ---- The options that a checkpoint brings: a resumed run's and sampling's, as before but for the flags given now ----
+
+
+# What `changes` leaves out: paths, which are made absolute, how long the run goes on, and a name for other values.
+UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
+
+
+def counting(given, options, config):
+    """The names of the options that count against a checkpoint's `config`: those given, and of a recipe that was asked
+    for, unless it is the checkpoint's own, those that it brought. options: the parsed instances, all of them."""
+    values = _values(options)
+    if "recipe" not in given or values["recipe"] == (config["train"].get("recipe") or "none"):
+        return given
+    return given | recipe_values(values["recipe"], {name: values[name] for name in given}).keys()
+
+
+def go_on_with(options, saved, given):
+    """A resumed run's options: as before, but for the flags given now."""
+    names = {item.name for item in dataclasses.fields(options)}
+    values = {name: value for name, value in saved.items() if name in names}
+    values |= {name: getattr(options, name) for name in names & given}
+    return build(type(options), values, whole=False)
+
+
+def check_hold_out(data, config):
+    """Refuse to hold out others of the cases that a run, of a checkpoint's `config`, has trained on so far: those that
+    it has learned from would be scored as unseen ones."""
+    before, now = config["data"], dataclasses.asdict(data)
+    was, wanted = hold_out_of(before), hold_out_of(now)
+    if wanted in (None, was) or not is_same_folder(data.data_dir, before["data_dir"]):
+        return
+    name = next(name for name in HOLD_OUT_FLAGS if now[name] != before.get(name, type(now[name])()))
+    raise UserError(
+        f"--{name} {now[name]}: would hold out cases of {data.data_dir} from which the run has learned so far; leave "
+        "it out, or begin anew in another --out_dir"
+    )
+
+
+def changes(options, given, start):
+    """A line on what the flags given change of the run of a `Checkpoint`, None where they change nothing. options: the
+    parsed instances."""
+    before = start.config["data"] | start.config["train"]
+    values = _values(options)
+    names = [name for name in sorted(given & before.keys() - UNLISTED_CHANGES) if values[name] != before[name]]
+    told = ", ".join(f"--{name} {values[name]} (was {before[name]})" for name in names)
+    return f"changed from step {start.step} on: {told}" if told else None
+
+
+def _values(options):
+    return {name: value for group in options for name, value in dataclasses.asdict(group).items()}
+
+
+def kept_precision(config, device):
+    """The precision in which the run of a checkpoint's `config` goes on, and a warning or None.
+
+    It is the run's own, or auto where `device` lacks that.
+    """
+    before, auto = config.get("device", {}).get("precision", "auto"), pick_precision("auto", device)
+    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type == "cpu"):
+        return (
+            auto,
+            f"warning: the run was in {before}, which {device} lacks: it goes on in {auto}; --precision chooses",
+        )
+    return pick_precision(before, device), None
+
+
+# ---- Which cases watch over a training: those of --val_dir, of the data's own validation part, held out, or trained on
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """A data set with masks, and what its cases are, in words that stand after a number, in the singular."""
+
+    dataset: SegmentationDataset
+    noun: str
+    trained_on: bool = False
+
+    def told(self, train):
+        """A line that says how it is used. train: the run's `TrainOptions`."""
+        cases = counted(min(train.val_cases, len(self.dataset)), self.noun)
+        line = f"validation: {cases}, every {counted(train.sample_interval, 'step')}"
+        if self.trained_on and not train.overfit:
+            line += (
+                ". They are trained on: their Dice, by which best.pt goes, says whether the network learns and not how "
+                "it does on new images; hold some out with --val_fraction 0.1 or name others with --val_dir"
+            )
+        return line
+
+
+def find_validation(data, train, dataset, val_dir):
+    """The `ValidationData` of a run on `dataset`.
+
+    data, train: the `DataOptions` and `TrainOptions`; data.data_dir and val_dir are local folders, val_dir that of
+    --val_dir or "". Raises `UserError` for validation cases that do not fit the training cases or are among them.
+    """
+    if train.overfit:
+        return ValidationData(dataset, "case", trained_on=True)
+    if val_dir:
+        shown = {"view": dataset.view, **loading_of(data), "hold_out": None}
+        found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
+        _check_fits(found, dataset)
+        return ValidationData(found, "validation case")
+    try:
+        options = {"split": "val", "need_masks": True, "view": dataset.view, **loading_of(data)}
+        found = build_dataset(data.data_name, data.data_dir, dataset.image_size, **options)
+    except NoCasesError:
+        return ValidationData(dataset, "training case", trained_on=True)
+    return ValidationData(found, "held-out case" if data.val_fraction else "validation case")
+
+
+def _check_fits(found, dataset):
+    for name in ("image_channels", "class_names"):  # class labels are looked at where the network is told them
+        have, want = getattr(found, name), getattr(dataset, name)
+        if have != want:
+            raise UserError(
+                f"--val_dir {found.data_dir}: has the {name} {have}, the training cases have {want}; name a folder "
+                "that fits"
+            )
+    trained_on = {path.resolve() for case in dataset.cases for path in case.images}
+    for case in found.cases:
+        if trained_on.intersection(path.resolve() for path in case.images):
+            raise UserError(f"--val_dir {found.data_dir}: its case {case.name} is trained on; name a folder of others")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""What a run says while it works: lines on the console, and log.jsonl and TensorBoard curves in the run's folder."""
+"""The log of a training run: log.jsonl and TensorBoard."""
 
 import json
 import math
 import threading
 from pathlib import Path
 
-from .io.files import atomic_path, read_json_lines
+from ..io.files import atomic_path, read_json_lines
 
 
 class RunLog:
