@@ -1,72 +1,11 @@
-"""Look at a data set before training: what there is, what is wrong with it, and a picture of its cases with masks.
-
-Prints a table of its splits. A line that begins with "error:" tells what training would trip over or what would make
-its result worthless, "warning:" what may be intended. The exit status is 1 with errors, 0 without.
-"""
+"""Look at a data set before training: what there is, what is wrong with it, and a picture of its cases with masks. The code: guided_diffusion/cli/check_data.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
-    interruptible_imports()  # those below take seconds
+    interruptible_imports()  # the import below takes seconds
 
-from pathlib import Path
-
-from tqdm import tqdm
-
-from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import DataOptions
-from guided_diffusion.config.script_options import CheckOptions
-from guided_diffusion.data.batches import looking_batches
-from guided_diffusion.data.check import Looks, class_lines, find_parts, findings, table, told_layout, write_sheet
-from guided_diffusion.data.registry import recognised
-from guided_diffusion.data.splits import loading_of
-from guided_diffusion.data.volume_cache import chosen_folder, use_cache
-from guided_diffusion.io.files import check_writable
-from guided_diffusion.io.storage import fetch_folder, is_remote
-from guided_diffusion.runtime.console import console, counted
-from guided_diffusion.runtime.errors import UserError
-
-EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"
-
-
-def main(argv=None):
-    """Parse the command line, look at every case, print and draw what was found. Returns 1 where there are errors."""
-    (options, data), _ = parse(__doc__, [CheckOptions, DataOptions], argv, example=EXAMPLE)
-    if not data.data_dir:
-        raise UserError("--data_dir: is needed; it names the folder that holds the data")
-    out = Path(options.out_dir)
-    check_writable(out)
-    data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
-    name = recognised(options.data_name, data_dir)
-    console().info(f"--data_name {name}")
-    parts = find_parts(name, data_dir, **loading_of(data))
-    look(parts, data)
-    for line in told_layout(parts):
-        console().info(line)
-    console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
-    found = findings(parts)
-    for finding in found:
-        console().info(str(finding))
-    sheet = out / "contact_sheet.png"
-    if write_sheet(sheet, parts, options.num_shown, lambda units: tqdm(units, "drawing", dynamic_ncols=True)):
-        console().info(f"contact sheet: {sheet}")
-    errors = sum(finding.is_error for finding in found)
-    console().info(f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}")
-    return 1 if errors else 0
-
-
-def look(parts, data):
-    """Fill the parts with the looks at their cases, with a bar."""
-    loops = [(part, Looks(part.dataset, data.group_key)) for part in parts]
-    cache = chosen_folder(data.cache_dir, training=False)
-    with tqdm(total=sum(len(looks) for _, looks in loops), desc="looking", unit="case", dynamic_ncols=True) as bar:
-        for part, looks in loops:
-            if cache is not None:
-                use_cache(part.dataset, cache, workers=data.num_workers, skip_damaged=True)
-            for found in looking_batches(looks, data.num_workers):
-                part.looks.append(found)
-                bar.update()
-
+from guided_diffusion.cli.check_data import main
 
 if __name__ == "__main__":
     run_script(main)

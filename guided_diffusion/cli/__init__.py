@@ -1,0 +1,1 @@
+"""The mains: each parses its command line, builds, calls and reports."""
