@@ -1,4 +1,4 @@
-"""Look at a data set before training: what there is, what is wrong with it, and a picture of its cases with masks. The code: guided_diffusion/cli/check_data.py."""
+"""Check a data set before training; the code is in guided_diffusion/cli/check_data.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 

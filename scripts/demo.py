@@ -1,4 +1,4 @@
-"""The main job on phantom data, end to end, in minutes on a CPU: write data, train, sample an ensemble, evaluate. The code: guided_diffusion/cli/demo.py."""
+"""Run everything on phantom data; the code is in guided_diffusion/cli/demo.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 

@@ -1,4 +1,4 @@
-"""Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and doubt, by case and on average. The code: guided_diffusion/cli/evaluate.py."""
+"""Score masks against the truth; the code is in guided_diffusion/cli/evaluate.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 

@@ -1,4 +1,4 @@
-"""Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder. The code: guided_diffusion/cli/sample.py."""
+"""Sample an ensemble of masks for each image; the code is in guided_diffusion/cli/sample.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 

@@ -1,4 +1,4 @@
-"""Train a diffusion model that segments medical images; see README.md for the commands. The code: guided_diffusion/cli/train.py."""
+"""Train a segmentation model; the code is in guided_diffusion/cli/train.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
