@@ -39,7 +39,7 @@ from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
 from guided_diffusion.work_folder import work_folder
 
-EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
+EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""
 
 
