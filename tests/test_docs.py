@@ -123,7 +123,7 @@ def test_the_tests_that_paper_to_code_names_exist():
 @each_guide
 def test_every_flag_in_the_guides_exists(document):
     groups = {group for groups in SCRIPTS.values() for group in groups}
-    known = {field.name for group in groups for field in dataclasses.fields(group)} | {"help", "help_all"}
+    known = {field.name for group in groups for field in dataclasses.fields(group)} | {"config", "help", "help_all"}
     lines = [line for line in read(document).replace("\\\n", " ").splitlines() if "scripts/benchmarks/" not in line]
     named = {name for line in lines for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", line)}
     assert not {name for name in named if name.replace("-", "_") not in known} - OTHER_PROGRAMS
