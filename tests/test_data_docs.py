@@ -236,7 +236,7 @@ SCENARIOS = {
 }
 TABLE = [
     tuple(cell.strip() for cell in row.strip("|").split(" | "))
-    for row in (DOCS / "data.md").read_text(encoding="utf-8").split("## What is said about bad files")[1].splitlines()
+    for row in (DOCS / "data.md").read_text(encoding="utf-8").split("## Messages about bad files")[1].splitlines()
     if row.startswith("| ")
 ][1:]
 

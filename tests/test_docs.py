@@ -1,149 +1,185 @@
-"""The documents keep their word: links lead somewhere, line numbers are those of the names, diagrams are as drawn.
-
-After code has moved, `python tests/test_docs.py` brings the line numbers of the documents' links up to date.
-"""
+"""The documents keep their word: links lead somewhere, named code and flags exist, figures are those of the record."""
 
 import ast
 import dataclasses
+import json
 import re
 import runpy
+import shlex
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.config import options as config
-from guided_diffusion.config import script_options as run_options
-from guided_diffusion.config import script_options as train_options
+import guided_diffusion
 from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.presets import PRESETS
+from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.models import condition, medsegdiff
 from guided_diffusion.models.medsegdiff import build_model
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(guided_diffusion.__file__).resolve().parents[1]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*GUIDES, *sorted((ROOT / "docs" / "record").glob("*.md"))]
 PAPER_TO_CODE = ROOT / "docs" / "paper_to_code.md"
-# [`name`](file.py#L12): a class, function, method, dataclass field or constant and the line that defines it.
-NAME_LINK = re.compile(r"\[`([\w.]+)`\]\(([^()#\s]+\.py)(?:#L\d+)?\)")
+NETWORK = [ModelOptions, DiffusionOptions, ProcessOptions]
+SCRIPTS = {  # what a script's flags are
+    "segmentation_train": [TrainOptions, DataOptions, *NETWORK],
+    "segmentation_sample": [SampleOptions, DataOptions, *NETWORK],
+    "segmentation_eval": [EvalOptions],
+    "check_data": [CheckOptions, DataOptions],
+}
+OTHER_PROGRAMS = {  # flags in the documents that are not ours
+    *("standalone", "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),  # torchrun
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal"),  # SLURM
+    *("requeue", "open-mode", "dist", "index-url", "fix"),  # SLURM, pytest, pip, ruff
+}
+NAME_LINK = re.compile(r"\[`([\w.]+)`\]\(([^()#\s]+\.py)\)")  # [`Class.method`](module.py)
 
-documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_guide = pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
 
 
 def definitions(path):
-    """The line of every name that a Python file defines: {"Class.method": 12}."""
+    """Every name that a Python file defines: {"Class", "Class.method", "CONSTANT", "Options.field"}."""
 
     def walk(body, prefix):
         for node in body:
-            names = []
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                names = [node.name]
+                names.add(prefix + node.name)
             elif isinstance(node, (ast.Assign, ast.AnnAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names = [target.id for target in targets if isinstance(target, ast.Name)]
-            for name in names:
-                lines.setdefault(prefix + name, node.lineno)
+                names.update(prefix + target.id for target in targets if isinstance(target, ast.Name))
             if isinstance(node, ast.ClassDef):
                 walk(node.body, f"{prefix}{node.name}.")
 
-    lines = {}
-    walk(ast.parse(path.read_text(encoding="utf-8")).body, "")
-    return lines
+    names = set()
+    walk(ast.parse(read(path)).body, "")
+    return names
 
 
-def up_to_date(document):
-    """The document's text with the right line number in every link to a name; names not found are told."""
-    missing = []
-
-    def right(match):
-        name, target = match.groups()
+def lost_names(document):
+    """The links to names that the linked module does not define, a line each."""
+    lost = []
+    for name, target in NAME_LINK.findall(read(document)):
         path = document.parent / target
-        lines = definitions(path) if path.is_file() else {}
-        if name not in lines:
-            missing.append(f"{document.name}: {target} has no {name}")
-            return match.group()
-        return f"[`{name}`]({target}#L{lines[name]})"
-
-    text = NAME_LINK.sub(right, document.read_text(encoding="utf-8"))
-    assert not missing, "\n".join(missing)
-    return text
+        if not path.is_file() or name not in definitions(path):
+            lost.append(f"{document.name}: {target} has no {name}")
+    return lost
 
 
-@documents
-def test_links_to_names_point_at_their_lines(document):
-    assert document.read_text(encoding="utf-8") == up_to_date(document), "run: python tests/test_docs.py"
-
-
-@documents
-def test_links_lead_to_files_and_headings(document):
-    text = document.read_text(encoding="utf-8")
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    headings = {
+def headings(document):
+    """The anchors of a document's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", read(document), flags=re.MULTILINE | re.DOTALL)
+    return {
         re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)", prose)
     }
+
+
+@each_document
+def test_linked_names_are_defined_in_the_linked_modules(document):
+    assert not lost_names(document)
+
+
+def test_a_lost_name_is_reported(tmp_path):
+    (tmp_path / "code.py").write_text("class A:\n    size: int = 1\n\n    def run(self): ...\n")
+    document = tmp_path / "text.md"
+    document.write_text("[`A`](code.py), [`A.run`](code.py), [`A.size`](code.py), [`B`](code.py) and [`A`](gone.py)")
+    assert lost_names(document) == ["text.md: code.py has no B", "text.md: gone.py has no A"]
+
+
+@each_document
+def test_links_lead_to_files_and_headings(document):
+    prose = re.sub(r"^```.*?^```", "", read(document), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         path, _, heading = target.partition("#")
         if path.startswith("https:"):
             continue
-        assert (document.parent / path).exists(), target
-        assert path or heading in headings, target
+        linked = document.parent / path if path else document
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked), target
 
 
-def test_a_moved_name_is_found_again_and_a_lost_one_is_told(tmp_path):
-    (tmp_path / "code.py").write_text("import os\n\n\nclass A:\n    size: int = 1\n\n    def run(self): ...\n")
-    document = tmp_path / "text.md"
-    document.write_text("[`A`](code.py), [`A.run`](code.py#L2), [`A.size`](code.py#L5) and [code](code.py)")
-    assert up_to_date(document) == (
-        "[`A`](code.py#L4), [`A.run`](code.py#L7), [`A.size`](code.py#L5) and [code](code.py)"
-    )
-    document.write_text("[`A`](code.py#L4) and [`B`](code.py#L9)")
-    with pytest.raises(AssertionError, match="code.py has no B"):
-        up_to_date(document)
-
-
-@pytest.mark.parametrize("module", ["medsegdiff", "condition", "spectrum"])
+@pytest.mark.parametrize("module", [medsegdiff, condition, spectrum], ids=lambda module: module.__name__)
 def test_paper_to_code_names_every_part_of_the_models(module):
-    text = PAPER_TO_CODE.read_text(encoding="utf-8")
-    tree = ast.parse((ROOT / "guided_diffusion" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(read(Path(module.__file__)))
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
-    assert classes <= {name.split(".")[0] for name, _ in NAME_LINK.findall(text)}
+    assert classes and classes <= {name.split(".")[0] for name, _ in NAME_LINK.findall(read(PAPER_TO_CODE))}
 
 
-def test_paper_to_code_names_only_flags_that_exist():
-    groups = (config.ModelOptions, config.DiffusionOptions, train_options.TrainOptions, run_options.SampleOptions)
-    known = {field.name for group in groups for field in dataclasses.fields(group)}
-    named = set(re.findall(r"--(\w+)", PAPER_TO_CODE.read_text(encoding="utf-8")))
-    assert named and named <= known
+def test_the_tests_that_paper_to_code_names_exist():
+    named = set(re.findall(r"`(test_\w+)`", read(PAPER_TO_CODE)))
+    defined = {name for path in (ROOT / "tests").rglob("test_*.py") for name in definitions(path)}
+    assert named and not named - defined
+
+
+@each_guide
+def test_every_flag_in_the_guides_exists(document):
+    groups = {group for groups in SCRIPTS.values() for group in groups}
+    known = {field.name for group in groups for field in dataclasses.fields(group)} | {"config", "help", "help_all"}
+    lines = [line for line in read(document).replace("\\\n", " ").splitlines() if "scripts/benchmarks/" not in line]
+    named = {name for line in lines for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", line)}
+    assert not {name for name in named if name.replace("-", "_") not in known} - OTHER_PROGRAMS
+
+
+@each_guide
+def test_the_commands_of_the_guides_are_right(document):
+    """bash reads them, and the scripts take their flags."""
+    for block in re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", read(document)):
+        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.search(rf"scripts/({'|'.join(SCRIPTS)})\.py(.*)", line)
+            if command:
+                parse("", SCRIPTS[command[1]], shlex.split(command[2]))
 
 
 def test_the_table_of_presets_is_true():
-    rows = re.findall(r"(?m)^\| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"))
+    rows = re.findall(r"(?m)^\| (.*) \|$", read(ROOT / "docs" / "training.md"))
     start = rows.index("| S | B | L | ++")
-    table = [row.split(" | ") for row in rows[start + 1 :] if row.count(" | ") == len(config.PRESETS)]
-    for column, name in enumerate(config.PRESETS, start=1):
-        said = {row[0]: row[column] for row in table}
-        for flag, value in config.PRESETS[name].items():
-            assert said[f"`--{flag}`"] == str(value)
+    table = [row.split(" | ") for row in rows[start + 1 :] if row.count(" | ") == len(PRESETS)]
+    for column, name in enumerate(PRESETS, start=1):
+        stated = {row[0]: row[column] for row in table}
+        for flag, value in PRESETS[name].items():
+            assert stated[f"`--{flag}`"] == str(value)
         for flags, row in (
             ("--version v1", "parameters of v1"),
             ("", "of v2, by the default recipe"),
             ("--recipe none", "of v2, `--recipe none` or `published`"),
             ("--version unet", "of unet"),
         ):
-            (model_options, *_), _ = parse(
-                "",
-                [config.ModelOptions, train_options.TrainOptions, config.DiffusionOptions],
-                f"--preset {name} {flags}".split(),
-            )
+            groups = [ModelOptions, TrainOptions, DiffusionOptions]
+            (model_options, *_), _ = parse("", groups, f"--preset {name} {flags}".split())
             with torch.device("meta"):
                 model = build_model(model_options, 4, 1)
             count = sum(parameter.numel() for parameter in model.parameters())
-            assert said[row] == (f"{count / 1e9:.1f} G" if count > 1e9 else f"{count / 1e6:.1f} M")
+            assert stated[row] == (f"{count / 1e9:.1f} G" if count > 1e9 else f"{count / 1e6:.1f} M")
+
+
+def test_the_readmes_results_are_those_of_the_record():
+    lines = [json.loads(line) for line in read(ROOT / "docs" / "record" / "accuracy.jsonl").splitlines()]
+    rows = re.findall(r"(?m)^\| (LIDC|PH2), [^|]* \| `(\w+)` \| (.*) \|$", read(ROOT / "README.md"))
+    models = ("unet", "unet_looks", "unet_mse", "v1_published", "v2_published", "v2")
+    assert {row[:2] for row in rows} == {(name, model) for name in ("LIDC", "PH2") for model in models}
+    for name, model, stated in rows:
+        asked = {"set": {"LIDC": "lidc4", "PH2": "ph2"}[name], "contender": model, "minutes": 12.0, "split": "test"}
+        runs = [line for line in lines if line["kind"] == "run" and asked.items() <= line.items()]
+        runs = [run for run in runs if run["machine"].endswith("bf16")]
+        assert sorted(run["seed"] for run in runs) == [0, 1]
+        figures = [[run["figures"][figure] for run in runs] for figure in ("dice", "sample_dice", "ged2")]
+        expected = ["–" if None in values else f"{np.mean(values):.3f}" for values in figures]
+        expected.append(f"{np.mean([run['seconds_per_case'] for run in runs]):.2f}")
+        assert stated.split(" | ") == expected, (name, model)
 
 
 def test_diagrams_are_as_the_script_draws_them():
-    drawn = runpy.run_path(str(ROOT / "docs" / "draw_diagrams.py"))["DIAGRAMS"]
+    figures = ROOT / "docs" / "figures"
+    drawn = runpy.run_path(str(figures / "draw_diagrams.py"))["DIAGRAMS"]
     for name, draw in drawn.items():
-        assert (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8") == draw().svg()
-
-
-if __name__ == "__main__":
-    for path in DOCUMENTS:
-        path.write_text(up_to_date(path), encoding="utf-8")
+        assert read(figures / f"{name}.svg") == draw().svg()

@@ -29,7 +29,7 @@ from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from ..runtime.errors import NoCasesError, UserError, run_script
 
-EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
+EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""
 
 

@@ -2,7 +2,7 @@
 
 from guided_diffusion import Segmenter
 
-segmenter = Segmenter.load("runs/first/model002400.pt")
+segmenter = Segmenter.load("runs/first/last.pt")
 mask, probability, uncertainty = segmenter(image)
 """
 

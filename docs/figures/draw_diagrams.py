@@ -1,4 +1,4 @@
-"""Draws the diagrams of the model variants that paper_to_code.md shows: python docs/draw_diagrams.py writes the SVGs.
+"""Draws the diagrams of the model variants in paper_to_code.md; python docs/figures/draw_diagrams.py writes the SVGs.
 
 Plain Python without any drawing library; a label that would not fit its box is an error. Blue panels hold what runs
 once per image, orange ones what runs at each denoising step for each member of the ensemble.
