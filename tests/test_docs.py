@@ -18,7 +18,7 @@ from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.presets import PRESETS
 from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
-from guided_diffusion.models import condition, medsegdiff
+from guided_diffusion.models import condition, fourier, medsegdiff
 from guided_diffusion.models.medsegdiff import build_model
 
 ROOT = Path(guided_diffusion.__file__).resolve().parents[1]
@@ -107,7 +107,7 @@ def test_links_lead_to_files_and_headings(document):
         assert not heading or heading in headings(linked), target
 
 
-@pytest.mark.parametrize("module", [medsegdiff, condition, spectrum], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [medsegdiff, condition, fourier], ids=lambda module: module.__name__)
 def test_paper_to_code_names_every_part_of_the_models(module):
     tree = ast.parse(read(Path(module.__file__)))
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
