@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
-MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.dataset.loaders.folder"]
+MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.loaders.folder"]
 
 
 def start(target, *arguments, log, environment=None):

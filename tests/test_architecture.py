@@ -69,7 +69,9 @@ def test_a_wing_imports_only_what_is_below_it(wing):
 def test_imports_are_seen_wherever_they_stand(tmp_path):
     """The two tests above would pass on anything if `imported` saw nothing."""
     path = tmp_path / "module.py"
-    path.write_text("from ..cli import train\ndef late():\n    import guided_diffusion.report.page\n    from . import x\n")
+    path.write_text(
+        "from ..cli import train\ndef late():\n    import guided_diffusion.report.page\n    from . import x\n"
+    )
     assert list(imported("data.module", path)) == ["cli", "report.page", "data"]
 
 

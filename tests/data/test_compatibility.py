@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, TINY, strict_json
-from test_config import train as train_options
-from test_decathlonloader import write
+from test_decathlon import write
+from test_options import train as train_options
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data.compatibility import check_reading, trained_window, used_window

@@ -15,7 +15,7 @@ from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.runtime.errors import UserError
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "custom_dataset.md").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.runtime.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"members": 2, "steps": 2, "sampler": "dpm_solver", "precision": "fp32", "device": "cpu"}
 SAVED = f"{FAST} --save_samples True --seed 3"
 

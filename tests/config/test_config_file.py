@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 from conftest import TINY
-from test_config import TRAIN, refused, values
+from test_options import TRAIN, refused, values
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, LOADER
-from test_decathlonloader import AFFINE
-from test_decathlonloader import write as write_task
+from test_decathlon import AFFINE
+from test_decathlon import write as write_task
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data.batches import Selection, TrainingItems, TrainingOrder, select_slices

@@ -14,7 +14,7 @@ import processes
 import pytest
 import torch
 from conftest import SCRIPTS, TINY, messages, words
-from test_train_util import Blobs
+from test_loop import Blobs
 from test_training_runs import equal, logged
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from test_config import TRAIN
+from test_options import TRAIN
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint

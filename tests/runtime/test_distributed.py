@@ -157,7 +157,7 @@ def launched(tmp_path, monkeypatch, capfd):
     """A function (argument) that launches `WORKER` in two processes: exit status, stdout and stderr."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(Path(dist_util.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(dist_util.__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(argument):

@@ -261,10 +261,10 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     target = tmp_path / "x.json"
     target.write_text("old")
     code = (
-        "import os, sys; from guided_diffusion.files import atomic_path\n"
+        "import os, sys; from guided_diffusion.io.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as p: p.write_text('half'); os.kill(os.getpid(), 9)"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, target], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -9 and target.read_text() == "old"
     others = [tmp_path / name for name in (".hidden.json", "y.12.json", "12.json", ".12.json")]
@@ -307,7 +307,7 @@ def test_write_json_is_valid_json_for_what_metrics_hold(tmp_path):
 
 # ---- text --------------------------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def opened_by_locale(path):
