@@ -106,7 +106,7 @@ def test_processes_within_processes_are_refused(monkeypatch):
 KEEPING = """
 import resource
 import torch
-from guided_diffusion.dist_util import keep_freed_memory
+from guided_diffusion.runtime.distributed import keep_freed_memory
 
 keep_freed_memory()
 for _ in range(3):  # 64 MB each, so that what is kept is there
@@ -132,7 +132,7 @@ def test_freed_memory_is_kept():
 
 WORKER = """
 import os, signal, sys, time
-from guided_diffusion.dist_util import joined_processes
+from guided_diffusion.runtime.distributed import joined_processes
 from guided_diffusion.errors import UserError, run_script
 
 def main():
