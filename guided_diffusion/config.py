@@ -15,7 +15,7 @@ from .split import check_group_key, hold_out_of
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
-# Options that this version no longer has, and their values that changed nothing; () where none did by itself.
+# Options that this version no longer has, each with the values at which it did nothing; (): it did nothing by itself.
 REMOVED = {
     "self_condition": (False,),
     "nbp_activation": ("sigmoid",),
@@ -30,8 +30,8 @@ REMOVED = {
     "begin_at": (1,),
     "dynamic_threshold": (0,),
 }
-ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they shaped the training, and the network is any other's
-LAST_VERSION = "0.1.0"  # that has them
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they changed the loss alone: sampling needs none of them
+LAST_VERSION = "0.1.0"  # has them all
 
 
 def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False):
@@ -367,10 +367,10 @@ def build(group, values, *, whole=True):
 
 
 def without_removed(values, who, keep=()):
-    """A dict of option values without those of `REMOVED`; of the ones named in `keep`, without those not in use.
+    """A dict of option values without those of `REMOVED`. Options named in `keep` stay where they are in use.
 
-    who: whose options they are, the beginning of a sentence such as "run.pt: was trained with". Raises `UserError`,
-    which names the option and the version to use, for another one that was in use.
+    who: the beginning of the error message, such as "run.pt: was trained with". Raises `UserError` for any other
+    removed option that is in use; the message names it and the version to use.
     """
     gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
     for name in sorted(gone):
