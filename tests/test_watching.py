@@ -84,7 +84,7 @@ def test_the_dice_is_that_of_averaged_weights_on_the_held_out_cases(watched, pic
             members = []
             for member in range(5):
                 noise = MemberNoise(0, [(item["name"], member)], (1, 32, 32), "cpu")
-                times = [int(t) for t in solver_timesteps(diffusion.schedule, 10, "uniform")]
+                times = [int(t) for t in solver_timesteps(diffusion.schedule, 10)]
                 x0 = sample_dpm_solver(denoise, noise(), times, diffusion.schedule, noise)
                 members.append(x0[0, 0].numpy() > 0)
         member_scores.append(np.mean([dice(member, truth) for member in members]))
