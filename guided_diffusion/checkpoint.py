@@ -101,10 +101,10 @@ def save_checkpoint(checkpoint, path):
 
 
 def load_checkpoint(path, to_train=False):
-    """Read a checkpoint onto the CPU. Raises `UserError` for a missing file, for one that is no checkpoint of ours, and
-    for one that an option was used in which this version no longer has (see `config.REMOVED`).
+    """Read a checkpoint onto the CPU.
 
-    to_train: whether its training is to go on, for which more options count than for sampling.
+    to_train: the training goes on from it, so that `config.ONLY_LEARNED_BY` counts too. Raises `UserError` for a
+    missing file, a file that is no checkpoint of ours, and a checkpoint that used an option of `config.REMOVED`.
     It is read with `weights_only=True`: a pickle that holds code is refused, not run. Tensors are mapped to the file
     and read when they are used, so that sampling does not load the optimizer's.
     """
@@ -132,14 +132,12 @@ def load_checkpoint(path, to_train=False):
         content.setdefault("validation", {})  # older ones have none
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
+    older = dict(OLDER)
     if LABELS_OF_CONDITION not in content["model"]:
-        content["config"]["model"].setdefault("condition_labels", False)
-    content["config"] = {
-        key: without_removed(
-            OLDER.get(key, {}) | values, f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
-        )
-        for key, values in content["config"].items()
-    }
+        older["model"] = OLDER["model"] | {"condition_labels": False}
+    who, keep = f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
+    for key, values in content["config"].items():
+        content["config"][key] = without_removed(older.get(key, {}) | values, who, keep)
     return Checkpoint(**{name: content[name] for name in names})
 
 

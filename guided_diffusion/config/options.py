@@ -14,7 +14,7 @@ from .presets import PRESETS
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
 
 
-# Options that this version no longer has, and their values that changed nothing; () where none did by itself.
+# Options that this version no longer has, each with the values at which it did nothing; (): it did nothing by itself.
 REMOVED = {
     "self_condition": (False,),
     "nbp_activation": ("sigmoid",),
@@ -29,12 +29,8 @@ REMOVED = {
     "begin_at": (1,),
     "dynamic_threshold": (0,),
 }
-
-
-ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they shaped the training, and the network is any other's
-
-
-LAST_VERSION = "0.1.0"  # that has them
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they changed the loss alone: sampling needs none of them
+LAST_VERSION = "0.1.0"  # has them all
 
 
 def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False):

@@ -274,7 +274,8 @@ def test_bad_spacing_is_refused(spacing):
 def test_surfaces_and_tiles_do_without_monai():
     """It takes seconds to import, and is a requirement of the tests alone."""
     code = (
-        "import sys, numpy as np, guided_diffusion.evaluation.metrics as m, guided_diffusion.inference.tiles as t; mask = np.eye(8) > 0; "
+        "import sys, numpy as np, guided_diffusion.evaluation.metrics as m, guided_diffusion.inference.tiles as t; "
+        "mask = np.eye(8) > 0; "
         "m.surface(mask, ~mask); t.windows_of((9, 9), 8, 0); t.window_weights(8); sys.exit('monai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
