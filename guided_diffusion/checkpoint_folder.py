@@ -2,6 +2,7 @@
 
 from .checkpoint import checkpoint_path, load_checkpoint, names_by_step, save_checkpoint, step_of
 from .errors import UserError
+from .files import name_also
 from .logger import console
 
 BEST, LAST = "best.pt", "last.pt"
@@ -21,9 +22,8 @@ class CheckpointFolder:
         """Write OUT/model<step>.pt, whole or not at all, and let last.pt be it. Returns where it is, in words."""
         path = checkpoint_path(self.folder.path, checkpoint.step)
         save_checkpoint(checkpoint, path)
-        self.folder.name_also(path, LAST)
+        name_also(path, self.folder.path / LAST)
         pushed = self.folder.try_push()
-        self.folder.drop(other for other in path.parent.glob("*.pt") if other != path)
         if self.keep and pushed:  # nothing is given up while the store lacks something
             names = names_by_step(self.folder.names())
             older = [name for name in names if step_of(name) <= checkpoint.step]
@@ -34,7 +34,7 @@ class CheckpointFolder:
         """Let best.pt be this checkpoint. saved: whether `save` has written it just now."""
         path = self.folder.path / BEST
         if saved:
-            self.folder.name_also(checkpoint_path(self.folder.path, checkpoint.step), BEST)
+            name_also(checkpoint_path(self.folder.path, checkpoint.step), path)
         else:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
@@ -54,7 +54,7 @@ class CheckpointFolder:
             return found
         path = checkpoint_path(self.folder.path, start.step)
         if path.exists() and (found.get("cases") != own["cases"] or found["dice"] < own["dice"]):
-            self.folder.name_also(path, BEST)
+            name_also(path, self.folder.path / BEST)
             return own
         return found
 

@@ -27,12 +27,12 @@ from .seeds import seed_of
 from .sharding import gathered
 from .stages import Stages
 from .stopping import SignalsCaught
+from .storage import WorkFolder
 from .timesteps import TIMESTEP_SAMPLERS
 from .training_page import write_training_page
 from .validation import LOGGED as VALIDATED
 from .waiting import WaitingShare
 from .watching import OVERFIT_DICE
-from .work_folder import WorkFolder
 
 LOGGED = ["loss", "mask", "vb", "coarse", "grad_norm", "lr", "waiting"]
 

@@ -11,13 +11,12 @@ from .errors import NoCasesError, UserError
 from .reading import check_reading, trained_window, used_window
 from .registry import AUTO
 from .resuming import changes, check_hold_out, counting, go_on_with, kept_precision, saved_options
-from .storage import absolute, fetch_file, fetch_folder, is_remote
+from .storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote
 from .train_options import TrainOptions
 from .validation import spread_cases
 from .validation_data import ValidationData, find_validation
 from .variants import check_variant
 from .views import View
-from .work_folder import WorkFolder, work_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +200,7 @@ def suggested(data_dir):
 
 def begun_folder(out_dir, processes):
     """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
-    folder = work_folder(out_dir, "training")
+    folder = WorkFolder(out_dir, "training")
     if processes.is_first:
         folder.begin()
     return folder

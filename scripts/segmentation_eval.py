@@ -21,11 +21,10 @@ from guided_diffusion.results import Predictions
 from guided_diffusion.run_differences import apart
 from guided_diffusion.run_options import EvalOptions
 from guided_diffusion.split import given_split, hold_out_of
-from guided_diffusion.storage import fetch_folder, is_same_folder
+from guided_diffusion.storage import WorkFolder, fetch_folder, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from guided_diffusion.units import group_cases
-from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
@@ -42,7 +41,7 @@ def main(argv=None):
     other, differences = read_other(options.compare, recorded)
     dataset = find_truth(options, manifest)
     settings = settings_of(options, given, manifest)
-    out = work_folder(options.out_dir or options.pred_dir, "evaluation")
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
     for line in (*dataset.notes, leak, differences.get("warning")):

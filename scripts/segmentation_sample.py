@@ -33,11 +33,10 @@ from guided_diffusion.results import ResultsFolder
 from guided_diffusion.run_options import SampleOptions
 from guided_diffusion.sample_util import ReadableRaters, build_sampler, share_of
 from guided_diffusion.split import HOLD_OUT_FLAGS, given_split, group_of
-from guided_diffusion.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
+from guided_diffusion.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from guided_diffusion.summary import format_summary
 from guided_diffusion.units import check_volumes, group_cases
 from guided_diffusion.volume_store import chosen_folder, use_cache
-from guided_diffusion.work_folder import work_folder
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/model002400.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""
@@ -73,7 +72,7 @@ def sample_all(options, given, processes):
         console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
     data, dataset, units = find_units(sample, data, given, checkpoint, sampler, processes)
-    out = work_folder(sample.out_dir, "sampling")
+    out = WorkFolder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         out.check_writable()
         out.begin()
