@@ -24,7 +24,7 @@ from .optimizer import build_optimizer, gradient_norm, restore_optimizer, take_s
 from .own_predictions import is_shown_any
 from .parallel import StepLosses, gradients_exchanged, ready_for_calls, with_shared_gradients
 from .seeds import seed_of
-from .sharding import gathered
+from .sharding import gathered, state_dicts
 from .stages import Stages
 from .stopping import SignalsCaught
 from .storage import WorkFolder
@@ -94,7 +94,7 @@ class TrainLoop:
         self.stop_signal, self.stopping = None, False
 
     def _restore(self, start):
-        restore_optimizer(self.optimizer, start.optimizer)
+        restore_optimizer(self.model, self.optimizer, start.optimizer)
         if self.scaler.is_enabled() and start.scaler:
             self.scaler.load_state_dict(start.scaler)
         if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
@@ -351,14 +351,8 @@ class TrainLoop:
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`. Weights in shards are put together for it, in the first process
         alone; all of them call this at once."""
-        model, ema, optimizer = gathered(
-            [
-                self.model.state_dict(),
-                {rate: ema.parameters for rate, ema in self.ema.items()},
-                self.optimizer.state_dict(),
-            ],
-            keep=self.processes.is_first,
-        )
+        model, optimizer = state_dicts(self.model, self.optimizer)
+        ema = {rate: gathered(ema.parameters, self.processes.is_first) for rate, ema in self.ema.items()}
         return Checkpoint(
             config=self.config | {"loader": self.dataset.kept_values()},
             image_channels=self.dataset.image_channels,
