@@ -12,7 +12,7 @@ class CheckpointFolder:
     """Writes the checkpoints of one run to its `WorkFolder`; of several processes the first one does.
 
     keep: how many of the newest model<step>.pt are kept; 0: all. best.pt and last.pt are never removed.
-    A blob store that fails is told and does not end the run: the next call pushes what it lacks.
+    A blob store that fails is a warning and does not end the run: the next call pushes what it lacks.
     """
 
     def __init__(self, folder, keep=0):

@@ -255,7 +255,11 @@ class WorkFolder:
         for name, path in _local_files(self.path).items():
             if self.there.get(name) != marks.get(name, (None, None))[1]:
                 path.unlink(missing_ok=True)
-                self._mark(name, None, None)
+        for name, there in self.there.items():
+            if marks.get(name, (None, None))[1] != there:  # known from now on: what is written here later is newer
+                self._mark(name, None, there)
+        for name in marks.keys() - self.there.keys():
+            self._mark(name, None, None)
 
     def names(self):
         """The names of all files: in a local folder its own, without those in folders below; else there and here."""

@@ -9,6 +9,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.errors import UserError
 from guided_diffusion.train_util import TrainLoop
 
 RUN = "gs://bucket/runs/a"
@@ -97,6 +98,19 @@ def test_a_complete_run_pushes_what_the_store_lacks(script, refusal, pictures, b
     script("segmentation_train", [*train, "--resume_checkpoint auto"])
     assert "complete already (step 1 of 1)" in capsys.readouterr().out
     assert {"model000001.pt", "log.csv", "sessions.jsonl"} < set(files(Path(blobs.local(RUN))))
+    assert not unfinished(tmp_path)
+
+
+def test_last_pt_is_pushed_late_where_the_store_has_an_older_one(script, pictures, blobs, tmp_path):
+    check, there = blobs.remove, Path(blobs.local(RUN))
+    train_remotely(script, pictures, "--max_steps 1")
+    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 1000))
+    with pytest.raises(UserError, match="Nothing is lost"):
+        script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 2")
+    assert not (there / "model000002.pt").exists()
+    blobs.remove, blobs.failing = check, 0
+    script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 2")
+    assert (there / "last.pt").read_bytes() == (there / "model000002.pt").read_bytes()
     assert not unfinished(tmp_path)
 
 
