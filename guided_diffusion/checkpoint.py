@@ -14,7 +14,7 @@ from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, wit
 from .config.presets import PRESETS
 from .data.classes import Classes
 from .diffusion.gaussian_diffusion import build_diffusion
-from .io.files import atomic_path
+from .io.files import atomic_path, name_also
 from .models.medsegdiff import build_model
 from .models.sharding import load_whole
 from .runtime.console import console
@@ -187,7 +187,7 @@ class CheckpointFolder:
     """Writes the checkpoints of one run to its `WorkFolder`; of several processes the first one does.
 
     keep: how many of the newest model<step>.pt are kept; 0: all. best.pt and last.pt are never removed.
-    A blob store that fails is told and does not end the run: the next call pushes what it lacks.
+    A blob store that fails is a warning and does not end the run: the next call pushes what it lacks.
     """
 
     def __init__(self, folder, keep=0):
@@ -197,9 +197,8 @@ class CheckpointFolder:
         """Write OUT/model<step>.pt, whole or not at all, and let last.pt be it. Returns where it is, in words."""
         path = checkpoint_path(self.folder.path, checkpoint.step)
         save_checkpoint(checkpoint, path)
-        self.folder.name_also(path, LAST)
+        name_also(path, self.folder.path / LAST)
         pushed = self.folder.try_push()
-        self.folder.drop(other for other in path.parent.glob("*.pt") if other != path)
         if self.keep and pushed:  # nothing is given up while the store lacks something
             names = names_by_step(self.folder.names())
             older = [name for name in names if step_of(name) <= checkpoint.step]
@@ -210,7 +209,7 @@ class CheckpointFolder:
         """Let best.pt be this checkpoint. saved: whether `save` has written it just now."""
         path = self.folder.path / BEST
         if saved:
-            self.folder.name_also(checkpoint_path(self.folder.path, checkpoint.step), BEST)
+            name_also(checkpoint_path(self.folder.path, checkpoint.step), path)
         else:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
@@ -230,7 +229,7 @@ class CheckpointFolder:
             return found
         path = checkpoint_path(self.folder.path, start.step)
         if path.exists() and (found.get("cases") != own["cases"] or found["dice"] < own["dice"]):
-            self.folder.name_also(path, BEST)
+            name_also(path, self.folder.path / BEST)
             return own
         return found
 

@@ -340,10 +340,9 @@ class FolderStore:
 @pytest.fixture
 def blobs(tmp_path, monkeypatch):
     """A `FolderStore` in place of gs:// and az://, and a cache of this test's own."""
-    from guided_diffusion.io import storage, work_folder
+    from guided_diffusion.io import storage
 
     fake = FolderStore(tmp_path / "store")
     monkeypatch.setattr(storage, "store", lambda: fake)
-    monkeypatch.setattr(work_folder, "FINAL_WAITS", (0, 0))
     monkeypatch.setenv("MEDSEGDIFF_CACHE", str(tmp_path / "cache"))
     return fake

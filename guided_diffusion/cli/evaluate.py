@@ -14,8 +14,7 @@ from ..evaluation.summary import DEFINITIONS, format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from ..inference.predictions import Predictions
 from ..io.files import read_json
-from ..io.storage import fetch_folder, is_same_folder
-from ..io.work_folder import work_folder
+from ..io.storage import WorkFolder, fetch_folder, is_same_folder
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console
@@ -36,7 +35,7 @@ def main(argv=None):
     other = read_manifest(options.compare)[0] if options.compare else None
     dataset = find_truth(options, manifest)
     settings = settings_of(options, given, manifest)
-    out = work_folder(options.out_dir or options.pred_dir, "evaluation")
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     out.check_writable()
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
     for line in (*dataset.notes, leak):

@@ -22,8 +22,7 @@ from ..evaluation.evaluate import Settings, evaluate
 from ..evaluation.summary import format_summary
 from ..inference.results import ResultsFolder
 from ..inference.sampler import ReadableRaters, build_sampler, share_of
-from ..io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
-from ..io.work_folder import work_folder
+from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, is_same_folder
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -42,7 +41,7 @@ def main(argv=None):
         if name not in given:
             raise UserError(f"--{name}: is needed; see --help")
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, __file__, sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, __spec__.name, sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
@@ -63,7 +62,7 @@ def sample_all(options, given, processes):
         console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
     warn_of_first_stage(checkpoint)
     data, dataset, units = find_units(sample, data, given, checkpoint, sampler, processes)
-    out = work_folder(sample.out_dir, "sampling")
+    out = WorkFolder(sample.out_dir, "sampling")
     if processes.is_first:  # one checks for all; they would trip over each other's trial file
         out.check_writable()
         out.begin()

@@ -47,7 +47,7 @@ def main(argv=None):
     if options[1].dry_run:
         return dry_run(options, given)
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, __file__, sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, __spec__.name, sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()

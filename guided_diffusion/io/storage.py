@@ -1,12 +1,15 @@
-"""Paths in blob stores, gs:// and az://, by blobfile: what is read is fetched to this machine, what is written pushed.
+"""Blob stores, gs:// and az://, through blobfile: inputs are fetched to this machine, results are pushed.
 
-Everything else in the program works on local files. A folder of data, predictions or a checkpoint is fetched to a
-cache (`fetch_folder`, `fetch_file`); a run writes to a local working folder, whose files are pushed: see `work_folder`.
+The rest of the program works on local files. `fetch_file` and `fetch_folder` copy inputs to a cache; a `WorkFolder`
+is where a run writes.
 """
 
 import errno
+import hashlib
+import json
 import os
-import tempfile
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -14,19 +17,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..runtime.console import console, counted
-from ..runtime.errors import UserError
-from .files import atomic_path
+from ..runtime.errors import UserError, reason_of
+from .files import atomic_path, check_writable, read_json_lines
 
 SCHEMES = ("gs://", "az://")
-
-
-OF_THIS_MACHINE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
-
-
+LOCAL_FAULTS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 CREDENTIALS = {
     "gs://": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run: gcloud auth application-default login",
     "az://": "set AZURE_STORAGE_KEY, or run: az login",
 }
+PARALLEL_COPIES = 8
 
 
 class StoreError(UserError):
@@ -42,10 +43,8 @@ def is_remote(path):
 
 
 def join(folder, *names):
-    """The path of a file below a remote or local folder; text if remote, else a `Path`."""
-    if not is_remote(folder):
-        return Path(folder, *names)
-    return "/".join([str(folder).rstrip("/"), *map(str, names)])
+    """The path of a file below a folder: text below a remote one, else a `Path`."""
+    return "/".join([str(folder).rstrip("/"), *map(str, names)]) if is_remote(folder) else Path(folder, *names)
 
 
 def folder_and_name(path):
@@ -55,7 +54,7 @@ def folder_and_name(path):
 
 
 def absolute(path):
-    """The text of a remote path as it is, of a local one made absolute: what configs and manifests record."""
+    """The text that configs and manifests record: a remote path as it is, a local one made absolute."""
     return str(path) if is_remote(path) else str(Path(path).absolute())
 
 
@@ -74,15 +73,13 @@ def check_path(flag, path):
 
 
 def cache_root():
-    """Where this machine keeps what it fetched: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder."""
+    """The folder of fetched files: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder."""
     return Path(os.environ.get("MEDSEGDIFF_CACHE") or Path.home() / ".cache" / "medsegdiff")
 
 
 def cached(path):
-    """Where a remote path lies on this machine once it is fetched; a local path as it is."""
-    if not is_remote(path):
-        return Path(path)
-    return cache_root() / "fetched" / str(path).replace("://", "/").rstrip("/")
+    """The local `Path` of a remote file or folder once it is fetched; a local path as it is."""
+    return cache_root() / "fetched" / str(path).replace("://", "/").rstrip("/") if is_remote(path) else Path(path)
 
 
 # ---- the store ---------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def cached(path):
 
 @cache
 def store():
-    """What speaks with the stores: a context of blobfile, which gives up after some attempts rather than never."""
+    """The blobfile context that speaks with the stores. It retries a failed request and then gives up."""
     try:
         import blobfile
     except ImportError as error:
@@ -99,163 +96,242 @@ def store():
 
 
 @contextmanager
-def _asking(path, what):
-    """Turn whatever the store raises into one line that names the path; what is not there stays FileNotFoundError."""
+def _one_line(path, what):
+    """Turn an error of the store into a `StoreError`: path, reason, remedy. Files not found and local faults pass."""
     try:
         yield
     except Exception as error:  # blobfile's own errors, those of HTTP, of tokens that are no JSON, ...
-        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in OF_THIS_MACHINE):
+        not_found = isinstance(error, NOT_THERE) and what != "written to"  # there it is the bucket that is missing
+        if not_found or isinstance(error, UserError) or getattr(error, "errno", None) in LOCAL_FAULTS:
             raise
-        if isinstance(error, FileNotFoundError) and what != "written to":
-            raise
-        raise StoreError(f"{path}: cannot be {what} ({_reason(error)}); {_remedy(path, error)}") from error
+        text = getattr(error, "message", None) or str(error) or type(error).__name__
+        status = getattr(error, "response_status", 0)
+        reason = " ".join(text.strip().splitlines()[0].split())[:200] + (f", status {status}" if status else "")
+        refused = status in (401, 403) or any(word in str(error).lower() for word in ("credential", "anonymous"))
+        remedy = CREDENTIALS[str(path)[:5]] if refused else "check the path, the network and your credentials"
+        raise StoreError(f"{path}: cannot be {what} ({reason}); {remedy}") from error
 
 
-def _reason(error):
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    status = getattr(error, "response_status", 0)
-    line = " ".join(text.strip().splitlines()[0].split())
-    return (line if len(line) <= 200 else line[:200] + "...") + (f", status {status}" if status else "")
+def _entry(path):
+    """[bytes, seconds of the last change] of a remote file; None where there is none."""
+    with suppress(*NOT_THERE), _one_line(path, "read from"):
+        stat = store().stat(path)
+        return [stat.size, int(stat.mtime)]
 
 
-def _remedy(path, error):
-    words = str(error).lower()
-    if getattr(error, "response_status", 0) in (401, 403) or "credential" in words or "anonymous" in words:
-        return CREDENTIALS[str(path)[: len(SCHEMES[0])]]
-    return "check the path, the network and your credentials"
+def _scan(folder):
+    with suppress(*NOT_THERE), _one_line(folder, "read from"):
+        return [entry for entry in store().scandir(folder) if entry.name not in ("", ".", "..")]  # these lead elsewhere
+    return []
 
 
-def find_file(path):
-    """(bytes, seconds of last change) of a remote file, or None where there is none."""
-    try:
-        with _asking(path, "read from"):
-            stat = store().stat(path)
-    except (FileNotFoundError, IsADirectoryError):
-        return None
-    return [stat.size, int(stat.mtime)]
-
-
-def list_files(folder):
-    """{name with slashes: as `find_file`} of all files below a remote folder; {} if there are none."""
-    found, waiting = {}, [""]
-    while waiting:
-        prefix = waiting.pop()
-        try:
-            with _asking(folder, "read from"):
-                entries = list(store().scandir(join(folder, *filter(None, [prefix]))))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            name = f"{prefix}/{entry.name}".strip("/")
-            if entry.name in ("", ".", ".."):  # they would lead out of the folder here
-                continue
-            if entry.is_dir:
-                waiting.append(name)
-            elif entry.is_file:
-                found[name] = [entry.stat.size, int(entry.stat.mtime)]
+def _entries(folder, below=""):
+    """{name with slashes: as `_entry`} of all files below a remote folder; {} if there are none."""
+    found = {}
+    for entry in _scan(folder):
+        name = below + entry.name.rstrip("/")
+        if entry.is_dir:
+            found |= _entries(join(folder, entry.name.rstrip("/")), f"{name}/")
+        else:
+            found[name] = [entry.stat.size, int(entry.stat.mtime)]
     return found
 
 
 def list_folders(folder):
     """The names of the folders in a remote folder, sorted."""
-    try:
-        with _asking(folder, "read from"):
-            return sorted(entry.name.rstrip("/") for entry in store().scandir(folder) if entry.is_dir)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(entry.name.rstrip("/") for entry in _scan(folder) if entry.is_dir)
 
 
-def _download(path, target, size, seconds):
-    """Fetch one file, whole or not at all, with the time of its last change, by which it is known later."""
-    with _asking(path, "read from"), atomic_path(target) as temporary:
-        store().copy(path, str(temporary), overwrite=True)
-        if temporary.stat().st_size != size:
-            raise StoreError(f"{path}: came incomplete; run the command again")
-        os.utime(temporary, (seconds, seconds))
+def _local_files(folder):
+    """{name with slashes: path} of the files below a local folder, without hidden ones such as unfinished writes."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
-def upload(source, path):
-    """Push one file; a store shows it once all of it is there."""
-    with _asking(path, "written to"):
-        store().copy(str(source), path, overwrite=True)
-
-
-def duplicate(path, other):
-    """Copy one remote file to another path of the same store, which does it by itself."""
-    with _asking(other, "written to"):
-        store().copy(path, other, overwrite=True)
-
-
-def remove(path):
-    """Remove one remote file; that it is not there is no error."""
-    with suppress(FileNotFoundError), _asking(path, "removed"):
-        store().remove(path)
-
-
-def check_store(folder, flag):
-    """Write a byte below a remote folder and remove it; `UserError` where that fails."""
-    trial = join(folder, f".writable.{os.getpid()}")
-    with tempfile.TemporaryDirectory() as local, _asking(folder, "written to"):
-        source = Path(local) / "trial"
-        source.write_bytes(b"1")
-        try:
-            store().copy(str(source), trial, overwrite=True)
-            store().remove(trial)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: there is no such bucket or container; choose another {flag}") from error
-
-
-# ---- what is read ------------------------------------------------------------------------------------------------
-
-
-def _is_fetched(path, size, seconds):
-    return path.is_file() and [path.stat().st_size, int(path.stat().st_mtime)] == [size, seconds]
+# ---- fetch -------------------------------------------------------------------------------------------------------
 
 
 def fetch_file(path):
-    """The local `Path` of a file: itself, or of a remote one a copy in the cache, fetched if it is new or changed."""
+    """The local `Path` of a file: itself, or a copy in the cache of a remote one, fetched if it is new or changed."""
     if not is_remote(path):
         return Path(path)
-    there, target = find_file(path), cached(path)
+    there, target = _entry(path), cached(path)
     if there is None:
         raise UserError(f"{path}: no such file; name a file in the store")
-    if not _is_fetched(target, *there):
-        console().info(f"fetching {path} ({there[0] / 1e6:.3g} MB) to {target}")
-        _download(path, target, *there)
+    _fetch(*folder_and_name(path)[:1], target.parent, {target.name: there})
     return target
 
 
 def fetch_folder(path, what="folder"):
-    """The local `Path` of a folder: itself, or of a remote one a copy in the cache that is brought up to date.
+    """The local `Path` of a folder: itself, or a copy in the cache of a remote one.
 
-    Files that are new or changed (by size or time) are fetched, with a bar; those that have gone there go here too.
+    New and changed files, by size or time, are fetched; files that the store no longer has are removed here.
     """
     if not is_remote(path):
         return Path(path)
-    there, target = list_files(path), cached(path)
+    there, target = _entries(path), cached(path)
     if not there:
         raise UserError(f"{path}: no such {what}, or it is empty")
-    for name in local_files(target):
+    for name, here in _local_files(target).items():
         if name not in there:
-            (target / name).unlink(missing_ok=True)
-    missing = {name: entry for name, entry in there.items() if not _is_fetched(target / name, *entry)}
-    if missing:
-        console().info(f"{path}: fetching {counted(len(missing), 'file')} to {target}")
-    fetch_files(path, target, missing)
+            here.unlink(missing_ok=True)
+    _fetch(path, target, there)
     return target
 
 
-def fetch_files(path, target, entries, done=lambda name: None):
-    """Fetch the files {name: as `find_file`} below a remote folder to a local one; done(name) is called after each."""
-    size = sum(entry[0] for entry in entries.values())
-    with tqdm(total=size, desc="fetching", unit="B", unit_scale=True, disable=not entries) as bar:
-        for name, entry in entries.items():
-            _download(join(path, name), target / name, *entry)
-            done(name)
-            bar.update(entry[0])
+def _fetch(folder, target, entries):
+    """Fetch the files {name: as `_entry`} below a remote folder that the local one lacks, each whole or not at all."""
+    changed = {name: entry for name, entry in entries.items() if not _is_fetched(target / name, entry)}
+    if not changed:
+        return
+    size = sum(entry[0] for entry in changed.values())
+    console().info(f"{folder}: fetching {counted(len(changed), 'file')} ({size / 1e6:.3g} MB) to {target}")
+
+    def download(name):
+        path, (bytes_, seconds) = join(folder, name), changed[name]
+        with _one_line(path, "read from"), atomic_path(target / name) as temporary:
+            store().copy(path, str(temporary), overwrite=True)
+            if temporary.stat().st_size != bytes_:
+                raise StoreError(f"{path}: came incomplete; run the command again")
+            os.utime(temporary, (seconds, seconds))
+        return bytes_
+
+    store()  # made before the threads, which share it
+    pool = ThreadPoolExecutor(PARALLEL_COPIES)
+    try:
+        with tqdm(total=size, desc="fetching", unit="B", unit_scale=True) as bar:
+            for bytes_ in pool.map(download, changed):
+                bar.update(bytes_)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C only the copies under way are waited for
 
 
-def local_files(folder):
-    """{name with slashes: path} of the files below a local folder, without hidden ones such as unfinished writes."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+def _is_fetched(path, entry):
+    return path.is_file() and [path.stat().st_size, int(path.stat().st_mtime)] == entry
+
+
+# ---- push --------------------------------------------------------------------------------------------------------
+
+
+class WorkFolder:
+    """Where a run writes. `path`: a local --out_dir itself, or for a remote one a folder in the cache that is pushed.
+
+    purpose: a word that keeps apart what different scripts write to the same remote folder.
+    A log beside the copy records the state of each file here and in the store when both were the same. After an
+    interruption it shows what has still to be pushed, and what was changed or removed in the store since.
+    A local folder has nothing to push or pull.
+    """
+
+    def __init__(self, out_dir, purpose="run"):
+        self.url = str(out_dir).rstrip("/") if is_remote(out_dir) else ""
+        self.path, self.there = Path(out_dir), {}
+        if self.url:
+            key = hashlib.sha256(f"{purpose} {self.url}".encode()).hexdigest()[:12]
+            name = f"{folder_and_name(self.url)[1]}-{purpose}-{key}"
+            self.path = cache_root() / "unfinished" / name
+            self.log = self.path.with_name(f"{name}.pushed.jsonl")
+
+    def shown(self, *names):
+        """The path of the folder, or of a file in it, as the user knows it."""
+        return str(join(self.url or self.path, *names))
+
+    def check_writable(self, flag="--out_dir"):
+        """Raise `UserError` where the folder, or its store, cannot be written to."""
+        check_writable(self.path, "MEDSEGDIFF_CACHE (an environment variable)" if self.url else flag)
+        if self.url:
+            trial = self.path / f".writable.{os.getpid()}"
+            trial.write_bytes(b"1")
+            with _one_line(self.url, "written to"):
+                store().copy(str(trial), self.shown(trial.name), overwrite=True)
+                store().remove(self.shown(trial.name))
+            trial.unlink()
+
+    def begin(self):
+        """Look up what the store has; call it before `names` and `pull`. Files changed or removed there go here."""
+        if not self.url:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.there, marks = _entries(self.url), self._marks()
+        for name, path in _local_files(self.path).items():
+            if self.there.get(name) != marks.get(name, (None, None))[1]:
+                path.unlink(missing_ok=True)
+        for name, there in self.there.items():
+            if marks.get(name, (None, None))[1] != there:  # known from now on: what is written here later is newer
+                self._mark(name, None, there)
+        for name in marks.keys() - self.there.keys():
+            self._mark(name, None, None)
+
+    def names(self):
+        """The names of all files: in a local folder its own, without those in folders below; else there and here."""
+        return {*self.there, *_local_files(self.path)} if self.url else {path.name for path in self.path.glob("*")}
+
+    def pull(self, wanted=lambda name: True):
+        """Bring here the files of the store that are lacking here and for whose names wanted(name) is true."""
+        lacking = [name for name in self.there if wanted(name) and not (self.path / name).exists()]
+        _fetch(self.url, self.path, {name: self.there[name] for name in lacking})
+        for name in lacking:
+            self._mark(name, _state(self.path / name), self.there[name])
+
+    def push(self, paths=None):
+        """Push these files, or all that are new or changed, in the order they were written. Raises `StoreError`."""
+        if not self.url:
+            return
+        marks, files = {}, {path.relative_to(self.path).as_posix(): path for path in paths or ()}
+        if paths is None:
+            marks, files = self._marks(), _local_files(self.path)
+        pushed = {name for name, path in files.items() if marks.get(name, (None,))[0] == _state(path)}
+        twins = {files[name].stat().st_ino: self.shown(name) for name in pushed}
+        for name, path in sorted(files.items(), key=lambda item: item[1].stat().st_mtime_ns):
+            if name in pushed:
+                continue
+            here, inode, target = _state(path), path.stat().st_ino, self.shown(name)
+            with _one_line(target, "written to"):  # a hard link, as last.pt is, is copied by the store itself
+                store().copy(str(twins.get(inode, path)), target, overwrite=True)
+            twins[inode], self.there[name] = target, _entry(target)
+            self._mark(name, here, self.there[name])
+
+    def try_push(self, paths=None):
+        """The same, but a failure is a warning: the next call tries again. Returns whether all of it is there."""
+        try:
+            self.push(paths)
+        except StoreError as error:
+            console().warning(f"warning: {error}. Goes on and tries again later; until then it is in {self.path}")
+            return False
+        return True
+
+    def finish(self):
+        """Push what the store lacks and remove the local copy. Raises `UserError` that names the copy."""
+        try:
+            self.push()
+        except StoreError as error:
+            raise UserError(
+                f"{error}. Nothing is lost: what is not there is in {self.path}; run the same command again "
+                "(training: with --resume_checkpoint auto) or copy it"
+            ) from error
+        if self.url:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.log.unlink(missing_ok=True)
+
+    def try_remove(self, names):
+        """Remove these files, here and in the store; a failure is a warning."""
+        for name in names:
+            try:
+                (self.path / name).unlink(missing_ok=True)
+                if self.there.pop(name, None):
+                    self._mark(name, None, None)
+                    with suppress(*NOT_THERE), _one_line(self.shown(name), "removed"):
+                        store().remove(self.shown(name))
+            except (StoreError, OSError) as error:
+                console().warning(f"warning: {reason_of(error)}; is not removed")
+
+    def _marks(self):
+        """{name: (state here, entry there)} of the files that were once the same on both sides."""
+        return {name: (here, there) for name, here, there in read_json_lines(self.log)}
+
+    def _mark(self, name, here, there):
+        with open(self.log, "a", encoding="utf-8") as file:  # one write a line: processes share the log
+            file.write(json.dumps([name, here, there]) + "\n")
+
+
+def _state(path):
+    return [path.stat().st_size, path.stat().st_mtime_ns]

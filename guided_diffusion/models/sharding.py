@@ -4,7 +4,6 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.utils._pytree import tree_map
 
 from .condition import CrossAttention, Fusion, UncertainSpatialAttention
 from .unet import Downsample, ResBlock, SelfAttention, Upsample
@@ -68,41 +67,71 @@ def local(tensor):
 
 
 def laid_out(whole, like):
-    """A whole tensor, which every process has, laid out in memory as `like` is and on its device; of one in shards this
-    process's. It keeps its own type.
+    """A whole tensor in its own type, laid out in memory as `like` is and on its device; in shards where `like` is.
 
-    The fused optimizer goes through the memory of weights and moments at once, whatever their strides say.
+    In shards every process has the whole tensor. The fused optimizer goes through the memory of weights and moments at
+    once, whatever their strides say.
     """
     if not in_shards(like):
         return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import distribute_tensor
 
-    mesh = like.device_mesh
-    parts = whole.chunk(mesh.size())  # along the first dimension; there may be too little for all
-    rank = mesh.get_local_rank()
-    own = parts[rank] if rank < len(parts) else whole[:0]
-    layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
-    return DTensor.from_local(own.to(like.device), mesh, like.placements, **layout)
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gathered(tree, keep):
-    """Nested dicts and lists with every tensor in shards put together on the CPU; all processes call this at once.
+def gathered(tensors, keep):
+    """A dict of tensors with those in shards put together on the CPU; all processes call this at once.
 
-    keep: whether this process is to have them. Otherwise None is in their place, and no more than one at a time is
-    ever whole. Other tensors and values stay as they are.
+    keep: whether this process is to have them; others get {}. No more than one is whole on a device at a time.
     """
+    whole = {}
+    for name, value in tensors.items():
+        value = value.full_tensor() if in_shards(value) else value
+        if keep:
+            whole[name] = value.cpu() if in_shards(tensors[name]) else value
+    return whole
 
-    def put_together(value):
-        if not in_shards(value):
-            return value
-        whole = value.detach().full_tensor()
-        return whole.cpu() if keep else None
 
-    return tree_map(put_together, tree)
+def state_dicts(model, optimizer):
+    """The state dicts of a network and its optimizer, both by the parameters' names. All processes call this at once.
+
+    From shards whole tensors are put together on the CPU: the first process gets them, the others get empty dicts.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+
+    sharded = any(map(in_shards, model.parameters()))
+    options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
+    weights = get_model_state_dict(model, options=options)
+    if not optimizer.state:  # torch would take a step to have some
+        return weights, {"state": {}, "param_groups": []}
+    return weights, get_optimizer_state_dict(model, optimizer, options=options)
+
+
+def load_optimizer_state(model, optimizer, state):
+    """Load what `state_dicts` returned in the first process into the optimizer of a network that may be in shards.
+
+    Every process has `state`. Older checkpoints number the parameters instead of naming them.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    if not state["state"]:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    numbers = dict(enumerate(names))
+    groups = [{**group, "params": names} for group in state["param_groups"]]  # there is one
+    state = {numbers.get(key, key): values for key, values in state["state"].items()}
+    options = StateDictOptions(full_state_dict=any(map(in_shards, model.parameters())), strict=False)
+    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+    for name, parameter in model.named_parameters():
+        if name not in state:  # it has not learned yet; torch has given it moments
+            optimizer.state.pop(parameter, None)
 
 
 def load_whole(model, state):
-    """Load a state dict of whole tensors, which every process has, into a model that may be in shards."""
+    """Load a state dict of whole tensors, which every process has, into a model whose blocks may be in shards.
+
+    torch's `set_model_state_dict` wants all on one device; while a network is built, only its blocks are on the GPU.
+    """
     own = model.state_dict()
     model.load_state_dict(
         {name: laid_out(value, own[name]) if in_shards(own.get(name)) else value for name, value in state.items()}

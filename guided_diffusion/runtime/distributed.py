@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import sys
-import time
 import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -128,7 +127,9 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
     by_nccl = exchange_tensors and device.type == "cuda" and dist.is_nccl_available()
     backend, forever = "cpu:gloo,cuda:nccl" if by_nccl else "gloo", timedelta(days=365)
     try:
-        store, rank, count = _meeting_place()
+        store, rank, count = next(dist.rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # torchrun's store outlives a restart, with dead addresses
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=forever)
     except (RuntimeError, ValueError) as error:  # a port that is taken, a variable of torchrun's that is not set
         raise UserError(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
@@ -136,27 +137,6 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
         yield Processes(rank, count, device)
     finally:
         dist.destroy_process_group()
-
-
-def _meeting_place():
-    """The store in which the processes find each other, under a name that none has used before; rank and count.
-
-    torchrun keeps one store over its restarts, and the addresses of the processes that were killed are still in it.
-    So the first process makes up a new name; each other leaves a word of its own there, and goes on once the first
-    has listed it. Under a name of the past, others are listed.
-    """
-    store, rank, count = next(dist.rendezvous("env://"))
-    name = word = uuid.uuid4().hex
-    if rank == 0:
-        store.set("meeting", name)
-        store.set(f"{name}/all", " ".join(store.get(f"{name}/{other}").decode() for other in range(1, count)))
-        return dist.PrefixStore(name, store), rank, count
-    while True:
-        name = store.get("meeting").decode()
-        store.set(f"{name}/{rank}", word)
-        if store.check([f"{name}/all"]) and word in store.get(f"{name}/all").decode():
-            return dist.PrefixStore(name, store), rank, count
-        time.sleep(0.05)
 
 
 def visible_gpus(text):
@@ -181,17 +161,19 @@ def visible_gpus(text):
     return [names[gpu] if names != [""] else str(gpu) for gpu in gpus]
 
 
-def launch_on_gpus(multi_gpu, script, arguments):
-    """Run a script with these arguments in one process for each GPU of `--multi-gpu`; returns the exit status."""
+def launch_on_gpus(multi_gpu, program, arguments):
+    """Run a program (see `launch`) in one process for each GPU of `--multi-gpu`; returns the exit status."""
     if "LOCAL_RANK" in os.environ:
         raise UserError(f"--multi-gpu {multi_gpu}: starts its processes itself; leave it out under torchrun")
     gpus = visible_gpus(multi_gpu)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return launch(script, [*arguments, "--multi_gpu="], len(gpus))  # the last counts, also over a YAML file's
+    return launch(program, [*arguments, "--multi_gpu="], len(gpus))  # the last counts, also over a YAML file's
 
 
-def launch(script, arguments, count):
-    """Run a script in `count` processes of this machine through torch's elastic launcher; returns the exit status.
+def launch(program, arguments, count):
+    """Run a program in `count` processes of this machine through torch's elastic launcher; returns the exit status.
+
+    program: the path of a script, or the name of a module that runs as one.
 
     The process that failed first has said why; the launcher's own report is left out. A signal is passed on to all,
     which have two minutes to write what they have.
@@ -211,7 +193,8 @@ def launch(script, arguments, count):
         rdzv_endpoint="localhost:0",
     )
     try:
-        elastic_launch(config, sys.executable)("-u", script, *arguments)
+        what = (program,) if program.endswith(".py") else ("-m", program)
+        elastic_launch(config, sys.executable)("-u", *what, *arguments)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if max(codes) > 0:

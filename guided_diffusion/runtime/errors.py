@@ -51,22 +51,31 @@ def run_script(main):
 
     A `UserError` becomes one line on stderr and exit status 2, a full disk, an unwritable path or exhausted memory one
     line and status 1, Ctrl-C a line and status 130. Anything else is our own bug and keeps its traceback.
-    Of several processes one speaks: see `_told_by_another`.
+    Of several processes one speaks: see `_told_by_another`; torchrun's report names the first that met a bug of ours.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = _exit_status
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        run = record(_exit_status)
+    sys.exit(run(main))
+
+
+def _exit_status(main):
     try:
-        status = main()
+        return main() or 0
     except UserError as error:
         _told_by_another(error)
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        return 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        return 1
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -76,12 +85,11 @@ def run_script(main):
             "sample with a lower --sample_batch_size",
             file=sys.stderr,
         )
-        status = 1
+        return 1
     except OSError as error:
         _told_by_another(error)
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
-        status = 1
-    sys.exit(status or 0)
+        return 1
 
 
 def _told_by_another(error):

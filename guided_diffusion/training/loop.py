@@ -13,8 +13,8 @@ from tqdm import tqdm
 from ..checkpoint import Checkpoint, CheckpointFolder, checkpoint_path
 from ..data.batches import training_batches
 from ..io.files import remove_temporaries
-from ..io.work_folder import WorkFolder
-from ..models.sharding import gathered
+from ..io.storage import WorkFolder
+from ..models.sharding import gathered, state_dicts
 from ..report.training_page import write_training_page
 from ..runtime.console import console, counted
 from ..runtime.distributed import Processes, autocast, peers_needed
@@ -164,7 +164,7 @@ class TrainLoop:
         self.stop_signal, self.stopping = None, False
 
     def _restore(self, start):
-        restore_optimizer(self.optimizer, start.optimizer)
+        restore_optimizer(self.model, self.optimizer, start.optimizer)
         if self.scaler.is_enabled() and start.scaler:
             self.scaler.load_state_dict(start.scaler)
         if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
@@ -418,14 +418,8 @@ class TrainLoop:
     def checkpoint(self):
         """The run as it stands, as a `Checkpoint`. Weights in shards are put together for it, in the first process
         alone; all of them call this at once."""
-        model, ema, optimizer = gathered(
-            [
-                self.model.state_dict(),
-                {rate: ema.parameters for rate, ema in self.ema.items()},
-                self.optimizer.state_dict(),
-            ],
-            keep=self.processes.is_first,
-        )
+        model, optimizer = state_dicts(self.model, self.optimizer)
+        ema = {rate: gathered(ema.parameters, self.processes.is_first) for rate, ema in self.ema.items()}
         return Checkpoint(
             config=self.config | {"loader": self.dataset.kept_values()},
             image_channels=self.dataset.image_channels,

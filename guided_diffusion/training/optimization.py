@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from ..models.layers import at_least_float32
-from ..models.sharding import laid_out, local, whole_norm
+from ..models.sharding import in_shards, laid_out, load_optimizer_state, local, whole_norm
 
 
 def build_optimizer(parameters, lr, weight_decay):
@@ -13,22 +13,19 @@ def build_optimizer(parameters, lr, weight_decay):
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def restore_optimizer(optimizer, state):
+def restore_optimizer(model, optimizer, state):
     """Load a checkpoint's state, moments and step counts; the settings are those that `optimizer` was built with.
 
     state: of whole tensors; of weights in shards each process takes its own.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        index: {
-            name: laid_out(value, parameters[index]) if value.shape == parameters[index].shape else value
-            for name, value in values.items()
-        }
-        for index, values in state["state"].items()
-    }
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    groups = [{**saved, **own} for saved, own in zip(state["param_groups"], settings, strict=True)]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    load_optimizer_state(model, optimizer, state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape and not in_shards(value):
+                moments[name] = laid_out(value, parameter)
 
 
 def gradient_norm(parameters):

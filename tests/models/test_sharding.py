@@ -17,7 +17,7 @@ from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data.batches import collate
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
-from guided_diffusion.models.sharding import BLOCKS, in_shards, local, sharded_as_built
+from guided_diffusion.models.sharding import BLOCKS, in_shards, load_whole, local, sharded_as_built
 from guided_diffusion.runtime.distributed import joined_processes
 from guided_diffusion.training.loop import TrainLoop
 
@@ -156,6 +156,28 @@ def test_nearly_all_of_the_largest_preset_is_in_blocks_none_of_which_is_large(ve
     blocks = [sum(p.numel() for p in module.parameters()) for module in model.modules() if isinstance(module, BLOCKS)]
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total > 6e9 and sum(blocks) > 0.99 * total and max(blocks) < 0.03 * total
+
+
+def go_on_in_first_stage(folder):
+    """Five steps at once, and the same from the checkpoint of step 2, when the diffusion has no moments yet."""
+    with joined_processes("cpu") as joined:
+        flags = {"max_steps": 5, "save_interval": 2, "condition_steps": 3, "batch_size": 3}
+        make_loop(folder, joined, CASES["v2, in stages"][0], {}, {**flags, "out_dir": str(folder / "once")}).run()
+        start = load_checkpoint(folder / "once" / "model000002.pt")
+        flags["out_dir"] = str(folder / "again")
+        loop = make_loop(folder, joined, CASES["v2, in stages"][0], {}, flags, start=start)
+        load_whole(loop.model, start.model)
+        loop.run()
+
+
+def test_a_run_in_shards_goes_on_where_a_part_has_not_learned_yet(run, tmp_path):
+    ended = run(2, go_on_in_first_stage, tmp_path)
+    assert ended.statuses == [0, 0], ended.outputs
+    early = load_checkpoint(tmp_path / "once" / "model000002.pt")
+    assert 0 < len(early.optimizer["state"]) < len(early.ema["0.9999"])
+    once, again = (load_checkpoint(tmp_path / out / "model000005.pt") for out in ("once", "again"))
+    for part in ("model", "ema", "optimizer"):
+        assert equal(getattr(once, part), getattr(again, part)), part
 
 
 # ---- half precision ----------------------------------------------------------------------------------------------

@@ -141,6 +141,8 @@ def main():
         everyone = processes.gather((processes.rank, word))
         if sys.argv[1] == "fail" or sys.argv[1] == "one" and processes.rank == 1:
             raise UserError("told once")
+        if sys.argv[1] == "bug" and processes.rank == 1:
+            raise ValueError("a mistake of ours")
         if sys.argv[1] == "killed" and processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         total = processes.sum({"a": processes.rank + 1, "b": 0.5})
@@ -186,6 +188,17 @@ def test_a_launched_failure_is_told_once_and_its_status_passed_on(launched, what
     assert status == code
     assert [line for line in err.splitlines() if line.startswith("error")] == [line]
     assert "Traceback" not in err
+
+
+def test_torchruns_report_names_the_process_that_met_a_bug(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), "bug"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dist_util.__file__).parents[1])}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    cause = ended.stderr.partition("Root Cause")[2]
+    assert "rank      : 1" in cause and "ValueError: a mistake of ours" in cause
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
