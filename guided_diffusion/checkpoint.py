@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
-from .config.presets import PRESETS
+from .config.settings import Saved
 from .data.classes import Classes
+from .data.compatibility import trained_window
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.files import atomic_path, name_also
 from .models.medsegdiff import build_model
@@ -47,7 +48,8 @@ class Checkpoint:
     image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
     model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
     optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best validation so far,
-    "step" and "dice", and "cases", the names of what it was of; {} without one.
+    "step" and "dice", and "cases", the names of what it was of; {} without one. stage_end: with --condition_steps -1
+    the steps of the first stage, None before its end.
     """
 
     config: dict
@@ -61,12 +63,32 @@ class Checkpoint:
     scaler: dict = field(default_factory=dict)
     timestep_sampler: dict = field(default_factory=dict)
     validation: dict = field(default_factory=dict)
+    stage_end: int | None = None
 
     @property
     def classes(self):
         """The `classes.Classes` that it was trained on."""
         values = self.config.get("loader", {}).get("class_values", ())
         return Classes(tuple(self.class_names), tuple(map(tuple, values)))
+
+    @property
+    def first_stage(self):
+        """The steps in which the condition model learned alone; None before their end, and without stages."""
+        steps = self.config["train"].get("condition_steps", 0)
+        steps = self.stage_end if steps < 0 else steps
+        return steps if steps and steps <= self.step else None
+
+    @property
+    def has_learned_diffusion(self):
+        """Whether training went beyond the stage in which the condition model learns alone."""
+        steps = self.config["train"].get("condition_steps", 0)
+        steps = self.stage_end if steps < 0 else steps
+        return steps is not None and self.step > steps
+
+    def saved(self, where):
+        """What `settings.settle` takes of it. where: how messages name it."""
+        data = self.config["data"] | {"ct_window": trained_window(self.config)}  # not what other data stand for
+        return Saved(self.config | {"data": data}, where)
 
     def build(self, options=None):
         """The network (in training mode, with the not-averaged weights) and its diffusion."""
@@ -129,7 +151,7 @@ def load_checkpoint(path, to_train=False):
         raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
     names = [f.name for f in dataclasses.fields(Checkpoint)]
     if isinstance(content, dict):
-        content.setdefault("validation", {})  # older ones have none
+        content = {"validation": {}, "stage_end": None, **content}  # older ones lack these
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
         raise foreign
     older = dict(OLDER)
@@ -251,29 +273,3 @@ class CheckpointFolder:
         except UserError as error:
             console().warning(f"warning: {error}; the next validation makes a new one")
             return {}
-
-
-def saved_options(group, saved, given_options, given, where):
-    """The options of a checkpoint, unless a flag that was given contradicts them.
-
-    saved: the checkpoint's dict of values. given_options: the parsed instance; given: names given explicitly.
-    Raises `UserError` that names both values. Returns an instance of `group` with the checkpoint's values.
-    """
-    names = {item.name for item in dataclasses.fields(group)}
-    options = group(**{name: value for name, value in saved.items() if name in names})
-    if getattr(given_options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
-        half = dataclasses.replace(options, diffusion_channels=-1)
-        half.settle_pairs(given)
-        given_options = dataclasses.replace(given_options, diffusion_channels=half.diffusion_channels)
-    implied = set()
-    if "preset" in given & names:  # what it stands for counts, not its name
-        implied = PRESETS.get(given_options.preset, {}).keys() - given
-        given = given - {"preset"} | implied
-    for name in sorted(given & names):
-        asked, has = getattr(given_options, name), getattr(options, name)
-        if asked != has:
-            preset = f" (of --preset {given_options.preset})" if name in implied else ""
-            raise UserError(
-                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
-            )
-    return options

@@ -17,8 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from guided_diffusion.config.options import ProcessOptions, build
+from guided_diffusion.config.settings import Settings
 from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.runtime.errors import run_script
+from guided_diffusion.training.run import Run
 
 # Several threads may sum in another order from run to run, and tests compare runs to the bit.
 torch.set_num_threads(1)
@@ -55,6 +59,12 @@ class Polyps(SegmentationDataset):
     def read_mask(self, case):
         return read_picture_mask(case.masks[0])[None, None]
 '''
+
+
+def run_of(model, diffusion, train, dataset, precision="fp32", start=None):
+    """The `Run` of these options on a data set, as `prepare_run` makes it."""
+    settings = Settings(model, diffusion, build(ProcessOptions, {}), model.image_size, frozenset(), train=train)
+    return Run(settings, precision, dataset, WorkFolder(train.out_dir), start)
 
 
 @pytest.fixture(scope="session", autouse=True)

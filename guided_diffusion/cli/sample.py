@@ -1,28 +1,32 @@
 """Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder."""
 
-import dataclasses
 import platform
 import sys
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..checkpoint import file_hash, load_checkpoint
+from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.script_options import SampleOptions
+from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.cases import check_volumes, group_cases
-from ..data.compatibility import check_reading, leakage_warning, trained_window, used_window
+from ..data.compatibility import check_reading, leakage_warning, used_window
+from ..data.dataset import SegmentationDataset
 from ..data.registry import build_dataset, recognised
-from ..data.splits import HOLD_OUT_FLAGS, given_split, group_of, loading_of
+from ..data.splits import given_split, group_of, loading_of
 from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
-from ..evaluation.evaluate import Settings, evaluate
+from ..evaluation.evaluate import Settings as EvaluationSettings
+from ..evaluation.evaluate import evaluate
 from ..evaluation.summary import format_summary
 from ..inference.results import ResultsFolder
-from ..inference.sampler import ReadableRaters, build_sampler, share_of
-from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, is_same_folder
+from ..inference.sampler import EnsembleSampler, build_sampler, share_of
+from ..inference.writer import ReadableRaters, ResultWriter
+from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -30,6 +34,22 @@ from ..runtime.errors import NoCasesError, UserError, run_script
 
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """What is sampled, and by what. units: the images and volumes of the data set that are asked for."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    sampler: EnsembleSampler
+    dataset: SegmentationDataset
+    units: list
+
+    @property
+    def has_diffusion(self):
+        """False for the plain U-Net, which has one answer."""
+        return self.settings.model.version != "unet"
 
 
 def main(argv=None):
@@ -45,110 +65,63 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
-        return sample_all(options, given, processes)
+        return sample(options, given, processes)
 
 
-def sample_all(options, given, processes):
-    """Sample every case that is not finished, this process its share; the first evaluates where truth exists. Returns
-    the exit status."""
-    sample, data, model_options, diffusion_options, process_options = options
-    checkpoint = load_checkpoint(fetched(fetch_file, sample.model_path, processes))
-    trained = checkpoint.config
-    precision = pick_precision(process_options.precision, processes.device)
-    sampler = build_sampler(checkpoint, sample, given, processes.device, precision, model_options, diffusion_options)
-    has_diffusion = trained["model"]["version"] != "unet"
-    if not has_diffusion:
-        looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
-        console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
-    warn_of_first_stage(checkpoint)
-    data, dataset, units = find_units(sample, data, given, checkpoint, sampler, processes)
-    out = WorkFolder(sample.out_dir, "sampling")
-    if processes.is_first:  # one checks for all; they would trip over each other's trial file
-        out.check_writable()
-        out.begin()
-        out.pull()
-    elif processes.is_first_here:
-        out.begin()
-    manifest = describe_run(sample, data, checkpoint, sampler, processes, dataset)
-    folder = ResultsFolder(
-        out.path,
-        manifest,
-        save_samples=sample.save_samples,
-        begin=processes.is_first,
-        written=out.try_push,
-        classes=dataset.classes,
-    )
-    if processes.is_first:
-        out.push([out.path / "manifest.json"])  # before the masks, which are nobody's without it
-    finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in units])
-    waiting = [unit for unit, done in zip(units, finished, strict=True) if not done]
-    describe(dataset, units, waiting, trained["data"])
-    if waiting and has_diffusion and not sample.save_samples and processes.is_first:
-        warn_of_raters(dataset, waiting[0].cases[:1])
-    cache = chosen_folder(data.cache_dir, training=False)
-    if cache is not None:
-        needed = [index for unit in waiting for index in unit.indices]
-        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first, "skip_damaged": True}
-        processes.by_machine(lambda: use_cache(dataset, cache, **options))
-    sampler.read_raters, began, sampled = ReadableRaters(), time.monotonic(), (0, {})
-    if waiting:
-        members = counted(sample.num_ensemble, "member")
-        how = f"{members} by {sampler.plan}" if has_diffusion else "one pass"
-        console().info(f"{how}, on {processes.place} in {precision}")
-        own = share_of(waiting, sampler.images, processes.rank, processes.count)
-        try:
-            sampled = sampler.run(dataset, own, folder, data.num_workers, show=processes.is_first)
-        except KeyboardInterrupt:
-            done = sum(folder.finished(unit.name, unit.is_volume) for unit in units)
-            console().info(f"{done} of {counted(len(units), 'case')} finished; the same command goes on from here")
-            raise
-    empty, unread = map(list, zip(*processes.gather(sampled), strict=True))  # all are done
-    unread = {name: why for share in unread for name, why in share.items()}
-    if is_remote(sample.out_dir) and processes.count > 1:
+def sample(options, given, processes):
+    """Sample every case that is not finished, this process its share; the first process evaluates where truth exists.
+
+    Returns the exit status.
+    """
+    run = prepare_sampling(options, given, processes)
+    out = open_results_store(run.settings.sample.out_dir, processes)
+    folder = open_results(run, out, processes)
+    waiting = unfinished(run, folder, processes)
+    print_sampling_summary(run, waiting, processes)
+    cache_sampled_volumes(run, waiting, processes)
+    began, raters = time.monotonic(), ReadableRaters()
+    empty, unread = sample_share(run, waiting, folder, raters, processes)
+    if is_remote(run.settings.sample.out_dir) and processes.count > 1:
         gather_results(out, processes)
     if not processes.is_first:
         return 0
-    if len(unread) == len(units):
-        first = next(iter(unread.values()))
-        raise UserError(first if len(units) == 1 else f"none of {len(units)} cases could be read; the first: {first}")
-    drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
-    warn_if_empty(sum(empty), drawn, checkpoint.step)
-    folder.complete(time.monotonic() - began, drawn, cases=len(units), unread=left_out)
-    finish(sample, out, dataset, units, sampler.read_raters, data.group_key)
-    return tell_unread(left_out, len(units))
+    return conclude_sampling(run, out, folder, waiting, empty, unread, raters, time.monotonic() - began)
 
 
-def fetched(fetch, path, processes):
-    """Where a file or folder is on this machine: `fetch(path)` where it is in a blob store."""
-    return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
+# ---- the steps -----------------------------------------------------------------------------------------------------
 
 
-def gather_results(out, processes):
-    """Bring to the first process's machine what the others have written to a blob store from theirs."""
-    if processes.is_first_here and not processes.is_first:
-        out.finish()
-    processes.gather(None)
-    if processes.is_first:
-        out.begin()
-        out.pull()
-
-
-def find_units(sample, data, given, checkpoint, sampler, processes):
-    """The data options as they are settled, the data set, and its units that are asked for; all of it checked."""
-    data = settled_data(data, given, checkpoint.config)
-    here = dataclasses.replace(data, data_dir=fetched(fetch_folder, data.data_dir, processes))
-    data.data_name = here.data_name = recognised(data.data_name, here.data_dir)  # what the manifest is to name
-    dataset = find_data(here, sampler, sample.split, chosen="data_name" in given)
-    check_dataset(dataset, checkpoint)
+def prepare_sampling(options, given, processes):
+    """The `SamplingRun` that the options ask for, checked; nothing is written."""
+    path = next(part for part in options if isinstance(part, SampleOptions)).model_path
+    checkpoint = load_checkpoint(fetched(fetch_file, path, processes))
+    settings = settle(options, given, checkpoint.saved(path))
+    precision = pick_precision(settings.device.precision, processes.device)
+    sampler = build_sampler(checkpoint, settings, processes.device, precision)
+    if settings.model.version == "unet":
+        looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
+        console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
+    if not checkpoint.has_learned_diffusion:
+        console().warning(
+            f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
+            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end it sooner "
+            "(--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
+        )
+    data_dir = fetched(fetch_folder, settings.data.data_dir, processes)
+    data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
+    settings = replace(settings, data=data)
+    here = replace(data, data_dir=data_dir)
+    dataset = find_cases(here, sampler, settings.sample.split, chosen="data_name" in given)
+    check_data(dataset, checkpoint)
     if "group_key" in given:  # refused now rather than after the last case
         for case in dataset.cases:
             group_of(case, data.group_key)
-    units = group_cases(dataset.cases)[: sample.num_samples or None]
+    units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
     check_volumes(dataset, units, to_write=True)
-    return data, dataset, units
+    return SamplingRun(settings, checkpoint, sampler, dataset, units)
 
 
-def find_data(data, sampler, split, chosen):
+def find_cases(data, sampler, split, chosen):
     """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
     try:
         options = {"split": given_split(split), "view": sampler.view, **loading_of(data)}
@@ -161,55 +134,175 @@ def find_data(data, sampler, split, chosen):
         ) from None
 
 
-def settled_data(data, given, config):
-    """The data options, those that were left open as the checkpoint's training had them, whose values `config` has. A
-    folder that it held cases out of is divided likewise."""
-    trained = config["data"]
-    left_open = {"data_name": trained["data_name"], "classes": trained.get("classes", "")}
-    left_open["ct_window"] = trained_window(config)
-    values = {name: value for name, value in left_open.items() if name not in given}
-    is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
-    if "val_fraction" not in given and is_divided:
-        held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
-        if "group_key" in given and data.group_key != held.get("group_key", ""):
-            by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
-            raise UserError(
-                f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
-                "otherwise give it to segmentation_eval.py), or say how to divide by --val_fraction"
-            )
-        values |= held
-    return dataclasses.replace(data, **values)
+def open_results_store(out_dir, processes):
+    """The `WorkFolder` of --out_dir, begun on each machine."""
+    out = WorkFolder(out_dir, "sampling")
+    if processes.is_first:  # one checks for all: they would remove each other's trial file
+        out.check_writable()
+        out.begin()
+        out.pull()
+    elif processes.is_first_here:
+        out.begin()
+    return out
 
 
-def warn_of_first_stage(checkpoint):
-    """Warn where training stopped before the diffusion's stage had begun (see `--condition_steps`)."""
-    steps = checkpoint.config["train"].get("condition_steps", 0)
-    if steps < 0 or checkpoint.step <= steps:
-        console().warning(
-            f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
-            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end it sooner "
-            "(--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
-        )
+def open_results(run, out, processes):
+    """The `ResultsFolder`; in the store its manifest comes before the masks."""
+    folder = ResultsFolder(
+        out.path,
+        manifest_of(run, processes),
+        save_samples=run.settings.sample.save_samples,
+        begin=processes.is_first,
+        written=out.try_push,
+        classes=run.dataset.classes,
+    )
+    if processes.is_first:
+        out.push([out.path / "manifest.json"])
+    return folder
 
 
-def describe(dataset, units, waiting, trained):
-    """Say what is about to be sampled. trained: the data that the checkpoint was trained on."""
+def unfinished(run, folder, processes):
+    """The units that have no mask yet, as the first process sees it."""
+    finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in run.units])
+    return [unit for unit, done in zip(run.units, finished, strict=True) if not done]
+
+
+def print_sampling_summary(run, waiting, processes):
+    """Print what is about to be sampled, with warnings."""
+    dataset, units = run.dataset, run.units
     everything = len(group_cases(dataset.cases))
     asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
     done = len(units) - len(waiting)
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
-    for line in (*dataset.notes, leakage_warning(dataset, units, trained)):
+    for line in (*dataset.notes, leakage_warning(dataset, units, run.checkpoint.config["data"])):
         if line:
             console().warning(line)
+    if waiting and run.has_diffusion and not run.settings.sample.save_samples and processes.is_first:
+        warn_of_raters(dataset, waiting[0].cases[:1])
+
+
+def cache_sampled_volumes(run, waiting, processes):
+    """Decompress the volumes that are about to be sampled once, on each machine, where --cache_dir asks for it."""
+    data = run.settings.data
+    cache = chosen_folder(data.cache_dir, training=False)
+    if cache is not None:
+        needed = [index for unit in waiting for index in unit.indices]
+        options = {"indices": needed, "workers": data.num_workers, "show": processes.is_first, "skip_damaged": True}
+        processes.by_machine(lambda: use_cache(run.dataset, cache, **options))
+
+
+def sample_share(run, waiting, folder, raters, processes):
+    """Sample this process's share of the units. Returns how many masks are empty, and {unread unit: why}, of all."""
+    sampler, options = run.sampler, run.settings.sample
+    writer = ResultWriter(run.dataset, [], folder, options, raters)
+    unread = {}
+    if waiting:
+        members = counted(options.num_ensemble, "member")
+        how = f"{members} by {sampler.plan}" if run.has_diffusion else "one pass"
+        console().info(f"{how}, on {processes.place} in {sampler.precision}")
+        own = share_of(waiting, sampler.images, processes.rank, processes.count)
+        writer = ResultWriter(run.dataset, own, folder, options, raters)
+        try:
+            unread = sampler.run(run.dataset, writer, run.settings.data.num_workers, show=processes.is_first)
+        except KeyboardInterrupt:
+            done = sum(folder.finished(unit.name, unit.is_volume) for unit in run.units)
+            console().info(f"{done} of {counted(len(run.units), 'case')} finished; the same command goes on from here")
+            raise
+    shares = processes.gather((writer.empty, unread))  # also waits for all
+    return sum(empty for empty, _ in shares), {name: why for _, share in shares for name, why in share.items()}
+
+
+def gather_results(out, processes):
+    """Bring to the first process's machine what the others have written to a blob store from theirs."""
+    if processes.is_first_here and not processes.is_first:
+        out.finish()
+    processes.gather(None)
+    if processes.is_first:
+        out.begin()
+        out.pull()
+
+
+def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds):
+    """Complete the manifest, evaluate where there is truth, write the report, and print where to look.
+
+    Returns the exit status: 1 where cases could not be read.
+    """
+    units, sample = run.units, run.settings.sample
+    if len(unread) == len(units):
+        first = next(iter(unread.values()))
+        raise UserError(first if len(units) == 1 else f"none of {len(units)} cases could be read; the first: {first}")
+    drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
+    warn_if_empty(empty, drawn, run.checkpoint.step)
+    folder.complete(seconds, drawn, cases=len(units), unread=left_out)
+    settings = EvaluationSettings(group_key=run.settings.data.group_key)
+    if any(case.masks for unit in units for case in unit.cases):
+        try:
+            console().info(format_summary(evaluate(out.path, run.dataset, read_raters=raters, settings=settings)))
+        except UserError as error:  # the masks are there all the same
+            console().warning(f"warning: not evaluated: {error}")
+    report = try_report(out.path, run.dataset, units, read_raters=raters)
+    out.finish()
+    console().info(f"masks: {sample.out_dir}" + (f"   to look at: {out.shown(report.name)}" if report else ""))
+    if left_out:
+        has, them = ("has", "it") if len(left_out) == 1 else ("have", "them")
+        print(
+            f"error: {len(left_out)} of {counted(len(units), 'case')} could not be read and {has} no mask: "
+            f"{listed(left_out)}; repair {them}, and the same command goes on with {them}",
+            file=sys.stderr,
+        )
+    return 1 if left_out else 0
+
+
+def manifest_of(run, processes):
+    """The manifest: everything that decides the results, and what they were made with."""
+    sample, data, dataset, checkpoint = run.settings.sample, run.settings.data, run.dataset, run.checkpoint
+    names = (
+        *("num_ensemble", "fuse", "temperature", "weights", "seed"),
+        *("save_samples", "uncertainty_maps", "debug"),
+    )
+    decisive = {name: getattr(sample, name) for name in names}
+    decisive |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
+    decisive |= {"image_size": run.settings.image_size, "precision": run.sampler.precision}
+    decisive |= run.sampler.plan.settings()
+    decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
+    data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
+    return {
+        "status": "running",
+        "checkpoint": str(sample.model_path),
+        "checkpoint_sha256": file_hash(cached(sample.model_path)),
+        "step": checkpoint.step,
+        "settings": decisive,
+        "data": {
+            "data_name": data.data_name,
+            "data_dir": data_dir,
+            "split": sample.split,
+            "ct_window": used_window(dataset.kept_values(), data.ct_window),
+            "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
+            **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
+        },
+        "config": checkpoint.config,
+        "class_names": checkpoint.class_names,
+        "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",
+        "processes": processes.count,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+# ---- checks and warnings -------------------------------------------------------------------------------------------
+
+
+def fetched(fetch, path, processes):
+    """Where a file or folder is on this machine: `fetch(path)` where it is in a blob store."""
+    return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
 
 
 def warn_of_raters(dataset, cases):
-    """Say what is lost without the members' masks where several raters marked these cases."""
+    """Warn where several raters marked these cases, to which only the members' masks can be compared."""
     try:
         raters = raters_of(dataset, cases)
-    except (UserError, OSError):  # what cannot be read is told when it is needed
+    except (UserError, OSError):  # what cannot be read is reported when it is needed
         return
     if raters is not None and len(raters) > 1:
         console().warning(
@@ -228,20 +321,7 @@ def warn_if_empty(empty, count, step):
         )
 
 
-def tell_unread(names, cases):
-    """Name the cases that could not be read, on stderr. Returns the exit status, 1 with such."""
-    if not names:
-        return 0
-    has, them = ("has", "it") if len(names) == 1 else ("have", "them")
-    print(
-        f"error: {len(names)} of {counted(cases, 'case')} could not be read and {has} no mask: {listed(names)}; repair "
-        f"{them}, and the same command goes on with {them}",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def check_dataset(dataset, checkpoint):
+def check_data(dataset, checkpoint):
     """Raise `UserError` where the data does not fit the checkpoint."""
     if dataset.image_channels != checkpoint.image_channels:
         raise UserError(
@@ -268,52 +348,6 @@ def check_dataset(dataset, checkpoint):
         for case in dataset.cases:
             if case.label is None:
                 raise UserError(f"{case.images[0]}: has no class label, which this class-conditional checkpoint needs")
-
-
-def describe_run(sample, data, checkpoint, sampler, processes, dataset):
-    """The manifest: everything that decides the results, and what they were made with."""
-    names = (
-        *("num_ensemble", "fuse", "temperature", "weights", "seed"),
-        *("save_samples", "uncertainty_maps", "debug"),
-    )
-    settings = {name: getattr(sample, name) for name in names}
-    settings |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
-    settings |= {"image_size": sampler.image_size, "precision": sampler.precision, **sampler.plan.settings()}
-    settings["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
-    data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
-    return {
-        "status": "running",
-        "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": file_hash(cached(sample.model_path)),
-        "step": checkpoint.step,
-        "settings": settings,
-        "data": {
-            "data_name": data.data_name,
-            "data_dir": data_dir,
-            "split": sample.split,
-            "ct_window": used_window(dataset.kept_values(), data.ct_window),
-            "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
-            **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
-        },
-        "config": checkpoint.config,
-        "class_names": checkpoint.class_names,
-        "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",
-        "processes": processes.count,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
-
-
-def finish(sample, out, dataset, units, read_raters, group_key):
-    """Evaluate where there is truth, as segmentation_eval.py would, write the report, and say where to look."""
-    settings = Settings(group_key=group_key)
-    if any(case.masks for unit in units for case in unit.cases):
-        try:
-            console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters, settings=settings)))
-        except UserError as error:  # the masks are there all the same
-            console().warning(f"warning: not evaluated: {error}")
-    report = try_report(out.path, dataset, units, read_raters=read_raters)
-    out.finish()
-    console().info(f"masks: {sample.out_dir}" + (f"   to look at: {out.shown(report.name)}" if report else ""))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from ..checkpoint import CheckpointFolder, checkpoint_path
 from ..config.command_line import as_yaml, parse, write_config
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.script_options import TrainOptions
-from ..data.batches import select_slices
 from ..data.dataset import like_photograph, mask_pictures
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
@@ -29,7 +28,7 @@ from ..runtime.distributed import (
 from ..runtime.errors import run_script
 from ..training.hints import sampling_command
 from ..training.loop import TrainLoop
-from ..training.run import settle
+from ..training.run import prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
@@ -51,156 +50,167 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
-        return train_model(options, given, processes)
+        return train(options, given, processes)
 
 
-def train_model(options, given, processes):
-    """Build or resume the run and train it, this process on its share of every batch. Returns the exit status."""
-    run = settle(options, given, processes)
-    train, dataset, start, folder = run.train, run.dataset, run.start, run.folder
-    checkpoints = CheckpointFolder(folder)
-    if run.is_complete and processes.from_first(lambda: checkpoints.has(start.step)):
-        if processes.is_first:
-            say_complete(run, checkpoints)
+def train(options, given, processes):
+    """Begin or resume a run and train it, this process on its share of every batch. Returns the exit status."""
+    run = prepare_run(options, given, processes)
+    if is_complete(run, processes):
         return 0
-    if processes.is_first:  # one checks for all; they would trip over each other's trial file
-        folder.check_writable()
-        folder.pull(lambda name: name == "log.jsonl")  # a resumed run goes on with it
-    cache = chosen_folder(run.data.cache_dir, training=True)
-    if cache is not None:
-        workers = run.data.num_workers
-        processes.by_machine(lambda: use_cache(dataset, cache, workers=workers, show=processes.is_first))
-
+    open_run_folder(run, processes)
+    cache_training_volumes(run, processes)
     model, diffusion = build_networks(run, processes)
     if processes.is_first:
-        write_config(run.values, folder.path)
-    place = f"{processes.place}, in shards" if train.fsdp and processes.count > 1 else processes.place
-    describe(run, model, place)
+        write_config(run.values, run.folder.path)
+    print_run_summary(run, model, processes)
+    watch = build_watch(run, diffusion, processes)
+    last = TrainLoop(run, model, diffusion, processes, watch).run()
+    return conclude_training(run, watch, last, processes)
+
+
+# ---- the steps -----------------------------------------------------------------------------------------------------
+
+
+def is_complete(run, processes):
+    """Whether the run has its last step already; then a line says so, and how to go on."""
+    checkpoints = CheckpointFolder(run.folder)
+    if not (run.is_complete and processes.from_first(lambda: checkpoints.has(run.start.step))):
+        return False
     if processes.is_first:
-        warn_of_masks(dataset)
-    if start is not None and train.max_minutes and "max_minutes" not in given:
-        console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
-    loop = TrainLoop(
-        model,
-        diffusion,
-        dataset,
-        train,
-        config=run.config,
-        device=processes.device,
-        precision=run.precision,
-        num_workers=run.data.num_workers,
-        start=start,
-        processes=processes,
-        folder=folder,
-        watch=watch_of(run, diffusion, processes),
-        selection=select_slices(dataset, train.slices, processes),
-    )
-    last = loop.run()
-    if processes.is_first:
-        command = command_to_sample(run, last)
-        folder.finish()
-    if train.overfit:
-        return loop.watch.verdict(last)
-    told = f"trained {counted(last, 'step')}"
-    if run.is_complete:
-        told = run.told_complete
-    elif last < loop.last_step:
-        told += f" of {loop.last_step}; to go on, add --resume_checkpoint auto to the same command"
-    if processes.is_first:
-        best = "" if loop.watch is None else checkpoints.told_best(loop.watch.best)
-        console().info(f"{told}{best}\nsample with: {command}")
-    return 0
+        best = checkpoints.told_best(checkpoints.best_so_far(run.start))
+        command = command_to_sample(run, run.start.step)
+        run.folder.finish()  # an earlier run may have left files that the store lacks
+        console().info(f"{run.complete_line}{best}\nsample with: {command}")
+    return True
 
 
-def say_complete(run, checkpoints):
-    """Say that there is nothing left to train, and what to do now; the run's folder, `checkpoints`, stays as it is."""
-    best = checkpoints.best_so_far(run.start)
-    command = command_to_sample(run, run.start.step)
-    run.folder.finish()  # an earlier run may have left files that the store lacks
-    console().info(f"{run.told_complete}{checkpoints.told_best(best)}\nsample with: {command}")
+def open_run_folder(run, processes):
+    """Check that the run's folder can be written to, and fetch the log that a resumed run appends to."""
+    if processes.is_first:  # one checks for all: they would remove each other's trial file
+        run.folder.check_writable()
+        run.folder.pull(lambda name: name == "log.jsonl")
 
 
-def command_to_sample(run, step):
-    """The command that samples a run's checkpoint of this step."""
-    return sampling_command(run.data.data_dir, run.dataset.data_dir, run.folder, checkpoint_path("", step))
+def cache_training_volumes(run, processes):
+    """Decompress the volumes of the training data once, on each machine."""
+    data = run.settings.data
+    cache = chosen_folder(data.cache_dir, training=True)
+    if cache is not None:
+        options = {"workers": data.num_workers, "show": processes.is_first}
+        processes.by_machine(lambda: use_cache(run.dataset, cache, **options))
 
 
 def build_networks(run, processes):
     """The model, on this process's device, and its `GaussianDiffusion`: new, or those of the checkpoint."""
-    dataset = run.dataset
-    torch.manual_seed(run.train.seed)
-    sharded = run.train.fsdp and processes.count > 1
-    if run.train.fsdp and not sharded:
+    dataset, settings = run.dataset, run.settings
+    torch.manual_seed(settings.train.seed)
+    sharded = settings.train.fsdp and processes.count > 1
+    if settings.train.fsdp and not sharded:
         console().info("--fsdp True: there is one process alone, which keeps all weights whole")
     with sharded_as_built(processes) if sharded else nullcontext():
         if run.start is None:
             num_labels = len(dataset.label_names)
-            model = build_model(run.model, dataset.image_channels, len(dataset.class_names), num_labels)
-            diffusion = build_diffusion(run.diffusion)
+            model = build_model(settings.model, dataset.image_channels, len(dataset.class_names), num_labels)
+            diffusion = build_diffusion(settings.diffusion)
         else:
-            model, diffusion = run.start.build(run.model)
+            model, diffusion = run.start.build(settings.model)
     if not sharded:  # what is gathered of shards is contiguous
         model.to(processes.device, memory_format=training_memory_format(processes.device))
     return model, diffusion
 
 
-def watch_of(run, diffusion, processes):
+def print_run_summary(run, model, processes):
+    """Print what is about to run, with warnings."""
+    train = run.settings.train
+    for line in data_lines(run.dataset):
+        console().info(line)
+    sharded = ", in shards" if train.fsdp and processes.count > 1 else ""
+    console().info(f"model: {size_of(model)}, on {processes.place}{sharded} in {run.precision}")
+    if run.validation is not None:
+        console().info(run.validation.summary_line(train))
+    if train.augment != "none":
+        console().info(f"augmentation: {train.augment}, {run.dataset.orientation} orientation")
+    if run.start is not None:
+        console().info(f"going on from step {run.start.step}")
+    for warning in run.warnings:
+        console().warning(warning)
+    kept = "; each save brings them there" if is_remote(train.out_dir) else ""
+    console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
+    if processes.is_first:
+        warn_of_masks(run.dataset)
+    if run.start is not None and train.max_minutes and "max_minutes" not in run.settings.given:
+        console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
+
+
+def build_watch(run, diffusion, processes):
     """The `Watch` over a run, or None without validation."""
     if run.validation is None:
         return None
-    dataset = run.validation.dataset
+    settings, dataset = run.settings, run.validation.dataset
     validation = Validation(
         dataset,
-        spread_cases(dataset, run.train.val_cases),
+        spread_cases(dataset, settings.train.val_cases),
         run.validation.noun,
         diffusion,
         processes.device,
         run.precision,
-        has_diffusion=run.model.version != "unet",
-        seed=run.train.seed,
+        has_diffusion=settings.model.version != "unet",
+        seed=settings.train.seed,
         processes=processes,
-        rows=run.train.microbatch if run.train.microbatch > 0 else None,  # what training itself does at once
+        rows=settings.train.microbatch if settings.train.microbatch > 0 else None,  # as many as training itself
         train=run.config["train"],
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))
-    return Watch(validation, run.train, run.config, run.folder, best)
+    return Watch(validation, settings.train, run.config, run.folder, best)
+
+
+def conclude_training(run, watch, last, processes):
+    """Push what is left and print how the run ended and the command to go on with. Returns the exit status."""
+    if processes.is_first:
+        command = command_to_sample(run, last)
+        run.folder.finish()
+    train = run.settings.train
+    if train.overfit:
+        return watch.verdict(last)
+    line = f"trained {counted(last, 'step')}"
+    if run.is_complete:
+        line = run.complete_line
+    elif last < train.last_step:
+        line += f" of {train.last_step}; to go on, add --resume_checkpoint auto to the same command"
+    if processes.is_first:
+        best = "" if watch is None else CheckpointFolder(run.folder).told_best(watch.best)
+        console().info(f"{line}{best}\nsample with: {command}")
+    return 0
 
 
 def dry_run(options, given):
-    """Print the options as YAML, and as comments below the network's size and the data; write nothing. Returns 0."""
-    if os.environ.get("RANK", "0") != "0":  # torchrun's others would say the same
+    """Print the settled options as YAML, then as comments the network's size and the data; write nothing. Returns 0."""
+    if os.environ.get("RANK", "0") != "0":  # the other processes of torchrun would print the same
         return 0
-    run = settle(options, given, Processes(0, 1, pick_device(options[-1].gpu_dev)))
-    dataset = run.dataset
+    run = prepare_run(options, given, Processes(0, 1, pick_device(options[-1].gpu_dev)))
+    dataset, train = run.dataset, run.settings.train
     with torch.device("meta"):  # its shapes alone
-        model = build_model(run.model, dataset.image_channels, len(dataset.class_names), len(dataset.label_names))
-    lines = [f"model: {size_of(model)}", *told_data(dataset)]
+        labels = len(dataset.label_names)
+        model = build_model(run.settings.model, dataset.image_channels, len(dataset.class_names), labels)
+    lines = [f"model: {size_of(model)}", *data_lines(dataset)]
     if run.validation is not None:
-        lines.append(run.validation.told(run.train))
+        lines.append(run.validation.summary_line(train))
     if run.start is not None:
-        lines.append(run.told_complete if run.is_complete else f"goes on from step {run.start.step}")
+        lines.append(run.complete_line if run.is_complete else f"goes on from step {run.start.step}")
     lines.extend(run.warnings)
     comments = "".join(f"# {line}\n" for text in [*lines, "dry run: nothing was written"] for line in text.splitlines())
     sys.stdout.write(as_yaml(run.values) + comments)
     return 0
 
 
-def describe(run, model, place):
-    """Say what is about to run."""
-    for line in told_data(run.dataset):
-        console().info(line)
-    console().info(f"model: {size_of(model)}, on {place} in {run.precision}")
-    if run.validation is not None:
-        console().info(run.validation.told(run.train))
-    if run.train.augment != "none":
-        console().info(f"augmentation: {run.train.augment}, {run.dataset.orientation} orientation")
-    if run.start is not None:
-        console().info(f"going on from step {run.start.step}")
-    for warning in run.warnings:
-        console().warning(warning)
-    out_dir = run.train.out_dir
-    kept = "; each save brings them there" if is_remote(out_dir) else ""
-    console().info(f"logs: {out_dir} (training.html, log.jsonl; tensorboard --logdir {out_dir}){kept}")
+# ---- lines for the user --------------------------------------------------------------------------------------------
+
+
+def command_to_sample(run, step):
+    """The command that samples a run's checkpoint of this step."""
+    data_dir = run.settings.data.data_dir
+    return sampling_command(data_dir, run.dataset.data_dir, run.folder, checkpoint_path("", step))
 
 
 def size_of(model):
@@ -208,16 +218,24 @@ def size_of(model):
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.4g} M parameters"
 
 
+def data_lines(dataset):
+    """Lines on what data were found."""
+    channels = counted(dataset.image_channels, "channel")
+    layout = [f"layout: {dataset.layout}"] if dataset.layout else []
+    classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
+    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
+    return [found, *layout, *classes, *dataset.notes]
+
+
 def warn_of_masks(dataset):
-    """Look at a few masks, spread over the cases, and warn where nothing can be learned from such: nothing is marked,
-    or they are no masks but photographs."""
+    """Warn where a few masks, spread over the cases, have nothing marked, or are photographs."""
     marked = marked_cases(dataset, MASKS_LOOKED_AT)
     first = next(marked, None)
     if first is None:
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
         console().warning(
-            f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and nothing "
-            "can be learned from such. python scripts/check_data.py tells which values the masks hold"
+            f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and "
+            "nothing can be learned from them. python scripts/check_data.py lists the values that the masks hold"
         )
     elif dataset.classes.is_binary and (pictures := mask_pictures(first)):  # else one look is enough
         looked_at = [(first, pictures), *((case, mask_pictures(case)) for case in marked)]
@@ -228,15 +246,6 @@ def warn_of_masks(dataset):
                 f"photograph, as {photographs[0]}: are images/ and masks/ swapped, or these the wrong files? "
                 "python scripts/check_data.py draws them"
             )
-
-
-def told_data(dataset):
-    """Lines that say what data were found."""
-    channels = counted(dataset.image_channels, "channel")
-    layout = [f"layout: {dataset.layout}"] if dataset.layout else []
-    classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
-    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
-    return [found, *layout, *classes, *dataset.notes]
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ from pathlib import Path
 from ..io.files import atomic_path, read_yaml
 from ..io.storage import check_path, is_remote
 from ..runtime.errors import UserError, describe_os_error
-from .options import LAST_VERSION, REMOVED, VERSIONS, DiffusionOptions, ModelOptions, build, without_removed
-from .presets import DEFAULT_RECIPE, RECIPES
-from .recipe import chosen_recipe, recipe_values, unheeded_flags
+from .options import (
+    LAST_VERSION,
+    REMOVED,
+    DiffusionOptions,
+    build,
+    unused_flags,
+    without_removed,
+)
+from .recipe import DEFAULT_RECIPE, chosen_recipe, recipe_values
 from .script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 
 # ---- YAML files of options: read with what they include, and written as the record of a run from which it is repeated
@@ -60,18 +66,18 @@ def _included(names, where):
     return names
 
 
-def run_values(config, model_options, diffusion_options, out_dir):
-    """The options of a run as one dict by name, from which `--config` makes the same run.
+def run_values(config, settings):
+    """The options of a training run as one dict by name, from which `--config` makes the same run.
 
-    config: the option values of each group, as in a checkpoint. Flags that the variant leaves unheeded, and would
-    refuse, are left out; so is a checkpoint in `out_dir` that this process went on from: the run did not begin there.
+    config: the option values of each group, as in a checkpoint. Flags without effect, which would be refused, are left
+    out; so is a checkpoint in the run's own folder: the run did not begin there.
     """
     values = {name: value for group in config.values() for name, value in group.items()}
     start = values.get("resume_checkpoint")
-    if start == "auto" or (start and Path(start).resolve().parent == Path(out_dir).resolve()):
+    if start == "auto" or (start and Path(start).resolve().parent == Path(settings.train.out_dir).resolve()):
         values["resume_checkpoint"] = ""
-    unheeded = unheeded_flags(model_options, diffusion_options)
-    return {name: value for name, value in values.items() if name not in unheeded}
+    unused = unused_flags(settings.model, settings.diffusion, settings.train)
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def as_yaml(values):
@@ -211,7 +217,7 @@ def _owner(groups, name):
 
 def _told_default(item, fields):
     """What an option is where nobody gives it, for the help: by the default recipe, in scripts that have recipes."""
-    recipe = RECIPES[DEFAULT_RECIPE][VERSIONS[ModelOptions.version]] if "recipe" in fields else {}
+    recipe = recipe_values(DEFAULT_RECIPE, {}) if "recipe" in fields else {}
     if recipe.get(item.name, item.default) == item.default:
         return f" (default: {item.default})"
     return f" (default: {recipe[item.name]} by --recipe {DEFAULT_RECIPE}, else {item.default})"

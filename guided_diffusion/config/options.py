@@ -6,13 +6,12 @@ Here are those of data, network, diffusion and device; those of single scripts a
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from ..runtime.errors import UserError
 from .presets import PRESETS
 
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # and their synonyms
-
 
 # Options that this version no longer has, each with the values at which it did nothing; (): it did nothing by itself.
 REMOVED = {
@@ -33,14 +32,18 @@ ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they changed the loss
 LAST_VERSION = "0.1.0"  # has them all
 
 
-def option(default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False):
+def option(
+    default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False, needs=None
+):
     """A dataclass field with its help and what its value must satisfy (`above` is an open lower bound).
 
-    required: a script needs it, and its help says so; the script itself refuses to run without.
+    required: a command needs it, and its help says so; the command itself refuses to run without it.
     remote: it is a path that may be in a blob store (see `storage`).
+    needs: {name of another option: the values beside which this one has an effect}.
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    return field(default=default, metadata={"help": help, "required": required, "remote": remote, **rules})
+    known = {"help": help, "required": required, "remote": remote, "needs": needs or {}}
+    return field(default=default, metadata=known | rules)
 
 
 def absolute_loader(data_name):
@@ -56,7 +59,7 @@ def check_group_key(group_key):
         raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataOptions:
     """Which data, and where."""
 
@@ -112,19 +115,19 @@ class DataOptions:
     )
 
     def resolve(self, given):
-        """Make paths absolute: checkpoint and manifest are read from other folders as well."""
-        self.data_name = absolute_loader(self.data_name)
+        """Paths become absolute: checkpoints and manifests are read from other folders as well."""
         if not self.cache_dir:
             raise UserError("--cache_dir: is empty; name a folder, auto or none")
-        if self.cache_dir not in ("auto", "none"):
-            self.cache_dir = os.path.abspath(self.cache_dir)
+        cache_dir = self.cache_dir if self.cache_dir in ("auto", "none") else os.path.abspath(self.cache_dir)
         check_group_key(self.group_key)
         self.window()
+        return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)
 
-    def settle_pairs(self, given):
-        """Refuse what would be left unheeded."""
+    def complete(self, given):
+        """Refuse flags that another one leaves without effect."""
         if self.split_seed and not self.val_fraction:
             raise UserError("--split_seed belongs to --val_fraction; leave it out")
+        return self
 
     def window(self):
         """`ct_window` as (low, high), None when it is empty."""
@@ -134,7 +137,7 @@ class DataOptions:
         return bounds or None
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelOptions:
     """The network. Fixed for a checkpoint; sampling takes them from there."""
 
@@ -176,43 +179,61 @@ class ModelOptions:
     use_scale_shift_norm: bool = option(True, "the time embedding scales and shifts features instead of adding to them")
     resblock_updown: bool = option(False, "resample by residual blocks instead of convolutions")
     use_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
-    anchor_levels: int = option(1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0)
+    anchor_levels: int = option(
+        1, "v2: first levels that the condition model anchors (U-SA); 0: none", minimum=0, needs={"version": ("v2",)}
+    )
     ss_former: str = option(
         "fourier",
         "v2: how the condition's embedding meets the diffusion's: fourier (the paper's SS-Former), cross (plain "
         "cross-attention) or add (their sum alone)",
         choices=("fourier", "cross", "add"),
+        needs={"version": ("v2",)},
     )
-    ss_blocks: int = option(2, "v2: blocks of the SS-Former, or of plain cross-attention", above=0)
-    nbp_filter: bool = option(True, "v2: the SS-Former filters its affinity maps by frequency and time step")
+    ss_blocks: int = option(
+        2,
+        "v2: blocks of the SS-Former, or of plain cross-attention",
+        above=0,
+        needs={"version": ("v2",), "ss_former": ("fourier", "cross")},
+    )
+    nbp_filter: bool = option(
+        True,
+        "v2: the SS-Former filters its affinity maps by frequency and time step",
+        needs={"version": ("v2",), "ss_former": ("fourier",)},
+    )
     concat_features: bool = option(
-        False, "v2: the diffusion's encoder also sees the condition model's first-level decoder features"
+        False,
+        "v2: the diffusion's encoder also sees the condition model's first-level decoder features",
+        needs={"version": ("v2",)},
     )
     diffusion_level: int = option(
         0,
         "v2: the level at which the diffusion's U-Net begins; 1: at half the image's resolution, where 2 x 2 pixels "
         "are channels of one, which takes a fraction of the time",
         minimum=0,
+        needs={"version": ("v2",)},
     )
     diffusion_channels: int = option(
-        0, "v2: --num_channels of the diffusion's U-Net; 0: as the condition model's, -1: half of them", minimum=-1
+        0,
+        "v2: --num_channels of the diffusion's U-Net; 0: as the condition model's, -1: half of them",
+        minimum=-1,
+        needs={"version": ("v2",)},
     )
 
     def resolve(self, given):
-        """Bring synonyms to one form, apply the preset and check the lists."""
-        self.version = VERSIONS[self.version]
-        for name, value in PRESETS.get(self.preset, {}).items():
-            if name not in given:
-                setattr(self, name, value)
-        self.multipliers()
-        self.attention_sizes()
-        if self.num_head_channels == 0 or self.num_head_channels < -1:
-            raise UserError(f"--num_head_channels {self.num_head_channels}: must be -1 or above 0")
+        """Synonyms take one form, the preset sets the sizes that were not given, and lists are checked."""
+        sizes = {name: value for name, value in PRESETS.get(self.preset, {}).items() if name not in given}
+        options = replace(self, version=VERSIONS[self.version], **sizes)
+        options.multipliers()
+        options.attention_sizes()
+        if options.num_head_channels == 0 or options.num_head_channels < -1:
+            raise UserError(f"--num_head_channels {options.num_head_channels}: must be -1 or above 0")
+        return options
 
-    def settle_pairs(self, given):
-        """Settle the widths that follow from another."""
-        if self.diffusion_channels == -1:
-            self.diffusion_channels = max(1, self.num_channels // 2)
+    def complete(self, given):
+        """The width of the diffusion's U-Net follows from that of the condition model."""
+        return (
+            replace(self, diffusion_channels=max(1, self.num_channels // 2)) if self.diffusion_channels == -1 else self
+        )
 
     def multipliers(self):
         """`channel_mult` as a tuple of floats, empty when it is left to the image size."""
@@ -226,7 +247,7 @@ class ModelOptions:
         return numbers("attention_resolutions", self.attention_resolutions, int)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DiffusionOptions:
     """The diffusion process that is trained. Fixed for a checkpoint."""
 
@@ -265,63 +286,85 @@ class DiffusionOptions:
         choices=("auto", "softmax", "sigmoid"),
     )
     coarse_weight: float = option(
-        1.0, "weight of the loss on the condition branch's own, coarse mask (published: 10 for v1)", minimum=0
+        1.0,
+        "weight of the loss on the condition branch's own, coarse mask (published: 10 for v1)",
+        minimum=0,
+        needs={"version": ("v1", "v2")},
     )
     coarse_loss: str = option(
         "auto",
         "loss on the coarse mask: bce_dice (Dice + --coarse_ce times cross-entropy, v2's anchor loss), bce or mse; "
         "auto: the kind of --mask_loss",
         choices=("auto", "mse", "bce", "bce_dice"),
+        needs={"version": ("v1", "v2")},
     )
-    coarse_ce: float = option(1.0, "weight of the cross-entropy beside Dice in --coarse_loss bce_dice", minimum=0)
+    coarse_ce: float = option(
+        1.0,
+        "weight of the cross-entropy beside Dice in --coarse_loss bce_dice",
+        minimum=0,
+        needs={"version": ("v1", "v2"), "coarse_loss": ("bce_dice",)},
+    )
     border_weight: float = option(
         1.0,
         "--coarse_loss bce: how many times the pixels near the truth's borders count (within 3 % of the image's side); "
         "there the coarse mask is then as sure as it is right, at the cost of the easy background",
         above=0,
+        needs={"version": ("v1", "v2"), "coarse_loss": ("bce",)},
     )
     coarse_every: int = option(
-        1, "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)", above=0
+        1,
+        "items count in the loss on the coarse mask when this divides their time step (V2's paper: 5)",
+        above=0,
+        needs={"version": ("v1", "v2")},
     )
     rescale_timesteps: bool = option(False, "give the network time steps scaled to 0..1000 whatever T is")
     rescale_learned_sigmas: bool = option(False, "scale the variational term of --learn_sigma by T/1000")
     use_kl: bool = option(False, "train on the full variational bound instead of --mask_loss")
 
     def resolve(self, given):
-        """Settle what is left open and refuse pairs that contradict each other."""
+        """What is left to auto follows from the objective; flags that contradict each other are refused."""
+        objective = self.objective
         if "predict_xstart" in given:
-            implied = "x0" if self.predict_xstart else "eps"
             if "objective" not in given:
-                self.objective = implied
-            elif (self.objective == "x0") != self.predict_xstart:
-                raise UserError(f"--predict_xstart {self.predict_xstart} contradicts --objective {self.objective}")
-        self.predict_xstart = self.objective == "x0"
-        if self.input_scale == 0:
-            self.input_scale = 1.0 if self.objective == "eps" else 0.1
-        if self.mask_loss == "auto":
-            self.mask_loss = "bce_dice" if self.objective == "x0" and not self.use_kl else "mse"
-        for flag, odd in (
-            ("mask_loss", self.mask_loss != "mse"),
-            ("logit_skip", self.logit_skip != "none"),
-            ("class_activation", self.class_activation == "softmax"),
+                objective = "x0" if self.predict_xstart else "eps"
+            elif (objective == "x0") != self.predict_xstart:
+                raise UserError(f"--predict_xstart {self.predict_xstart} contradicts --objective {objective}")
+        input_scale = self.input_scale or (1.0 if objective == "eps" else 0.1)
+        mask_loss = self.mask_loss
+        if mask_loss == "auto":
+            mask_loss = "bce_dice" if objective == "x0" and not self.use_kl else "mse"
+        for flag, value, neutral in (
+            ("mask_loss", mask_loss, ("mse",)),
+            ("logit_skip", self.logit_skip, ("none",)),
+            ("class_activation", self.class_activation, ("auto", "sigmoid")),
         ):
-            if odd and self.objective != "x0":
-                raise UserError(f"--{flag} {getattr(self, flag)} goes with --objective x0, not {self.objective}")
-        if self.mask_loss != "mse" and self.use_kl:
+            if value not in neutral and objective != "x0":
+                raise UserError(f"--{flag} {value} goes with --objective x0, not {objective}")
+        if mask_loss != "mse" and self.use_kl:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
-        if self.coarse_loss == "auto":
-            self.coarse_loss = self.mask_loss
+        return replace(
+            self,
+            objective=objective,
+            predict_xstart=objective == "x0",
+            input_scale=input_scale,
+            mask_loss=mask_loss,
+            coarse_loss=mask_loss if self.coarse_loss == "auto" else self.coarse_loss,
+        )
 
-    def settle_activation(self, classes):
-        """Settle `class_activation` for `classes`, a `classes.Classes`; `UserError` for softmax where they overlap."""
-        if self.class_activation == "auto":
-            is_one_of_many = len(classes) > 1 and classes.is_exclusive
-            self.class_activation = "softmax" if is_one_of_many and self.objective == "x0" else "sigmoid"
-        if self.class_activation == "softmax" and not classes.is_exclusive:
+    def activation_for(self, classes, count, is_exclusive):
+        """`class_activation` for so many classes, of which auto is resolved.
+
+        classes: as --classes is written. is_exclusive: whether a pixel has one of them at most. Raises `UserError` for
+        softmax over classes that overlap.
+        """
+        if self.class_activation == "softmax" and not is_exclusive:
             raise UserError(f"--class_activation softmax: the classes {classes} overlap; leave it out")
+        if self.class_activation != "auto":
+            return self.class_activation
+        return "softmax" if count > 1 and is_exclusive and self.objective == "x0" else "sigmoid"
 
 
-@dataclass
+@dataclass(frozen=True)
 class DeviceOptions:
     """What the network runs on."""
 
@@ -334,17 +377,16 @@ class DeviceOptions:
     use_fp16: bool = option(False, "the same as --precision fp16 (on a CPU, which lacks fast fp16: bf16)")
 
     def resolve(self, given):
-        """Let `use_fp16` name the precision."""
+        """`use_fp16` is a synonym of --precision fp16."""
         if self.use_fp16 and self.precision not in ("auto", "fp16"):
             raise UserError(f"--use_fp16 True contradicts --precision {self.precision}")
-        if self.use_fp16:
-            self.precision = "fp16"
-        self.use_fp16 = self.precision == "fp16"
         if self.gpu_dev != "cpu" and not self.gpu_dev.isdigit():
             raise UserError(f"--gpu_dev {self.gpu_dev}: must be the number of one GPU, or cpu")
+        precision = "fp16" if self.use_fp16 else self.precision
+        return replace(self, precision=precision, use_fp16=precision == "fp16")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProcessOptions(DeviceOptions):
     """What the network runs on, in one process or several."""
 
@@ -355,24 +397,53 @@ class ProcessOptions(DeviceOptions):
 
 
 def build(group, values, *, whole=True):
-    """An instance of an options class with these values; `resolve` sees which were given.
+    """An instance of an options class with these values by name, resolved: `resolve` sees which were given.
 
-    whole: whether no further values are to come from a checkpoint. Else what depends on several, `settle_pairs`, is
-    left to those who bring them.
+    whole: whether no further values come from a checkpoint. Else `complete`, which needs them all, is left to
+    `settings.settle`.
     """
     options = group(**values)
-    if hasattr(options, "resolve"):
-        options.resolve(set(values))
-    if whole and hasattr(options, "settle_pairs"):
-        options.settle_pairs(set(values))
+    for step in ("resolve", "complete") if whole else ("resolve",):
+        options = getattr(options, step)(set(values)) if hasattr(options, step) else options
     return options
 
 
-def without_removed(values, who, keep=()):
-    """A dict of option values without those of `REMOVED`; of the ones named in `keep`, without those not in use.
+def unused_flags(*groups):
+    """The flags that have no effect beside the others: {name: what they belong to}, by the options' own `needs`.
 
-    who: whose options they are, the beginning of a sentence such as "run.pt: was trained with". Raises `UserError`,
-    which names the option and the version to use, for another one that was in use.
+    groups: instances of option classes; a need that none of them has counts as met.
+    """
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    unused = {}
+    for item in (item for group in groups for item in fields(group)):
+        for other, allowed in item.metadata["needs"].items():
+            if values.get(other, allowed[0]) not in allowed and item.name not in unused:
+                unused[item.name] = f"belongs to --{other} {' or '.join(allowed)}, not {values[other]}"
+    return unused
+
+
+def check_variant(*groups, given=()):
+    """Raise `UserError` for flags that have no effect beside the others, and for a U-Net with flags of a diffusion.
+
+    groups: instances of option classes, with those of the network and the diffusion. given: names given explicitly.
+    """
+    unused = unused_flags(*groups)
+    for name in sorted(unused.keys() & set(given)):
+        raise UserError(f"--{name} {unused[name]}; leave it out")
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    if values["version"] != "unet":
+        return
+    for name, plain in (("objective", "x0"), ("use_kl", False), ("learn_sigma", False), ("logit_skip", "none")):
+        if values[name] != plain:
+            flag = f"--{name} {values[name]}"
+            raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")
+
+
+def without_removed(values, who, keep=()):
+    """A dict of option values without those of `REMOVED`. Options named in `keep` stay where they are in use.
+
+    who: the beginning of the error message, such as "run.pt: was trained with". Raises `UserError` for any other
+    removed option that is in use; the message names it and the version to use.
     """
     gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
     for name in sorted(gone):

@@ -1,87 +1,62 @@
-"""What `--recipe` stands for beside the flags that are given, which win over it."""
+"""Recipes: YAML files in recipes/ whose values `--recipe NAME` puts below the flags, as `--config FILE` does."""
 
-import dataclasses
+from dataclasses import fields
+from pathlib import Path
 
+from ..io.files import read_yaml
 from ..runtime.errors import UserError
-from .options import VERSIONS, DiffusionOptions, ModelOptions, build
-from .presets import DEFAULT_RECIPE, RECIPES
+from .options import VERSIONS, DiffusionOptions, ModelOptions, build, unused_flags
 
-# ---- Which flags belong to which variant of the network: those that would be left unheeded are refused --------------
-
-
-V2_FLAGS = (
-    "anchor_levels",
-    "ss_former",
-    "ss_blocks",
-    "nbp_filter",
-    "concat_features",
-    "diffusion_level",
-    "diffusion_channels",
-)
+FOLDER = Path(__file__).with_name("recipes")
+RECIPES = tuple(sorted({path.stem.partition("_v")[0] for path in FOLDER.glob("[!_]*.yaml")}))
+DEFAULT_RECIPE = "staged"
+_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # go with a network that predicts x_0 alone
 
 
-def unheeded_flags(model, diffusion):
-    """The flags that the variant would leave unheeded: a dict of name -> what they belong to, in words."""
-    of_v2 = (*V2_FLAGS, "condition_steps", "second_stage_lr")
-    unheeded = {name: f"belongs to --version v2, not {model.version}" for name in of_v2 if model.version != "v2"}
-    if model.ss_former != "fourier":
-        unheeded["nbp_filter"] = "belongs to --ss_former fourier"
-    if model.ss_former == "add":
-        unheeded["ss_blocks"] = "belongs to --ss_former fourier or cross"
-    if model.version == "unet":
-        coarse = ("coarse_weight", "coarse_loss", "coarse_ce", "coarse_every", "border_weight")
-        unheeded |= dict.fromkeys(coarse, "belongs to --version v1 or v2: the plain U-Net has no coarse mask")
-        unheeded["noise_draws"] = "belongs to --version v1 or v2: the plain U-Net sees no noise"
-    if diffusion.coarse_loss != "bce_dice":
-        unheeded.setdefault("coarse_ce", "belongs to --coarse_loss bce_dice")
-    if diffusion.coarse_loss != "bce":
-        unheeded.setdefault("border_weight", "belongs to --coarse_loss bce")
-    return unheeded
+def recipe_file(name, version):
+    """The YAML file of a recipe for a version of the network: NAME.yaml, or NAME_v1.yaml beside NAME_v2.yaml.
+
+    Raises `UserError` where the recipe has none for that version.
+    """
+    for path in (FOLDER / f"{name}_{version}.yaml", FOLDER / f"{name}.yaml"):
+        if path.is_file() and read_recipe(path)["version"] == version:
+            return path
+    versions = sorted({read_recipe(path)["version"] for path in FOLDER.glob(f"{name}*.yaml")})
+    raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
 
 
-def check_variant(model, diffusion, given=()):
-    """Raise `UserError` for flags that the variant would leave unheeded. given: names given explicitly."""
-    unheeded = unheeded_flags(model, diffusion)
-    for name in sorted(unheeded.keys() & set(given)):
-        raise UserError(f"--{name} {unheeded[name]}; leave it out")
-    if model.version != "unet":
-        return
-    for asked, flag in (
-        (diffusion.objective != "x0", f"--objective {diffusion.objective}"),
-        (diffusion.use_kl, "--use_kl True"),
-        (model.learn_sigma, "--learn_sigma True"),
-        (diffusion.logit_skip != "none", f"--logit_skip {diffusion.logit_skip}"),
-    ):
-        if asked:
-            raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")
-
-
-# Of the recipes: what goes only with a network that predicts x0 by --mask_loss, not with --objective eps or --use_kl.
-_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))
+def read_recipe(path):
+    """The values of a recipe's file by name, over those of the file that it includes."""
+    values = read_yaml(path)
+    included = values.pop("include", None)
+    return {**(read_recipe(path.parent / included) if included else {}), **values}
 
 
 def chosen_recipe(asked, given):
-    """The name of the recipe for `--recipe`, of which auto is settled. given: values by name."""
+    """The name of the recipe for `--recipe`; auto is the default recipe for a V2 that predicts masks, else none.
+
+    given: the values of the other flags by name.
+    """
     if asked != "auto":
         return asked or "none"
-    return DEFAULT_RECIPE if _version(given) in RECIPES[DEFAULT_RECIPE] and _predicts_masks(given) else "none"
+    return DEFAULT_RECIPE if _version(given) == "v2" and _predicts_masks(given) else "none"
 
 
 def recipe_values(name, given):
-    """The values that a recipe stands for beside those given: those that would contradict one of them, or that one of
-    them leaves without use, are not among them."""
+    """The values that a recipe adds to those given, by name.
+
+    Left out are values that contradict a flag that was given, or that have no effect beside it.
+    """
     if name == "none":
         return {}
-    version = _version(given)
-    if version not in RECIPES[name]:
-        raise UserError(f"--recipe {name} goes with --version {' or '.join(RECIPES[name])}, not {version}")
-    values = {flag: value for flag, value in RECIPES[name][version].items() if flag not in given}
+    recipe = read_recipe(recipe_file(name, _version(given)))
+    values = {flag: value for flag, value in recipe.items() if flag not in given and flag != "version"}
     if "predict_xstart" in given:
-        values.pop("objective", None)  # is its synonym
+        values.pop("objective", None)  # its synonym was given
     if not _predicts_masks(values | given):
         values = {flag: value for flag, value in values.items() if (flag, value) not in _OF_MASKS}
-    unheeded = unheeded_flags(*(_part(group, values | given) for group in (ModelOptions, DiffusionOptions)))
-    return {flag: value for flag, value in values.items() if flag not in unheeded}
+    unused = unused_flags(*(_part(group, values | given) for group in (ModelOptions, DiffusionOptions)))
+    return {flag: value for flag, value in values.items() if flag not in unused}
 
 
 def _version(given):
@@ -89,11 +64,11 @@ def _version(given):
 
 
 def _predicts_masks(given):
-    """Whether the flags leave it open, or say, that the network predicts x0 by --mask_loss."""
+    """Whether the values by name are those of a network that predicts x_0 by --mask_loss."""
     objective = given.get("objective", "x0" if given.get("predict_xstart", True) else "eps")
     return objective == "x0" and not given.get("use_kl", False)
 
 
 def _part(group, values):
-    names = {item.name for item in dataclasses.fields(group)}
+    names = {item.name for item in fields(group)}
     return build(group, {name: value for name, value in values.items() if name in names}, whole=False)

@@ -1,17 +1,17 @@
 """The options of sampling, evaluation and the check of data (see `config`)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..io.storage import join
 from ..runtime.errors import UserError
 from .options import absolute_loader, check_group_key, numbers, option
-from .presets import RECIPES
+from .recipe import RECIPES
 
 FUSE = ("staple", "mean", "vote")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SampleOptions:
     """What is sampled and how. The network and its diffusion come from the checkpoint."""
 
@@ -117,6 +117,7 @@ class SampleOptions:
         if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
             raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
         self.other_scales()
+        return self
 
     def other_scales(self):
         """--scales as numbers; none of auto."""
@@ -126,7 +127,7 @@ class SampleOptions:
         return scales
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalOptions:
     """What is evaluated."""
 
@@ -194,13 +195,14 @@ class EvalOptions:
         check_group_key(self.group_key)
         if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
             raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
+        return self
 
     def tolerances(self):
         """--nsd_tolerance as numbers, each once, in their order."""
         return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckOptions:
     """What is checked."""
 
@@ -213,8 +215,8 @@ class CheckOptions:
     num_shown: int = option(32, "cases of each split that the contact sheet shows, spread over it", above=0)
 
     def resolve(self, given):
-        """Make the path of a loader absolute."""
-        self.data_name = absolute_loader(self.data_name)
+        """The path of a loader becomes absolute."""
+        return replace(self, data_name=absolute_loader(self.data_name))
 
 
 # ---- The options of a training run (see `config`) -------------------------------------------------------------------
@@ -223,7 +225,7 @@ class CheckOptions:
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainOptions:
     """The training run."""
 
@@ -273,14 +275,19 @@ class TrainOptions:
         "Dice on the mean of the raters' masks; then it stays as it is, but for its last layer, and the diffusion "
         "learns on it. 0: both from the first; -1: 85 % of the run's steps, or of --max_minutes if they are over first",
         minimum=-1,
+        needs={"version": ("v2",)},
     )
     second_stage_lr: float = option(
         1.0,
         "learning rate of the second stage of --condition_steps, in which few layers learn, in units of --lr",
         above=0,
+        needs={"version": ("v2",)},
     )
     noise_draws: int = option(
-        1, "time steps, noises and raters drawn for each image of a batch, which shares its condition", above=0
+        1,
+        "time steps, noises and raters drawn for each image of a batch, which shares its condition",
+        above=0,
+        needs={"version": ("v1", "v2")},
     )
     dice_steps: int = option(
         300,
@@ -378,23 +385,25 @@ class TrainOptions:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
         if self.compile and self.fsdp:
             raise UserError("--compile True does not go with --fsdp True, which gathers blocks anew; leave one out")
-        if self.overfit:
-            self._set_for_overfit(given)
+        return self._for_overfit(given) if self.overfit else self
 
-    def _set_for_overfit(self, given):
+    def _for_overfit(self, given):
         """What a check of training needs, whatever the run that is checked is to do."""
-        self.augment, self.resume_checkpoint = "none", ""
-        self.condition_steps = 0  # the diffusion is to be checked too, and from the first step
-        self.out_dir = str(join(self.out_dir, "overfit"))
-        if not {"max_steps", "max_minutes"} & given:
-            self.max_steps = OVERFIT_STEPS
-        if "sample_interval" not in given:
-            self.sample_interval = OVERFIT_INTERVAL
-        if not self.sample_interval:
+        if "sample_interval" in given and not self.sample_interval:
             raise UserError("--sample_interval 0: --overfit needs to sample; leave it out")
-        self.val_cases, self.val_dir = self.overfit, ""
+        return replace(
+            self,
+            augment="none",
+            resume_checkpoint="",
+            condition_steps=0,  # the diffusion is checked too, and from the first step
+            out_dir=str(join(self.out_dir, "overfit")),
+            max_steps=self.max_steps if {"max_steps", "max_minutes"} & given else OVERFIT_STEPS,
+            sample_interval=self.sample_interval if "sample_interval" in given else OVERFIT_INTERVAL,
+            val_cases=self.overfit,
+            val_dir="",
+        )
 
-    def settle_pairs(self, given):
+    def complete(self, given):
         """Check what the learning rate follows from."""
         total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
         if not total and (self.lr_decay == "cosine" or (self.lr_decay == "linear" and alone)):
@@ -403,6 +412,7 @@ class TrainOptions:
             raise UserError(f"--lr_anneal_steps {total} contradicts --lr_decay none; stop a run by --max_steps")
         if total and self.warmup_steps >= total:
             raise UserError(f"--warmup_steps {self.warmup_steps}: must be below --lr_anneal_steps {total}")
+        return self
 
     @property
     def last_step(self):

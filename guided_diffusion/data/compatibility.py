@@ -1,11 +1,12 @@
 """How training read its images, as a checkpoint keeps it: the CT window for whoever goes on, and whether data fit."""
 
+from ..config.settings import HOLD_OUT_FLAGS
 from ..io.storage import cached
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .dataset import SegmentationDataset
 from .registry import LOADERS, build_dataset, find_loader
-from .splits import HOLD_OUT_FLAGS, hold_out_of
+from .splits import hold_out_of
 
 BYTES, CT, OTHER_VOLUMES = "images of 0 to 255", "CT (cut to a --ct_window)", "volumes other than CT"
 

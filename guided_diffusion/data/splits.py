@@ -75,9 +75,6 @@ def known_group(case, group_key=""):
     return found[1] if found.re.groups else found[0]
 
 
-HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
-
-
 def hold_out_of(values):
     """The `HoldOut` of option values, a dict as in checkpoints and manifests; None where nothing is held out."""
     if not values.get("val_fraction"):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.script_options import SampleOptions
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import solver_timesteps, strided_timesteps
 from ..runtime.errors import UserError
@@ -63,71 +62,50 @@ def looks_of(settings):
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM's is T
 
 
-SCALES = (0.9, 1.1)  # other scales at which images are looked at: as far as --augment light goes
-
-
 PUBLISHED_THRESHOLD = 0.995  # the share of pixels by which the published code thresholds x0 in its DPM-Solver++
 
 
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
 
 
-def plan_sampling(options, given, diffusion):
-    """The `SamplingPlan` that the flags of `run_options.SampleOptions` ask for (design, section 4).
+def plan_sampling(options, given, diffusion, *, is_published=False):
+    """The `SamplingPlan` that `SampleOptions` ask for (design, section 4).
 
-    given: names of the flags given explicitly. diffusion: the checkpoint's `GaussianDiffusion`, of T steps.
+    options: with what is left to the checkpoint resolved, see `settings.members_as_trained`. given: names of the flags
+    given explicitly. diffusion: the checkpoint's `GaussianDiffusion`, of T steps. is_published: whether it was trained
+    by --recipe published, after which DPM-Solver++ thresholds x_0 dynamically, as the published code does.
     Raises `UserError` for flags that contradict each other or the checkpoint, and for more steps than T.
     """
     _check_flags(options, given)
     sampler = _choose(options, given)
-    if sampler != "dpm_solver" and "solver_order" in given:
+    is_solver, total = sampler == "dpm_solver", diffusion.num_timesteps
+    if not is_solver and "solver_order" in given:
         raise UserError(
             f"--solver_order {options.solver_order}: {sampler} has none; sample by --sampler dpm_solver, or leave it "
             "out"
         )
-    total = diffusion.num_timesteps
     if options.timestep_respacing:
-        return SamplingPlan(sampler, _respaced(options, total), clip=options.clip_denoised)
-    steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
-    if steps > total:
-        raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
-    is_solver = sampler == "dpm_solver"
-    times = solver_timesteps(diffusion.schedule, steps) if is_solver else strided_timesteps(total, steps)
-    order = options.solver_order if is_solver else None
-    return SamplingPlan(sampler, tuple(int(t) for t in times), order, clip=options.clip_denoised)
+        times = _respaced(options, total)
+    else:
+        steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
+        if steps > total:
+            raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
+        times = solver_timesteps(diffusion.schedule, steps) if is_solver else strided_timesteps(total, steps)
+    plan = SamplingPlan(
+        sampler,
+        tuple(int(t) for t in times),
+        solver_order=options.solver_order if is_solver else None,
+        clip=options.clip_denoised,
+        dynamic_threshold=PUBLISHED_THRESHOLD if is_published and is_solver and options.clip_denoised else 0.0,
+    )
+    return with_members(plan, options)
 
 
-def settle_members(plan, options, train, exclusive):
-    """The plan with what the flags of `SampleOptions` leave to the checkpoint settled, and with it options.fuse.
-
-    train: the options of its training, a dict. exclusive: whether its classes exclude one another. After --recipe
-    published DPM-Solver++ thresholds x0 dynamically, as the published code does. Raises `UserError` for --coupling
-    coarse with several such classes, and for --coupling_sigma without any coupling.
-    """
-    alone = plan is ONE_STEP  # a plain U-Net, which looks once unless it is asked to look again
-    turned = train.get("augment", "none") != "none"  # and scaled, as --augment does
+def with_members(plan, options):
+    """The plan with how members see the image and what binds them, as resolved `SampleOptions` say."""
+    sigma = options.coupling_sigma if options.coupling == "coarse" else None
     symmetric = options.symmetries == "all"
-    if options.symmetries == "auto":
-        symmetric = turned and train.get("orientation") == "any" and not alone
-    scales = options.other_scales()
-    if options.scales == "auto":
-        scales = SCALES if turned and not alone else ()
-    if options.coupling == "coarse" and exclusive:
-        raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
-    staged = bool(train.get("condition_steps")) and not exclusive
-    coupled = staged if options.coupling == "auto" else options.coupling == "coarse"
-    coupled = coupled and not alone
-    if not coupled and options.coupling_sigma != SampleOptions.coupling_sigma:
-        raise UserError(
-            f"--coupling_sigma {options.coupling_sigma:g}: belongs to --coupling coarse, and these members are not "
-            "coupled; leave it out"
-        )
-    sigma = options.coupling_sigma if coupled else None
-    if options.fuse == "auto":
-        options.fuse = "mean" if coupled else "staple"
-    if train.get("recipe") == "published" and plan.sampler == "dpm_solver" and plan.clip:
-        plan = dataclasses.replace(plan, dynamic_threshold=PUBLISHED_THRESHOLD)
-    return dataclasses.replace(plan, symmetric=symmetric, scales=scales, coupling_sigma=sigma)
+    return dataclasses.replace(plan, symmetric=symmetric, scales=options.other_scales(), coupling_sigma=sigma)
 
 
 def _check_flags(options, given):

@@ -1,7 +1,6 @@
 """The sampling loop: ensembles of many images through the network, and finished cases to the results folder."""
 
 import time
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,27 +9,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import saved_options
-from ..config.options import DiffusionOptions, ModelOptions
 from ..config.script_options import SampleOptions
 from ..data.batches import readable_batches
 from ..data.resizing import WHOLE, View
-from ..data.truth import on_grid, raters_of, truths_of
-from ..io.drawing import denoising_frames, displayed
 from ..models.medsegdiff import check_size
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
-from ..runtime.errors import UserError, is_out_of_memory, reason_of
-from .answer import fuse_cases, stack_slices
+from ..runtime.errors import is_out_of_memory
 from .members import draw_members
-from .plan import ONE_STEP, plan_sampling, settle_members
-from .temperature import temperature_of
+from .plan import ONE_STEP, plan_sampling, with_members
 from .tiles import cut, in_tiles
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 
 
-WAITING_BATCHES = 2  # that may wait to be written before the network does
+WAITING_BATCHES = 2  # that may wait to be written before the network waits
 
 
 def rows_at_once(option, device, image_size):
@@ -47,7 +40,7 @@ def rows_at_once(option, device, image_size):
 def batches_of(units, images):
     """Lists of data set indices, each at most `images` long: of 2-D cases in their order, of each volume apart.
 
-    Which cases meet in a batch does not depend on the number of processes that share the batches out.
+    Which cases share a batch does not depend on the number of processes.
     """
     blocks, flat = [], []
     for unit in units:
@@ -59,65 +52,41 @@ def batches_of(units, images):
 
 
 def share_of(units, images, process, processes):
-    """The units that process number `process` of `processes` samples: every so manyth batch, volumes whole."""
+    """The units that process number `process` of `processes` samples: every `processes`-th batch, volumes whole."""
     flat = [unit for unit in units if not unit.is_volume]
     blocks = [flat[i : i + images] for i in range(0, len(flat), images)]
     blocks += [[unit] for unit in units if unit.is_volume]
     return [unit for block in blocks[process::processes] for unit in block]
 
 
-def build_sampler(checkpoint, options, given, device, precision, model_options=None, diffusion_options=None):
-    """The `EnsembleSampler` of a checkpoint, for the script and for `segmenter.Segmenter` alike.
-
-    options: `SampleOptions`; of a plain U-Net, which has one answer, its num_ensemble becomes 1; its temperature
-    becomes the checkpoint's unless it has one. given: names of all
-    options given explicitly, also of model_options and diffusion_options (by default none was). Raises `UserError`
-    for those that contradict the checkpoint.
-    """
-    model_options, diffusion_options = model_options or ModelOptions(), diffusion_options or DiffusionOptions()
-    trained = checkpoint.config
-    fixed = given - {"image_size"}  # the network may run at another size; its frequency maps are resampled
-    image_size = model_options.image_size if "image_size" in given else trained["model"]["image_size"]
-    model_options = saved_options(ModelOptions, trained["model"], model_options, fixed, options.model_path)
-    # In sampling --diffusion_steps is the number of steps taken, not the T that the checkpoint was trained with.
-    saved_options(
-        DiffusionOptions, trained["diffusion"], diffusion_options, given - {"diffusion_steps"}, options.model_path
-    )
-    options.temperature = temperature_of(checkpoint, options.temperature)
-    model, diffusion = checkpoint.build(model_options)
-    checkpoint.load_weights(model, options.weights)
-    check_size(image_size, model.shape)
-    if model_options.version == "unet":
-        plan, options.num_ensemble = ONE_STEP, 1
+def build_sampler(checkpoint, settings, device, precision):
+    """The `EnsembleSampler` of a `Checkpoint`, as the `Settings` of a sampling command say."""
+    sample, trained = settings.sample, checkpoint.config["train"]
+    model, diffusion = checkpoint.build(settings.model)
+    checkpoint.load_weights(model, sample.weights)
+    check_size(settings.image_size, model.shape)
+    if settings.model.version == "unet":
+        plan = with_members(ONE_STEP, sample)
     else:
-        plan = plan_sampling(options, given, diffusion)
-    plan = settle_members(plan, options, trained["train"], diffusion.exclusive)
-    settle_tiles(options, trained["train"]["crop"], given)
-    view = View(model_options.neighbours, keep_size=options.tile)
-    return EnsembleSampler(model, diffusion, plan, options, device, precision, image_size, view)
-
-
-def settle_tiles(sample, cropped, given):
-    """Decide whether to sample in tiles. cropped: whether the checkpoint was trained on crops."""
-    if "tile" not in given:
-        sample.tile = cropped
-    if "tile_overlap" in given and not sample.tile:
-        raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
-    if sample.tile != cropped:
-        how = "squares cut from larger images" if cropped else "whole images made smaller"
+        is_published = trained.get("recipe") == "published"
+        plan = plan_sampling(sample, settings.given, diffusion, is_published=is_published)
+    if sample.tile != trained["crop"]:
+        how = "squares cut from larger images" if trained["crop"] else "whole images made smaller"
         console().warning(
             f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
-            "show it another scale"
+            "have another scale"
         )
+    view = View(settings.model.neighbours, keep_size=sample.tile)
+    return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings.image_size, view)
 
 
 @dataclass
 class EnsembleSampler:
     """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
 
-    view: what the dataset shows the network of each case; images that keep a larger size than image_size, one to a
-    batch, go through it in tiles. read_raters: called as `raters.raters_of` is. rows: images x members, or tiles,
-    in one pass, halved when memory runs out unless `options` ask for a number. images: how many are read at once.
+    options: resolved `SampleOptions`. view: what the dataset shows the network of each case; images that keep a size
+    above image_size are sampled in tiles, one image to a batch. rows: images x members, or tiles, in one pass, halved
+    when memory runs out unless `options` set a number. images: how many are read at once.
     """
 
     model: torch.nn.Module
@@ -128,7 +97,6 @@ class EnsembleSampler:
     precision: str
     image_size: int
     view: View = WHOLE
-    read_raters: object = raters_of
 
     def __post_init__(self):
         self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
@@ -140,15 +108,14 @@ class EnsembleSampler:
         if self.options.compile:
             self.model.forward = torch.compile(self.model.forward)
 
-    def run(self, dataset, units, folder, num_workers, show=True):
-        """Sample all `units`, with a bar over the denoising steps (if `show`).
+    def run(self, dataset, writer, num_workers, show=True):
+        """Sample the images of a `ResultWriter`'s units, with a bar over the denoising steps (if `show`).
 
-        A unit that cannot be read, or a slice of which cannot, is told and left out as a whole. Returns how many masks
-        are empty, and {name of a unit left out: why}.
-        Fusing and writing go on in the background while the network draws the next batch, unless this process also
-        reads the images (num_workers 0): a loader is not asked for two things at once.
+        A unit that cannot be read, or a slice of which cannot, is reported and left out as a whole. Returns {name of a
+        unit left out: why}. Fusing and writing go on in the background while the network draws the next batch, unless
+        this process also reads the images (num_workers 0): a loader does one thing at a time.
         """
-        writer, unread, done = _Writer(self, dataset, units, folder), {}, 0
+        unread, done, units = {}, 0, writer.units
         batches, steps = batches_of(units, self.images), self.options.num_ensemble * len(self.plan.timesteps)
         total = sum(map(len, batches)) * steps
         with (
@@ -161,16 +128,16 @@ class EnsembleSampler:
                     unit = writer.unit_of[index]
                     if unit not in unread:
                         unread[unit] = why
-                        # Not a warning, which only the first process shows: each tells of its own share.
+                        # Not a warning, which only the first process shows: each process has its own share.
                         console().error(f"warning: {unit.name}: goes on without it: {why}")
                         later(writer.leave_out, unit)
                 readable = [index for index in indices if writer.unit_of[index] not in unread]
                 bar.total -= (len(indices) - len(readable)) * steps
-                if readable:  # a batch is of single images, or of slices of one volume, which are all left out
-                    later(writer, readable, batch, *self.draw(batch, bar))
+                if readable:  # a batch holds single images, or slices of one volume, which are all left out
+                    later(writer.write, readable, batch, *self.draw(batch, bar))
                     done += len(readable)
                 bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images", refresh=False)
-        return writer.empty, {unit.name: why for unit, why in unread.items()}
+        return {unit.name: why for unit, why in unread.items()}
 
     def draw(self, batch, bar):
         """The batch's `Members` on the CPU and its `Trace` (of nothing without --debug)."""
@@ -189,11 +156,6 @@ class EnsembleSampler:
             bar.update(began - bar.n)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def fuse(self, members, sizes, classes):
-        """The `CaseMaps` of drawn members as the options ask for them, see `results.fuse_cases`."""
-        how = {"temperature": self.options.temperature, "pixel_maps": self.options.uncertainty_maps}
-        return fuse_cases(members, sizes, self.options.fuse, classes, **how)
 
     def _draw(self, batch, bar):
         debug, members = self.options.debug, self.options.num_ensemble
@@ -225,8 +187,10 @@ class EnsembleSampler:
 
 @contextmanager
 def _background(is_wanted):
-    """A function (task, *arguments) that calls tasks one after another, beside the caller if that `is_wanted`, who
-    then waits where more than `WAITING_BATCHES` are not done. On leaving all are done."""
+    """A function (task, *arguments) that runs tasks in order, in a thread if that `is_wanted`.
+
+    It waits while more than `WAITING_BATCHES` tasks are not done. On leaving the context all are done.
+    """
     if not is_wanted:
         yield lambda task, *arguments: task(*arguments)
         return
@@ -243,43 +207,10 @@ def _background(is_wanted):
             task.result()
 
 
-class _Writer:
-    """Fuses drawn batches, in their order, and writes each case or volume that is complete."""
-
-    def __init__(self, sampler, dataset, units, folder):
-        self.sampler, self.dataset, self.folder = sampler, dataset, folder
-        self.unit_of = {index: unit for unit in units for index in unit.indices}
-        self.slices = defaultdict(list)  # the maps of volumes that are not complete yet
-        self.empty = 0
-
-    def __call__(self, indices, batch, members, trace):
-        maps = self.sampler.fuse(members, batch["size"], self.dataset.classes)
-        for n, index in enumerate(indices):
-            if self.sampler.options.debug:
-                self._write_debug(index, n, trace)
-            unit = self.unit_of[index]
-            self.slices[unit].append(maps[n])
-            if len(self.slices[unit]) == len(unit.cases):
-                answer = write_unit(self.folder, self.dataset, unit, self.slices.pop(unit), self.sampler.read_raters)
-                self.empty += not answer.mask.any()
-
-    def leave_out(self, unit):
-        """Forget and remove what there is of a unit, one of whose slices cannot be read."""
-        self.slices.pop(unit, None)
-        if self.sampler.options.debug:
-            self.folder.remove_debug(case.name for case in unit.cases)
-
-    def _write_debug(self, index, n, trace):
-        case = self.dataset.cases[index]
-        picture = displayed(self.dataset.load_image(case))
-        frames = denoising_frames(picture, *trace.of_image(n))
-        self.folder.write_debug(case.name, frames)
-
-
 class Trace:
-    """Follows the steps of a batch: moves the bar and, of `kept_steps` steps, holds x_t and x0 for the animation.
+    """Follows the steps of a batch: moves the bar and keeps x_t and x_0 of `kept_steps` steps for the animation.
 
-    Of more than 50 steps it holds 50: a thousand would take gigabytes. images: how many the batch has.
+    It keeps 50 steps at most: a thousand would take gigabytes. images: how many the batch has.
     """
 
     def __init__(self, bar, images, kept_steps):
@@ -302,36 +233,3 @@ class Trace:
             return x[n :: self.images]
 
         return [members(x) for x in self.states], [members(x) for x in self.predictions]
-
-
-def write_unit(folder, dataset, unit, maps, read_raters):
-    """Write one finished 2-D case, or restack and write one volume. Returns its `CaseMaps`."""
-    answer = stack_slices(maps) if unit.is_volume else maps[0]
-
-    def image_of(k):
-        return dataset.load_image(unit.cases[k])
-
-    truth = truths_of(dataset, unit.cases, read_raters)
-    if truth is not None:
-        truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
-    if unit.is_volume:
-        folder.write_volume(unit.name, answer, dataset.load_geometry(unit.cases[0]), image_of, truth)
-    else:
-        folder.write_image(unit.name, answer, image_of(0), truth)
-    return answer
-
-
-class ReadableRaters:
-    """`raters_of`, but None, with a warning for each mask, where the truth cannot be read: sampling needs none."""
-
-    def __init__(self):
-        self.told = set()
-
-    def __call__(self, dataset, cases, k=0):
-        try:
-            return raters_of(dataset, cases, k)
-        except (UserError, OSError) as error:
-            if cases[0].masks not in self.told:
-                self.told.add(cases[0].masks)
-                console().warning(f"warning: {cases[0].name}: goes on without its truth: {reason_of(error)}")
-            return None

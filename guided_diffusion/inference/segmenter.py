@@ -17,6 +17,7 @@ from ..checkpoint import load_checkpoint
 from ..config.command_line import options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.script_options import SampleOptions
+from ..config.settings import settle
 from ..data.batches import collate
 from ..data.dataset import own_errors
 from ..data.registry import find_loader
@@ -26,6 +27,7 @@ from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
 from .answer import stack_slices
 from .sampler import build_sampler
+from .writer import fuse_batch
 
 
 class Segmenter:
@@ -73,12 +75,13 @@ class Segmenter:
             raise UserError(f"{unknown[0]}: is no setting of Segmenter.load, nor a flag of segmentation_sample.py")
         values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
-        (sample, model_options), given = options_from([SampleOptions, ModelOptions], values)
-        (wanted,), _ = options_from([DeviceOptions], {"precision": precision})
+        groups = [SampleOptions, ModelOptions, DeviceOptions]
+        asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
         checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path)
-        precision = pick_precision(wanted.precision, device)
-        return cls(checkpoint, build_sampler(checkpoint, sample, given, device, precision, model_options))
+        settings = settle(asked, given, checkpoint.saved(str(path)))
+        precision = pick_precision(settings.device.precision, device)
+        return cls(checkpoint, build_sampler(checkpoint, settings, device, precision))
 
     @property
     def classes(self):
@@ -198,7 +201,7 @@ class Segmenter:
             for low in range(0, len(items), sampler.images):
                 batch = collate(items[low : low + sampler.images])
                 members, *_ = sampler.draw(batch, bar)
-                answers += sampler.fuse(members, batch["size"], self.loader.classes)
+                answers += fuse_batch(members, batch, sampler.options, self.loader.classes)
         return answers
 
     def _item(self, normalised, name, label):

@@ -16,8 +16,3 @@ def apply_temperature(probability, temperature):
     with np.errstate(divide="ignore"):
         odds = np.log(p) - np.log1p(-p)
     return (1 / (1 + np.exp(-odds / temperature))).astype(probability.dtype)
-
-
-def temperature_of(checkpoint, asked=0.0):
-    """The temperature to sample with: `--temperature`, or with 0 the one that was fitted into the checkpoint, or 1."""
-    return asked or checkpoint.config.get("calibration", {}).get("temperature", 1.0)

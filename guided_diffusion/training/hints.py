@@ -1,4 +1,4 @@
-"""What a validation shows to be wrong with a training, in words, with what to try."""
+"""Hints: symptoms of a training that goes wrong with what to try, and the command to go on with."""
 
 import math
 import shlex
@@ -9,20 +9,10 @@ from ..io.storage import folder_and_name, is_remote, join, list_folders
 from ..runtime.errors import UserError
 
 EMPTY = FULL = 0.5  # share of the members
-
-
 AGREEMENT = 0.5  # mean Dice of pairs of members
-
-
-LEARNED = 0.5  # Dice from which on a loss may well stay as it is
-
-
+LEARNED = 0.5  # Dice from which the loss may well stay flat
 FLAT = 0.01  # relative change of the mean loss from one validation to the next
-
-
-CHECK = "--overfit 4 (does it learn these data at all?)"  # which is not what to try in such a check itself
-
-
+CHECK = "--overfit 4 (does it learn these data at all?)"  # not a hint for such a check itself
 NAMES = {
     "empty": "most samples empty",
     "full": "most samples full",
@@ -34,8 +24,8 @@ NAMES = {
 def symptoms(figures, losses, diffusion, train):
     """{name of a symptom: a sentence with what to try}, of one validation.
 
-    figures: those of `validation.Seen`. losses: the mean training loss between the validation before the last and the
-    last, and from there to this one; None where there is none. diffusion, train: the run's option values, dicts.
+    figures: those of a `ValidationResult`. losses: the mean training loss up to the last validation, and since; None
+    where there is none. diffusion, train: the run's option values, dicts.
     """
     found, check = {}, "" if train["overfit"] else CHECK
     for_masks, for_fewer = (_for_masks(diffusion, check or other) for other in ("a higher --lr", "more --max_steps"))
@@ -66,7 +56,7 @@ def symptoms(figures, losses, diffusion, train):
 
 
 def _for_masks(diffusion, last):
-    """What helps masks to be found at all, of what this run does not have, and a last thing to try."""
+    """What helps a network to find masks at all and this run lacks, and a last thing to try."""
     tries = []
     if diffusion["objective"] != "x0":
         tries.append("--objective x0 (it finds masks many times sooner)")
@@ -77,8 +67,7 @@ def _for_masks(diffusion, last):
     return f"try {' or '.join([*tries, last])}"
 
 
-# ---- Commands to go on with: sampling what has been trained, with the test images that go with the training images, or
-
+# ---- the command to go on with -------------------------------------------------------------------------------------
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

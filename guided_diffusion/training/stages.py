@@ -23,50 +23,49 @@ def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
     return DECAYS[decay]((step - warmup) / (total - warmup)) if total else 1
 
 
-CONDITION_SHARE = 0.85  # of a run that is given to the condition model alone by --condition_steps -1
-
-
+CONDITION_SHARE = 0.85  # of a run, in which the condition model learns alone with --condition_steps -1
 AT_REST = 0.01  # of --lr: below it weights hardly move, and their running average is no better
 
 
 class Stages:
-    """Which stage a step (0 for a run's first) belongs to, and its learning rate; without stages all belong to one.
+    """Which stage a step (0 for a run's first) belongs to, and its learning rate; without stages there is one.
 
-    options: `train_options.TrainOptions`, of which `condition_steps` is settled once the first stage is over.
+    options: `TrainOptions`. ended: with --condition_steps -1 the steps that the first stage had, None before its end.
     """
 
-    def __init__(self, options):
-        self.options = options
+    def __init__(self, options, ended=None):
+        self.options, self.ended = options, ended
 
     @property
     def condition_steps(self):
-        """How many steps the first stage has, as far as is known; 0: there are no stages."""
-        steps = self.options.condition_steps
-        return steps if steps >= 0 else round(CONDITION_SHARE * self.options.last_step)
+        """The steps of the first stage, as far as is known; 0: there are no stages."""
+        if self.options.condition_steps >= 0:
+            return self.options.condition_steps
+        return round(CONDITION_SHARE * self.options.last_step) if self.ended is None else self.ended
 
     def is_first(self, step):
         """Whether the condition model learns alone."""
         return step < self.condition_steps
 
     def is_second(self, step):
-        """Whether the diffusion learns on a condition model that stays."""
+        """Whether the diffusion learns on a condition model that is fixed."""
         return 0 < self.condition_steps <= step
 
     def steps_in(self, step):
-        """How many steps the stage of a step had before it."""
+        """How many steps of its stage come before a step."""
         return step if self.is_first(step) else step - self.condition_steps
 
     def takes_average(self, step):
-        """Whether at this step the second stage begins, and the condition model is to have its averaged weights there.
+        """Whether the condition model takes its averaged weights at this step, the first of the second stage.
 
-        It stays as it is from here on, so that its average would follow it. While the rate is still high the weights
-        move about what they have learned, which the average is nearer to.
+        It does where the learning rate is still high: the average is then better than the last weights, and it would
+        be lost, since from here on it follows weights that do not change.
         """
         is_start = 0 < step == self.condition_steps
         return is_start and self.learning_rate(step - 1) > AT_REST * self.options.lr
 
     def is_late(self, seconds):
-        """Whether a run of so many seconds has used up the first stage's share of --max_minutes."""
+        """Whether `seconds` of training are more than the first stage's share of --max_minutes."""
         limit = CONDITION_SHARE * self.options.max_minutes * 60
         return bool(limit and seconds >= limit)
 

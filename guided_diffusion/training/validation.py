@@ -9,12 +9,13 @@ import torch
 from tqdm import tqdm
 
 from ..config.script_options import SampleOptions
+from ..config.settings import members_as_trained
 from ..data.batches import collate
 from ..evaluation.metrics import overlap
 from ..evaluation.statistics import describe
 from ..inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from ..inference.members import draw_members
-from ..inference.plan import ONE_STEP, plan_sampling, settle_members
+from ..inference.plan import ONE_STEP, plan_sampling
 from ..inference.tiles import Tiled, cut, in_tiles
 from ..io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from ..runtime.distributed import Processes, autocast
@@ -73,9 +74,9 @@ def _filled(dataset, part):
 
 
 @dataclass
-class Seen:
+class ValidationResult:
     """What one validation found. figures: the mean of each of `FIGURES` over the cases, NaN where undefined; picture:
-    RGB uint8 [H, W, 3]; coarse_only: whether the diffusion was not asked; seconds: what it took."""
+    RGB uint8 [H, W, 3]; coarse_only: whether the condition model alone was validated; seconds: what it took."""
 
     figures: dict
     picture: np.ndarray
@@ -84,12 +85,12 @@ class Seen:
 
     @property
     def dice(self):
-        """The Dice by which checkpoints are compared: of the ensemble; NaN where it was not asked."""
+        """The Dice by which checkpoints are compared: the ensemble's; NaN where the diffusion was not sampled."""
         return self.figures["dice"]
 
     @property
     def shown_dice(self):
-        """The Dice to show: that of the coarse mask where the diffusion was not asked."""
+        """The Dice to show: the coarse mask's where the diffusion was not sampled."""
         return self.figures["coarse_dice" if self.coarse_only else "dice"]
 
     @property
@@ -102,10 +103,11 @@ class Seen:
 class Validation:
     """The cases of `dataset` (a `SegmentationDataset` with masks) at these `indices`, and how they are sampled.
 
-    source: what they are, in words. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net, which
-    answers once. seed: of the noise, which is the same at each validation. processes: share the cases; all call `look`.
+    source: a noun for them in the singular. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net,
+    which has one answer. seed: of the noise, the same at each validation. processes: share the cases; all call
+    `validate`.
     rows: how many members go through the network at once, where memory is scarce; None: all of a case.
-    train: the options of the training, which decide how members are drawn (see `plan.settle_members`).
+    train: the options of the training, which decide how members are drawn (see `settings.members_as_trained`).
     No global random state is read or changed.
     """
 
@@ -125,8 +127,11 @@ class Validation:
     def __post_init__(self):
         self.processes = self.processes or Processes(0, 1, self.device)
         options = SampleOptions(dpm_solver=True, diffusion_steps=min(STEPS, self.diffusion.num_timesteps))
-        plan = plan_sampling(options, {"dpm_solver", "diffusion_steps"}, self.diffusion)
-        self.plan = settle_members(plan, options, self.train, self.diffusion.exclusive)
+        exclusive = self.diffusion.exclusive
+        options = members_as_trained(options, self.train, exclusive=exclusive, has_diffusion=self.has_diffusion)
+        is_published = self.train.get("recipe") == "published"
+        given = {"dpm_solver", "diffusion_steps"}
+        self.plan = plan_sampling(options, given, self.diffusion, is_published=is_published)
         self.fuse = options.fuse
 
     @property
@@ -134,12 +139,12 @@ class Validation:
         """The names of the cases."""
         return [self.dataset.cases[index].name for index in self.indices]
 
-    def look(self, model, *, coarse_only=False, stopped=lambda: False):
+    def validate(self, model, *, coarse_only=False, stopped=lambda: False):
         """Sample the cases with the weights that `model` has, score and draw them.
 
-        coarse_only: look at the condition branch's own mask alone. stopped(): asked in every process before each case
-        whether to leave off; if any says so the result is None, in all of them. Every process runs the network equally
-        often, as sharded weights need it. Returns a `Seen`, the same everywhere.
+        coarse_only: sample the condition branch's own mask alone. stopped(): every process asks it before each case;
+        where one is to stop, all return None. Every process runs the network equally often, as sharded weights need
+        it. Returns a `ValidationResult`, the same everywhere.
         """
         began, own = time.monotonic(), []
         each = -(-len(self.indices) // self.processes.count)
@@ -154,7 +159,7 @@ class Validation:
         shares = self.processes.gather(own)
         answers = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in their order
         figures = {name: _mean(answer["figures"][name] for answer in answers) for name in FIGURES}
-        return Seen(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
+        return ValidationResult(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
 
     def _answer(self, model, index, coarse_only):
         """One case sampled: {"figures", "tiles"}, of plain types."""
@@ -194,8 +199,8 @@ class Validation:
 @dataclass
 class Drawn:
     """What was drawn of one case, by K classes. soft: the members, float32 [E, K, H, W] in [0, 1]; masks: each
-    member's own, bool [E, K, H, W]; fused: bool [K, H, W]; all None where the diffusion was not asked. agreement: mean
-    Dice of pairs of members. coarse, coarse_mask: [K, H, W] in [0, 1] and bool, None without such a branch."""
+    member's own, bool [E, K, H, W]; fused: bool [K, H, W]; all None where the diffusion was not sampled. agreement: the
+    mean Dice of pairs of members. coarse, coarse_mask: [K, H, W] in [0, 1] and bool, None without such a branch."""
 
     soft: np.ndarray | None = None
     masks: np.ndarray | None = None
@@ -223,7 +228,7 @@ class Drawn:
         return drawn
 
     def figures(self, truth):
-        """{name of `FIGURES`: value}, against a truth bool [K, H, W]; NaN where undefined or not asked.
+        """{name of `FIGURES`: value}, against a truth bool [K, H, W]; NaN where undefined or not sampled.
 
         empty, full: the share of members that are so and should not be. Classes are averaged where they are defined.
         """

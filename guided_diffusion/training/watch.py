@@ -1,4 +1,4 @@
-"""What a training run shows of how well it does: when it is validated, what is told of it, and the best Dice so far."""
+"""The validations of a training run: when they are due, what is reported of them, and the best Dice so far."""
 
 import math
 
@@ -12,111 +12,113 @@ OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which
 
 
 class Watch:
-    """Watches over one run: looks at its validation cases every `options.sample_interval` steps and at its end.
+    """Validates one run every `options.sample_interval` steps and at its end, and reports what it finds.
 
     validation: a `Validation`. options: the run's `TrainOptions`. config: its option values, as in a checkpoint.
     folder: the `WorkFolder` that pictures go to. best: `Checkpoint.validation` of best.pt so far, or {}. All processes
-    watch alike, and the first one speaks and writes.
+    validate alike, and the first one prints and writes.
     """
 
     def __init__(self, validation, options, config, folder, best=None):
         self.validation, self.options, self.config, self.folder = validation, options, config, folder
-        self.seen = None  # the newest
+        self.latest = None  # the `ValidationResult`
         self.last_step = None
-        self.told = set()
+        self.reported = set()
         self.losses, self.loss_before = [], None
         self.best = best if best and best.get("cases") == validation.names else {}
         if best and not self.best:
             console().info("the validation cases are other ones than before: best.pt begins anew with them")
 
     def due(self, step, ending):
-        """Whether to look after this step. ending: whether the run is over, and nobody waits for it to stop."""
+        """Whether to validate after this step. ending: whether the run ends with it."""
         interval = self.options.sample_interval
         return bool(interval) and step != self.last_step and (step % interval == 0 or ending)
 
     def note(self, loss):
-        """Take note of a step's loss."""
+        """Remember a step's loss."""
         self.losses.append(loss)
 
-    def look(self, model, step, *, coarse_only, stopped):
-        """Validate `model` as it is, which has taken `step` steps; tell, and write OUT/validation/step<step>.png.
+    def validate(self, model, step, *, coarse_only, stopped):
+        """Validate `model` after `step` steps; print a line and write OUT/validation/step<step>.png.
 
-        coarse_only, stopped: see `Validation.look`. Returns the `Seen`, or None when it was stopped.
+        coarse_only, stopped: see `Validation.validate`. Returns the `ValidationResult`, or None when it was stopped.
         """
-        seen = self.validation.look(model, coarse_only=coarse_only, stopped=stopped)
-        if seen is None:
+        result = self.validation.validate(model, coarse_only=coarse_only, stopped=stopped)
+        if result is None:
             return None
-        if self.seen is not None and self.seen.coarse_only != coarse_only:
+        if self.latest is not None and self.latest.coarse_only != coarse_only:
             self.loss_before = None  # another stage, whose loss is another
-        self.seen, self.last_step = seen, step
+        self.latest, self.last_step = result, step
         if self.validation.processes.is_first:
             picture = self.folder.path / "validation" / f"step{step:06d}.png"
-            write_png(picture, seen.picture)
-            console().info(f"step {step}: {self._in_words(seen)}; {self.folder.shown('validation', picture.name)}")
-            self._warn(seen)
+            write_png(picture, result.picture)
+            console().info(
+                f"step {step}: {self._summary_line(result)}; {self.folder.shown('validation', picture.name)}"
+            )
+            self._warn(result)
         self.loss_before, self.losses = self._mean_loss(), []
-        return seen
+        return result
 
     def is_best(self, step):
-        """Whether the newest validation is the best so far; it is then written down as such."""
-        dice = self.seen.dice
+        """Whether the latest validation is the best so far, which is then remembered."""
+        dice = self.latest.dice
         if math.isnan(dice) or dice <= self.best.get("dice", -1):
             return False
         self.best = {"step": step, "dice": dice, "cases": self.validation.names}
         return True
 
     def verdict(self, step):
-        """Say whether the cases of --overfit were learned by heart in so many steps. Returns the exit status."""
+        """Print whether --overfit passed in so many steps. Returns the exit status."""
         cases, steps = counted(len(self.validation.indices), "case"), counted(step, "step")
-        if self.seen is None:
+        if self.latest is None:
             console().info(f"overfit: NO RESULT after {steps}: nothing was sampled of {cases}")
             return 1
         check = f"check the masks with: {checking_command(self.config['data'])}"
-        if math.isnan(self.seen.dice):
+        if math.isnan(self.latest.dice):
             console().info(f"overfit: NO RESULT after {steps}: nothing is marked in the truth of {cases}\n{check}")
             return 1
-        if self.seen.dice >= OVERFIT_DICE:
-            console().info(f"overfit: PASS: Dice {self.seen.dice:.3f} on {cases} after {steps}")
+        if self.latest.dice >= OVERFIT_DICE:
+            console().info(f"overfit: PASS: Dice {self.latest.dice:.3f} on {cases} after {steps}")
             return 0
         console().info(
-            f"overfit: FAIL: Dice {self.seen.dice:.3f} on {cases} after {steps}, {OVERFIT_DICE} is needed. Look at "
+            f"overfit: FAIL: Dice {self.latest.dice:.3f} on {cases} after {steps}, {OVERFIT_DICE} is needed. Look at "
             f"{self.folder.shown('validation')}: do image and truth belong together? If they do, try "
             f"{self._tries_of_overfit(step)}\n{check}"
         )
         return 1
 
     def _tries_of_overfit(self, step):
-        """What may let an --overfit pass that ended with this step, in words."""
+        """What may let an --overfit pass that failed at this step."""
         options = self.options
         ended_by = options.ending_flags if step >= options.last_step else "--max_minutes" if options.max_minutes else ""
         tries = [f"a higher --lr than {options.lr:g}", f"more {ended_by or 'steps'}"]
         tries += [] if self.config["device"]["precision"] == "fp32" else ["--precision fp32"]
         return f"{', '.join(tries[:-1])} or {tries[-1]}"
 
-    def _in_words(self, seen):
-        figures = {name: value for name, value in seen.figures.items() if not math.isnan(value)}
-        told = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
+    def _summary_line(self, result):
+        figures = {name: value for name, value in result.figures.items() if not math.isnan(value)}
+        coarse = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
         undefined = "undefined (no case has anything to segment)"
-        if seen.coarse_only:
+        if result.coarse_only:
             words = (
-                f"validation Dice {told or undefined}, of the condition model alone: the diffusion does not learn yet"
+                f"validation Dice {coarse or undefined}, of the condition model alone: the diffusion does not learn yet"
             )
         else:
             members = f"members {figures['member_dice']:.3f}" if "member_dice" in figures else ""
-            beside = ", ".join(filter(None, [members, told]))
-            dice = f"{seen.dice:.3f}" if "dice" in figures else undefined
+            beside = ", ".join(filter(None, [members, coarse]))
+            dice = f"{result.dice:.3f}" if "dice" in figures else undefined
             words = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
-        return f"{words}, {counted(len(self.validation.indices), self.validation.source)}, in {seen.seconds:.1f} s"
+        return f"{words}, {counted(len(self.validation.indices), self.validation.source)}, in {result.seconds:.1f} s"
 
     def _mean_loss(self):
         return float(np.mean(self.losses)) if self.losses else None
 
-    def _warn(self, seen):
-        """Say what is wrong, each once until it has passed."""
+    def _warn(self, result):
+        """Warn of each symptom once, until it has passed."""
         losses = (self.loss_before, self._mean_loss())
-        found = symptoms(seen.figures, losses, self.config["diffusion"], self.config["train"])
-        for name in found.keys() - self.told:
+        found = symptoms(result.figures, losses, self.config["diffusion"], self.config["train"])
+        for name in found.keys() - self.reported:
             console().warning(f"warning: {found[name]}")
-        for name in sorted(self.told - found.keys()):
+        for name in sorted(self.reported - found.keys()):
             console().info(f"no longer: {NAMES[name]}")
-        self.told = set(found)
+        self.reported = set(found)

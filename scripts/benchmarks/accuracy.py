@@ -30,7 +30,6 @@ from guided_diffusion.config.options import DataOptions, DeviceOptions, Diffusio
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.data.batches import training_batches
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.io.files import atomic_path, check_writable, read_json
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
@@ -246,7 +245,7 @@ def loop_of(options, name, flags):
     device = pick_device(devices.gpu_dev)
     model = build_model(network, dataset.image_channels, len(dataset.class_names)).to(device)
     precision = pick_precision(devices.precision, device)
-    loop = training_loop(model, build_diffusion(diffusion), train, device, precision, dataset)
+    loop = training_loop(model, network, diffusion, train, precision, dataset)
     return loop, training_batches(dataset, train.batch_size, seed=0, augment=train.augment)
 
 

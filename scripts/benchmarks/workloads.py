@@ -7,25 +7,30 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from guided_diffusion.config.options import DiffusionOptions, build
+from guided_diffusion.config.options import DeviceOptions, DiffusionOptions, build
 from guided_diffusion.config.script_options import SampleOptions, TrainOptions
+from guided_diffusion.config.settings import Settings
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference.members import draw_members
 from guided_diffusion.inference.plan import ONE_STEP, plan_sampling
+from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.distributed import autocast, memory_format, training_memory_format
 from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.parallel import compiled
+from guided_diffusion.training.run import Run
 
 PLAIN, CACHED, FAST = "plain", "plain, condition cached", "fast"
 MASK_CHANNELS, NUM_LABELS = 1, 2
 
 
-def training_loop(model, diffusion, options, device, precision, dataset=None):
+def training_loop(model, network, diffusion, options, precision, dataset=None):
     """The `TrainLoop` that the training script builds; it writes nothing until it is run."""
-    return TrainLoop(model, diffusion, dataset, options, config={}, device=device, precision=precision)
+    settings = Settings(network, diffusion, build(DeviceOptions, {}), network.image_size, frozenset(), train=options)
+    run = Run(settings, precision, dataset, WorkFolder(options.out_dir))
+    return TrainLoop(run, model, build_diffusion(diffusion))
 
 
 class Counts(NamedTuple):
@@ -106,7 +111,7 @@ class NetworkBench:
     def __init__(self, options, device, precision, *, image_channels, members, compile=False):
         torch.manual_seed(0)
         self.device, self.precision, self.members, self.compile = device, precision, members, compile
-        self.has_steps = options.version != "unet"
+        self.network, self.has_steps = options, options.version != "unet"
         self.model = build_model(options, image_channels, MASK_CHANNELS, NUM_LABELS).to(device)
         for parameter in self.model.parameters():
             if not parameter.any():
@@ -116,7 +121,8 @@ class NetworkBench:
             self.sampling = compiled(self.sampling)
         self.model.eval()
         self.sampling.eval()
-        self.diffusion = build_diffusion(build(DiffusionOptions, {}))
+        self.diffusion_options = build(DiffusionOptions, {})
+        self.diffusion = build_diffusion(self.diffusion_options)
         self.shape = (image_channels, options.image_size, options.image_size)
         self.image = torch.randn(1, *self.shape, device=device)
         self.label = torch.zeros(1, dtype=torch.long, device=device) if options.class_cond else None
@@ -135,7 +141,8 @@ class NetworkBench:
         if fast:
             model.to(memory_format=training_memory_format(self.device))
         options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
-        loop = training_loop(model, self.diffusion, options, self.device, self.precision if fast else "fp32")
+        precision = self.precision if fast else "fp32"
+        loop = training_loop(model, self.network, self.diffusion_options, options, precision)
         if not fast:
             loop.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         size = self.shape[-2:]

@@ -6,12 +6,19 @@ import shlex
 
 import pytest
 
-from guided_diffusion.checkpoint import saved_options
 from guided_diffusion.config import command_line
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import REMOVED, DataOptions, DiffusionOptions, ModelOptions, ProcessOptions, build
-from guided_diffusion.config.recipe import check_variant
+from guided_diffusion.config.options import (
+    REMOVED,
+    DataOptions,
+    DiffusionOptions,
+    ModelOptions,
+    ProcessOptions,
+    build,
+    check_variant,
+)
 from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.config.settings import unless_contradicted
 from guided_diffusion.runtime.errors import UserError
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
@@ -186,8 +193,8 @@ def test_version_synonyms(word, version):
 def test_flags_that_would_do_nothing_are_refused(line, flag, where):
     (model, diffusion), given = parse("", [ModelOptions, DiffusionOptions], line.split())
     with pytest.raises(UserError, match=f"--{flag} belongs to {where}.*; leave it out"):
-        check_variant(model, diffusion, given)
-    check_variant(model, diffusion, given - {flag})
+        check_variant(model, diffusion, given=given)
+    check_variant(model, diffusion, given=given - {flag})
 
 
 @pytest.mark.parametrize("line", ["--objective eps", "--use_kl True", "--learn_sigma True"])
@@ -392,6 +399,6 @@ def test_the_path_of_a_loader_is_made_absolute(tmp_path, monkeypatch):
 def test_saved_options_win_unless_contradicted():
     saved = dataclasses.asdict(ModelOptions(num_channels=16)) | {"of_another_version": 1}
     asked = ModelOptions(num_channels=16, num_heads=4)
-    assert saved_options(ModelOptions, saved, asked, {"num_channels"}, "m.pt") == ModelOptions(num_channels=16)
+    assert unless_contradicted(asked, {"num_channels"}, saved, "m.pt") == ModelOptions(num_channels=16)
     with pytest.raises(UserError, match="--num_heads 4 contradicts the checkpoint m.pt, .* num_heads 1"):
-        saved_options(ModelOptions, saved, asked, {"num_heads"}, "m.pt")
+        unless_contradicted(asked, {"num_heads"}, saved, "m.pt")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_medsegdiff import inputs, run
 
-from guided_diffusion.checkpoint import saved_options
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import ModelOptions, build
+from guided_diffusion.config.settings import unless_contradicted
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError
 
@@ -161,7 +161,7 @@ def test_a_preset_sets_the_model_flags_and_explicit_flags_win():
 def test_a_preset_contradicts_a_checkpoint_by_what_it_stands_for():
     saved = {**dataclasses.asdict(build(ModelOptions, {"preset": "B"})), "preset": ""}
     (options,), given = parse("", [ModelOptions], ["--preset", "B"])
-    assert saved_options(ModelOptions, saved, options, given, "x.pt").num_channels == 128
+    assert unless_contradicted(options, given, saved, "x.pt").num_channels == 128
     (options,), given = parse("", [ModelOptions], ["--preset", "++"])
     with pytest.raises(UserError, match=r"\(of --preset \+\+\) contradicts the checkpoint x.pt"):
-        saved_options(ModelOptions, saved, options, given, "x.pt")
+        unless_contradicted(options, given, saved, "x.pt")

@@ -8,9 +8,8 @@ import torch
 from test_options import TRAIN, help_of
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.presets import RECIPES
-from guided_diffusion.config.recipe import check_variant
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant
+from guided_diffusion.config.recipe import read_recipe, recipe_file
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.diffusion.schedule import linear_betas
@@ -56,7 +55,7 @@ def test_the_plain_unet_was_not_published():
 
 
 def test_a_recipe_that_is_none_is_refused():
-    with pytest.raises(UserError, match="--recipe mine: must be one of auto, none, staged, published"):
+    with pytest.raises(UserError, match="--recipe mine: must be one of auto, none, published, staged"):
         options_of("--recipe mine")
 
 
@@ -88,7 +87,7 @@ def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
 )
 def test_what_a_flag_leaves_of_a_recipe_without_use_is_not_of_it(recipe, flags, heeded):
     (_, model, diffusion), given = parse("", GROUPS, f"{recipe} {flags}".split())
-    check_variant(model, diffusion, given)
+    check_variant(model, diffusion, given=given)
     assert given == {flag.removeprefix("--") for flag in f"{recipe} {flags}".split() if flag.startswith("--")}
     assert {name: getattr(diffusion, name) for name in heeded} == heeded and model.diffusion_level == 1
 
@@ -106,14 +105,14 @@ def test_what_a_flag_leaves_of_a_recipe_without_use_is_not_of_it(recipe, flags, 
 )
 def test_flags_win_over_what_contradicts_them_of_a_recipe(flags, found):
     (_, model, diffusion), given = parse("", GROUPS, ["--recipe", *flags.split()])
-    check_variant(model, diffusion, given)
+    check_variant(model, diffusion, given=given)
     assert {name: getattr(diffusion, name) for name in found} == found
 
 
 def test_a_given_flag_that_the_variant_leaves_unheeded_is_refused_with_a_recipe_too():
     (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice --border_weight 4".split())
     with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):
-        check_variant(model, diffusion, given)
+        check_variant(model, diffusion, given=given)
 
 
 def test_the_published_commands_of_both_variants_train_by_the_default_recipe_where_they_leave_it_open():
@@ -146,8 +145,9 @@ def test_it_trains_from_the_shell(train, pictures, capsys):
 
 def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
     checkpoint = train("FOLDER", pictures, "--recipe staged --version v2", steps=4)
-    config = torch.load(checkpoint, weights_only=True)["config"]
-    assert config["train"]["condition_steps"] == 3 and config["diffusion"]["logit_skip"] == "both"
+    content = torch.load(checkpoint, weights_only=True)
+    config = content["config"]
+    assert content["stage_end"] == 3 and config["diffusion"]["logit_skip"] == "both"
     assert config["model"]["diffusion_channels"] == config["model"]["num_channels"] // 2
     with pytest.raises(UserError, match="--recipe staged goes with --version v2, not v1"):
         options_of("--recipe staged --version v1")
@@ -156,7 +156,7 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
 
 def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
     text = " ".join(help_of("segmentation_train", script, capsys).split())
-    for name, value in RECIPES["staged"]["v2"].items():
+    for name, value in read_recipe(recipe_file("staged", "v2")).items():
         own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
         told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
         assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

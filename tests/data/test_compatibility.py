@@ -14,7 +14,7 @@ from guided_diffusion.data.compatibility import check_reading, trained_window, u
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training.run import settle
+from guided_diffusion.training.run import prepare_run
 
 HOUNSFIELD = np.linspace(-1100, 1500, 32 * 32 * 2).reshape(32, 32, 2).astype(np.int16)
 LABELS = (HOUNSFIELD > 0).astype(np.uint8)
@@ -78,7 +78,7 @@ def test_training_goes_on_with_the_window(lung, clinic, script):
 def test_validation_cases_are_cut_to_the_window_of_training(clinic, tmp_path):
     flags = ["--data_name", "MSD", "--data_dir", str(task(tmp_path / "lung", "Lung", "CT")), "--val_dir", str(clinic)]
     options, given = train_options(" ".join([TINY, "--sample_interval 1", *flags, "--out_dir", str(tmp_path / "run")]))
-    run = settle(options, given, Processes(0, 1, torch.device("cpu")))
+    run = prepare_run(options, given, Processes(0, 1, torch.device("cpu")))
     assert run.validation.dataset.window == run.dataset.window == (-1000, 400)
 
 

@@ -1,5 +1,7 @@
 """Classes that exclude one another in the diffusion: softmax, categorical cross-entropy and Bayes' rule of a pixel."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,8 +77,8 @@ def test_a_pixel_s_own_evidence_is_exact_for_classes_that_exclude_one_another(t,
 def test_classes_choose_the_activation():
     def settled(classes, **values):
         options = build(DiffusionOptions, values)
-        options.settle_activation(classes)
-        return options.class_activation, build_diffusion(options).exclusive
+        activation = options.activation_for(str(classes), len(classes), classes.is_exclusive)
+        return activation, build_diffusion(dataclasses.replace(options, class_activation=activation)).exclusive
 
     assert settled(BINARY) == settled(REGIONS) == settled(ONE_OF_MANY, objective="v") == ("sigmoid", False)
     assert settled(ONE_OF_MANY) == settled(BINARY, class_activation="softmax") == ("softmax", True)

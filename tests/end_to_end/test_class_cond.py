@@ -9,11 +9,12 @@ from test_medsegdiff import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.inference.ensemble import fuse_masks
 from guided_diffusion.inference.members import draw_members
-from guided_diffusion.inference.plan import SamplingPlan, settle_members
+from guided_diffusion.inference.plan import SamplingPlan, with_members
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
 LEVEL_1 = {"diffusion_level": 1, "concat_features": True}  # as the default recipe has it
@@ -25,8 +26,8 @@ def labelled(**values):
 
 def drawn(model, label):
     """Members of a run in stages, which are coupled: their mean is the coarse mask."""
-    options = SampleOptions()
-    plan = settle_members(SamplingPlan("ddim", (40, 20, 0)), options, {"condition_steps": 5}, exclusive=False)
+    options = members_as_trained(SampleOptions(), {"condition_steps": 5}, exclusive=False)
+    plan = with_members(SamplingPlan("ddim", (40, 20, 0)), options)
     image = inputs(n=2)[0]
     return draw_members(model, DIFFUSION, plan, image, ["a", "b"], members=3, label=torch.tensor([label] * 2)), options
 

@@ -11,13 +11,13 @@ from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps
-from guided_diffusion.inference.plan import plan_sampling, settle_members
+from guided_diffusion.inference.plan import plan_sampling
 from guided_diffusion.runtime.errors import UserError
 
 
-def plan_of(flags, num_timesteps=1000, objective="eps"):
+def plan_of(flags, num_timesteps=1000, objective="eps", **how):
     diffusion = GaussianDiffusion(noise_schedule("cosine", num_timesteps), objective=objective)
-    return plan_sampling(build(SampleOptions, flags), set(flags), diffusion)
+    return plan_sampling(build(SampleOptions, flags), set(flags), diffusion, **how)
 
 
 PLANS = [
@@ -121,8 +121,7 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(flags, words):
     ids=str,
 )
 def test_the_published_solver_alone_thresholds_dynamically(recipe, flags, threshold):
-    train = {"recipe": recipe} if recipe else {}
-    plan = settle_members(plan_of(flags), build(SampleOptions, flags), train, exclusive=False)
+    plan = plan_of(flags, is_published=recipe == "published")
     assert plan.dynamic_threshold == threshold
 
 

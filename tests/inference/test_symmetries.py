@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import class_logits, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.inference.members import coupled, draw_members
-from guided_diffusion.inference.plan import SamplingPlan, plan_sampling, settle_members
+from guided_diffusion.inference.plan import SamplingPlan, plan_sampling
 from guided_diffusion.inference.tta import SYMMETRIES, each_turned, turned, turned_back
 from guided_diffusion.models.outputs import ModelOutput, _RowSelection
 from guided_diffusion.runtime.errors import UserError
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce")
-PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, "ode", "uniform", symmetric=True)
+PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, symmetric=True)
 
 
 class _Seen(NamedTuple):
@@ -114,7 +115,7 @@ def test_an_image_that_is_not_square_is_seen_as_it_is():
 def test_a_neighbourhood_is_refused_where_nothing_is_coupled():
     options = SampleOptions(coupling="own", coupling_sigma=0.1)
     with pytest.raises(UserError, match="--coupling_sigma 0.1: belongs to --coupling coarse"):
-        settle_members(plan_sampling(options, set(), DIFFUSION), options, {"condition_steps": 85}, False)
+        members_as_trained(options, {"condition_steps": 85}, exclusive=False)
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -141,6 +142,6 @@ def test_logits_are_the_inverse_of_probabilities(exclusive):
     ],
 )  # fmt: skip
 def test_what_is_left_open_follows_from_the_training(flags, train, exclusive, expected):
-    options = SampleOptions(**flags)
-    plan = settle_members(plan_sampling(options, set(flags), DIFFUSION), options, train, exclusive)
+    options = members_as_trained(SampleOptions(**flags), train, exclusive=exclusive)
+    plan = plan_sampling(options, set(flags), DIFFUSION)
     assert (plan.symmetric, plan.coupling_sigma, options.fuse) == expected

@@ -10,10 +10,12 @@ from scipy.ndimage import map_coordinates
 from test_symmetries import DIFFUSION, Fake, Seen
 
 from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.inference.members import draw_members
-from guided_diffusion.inference.plan import ONE_STEP, SCALES, SamplingPlan, plan_sampling, settle_members
+from guided_diffusion.inference.plan import ONE_STEP, SamplingPlan, plan_sampling, with_members
 from guided_diffusion.inference.tta import SYMMETRIES, encoded, scaled, scaled_back, turned, turned_back
 
+SCALES = (0.9, 1.1)
 TRAINED = {"augment": "light", "orientation": "any", "condition_steps": 85}
 
 
@@ -90,7 +92,7 @@ def test_every_condition_has_the_mean_of_what_each_look_told(image):
 
 
 def test_how_many_images_go_through_the_network_at_once_changes_nothing(image):
-    plan = SamplingPlan("dpm_solver", (49, 10), 2, "ode", "uniform", symmetric=True, scales=(0.9, 1.1))
+    plan = SamplingPlan("dpm_solver", (49, 10), 2, symmetric=True, scales=(0.9, 1.1))
     drawn = [draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=3, rows=rows) for rows in (None, 1, 5)]
     for other in drawn[1:]:
         torch.testing.assert_close(other.coarse, drawn[0].coarse)
@@ -107,13 +109,15 @@ def test_how_many_images_go_through_the_network_at_once_changes_nothing(image):
     ],
 )
 def test_the_scales_follow_from_the_training_where_they_are_left_open(flags, train, expected):
-    options = SampleOptions(**flags)
-    assert settle_members(plan_sampling(options, set(flags), DIFFUSION), options, train, False).scales == expected
+    options = members_as_trained(SampleOptions(**flags), train, exclusive=False)
+    assert plan_sampling(options, set(flags), DIFFUSION).scales == expected
 
 
 def test_a_plain_unet_looks_once_unless_it_is_asked_to_look_again():
-    assert settle_members(ONE_STEP, SampleOptions(), TRAINED, False) == ONE_STEP
-    asked = settle_members(ONE_STEP, SampleOptions(symmetries="all", scales="0.9,1.1"), TRAINED, False)
+    how = {"exclusive": False, "has_diffusion": False}
+    assert with_members(ONE_STEP, members_as_trained(SampleOptions(), TRAINED, **how)) == ONE_STEP
+    asked = SampleOptions(symmetries="all", scales="0.9,1.1")
+    asked = with_members(ONE_STEP, members_as_trained(asked, TRAINED, **how))
     assert asked.symmetric and asked.scales == (0.9, 1.1) and asked.coupling_sigma is None
 
 

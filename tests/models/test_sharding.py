@@ -1,12 +1,11 @@
 """Weights in shards over real processes: the steps, checkpoints and random start of runs that keep them whole."""
 
-import dataclasses
 import math
 
 import processes
 import pytest
 import torch
-from conftest import FAST, TINY, words
+from conftest import FAST, TINY, run_of, words
 from test_kills import checkpoints, temporaries, wait_for_more
 from test_parallel import Remembered, furthest
 from test_training_runs import equal
@@ -59,18 +58,8 @@ def make_loop(folder, joined, model=(), diffusion=(), train=(), precision="fp32"
             built = build_model(options[0], 2, 1)
     else:
         built = build_model(options[0], 2, 1)
-    names = ("model", "diffusion", "train")
-    return TrainLoop(
-        built.to(dtype),
-        build_diffusion(options[1]),
-        dataset,
-        options[2],
-        config={name: dataclasses.asdict(value) for name, value in zip(names, options, strict=True)},
-        device=torch.device("cpu"),
-        precision=precision,
-        processes=joined,
-        start=start,
-    )
+    run = run_of(*options, dataset, precision, start)
+    return TrainLoop(run, built.to(dtype), build_diffusion(options[1]), joined)
 
 
 def train_plus(folder, *flags):

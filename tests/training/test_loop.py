@@ -1,6 +1,5 @@
 """The training loop: batches, averaged weights, time steps, resuming, and how a run ends."""
 
-import dataclasses
 import json
 import math
 import time
@@ -8,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import run_of
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
@@ -61,17 +61,11 @@ def loop(tmp_path):
         model_options = build(ModelOptions, shape)
         diffusion_options = build(DiffusionOptions, {"diffusion_steps": 20, **dict(diffusion)})
         options = build(TrainOptions, {"out_dir": str(tmp_path / "run"), "batch_size": 3, "lr": 1e-2, **train})
-        config = {"model": model_options, "diffusion": diffusion_options, "train": options}
-        return TrainLoop(
-            build_model(model_options, 2, 1).to(memory_format=layout or torch.contiguous_format),
-            build_diffusion(diffusion_options),
-            dataset(tmp_path, 16, need_masks=True),
-            options,
-            config={name: dataclasses.asdict(value) for name, value in config.items()},
-            device=CPU,
-            precision=precision,
-            start=start,
+        run = run_of(
+            model_options, diffusion_options, options, dataset(tmp_path, 16, need_masks=True), precision, start
         )
+        model = build_model(model_options, 2, 1).to(memory_format=layout or torch.contiguous_format)
+        return TrainLoop(run, model, build_diffusion(diffusion_options))
 
     return make
 
@@ -421,8 +415,10 @@ def test_several_draws_share_an_image_and_average(loop):
 def test_the_first_stage_ends_by_its_share_of_the_steps_and_that_is_kept(loop, tmp_path):
     trainer = loop(model={"version": "v2"}, condition_steps=-1, max_steps=4, save_interval=2, log_interval=1)
     trainer.run()
-    at = {step: load_checkpoint(tmp_path / "run" / f"model00000{step}.pt").config["train"] for step in (2, 4)}
-    assert (at[2]["condition_steps"], at[4]["condition_steps"]) == (-1, 3)
+    at = {step: load_checkpoint(tmp_path / "run" / f"model00000{step}.pt") for step in (2, 4)}
+    assert (at[2].first_stage, at[4].first_stage) == (None, 3)
+    assert (at[2].has_learned_diffusion, at[4].has_learned_diffusion) == (False, True)
+    assert at[4].config["train"]["condition_steps"] == -1  # no option changes while a run trains
     assert ["mask" in row for row in log_rows(tmp_path / "run")] == [False, False, False, True]
 
 
@@ -442,7 +438,7 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     assert trainer.stages.is_first(trainer.step)
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
-    assert trainer.stages.is_second(trainer.step) and trainer.options.condition_steps == 5
+    assert trainer.stages.is_second(trainer.step) and trainer.stages.ended == 5
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -1,6 +1,5 @@
 """Training over several real processes: the global batch decides, not how many share it."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, messages, words
+from conftest import SCRIPTS, TINY, messages, run_of, words
 from test_loop import Blobs
 from test_training_runs import equal, logged
 
@@ -70,17 +69,8 @@ def train_blobs(folder, steps, dtype, model, diffusion, train):
         ]
         dataset = Remembered(folder, 16, need_masks=True)
         dataset.dtype = dtype
-        names = ("model", "diffusion", "train")
-        loop = TrainLoop(
-            build_model(options[0], 2, 1, 2).to(dtype),
-            build_diffusion(options[1]),
-            dataset,
-            options[2],
-            config={name: dataclasses.asdict(value) for name, value in zip(names, options, strict=True)},
-            device=torch.device("cpu"),
-            precision="fp32",
-            processes=joined,
-        )
+        model = build_model(options[0], 2, 1, 2).to(dtype)
+        loop = TrainLoop(run_of(*options, dataset), model, build_diffusion(options[1]), joined)
         exchanges = [0]
         if joined.count > 1:
             loop.step_losses.register_comm_hook(exchanges, counting_hook)

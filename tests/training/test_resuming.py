@@ -1,6 +1,8 @@
 """Going on from a checkpoint: which options are its own, which are those given now, and where it writes."""
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.runtime import distributed as dist_util
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training.run import kept_precision, settle
+from guided_diffusion.training.run import choose_precision, prepare_run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -65,7 +68,9 @@ def test_a_resumed_run_keeps_its_precision_unless_one_is_given(begun, script, tm
 def test_another_device_goes_on_in_auto_where_it_lacks_the_precision(monkeypatch, before, device, has_bf16, after):
     monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
-    precision, warning = kept_precision({"device": {"precision": before}}, device)
+    precision, warning = choose_precision(
+        ProcessOptions(), set(), SimpleNamespace(config={"device": {"precision": before}}), device
+    )
     assert precision == after and (warning is None) == (before == after)
     assert warning is None or f"was in {before}, which {device} lacks: it goes on in {after}" in warning
 
@@ -83,7 +88,7 @@ def test_that_is_told_and_a_dry_run_stays_a_config(begun, script, tmp_path, monk
 
 def test_a_checkpoint_that_does_not_know_its_precision_goes_on_in_auto(monkeypatch):
     monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: True)
-    assert kept_precision({}, CPU) == ("bf16", None)
+    assert choose_precision(ProcessOptions(), set(), SimpleNamespace(config={}), CPU) == ("bf16", None)
 
 
 # ---- a run that is complete --------------------------------------------------------------------------------------
@@ -140,13 +145,13 @@ def test_it_goes_on_as_it_says(begun, script, tmp_path, capsys):
 
 def settled(line):
     """The `Run` of a command line, which is not run."""
-    return settle(*parse("", TRAIN, " ".join(map(str, line)).split()), dist_util.Processes(0, 1, CPU))
+    return prepare_run(*parse("", TRAIN, " ".join(map(str, line)).split()), dist_util.Processes(0, 1, CPU))
 
 
 def test_a_flag_that_needs_another_finds_it_in_the_checkpoint(begun):
     again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
-    assert settled([*again, "--lr_decay cosine"]).train.lr_decay == "cosine"
-    assert settled([*again, "--split_seed 0"]).data.val_fraction == 0.4
+    assert settled([*again, "--lr_decay cosine"]).settings.train.lr_decay == "cosine"
+    assert settled([*again, "--split_seed 0"]).settings.data.val_fraction == 0.4
     with pytest.raises(UserError, match="--warmup_steps 9: must be below --lr_anneal_steps 4"):
         settled([*again, "--warmup_steps 9"])
 
@@ -182,9 +187,9 @@ def test_cases_that_were_learned_from_are_not_held_out_later(begun, before, flag
 
 def test_all_cases_may_be_trained_on_later_and_other_data_be_divided_otherwise(begun, tmp_path, pictures):
     again = begun("--val_fraction 0.4")
-    assert settled([*again, "--val_fraction 0"]).data.val_fraction == 0
+    assert settled([*again, "--val_fraction 0"]).settings.data.val_fraction == 0
     shutil.copytree(pictures, tmp_path / "others")
-    assert settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"]).data.split_seed == 3
+    assert settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"]).settings.data.split_seed == 3
 
 
 def test_what_flags_change_is_told(begun):
@@ -198,19 +203,19 @@ def test_what_flags_change_is_told(begun):
 def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
     again = begun("--version v2 --recipe staged --val_fraction 0")
     for flags in ("", "--recipe staged", "--recipe staged --diffusion_channels -1", "--diffusion_channels 4"):
-        assert settled([*again, flags]).model.diffusion_channels == 4
+        assert settled([*again, flags]).settings.model.diffusion_channels == 4
     with pytest.raises(UserError, match="--diffusion_channels 64 contradicts the checkpoint .* 4"):
         settled([*again, "--diffusion_channels 64"])
     with pytest.raises(UserError, match="--num_channels 16 contradicts the checkpoint"):
         settled([*again, "--num_channels 16 --diffusion_channels -1"])
     new = ["--num_channels 6 --data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --image_size 32"]
-    assert settled([*new, "--out_dir", tmp_path / "new"]).model.diffusion_channels == 3
+    assert settled([*new, "--out_dir", tmp_path / "new"]).settings.model.diffusion_channels == 3
 
 
 def test_a_recipe_that_is_the_checkpoint_s_own_keeps_what_other_flags_changed(begun):
     again = begun("--version v2 --recipe staged --coarse_loss mse --noise_draws 3")
     run = settled([*again, "--recipe staged"])
-    assert (run.diffusion.coarse_loss, run.train.noise_draws) == ("mse", 3)
+    assert (run.settings.diffusion.coarse_loss, run.settings.train.noise_draws) == ("mse", 3)
     with pytest.raises(UserError, match="contradicts the checkpoint"):
         settled([*again, "--recipe published"])
 
@@ -237,7 +242,8 @@ def test_from_another_folder_it_goes_on_where_it_wrote(script, pictures, tmp_pat
 
 def test_a_remote_folder_stays_as_it_is(begun):
     run = settled(begun())
-    run.train.out_dir = "gs://bucket/run"
+    settings = replace(run.settings, train=replace(run.settings.train, out_dir="gs://bucket/run"))
+    run = replace(run, settings=settings)
     assert run.config["train"]["out_dir"] == run.values["out_dir"] == "gs://bucket/run"
 
 

@@ -11,7 +11,7 @@ from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.runtime.distributed import Processes
-from guided_diffusion.training.run import settle
+from guided_diffusion.training.run import prepare_run
 from guided_diffusion.training.stages import Stages
 
 
@@ -47,7 +47,7 @@ def test_the_average_takes_over_at_the_second_stage_unless_the_weights_have_come
 
 def settled(pictures, tmp_path, flags):
     line = f"{TINY} --version v2 --data_name FOLDER --data_dir {pictures} --out_dir {tmp_path / 'run'} {flags}"
-    return settle(*parse("", TRAIN, line.split()), Processes(0, 1, torch.device("cpu")))
+    return prepare_run(*parse("", TRAIN, line.split()), Processes(0, 1, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_run_that_is_past_its_first_stage_is_not(script, pictures, tmp_path, c
 @pytest.mark.parametrize("flags", ["--condition_steps 5000", "--condition_steps -1", "--recipe staged"])
 def test_a_check_by_overfit_has_no_stages(pictures, tmp_path, flags):
     run = settled(pictures, tmp_path, f"{flags} --overfit 2 --sample_interval 10")
-    assert run.train.condition_steps == 0 and not run.warnings
+    assert run.settings.train.condition_steps == 0 and not run.warnings
 
 
 def test_the_log_has_the_rate_of_its_step_not_a_mean_over_those_before(script, pictures, tmp_path):

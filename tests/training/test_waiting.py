@@ -3,7 +3,7 @@
 import pytest
 
 from guided_diffusion.training import loop as waiting
-from guided_diffusion.training.loop import WaitingShare
+from guided_diffusion.training.hooks import WaitingShare
 
 
 @pytest.fixture

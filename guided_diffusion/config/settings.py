@@ -1,0 +1,231 @@
+"""Every option of a command settled once: flags, recipe, checkpoint and data become one frozen `Settings`."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from ..io.storage import is_same_folder
+from ..runtime.errors import UserError
+from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant
+from .presets import PRESETS
+from .recipe import recipe_values
+from .script_options import SampleOptions, TrainOptions
+
+HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
+SCALES = "0.9,1.1"  # further scales of test-time augmentation: as far as --augment light goes
+# Changes of these are not listed where a run goes on: paths become absolute, and a recipe names other values.
+UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one command, settled; nothing changes them afterwards.
+
+    image_size: the side of the network's input in pixels, in sampling maybe another than in training.
+    given: the names that were set on the command line or in a file of options.
+    """
+
+    model: ModelOptions
+    diffusion: DiffusionOptions
+    device: DeviceOptions
+    image_size: int
+    given: frozenset
+    data: DataOptions | None = None
+    train: TrainOptions | None = None
+    sample: SampleOptions | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint brings. config: its option values, a dict for each group. where: how messages name it."""
+
+    config: dict
+    where: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the training data say of options that are left open.
+
+    data_name: the loader that recognised the folder. orientation: "any" or "upright". ct_window: "LOW,HIGH" in HU, ""
+    without CT. classes: as --classes is written. count, is_exclusive: how many classes, and whether a pixel has one of
+    them at most.
+    """
+
+    data_name: str
+    orientation: str
+    ct_window: str
+    classes: str
+    count: int
+    is_exclusive: bool
+
+
+def settle(options, given, saved=None, facts=None):
+    """The `Settings` of a training or a sampling command.
+
+    Pure: it is called again as more is known, first with the flags alone, then with the checkpoint, then with the data.
+
+    options: instances of option classes as `command_line.parse` gives them, flags over recipe. given: the names that
+    were set. saved: the `Saved` that is gone on from, or sampled. facts: the `DataFacts` of the training data.
+    Raises `UserError` for flags that contradict each other, the checkpoint or the data.
+    """
+    parts = {type(part): part for part in options}
+    return (_training if TrainOptions in parts else _sampling)(parts, frozenset(given), saved, facts)
+
+
+def changes(settings, saved):
+    """A line that lists what the flags change of the run that is gone on with; None where they change nothing."""
+    before = saved.config["data"] | saved.config["train"]
+    now = asdict(settings.data) | asdict(settings.train)
+    names = sorted(settings.given & before.keys() - UNLISTED_CHANGES)
+    return ", ".join(f"--{n} {now[n]} (was {before[n]})" for n in names if now[n] != before[n]) or None
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def _training(parts, given, saved, facts):
+    data, train, model, diffusion = (parts[g] for g in (DataOptions, TrainOptions, ModelOptions, DiffusionOptions))
+    if saved is not None:
+        counted = _counted(parts, given, saved)
+        model = unless_contradicted(model, counted, saved.config["model"], saved.where)
+        diffusion = unless_contradicted(diffusion, counted, saved.config["diffusion"], saved.where)
+        data = _over(data, counted, saved.config["data"])
+        train = _over(train, counted, saved.config["train"])
+    data, train, model = (part.complete(given) for part in (data, train, model))
+    if data.group_key and not data.val_fraction:
+        raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
+    check_variant(model, diffusion, train, given=given)
+    if not data.data_dir:
+        raise UserError("--data_dir: is needed; it names the folder that holds the training data")
+    if train.overfit:
+        model = replace(model, dropout=0.0)
+    if facts is not None:
+        classes = facts.classes if data.classes == "auto" else data.classes
+        data = replace(data, data_name=facts.data_name, ct_window=facts.ct_window, classes=classes)
+        train = replace(train, orientation=facts.orientation if train.orientation == "auto" else train.orientation)
+        if saved is None:
+            activation = diffusion.activation_for(facts.classes, facts.count, facts.is_exclusive)
+            diffusion = replace(diffusion, class_activation=activation)
+    device = next(part for part in parts.values() if isinstance(part, DeviceOptions))
+    return Settings(model, diffusion, device, model.image_size, given, data=data, train=train)
+
+
+def _counted(parts, given, saved):
+    """The names that count against a checkpoint: those given, and those of a recipe that was asked for by name."""
+    recipe = parts[TrainOptions].recipe
+    if "recipe" not in given or recipe == (saved.config["train"].get("recipe") or "none"):
+        return given
+    values = {name: value for part in parts.values() for name, value in asdict(part).items()}
+    return given | recipe_values(recipe, {name: values[name] for name in given}).keys()
+
+
+def _over(options, given, values):
+    """Options of a run that goes on: as before, under the flags that are given now."""
+    names = {item.name for item in fields(options)}
+    kept = {name: value for name, value in values.items() if name in names}
+    return build(type(options), kept | {name: getattr(options, name) for name in names & given}, whole=False)
+
+
+def unless_contradicted(options, given, values, where):
+    """The options of a checkpoint's network or diffusion. Raises `UserError` for a given flag with another value.
+
+    options: what was parsed. given: the names set. values: the checkpoint's, by name. where: how messages name it.
+    """
+    group = type(options)
+    names = {item.name for item in fields(group)}
+    kept = group(**{name: value for name, value in values.items() if name in names})
+    if getattr(options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
+        width = replace(kept, diffusion_channels=-1).complete(given).diffusion_channels
+        options = replace(options, diffusion_channels=width)
+    implied = set()
+    if "preset" in given & names:  # what it stands for counts, not its name
+        implied = PRESETS.get(options.preset, {}).keys() - given
+        given = given - {"preset"} | implied
+    for name in sorted(given & names):
+        asked, has = getattr(options, name), getattr(kept, name)
+        if asked != has:
+            preset = f" (of --preset {options.preset})" if name in implied else ""
+            raise UserError(
+                f"--{name} {asked}{preset} contradicts the checkpoint {where}, which was trained with {name} {has}"
+            )
+    return kept
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def _sampling(parts, given, saved, _):
+    sample, config = parts[SampleOptions], saved.config
+    model = parts.get(ModelOptions, ModelOptions())
+    diffusion = parts.get(DiffusionOptions, DiffusionOptions())
+    # The network may run at another size: its frequency maps are resampled.
+    image_size = model.image_size if "image_size" in given else config["model"]["image_size"]
+    model = unless_contradicted(model, given - {"image_size"}, config["model"], saved.where)
+    # Here --diffusion_steps is the number of steps to take, not the T of training.
+    diffusion = unless_contradicted(diffusion, given - {"diffusion_steps"}, config["diffusion"], saved.where)
+    has_diffusion = model.version != "unet"
+    sample = replace(
+        sample,
+        num_ensemble=sample.num_ensemble if has_diffusion else 1,
+        temperature=sample.temperature or config.get("calibration", {}).get("temperature", 1.0),
+        tile=sample.tile if "tile" in given else config["train"]["crop"],
+    )
+    if "tile_overlap" in given and not sample.tile:
+        raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
+    exclusive = diffusion.class_activation == "softmax"
+    sample = members_as_trained(sample, config["train"], exclusive=exclusive, has_diffusion=has_diffusion)
+    data = parts.get(DataOptions)
+    device = next(part for part in parts.values() if isinstance(part, DeviceOptions))
+    return Settings(
+        model,
+        diffusion,
+        device,
+        image_size,
+        given,
+        data=None if data is None else _data_as_trained(data, given, config),
+        sample=sample,
+    )
+
+
+def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
+    """The `SampleOptions` with --symmetries, --scales, --coupling and --fuse resolved.
+
+    train: the option values of the checkpoint's training. exclusive: whether its classes exclude one another.
+    Raises `UserError` for --coupling coarse with such classes, and for --coupling_sigma without coupling.
+    """
+    augmented = train.get("augment", "none") != "none" and has_diffusion
+    symmetries, scales, coupling, fuse = sample.symmetries, sample.scales, sample.coupling, sample.fuse
+    if symmetries == "auto":
+        symmetries = "all" if augmented and train.get("orientation") == "any" else "none"
+    if scales == "auto":
+        scales = SCALES if augmented else "none"
+    if coupling == "coarse" and exclusive:
+        raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
+    if coupling == "auto":
+        coupling = "coarse" if train.get("condition_steps") and not exclusive else "own"
+    coupling = coupling if has_diffusion else "own"
+    if coupling == "own" and sample.coupling_sigma != SampleOptions.coupling_sigma:
+        raise UserError(
+            f"--coupling_sigma {sample.coupling_sigma:g}: belongs to --coupling coarse, and these members are not "
+            "coupled; leave it out"
+        )
+    if fuse == "auto":
+        fuse = "mean" if coupling == "coarse" else "staple"
+    return replace(sample, symmetries=symmetries, scales=scales, coupling=coupling, fuse=fuse)
+
+
+def _data_as_trained(data, given, config):
+    """The data options: what is left open is as in training, and a folder is divided as training divided it."""
+    trained = config["data"]
+    left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
+    values = {name: value for name, value in left_open.items() if name not in given}
+    is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
+    if "val_fraction" not in given and is_divided:
+        held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
+        if "group_key" in given and data.group_key != held.get("group_key", ""):
+            by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
+            raise UserError(
+                f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
+                "otherwise give it to segmentation_eval.py), or say how to divide by --val_fraction"
+            )
+        values |= held
+    return replace(data, **values)
