@@ -16,6 +16,7 @@ from ..runtime.errors import UserError, describe_os_error
 from .help import help_text
 from .options import (
     LAST_VERSION,
+    ONLY_LEARNED_BY,
     REMOVED,
     DataOptions,
     DiffusionOptions,
@@ -79,7 +80,10 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     """
     fields = fields_of(groups)
     words = _with_negatives(sys.argv[1:] if argv is None else argv)
-    namespace, unknown = _parser(fields).parse_known_args(words)
+    try:
+        namespace, unknown = _parser(fields).parse_known_args(words)
+    except argparse.ArgumentError as error:  # such as --help=1
+        raise UserError(str(error)) from None
     written = vars(namespace)
     if "help" in written or "help_all" in written:
         common = () if "help_all" in written else common
@@ -117,7 +121,9 @@ def fields_of(groups):
 
 def _parser(fields):
     """A parser that reads values as text. It leaves types and ranges to `_read_value`, as for YAML files."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--help_all", "--help-all", action="store_true")
     for name in ("config", *fields):
@@ -244,9 +250,10 @@ def _unknown_flag(name, fields):
     for script, groups in COMMANDS.items():
         if name in fields_of(groups):
             return f"--{name}: is a flag of {script}, not of this script"
-    meant = [flag for flag, others in SYNONYMS.items() if name.lower() in others.split() and flag in fields]
-    close = meant or difflib.get_close_matches(name, fields, n=1)
-    return f"--{name}: no such flag, " + (f"did you mean --{close[0]}?" if close else "see --help_all")
+    words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
+    words |= {flag: flag for flag in fields}
+    close = difflib.get_close_matches(name.lower(), words, n=1)
+    return f"--{name}: no such flag, " + (f"did you mean --{words[close[0]]}?" if close else "see --help_all")
 
 
 # ---- YAML files ------------------------------------------------------------------------------------------------------
@@ -255,60 +262,60 @@ def _unknown_flag(name, fields):
 def _from_file(path, groups, fields, written):
     """The values of a `--config` file. written: the values on the command line.
 
-    Prints what a training run's record leaves to training, once in a run of several processes.
+    Prints the names in a training run's record that have no use here, once in a run of several processes.
     """
-    values, ignored = read_config(path, groups, fields, with_data="data_dir" not in written)
+    reader = _ConfigReader(fields, is_training=TrainOptions in groups, with_data="data_dir" not in written)
+    values = reader.read(Path(path))
     launches_others = (values | written).get("multi_gpu")  # the first of those prints
-    if ignored and os.environ.get("RANK", "0") == "0" and not launches_others:
-        console().info(f"--config {path}: holds a training run's settings; not used here: {', '.join(ignored)}")
+    if reader.ignored and os.environ.get("RANK", "0") == "0" and not launches_others:
+        names = ", ".join(reader.ignored)
+        console().info(f"--config {path}: holds a training run's settings; not used here: {names}")
     return values
 
 
-def read_config(path, groups, fields, *, with_data=True):
-    """The values of a YAML file of options, and the names in it that only training uses.
+class _ConfigReader:
+    """Reads YAML files of options with the files that they include.
 
-    `include` in the file names another file, relative to its folder, or a list of them. Later ones win, and the file's
-    own values win over all. From a run's config.yaml other commands take what differs from their own defaults: the
-    data (unless `with_data` is False), the network and the diffusion. Raises `UserError`, which names the file and all
-    mistakes in it.
+    `include` names a file, relative to the folder of the including one, or a list of files. Later ones win, and a
+    file's own values win over all. Commands other than training use a part of a run's record (see `_split_record`);
+    `ignored` has the names of the rest.
     """
-    ignored = {}
 
-    def own_values(path, values):
-        if TrainOptions in groups or not _is_record(path):
-            return values
-        usable, others = _split_record(values, fields, with_data)
-        ignored.update(others)
-        return usable
+    def __init__(self, fields, *, is_training, with_data):
+        self.fields, self.is_training, self.with_data = fields, is_training, with_data
+        self.ignored = []
 
-    return _read(Path(path), fields, own_values, ()), list(ignored)
+    def read(self, path, above=()):
+        """The values by name. above: the files that include this one, the outermost first.
 
-
-def _read(path, fields, own_values, above):
-    """The values of a file and of those that it includes. above: the files that led here, the first first."""
-    where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
-    if any(path.resolve() == other.resolve() for other in above):
-        raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
-    try:
-        values = read_yaml(path)
-    except OSError as error:
-        reason = describe_os_error(error).removeprefix(f"{path}: ")
-        raise UserError(f"{where}: {reason}; name a YAML file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must hold lines of the form 'flag: value'")
-    result = {}
-    for included in _included(values.pop("include", []), where):
-        result |= _read(path.parent / included, fields, own_values, (*above, path))
-    problems = []
-    try:
-        values = without_removed(values, "asks for")
-    except UserError as error:
-        problems.append(str(error))
-        values = {name: value for name, value in values.items() if name not in REMOVED}
-    own, wrong = _read_values(fields, own_values(path, values))
-    if problems + wrong:
-        raise UserError(f"{where}: {'; '.join(problems + wrong)}")
-    return result | own
+        Raises `UserError`, which names the file and all mistakes in it.
+        """
+        where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
+        if any(path.resolve() == other.resolve() for other in above):
+            raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
+        try:
+            values = read_yaml(path)
+        except OSError as error:
+            reason = describe_os_error(error).removeprefix(f"{path}: ")
+            raise UserError(f"{where}: {reason}; name a YAML file") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: must hold lines of the form 'flag: value'")
+        result = {}
+        for included in _included(values.pop("include", []), where):
+            result |= self.read(path.parent / included, (*above, path))
+        if not self.is_training and _is_record(path):
+            values, ignored = _split_record(values, self.fields, self.with_data)
+            self.ignored.extend(ignored)
+        problems = []
+        try:
+            values = without_removed(values, "asks for")
+        except UserError as error:
+            problems.append(str(error))
+            values = {name: value for name, value in values.items() if name not in REMOVED}
+        own, wrong = _read_values(self.fields, values)
+        if problems + wrong:
+            raise UserError(f"{where}: {'; '.join(problems + wrong)}")
+        return result | own
 
 
 def _included(names, where):
@@ -358,15 +365,17 @@ def write_config(values, out_dir):
 
 def _is_record(path):
     """Whether a training run wrote this YAML file."""
+    if not path.is_file():  # a pipe, which is read once
+        return False
     with open(path, encoding="utf-8-sig") as file:
         return file.readline().startswith(RECORD)
 
 
 def _split_record(values, fields, with_data):
-    """What a command other than training uses of a run's record, and the rest without training's defaults.
+    """The values of a run's record for a command other than training, and the names that it ignores.
 
-    Usable are values of data, network and diffusion that differ from the command's own defaults. Names outside training
-    stay, to be refused as typos.
+    The values are those of data (unless `with_data` is False), network and diffusion that differ from the command's own
+    defaults. Unknown names stay with them, so that typos are refused. Names with training's default are not listed.
     """
     training = fields_of(TRAINING)
     usable = {
@@ -377,14 +386,7 @@ def _split_record(values, fields, with_data):
     }
     if "data_dir" in usable:
         usable.add("data_name")  # check_data has its own, with another default
-    taken = {
-        name: value
-        for name, value in values.items()
-        if name not in training or (name in usable and value != fields[name].default)
-    }
-    ignored = {
-        name: value
-        for name, value in values.items()
-        if name in training and name not in usable and value != training[name].default
-    }
+    default = {name: item.default for name, item in training.items()} | {n: REMOVED[n][0] for n in ONLY_LEARNED_BY}
+    ignored = [n for n, v in values.items() if n in default and n not in usable and v != default[n]]
+    taken = {n: v for n, v in values.items() if n not in default or (n in usable and v != fields[n].default)}
     return taken, ignored

@@ -72,10 +72,10 @@ def help_text(description, groups, fields, *, example="", saved=(), common=()):
     fields: the options by name, each under the first of `groups` that has it. common: the names to show, in order;
     empty: all, by group. saved: the groups that come from a checkpoint; their flags are one block of names.
     """
-    paragraphs = description.strip().split("\n\n")
+    paragraphs = [_wrapped(text) for text in description.strip().split("\n\n")]
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
-        description="\n\n".join([*map(_filled, paragraphs), *([f"example:\n  {example}"] if example else [])]),
+        description="\n\n".join(paragraphs + ([f"example:\n  {example}"] if example else [])),
         epilog="--help_all lists every flag" if common else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -92,7 +92,9 @@ def help_text(description, groups, fields, *, example="", saved=(), common=()):
                     _add_flag(section, fields, item, saved)
         if saved:
             names = ", ".join(f"--{item.name}" for group in saved for item in _own_fields(group, fields))
-            parser.add_argument_group("The network and its diffusion", f"{_filled(FROM_CHECKPOINT)}\n{_filled(names)}")
+            parser.add_argument_group(
+                "The network and its diffusion", f"{_wrapped(FROM_CHECKPOINT)}\n{_wrapped(names)}"
+            )
         section = parser.add_argument_group("Other")
     section.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     return parser.format_help()
@@ -103,8 +105,8 @@ def _own_fields(group, fields):
     return [item for item in dataclasses.fields(group) if fields[item.name] is item]
 
 
-def _filled(text):
-    width = shutil.get_terminal_size().columns - 4
+def _wrapped(text):
+    width = max(20, shutil.get_terminal_size().columns - 4)
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 

@@ -39,6 +39,7 @@ def test_flags_that_need_a_value():
     assert refused("--lr --learn_sigma") == "--lr: needs a value"
     assert refused("--batch-size= --seed") == "--batch_size: needs a value; --seed: needs a value"
     assert refused("--config") == "--config: needs a value"
+    assert "ignored explicit argument '1'" in refused("--help=1")
 
 
 def test_dashes_and_underscores_and_equal_signs():
@@ -88,6 +89,7 @@ def test_abbreviations_are_not_guessed():
     ("word", "flag", "groups"),
     [
         ("learning_rate", "lr", TRAIN),
+        ("learning-rte", "lr", TRAIN),
         ("epochs", "max_steps", TRAIN),
         ("num_epochs", "max_steps", TRAIN),
         ("steps", "max_steps", TRAIN),
@@ -508,6 +510,15 @@ def test_a_typo_in_a_record_is_refused_and_other_files_are_no_records(record, wr
     path.write_text(path.read_text() + "num_chanels: 8\n")
     assert refused(line, SAMPLE) == f"{line}: --num_chanels: no such flag, did you mean --num_channels?"
     assert "--lr: is a flag of segmentation_train.py" in refused(write("own.yaml", "lr: 1e-3\n"), SAMPLE)
+
+
+def test_what_only_shaped_the_training_of_an_old_run_does_not_stop_sampling(record, tmp_path, capsys):
+    line, path = record(RUN), tmp_path / "config.yaml"
+    path.write_text(path.read_text() + "own_predictions: 0.5\nloss_weighting: none\n")
+    assert "own_predictions" not in parse("", SAMPLE, line.split())[1]
+    assert capsys.readouterr().out.endswith("gpu_dev, own_predictions\n")
+    path.write_text(path.read_text() + "self_condition: true\n")
+    assert refused(line, SAMPLE).startswith(f"{line}: asks for self_condition True")
 
 
 def test_a_record_is_known_where_another_file_includes_it(record, write, capsys):
