@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
+from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.script_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
@@ -55,7 +56,8 @@ class SamplingRun:
 def main(argv=None):
     """Parse the command line and sample, in this process or in one for each GPU that is asked for."""
     groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=EXAMPLE, saved=(ModelOptions, DiffusionOptions))
+    saved = (ModelOptions, DiffusionOptions)
+    options, given = parse(__doc__, groups, argv, example=EXAMPLE, saved=saved, common=COMMON["sample"])
     process_options = options[-1]
     for name in ("model_path", "data_dir"):
         if name not in given:

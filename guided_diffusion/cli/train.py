@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint import CheckpointFolder, checkpoint_path
 from ..config.command_line import as_yaml, parse, write_config
+from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.script_options import TrainOptions
 from ..data.dataset import like_photograph, mask_pictures
@@ -41,7 +42,7 @@ MASKS_LOOKED_AT = 4  # places in the data, at each of which some are tried
 def main(argv=None):
     """Parse the command line and train, in this process or in one for each GPU that is asked for."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=EXAMPLE)
+    options, given = parse(__doc__, groups, argv, example=EXAMPLE, common=COMMON["train"])
     process_options = options[-1]
     if options[1].dry_run:
         return dry_run(options, given)

@@ -1,61 +1,322 @@
-"""The command line: options dataclasses become flags and YAML keys, and what is wrong with them is said in one line."""
+"""The command line: options become flags and YAML keys, and an error names all mistakes in one line."""
 
 import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 from pathlib import Path
 
 from ..io.files import atomic_path, read_yaml
 from ..io.storage import check_path, is_remote
+from ..runtime.console import console
 from ..runtime.errors import UserError, describe_os_error
+from .help import help_text
 from .options import (
     LAST_VERSION,
+    ONLY_LEARNED_BY,
     REMOVED,
+    DataOptions,
     DiffusionOptions,
+    ModelOptions,
+    ProcessOptions,
     build,
     unused_flags,
     without_removed,
 )
-from .recipe import DEFAULT_RECIPE, chosen_recipe, recipe_values
+from .recipe import chosen_recipe, recipe_values
 from .script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 
-# ---- YAML files of options: read with what they include, and written as the record of a run from which it is repeated
+TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
+COMMANDS = {
+    "segmentation_train.py": TRAINING,
+    "segmentation_sample.py": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
+    "segmentation_eval.py": (EvalOptions,),
+    "check_data.py": (CheckOptions, DataOptions),
+}
+SYNONYMS = {  # what other programs call our flags; the first that the command has is suggested
+    "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",
+    "diffusion_steps": "timesteps num_timesteps t num_steps steps sampling_steps num_inference_steps ddim_steps",
+    "max_minutes": "max_time time_limit",
+    "lr": "learning_rate",
+    "batch_size": "batch bs train_batch_size",
+    "sample_batch_size": "eval_batch_size inference_batch_size",
+    "weight_decay": "wd",
+    "grad_clip": "clip clip_grad max_grad_norm gradient_clipping",
+    "ema_rate": "ema ema_decay",
+    "microbatch": "accumulate grad_accumulation gradient_accumulation_steps",
+    "model_path": "model model_file weights_path checkpoint checkpoint_path ckpt",
+    "resume_checkpoint": "resume checkpoint checkpoint_path ckpt",
+    "version": "model arch architecture",
+    "num_ensemble": "ensemble num_samples_per_image n_samples members num_members",
+    "num_samples": "max_cases num_cases limit",
+    "image_size": "size img_size resolution input_size",
+    "num_channels": "channels width base_channels model_channels",
+    "pred_dir": "pred preds predictions pred_path results results_dir",
+    "data_dir": "data data_path data_root root input input_dir dataset_path",
+    "data_name": "dataset dataset_name",
+    "out_dir": "out output output_dir save_dir save_path log_dir",
+    "val_fraction": "val_split validation_split val_size",
+    "num_workers": "workers",
+    "gpu_dev": "gpu device gpu_id",
+    "multi_gpu": "gpus devices gpu_ids",
+    "precision": "fp16 bf16 amp mixed_precision dtype",
+    "seed": "random_seed",
+}
+NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
+NO_VALUE = object()  # the value of a flag that stands alone and is not boolean
 
 
-def read_config(path, read_value):
-    """The values of a YAML file of options by name, those of the files that it includes below them.
+# ---- Flags -----------------------------------------------------------------------------------------------------------
 
-    `include` names a file, relative to the one that it stands in, or a list of files, of which later ones win; a
-    file's own values win over all. read_value(name, value) -> the value in its option's type, or raises `UserError`.
-    Raises `UserError` that names the file for one that cannot be read, is no such YAML, or includes itself.
+
+def parse(description, groups, argv=None, *, example="", saved=(), common=()):
+    """Parse flags, and the YAML file of `--config` below them, into one instance of each class in `groups`.
+
+    A flag in two groups belongs to the first. example: a command for the help. saved: the groups whose values come
+    from a checkpoint. common: the flags in `--help`, in order; empty: all. Returns the instances, in the order of
+    `groups`, and the set of names that were given. Raises `UserError` that names all mistakes in one line.
     """
-    return _read(Path(path), read_value, ())
-
-
-def _read(path, read_value, above):
-    """above: the files that led here, from the one on the command line on."""
-    where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
-    if any(path.resolve() == other.resolve() for other in above):
-        raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
+    fields = fields_of(groups)
+    words = _with_negatives(sys.argv[1:] if argv is None else argv)
     try:
-        values = read_yaml(path)
-    except OSError as error:
-        reason = describe_os_error(error).removeprefix(f"{path}: ")
-        raise UserError(f"{where}: {reason}; name a YAML file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must hold lines of the form 'flag: value'")
-    result = {}
-    for included in _included(values.pop("include", []), where):
-        result |= _read(path.parent / included, read_value, (*above, path))
-    for name, value in without_removed(values, f"{where}: asks for").items():
+        namespace, unknown = _parser(fields).parse_known_args(words)
+    except argparse.ArgumentError as error:  # such as --help=1
+        raise UserError(str(error)) from None
+    written = vars(namespace)
+    if "help" in written or "help_all" in written:
+        common = () if "help_all" in written else common
+        sys.stdout.write(help_text(description, groups, fields, example=example, saved=saved, common=common))
+        raise SystemExit(0)
+    path = written.pop("config", None)
+    given, problems = _read_values(fields, written)
+    problems = _unknown_words(unknown, fields) + problems
+    if path is NO_VALUE:
+        problems.append(_needs_value("config"))
+    if problems:
+        raise UserError("; ".join(problems))
+    if path:
+        given = _from_file(path, groups, fields, given) | given
+    values, given = _with_recipe(given, fields)
+    later = groups if values.get("resume_checkpoint") else saved
+    return _instances(groups, values, later), given
+
+
+def options_from(groups, values):
+    """The same from a dict of values by name, for programs: instances of `groups`, and the names given."""
+    given, problems = _read_values(fields_of(groups), values)
+    if problems:
+        raise UserError("; ".join(problems))
+    return _instances(groups, given), set(given)
+
+
+def fields_of(groups):
+    """The options of these classes by name: dataclass fields, of the first class that has the name."""
+    fields = {}
+    for item in (item for group in groups for item in dataclasses.fields(group)):
+        fields.setdefault(item.name, item)
+    return fields
+
+
+def _parser(fields):
+    """A parser that reads values as text. It leaves types and ranges to `_read_value`, as for YAML files."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--help_all", "--help-all", action="store_true")
+    for name in ("config", *fields):
+        alone = True if name in fields and fields[name].type is bool else NO_VALUE
+        parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const=alone)
+    return parser
+
+
+def _with_negatives(words):
+    """The words of a command line, each number below 0 joined to its flag: argparse takes "-160,240" for a flag."""
+    joined = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _with_recipe(given, fields):
+    """All values, with those of `--recipe` below what is given; and the names of those that were given."""
+    if "recipe" not in fields:
+        return given, set(given)
+    asked = given.get("recipe", fields["recipe"].default)
+    recipe = chosen_recipe(asked, given)
+    values = {**recipe_values(recipe, given), **given, "recipe": recipe}
+    return values, set(given) - {"recipe"} if asked == "auto" else set(given)
+
+
+def _instances(groups, values, later=()):
+    """One instance of each group. later: groups that get further values from a checkpoint (see `options.build`)."""
+    fields, instances = fields_of(groups), []
+    for group in groups:
+        own = {item.name for item in dataclasses.fields(group) if fields[item.name] is item}
+        part = {name: value for name, value in values.items() if name in own}
+        instances.append(build(group, part, whole=group not in later))
+    return instances
+
+
+# ---- Values ----------------------------------------------------------------------------------------------------------
+
+
+def _read_values(fields, written):
+    """The values of a dict by name in their options' types, and a line for each that is wrong."""
+    values, problems = {}, []
+    for name, value in written.items():
         try:
-            result[name] = read_value(name, value)
+            values[name] = _read_value(fields, name, value)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return result
+            problems.append(str(error))
+    return values, problems
+
+
+def _read_value(fields, name, value):
+    """A value of a flag or of a YAML file in its option's type and range; raises `UserError`."""
+    if name not in fields:
+        raise UserError(_unknown_flag(str(name), fields))
+    if value is NO_VALUE:
+        raise UserError(_needs_value(name))
+    kind = fields[name].type
+    text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
+    if not text and kind is not str:
+        raise UserError(_needs_value(name))
+    try:  # from text also where YAML has a type: int(3.7) and int(True) would pass
+        value = _boolean(text) if kind is bool else kind(text)
+    except ValueError:
+        wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"--{name} {text}: must be {wanted}") from None
+    check_value(fields[name], value)
+    return value
+
+
+def _boolean(text):
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def check_value(item, value):
+    """Raise `UserError` unless `value` satisfies the rules of the option `item`, a dataclass field."""
+    rules, flag = item.metadata, f"--{item.name} {value}"
+    if is_remote(value):
+        if not rules["remote"]:
+            raise UserError(f"{flag}: must be a local path")
+        check_path(item.name, value)
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag}: is not a finite number")
+    if rules["minimum"] is not None and value < rules["minimum"]:
+        raise UserError(f"{flag}: must be at least {rules['minimum']}")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise UserError(f"{flag}: must be above {rules['above']}")
+    if rules["maximum"] is not None and value > rules["maximum"]:
+        raise UserError(f"{flag}: must be at most {rules['maximum']}")
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------------------------
+
+
+def _needs_value(name):
+    return f"--{name}: needs a value"
+
+
+def _unknown_words(words, fields):
+    """A line for each unknown flag of a command line, and for each value that follows no flag."""
+    lines, has_flag = [], False
+    for word in words:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            lines.append(_unknown_flag(name, fields))
+            has_flag = "=" not in word
+        elif has_flag:
+            has_flag = False  # its value
+        else:
+            lines.append(f"{word!r}: follows no flag")
+    return lines
+
+
+def _unknown_flag(name, fields):
+    if name in REMOVED:
+        return f"--{name}: is no longer in this version, leave it out or use version {LAST_VERSION}"
+    for script, groups in COMMANDS.items():
+        if name in fields_of(groups):
+            return f"--{name}: is a flag of {script}, not of this script"
+    words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
+    words |= {flag: flag for flag in fields}
+    close = difflib.get_close_matches(name.lower(), words, n=1)
+    return f"--{name}: no such flag, " + (f"did you mean --{words[close[0]]}?" if close else "see --help_all")
+
+
+# ---- YAML files ------------------------------------------------------------------------------------------------------
+
+
+def _from_file(path, groups, fields, written):
+    """The values of a `--config` file. written: the values on the command line.
+
+    Prints the names in a training run's record that have no use here, once in a run of several processes.
+    """
+    reader = _ConfigReader(fields, is_training=TrainOptions in groups, with_data="data_dir" not in written)
+    values = reader.read(Path(path))
+    launches_others = (values | written).get("multi_gpu")  # the first of those prints
+    if reader.ignored and os.environ.get("RANK", "0") == "0" and not launches_others:
+        names = ", ".join(reader.ignored)
+        console().info(f"--config {path}: holds a training run's settings; not used here: {names}")
+    return values
+
+
+class _ConfigReader:
+    """Reads YAML files of options with the files that they include.
+
+    `include` names a file, relative to the folder of the including one, or a list of files. Later ones win, and a
+    file's own values win over all. Commands other than training use a part of a run's record (see `_split_record`);
+    `ignored` has the names of the rest.
+    """
+
+    def __init__(self, fields, *, is_training, with_data):
+        self.fields, self.is_training, self.with_data = fields, is_training, with_data
+        self.ignored = []
+
+    def read(self, path, above=()):
+        """The values by name. above: the files that include this one, the outermost first.
+
+        Raises `UserError`, which names the file and all mistakes in it.
+        """
+        where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
+        if any(path.resolve() == other.resolve() for other in above):
+            raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
+        try:
+            values = read_yaml(path)
+        except OSError as error:
+            reason = describe_os_error(error).removeprefix(f"{path}: ")
+            raise UserError(f"{where}: {reason}; name a YAML file") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: must hold lines of the form 'flag: value'")
+        result = {}
+        for included in _included(values.pop("include", []), where):
+            result |= self.read(path.parent / included, (*above, path))
+        if not self.is_training and _is_record(path):
+            values, ignored = _split_record(values, self.fields, self.with_data)
+            self.ignored.extend(ignored)
+        problems = []
+        try:
+            values = without_removed(values, "asks for")
+        except UserError as error:
+            problems.append(str(error))
+            values = {name: value for name, value in values.items() if name not in REMOVED}
+        own, wrong = _read_values(self.fields, values)
+        if problems + wrong:
+            raise UserError(f"{where}: {'; '.join(problems + wrong)}")
+        return result | own
 
 
 def _included(names, where):
@@ -64,6 +325,12 @@ def _included(names, where):
         if not isinstance(name, str) or not name:
             raise UserError(f"{where}: include: must be the path of a YAML file or a list of them")
     return names
+
+
+# ---- The record of a run ---------------------------------------------------------------------------------------------
+
+
+RECORD = "# What ran;"  # how config.yaml of a run begins, also that of version 0.1.0
 
 
 def run_values(config, settings):
@@ -88,208 +355,39 @@ def as_yaml(values):
 
 
 def write_config(values, out_dir):
-    """Write OUT/config.yaml, whole or not at all; returns its path."""
+    """Write config.yaml in `out_dir`, whole or not at all; returns its path."""
     path = Path(out_dir) / "config.yaml"
     with atomic_path(path) as temporary:
         temporary.write_text(
-            "# What ran; --config with this file and another --out_dir repeats it.\n" + as_yaml(values),
-            encoding="utf-8",
+            f"{RECORD} --config with this file and another --out_dir repeats it.\n{as_yaml(values)}", encoding="utf-8"
         )
     return path
 
 
-NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
+def _is_record(path):
+    """Whether a training run wrote this YAML file."""
+    if not path.is_file():  # a pipe, which is read once
+        return False
+    with open(path, encoding="utf-8-sig") as file:
+        return file.readline().startswith(RECORD)
 
 
-FROM_CHECKPOINT = "Taken from the checkpoint; to contradict it is an error, but for --image_size"
+def _split_record(values, fields, with_data):
+    """The values of a run's record for a command other than training, and the names that it ignores.
 
-
-def parse(description, groups, argv=None, *, example="", saved=()):
-    """Parse flags (and `--config FILE.yaml`, which they override) into one instance of each class in `groups`.
-
-    A flag in two groups belongs to the first. example: a command that ends the help. saved: the groups whose values a
-    checkpoint brings; their help, and that of --data_name then, shows no defaults. Returns the instances, in the order
-    of `groups`, and the set of names that were given explicitly. Raises `UserError` in one line for whatever is wrong.
+    The values are those of data (unless `with_data` is False), network and diffusion that differ from the command's own
+    defaults. Unknown names stay with them, so that typos are refused. Names with training's default are not listed.
     """
-    fields = _fields(groups)
-    parser = _Parser(
-        description=description,
-        epilog=f"example:\n  {example}" if example else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML file with the same names; flags win over it. `include: FILE`, or a list, brings in others",
-    )
-    for group in groups:
-        title = group.__doc__.splitlines()[0].rstrip(".")
-        if group in saved:
-            title = f"{title.partition('.')[0]}. {FROM_CHECKPOINT}"
-        section = parser.add_argument_group(title)
-        for item in dataclasses.fields(group):
-            if fields.get(item.name) is item:
-                default = "" if group in saved or item.default == "" else _told_default(item, fields)
-                if saved and item.name == "data_name":
-                    default = " (default: the checkpoint's)"
-                _add_flag(section, item, " (required)" if item.metadata["required"] else default)
-                parser.booleans |= {f"--{item.name}"} if item.type is bool else set()
-    namespace, unknown = parser.parse_known_args(_with_negatives(sys.argv[1:] if argv is None else argv))
-    _refuse_unknown(unknown, fields)
-    given = vars(namespace)
-    config_file = given.pop("config", None)
-    if config_file:
-        given = {**read_config(config_file, lambda *item: _read_value(fields, *item)), **given}
-    values, given = _with_recipe(given, fields)
-    later = groups if values.get("resume_checkpoint") else saved
-    return _instances(groups, fields, values, later), given
-
-
-def options_from(groups, values):
-    """The same from a dict of values by name, for programs: instances of `groups`, and the names given."""
-    fields = _fields(groups)
-    given = {name: _read_value(fields, name, value) for name, value in values.items()}
-    return _instances(groups, fields, given), set(given)
-
-
-def _with_negatives(words):
-    """The words of a command line with what is below 0 joined to its flag: argparse takes "-160,240" for a flag."""
-    joined = []
-    for word in words:
-        if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
-def _fields(groups):
-    fields = {}
-    for item in (item for group in groups for item in dataclasses.fields(group)):
-        fields.setdefault(item.name, item)
-    return fields
-
-
-def _instances(groups, fields, given, later=()):
-    """later: the groups of which a checkpoint brings the values that are not given (see `config.build`)."""
-    for name, value in given.items():
-        check_value(fields[name], value)
-    parts = {group: {n: v for n, v in given.items() if _owner(groups, n) is group} for group in groups}
-    return [build(group, values, whole=group not in later) for group, values in parts.items()]
-
-
-def _with_recipe(given, fields):
-    """All values, those that `--recipe` stands for beside what is given; and the names of those that were given."""
-    if "recipe" not in fields:
-        return given, set(given)
-    for name, value in given.items():
-        check_value(fields[name], value)
-    asked = given.get("recipe", fields["recipe"].default)
-    recipe = chosen_recipe(asked, given)
-    values = {**recipe_values(recipe, given), **given, "recipe": recipe}
-    return values, set(given) - {"recipe"} if asked == "auto" else set(given)
-
-
-def check_value(item, value):
-    """Raise `UserError` unless `value` satisfies what the option's field asks for."""
-    rules, flag = item.metadata, f"--{item.name} {value}"
-    if is_remote(value):
-        if not rules["remote"]:
-            raise UserError(f"{flag}: must be a local path")
-        check_path(item.name, value)
-    if rules["choices"] and value not in rules["choices"]:
-        raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{flag}: is not a finite number")
-    if rules["minimum"] is not None and value < rules["minimum"]:
-        raise UserError(f"{flag}: must be at least {rules['minimum']}")
-    if rules["above"] is not None and value <= rules["above"]:
-        raise UserError(f"{flag}: must be above {rules['above']}")
-    if rules["maximum"] is not None and value > rules["maximum"]:
-        raise UserError(f"{flag}: must be at most {rules['maximum']}")
-
-
-def _owner(groups, name):
-    return next(group for group in groups if name in {item.name for item in dataclasses.fields(group)})
-
-
-def _told_default(item, fields):
-    """What an option is where nobody gives it, for the help: by the default recipe, in scripts that have recipes."""
-    recipe = recipe_values(DEFAULT_RECIPE, {}) if "recipe" in fields else {}
-    if recipe.get(item.name, item.default) == item.default:
-        return f" (default: {item.default})"
-    return f" (default: {recipe[item.name]} by --recipe {DEFAULT_RECIPE}, else {item.default})"
-
-
-def _add_flag(section, item, remark):
-    names = [f"--{item.name}"]
-    if "_" in item.name:
-        names.append(f"--{item.name.replace('_', '-')}")
-    choices = item.metadata["choices"]
-    kind = {bool: "True|False", int: "N", float: "X", str: "TEXT"}[item.type]
-    section.add_argument(
-        *names,
-        dest=item.name,
-        type=_boolean if item.type is bool else item.type,
-        metavar=f"{{{','.join(filter(None, choices))}}}" if choices else kind,
-        help=(item.metadata["help"] + remark).replace("%", "%%"),
-    )
-
-
-def _boolean(text):
-    try:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
-
-
-def _read_value(fields, name, value):
-    """A value of a YAML file in its option's type. Raises `UserError` without the file's name."""
-    if name not in fields:
-        raise UserError(_unknown_flag(str(name), fields))
-    kind = fields[name].type
-    text = ",".join(str(part) for part in value) if isinstance(value, list) else str("" if value is None else value)
-    try:  # from its text, as on the command line: int(3.7) and int(True) would pass in silence
-        return _boolean(text) if kind is bool else kind(text)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise UserError(f"{name}: {value!r} is not of type {kind.__name__}") from None
-
-
-def _refuse_unknown(unknown, fields):
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            raise UserError(_unknown_flag(name, fields))
-    if unknown:
-        raise UserError(f"{unknown[0]!r}: every value needs its flag before it; see --help")
-
-
-def _unknown_flag(name, fields):
-    if name in REMOVED:
-        return f"--{name}: this version no longer has it; leave it out, or use version {LAST_VERSION}"
-    elsewhere = {
-        "segmentation_train.py": (TrainOptions, DiffusionOptions),
-        "segmentation_sample.py": (SampleOptions,),
-        "segmentation_eval.py": (EvalOptions,),
-        "check_data.py": (CheckOptions,),
+    training = fields_of(TRAINING)
+    usable = {
+        item.name
+        for group in (*([DataOptions] if with_data else []), ModelOptions, DiffusionOptions)
+        for item in dataclasses.fields(group)
+        if fields.get(item.name) is item  # --diffusion_steps of sampling is another option
     }
-    for script, groups in elsewhere.items():
-        if any(name == item.name for group in groups for item in dataclasses.fields(group)):
-            return f"--{name} is a flag of {script}, not of this script"
-    close = difflib.get_close_matches(name, fields, n=1)
-    return f"--{name}: no such flag" + (f"; did you mean --{close[0]}?" if close else "; see --help")
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, **keywords):
-        super().__init__(**keywords)
-        self.booleans = set()
-
-    def error(self, message):
-        flag = re.match(r"argument (--\w+)\S*: expected one argument", message)
-        if not flag:
-            raise UserError(message)
-        remedy = f"write {flag[1]} True" if flag[1] in self.booleans else "write it after the flag"
-        raise UserError(f"{flag[1]}: needs a value; {remedy}")
+    if "data_dir" in usable:
+        usable.add("data_name")  # check_data has its own, with another default
+    default = {name: item.default for name, item in training.items()} | {n: REMOVED[n][0] for n in ONLY_LEARNED_BY}
+    ignored = [n for n, v in values.items() if n in default and n not in usable and v != default[n]]
+    taken = {n: v for n, v in values.items() if n not in default or (n in usable and v != fields[n].default)}
+    return taken, ignored

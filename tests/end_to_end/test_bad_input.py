@@ -216,10 +216,9 @@ def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_pa
         ("--weights 0.5", "--weights 0.5: the checkpoint has model, ema, 0.9999"),
         ("--timestep_respacing 50", "--timestep_respacing sets the steps itself"),
         ("--multi-gpu one", "--multi-gpu one: must be numbers of GPUs separated by commas"),
-        ("--lr 1e-4", "--lr is a flag of segmentation_train.py"),
-        ("--use_ddim", "--use_ddim: needs a value; write --use_ddim True"),
-        ("--use-ddim --debug True", "--use_ddim: needs a value; write --use_ddim True"),
-        ("--seed", "--seed: needs a value; write it after the flag"),
+        ("--lr 1e-4", "--lr: is a flag of segmentation_train.py"),
+        ("--use-ddim --debug True", "--use_ddim True contradicts --dpm_solver True"),
+        ("--seed", "--seed: needs a value"),
     ],
 )
 def test_flags_that_contradict(not_sampled, flags, words):
