@@ -13,8 +13,8 @@ from conftest import SCRIPTS, files
 from PIL import Image
 
 from guided_diffusion.data.cases import Case, Unit
-from guided_diffusion.inference import sampler as sample_util
 from guided_diffusion.inference.sampler import batches_of, rows_at_once, share_of
+from guided_diffusion.inference.writer import ResultWriter
 from guided_diffusion.models.medsegdiff import MedSegDiffV1
 
 FLAGS = "--num_ensemble 3 --diffusion_steps 2 --dpm_solver True --num_workers 0 --precision fp32 --save_samples True"
@@ -112,11 +112,11 @@ def test_a_size_that_was_asked_for_and_does_not_fit_is_an_error(script, trained,
 def test_an_error_while_writing_ends_the_run(script, trained, pictures, tmp_path, monkeypatch, workers):
     written = []
 
-    def fails(folder, dataset, unit, maps, read_raters):
+    def fails(self, unit, maps):
         written.append(unit.name)
         raise OSError(28, "No space left on device", "disk")
 
-    monkeypatch.setattr(sample_util, "write_unit", fails)
+    monkeypatch.setattr(ResultWriter, "_write_unit", fails)
     with pytest.raises(OSError, match="No space"):
         sample(script, trained, pictures, tmp_path / "results", f"--batch_size 1 --num_workers {workers}")
     assert written == ["case0"] or workers
