@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.options import DataOptions
 from ..config.script_options import CheckOptions
-from ..data.batches import looking_batches
+from ..data.batches import single_items
 from ..data.check import findings
 from ..data.check_report import class_lines, layout_lines, table, write_sheet
 from ..data.inspection import Inspections, find_parts
@@ -60,7 +60,7 @@ def look(parts, data):
         for part, looks in loops:
             if cache is not None:
                 use_cache(part.dataset, cache, workers=data.num_workers, skip_damaged=True)
-            for found in looking_batches(looks, data.num_workers):
+            for found in single_items(looks, data.num_workers):
                 part.inspections.append(found)
                 bar.update()
 

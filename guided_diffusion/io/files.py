@@ -177,7 +177,7 @@ def remove_temporaries(folder, idle=0):
     """
     for path in Path(folder).glob(".*"):
         if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
-            with suppress(FileNotFoundError):  # it has been renamed, or another run removes it too
+            with suppress(OSError):  # renamed or removed by another run, or another user's
                 if not idle or time.time() - path.stat().st_mtime > idle:
                     path.unlink()
 

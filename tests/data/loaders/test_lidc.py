@@ -145,7 +145,7 @@ def test_a_truncated_file(save, truncate):
         ({"is_test": np.zeros(5)}, "is_test is float64"),
     ],
 )
-def test_odd_arrays_are_told(save, changed, message):
+def test_odd_arrays_are_refused(save, changed, message):
     folder = save(**changed)
     with pytest.raises(UserError, match=f"data.npz: .*{message}"):
         load(folder)
