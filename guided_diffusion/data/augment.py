@@ -12,8 +12,6 @@ from ..runtime.errors import UserError
 from ..runtime.seeds import seed_of
 
 ORIENTATIONS = ("any", "upright")
-
-
 ELASTIC_POINTS = 5  # per side of the control grid of an elastic deformation: waves of half an image
 BLUR_SIZE = 5  # of the kernel, pixels
 

@@ -17,7 +17,6 @@ LOADERS = {
     "MSD": "guided_diffusion.data.loaders.decathlon:DecathlonDataset",
 }
 
-
 AUTO = "AUTO"  # the first loader that recognises the folder
 RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: FOLDER takes any folder of NIfTI files
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders

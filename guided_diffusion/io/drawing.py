@@ -4,13 +4,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
-
-
 TRUTH_COLOUR = (64, 255, 96)
-
-
 MEMBER_COLOUR = (80, 190, 255)
-
 
 CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (255, 64, 64),
@@ -23,10 +18,7 @@ CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (255, 130, 190),
 )
 
-
 DASH = 3  # pixels of a dash, and between two
-
-
 CAPTION = 16  # height of a line of captions
 
 

@@ -15,11 +15,7 @@ from .files import atomic_path, decoding, split_suffix
 
 # The order of axes of a canonical volume by its thickest one: slices lie along the last. Axial ones are the rule.
 AXES = {"R": "ASR", "A": "RSA", "S": "RAS"}
-
-
 STILL = np.array([[0.0, 1], [1, 1], [2, 1]])  # the turn that leaves all as it is
-
-
 THICK = 1.5  # times as thick as the second thickest is a voxel of slices acquired in that direction
 
 
@@ -99,8 +95,6 @@ def is_still(turn):
 
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-
-
 NEAR = 0.25  # of a voxel: how far apart corners of volumes may be that lie alike, since affines are rounded
 
 

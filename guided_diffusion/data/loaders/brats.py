@@ -18,17 +18,12 @@ from ..volumes import VolumeReader, normalised_channels
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 
-
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
 OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "flair"}
-
-
 KINDS = (*MODALITIES, *OTHER_NAMES, r"seg\d*")
-
 
 # brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
 FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
-
 
 # BraTS-GLI-00002-001: the second time that a patient was examined; one side of a split has all of a patient.
 PATIENT = re.compile(r"(BraTS-.+-\d{5})-\d{3}", re.IGNORECASE)

@@ -22,10 +22,7 @@ LAYOUTS = {
     "ISIC 2018": (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
 }
 
-
 LABEL_FILE = "ISBI2016_ISIC_Part3B_{part}_GroundTruth.csv"
-
-
 LABELS = {"benign": 0, "0": 0, "0.0": 0, "malignant": 1, "1": 1, "1.0": 1}
 
 

@@ -11,8 +11,6 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 
 KEYS = ("images", "masks", "patient", "is_test")
-
-
 LAZY = ("_images", "_packed_masks")
 
 
