@@ -38,7 +38,7 @@ def lidc_case(index, size=64, seed=0):
 
 
 def _outline(rng, depth, haze, size, unit):
-    """One reader's mask bool [size, size]: the nodule and 0.8 `haze` pixels around it, with a random margin and border."""
+    """One reader's mask, bool [size, size]: the nodule and 0.8 `haze` pixels around it, with a random margin."""
     wander = 0.7 * smooth_noise(rng, (size, size), 4 * unit)
     own = depth + 0.8 * haze + rng.normal(0, 0.6) + wander
     return (own > 0) | (depth > 0.8 * depth.max())  # at least the nodule's centre
