@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.nifti import STILL, reoriented_back
+from ..io.nifti import NO_TURN, reoriented_back
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 
@@ -51,7 +51,7 @@ class Geometry:
     @property
     def in_file(self):
         """(the file's affine [4, 4], the turn [3, 2] from the file to this volume)."""
-        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+        return (self.affine, NO_TURN) if self.turn is None else (self.file_affine, self.turn)
 
     def as_in_file(self, array):
         """An array [X, Y, Z] of this volume in the file's orientation, and the file's affine."""
