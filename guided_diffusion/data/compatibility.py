@@ -128,7 +128,7 @@ def _leakage_remedy(dataset, trained):
     if not trained.get("val_fraction") or dataset.hold_out is not None:
         return ""
     flags = " ".join(f"--{name} {trained[name]}" for name in HOLD_OUT_FLAGS if trained.get(name))
-    return f"; {flags} takes those that were held out"
+    return f"; {flags} takes the held-out cases"
 
 
 def _image_key(case):

@@ -38,7 +38,7 @@ class HoldOut:
         if len(places) < 2:
             raise UserError(
                 f"--val_fraction {self.fraction:g}: all {len(cases)} cases are of one group, {groups[0]!r}, which "
-                "cannot be divided; add cases of others, or change --group_key"
+                "cannot be divided; add cases of other groups, or change --group_key"
             )
         ordered = sorted(places, key=lambda group: (places[group], group))
         held = {group for group in ordered[1:-1] if places[group] < self.fraction} | {ordered[0]}

@@ -28,8 +28,8 @@ class RaterFolders:
         self.raters = {path: masks for path in below if (masks := files_by_name(path))}
         if own and self.raters:
             raise UserError(
-                f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters put each "
-                "one's into a folder of its own"
+                f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters give "
+                "each a folder"
             )
         self.is_one = not self.raters
         self.raters = self.raters or {folder: own}
@@ -46,7 +46,7 @@ class RaterFolders:
         if self.complete and marked and lacking:
             raise UserError(
                 f"{lacking[0]}: has no mask of {image}, which {marked[0].parent.name}/ has; training needs one of each "
-                "rater: add it (an empty one says that there is nothing) or remove the image"
+                "rater: add it (empty if the rater saw nothing) or remove the image"
             )
         return tuple(marked)
 

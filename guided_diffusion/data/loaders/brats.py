@@ -111,8 +111,8 @@ class BraTSDataset(SegmentationDataset):
 
     def expected_layout(self):
         return (
-            "folders with files such as brats_train_001_t1_123_w.nii.gz, BraTS2021_00000_t1.nii.gz or t1.nii.gz, "
-            "and the same for t1ce, t2, flair and seg, are looked for there and below"
+            "it must hold, at any depth, files such as brats_train_001_t1_123_w.nii.gz, BraTS2021_00000_t1.nii.gz or "
+            "t1.nii.gz, and the same for t1ce, t2, flair and seg"
         )
 
     def expected_mask(self, case):

@@ -74,7 +74,7 @@ class DecathlonDataset(SegmentationDataset):
         return self.volumes.geometry(case)
 
     def expected_layout(self):
-        return "dataset.json with imagesTr/ and labelsTr/ beside it is looked for there"
+        return "it must hold dataset.json, imagesTr/ and labelsTr/"
 
     def expected_mask(self, case):
         name = case.volume or case.name

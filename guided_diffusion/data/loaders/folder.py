@@ -3,7 +3,7 @@
 The smallest loader is one class in one file, used with `--data_name path/to/my_loader.py:MyDataset`:
 
     from guided_diffusion.data import Case, SegmentationDataset
-    from guided_diffusion.files import read_picture, read_picture_mask
+    from guided_diffusion.io import read_picture, read_picture_mask
 
     class MyDataset(SegmentationDataset):
         image_channels = 3        # of every image
@@ -106,7 +106,7 @@ class FolderDataset(SegmentationDataset):
         return any((folder / "images").is_dir() or list_files(folder, SUFFIXES) for folder in folders)
 
     def expected_layout(self):
-        return "images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz) are looked for there"
+        return "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz)"
 
     def expected_mask(self, case):
         image = case.images[0]
@@ -159,8 +159,8 @@ class FolderDataset(SegmentationDataset):
             for name in names:
                 if seen.setdefault(name, split) != split:
                     raise UserError(
-                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list, since images "
-                        "that are trained on say nothing in a test"
+                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list: results "
+                        "on training images mean nothing"
                     )
         return lists
 

@@ -70,8 +70,8 @@ class ISICDataset(SegmentationDataset):
 
     def expected_layout(self):
         return (
-            "pairs of folders such as ISBI2016_ISIC_Part1_Training_Data and ISBI2016_ISIC_Part1_Training_GroundTruth "
-            "with JPEG images and PNG masks are looked for there and below"
+            "it must hold, at any depth, pairs of folders such as ISBI2016_ISIC_Part1_Training_Data and "
+            "ISBI2016_ISIC_Part1_Training_GroundTruth with JPEG images and PNG masks"
         )
 
     def expected_mask(self, case):

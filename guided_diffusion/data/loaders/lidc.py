@@ -71,7 +71,7 @@ class LIDCDataset(SegmentationDataset):
             getattr(self, name)
 
     def expected_layout(self):
-        return f"one .npz file with {', '.join(KEYS)} is looked for there"
+        return f"it must hold one .npz file with {', '.join(KEYS)}"
 
     @cached_property
     def _images(self):
