@@ -7,7 +7,6 @@ import numpy as np
 from ..io.drawing import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
 from ..io.images import write_png
 from ..runtime.console import text_table
-from ..runtime.errors import UserError
 from .cases import group_cases
 
 SHEET_TILE = 160  # pixels
@@ -126,9 +125,9 @@ def class_lines(parts):
     """A line for each class: its mean share of the pixels, and its range over the cases."""
     lines = []
     for k, name in enumerate(parts[0].dataset.class_names):
-        text = [f"{part.name} {_shares(part, k)}" for part in parts if _shares(part, k)]
-        if text:
-            lines.append(f"{name}: {'; '.join(text)} of the pixels")
+        shares = [f"{part.name} {_shares(part, k)}" for part in parts if _shares(part, k)]
+        if shares:
+            lines.append(f"{name}: {'; '.join(shares)} of the pixels")
     return lines
 
 
@@ -147,8 +146,8 @@ def write_sheet(path, parts, count, progress=lambda units: units):
     """Write a picture of up to `count` evenly spaced cases of each part, with their masks outlined.
 
     A volume is shown by the slice with the largest mask. Each class, or with one class each rater, has its own colour.
-    Cases that cannot be read are left out. progress: wraps the iteration over the cases. Returns whether there was
-    anything to draw.
+    Cases that cannot be read are left out.
+    progress: wraps the iteration over the cases, as tqdm does. Returns False if there was nothing to draw.
     """
     chosen = []
     for part in parts:
@@ -177,19 +176,17 @@ def _short(text):
 
 
 def _tile(dataset, unit):
-    """A case's image with its masks outlined, uint8 [SHEET_TILE, SHEET_TILE, 3]."""
-    case, masks = unit.cases[0], None
+    """A case's image, uint8 [SHEET_TILE, SHEET_TILE, 3], with outlines: of each class by the first rater, or with one
+    class of each rater's mask."""
+    case = unit.cases[0]
     if unit.is_volume and case.masks:
         case = max(unit.cases, key=lambda each: dataset.load_mask(each).sum())
     elif unit.is_volume:
         case = unit.cases[len(unit.cases) // 2]
-    image = displayed(dataset.load_image(case))
+    image, layers = displayed(dataset.load_image(case)), []
     if case.masks:
-        try:
-            masks = dataset.load_mask(case)
-        except UserError:
-            masks = None
-    layers = [] if masks is None else _layers(masks)
+        masks = dataset.load_mask(case)  # [R, K, H, W]
+        layers = masks[0] if masks.shape[1] > 1 else masks[:, 0]
     geometry = dataset.load_geometry(case)
     if geometry is not None:
         image, *layers = (radiological(layer, geometry.affine) for layer in (image, *layers))
@@ -197,8 +194,3 @@ def _tile(dataset, unit):
     for k, layer in enumerate(layers):
         picture = outline(picture, resized(grey(layer), SHEET_TILE)[..., 0] > 127, class_colour(k))
     return picture
-
-
-def _layers(masks):
-    """The masks to outline, from bool [R, K, H, W]: with several classes the first rater's, else each rater's."""
-    return list(masks[0]) if masks.shape[1] > 1 else list(masks[:, 0])
