@@ -59,8 +59,8 @@ class SegmentationDataset(Dataset):
     """Base of every loader. A subclass finds the cases and reads one; this class does the rest.
 
     A subclass sets `image_channels` and `class_names` (the classes without the background) and overrides
-    `find_cases`, `read_image` and `read_mask`. The program never calls these directly. It calls `load_image`,
-    `load_mask` and the other `load_...` methods, which check the results and name the case in their errors.
+    `find_cases`, `read_image` and `read_mask`. The rest of the program calls `load_image`, `load_mask` and the other
+    `load_...` methods, which check what the subclass returns and name the case in their errors.
 
     A subclass may also override or set:
     - `normalise`: the default takes 8-bit photographs. A loader whose `read_image` normalises overrides
