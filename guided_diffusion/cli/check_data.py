@@ -11,8 +11,10 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.options import DataOptions
 from ..config.script_options import CheckOptions
-from ..data.batches import looking_batches
-from ..data.check import Looks, class_lines, find_parts, findings, table, told_layout, write_sheet
+from ..data.batches import single_items
+from ..data.check import findings
+from ..data.check_report import class_lines, layout_lines, table, write_sheet
+from ..data.inspection import Inspections, find_parts
 from ..data.registry import recognised
 from ..data.splits import loading_of
 from ..data.volume_cache import chosen_folder, use_cache
@@ -36,7 +38,7 @@ def main(argv=None):
     console().info(f"--data_name {name}")
     parts = find_parts(name, data_dir, **loading_of(data))
     look(parts, data)
-    for line in told_layout(parts):
+    for line in layout_lines(parts):
         console().info(line)
     console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
     found = findings(parts)
@@ -52,14 +54,14 @@ def main(argv=None):
 
 def look(parts, data):
     """Fill the parts with the looks at their cases, with a bar."""
-    loops = [(part, Looks(part.dataset, data.group_key)) for part in parts]
+    loops = [(part, Inspections(part.dataset, data.group_key)) for part in parts]
     cache = chosen_folder(data.cache_dir, training=False)
     with tqdm(total=sum(len(looks) for _, looks in loops), desc="looking", unit="case", dynamic_ncols=True) as bar:
         for part, looks in loops:
             if cache is not None:
                 use_cache(part.dataset, cache, workers=data.num_workers, skip_damaged=True)
-            for found in looking_batches(looks, data.num_workers):
-                part.looks.append(found)
+            for found in single_items(looks, data.num_workers):
+                part.inspections.append(found)
                 bar.update()
 
 

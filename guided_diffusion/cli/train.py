@@ -11,7 +11,7 @@ from ..config.command_line import as_yaml, parse, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.script_options import TrainOptions
-from ..data.dataset import like_photograph, mask_pictures
+from ..data.inspection import like_photograph, mask_pictures
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote

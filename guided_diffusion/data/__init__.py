@@ -1,4 +1,4 @@
-"""From a folder to a batch: cases, loaders, classes, splits, augmentation; below is what a loader of your own needs."""
+"""From a folder to a batch: cases, loaders, classes, splits, augmentation. Exports what a user's own loader needs."""
 
 from .cases import Case, Geometry
 from .dataset import SegmentationDataset

@@ -1,4 +1,4 @@
-"""Augmentation of training items: image and masks together, drawn from the run's seed and the item's position alone."""
+"""Augmentation of training items, image and masks together, decided by the run's seed and the item's position alone."""
 
 import math
 from dataclasses import dataclass
@@ -12,25 +12,21 @@ from ..runtime.errors import UserError
 from ..runtime.seeds import seed_of
 
 ORIENTATIONS = ("any", "upright")
-
-
-ELASTIC_POINTS = 5  # a side of the grid of points that an elastic deformation moves: waves of half an image
-
-
-BLUR_SIZE = 5  # pixels
+ELASTIC_POINTS = 5  # per side of the control grid of an elastic deformation: waves of half an image
+BLUR_SIZE = 5  # of the kernel, pixels
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How far an augmentation goes. Each bound holds to both sides; what is drawn is uniform between.
+    """The bounds of an augmentation. A value is drawn uniformly in [-bound, bound], unless another range is given.
 
-    warped: the share of items that are warped; the others stay as sharp as the images that are sampled.
-    rotation, shear: degrees. The rotation is that of upright images; those of any orientation turn by up to 180.
-    scale: the factor, uniform in its logarithm. translation: in parts of the image's side.
-    elastic: largest standard deviation of the points' shifts, in parts of the side.
-    gain, offset: of the contrast (1 +- gain) and the brightness, of the whole image; channel_gain, channel_offset: of
-    each channel beside. Offsets and noise are in units of the image's standard deviation.
-    noise, blur: largest standard deviations (blur: pixels), each in a share `degraded` of the items.
+    warped: the share of items that are warped; the others stay as sharp as the images in sampling.
+    rotation, shear: degrees. Images of any orientation rotate by up to 180 degrees instead.
+    scale: a factor in [1 / scale, scale], uniform in its logarithm. translation: as a share of the image's longer side.
+    elastic: the largest standard deviation of the control points' shifts, as a share of the longer side.
+    gain, offset: contrast (a factor 1 +- gain) and brightness of the whole image. channel_gain, channel_offset: the
+    same for each channel, in addition. Offsets and noise are in units of the image's standard deviation.
+    noise, blur: the largest standard deviations (blur: pixels), each in a share `degraded` of the items.
     """
 
     warped: float
@@ -80,33 +76,32 @@ STRENGTHS = {
 
 
 class Augmentation:
-    """Augments training items by what is drawn from (seed, position) alone: a resumed run sees what an uninterrupted
-    one would, whatever the number of workers.
+    """Augments training items. (seed, position) alone decide, so neither resuming nor the workers change the result.
 
-    augment, dataset: see `build_augmentation`. seed: of the run.
+    augment, dataset: see `build_augmentation`. seed: the run's.
     """
 
     def __init__(self, augment, dataset, seed):
         self.transform, self.seed = build_augmentation(augment, dataset), seed
 
     def __call__(self, item, position):
-        """The item (see `data.SegmentationDataset.__getitem__`) with its image and masks changed.
+        """The item (see `SegmentationDataset.__getitem__`) with its image and masks augmented.
 
-        position: the item's place in the run (see `batches.TrainingOrder`). torch's global generator, from which
-        torchvision draws, is left as it was.
+        position: the item's place in the run (see `batches.TrainingOrder`). torchvision draws from torch's global
+        generator, whose state is restored.
         """
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPU's generator as well, which the fork does not keep.
+            # torch.manual_seed would also seed the GPU's generator, which fork_rng does not restore here.
             torch.default_generator.manual_seed(seed_of("augment", self.seed, position))
             image, mask = self.transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["mask"]))
         return {**item, "image": image.as_subclass(torch.Tensor), "mask": mask.as_subclass(torch.Tensor)}
 
 
 def build_augmentation(augment, dataset):
-    """The transform (image [C, S, S], mask [R, K, S, S]) -> the same, as strong as `augment` says.
+    """The transform (image [C, S, S], mask [R, K, S, S]) -> the same shapes.
 
-    dataset: says by `orientation`, `left_right_axis` and `background` what is plausible (see
-    `data.SegmentationDataset`). Raises `UserError` where the former two say nothing that is known.
+    augment: a name in `STRENGTHS`. dataset: its `orientation`, `left_right_axis` and `background` decide what is
+    plausible (see `SegmentationDataset`). Raises `UserError` for unknown values of the first two.
     """
     strength = STRENGTHS[augment]
     if dataset.orientation not in ORIENTATIONS or dataset.left_right_axis not in (-1, -2):
@@ -118,7 +113,7 @@ def build_augmentation(augment, dataset):
     mirrors = {-1: v2.RandomHorizontalFlip(), -2: v2.RandomVerticalFlip()}
     steps = list(mirrors.values()) if anyhow else [mirrors[dataset.left_right_axis]]
     steps.append(v2.RandomApply([Warp(strength, 180 if anyhow else strength.rotation)], strength.warped))
-    if strength.blur and dataset.image_size > BLUR_SIZE // 2:  # what the reflection at its borders needs
+    if strength.blur and dataset.image_size > BLUR_SIZE // 2:  # blurring reflects so many pixels at the borders
         blur = v2.GaussianBlur(BLUR_SIZE, (0.2 * strength.blur, strength.blur))
         steps.append(v2.RandomApply([blur], strength.degraded))
     steps.append(Intensity(strength, dataset.background))
@@ -128,9 +123,9 @@ def build_augmentation(augment, dataset):
 
 
 class Warp(v2.Transform):
-    """Rotate, scale, shear, move and deform elastically, all by one resampling: bilinear, of masks nearest.
+    """Rotate, scale, shear, translate and deform elastically in one resampling: images bilinear, masks nearest.
 
-    What lies beyond the borders is the image's reflection. rotation: the largest one, in degrees.
+    The image is reflected beyond its borders. rotation: the largest angle, degrees.
     """
 
     def __init__(self, strength, rotation):
@@ -138,7 +133,7 @@ class Warp(v2.Transform):
         self.strength, self.rotation = strength, rotation
 
     def make_params(self, flat_inputs):
-        """displacement [1, H, W, 2]: where each pixel (x, y) looks, from itself, in halves of the image's sides."""
+        """displacement [1, H, W, 2]: from each pixel to its source (x, y), in halves of the image's sides."""
         height, width = flat_inputs[0].shape[-2:]
         extent = torch.tensor([width - 1.0, height - 1.0])
         side = extent.max()
@@ -154,7 +149,7 @@ class Warp(v2.Transform):
         return v2.functional.elastic(inpt, **params)
 
     def _matrix(self):
-        """[2, 2], from a place in the warped image to that in the original."""
+        """The matrix [2, 2] from a place in the warped image to its source, both relative to the centre."""
         angle = math.radians(_uniform(1, self.rotation).item())
         shear = math.tan(math.radians(_uniform(1, self.strength.shear).item()))
         scale = math.exp(_uniform(1, math.log(self.strength.scale)).item())
@@ -162,18 +157,19 @@ class Warp(v2.Transform):
         return torch.tensor([[cos, -sin], [sin, cos]]) @ torch.tensor([[1.0, shear], [0.0, 1.0]])
 
     def _waves(self, height, width):
-        """Smooth random shifts [H, W, 2], in parts of the image's side."""
+        """Smooth random shifts [H, W, 2], as a share of the image's longer side."""
         points = torch.randn(1, 2, ELASTIC_POINTS, ELASTIC_POINTS) * torch.rand(()) * self.strength.elastic
         shifts = F.interpolate(points, (height, width), mode="bicubic", align_corners=True)
         return shifts[0].permute(1, 2, 0)
 
 
 class Intensity(v2.Transform):
-    """Change contrast and brightness of the whole image and, slightly, of each channel; masks stay as they are.
+    """Change contrast and brightness of the whole image and, slightly, of each channel; masks stay unchanged.
 
-    Gains turn about the channel's mean and offsets count in the image's standard deviations, so it is the same for
-    every normalisation, and a flat image stays as it is. Values are not clipped. Pixels of the value `background` stay
-    as they are, and do not count in means and deviations.
+        image = mean + gain (image - mean) + offset std
+
+    The mean is the channel's, the standard deviation the image's, so the effect does not depend on the normalisation.
+    Values are not clipped. Pixels of the value `background` stay unchanged and do not count in mean and deviation.
     """
 
     def __init__(self, strength, background=None):
@@ -181,7 +177,7 @@ class Intensity(v2.Transform):
         self.strength, self.background = strength, background
 
     def make_params(self, flat_inputs):
-        """gain and offset, [C, 1, 1]."""
+        """gain and offset, each [C, 1, 1]."""
         by, channels = self.strength, flat_inputs[0].shape[-3]
         gain = (1 + _uniform(1, by.gain)) * (1 + _uniform(channels, by.channel_gain))
         offset = _uniform(1, by.offset) + _uniform(channels, by.channel_offset)
@@ -198,8 +194,10 @@ class Intensity(v2.Transform):
 
 
 class Noise(v2.Transform):
-    """Add Gaussian noise to images, but for pixels of the value `background`. sigma: the largest standard deviation, in
-    those of the image."""
+    """Add Gaussian noise to images, except to pixels of the value `background`; masks stay unchanged.
+
+    sigma: the largest standard deviation, in units of the image's own.
+    """
 
     def __init__(self, sigma, background=None):
         super().__init__()
@@ -216,16 +214,17 @@ class Noise(v2.Transform):
 
 
 def reflect(places, extent):
-    """Places [..., 2] in pixels, folded into [0, extent] as if the image were reflected at its outermost pixels."""
-    extent = extent.clamp(min=0.5)  # of a single pixel
+    """Places [..., 2] in pixels, folded into [0, extent] by reflection at the outermost pixels."""
+    extent = extent.clamp(min=0.5)  # a single pixel has extent 0
     return extent - (places.remainder(2 * extent) - extent).abs()
 
 
 def _inside(image, background):
-    """Which values of an image [C, H, W] are no background, a bool like it, and their standard deviation."""
+    """The values of an image [C, H, W] that are not background, as a bool [C, H, W], and their standard deviation."""
     inside = torch.ones_like(image, dtype=torch.bool) if background is None else image != background
     return inside, image[inside].std(correction=0) if inside.any() else image.new_zeros(())
 
 
 def _uniform(count, bound):
+    """Uniform values [count] in [-bound, bound]."""
     return torch.empty(count).uniform_(-bound, bound)

@@ -1,4 +1,4 @@
-"""Batches from a data set: the order of training, and the processes that read images beside the network."""
+"""Batches from a data set: the order of training items, and the processes that read images."""
 
 import os
 import signal
@@ -17,26 +17,26 @@ from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
 from .resizing import crop
 
-# ---- Which items an epoch of training has: all, only those with something marked, or as many with as without --------
+# ---- the items of an epoch ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The items of an epoch, by index: each of `whole` once and as many of `drawn`, chosen anew for each epoch."""
+    """The indices of an epoch's items: all of `whole`, and as many of `drawn`, chosen anew in each epoch."""
 
     whole: np.ndarray
     drawn: np.ndarray = ()
 
     @classmethod
     def of_all(cls, length):
-        """All of so many items."""
+        """All items of a data set of this length."""
         return cls(np.arange(length))
 
     def __len__(self):
         return len(self.whole) * (2 if len(self.drawn) else 1)
 
     def shuffled(self, rng):
-        """The indices of an epoch in an order drawn by a NumPy generator."""
+        """The indices of an epoch in random order. rng: a NumPy generator."""
         chosen = self.whole
         if len(self.drawn):
             chosen = np.concatenate([chosen, rng.choice(self.drawn, len(chosen), replace=False)])
@@ -44,14 +44,15 @@ class Selection:
 
 
 def select_slices(dataset, slices, processes):
-    """The `Selection` that `--slices` asks for of a data set with masks: all, nonempty or balanced.
+    """The `Selection` of `--slices`: "all", "nonempty" (only items with something marked) or "balanced" (as many with
+    as without).
 
-    Whether an item has anything marked, by any rater and of any class, is looked up once, with a bar, by the first of
-    the `dist_util.Processes`. Raises `UserError` where nothing is marked anywhere.
+    The first of the `distributed.Processes` reads all masks once, with a progress bar. Any rater and any class counts.
+    Raises `UserError` if nothing is marked anywhere.
     """
     if slices == "all":
         return Selection.of_all(len(dataset))
-    marked = np.array(processes.from_first(lambda: _look(dataset)))
+    marked = np.array(processes.from_first(lambda: _marked(dataset)))
     full, empty = np.flatnonzero(marked), np.flatnonzero(~marked)
     if not len(full):
         raise UserError(f"{dataset.data_dir}: nothing is marked in any mask; --slices {slices} would leave nothing")
@@ -63,15 +64,16 @@ def select_slices(dataset, slices, processes):
     return Selection(*sorted((full, empty), key=len))
 
 
-def _look(dataset):
+def _marked(dataset):
+    """For each case, whether anything is marked."""
     cases = tqdm(dataset.cases, desc="looking for marked slices", unit="image", dynamic_ncols=True)
     return [bool(dataset.load_mask(case).any()) for case in cases]
 
 
 def collate(items):
-    """Stack a list of items into a batch: tensors are stacked, everything else becomes a list.
+    """Make a batch of a list of items: images, masks and labels become tensors [B, ...], everything else lists.
 
-    A key that not every item has (some cases have a label, some none) is an error of the data set.
+    Raises `UserError` for a key that only some items have, such as a label.
     """
     keys = items[0].keys()
     for item in items:
@@ -88,12 +90,12 @@ def collate(items):
 
 
 class TrainingOrder(Sampler):
-    """Endless batches of keys (index, position) that depend only on (seed, step): position p of the run is item
-    p mod N of a permutation drawn for epoch p div N, so a run that starts at any step sees what an uninterrupted one
-    would. What is drawn for an item follows from its position (see `TrainingItems`).
+    """Endless batches of keys (index, position), which depend on (seed, step) alone, so that a resumed run sees what an
+    uninterrupted one would.
 
-    selection: the `Selection` of the items that an epoch has. share: the slice of each batch that is yielded, of the
-    process that reads it.
+    Position p of the run is item p mod N of a permutation drawn for epoch p div N. See `TrainingItems` for the use of
+    the position.
+    selection: the items of an epoch. share: the slice of each batch that this process reads.
     """
 
     def __init__(self, selection, batch_size, seed, start_step=0, share=slice(None)):
@@ -115,16 +117,15 @@ class TrainingOrder(Sampler):
 
 
 class TrainingItems(Dataset):
-    """The items of `dataset` by the keys of `TrainingOrder`, (index, position), cut to the network's size, augmented.
+    """The items of a data set by the keys (index, position) of `TrainingOrder`, cropped and augmented.
 
-    What is drawn follows from (seed, position) alone. augment: none, light or strong, see
-    `augment.build_augmentation`; none hands the items on as they are.
+    (seed, position) alone decide on crop and augmentation. augment: "none", "light" or "strong", see `augment`.
     """
 
     def __init__(self, dataset, augment, seed):
         self.dataset, self.augment, self.seed = dataset, None, seed
         if augment != "none":
-            from .augment import Augmentation  # torchvision takes a second to import, which others need not wait for
+            from .augment import Augmentation  # torchvision takes a second to import
 
             self.augment = Augmentation(augment, dataset, seed)
 
@@ -132,7 +133,7 @@ class TrainingItems(Dataset):
         return len(self.dataset)
 
     def load_shared(self):
-        """See `data.SegmentationDataset.preload`."""
+        """See `SegmentationDataset.preload`."""
         self.dataset.load_shared()
 
     def __getitem__(self, key):
@@ -146,10 +147,9 @@ class TrainingItems(Dataset):
 def training_batches(
     dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none", share=slice(None), selection=None
 ):
-    """Return an endless iterator over training batches, which (seed, step) alone decide.
+    """Return an endless iterator over training batches (see `collate`), which depend on (seed, step) alone.
 
-    augment: none, light or strong (see `TrainingItems`). share: the slice of each batch that this process reads.
-    selection: the `Selection` of the items that are trained on; None: all.
+    augment: see `TrainingItems`. share: see `TrainingOrder`. selection: a `Selection`; None: all items.
     """
     order = TrainingOrder(selection or Selection.of_all(len(dataset)), batch_size, seed, start_step, share)
     items = TrainingItems(dataset, augment, seed)
@@ -157,20 +157,22 @@ def training_batches(
 
 
 def sampling_batches(dataset, batches, *, num_workers=0):
-    """Return a DataLoader over these batches, lists of indices, in their order."""
+    """Return a DataLoader over batches in this order. batches: lists of indices."""
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 
 class Unread(NamedTuple):
-    """Stands for the item `index`, which cannot be read, and says why in one line."""
+    """Replaces the item `index`, which cannot be read. why: the message, one line."""
 
     index: int
     why: str
 
 
 class ReadableItems(Dataset):
-    """The items of `dataset`, an `Unread` in the place of one that cannot be read. Of a volume that holds for all
-    slices after such a one: the same files would be decoded in vain."""
+    """The items of a data set, with an `Unread` in place of each that cannot be read.
+
+    After a slice that cannot be read all later slices of its volume are `Unread` too: they come from the same files.
+    """
 
     def __init__(self, dataset):
         self.dataset, self.unread = dataset, {}
@@ -179,7 +181,7 @@ class ReadableItems(Dataset):
         return len(self.dataset)
 
     def load_shared(self):
-        """See `data.SegmentationDataset.preload`."""
+        """See `SegmentationDataset.preload`."""
         self.dataset.load_shared()
 
     def __getitem__(self, index):
@@ -195,29 +197,29 @@ class ReadableItems(Dataset):
 
 
 def collate_readable(items):
-    """(the batch of those items that are none of `Unread`, or None without any; a list of the others)."""
+    """(the batch of the items that were read, None if there are none; the list of the `Unread`)."""
     readable = [item for item in items if not isinstance(item, Unread)]
     return collate(readable) if readable else None, [item for item in items if isinstance(item, Unread)]
 
 
 def readable_batches(dataset, batches, *, num_workers=0):
-    """`sampling_batches` of what can be read, as `collate_readable` gives them; an image that cannot ends nothing."""
+    """`sampling_batches` as pairs (batch or None, list of `Unread`): an unreadable image does not end the loop."""
     return _loader(ReadableItems(dataset), num_workers, batch_sampler=batches, collate_fn=collate_readable)
 
 
-def looking_batches(items, num_workers=0):
-    """The items of any dataset, which need not be tensors, in their order, one by one."""
+def single_items(items, num_workers=0):
+    """A DataLoader over the items of any dataset, one by one and in order; they need not be tensors."""
     return _loader(items, num_workers, collate_fn=lambda one: one[0])
 
 
 class _Batches(DataLoader):
-    """A DataLoader that raises its workers' `UserError`s as they were: one line, without the worker's traceback."""
+    """A DataLoader that raises a worker's `UserError` as one line, without the worker's traceback."""
 
     def __iter__(self):
         try:
             yield from super().__iter__()
         except (UserError, OSError) as error:
-            traceback.clear_frames(error.__traceback__)  # lets go of the workers, or each takes 5 s to end
+            traceback.clear_frames(error.__traceback__)  # the frames keep the workers alive: each takes 5 s to end
             if isinstance(error, OSError):
                 raise
             line = str(error).strip().splitlines()[-1]
@@ -225,9 +227,9 @@ class _Batches(DataLoader):
 
 
 def _loader(dataset, num_workers, **keywords):
-    # Workers decode images; one thread each is enough and leaves the cores to the network. They are forked where
-    # that is possible, since a class that came from a file (`path.py:Class`) cannot be sent to a fresh process.
-    if hasattr(os, "sched_getaffinity"):  # more than the cores would only get in each other's way
+    # Workers are forked if possible, since a class from a user's file (`path.py:Class`) cannot be pickled for a fresh
+    # process.
+    if hasattr(os, "sched_getaffinity"):  # more workers than cores only slow each other down
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
     forked = num_workers > 0 and sys.platform == "linux"
     if forked:
@@ -244,9 +246,9 @@ def _loader(dataset, num_workers, **keywords):
 
 
 def _start_worker(_worker):
-    torch.set_num_threads(1)
-    # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They live on, or the main process could not
-    # finish its step and write a checkpoint; it ends them itself.
+    torch.set_num_threads(1)  # enough to decode images, and leaves the cores to the network
+    # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They ignore both, so that the main process can
+    # finish its step and write a checkpoint. It ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -254,6 +256,7 @@ def _start_worker(_worker):
 
 
 def _end_with_parent():
+    """Exit on a SIGTERM from the main process, but from no other."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,26 +1,26 @@
-"""Cases: the files of one image or slice, and the units that are scored as one, an image or a volume."""
+"""Cases (the files of one image or slice), units (an image or a whole volume), and where a volume lies in space."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..io.nifti import STILL, reoriented_back
+from ..io.nifti import NO_TURN, reoriented_back
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image to segment: its name, the files it is read from and, for a slice, its place in a volume.
+    """One image to segment: its name, its files and, for a slice, its place in a volume.
 
     name: unique in the data set and safe as a file name.
     images: the image's files (one photograph, or one file per MRI modality).
-    masks: one file per rater; empty when there is no truth.
-    raters: a name for each mask, by which a rater is known in all cases; () where he is by the mask's position.
+    masks: one file per rater; empty without truth.
+    raters: the rater's name for each mask, the same in all cases; () where the position in `masks` identifies a rater.
     label: the class for class-conditional models, or None.
-    volume, slice_index: the volume's name and the index along its last axis, or None for a 2-D image.
-    group: what must stay on one side of a split, such as the patient, or None.
+    volume, slice_index: the volume's name and the index along its last axis; None for a 2-D image.
+    group: cases of one group, such as a patient, stay on one side of a split; None: the group is unknown.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` [X, Y, Z].
+    """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` (X, Y, Z).
 
-    If the volume is turned against its file (see `orientation`), `file_affine` is the file's own and `turn` leads from
-    there to here. has_codes: False where the file has lost its affine and tells the size of its voxels alone.
+    file_affine, turn: the file's own affine and the turn from the file to this volume (see `nifti.canonical_turn`);
+    None where the two agree. has_codes: False if the file has lost its affine and knows only the size of its voxels.
     """
 
     affine: np.ndarray
@@ -50,11 +50,11 @@ class Geometry:
 
     @property
     def in_file(self):
-        """(the file's affine, the turn from there to here, an array [3, 2])."""
-        return (self.affine, STILL) if self.turn is None else (self.file_affine, self.turn)
+        """(the file's affine [4, 4], the turn [3, 2] from the file to this volume)."""
+        return (self.affine, NO_TURN) if self.turn is None else (self.file_affine, self.turn)
 
     def as_in_file(self, array):
-        """(an array [X, Y, Z] of this volume as its file would hold it, the file's affine)."""
+        """An array [X, Y, Z] of this volume in the file's orientation, and the file's affine."""
         return (array, self.affine) if self.turn is None else (reoriented_back(array, self.turn), self.file_affine)
 
 
@@ -63,7 +63,7 @@ LISTED_SLICES = 5  # slices that a message names
 
 @dataclass(frozen=True)
 class Unit:
-    """What is scored as one: a 2-D case, or all slices of a volume in order; `indices` are the cases' positions."""
+    """What is scored as one: a 2-D case, or all slices of a volume in order. indices: the cases' places in the list."""
 
     name: str
     cases: tuple[Case, ...]
@@ -76,7 +76,7 @@ class Unit:
 
 
 def group_cases(cases):
-    """The `Unit`s of a list of cases, in the order in which they first appear."""
+    """The `Unit`s of a list of cases, in the order of their first cases."""
     groups = {}
     for index, case in enumerate(cases):
         key = (case.volume is not None, case.volume or case.name)
@@ -89,8 +89,11 @@ def group_cases(cases):
 
 
 def check_volumes(dataset, units, *, to_write=False):
-    """Raise a `UserError` for a volume that a loader, of the user's own, does not give whole: its masks would be
-    written, or compared, with slices in the wrong place. to_write: whether it must also say where the volume lies."""
+    """Raise `UserError` for a volume of which a user's own loader does not give every slice.
+
+    Its masks would be written, or compared, with slices in the wrong place.
+    to_write: whether masks are written, so that the loader must also give a geometry.
+    """
     for unit in units:
         if not unit.is_volume:
             continue
@@ -104,9 +107,9 @@ def check_volumes(dataset, units, *, to_write=False):
         indices = [case.slice_index for case in unit.cases]
         depth = len(indices) if geometry is None else geometry.shape[-1]
         if indices != list(range(depth)):
-            told = ", ".join(map(str, indices[:LISTED_SLICES])) + (", ..." if len(indices) > LISTED_SLICES else "")
+            given = ", ".join(map(str, indices[:LISTED_SLICES])) + (", ..." if len(indices) > LISTED_SLICES else "")
             raise UserError(
                 f"{first.images[0]}: the volume {unit.name} has {counted(depth, 'slice')}, the cases are "
-                f"{len(indices)} (slice_index {told}), so that its masks would not fit it; give a case for each slice, "
-                "at least where need_masks is not set"
+                f"{len(indices)} (slice_index {given}), so that its masks would not fit it; give a case for each "
+                "slice, at least where need_masks is not set"
             )

@@ -1,4 +1,4 @@
-"""Classes: their names, the label values that stand for them, and the way from label maps to masks and back."""
+"""Classes: their names, their label values, and the conversion of label maps to masks and back."""
 
 import re
 from dataclasses import dataclass
@@ -8,28 +8,19 @@ import numpy as np
 from ..io.files import read_json
 from ..runtime.errors import UserError
 
-WORDS = ("auto", "regions", "labels")  # what --classes may say instead of names and values
-
-
-LARGEST = 65535  # label value, of a 16-bit picture
-
-
-MOST = 62  # overlapping classes: a pixel's memberships are the bits of one integer
-
-
-MOST_FOUND = 256  # values in the masks, 0 among them, that --classes auto takes for classes
-
-
-MEAN = "mean"  # the row of all classes together in tables, so no class's name
+KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...
+MAX_LABEL = 65535  # the largest value of a 16-bit picture
+MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
+MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
+MEAN = "mean"  # in tables, the row of all classes together; no class may have this name
 
 
 @dataclass(frozen=True)
 class Classes:
     """K classes without the background.
 
-    names: [K]. values: for each class the label values that belong to it, from 1 on; or (), for one class that is
-    whatever is not 0. Where no value belongs to two classes they exclude one another, one of many; else they are
-    regions that overlap.
+    names: K names. values: for each class its label values, from 1 up; () for a single class, which is every value
+    but 0. Classes are exclusive if no two share a value; otherwise they are overlapping regions.
     """
 
     names: tuple[str, ...]
@@ -39,12 +30,12 @@ class Classes:
         return len(self.names)
 
     def __str__(self):
-        """As `--classes` takes it: "liver=1,tumour=2", or "" for one class without values."""
+        """The value of `--classes`: "liver=1,tumour=2", or "" for one class without values."""
         pairs = zip(self.names, self.values, strict=False)
         return ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in pairs)
 
     def described(self):
-        """In words, for people."""
+        """The classes for a message: "liver=1, tumour=2 (one of many)"."""
         if self.is_binary:
             return self.names[0]
         kind = "one of many" if self.is_exclusive else "regions that overlap"
@@ -62,20 +53,20 @@ class Classes:
         return len(set(flat)) == len(flat)
 
     def masks_of(self, labels):
-        """Label maps as masks: integers [...] -> bool [K, ...]. A value that no class has is background."""
+        """Label maps as masks: integers [...] -> bool [K, ...]. A value of no class is background."""
         return np.stack([self.mask_of(labels, k) for k in range(len(self))])
 
     def mask_of(self, labels, k):
-        """The mask of class k alone, bool [...]."""
+        """The mask of class k: integers [...] -> bool [...]."""
         return np.asarray(labels) > 0 if self.is_binary else np.isin(labels, self.values[k])
 
     def labels_of(self, masks):
-        """Masks as one label map: bool [K, ...] -> uint8 [...], or uint16 where values are above 255.
+        """Masks as one label map: bool [K, ...] -> uint8 [...], or uint16 if a label value is above 255.
 
-        One of many: the first value of the pixel's class (of the first of two, which `masks_of` never gives).
-        Regions: the value whose regions are the pixel's. Where none has just those, the pixel's smallest region (of
-        the fewest values) decides, among its values the one whose regions differ least from the pixel's: ET over TC
-        over WT. Of several such values the first.
+        Exclusive classes: the first value of the pixel's class (of the first class, if two masks overlap).
+        Regions: the value that belongs to exactly the pixel's regions. If there is none, take the pixel's smallest
+        region (the one with the fewest values) and of its values the one whose regions differ least from the pixel's.
+        So ET wins over TC over WT. Ties go to the first value.
         """
         masks = np.asarray(masks, dtype=bool)
         kind = np.uint8 if self.largest <= 255 else np.uint16
@@ -84,7 +75,7 @@ class Classes:
             for mask, value in reversed(list(zip(masks, self._firsts, strict=True))):
                 labels[mask] = value
             return labels
-        members = np.zeros(masks.shape[1:], np.int64)  # bit k: whether the pixel is in region k
+        members = np.zeros(masks.shape[1:], np.int64)  # bit k: the pixel is in region k
         for k, mask in enumerate(masks):
             members |= mask.astype(np.int64) << k
         sets, which = np.unique(members, return_inverse=True)
@@ -101,7 +92,7 @@ class Classes:
         return [values[0] for values in self.values] or [1]
 
     def _value_of(self, regions):
-        """The label value of a pixel in these regions, a set of indices (see `labels_of`)."""
+        """The label value of a pixel in these regions, a set of class indices (see `labels_of`)."""
         if not regions:
             return 0
         smallest = min(regions, key=lambda k: (len(self.values[k]), k))
@@ -112,7 +103,7 @@ class Classes:
         return min(self.values[smallest], key=difference)
 
     def as_written(self, masks):
-        """bool [K, ...] as `labels_of` writes it and `masks_of` reads it back."""
+        """Masks bool [K, ...] after `labels_of` and `masks_of`: what a reader of the written label map gets."""
         return masks if self.is_binary else self.masks_of(self.labels_of(masks))
 
 
@@ -120,47 +111,50 @@ BINARY = Classes(("foreground",))
 
 
 def parse_classes(text):
-    """The `Classes` that `--classes NAME=VALUE,...` stands for. Raises `UserError` that says what is wrong with it."""
+    """The `Classes` of `--classes NAME=VALUE,...`. Raises `UserError` where the text is malformed."""
     names, values = [], []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, found, numbers = (part.strip() for part in item.rpartition("="))
         numbers = [number.strip() for number in numbers.split("+")]
         if not found or not all(number.isdecimal() for number in numbers):
-            words = ", ".join(WORDS)
-            raise UserError(f"--classes {text}: {item!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {words}")
+            others = ", ".join(KEYWORDS)
+            raise UserError(f"--classes {text}: {item!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {others}")
         names.append(name)
         values.append(tuple(dict.fromkeys(map(int, numbers))))
     return checked_classes(names, values, f"--classes {text}")
 
 
 def checked_classes(names, values, where):
-    """The `Classes` with these names and label values; `UserError`, which begins with `where`, if they make none."""
+    """The `Classes` with these names and label values. Raises `UserError` where they are invalid.
+
+    where: the flag, loader or file that names the classes; messages begin with it.
+    """
     for name, numbers in zip(names, values, strict=True):
         if not re.fullmatch(r"[\w+()-]([\w .+()-]*[\w+()-])?", name) or name == MEAN:
             raise UserError(
                 f"{where}: {name!r} cannot be a class's name; use letters, digits, _, -, . and blanks"
-                + (f" (and not {MEAN}, which is that of all together)" if name == MEAN else "")
+                + (f" (and not {MEAN}, the row of all classes together)" if name == MEAN else "")
             )
         for number in numbers:
-            if not 1 <= number <= LARGEST:
-                raise UserError(f"{where}: label values go from 1 to {LARGEST}, not {number}; 0 is the background")
+            if not 1 <= number <= MAX_LABEL:
+                raise UserError(f"{where}: label values go from 1 to {MAX_LABEL}, not {number}; 0 is the background")
     for group, what in ((names, "name"), (values, "label value")):
         twice = next((item for i, item in enumerate(group) if item in group[:i]), None)
         if twice is not None:
-            said = twice if what == "name" else "+".join(map(str, twice))
-            raise UserError(f"{where}: two classes have the {what} {said}; give each its own")
+            text = twice if what == "name" else "+".join(map(str, twice))
+            raise UserError(f"{where}: two classes have the {what} {text}; give each its own")
     if not names:
         raise UserError(f"{where}: names no class")
     classes = Classes(tuple(names), tuple(map(tuple, values)))
-    if not classes.is_exclusive and len(classes) > MOST:
-        raise UserError(f"{where}: {len(classes)} regions overlap; {MOST} are the most")
+    if not classes.is_exclusive and len(classes) > MAX_REGIONS:
+        raise UserError(f"{where}: {len(classes)} regions overlap; {MAX_REGIONS} are the most")
     return classes
 
 
 def own_classes(names, values, where):
-    """The `Classes` that a loader's `class_names` and `class_values` stand for (see `data.SegmentationDataset`).
+    """The `Classes` of a loader's `class_names` and `class_values` (see `SegmentationDataset`).
 
-    Raises `UserError`, which begins with `where`, if they make none.
+    where: see `checked_classes`, whose errors this raises too.
     """
     names = tuple(names)
     if len(names) == 1 and not values:
@@ -172,11 +166,11 @@ def own_classes(names, values, where):
     return checked_classes(names, values, where)
 
 
-def described_classes(path):
-    """The `Classes` that a dataset.json of the Medical Segmentation Decathlon or of nnU-Net names.
+def read_classes(path):
+    """The `Classes` in a dataset.json of the Medical Segmentation Decathlon or of nnU-Net, without the background, 0.
 
-    Its "labels" are {"1": "liver"} or {"liver": 1}, or with regions {"whole tumour": [1, 2]}; the background, 0, is
-    left out. Raises `UserError` where there are none.
+    Its "labels" are {"1": "liver"}, {"liver": 1} or, for regions, {"whole tumour": [1, 2]}. Raises `UserError` where
+    the file has none.
     """
     labels = read_json(path)
     labels = labels.get("labels") if isinstance(labels, dict) else None
@@ -196,13 +190,16 @@ def described_classes(path):
 
 
 def found_classes(label_maps, where):
-    """The `Classes` of the values in label maps (an iterable of integer arrays): `class_1` for 1 and so on."""
+    """The `Classes` of the values in label maps (an iterable of integer arrays): `class_1` for 1 and so on.
+
+    where: see `checked_classes`. Raises `UserError` for more than `MAX_FOUND` values, or none but 0.
+    """
     values = set()
     for labels in label_maps:
         values.update(np.unique(labels).tolist())
-        if len(values) > MOST_FOUND:
+        if len(values) > MAX_FOUND:
             raise UserError(
-                f"{where}: the masks hold more than {MOST_FOUND} values, so they seem to be no label maps; write "
+                f"{where}: the masks hold more than {MAX_FOUND} values, so they seem to be no label maps; write "
                 "--classes NAME=VALUE,..."
             )
     values = sorted(value for value in values if value > 0)

@@ -1,4 +1,4 @@
-"""How training read its images, as a checkpoint keeps it: the CT window for whoever goes on, and whether data fit."""
+"""Whether data fit a checkpoint: the same CT window and kind of image, and no case that it was trained on."""
 
 from ..config.settings import HOLD_OUT_FLAGS
 from ..io.storage import cached
@@ -12,9 +12,9 @@ BYTES, CT, OTHER_VOLUMES = "images of 0 to 255", "CT (cut to a --ct_window)", "v
 
 
 def used_window(kept, asked=""):
-    """The window that CT was cut to, as `--ct_window` is written; "" where there is no CT.
+    """The CT window of a data set as a value of `--ct_window`, "LOW,HIGH"; "" if there is no CT.
 
-    kept: `kept_values()` of the data set. asked: what the flag said, which counts where the loader does not tell.
+    kept: the data set's `kept_values()`. asked: the flag's value, which counts if the loader keeps no window.
     """
     if "modalities" in kept:
         window = kept["window"] if "CT" in kept["modalities"] else None
@@ -26,13 +26,15 @@ def used_window(kept, asked=""):
 
 
 def trained_window(config):
-    """The `used_window` of a checkpoint's training."""
+    """The `used_window` of a checkpoint's training. config: the checkpoint's."""
     return used_window(config.get("loader", {}), config["data"].get("ct_window", ""))
 
 
 def check_reading(dataset, config):
-    """Raise `UserError` where images are of another kind than those a checkpoint was trained on, or their channels in
-    another order; warn where channels have other names. config: the checkpoint's."""
+    """Raise `UserError` if a checkpoint was trained on images of another kind, or on the channels in another order.
+
+    Warns if the channels have other names. config: the checkpoint's.
+    """
     kept, name = config.get("loader", {}), config["data"]["data_name"].upper()
     there = _kinds(kept, find_loader(name) if name in LOADERS else None)
     here = _kinds(dataset.kept_values(), type(dataset))
@@ -45,16 +47,16 @@ def check_reading(dataset, config):
         )
     old, new = (", ".join(values.get("modalities", ())) for values in (kept, dataset.kept_values()))
     if old and new and old.upper() != new.upper():
-        told = f"{dataset.data_dir}: has the channels {new}, the checkpoint was trained on {old}"
+        message = f"{dataset.data_dir}: has the channels {new}, the checkpoint was trained on {old}"
         if sorted(old.upper().split(", ")) == sorted(new.upper().split(", ")):
-            raise UserError(f"{told}; they must be in the same order")
-        console().warning(f"warning: {told}; they must mean the same")
+            raise UserError(f"{message}; they must be in the same order")
+        console().warning(f"warning: {message}; they must mean the same")
 
 
 def _kinds(kept, loader):
-    """Of what kind the images of a data set are, of each channel or, in one, of all; () where it does not say.
+    """The kind of a data set's images, for each channel or one for all; () if it is unknown.
 
-    kept: its `kept_values()`. loader: its class, None for one that is not known.
+    kept: its `kept_values()`. loader: its class, or None.
     """
     if "modalities" in kept:
         return tuple(CT if name == "CT" else OTHER_VOLUMES for name in kept["modalities"])
@@ -67,18 +69,18 @@ def _kinds(kept, loader):
 
 
 def _kinds_text(kinds):
-    """The kinds for a message: the one kind, or that of each channel."""
+    """The kinds for a message."""
     return kinds[0] if len(set(kinds)) == 1 else "channels of " + ", ".join(kinds)
 
 
-# ---- Whether cases that are sampled or scored were trained on, so that their Dice says nothing about new images -----
+# ---- cases that were trained on ----------------------------------------------------------------------------------
 
 
 def leakage_warning(dataset, units, trained):
-    """A line that says how many of the `units` of a data set were trained on; None when none was, or none is known.
+    """A warning with the number of `units` of a data set that were trained on; None if none is known to be.
 
-    trained: the checkpoint's "data_name", "data_dir" and what it held out. Where that folder is the data set's, or lies
-    in it or around it, files are compared; else the data may have been moved or copied, and names are.
+    trained: the checkpoint's "data_name", "data_dir" and hold-out options. Files are compared if one of the two folders
+    holds the other or both are the same. Otherwise the data may have been moved or copied, and names are compared.
     """
     if not trained.get("data_name") or not trained.get("data_dir"):
         return None
@@ -87,12 +89,12 @@ def leakage_warning(dataset, units, trained):
     try:
         held = hold_out_of(trained)
         cases = build_dataset(trained["data_name"], there, image_size=1, split="train", hold_out=held).cases
-    except (UserError, OSError):  # it has been moved or changed since: nothing is known
-        return _of_another_machine(dataset, trained) if is_elsewhere else None
+    except (UserError, OSError):  # the folder was moved or changed since
+        return _absent_folder_warning(dataset, trained) if is_elsewhere else None
     if is_elsewhere:
-        return _of_a_copy(dataset, units, {case.name for case in cases}, trained)
-    images = {_image_of(case) for case in cases}
-    count = sum(_image_of(unit.cases[0]) in images for unit in units)
+        return _same_names_warning(dataset, units, {case.name for case in cases}, trained)
+    images = {_image_key(case) for case in cases}
+    count = sum(_image_key(unit.cases[0]) in images for unit in units)
     if not count:
         return None
     return (
@@ -101,10 +103,10 @@ def leakage_warning(dataset, units, trained):
     )
 
 
-def _of_a_copy(dataset, units, names, trained):
-    """The warning where cases of another folder have the names of training cases. A few may by chance."""
+def _same_names_warning(dataset, units, names, trained):
+    """The warning for cases of another folder with the names of training cases."""
     count = sum(unit.cases[0].name in names for unit in units)
-    if 2 * count < len(units):
+    if 2 * count < len(units):  # a few may agree by chance
         return None
     return (
         f"warning: {count} of {counted(len(units), 'case')} {'has the name' if count == 1 else 'have the names'} of "
@@ -113,8 +115,8 @@ def _of_a_copy(dataset, units, names, trained):
     )
 
 
-def _of_another_machine(dataset, trained):
-    """The warning where training held cases out of a folder that is not there, which may be this one, moved."""
+def _absent_folder_warning(dataset, trained):
+    """The warning if training held cases out of a folder that is absent; the data set may be that folder, moved."""
     remedy = _leakage_remedy(dataset, trained)
     if not remedy:
         return None
@@ -123,13 +125,13 @@ def _of_another_machine(dataset, trained):
 
 
 def _leakage_remedy(dataset, trained):
-    """How to sample what was held out, where the data are not divided so already."""
+    """The end of a warning: how to sample the held-out cases. "" if nothing was held out, or `dataset` does so."""
     if not trained.get("val_fraction") or dataset.hold_out is not None:
         return ""
     flags = " ".join(f"--{name} {trained[name]}" for name in HOLD_OUT_FLAGS if trained.get(name))
-    return f"; {flags} takes those that were held out"
+    return f"; {flags} takes the held-out cases"
 
 
-def _image_of(case):
-    """What tells the case's image from others: its file and, as a file may hold the images of many cases, its name."""
+def _image_key(case):
+    """What identifies a case's image: its file, and its name, since one file may hold the images of many cases."""
     return case.images[0].resolve(), case.name

@@ -1,4 +1,4 @@
-"""The names that loaders are known by: the program's own, those of installed packages, and classes in files."""
+"""Loaders by name: this package's own, those of installed packages, and classes in a user's file."""
 
 import importlib
 import importlib.metadata
@@ -17,76 +17,18 @@ LOADERS = {
     "MSD": "guided_diffusion.data.loaders.decathlon:DecathlonDataset",
 }
 
-
-AUTO = "AUTO"  # stands for whichever loader recognises the folder
-
-
-ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package names its loaders
-
-
-def named_object(data_name):
-    """(where it is from, its name there, what that is) of a data name that stands for one loader; None for the last
-    where the module has no such name.
-
-    data_name: as `data.build_dataset` takes it, but for AUTO. Raises `UserError` for a name that nobody knows and for
-    a file or package that does not load.
-    """
-    if ".py:" in data_name:
-        path, _, class_name = data_name.rpartition(":")
-        return path, class_name, getattr(_import_file(Path(path)), class_name, None)
-    if data_name.upper() in LOADERS:
-        path, _, class_name = LOADERS[data_name.upper()].partition(":")
-        return path, class_name, getattr(importlib.import_module(path), class_name)
-    return _registered(data_name)
-
-
-def registered_loaders():
-    """{name in upper case: entry point} of the loaders that installed packages register (see `ENTRY_POINTS`)."""
-    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-
-
-def _registered(data_name):
-    """(where, class name, class) of a loader that an installed package registers."""
-    points = registered_loaders()
-    point = points.get(data_name.upper())
-    if point is None:
-        names = ", ".join([*LOADERS, AUTO, *points])
-        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
-    try:
-        return point.module, point.attr, point.load()
-    except Exception as error:  # whatever the package's own import raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
-
-
-def _import_file(path):
-    if not path.is_file():
-        raise UserError(f"--data_name {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses, for one, look for it
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        place = innermost_place(error, {spec.name})
-        line = f"line {place[1]}: " if place else ""
-        raise UserError(f"{path}: {line}{in_one_line(error)}") from error
-    return module
-
-
-RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: a FOLDER of NIfTI files is the last guess
+AUTO = "AUTO"  # the first loader that recognises the folder
+RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: FOLDER takes any folder of NIfTI files
+ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
 
 
 def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
-    data_name: a name in `registry.LOADERS` (any case), one that an installed package registers,
-    `path/to/file.py:ClassName` of a loader of your own, or AUTO.
-    split, need_masks, settings (view, and hold_out, ct_window, classes: those of `split.loading_of`): see
-    `SegmentationDataset`.
-    Raises `UserError` for an unknown name, a file that does not load, and whatever the loader finds wrong.
+    data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
+    a loader of your own, or AUTO.
+    split, need_masks, settings (view, hold_out, ct_window, classes): see `SegmentationDataset`.
+    Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir))
     with own_errors(loader, "__init__"):
@@ -94,9 +36,9 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
 
 
 def recognised(data_name, data_dir):
-    """The data name itself, or for AUTO that of the first loader which recognises the folder.
+    """The data name itself, or for AUTO the name of the first loader that recognises the folder.
 
-    Raises `UserError` where none does.
+    Raises `UserError` if none does.
     """
     if data_name.upper() != AUTO:
         return data_name
@@ -111,8 +53,59 @@ def recognised(data_name, data_dir):
 
 
 def find_loader(data_name):
-    """Return the `SegmentationDataset` subclass that `data_name` stands for (see `build_dataset`)."""
-    path, class_name, loader = named_object(data_name)
+    """Return the `SegmentationDataset` subclass of a data name other than AUTO (see `build_dataset`)."""
+    place, class_name, loader = _named_object(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
-        raise UserError(f"--data_name {data_name}: {path} has no class {class_name} that extends SegmentationDataset")
+        raise UserError(f"--data_name {data_name}: {place} has no class {class_name} that extends SegmentationDataset")
     return loader
+
+
+def registered_loaders():
+    """{name in upper case: entry point} of the loaders that installed packages register in `ENTRY_POINTS`."""
+    return {point.name.upper(): point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _named_object(data_name):
+    """(file or module, class name, the class) of a data name other than AUTO; the class is None if it does not exist.
+
+    Raises `UserError` for an unknown name, and for a file or package that does not load.
+    """
+    if ".py:" in data_name:
+        path, _, class_name = data_name.rpartition(":")
+        return path, class_name, getattr(_import_file(Path(path)), class_name, None)
+    if data_name.upper() in LOADERS:
+        path, _, class_name = LOADERS[data_name.upper()].partition(":")
+        return path, class_name, getattr(importlib.import_module(path), class_name)
+    return _registered(data_name)
+
+
+def _registered(data_name):
+    """`_named_object` of a loader that an installed package registers."""
+    points = registered_loaders()
+    point = points.get(data_name.upper())
+    if point is None:
+        names = ", ".join([*LOADERS, AUTO, *points])
+        raise UserError(f"--data_name {data_name}: unknown; use {names} or path/to/my_loader.py:MyDataset")
+    try:
+        return point.module, point.attr, point.load()
+    except Exception as error:  # a package's import may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--data_name {data_name}: {point.value} of an installed package fails: {reason}") from error
+
+
+def _import_file(path):
+    """The module of a Python file. Raises `UserError` with the line of an error in it."""
+    if not path.is_file():
+        raise UserError(f"--data_name {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_loader_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        place = innermost_place(error, {spec.name})
+        line = f"line {place[1]}: " if place else ""
+        raise UserError(f"{path}: {line}{in_one_line(error)}") from error
+    return module

@@ -1,4 +1,4 @@
-"""How the network sees a case: resized or cut from, and of a volume's slice with its neighbours."""
+"""What the network sees of a case: the resized image or a crop, and with a slice its neighbours."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from ..runtime.errors import UserError
 from ..runtime.seeds import seeded_generator
 
-FOREGROUND_CROPS = 1 / 3  # of the crops hold a marked pixel for sure, where there is one: small objects are rare
+FOREGROUND_CROPS = 1 / 3  # this share of crops contains a marked pixel, since a small object is rarely hit by chance
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of each case.
+    """What an item shows of a case.
 
-    neighbours: slices on either side of a volume's slice, as further channels; where there is none, as beyond the
-    outermost, the one next to it stands in. keep_size: images with a side longer than the network's keep their size,
-    for crops and tiles; a side that is shorter is filled up by the image's reflection.
+    neighbours: the number of slices on either side of a volume's slice, added as channels. The outermost slice is
+    repeated beyond the volume's ends, and the nearest one where a slice is missing.
+    keep_size: an image with a side longer than the network's keeps its size, for crops and tiles. Its shorter side is
+    padded by reflection if it is below the network's.
     """
 
     neighbours: int = 0
@@ -26,11 +27,11 @@ class View:
 
     @property
     def slices(self):
-        """How many slices an image is made of."""
+        """The number of slices in an image, 2 N + 1."""
         return 2 * self.neighbours + 1
 
     def slices_of(self, cases):
-        """{(volume, slice index): case}, where neighbours are shown. Raises `UserError` for cases that have none."""
+        """{(volume, slice index): case}; {} without neighbours. Raises `UserError` for a case that is no slice."""
         if not self.neighbours:
             return {}
         for case in cases:
@@ -42,7 +43,7 @@ class View:
         return {(case.volume, case.slice_index): case for case in cases}
 
     def around(self, case, slices):
-        """The cases whose images make up the case's, in order: itself amid its neighbours. slices: see `slices_of`."""
+        """The case and its neighbours, 2 N + 1 cases in the order of their slices. slices: see `slices_of`."""
         shown = [case]
         for step in range(1, self.neighbours + 1):
             before, after = (slices.get((case.volume, case.slice_index + k), None) for k in (-step, step))
@@ -50,18 +51,18 @@ class View:
         return shown
 
     def with_neighbours(self, slices):
-        """Each of a volume's slices [C, X, Y], all in order, amid its neighbours: a list of [(2N + 1) C, X, Y]."""
+        """All slices [C, X, Y] of a volume in order, each with its neighbours: a list of [(2 N + 1) C, X, Y]."""
         last, reach = len(slices) - 1, range(-self.neighbours, self.neighbours + 1)
         return [torch.cat([slices[min(max(k + step, 0), last)] for step in reach]) for k in range(len(slices))]
 
     def image(self, image, size):
-        """An image [C, H, W] as the network takes it: [C, size, size], or with `keep_size` larger."""
+        """An image [C, H, W] for a network of this size: [C, size, size], or larger with `keep_size`."""
         if self.keeps(image.shape[-2:], size):
             return at_least(image, size)
         return resize_image(image, size)
 
     def mask(self, mask, size):
-        """Masks [..., H, W] likewise; values in {0, 1} stay in {0, 1}."""
+        """Masks [..., H, W] in {0, 1} in the shape that `image` gives; the values stay in {0, 1}."""
         if self.keeps(mask.shape[-2:], size):
             return at_least(mask, size)
         return resize_mask(mask, size)
@@ -71,7 +72,7 @@ class View:
         return self.keep_size and max(shape) > size
 
 
-WHOLE = View()  # the whole image, made as large as the network takes it
+WHOLE = View()  # the whole image, resized
 
 
 def resize_image(image, size):
@@ -90,7 +91,7 @@ def resize_mask(mask, size):
 
 
 def at_least(values, size):
-    """Values [..., H, W], a side shorter than `size` filled up to it by their reflection, at the bottom or right."""
+    """Values [..., H, W], padded by reflection at the bottom and right until no side is below `size`."""
     height, width = values.shape[-2:]
     if min(height, width) >= size:
         return values
@@ -99,10 +100,10 @@ def at_least(values, size):
 
 
 def crop(item, size, seed, position):
-    """The item with a square of `size` pixels cut from its image and masks, where they are larger.
+    """The item with its image and masks cropped to size x size pixels.
 
-    Where it is cut follows from (seed, position), the item's place in the run, alone: anywhere, but for a share
-    `FOREGROUND_CROPS` of the items around a pixel that is marked in any mask, if there is one.
+    (seed, position) alone decide on the place; position is the item's place in the run. A share `FOREGROUND_CROPS` of
+    the crops contains a random marked pixel, if any mask has one; the others lie anywhere.
     """
     height, width = item["image"].shape[-2:]
     if (height, width) == (size, size):

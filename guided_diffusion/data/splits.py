@@ -1,4 +1,4 @@
-"""The splits of a data set: the folders that are called so, and whole groups of cases that are held out by a hash."""
+"""The splits of a data set: by the names of folders, or by a hash that holds out whole groups of cases."""
 
 import dataclasses
 import re
@@ -17,11 +17,11 @@ SPLIT_FOLDERS = {
 
 @dataclass(frozen=True)
 class HoldOut:
-    """How training cases are divided where the data are not: `--val_fraction`, `--split_seed` and `--group_key`.
+    """How undivided data are divided: `--val_fraction`, `--split_seed` and `--group_key`.
 
-    A group goes to one side as a whole, and which one follows from the seed and the group's name alone: cases that are
-    added later move no other. So the share is `fraction` of the groups on average only; at least one is held out and
-    at least one kept. group_key: a regular expression, see `group_of`.
+    A hash of the seed and the group's name decides, so a group goes to one side as a whole, and cases added later do
+    not move others. The held-out share is `fraction` of the groups on average; at least one group is held out and at
+    least one kept. group_key: see `group_of`.
     """
 
     fraction: float
@@ -29,16 +29,16 @@ class HoldOut:
     group_key: str = ""
 
     def divide(self, cases):
-        """(kept, held out), two lists of the `data.Case`s in their order.
+        """(kept, held out): two lists of `Case`s, in their order.
 
-        Raises `UserError` where all are of one group, or where the group key fits none of the names.
+        Raises `UserError` if all cases are of one group, or if the group key is not found in a name.
         """
         groups = [group_of(case, self.group_key) for case in cases]
         places = {group: self._place(group) for group in groups}
         if len(places) < 2:
             raise UserError(
                 f"--val_fraction {self.fraction:g}: all {len(cases)} cases are of one group, {groups[0]!r}, which "
-                "cannot be divided; add cases of others, or change --group_key"
+                "cannot be divided; add cases of other groups, or change --group_key"
             )
         ordered = sorted(places, key=lambda group: (places[group], group))
         held = {group for group in ordered[1:-1] if places[group] < self.fraction} | {ordered[0]}
@@ -48,23 +48,23 @@ class HoldOut:
         return sides
 
     def _place(self, group):
-        """A number in [0, 1) that the seed and the group decide."""
+        """A number in [0, 1), the hash of the seed and the group."""
         return (seed_of("hold out", self.seed, group) + 2**63) / 2**64
 
 
 def group_of(case, group_key=""):
-    """What must stay on one side of a split: what the group key finds in the case's name, else the case's `group`,
-    else its volume, else its name.
-
-    group_key: a regular expression that is searched in the name; its first parenthesis, or all that it matches, is
-    the group. Raises `UserError` for a name that it does not fit.
-    """
+    """The group of a case, which stays on one side of a split: `known_group`, else the volume, else the name."""
     return known_group(case, group_key) or case.volume or case.name
 
 
 def known_group(case, group_key=""):
-    """A case's group by the group key or the loader, else None: see `group_of`, which then goes by names. Names may
-    begin anew in each folder of a split, so they identify no patient."""
+    """The group that the group key finds in the case's name, or without a key the loader's `Case.group`; None if
+    unknown.
+
+    group_key: a regular expression that is searched in the name. Its first parenthesis, or the whole match, is the
+    group. Raises `UserError` for a name in which it is not found.
+    Names and volumes do not count here: they may repeat from split to split, so they identify no patient.
+    """
     if not group_key:
         return case.group
     found = re.search(group_key, case.name)
@@ -76,24 +76,23 @@ def known_group(case, group_key=""):
 
 
 def hold_out_of(values):
-    """The `HoldOut` of option values, a dict as in checkpoints and manifests; None where nothing is held out."""
+    """The `HoldOut` of option values, a dict as in checkpoints and manifests; None if nothing is held out."""
     if not values.get("val_fraction"):
         return None
     return HoldOut(values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""))
 
 
 def loading_of(data):
-    """The keyword arguments of `data.build_dataset` that follow from a `config.DataOptions`: "hold_out", "ct_window",
-    "classes"."""
+    """The keyword arguments hold_out, ct_window and classes of `build_dataset` for a `config.options.DataOptions`."""
     return {"hold_out": hold_out_of(dataclasses.asdict(data)), "ct_window": data.window(), "classes": data.classes}
 
 
 def split_folders(data_dir, split):
-    """Return the folders to look for cases in: data_dir itself, or its sub-folders for training and for testing.
+    """Return the folders of a split: sub-folders of data_dir, or data_dir itself if it has no folder of any split.
 
-    If data_dir holds any folder of `SPLIT_FOLDERS` (any case), those of `split` are returned, or all of them for None;
-    for "test" those of "val" where there are none for testing; for "val" none at all where there is none. Raises
-    `NoSplitError` if only another split's is there, rather than give its cases instead.
+    split: "train", "val", "test" or None (all). "test" stands for the validation folders if there is no test folder.
+    "val" gives an empty list if there is no validation folder. Raises `NoSplitError` if there are only folders of other
+    splits. See `split_of` for their names.
     """
     folders = [folder for folder in sorted(Path(data_dir).iterdir()) if folder.is_dir()]
     found = {name: [f for f in folders if split_of(f.name) == name] for name in SPLIT_FOLDERS}
@@ -114,12 +113,13 @@ def split_folders(data_dir, split):
 
 
 def given_split(word):
-    """The split of a flag or manifest as data sets take it: None for "all"."""
+    """The `split` of a `SegmentationDataset` for the value of a flag or manifest: None for "all"."""
     return None if word == "all" else word
 
 
 def split_of(folder_name):
-    """The split that a folder's name stands for, or None: one of `SPLIT_FOLDERS`, or a name such as TrainingData."""
+    """The split of a folder by its name (any case): a name in `SPLIT_FOLDERS`, or one such as MICCAI_TrainingData; else
+    None."""
     name = folder_name.lower()
     exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
     data = (

@@ -1,7 +1,4 @@
-"""The truth of a case: the masks of its raters, their majority, and the folders in which several raters' masks lie.
-
-In layouts of folders each rater has a sub-folder of the mask folder: masks/RATER/NAME.png.
-"""
+"""The truth of a case: the masks of its raters, their majority, and the folders that hold them."""
 
 import re
 
@@ -13,13 +10,15 @@ from ..io.nifti import NIFTI_SUFFIXES
 from ..runtime.errors import UserError
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")  # what a mask's name may add to its image's
 
 
 class RaterFolders:
-    """The mask files below `folder`: of one rater in it, or of each in a sub-folder; of none if it is not there.
+    """The mask files below `folder`: one rater's in the folder itself (masks/NAME.png), or several raters', each in a
+    sub-folder (masks/RATER/NAME.png).
 
-    complete: whether each rater's mask is needed where one has marked an image, as training needs it.
-    Raises `UserError` where masks lie in the folder as well as in its sub-folders.
+    The folder need not exist. complete: an image with one rater's mask needs every rater's, as in training.
+    Raises `UserError` if masks lie both in the folder and in its sub-folders.
     """
 
     def __init__(self, folder, complete=False):
@@ -29,17 +28,17 @@ class RaterFolders:
         self.raters = {path: masks for path in below if (masks := files_by_name(path))}
         if own and self.raters:
             raise UserError(
-                f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters put each "
-                "one's into a folder of its own"
+                f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters give "
+                "each a folder"
             )
         self.is_one = not self.raters
         self.raters = self.raters or {folder: own}
 
     def masks_of(self, image, names):
-        """An image's mask files, one of each rater in the order of their names.
+        """An image's mask files, at most one for each rater, in the order of the raters' names.
 
-        image: its file name, for messages. names: what a mask may be called, without its suffix.
-        Raises `UserError` for two masks of one rater, and for a rater without a mask where that is needed.
+        image: its file name, for messages. names: the names, without suffix, that a mask may have.
+        Raises `UserError` for two masks of one rater, and with `complete` for a rater without one.
         """
         found = {folder: self._mask(folder, image, names) for folder in self.raters}
         marked = [path for path in found.values() if path]
@@ -47,12 +46,12 @@ class RaterFolders:
         if self.complete and marked and lacking:
             raise UserError(
                 f"{lacking[0]}: has no mask of {image}, which {marked[0].parent.name}/ has; training needs one of each "
-                "rater: add it (an empty one says that there is nothing) or remove the image"
+                "rater: add it (empty if the rater saw nothing) or remove the image"
             )
         return tuple(marked)
 
     def names_of(self, masks):
-        """The raters' names of an image's masks, see `data.Case`; none where all masks are one rater's."""
+        """The rater's name for each mask of an image (see `Case`); () if there is only one rater."""
         return () if self.is_one else tuple(path.parent.name for path in masks)
 
     def _mask(self, folder, image, names):
@@ -63,8 +62,8 @@ class RaterFolders:
 
 
 def raters_of(dataset, cases, k=0):
-    """The masks of class k by each rater: bool [R, H, W], or [R, X, Y, Z] of a volume's slices; None if any mask is
-    missing."""
+    """Each rater's mask of class k: bool [R, H, W], or [R, X, Y, Z] for the slices of a volume; None if a case has no
+    mask."""
     if not all(case.masks for case in cases):
         return None
     slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
@@ -72,12 +71,13 @@ def raters_of(dataset, cases, k=0):
 
 
 def majority(raters):
-    """What more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
+    """The pixels that more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
     return None if raters is None else raters.mean(axis=0) > 0.5
 
 
 def truths_of(dataset, cases, read_raters=raters_of):
-    """The truth of each class, see `majority`: bool [K, ...], or None. read_raters: called as `raters_of` is."""
+    """The raters' majority in each class: bool [K, ...], or None without masks. read_raters: a stand-in for
+    `raters_of`."""
     truths = []
     for k in range(len(dataset.classes)):
         raters = read_raters(dataset, cases, k)
@@ -88,8 +88,7 @@ def truths_of(dataset, cases, read_raters=raters_of):
 
 
 def on_grid(mask, shape):
-    """The mask on a grid of this shape, by nearest neighbour; unchanged where the shapes agree. Raises `UserError` for
-    another number of axes."""
+    """The mask resampled to this shape by nearest neighbour. Raises `UserError` for another number of axes."""
     if mask.ndim != len(shape):
         raise UserError(f"a mask of shape {mask.shape} cannot be compared with one of shape {tuple(shape)}")
     for axis, (have, want) in enumerate(zip(mask.shape, shape, strict=True)):
@@ -99,8 +98,7 @@ def on_grid(mask, shape):
 
 
 def rater_names(cases):
-    """The names of all raters of these `data.Case`s, "rater2" before "rater10"; () where not all that have masks name
-    theirs."""
+    """The names of all raters of these `Case`s, "rater2" before "rater10"; () if a case with masks names no raters."""
     named = [case.raters for case in cases if case.masks]
     return tuple(sorted(set().union(*named), key=_by_number)) if all(named) else ()
 
@@ -110,11 +108,8 @@ def _by_number(name):
 
 
 def files_by_name(folder):
-    """{name without suffix: its picture and NIfTI files}, empty if there is no such folder."""
+    """{name without suffix: list of picture and NIfTI files} of a folder; {} if it does not exist."""
     files = {}
     for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
         files.setdefault(split_suffix(path)[0], []).append(path)
     return files
-
-
-MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")

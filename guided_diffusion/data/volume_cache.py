@@ -1,10 +1,9 @@
-"""Decoded volumes on disk: decompressed and normalised once for all runs and processes, then mapped slice by slice."""
+"""Decoded volumes on disk: decompressed and normalised once for all runs and processes, then memory-mapped."""
 
 import errno
 import glob
 import hashlib
 import shutil
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,25 +14,21 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..io.files import atomic_path, check_writable, split_suffix
+from ..io.files import atomic_path, check_writable, remove_temporaries, split_suffix
 from ..io.storage import cache_root
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 
-OPEN_FILES = 128  # at once in each process; systems allow some 1000
-
-
-SAMPLED = 8, 4096  # places in a file and bytes at each that tell its content
-
-
-OLD_SECONDS = 24 * 3600  # nobody writes a volume for so long
+OPEN_FILES = 128  # in each process; systems allow about 1000
+FINGERPRINT = 8, 4096  # places in a file, and bytes read at each
+IDLE_SECONDS = 24 * 3600  # a half-written file that nobody has written to for so long is a killed process's
 
 
 class Entry(NamedTuple):
-    """What is kept of a volume under one key, an array [Z, ...].
+    """An array [Z, ...] in a cache: `decode(files)`.
 
-    volume: the volume's name, for people who look into the folder. files: what it is made from, by decode(files).
-    settings: text that says all else on which the array depends.
+    volume: the volume's name, which begins the file's name. files: the files that are decoded.
+    settings: text with everything else that the array depends on.
     """
 
     volume: str
@@ -43,24 +38,24 @@ class Entry(NamedTuple):
 
 
 class CacheFull(UserError):
-    """There is no room for another volume."""
+    """The disk has no room for another volume."""
 
 
 def in_bytes(array):
-    """The size of an array in a `VolumeCache` that is limited in bytes."""
+    """The size of an array for a `VolumeCache` with a limit in bytes."""
     return array.nbytes
 
 
 def one_each(_array):
-    """The size of an array in a `VolumeCache` that is limited in number."""
+    """The size of an array for a `VolumeCache` with a limit on the number of arrays."""
     return 1
 
 
 class VolumeCache:
-    """Arrays by key, whose sizes add up to `limit` at most; the least recently used go first.
+    """Arrays by key in memory, up to a total size of `limit`; the least recently used go first.
 
-    The newest one always stays, so the slices of a volume larger than the limit are still decoded once.
-    size(array): what counts of each.
+    The newest array always stays, so that a volume larger than the limit is still decoded once for all its slices.
+    size: the function array -> size.
     """
 
     def __init__(self, limit, size=in_bytes):
@@ -68,7 +63,7 @@ class VolumeCache:
         self._arrays = OrderedDict()
 
     def get(self, key, decode):
-        """Return the array of `key`, made by `decode(key)` unless it is still here."""
+        """Return the array of `key`, from memory or from `decode(key)`."""
         if key in self._arrays:
             self._arrays.move_to_end(key)
             return self._arrays[key]
@@ -80,52 +75,52 @@ class VolumeCache:
         return array
 
     def __getstate__(self):
-        return {"limit": self.limit, "size": self.size}  # a copy sent to another process starts empty
+        return {"limit": self.limit, "size": self.size}  # a copy in another process starts empty
 
     def __setstate__(self, state):
         self.__init__(**state)
 
 
 class VolumeStore:
-    """Decoded volumes as .npy files in `folder`, mapped into memory; what is not there, or stale, is made on demand.
+    """Decoded volumes as memory-mapped .npy files in `folder`. Missing and stale ones are made on demand.
 
-    A file NAME-PLACE-CONTENT.npy is named by the volume, a hash of where its files lie, and a hash of their content
-    and of the settings: it is found only while both are as they were, and a newer one takes its place. It is written
-    under another name and renamed, so several processes and runs may share a folder: at worst two make the same one.
+    A file's name is NAME-PLACE-CONTENT.npy: the volume, a hash of the files' paths, and a hash of their content and of
+    the settings. So a changed file or setting never finds an old array, and the new array replaces it. Files are
+    written whole or not at all, so processes and runs may share a folder; at worst two of them make the same file.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self._maps = VolumeCache(OPEN_FILES, one_each)
-        self._paths = {}  # of entries whose files have been looked at
+        self._paths = {}  # by entry, so that its files are hashed once
 
     def get(self, entry):
-        """The array of an `Entry`, read-only, in the system's memory for as long as that has room."""
+        """The array of an `Entry`, read-only and memory-mapped."""
         return self._maps.get(entry, self._open)
 
     def find(self, entry):
-        """The file of an entry, or None where it has still to be made."""
+        """The file of an entry, or None if it has not been made."""
         path = self._path(entry)
         return path if path.is_file() else None
 
     def make(self, entry):
-        """Decode an entry and write its file; older ones of the same volume go."""
+        """Decode an entry, write its file and remove older files of the same volume. Raises `CacheFull`."""
         path = self._path(entry)
         array = entry.decode(entry.files)
         try:
             with atomic_path(path) as temporary:
                 np.save(temporary, array)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy tells of a short write without a number
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy reports a short write without errno
                 raise CacheFull(f"{self.folder}: is full; make room there or choose another --cache_dir") from error
             raise
         for other in self.folder.glob(f"{glob.escape(path.name.rpartition('-')[0])}-*.npy"):
             if other != path:
-                with suppress(OSError):  # gone already, or in use where a file in use cannot be removed
+                with suppress(OSError):  # removed by another process, or on Windows still in use
                     other.unlink()
 
     def _open(self, entry):
-        with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        with suppress(OSError, ValueError, EOFError):  # missing or damaged
             return np.load(self._path(entry), mmap_mode="r")
         self.make(entry)
         return np.load(self._path(entry), mmap_mode="r")
@@ -140,15 +135,15 @@ class VolumeStore:
 
 
 def fingerprint(path):
-    """Text that tells a file's content from any other's, without reading all of it.
+    """Text that changes with a file's content: its size and a hash of the bytes at a few places.
 
-    The size and bytes at some places; a change in a compressed file changes nearly all that follows. Of other files
-    the time of the last change counts too. Raises `UserError` for a missing file.
+    That suffices for a compressed file, in which a change alters nearly all that follows. For others the time of the
+    last change counts too. Raises `UserError` for a missing file.
     """
     path = Path(path)
     try:
         stat = path.stat()
-        places, length = SAMPLED
+        places, length = FINGERPRINT
         with open(path, "rb") as file:
             digest = hashlib.sha256()
             for place in range(places):
@@ -164,23 +159,23 @@ def _digest(*parts):
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# ---- the pass over all volumes -----------------------------------------------------------------------------------
+# ---- filling the cache -------------------------------------------------------------------------------------------
 
 
 def chosen_folder(cache_dir, training):
-    """The `Path` that `--cache_dir` stands for, or None for no cache."""
+    """The folder of `--cache_dir`, a `Path`, or None for no cache. "auto" caches in training only."""
     if cache_dir == "none" or (cache_dir == "auto" and not training):
         return None
     return cache_root() / "volumes" if cache_dir == "auto" else Path(cache_dir)
 
 
 def use_cache(dataset, folder, *, indices=None, workers=1, show=True, skip_damaged=False):
-    """Let a data set read its volumes from the cache in `folder`, and make now what is not there, with a bar.
+    """Let a data set read its volumes from the cache in `folder`, and fill the cache now, with a progress bar.
 
-    indices: of the cases whose volumes are needed; None: all. workers: threads that decompress. show: whether to
-    tell of it. skip_damaged: leave volumes that cannot be decoded to those who read them, to be told then. Data sets
-    without volumes stay as they are. Raises `UserError` for a damaged file, and for a folder that cannot be written to
-    or has not the room.
+    A data set without volumes stays unchanged.
+    indices: the cases whose volumes are needed; None: all. workers: number of decompressing threads. show: whether to
+    print. skip_damaged: skip volumes that cannot be decoded; reading them later gives the message.
+    Raises `UserError` for a damaged file, and for a folder that is not writable or has too little room.
     """
     cases = dataset.cases if indices is None else [dataset.cases[index] for index in indices]
     volumes = {case.volume: case for case in cases if case.volume is not None}
@@ -191,13 +186,13 @@ def use_cache(dataset, folder, *, indices=None, workers=1, show=True, skip_damag
     missing = [entry for entry in entries if store.find(entry) is None]
     if missing:
         check_writable(store.folder, "--cache_dir")
-        _remove_old_temporaries(store.folder)
+        remove_temporaries(store.folder, idle=IDLE_SECONDS)
         sizes = {entry: dataset.volumes.stored_bytes(entry) for entry in missing}
         _check_room(store.folder, sum(sizes.values()))
         if show:
-            volumes_told = counted(len({entry.volume for entry in missing}), "volume")
+            number = counted(len({entry.volume for entry in missing}), "volume")
             console().info(
-                f"cache: {volumes_told} of {len(volumes)} to be decompressed, once, into {store.folder}: "
+                f"cache: {number} of {len(volumes)} to be decompressed, once, into {store.folder}: "
                 f"{size_text(sum(sizes.values()))} (--cache_dir)"
             )
         _make_all(store, missing, sizes, workers, show, skip_damaged)
@@ -217,12 +212,12 @@ def _make_all(store, entries, sizes, workers, show, skip_damaged):
                 raise
         return sizes[entry]
 
-    words = {"desc": "caching", "unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": not show}
-    with tqdm(total=sum(sizes.values()), **words) as bar, ThreadPoolExecutor(max(1, workers)) as pool:
+    style = {"desc": "caching", "unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": not show}
+    with tqdm(total=sum(sizes.values()), **style) as bar, ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for size in pool.map(make, entries):
                 bar.update(size)
-        except BaseException:  # of what waits nothing is begun any more
+        except BaseException:  # begin none of the waiting volumes
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -232,18 +227,10 @@ def _check_room(folder, needed):
     if needed > free:
         raise UserError(
             f"{folder}: has {size_text(free)} free, the volumes need {size_text(needed)}; choose a --cache_dir on "
-            "another disk, or none (each process then decompresses volumes anew and again)"
+            "another disk, or none (each process then decompresses the volumes again)"
         )
 
 
 def size_text(size):
     """A number of bytes in MB or GB."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
-
-
-def _remove_old_temporaries(folder):
-    """Remove what killed processes left half-written; what is young may be another's at work."""
-    for path in folder.glob(".*.npy"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > OLD_SECONDS:
-                path.unlink()

@@ -1,4 +1,4 @@
-"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and kept, on disk or in memory."""
+"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and cached on disk or in memory."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,9 @@ from ..runtime.errors import UserError
 from .cases import Case, Geometry
 from .volume_cache import Entry, VolumeCache
 
-# ---- How the values of volumes are brought to the network's range: z-scores for MRI, windows for CT -----------------
+# ---- normalisation: z-scores for MRI, windows for CT -------------------------------------------------------------
 
-
-CLIP = 5.0  # z-scores beyond this are noise or bright vessels; the network does better without them
+CLIP = 5.0  # z-scores beyond it are noise or bright vessels
 
 
 def zscore(values):
@@ -34,30 +33,30 @@ def zscore(values):
 
 @dataclass(frozen=True)
 class CTWindow:
-    """Normalises CT: HU from `low` to `high` become -1 to 1, what lies beyond is cut off."""
+    """Normalises CT: HU from `low` to `high` become -1 to 1, and values beyond are clipped."""
 
     low: float
     high: float
 
     def __call__(self, values):
-        """float32 of any shape -> the same in [-1, 1]."""
+        """Float32 of any shape, in HU -> the same shape in [-1, 1]."""
         return (np.clip(values, self.low, self.high) - self.low) * np.float32(2 / (self.high - self.low)) - 1
 
 
 def normaliser(window):
-    """`zscore`, or the `CTWindow` of (low, high) where there is one."""
+    """The `CTWindow` of (low, high), or `zscore` without a window."""
     return CTWindow(*window) if window else zscore
 
 
 def normalised(values, normalise=zscore):
-    """A channel normalised, as float16, which suffices within +-5: how they are kept in memory."""
+    """A normalised channel as float16, the type of the caches; it is exact enough within +-5."""
     return normalise(values).astype(np.float16)
 
 
 def normalised_channels(raw, normalise=zscore):
-    """`normalised` of each channel of an image or volume [C, ...] from elsewhere, as float32.
+    """An image or volume [C, ...] with raw values, normalised by channel as `VolumeReader` does: float32 [C, ...].
 
-    normalise: of all channels, or a tuple with one for each.
+    normalise: a function for all channels, or a tuple of one for each.
     """
     raw = np.asarray(raw, dtype=np.float32)
     steps = normalise if isinstance(normalise, tuple) else (normalise,) * len(raw)
@@ -65,26 +64,27 @@ def normalised_channels(raw, normalise=zscore):
 
 
 def normalisation_text(normalise):
-    """A way of normalising as text, different for each."""
+    """Text that identifies a normalisation in the cache's keys."""
     if isinstance(normalise, tuple):
         return " ".join(map(normalisation_text, normalise))
     return getattr(normalise, "__name__", repr(normalise))
 
 
-DECODED = "3"  # to be counted up whenever volumes are decoded differently: it makes caches on disk stale
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+DECODED = "3"  # the version of the decoding; a new one makes caches on disk stale
 
 
 class VolumeReader:
-    """What a loader of NIfTI files needs: cases of slices, their normalised images, their labels, their geometry.
+    """Gives a loader of NIfTI files its cases, one per slice, and their normalised images, labels and geometry.
 
-    A slice k is `volume[..., k]`, [X, Y], of the volume as `nifti.read_nifti` turns it, so stacking slices along the
-    last axis gives that back. A file [X, Y] or [X, Y, 1] is a 2-D image: a case without volume and slice index.
-    A 4-D file holds several channels.
+    Slice k is `volume[..., k]`, [X, Y], of the volume as `nifti.read_nifti` turns it. A file [X, Y] or [X, Y, 1] is a
+    2-D image: a case without volume and slice index. A 4-D file holds several channels.
 
-    normalise: what is done with each channel of a volume, `intensity.zscore` or a `CTWindow`, or a tuple of them.
-    store: the `volume_store.VolumeStore` that keeps decoded volumes on disk, or None: then each process keeps them in
-    memory, at most `cache_bytes` of them. The default holds about 55 BraTS cases (240 x 240 x 155, four modalities at
-    71 MB); set `VolumeReader.cache_bytes` for more or less. 2-D images are kept in memory alone.
+    normalise: `zscore` or a `CTWindow` for all channels, or a tuple of one for each.
+    store: the `volume_cache.VolumeStore` that keeps decoded volumes on disk. None: each process keeps up to
+    `cache_bytes` of them in memory. The default is enough for about 55 BraTS cases (240 x 240 x 155 voxels, four
+    modalities, 71 MB). 2-D images are cached in memory only.
     """
 
     cache_bytes = 4 * 2**30
@@ -95,16 +95,16 @@ class VolumeReader:
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, raters=(), check_masks=True):
-        """Return the cases of one volume, `NAME_slice_KKK` for each slice, or [the one case `NAME`] of a 2-D image.
+        """Return the cases of one volume, `NAME_slice_KKK` for each slice, or of a 2-D image the single case `NAME`.
 
-        images: one file per channel, or per several; masks: one label map per rater; raters: their names. Only headers
-        are read. Raises `UserError` if the files of a volume differ in shape. Without `check_masks` those of the masks
-        are left to `labels`: to sample, a damaged mask must not matter.
+        images: files of one or more channels each. masks: one label map per rater. raters: their names. Only headers
+        are read. Raises `UserError` if the files of a volume differ in shape.
+        check_masks: False leaves the masks' shapes to `labels`, so that sampling does not fail on a damaged mask.
         """
         images, masks = tuple(images), tuple(masks)
         depth = _as_volume(read_nifti_header(images[0])[0])[2]
         if depth == 1:
-            return [Case(name, images, masks, label, raters=raters)]  # the shapes are compared when the data are read
+            return [Case(name, images, masks, label, raters=raters)]  # shapes are compared when the data are read
         checked = images + masks if check_masks else images
         _check_shapes({path: _as_volume(read_nifti_header(path, like=images[0])[0]) for path in checked})
         return [
@@ -117,16 +117,16 @@ class VolumeReader:
         return _slice_of(case, case.images[0], self._array(case, self._images_of(case))).astype(np.float32)
 
     def labels(self, case):
-        """Return the case's label maps as integers [R, X, Y], one per file in `case.masks`."""
+        """Return the case's label maps as integers [R, X, Y], one for each file in `case.masks`."""
         decoded = [(entry.files[0], self._array(case, entry)) for entry in _labels_of(case)]
         return stacked(case.masks, [_slice_of(case, path, slices) for path, slices in decoded])
 
     def entries(self, case, masks):
-        """What a store keeps of a case's volume, a list of `Entry`s; with `masks` also its label maps."""
+        """The `Entry`s of a case's volume in a store: its images and, with `masks`, each label map."""
         return [self._images_of(case), *(_labels_of(case) if masks else ())]
 
     def stored_bytes(self, entry):
-        """About how many bytes of a store an entry takes, from the headers of its files."""
+        """The approximate size of an entry in a store, in bytes, from the headers of its files."""
         voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
         is_image = isinstance(entry.decode, ImageDecoder)
         return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
@@ -149,19 +149,19 @@ class VolumeReader:
 
 
 def _labels_of(case):
-    """An entry for each rater: (the label map[, an image of the volume, which it must fit])."""
+    """An `Entry` for each rater. Its files are the label map and, for a volume, an image whose shape it must have."""
     image = () if case.volume is None else case.images[:1]
     return [Entry(case.volume or case.name, (path, *image), _decode_labels, DECODED) for path in case.masks]
 
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decodes the image files of a volume and normalises its channels, see `VolumeReader`."""
+    """Decodes the image files of a volume and normalises its channels. normalise: see `VolumeReader`."""
 
     normalise: object
 
     def __call__(self, paths):
-        """The files as one array [Z, C, X, Y]: a slice lies in one piece."""
+        """The files as one float16 array [Z, C, X, Y], so that a slice is contiguous."""
         channels = self._channels(paths)
         steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
         if len(steps) != len(channels):
@@ -170,7 +170,7 @@ class ImageDecoder:
         return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
 
     def _channels(self, paths):
-        """A list of float32 [X, Y, Z]."""
+        """The channels of all files, a list of float32 [X, Y, Z]."""
         channels, shapes = [], {}
         for path in paths:
             values = read_nifti_channels(path, like=paths[0])
@@ -183,7 +183,7 @@ class ImageDecoder:
 
 
 def _decode_labels(files):
-    """The label map of (its path[, an image of its volume]) as [Z, X, Y], in bytes where the labels fit."""
+    """The label map of `files` (see `_labels_of`) as [Z, X, Y]: uint8 if the labels fit, else int32."""
     path, *images = files
     labels = read_nifti_labels(path, *images)
     for image in images:
@@ -194,7 +194,7 @@ def _decode_labels(files):
 
 
 def _slice_of(case, path, slices):
-    """Slice of the decoded array [Z, ...] that belongs to the case."""
+    """The case's slice of a decoded array [Z, ...]. path: the file, for messages."""
     index = case.slice_index or 0
     if index >= len(slices) or (case.slice_index is None and len(slices) != 1):
         wanted = "a 2-D slice" if case.slice_index is None else f"slice {index}"
@@ -203,11 +203,12 @@ def _slice_of(case, path, slices):
 
 
 def _as_volume(shape):
+    """The shape (X, Y) or (X, Y, Z) as (X, Y, Z)."""
     return (*shape, 1) if len(shape) == 2 else tuple(shape)
 
 
 def _check_shapes(shapes):
-    """Raise a `UserError` unless all files, a dict of path to shape, have one shape."""
+    """Raise `UserError` unless all files have the same shape. shapes: {path: shape}."""
     (first, expected), *others = shapes.items()
     for path, shape in others:
         if shape != expected:

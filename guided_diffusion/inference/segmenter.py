@@ -21,7 +21,7 @@ from ..config.settings import settle
 from ..data.batches import collate
 from ..data.dataset import own_errors
 from ..data.registry import find_loader
-from ..io.nifti import STILL, canonical_turn, reoriented, reoriented_back
+from ..io.nifti import NO_TURN, canonical_turn, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
@@ -137,7 +137,7 @@ class Segmenter:
             raise ValueError(
                 f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}{each}"
             )
-        turn = STILL if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
+        turn = NO_TURN if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous(), slices=1).unbind(-1))
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]

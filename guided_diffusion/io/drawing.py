@@ -1,18 +1,13 @@
-"""Pictures for people: an image as it is shown, outlines of masks over it, mosaics and the denoising animation."""
+"""Pictures for people: displayed images, outlines of masks, colour maps, mosaics and the denoising animation."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
-
-
 TRUTH_COLOUR = (64, 255, 96)
-
-
 MEMBER_COLOUR = (80, 190, 255)
 
-
-CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
+CLASS_COLOURS = (  # distinct on grey
     (255, 64, 64),
     (64, 160, 255),
     (255, 210, 0),
@@ -23,17 +18,17 @@ CLASS_COLOURS = (  # of several classes in turn, told apart also on grey
     (255, 130, 190),
 )
 
-
-DASH = 3  # pixels of a dash, and between two
-
-
-CAPTION = 16  # height of a line of captions
+DASH = 3  # length of a dash and of a gap, pixels
+CAPTION = 16  # height of a strip of captions, pixels
 
 
 def displayed(image):
-    """A raw image float32 [C, H, W] as RGB uint8 [H, W, 3]: photographs (3 channels in 0..255) as they are, of
-    others the last channel (FLAIR in BraTS), the 1st to 99th percentile of its non-zero values stretched over black
-    to white; zeros, the background of MRI, stay black."""
+    """A raw image float32 [C, H, W] as RGB uint8 [H, W, 3].
+
+    A photograph (3 channels in 0..255) stays unchanged. Of any other image the last channel (FLAIR in BraTS) is shown
+    in grey, with the 1st to 99th percentile of its non-zero values from black to white. Zeros, the background of MRI,
+    stay black.
+    """
     if image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255:
         return image.transpose(1, 2, 0).round().astype(np.uint8)
     channel = image[-1]
@@ -43,10 +38,10 @@ def displayed(image):
 
 
 def radiological(picture, affine):
-    """A slice's picture [X, Y, ...] as radiologists look at it: the front (of other planes the head) up, the patient's
-    left on the right.
+    """The picture of a slice, [X, Y, ...], in radiological convention: the front (in other planes the head) is up, and
+    the patient's left is on the right.
 
-    affine: that of the volume [4, 4]; None, where it is not known: the picture as it is.
+    affine: the volume's [4, 4]; None leaves the picture unchanged.
     """
     from nibabel.orientations import aff2axcodes
 
@@ -59,18 +54,18 @@ def radiological(picture, affine):
 
 
 def grey(values):
-    """Values in [0, 1] [H, W] as RGB uint8 [H, W, 3]."""
+    """Values [H, W] in [0, 1] as grey RGB uint8 [H, W, 3]."""
     return np.repeat((np.clip(values, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def heat(values):
-    """Values in [0, 1] [H, W] as RGB uint8 [H, W, 3], black through red and yellow to white."""
+    """Values [H, W] in [0, 1] as RGB uint8 [H, W, 3], from black through red and yellow to white."""
     ramps = np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1)
     return (np.clip(ramps, 0, 1) * 255).round().astype(np.uint8)
 
 
 def border(mask, thickness=None):
-    """The inner border of a mask bool [H, W], as thick as suits its size or as said, in pixels: bool [H, W]."""
+    """The inner border of a mask: bool [H, W] -> bool [H, W]. thickness: in pixels; None: 1/200 of the shorter side."""
     from scipy.ndimage import binary_erosion
     from skimage.morphology import disk
 
@@ -78,18 +73,18 @@ def border(mask, thickness=None):
     if mask.any():
         box = tuple(slice(line[0], line[-1] + 1) for line in (np.flatnonzero(mask.any(axis=1 - a)) for a in (0, 1)))
         thickness = thickness or max(1, round(min(mask.shape) / 200))
-        drawn[box] = mask[box] & ~binary_erosion(mask[box], disk(thickness))  # beyond the box is background
+        drawn[box] = mask[box] & ~binary_erosion(mask[box], disk(thickness))  # only in the box: erosion is slow
     return drawn
 
 
 def dashes(shape):
-    """Where a dashed line of a picture of this shape (H, W) is drawn: bool [H, W]."""
+    """The pixels of a picture of shape (H, W) on which dashed lines are drawn: bool [H, W]."""
     rows, columns = np.indices(shape)
     return (rows + columns) // DASH % 2 == 0
 
 
 def outline(picture, mask, colour):
-    """The picture uint8 [H, W, 3] with the inner border of a mask bool [H, W] drawn in a colour; a copy."""
+    """A copy of the picture uint8 [H, W, 3] with the inner border of a mask, bool [H, W], in a colour."""
     drawn = picture.copy()
     drawn[border(mask)] = colour
     return drawn
@@ -101,9 +96,9 @@ def dashed_outline(picture, mask, colour):
 
 
 def overlay(picture, masks, truths=None):
-    """The picture with the outlines of masks bool [K, H, W] over those of the truth likewise (or None).
+    """The picture uint8 [H, W, 3] with the outlines of masks over those of truths, both bool [K, H, W].
 
-    A single class's mask is red and its truth green. Of several, each has its `class_colour`, the truth dashed.
+    A single mask is red and its truth green. With several classes each has its `class_colour`, and the truth is dashed.
     """
     if len(masks) == 1:
         if truths is not None:
@@ -116,13 +111,15 @@ def overlay(picture, masks, truths=None):
 
 
 def class_colour(k):
-    """The colour of class k of several."""
+    """The colour of class k, where there are several."""
     return CLASS_COLOURS[k % len(CLASS_COLOURS)]
 
 
 def tinted(values):
-    """Values in [0, 1] [K, H, W] of K classes as RGB uint8 [H, W, 3]: of one in grey, of several each in its colour,
-    the later classes over the earlier ones."""
+    """Values [K, H, W] in [0, 1] of K classes as RGB uint8 [H, W, 3].
+
+    A single class is grey. Several classes have their `class_colour`s, the later ones drawn over the earlier.
+    """
     if len(values) == 1:
         return grey(values[0])
     picture = np.zeros((*values.shape[1:], 3))
@@ -132,16 +129,16 @@ def tinted(values):
 
 
 def enlarged(array, least=256):
-    """An array [H, W, ...] with each pixel repeated by the smallest whole factor that makes its longer side `least`
-    pixels or more."""
+    """An array [H, W, ...] with each pixel repeated by the smallest integer factor that brings the longer side to at
+    least `least` pixels."""
     factor = -(-least // max(array.shape[:2]))
     return array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def resized(picture, size, proportions=None):
-    """The picture uint8 [H, W, 3] scaled to fit a square of `size` pixels, on black.
+    """The picture uint8 [H, W, 3] scaled to fit a black square of `size` pixels: uint8 [size, size, 3].
 
-    proportions: (height, width) of the picture that it stands for, where that is another than its own.
+    proportions: (height, width) to show it in, where they are not its own.
     """
     height, width = proportions or picture.shape[:2]
     scale = size / max(height, width)
@@ -153,7 +150,7 @@ def resized(picture, size, proportions=None):
 
 
 def mosaic(rows, gap=2):
-    """Rows of pictures uint8 [H, W, 3], all of one size, as one picture on white; rows may differ in length."""
+    """Rows of pictures uint8 [H, W, 3] of one size, as one picture on white. Rows may differ in length."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     canvas = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
@@ -164,8 +161,7 @@ def mosaic(rows, gap=2):
 
 
 def overlaid_tile(image, masks, size, truths=None):
-    """`overlay` of a picture uint8 [H, W, 3], masks and truths bool [K, H, W], drawn after they are resized: lines stay
-    visible."""
+    """`overlay` scaled to a square of `size` pixels. Outlines are drawn after scaling, so that they stay visible."""
 
     def small(group):
         return None if group is None else np.stack([resized(grey(mask), size)[..., 0] > 127 for mask in group])
@@ -174,7 +170,7 @@ def overlaid_tile(image, masks, size, truths=None):
 
 
 def captions(texts, width, gap=2):
-    """A white strip of captions over a row of pictures of `width` pixels, uint8 [CAPTION, ..., 3]."""
+    """A white strip of captions for a row of pictures of `width` pixels: uint8 [CAPTION, W, 3]."""
     strip = Image.new("RGB", (len(texts) * (width + gap) - gap, CAPTION), "white")
     for i, text in enumerate(texts):
         ImageDraw.Draw(strip).text((i * (width + gap) + 3, 2), text, fill="black")
@@ -182,9 +178,10 @@ def captions(texts, width, gap=2):
 
 
 def volume_montage(image_of, masks, affine, truths=None, count=16, size=160):
-    """Overlays of up to `count` slices of a volume, spread over those that a mask or truth touches (or over all).
+    """Overlays of up to `count` evenly spaced slices, of those with a mask or truth, or of all if there are none.
 
-    image_of(k): the raw image [C, X, Y] of slice k; masks, truths: bool [K, X, Y, Z]; affine: see `radiological`.
+    image_of: the function k -> raw image [C, X, Y] of slice k. masks, truths: bool [K, X, Y, Z]. affine: see
+    `radiological`. size: of a tile, in pixels.
     """
     touched = masks.any(axis=(0, 1, 2)) | (truths.any(axis=(0, 1, 2)) if truths is not None else False)
     indices = np.flatnonzero(touched) if touched.any() else np.arange(masks.shape[-1])
@@ -202,12 +199,11 @@ def volume_montage(image_of, masks, affine, truths=None, count=16, size=160):
 
 
 def denoising_frames(image, states, predictions, size=96):
-    """Frames of the denoising of one image's members: above x_t, below the mask predicted from it.
+    """Frames of the denoising of one image's members, a list of pictures: x_t in the upper row, predicted x_0 below.
 
-    image: RGB uint8 [H, W, 3]; states, predictions: a list over steps of arrays [E, K, h, w] in about [-1, 1], shown
-    in the image's proportions (see `tinted`). The image leads each row; the last frame shows the last prediction in
-    both.
-    Returns a list of pictures.
+    image: RGB uint8 [H, W, 3], the first tile of each row. states, predictions: for each step an array [E, K, h, w] in
+    about [-1, 1], shown in the image's proportions (see `tinted`). The last frame shows the last prediction in both
+    rows.
     """
     lead = resized(image, size)
 
@@ -216,7 +212,7 @@ def denoising_frames(image, states, predictions, size=96):
 
     frames = []
     for state, prediction in zip([*states, predictions[-1]], [*predictions, predictions[-1]], strict=True):
-        # x_t has unit variance about +-1 at most: a window of +-3 shows the noise and keeps the mask visible in it.
+        # x_t has at most unit variance around +-1. A window of +-3 shows the noise and keeps the mask visible.
         noisy = [tile(x / 6 + 0.5) for x in state]
         clean = [tile((x + 1) / 2) for x in prediction]
         frames.append(mosaic([[lead, *noisy], [lead, *clean]]))
@@ -224,7 +220,7 @@ def denoising_frames(image, states, predictions, size=96):
 
 
 def save_animation(path, frames, milliseconds=180):
-    """Write pictures as an endless GIF that rests on its last frame; `path` is a temporary of `files.atomic_path`."""
+    """Write pictures as an endless GIF that pauses on its last frame. path: a temporary of `files.atomic_path`."""
     pictures = [Image.fromarray(frame).quantize(128) for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)

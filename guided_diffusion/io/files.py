@@ -1,4 +1,4 @@
-"""Reading and writing pictures, arrays and tables: damage is told in one line, every write is whole or not at all."""
+"""Tables, NumPy archives and file names: a damaged file gives one line, and a write is whole or not at all."""
 
 import csv
 import json
@@ -19,15 +19,17 @@ from ..runtime.errors import UserError
 
 
 def split_suffix(path):
-    """Return (stem, suffix) of a file name, with `.nii.gz` as one suffix; dots elsewhere belong to the stem."""
+    """(stem, suffix) of a file name. `.nii.gz` is one suffix; other dots belong to the stem."""
     path = Path(path)
     suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
     return path.name.removesuffix(suffix), suffix
 
 
 def check_encodable(*names):
-    """Raise a `UserError` for a path or name whose bytes are no UTF-8, as archives from other systems leave them: it
-    can be opened, but neither written to a table nor turned into a seed."""
+    """Raise `UserError` for a path or name that is not in UTF-8, as archives from other systems produce.
+
+    Such a file can be opened, but its name can be neither written to a table nor hashed to a seed.
+    """
     for name in map(str, names):
         try:
             name.encode()
@@ -37,7 +39,7 @@ def check_encodable(*names):
 
 
 def list_files(folder, suffixes):
-    """Return the folder's own files with one of these suffixes (any case) by name; hidden files are left out."""
+    """The files in a folder with one of these suffixes (any case), sorted by name, without hidden ones."""
     return sorted(
         path
         for path in Path(folder).iterdir()
@@ -49,7 +51,7 @@ def list_files(folder, suffixes):
 
 
 def read_npz_headers(path):
-    """Return {name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
+    """{name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
 
     Raises `UserError` for a missing or damaged file.
     """
@@ -65,27 +67,28 @@ def read_npz_headers(path):
 
 
 def read_npz(path, name):
-    """Read one array of an .npz file; arrays of objects, which could run code, are refused.
+    """Read one array of an .npz file.
 
-    Raises `UserError` for a missing or damaged file and for an array that it does not hold.
+    Raises `UserError` for a missing or damaged file, for an absent array, and for an array of objects, which could run
+    code.
     """
     with decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
         return archive[name]
 
 
-# ---- what every decoder shares -----------------------------------------------------------------------------------
+# ---- errors of decoders ------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def decoding(path, kind):
-    """Turn whatever a decoder raises into one line that names the file."""
+    """Turn any exception of a decoder into a `UserError` that names the file. kind: such as "picture"."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:
         yield
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # no permission, a failing disk: the system's own words say it best
+            raise  # no permission, a failing disk: the system's message is better
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: is truncated or damaged, or is no {kind} ({reason}); copy it again") from error
 
@@ -94,7 +97,7 @@ def decoding(path, kind):
 
 
 def read_json(path):
-    """Read a JSON file; `UserError` with the line if it is not valid."""
+    """Read a JSON file. Raises `UserError` with the line if it is not valid."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -102,8 +105,10 @@ def read_json(path):
 
 
 def read_json_lines(path):
-    """The values of a file of one JSON text a line, in their order; [] where there is no file. A line that is torn, as
-    the last one of a killed run may be, is left out."""
+    """The values of a file with one JSON text per line, in order; [] if the file does not exist.
+
+    An incomplete line, such as the last line of a killed run, is skipped.
+    """
     values = []
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
         with suppress(json.JSONDecodeError):
@@ -112,18 +117,18 @@ def read_json_lines(path):
 
 
 def read_yaml(path):
-    """Read a YAML file; `UserError` with the place if it is not valid."""
+    """Read a YAML file. Raises `UserError` with the place if it is not valid."""
     import yaml
 
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())  # it is told over several lines
+        reason = " ".join(str(error).split())  # the message has several lines
         raise UserError(f"{path}: is no valid YAML ({reason}); correct it") from error
 
 
 def read_csv(path):
-    """Read a CSV file as a list of (line number, list of stripped fields), without its empty lines."""
+    """Read a CSV file as a list of (line number, list of stripped fields), without empty lines."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -138,10 +143,10 @@ def read_csv(path):
 
 @contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it onto `path`.
+    """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it to `path`.
 
-    The temporary is hidden and keeps the suffix, which writers look at. After an error, or a kill at any moment,
-    `path` is what it was before. The parent folder is made.
+    After an error, or a kill at any moment, `path` is unchanged. The temporary file is hidden and has the same suffix,
+    which some writers depend on. The parent folder is made.
     """
     path = Path(path)
     stem, suffix = split_suffix(path)
@@ -153,7 +158,7 @@ def atomic_path(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # a full disk names no file, and the temporary means nothing
+        if error.filename in (None, str(temporary)):  # a full disk names no file, and users do not know the temporary
             error.filename = str(path)
         raise
     finally:
@@ -161,7 +166,7 @@ def atomic_path(path):
 
 
 def name_also(path, other):
-    """Let `other` be the same file as `path`, whole or not at all: a hard link where the disk has them, else a copy."""
+    """Make `other` a hard link to `path`, or a copy where the disk has no links; whole or not at all."""
     with atomic_path(other) as temporary:
         try:
             os.link(path, temporary)
@@ -170,31 +175,28 @@ def name_also(path, other):
 
 
 def remove_temporaries(folder, idle=0):
-    """Remove what `atomic_path` left in a folder, as it does when the process is killed meanwhile.
+    """Remove the temporary files of `atomic_path` that a killed process left in a folder.
 
-    idle: only what nobody has written to for so many seconds, for folders that another run may be writing to, perhaps
-    on another machine, where the number of its process says nothing. With 0 those of a run at work are gone too.
+    idle: seconds without a write after which a file is removed. Use it for a folder that other runs may be writing to,
+    perhaps on other machines; 0 removes the files of a run at work too.
     """
     for path in Path(folder).glob(".*"):
         if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
-            with suppress(FileNotFoundError):  # it has been renamed, or another run removes it too
+            with suppress(OSError):  # renamed or removed by another run, or another user's
                 if not idle or time.time() - path.stat().st_mtime > idle:
                     path.unlink()
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON; NaN and infinities, which JSON has no word for, become null.
-
-    NumPy scalars and arrays and paths are written as plain numbers, lists and strings.
-    """
+    """Write `value` as indented JSON, after `json_ready`."""
     text = json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def json_ready(value):
-    """The value in types that JSON has: keys as text, arrays and tuples as lists, paths as text, and None for numbers
-    that are not finite."""
+    """The value in JSON's types: keys and paths become text, arrays and tuples lists, NumPy scalars plain numbers, and
+    numbers that are not finite None."""
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -209,11 +211,11 @@ def json_ready(value):
 
 
 def check_writable(folder, flag="--out_dir"):
-    """Make the folder and write a byte in it; `UserError` names it, the reason and the flag when that fails."""
+    """Make the folder and write a byte to it. Raises `UserError` with the folder, the reason and the flag."""
     folder = Path(folder)
     try:
         with atomic_path(folder / ".writable") as temporary:
             temporary.write_bytes(b"1")
-        (folder / ".writable").unlink(missing_ok=True)  # another run may try the same folder
+        (folder / ".writable").unlink(missing_ok=True)  # another run may have removed it
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error

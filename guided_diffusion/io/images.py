@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG, JPEG, TIFF and BMP files as images, masks and label maps."""
+"""Reading PNG, JPEG, TIFF and BMP files as images, masks and label maps; writing PNG files."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,14 +9,12 @@ from .files import atomic_path, decoding, split_suffix
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
-
-
 def read_picture(path):
-    """Read a PNG, JPEG, TIFF or BMP as float32 [C, H, W] in 0..255: C = 1 for grey pictures, 3 for all others.
+    """Read a PNG, JPEG, TIFF or BMP file as float32 [C, H, W] in 0..255: C is 1 for grey pictures, 3 for all others.
 
-    16-bit grey is scaled to 0..255, 1-bit is 0/255, palettes and other colour spaces become RGB, an alpha channel is
-    dropped, and the EXIF orientation is applied. Raises `UserError` for a missing, damaged or unsupported file.
+    16-bit grey is scaled to 0..255 and 1-bit becomes 0 and 255. Palettes and other colour spaces become RGB. An alpha
+    channel is dropped, and the EXIF orientation is applied.
+    Raises `UserError` for a missing, damaged or unsupported file.
     """
     picture = _open_picture(path)
     if _is_wide(picture):
@@ -30,10 +28,11 @@ def read_picture(path):
 def read_picture_mask(path):
     """Read a binary mask as bool [H, W]; True is foreground.
 
-    0/255 (and 16-bit 0/65535) masks are cut at half of that range, so grey edges from JPEG or resizing fall on one
-    side. A file whose maximum is 1 is taken as 0/1. Colours are judged by their brightness; a palette picture by its
-    index (0 is background), unless its colours are black and white alone. A file whose maximum lies strictly between
-    1 and half of the range holds something else, such as class numbers: a `UserError`, as is a damaged file.
+    0/255 and 16-bit 0/65535 masks are cut at half of the range, since JPEG and resizing leave grey edges. A file with
+    maximum 1 is a 0/1 mask. Colours count by their brightness. A palette picture counts by its index (0 is background),
+    unless its colours are only black and white.
+    Raises `UserError` for a missing or damaged file, and for a maximum between 1 and half of the range: such a file
+    holds something else, for example class numbers.
     """
     picture = _open_picture(path)
     if _is_wide(picture):
@@ -47,13 +46,13 @@ def read_picture_mask(path):
 
 
 def read_picture_labels(path):
-    """Read a label map, a picture whose values are class numbers, as int32 [H, W]; of a palette its indices.
+    """Read a label map, a picture of class numbers, as int32 [H, W]. A palette picture gives its indices.
 
-    Raises `UserError` for a missing or damaged file, for colours and for JPEG, which changes values.
+    Raises `UserError` for a missing or damaged file, for colours, and for JPEG, which changes values.
     """
     picture = _open_picture(path)
     if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
-        raise UserError(f"{path}: is a JPEG, whose values are not those that were saved; save label maps as PNG")
+        raise UserError(f"{path}: is a JPEG file, and JPEG changes label values; save label maps as PNG")
     with decoding(path, "picture"):
         if _is_wide(picture):
             values = _wide_values(path, picture)
@@ -67,6 +66,7 @@ def read_picture_labels(path):
 
 
 def _cut_mask(path, values, full):
+    """Values [H, W] in 0..1 or 0..full as a mask, bool [H, W]."""
     top = values.max()
     if 1 < top <= full / 2:
         raise UserError(
@@ -77,6 +77,7 @@ def _cut_mask(path, values, full):
 
 
 def _open_picture(path):
+    """The decoded PIL image, upright. Raises `UserError` for a TIFF file of several pages."""
     with decoding(path, "picture"), Image.open(path) as picture:
         pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
         picture.load()
@@ -87,11 +88,12 @@ def _open_picture(path):
 
 
 def _is_wide(picture):
+    """Whether a picture is grey with more than 8 bits per pixel."""
     return picture.mode == "F" or picture.mode.startswith("I")
 
 
 def _wide_values(path, picture):
-    """The values of a grey picture of more than 8 bits, as float32 [H, W] in 0..65535."""
+    """The values of a wide picture, float32 [H, W] in 0..65535. Raises `UserError` for 32-bit values."""
     values = np.asarray(picture, dtype=np.float32)
     if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise UserError(f"{path}: is a 32-bit picture; save it with 8 or 16 bits per pixel")
@@ -99,7 +101,7 @@ def _wide_values(path, picture):
 
 
 def stacked(paths, arrays):
-    """Arrays as one, with them along the first axis. Raises `UserError` that names the file whose size differs."""
+    """The arrays of these files stacked along a new first axis. Raises `UserError` for a file of another size."""
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
             sizes = ["x".join(map(str, shape)) for shape in (array.shape, arrays[0].shape)]
@@ -118,10 +120,10 @@ def write_png(path, array):
 
 
 def write_label_png(path, labels, colours):
-    """Write a label map, uint8 or uint16 [H, W], as a PNG: with a palette, so that it can be looked at, where the
-    values fit into bytes, else as 16-bit grey.
+    """Write a label map as a PNG: uint8 [H, W] with a palette, so that classes are visible, uint16 [H, W] as 16-bit
+    grey.
 
-    colours: {value: (red, green, blue)}; others are black.
+    colours: {value: (red, green, blue)}; other values are black.
     """
     labels = np.asarray(labels)
     if labels.dtype != np.uint8:

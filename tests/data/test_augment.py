@@ -369,9 +369,9 @@ def test_a_loader_of_ones_own_that_says_it_wrong(refusal, save_picture, tmp_path
     (tmp_path / "mine.py").write_text(LOADER + f"    {line}\n")
     for name in ("photo", "truth"):
         save_picture(tmp_path / "data" / "p1" / f"{name}.png", np.full((16, 16, 3), 255, np.uint8))
-    told = refusal(
+    message = refusal(
         "segmentation_train",
         [f"--data_name {tmp_path}/mine.py:Polyps --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run"]
         + ["--image_size 32 --num_channels 8 --channel_mult 1,2 --num_workers 0 --augment light"],
     )
-    assert line.split(" = ")[0] in told and "Polyps" in told and "'any' or 'upright'" in told
+    assert line.split(" = ")[0] in message and "Polyps" in message and "'any' or 'upright'" in message

@@ -62,8 +62,8 @@ def test_a_sound_data_set(check, divided, tmp_path):
     assert cells(text, "sizes, most often (H x W)") == ["32x40", "32x40"]
     assert cells(text, "values in masks") == ["0", "255", "0", "255"]
     shares = [phantom.isic_case(index, size=32)[1].mean() for index in range(4)]
-    told = f"foreground: train {100 * np.mean(shares):.3g} % ({100 * min(shares):.2g} to {100 * max(shares):.3g})"
-    assert told in text
+    line = f"foreground: train {100 * np.mean(shares):.3g} % ({100 * min(shares):.2g} to {100 * max(shares):.3g})"
+    assert line in text
     sheet = np.asarray(Image.open(tmp_path / "checked" / "contact_sheet.png"))
     assert sheet.shape == (160 + CAPTION, 6 * 162 - 2, 3)  # four and two cases in a row
     for tile in range(6):  # each mask is outlined

@@ -48,7 +48,7 @@ def test_what_the_flag_says():
         ("a=0", "label values go from 1 to 65535, not 0; 0 is the background"),
         ("a=70000", "not 70000"),
         ("../a=1", "'../a' cannot be a class's name"),
-        ("mean=1", "'mean' cannot be a class's name; .*that of all together"),
+        ("mean=1", "'mean' cannot be a class's name; .*the row of all classes together"),
         (",", "names no class"),
     ],
 )

@@ -85,8 +85,8 @@ def test_validation_cases_are_cut_to_the_window_of_training(clinic, tmp_path):
 def test_a_folder_of_results_is_of_one_window(lung, clinic, sample, refusal, tmp_path):
     results = sample(lung, clinic)
     line = ["--model_path", lung, "--data_dir", clinic, "--out_dir", results, FAST]
-    told = refusal("segmentation_sample", [*line, "--ct_window -160,240"])
-    assert "made with --ct_window -1000,400, now it is -160,240; choose another --out_dir" in told
+    message = refusal("segmentation_sample", [*line, "--ct_window -160,240"])
+    assert "made with --ct_window -1000,400, now it is -160,240; choose another --out_dir" in message
     manifest = strict_json(results / "manifest.json")
     del manifest["data"]["ct_window"]  # as in older ones
     manifest["data"]["data_name"] = "AUTO"
@@ -106,18 +106,20 @@ def test_windows_as_text():
 # ---- other kinds of images ---------------------------------------------------------------------------------------
 
 
-def test_pictures_and_nifti_files_are_told_apart(trained, refusal, save_nifti, tmp_path):
+def test_pictures_and_nifti_files_do_not_fit_each_other(trained, refusal, save_nifti, tmp_path):
     for name in "ab":
         save_nifti(tmp_path / "data" / "images" / f"{name}.nii.gz", np.zeros((32, 32, 1, 3), np.int16) + 7)
         save_nifti(tmp_path / "data" / "masks" / f"{name}.nii.gz", np.ones((32, 32, 1), np.uint8))
     data = ["--data_dir", tmp_path / "data", "--data_name FOLDER --out_dir", tmp_path / "out"]
-    told = "data: holds volumes other than CT, the checkpoint was trained on images of 0 to 255; take data of that kind"
-    assert told in refusal("segmentation_sample", ["--model_path", trained, FAST, *data])
-    assert told in refusal("segmentation_train", ["--resume_checkpoint", trained, TINY, *data])
+    message = (
+        "data: holds volumes other than CT, the checkpoint was trained on images of 0 to 255; take data of that kind"
+    )
+    assert message in refusal("segmentation_sample", ["--model_path", trained, FAST, *data])
+    assert message in refusal("segmentation_train", ["--resume_checkpoint", trained, TINY, *data])
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    "old, new, message",
     [
         (["CT"], ["MRI"], "holds volumes other than CT, the checkpoint was trained on CT"),
         (["T1"], ["CT"], "holds CT .*, the checkpoint was trained on volumes other than CT"),
@@ -125,7 +127,7 @@ def test_pictures_and_nifti_files_are_told_apart(trained, refusal, save_nifti, t
         (["T1", "T2"], ["T2", "T1"], "has the channels T2, T1, .* trained on T1, T2; they must be in the same order"),
     ],
 )
-def test_channels_that_mean_something_else(old, new, told, tmp_path):
+def test_channels_that_mean_something_else(old, new, message, tmp_path):
     trained, other = (
         build_dataset("MSD", task(tmp_path / part, part, *names), 32)
         for part, names in zip("ab", (old, new), strict=True)
@@ -133,7 +135,7 @@ def test_channels_that_mean_something_else(old, new, told, tmp_path):
     config = {"data": {"data_name": "MSD"}, "loader": trained.kept_values()}
     check_reading(trained, config)
     check_reading(other, {"data": {"data_name": "MSD"}})  # one that is older and does not say
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_reading(other, config)
 
 

@@ -74,8 +74,8 @@ def test_neighbours_are_channels_in_their_order_and_ends_repeat(tmp_path, name, 
 def test_neighbours_need_volumes(pictures, refusal):
     with pytest.raises(UserError, match=r"case0.png: is no slice of a volume, which --neighbours 1 needs"):
         build_dataset("FOLDER", pictures, 32, view=View(neighbours=1))
-    told = refusal("segmentation_train", ["--data_name FOLDER --neighbours 1 --data_dir", pictures])
-    assert "--neighbours 1 needs" in told
+    message = refusal("segmentation_train", ["--data_name FOLDER --neighbours 1 --data_dir", pictures])
+    assert "--neighbours 1 needs" in message
 
 
 def test_a_checkpoint_remembers_its_neighbours(train, sample, brats, refusal, tmp_path):
@@ -84,8 +84,8 @@ def test_a_checkpoint_remembers_its_neighbours(train, sample, brats, refusal, tm
     assert checkpoint.image_channels == 12 and checkpoint.config["model"]["neighbours"] == 1
     results = sample(path, brats, FAST)
     assert next(results.glob("*_seg.nii.gz")) and next((results / "overlay").iterdir())
-    told = refusal("segmentation_sample", ["--neighbours 2 --model_path", path, "--data_dir", brats])
-    assert "--neighbours 2 contradicts the checkpoint" in told and "neighbours 1" in told
+    message = refusal("segmentation_sample", ["--neighbours 2 --model_path", path, "--data_dir", brats])
+    assert "--neighbours 2 contradicts the checkpoint" in message and "neighbours 1" in message
 
 
 def test_segmenter_shows_a_volume_with_neighbours(train, brats):

@@ -70,6 +70,16 @@ def test_slices_are_mapped_not_read_whole(data, tmp_path):
         assert array.offset % 64 == 0 and file.read(6) == b"\x93NUMPY"
 
 
+def test_what_a_killed_process_left_half_written_goes_after_a_day(data, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name, age in ((".old-1-2.77.npy", 2 * 24 * 3600), (".young-1-2.78.npy", 60)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    cached(folder, data)
+    assert [name for name in entries(folder) if name.startswith(".")] == [".young-1-2.78.npy"]
+
+
 def change(path, value):
     values, affine, _ = read_nifti(path)
     values[8:20, 8:20] = value
@@ -107,21 +117,21 @@ def test_other_settings_make_it_stale(data, tmp_path, reads, monkeypatch):
 
 
 def test_the_fingerprint_tells_files_apart(tmp_path):
-    rng, told = np.random.default_rng(0), set()
+    rng, prints = np.random.default_rng(0), set()
     content = rng.bytes(100_000)
     for name in ("a.nii.gz", "b.nii.gz"):
         (tmp_path / name).write_bytes(content)
-        told.add(fingerprint(tmp_path / name))
-    assert len(told) == 1  # a copy
+        prints.add(fingerprint(tmp_path / name))
+    assert len(prints) == 1  # a copy
     (tmp_path / "c.nii.gz").write_bytes(content[:-1] + b"x")
     (tmp_path / "d.nii.gz").write_bytes(content[:-1])
     (tmp_path / "e.nii.gz").write_bytes(b"")
-    told |= {fingerprint(tmp_path / f"{name}.nii.gz") for name in "cde"}
+    prints |= {fingerprint(tmp_path / f"{name}.nii.gz") for name in "cde"}
     (tmp_path / "f.nii").write_bytes(content)
-    told.add(fingerprint(tmp_path / "f.nii"))
+    prints.add(fingerprint(tmp_path / "f.nii"))
     (tmp_path / "f.nii").write_bytes(content[:20_000] + b"?" + content[20_001:])  # may lie between the places
-    told.add(fingerprint(tmp_path / "f.nii"))
-    assert len(told) == 6
+    prints.add(fingerprint(tmp_path / "f.nii"))
+    assert len(prints) == 6
 
 
 def test_what_is_half_written_or_removed_is_made_anew(data, tmp_path, truncate):
@@ -135,12 +145,12 @@ def test_what_is_half_written_or_removed_is_made_anew(data, tmp_path, truncate):
     assert_same_items([dataset[k] for k in range(6)], plain)
 
 
-@pytest.mark.parametrize("told", [(28, "No space left on device"), ("12000 requested and 4 written",)])
-def test_a_failed_write_leaves_nothing(data, tmp_path, monkeypatch, told):
+@pytest.mark.parametrize("reason", [(28, "No space left on device"), ("12000 requested and 4 written",)])
+def test_a_failed_write_leaves_nothing(data, tmp_path, monkeypatch, reason):
     def fail(file, array):
         with open(file, "wb") as broken:
             broken.write(b"half")
-        raise OSError(*told)
+        raise OSError(*reason)
 
     monkeypatch.setattr(np, "save", fail)
     with pytest.raises(UserError, match="cache: is full; make room there or choose another --cache_dir"):
@@ -186,7 +196,7 @@ def test_what_a_killed_run_left_goes_after_a_day(data, tmp_path):
     assert not (folder / ".old.12.npy").exists() and (folder / ".young.13.npy").exists()
 
 
-def test_a_disk_without_room_is_told_before_anything_is_decoded(data, tmp_path, reads, monkeypatch):
+def test_a_disk_without_room_is_reported_before_anything_is_decoded(data, tmp_path, reads, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     needed = 2 * 3 * 32 * 32 * (4 * 2 + 1)
     with pytest.raises(UserError, match=rf"cache: has 1e-06 MB free, the volumes need {needed / 1e6:.2g} MB; choose"):
@@ -213,8 +223,8 @@ def test_which_folder(monkeypatch, tmp_path):
 
 def test_training_and_sampling_are_the_same_with_and_without(data, train, sample, script, tmp_path, capsys, reads):
     path = train("BRATS", data, f"--cache_dir {tmp_path / 'cache'}")
-    told = capsys.readouterr().out
-    assert re.search(r"cache: 2 volumes of 2 to be decompressed, once, into .*cache: 0\.055 MB \(--cache_dir\)", told)
+    out = capsys.readouterr().out
+    assert re.search(r"cache: 2 volumes of 2 to be decompressed, once, into .*cache: 0\.055 MB \(--cache_dir\)", out)
     assert len(entries(tmp_path / "cache")) == 4 and sorted(reads) == sorted(set(reads))
     (tmp_path / "run").rename(tmp_path / "with")
     plain = load_checkpoint(train("BRATS", data, "--cache_dir none"))
@@ -239,10 +249,10 @@ def test_pictures_need_no_cache(train, pictures, tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_written_to(refusal, brats, tmp_path):
     (tmp_path / "file").write_text("")
-    told = refusal(
+    message = refusal(
         "segmentation_train",
         ["--data_dir", brats, "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_workers 0 --out_dir"]
         + [tmp_path / "run", "--cache_dir", tmp_path / "file" / "below"],
     )
-    assert "file/below: cannot be written to" in told and "--cache_dir" in told
+    assert "file/below: cannot be written to" in message and "--cache_dir" in message
     assert "--cache_dir gs://b/c: must be a local path" in refusal("segmentation_train", "--cache_dir gs://b/c")

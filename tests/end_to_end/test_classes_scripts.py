@@ -85,7 +85,7 @@ def test_what_cannot_be_read_in_classes(label_maps, pictures, isic, tmp_path, sa
         build_dataset("FOLDER", label_maps, 32, classes="regions")
     rng = np.random.default_rng(0)
     for path, array, words in (
-        ("a.jpg", rng.integers(0, 3, (32, 32), np.uint8), "is a JPEG, whose values are not those"),
+        ("a.jpg", rng.integers(0, 3, (32, 32), np.uint8), "is a JPEG file, and JPEG changes label values"),
         ("a.png", rng.integers(0, 3, (32, 32, 3), np.uint8), "is in colour; save label maps in grey"),
         ("a.png", rng.integers(0, 999, (32, 32), np.uint16), "hold more than 256 values"),
     ):

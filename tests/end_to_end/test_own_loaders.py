@@ -166,7 +166,7 @@ def test_bugs_of_the_programs_own_loaders_keep_their_traceback(script, pictures,
         raise IndexError("a bug")
 
     (tmp_path / "own.py").write_text(
-        "from guided_diffusion.custom_dataset_loader import FolderDataset\n\nclass Own(FolderDataset):\n    pass\n"
+        "from guided_diffusion.data.loaders.folder import FolderDataset\n\nclass Own(FolderDataset):\n    pass\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FolderDataset, "read_image", buggy)

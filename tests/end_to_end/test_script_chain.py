@@ -87,7 +87,7 @@ def test_a_copy_of_the_training_data_is_told_and_how_to_take_what_was_held_out(s
     held = files(sample(checkpoint, data, FAST) / "masks")
     shutil.copytree(data, moved)
     capsys.readouterr()
-    flags = "--val_fraction 0.5 takes those that were held out"
+    flags = "--val_fraction 0.5 takes the held-out cases"
     first = sample(checkpoint, moved, FAST, out="first")
     out = capsys.readouterr().out
     assert len(files(first / "masks")) == 8 > len(held)
@@ -146,7 +146,7 @@ def test_a_damaged_truth_does_not_hinder_sampling(train, sample, refusal, trunca
         assert f"{truth}: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", results])
 
 
-OWN = """from guided_diffusion.custom_dataset_loader import FolderDataset
+OWN = """from guided_diffusion.data.loaders.folder import FolderDataset
 
 class Own(FolderDataset):
     def read_mask(self, case):

@@ -97,7 +97,7 @@ def test_where_none_can_be_read_the_first_ones_line_ends_it(run, trained, bad, t
     assert manifest_of(tmp_path / "results")["status"] == "running"
 
 
-OWN = """from guided_diffusion.custom_dataset_loader import FolderDataset
+OWN = """from guided_diffusion.data.loaders.folder import FolderDataset
 
 class Own(FolderDataset):
     def read_image(self, case):

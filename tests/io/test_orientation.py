@@ -10,9 +10,9 @@ from conftest import FAST
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.evaluate import evaluate
 from guided_diffusion.io.nifti import (
-    STILL,
+    NO_TURN,
     canonical_turn,
-    is_still,
+    is_no_turn,
     read_nifti,
     reoriented,
     reoriented_back,
@@ -47,13 +47,13 @@ def test_all_48_orientations_are_read_alike_and_written_back(axes, signs):
     np.testing.assert_array_equal(turned_affine(affine, turn, array.shape), np.eye(4))
     assert turned_shape(array.shape, turn) == WORLD.shape
     np.testing.assert_array_equal(reoriented_back(WORLD, turn), array)
-    assert is_still(turn) == ((axes, signs) == ((0, 1, 2), (1, 1, 1)))
+    assert is_no_turn(turn) == ((axes, signs) == ((0, 1, 2), (1, 1, 1)))
 
 
 @pytest.mark.parametrize("axes, signs", LIES[::5])
 def test_a_file_is_turned_onto_another_that_is_turned_itself(axes, signs):
     one, other = stored(WORLD, (2, 0, 1), (-1, 1, -1)), stored(WORLD, axes, signs)
-    for turn in (STILL, canonical_turn(one[1], one[0].shape)):
+    for turn in (NO_TURN, canonical_turn(one[1], one[0].shape)):
         np.testing.assert_array_equal(reoriented(other[0], turn_onto(other[1], one[1], turn)), reoriented(one[0], turn))
 
 
@@ -84,8 +84,8 @@ def test_oblique_volumes_keep_every_voxel_in_its_place():
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
 def test_2d_images_stay_as_they_are(shape):
-    assert is_still(canonical_turn(np.diag([-1.0, -1, 1, 1]), shape))
-    assert is_still(canonical_turn(np.zeros((4, 4)), (4, 5, 6)))  # nor does an affine turn that says nothing
+    assert is_no_turn(canonical_turn(np.diag([-1.0, -1, 1, 1]), shape))
+    assert is_no_turn(canonical_turn(np.zeros((4, 4)), (4, 5, 6)))  # nor does an affine turn that says nothing
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""One loader for each layout of data that is read without code of the user's."""
+"""Loaders for published layouts, one module for each."""

@@ -1,4 +1,4 @@
-"""Brain tumours in MRI: BraTS as 2-D slice folders and as 3-D cases, four modalities each."""
+"""Brain tumours in MRI: BraTS as folders of 2-D slices and as 3-D cases, with four modalities."""
 
 import os
 import re
@@ -18,50 +18,45 @@ from ..volumes import VolumeReader, normalised_channels
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 
-
 # BraTS 2023 renamed the modalities; some tools write t1gd or t1c for the contrast-enhanced one.
 OTHER_NAMES = {"t1n": "t1", "t1c": "t1ce", "t1gd": "t1ce", "t2w": "t2", "t2f": "flair"}
-
-
 KINDS = (*MODALITIES, *OTHER_NAMES, r"seg\d*")
 
-
-# brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: what comes before and after the kind tells the case.
+# brats_train_001_t1_123_w, BraTS2021_00000_flair or t1: the text before and after the kind identifies the case.
 FILE_NAME = re.compile(rf"(?:(?P<case>.+?)[_-])?(?P<kind>{'|'.join(KINDS)})(?:[_-](?P<rest>.+))?", re.IGNORECASE)
 
-
-# BraTS-GLI-00002-001: the second time that a patient was examined; one side of a split has all of a patient.
+# BraTS-GLI-00002-001 is the second examination of patient BraTS-GLI-00002.
 PATIENT = re.compile(r"(BraTS-.+-\d{5})-\d{3}", re.IGNORECASE)
 
 
 class BraTSDataset(SegmentationDataset):
-    """Slices [4, X, Y] of t1, t1ce, t2, flair with the whole tumour (label > 0) as mask, or in --classes.
+    """Slices [4, X, Y] of t1, t1ce, t2 and flair; the mask is the whole tumour (label > 0), or those of --classes.
 
-    data_dir, or its training/, validation/ or testing/ sub-folder picked by `split`, is searched at any depth for
-    folders with NIfTI files (.nii or .nii.gz) of either kind:
-    - 2-D slices, `brats_train_001_t1_123_w.nii.gz` and so on (case `brats_train_001_123`) or `t1.nii.gz` and so on
-      (the case has the folder's name);
-    - 3-D volumes, `BraTS2021_00000_flair.nii.gz` and so on or `flair.nii.gz`, of any size; each slice along the last
-      axis, empty ones too, is a case `BraTS2021_00000_slice_077`.
-    The truth is the file `seg`, or of several raters `seg1`, `seg2` and so on; it is not needed for sampling. Its
-    labels are 1 (necrotic and non-enhancing core), 2 (oedema) and, of the enhancing tumour, 4, or 3 where the files
-    have the names of 2023 and later (t1n, t1c, t2w, t2f). `--classes regions` reads them as the regions WT (whole
-    tumour), TC (core) and ET (enhancing), which overlap; `labels` as NCR, ED and ET, one of many.
+    data_dir, or its training/, validation/ or testing/ sub-folder (see `split`), is searched at any depth for folders
+    of NIfTI files (.nii or .nii.gz):
+    - 2-D slices such as `brats_train_001_t1_123_w.nii.gz` (case `brats_train_001_123`) or `t1.nii.gz` (the case has
+      the folder's name);
+    - 3-D volumes of any size such as `BraTS2021_00000_flair.nii.gz` or `flair.nii.gz`. Each slice along the last axis
+      is a case `BraTS2021_00000_slice_077`, empty slices included.
+    The truth is the file `seg`, or with several raters `seg1`, `seg2` and so on; sampling needs none. Its labels are
+    1 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing tumour). In files named as in 2023 and later (t1n,
+    t1c, t2w, t2f) the enhancing tumour is 3. `--classes regions` reads overlapping regions: WT (whole tumour), TC
+    (core) and ET (enhancing). `--classes labels` reads exclusive classes: NCR, ED and ET.
 
-    Images are z-scores per modality over the case's non-zero voxels (of the whole volume in 3-D), clipped to +-5,
-    with 0 as background.
+    Images are z-scores of each modality over the case's non-zero voxels (of the whole volume in 3-D), clipped to +-5.
+    The background is 0.
     """
 
     image_channels = len(MODALITIES)
     class_names = ("tumour",)
     finds_validation = True
-    left_right_axis = -2  # a slice lies as in the file, [X, Y]
+    left_right_axis = -2  # a slice is [X, Y]
     background = 0.0
-    foreign = None  # the label that must not be there, where --classes leaves the labels' meaning to us
+    foreign = None  # with --classes regions or labels: the enhancing tumour's label in the other years' files
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether a folder there, or below, has a file of each modality."""
+        """Whether the folder, or one below it, has a file of each modality."""
         for path, _, names in os.walk(data_dir, followlinks=True):
             groups = _group(Path(path), names, strict=False).values()
             if any(all(modality in files for modality in MODALITIES) for files in groups):
@@ -70,7 +65,7 @@ class BraTSDataset(SegmentationDataset):
 
     def find_cases(self):
         self.volumes = VolumeReader()
-        self.found = Counter()  # of what kind the groups of files are
+        self.found = Counter()  # the number of slices or volumes of each kind, for `layout`
         cases = []
         for root in split_folders(self.data_dir, self.split):
             for path, subfolders, names in os.walk(root, followlinks=True):
@@ -116,8 +111,8 @@ class BraTSDataset(SegmentationDataset):
 
     def expected_layout(self):
         return (
-            "folders with files such as brats_train_001_t1_123_w.nii.gz, BraTS2021_00000_t1.nii.gz or t1.nii.gz, "
-            "and the same for t1ce, t2, flair and seg, are looked for there and below"
+            "it must hold, at any depth, files such as brats_train_001_t1_123_w.nii.gz, BraTS2021_00000_t1.nii.gz or "
+            "t1.nii.gz, and the same for t1ce, t2, flair and seg"
         )
 
     def expected_mask(self, case):
@@ -126,7 +121,7 @@ class BraTSDataset(SegmentationDataset):
         return f"{stem[:start]}seg{stem[end:]}{suffix}"
 
     def _cases_of(self, folder, case, rest, files):
-        """The cases of one group of files: one of a 2-D slice, one per slice of a volume."""
+        """The cases of one group of files: a single one for a 2-D slice, one per slice for a volume."""
         parts = [case, re.sub(r"_?w$", "", rest, flags=re.IGNORECASE)]
         name = "_".join(filter(None, parts)) or folder.absolute().name
         missing = [modality for modality in MODALITIES if modality not in files]
@@ -137,7 +132,7 @@ class BraTSDataset(SegmentationDataset):
         images = tuple(files[modality] for modality in MODALITIES)
         raters = tuple(kind for kind in sorted(files, key=_rater_number) if kind.startswith("seg"))
         masks = tuple(files[kind] for kind in raters)
-        if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # by its name: no header of the many thousands is read
+        if re.fullmatch(r"\d+_w", rest, re.IGNORECASE):  # a 2-D slice by its name: reading thousands of headers is slow
             found = [Case(name, images, masks, group=case or None, raters=raters)]
         else:
             found = self.volumes.cases(name, images, masks, raters=raters, check_masks=self.need_masks)
@@ -149,7 +144,7 @@ class BraTSDataset(SegmentationDataset):
 
 
 def is_of_2023(case):
-    """Whether a case's files have the names of BraTS 2023 and later, where 3 means the enhancing tumour, not 4."""
+    """Whether a case's files have the names of BraTS 2023 and later, where the enhancing tumour is 3, not 4."""
     return FILE_NAME.fullmatch(split_suffix(case.images[0])[0])["kind"].lower() == "t1n"
 
 
@@ -158,9 +153,9 @@ def _rater_number(kind):
 
 
 def _group(folder, names, strict=True):
-    """Group the NIfTI files of a folder: {(case, rest of the name): {modality or "seg": path}}.
+    """The NIfTI files of a folder by case: {(case, rest of the name): {modality or "seg": path}}.
 
-    strict: whether a second file of a kind is an error.
+    strict: raise `UserError` for a second file of a kind.
     """
     groups = defaultdict(dict)
     for name in sorted(names):

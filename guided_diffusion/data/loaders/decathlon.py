@@ -1,4 +1,4 @@
-"""Volumes as the Medical Segmentation Decathlon publishes them, and as nnU-Net stores them: dataset.json says what."""
+"""Volumes with a dataset.json, in the layouts of the Medical Segmentation Decathlon and of nnU-Net."""
 
 import re
 
@@ -10,22 +10,22 @@ from ..dataset import SegmentationDataset
 from ..truth import RaterFolders
 from ..volumes import CTWindow, VolumeReader, normalised_channels, zscore
 
-SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # HU: what a reader of abdominal or of lung CT would choose
+SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # usual CT windows, HU
 
 
 class DecathlonDataset(SegmentationDataset):
-    """Slices [C, X, Y] of volumes with what is not 0 in their label map as mask, or in --classes.
+    """Slices [C, X, Y] of volumes; the mask is every label but 0, or the classes of --classes.
 
-    data_dir holds dataset.json and imagesTr/, labelsTr/, imagesTs/ with NIfTI files, as a task of the Medical
-    Segmentation Decathlon comes out of its archive: 3-D files, or 4-D with the channels last. Or as nnU-Net has it, a
-    3-D file for each channel: imagesTr/NAME_0000.nii.gz, NAME_0001.nii.gz with labelsTr/NAME.nii.gz.
+    data_dir holds dataset.json, imagesTr/, labelsTr/ and optionally imagesTs/ with NIfTI files. In the layout of the
+    Decathlon a volume is a 3-D file, or a 4-D file with the channels last. In the layout of nnU-Net each channel is a
+    3-D file: imagesTr/NAME_0000.nii.gz, NAME_0001.nii.gz and labelsTr/NAME.nii.gz.
 
-    dataset.json's "modality" (or "channel_names") says how many channels there are and which of them are CT, its
-    "labels" what the values of label maps mean. `split` "train" takes imagesTr; "test" imagesTs, whose labels are not
-    published, or imagesTr where there is no imagesTs. Several raters: labelsTr/RATER/NAME.nii.gz.
+    In dataset.json "modality" (or "channel_names") lists the channels and which of them are CT, and "labels" names the
+    values of label maps. `split` "train" takes imagesTr. "test" takes imagesTs, whose labels are not published, or
+    imagesTr if there is no imagesTs. With several raters the masks are labelsTr/RATER/NAME.nii.gz.
 
-    CT is cut to a window of HU (`ct_window`; by default -1000 to 400 for a task whose name has "lung" in it, else
-    -160 to 240) and mapped to [-1, 1]; other channels are z-scores over a volume's non-zero voxels, clipped to +-5.
+    CT is clipped to `ct_window` in HU and mapped to [-1, 1]. The default window is -1000 to 400 for a task with "lung"
+    in its name, else -160 to 240. Other channels are z-scores over a volume's non-zero voxels, clipped to +-5.
     """
 
     kept = ("modalities", "window")
@@ -33,29 +33,29 @@ class DecathlonDataset(SegmentationDataset):
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether dataset.json and imagesTr/ lie there."""
+        """Whether the folder holds dataset.json and imagesTr/."""
         return (data_dir / "dataset.json").is_file() and (data_dir / "imagesTr").is_dir()
 
     def find_cases(self):
         path = self.data_dir / "dataset.json"
         if not path.is_file():
             return []
-        self.description = _described(path)
+        self.description = _read_description(path)
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(self.description)
-        about = str(self.description.get("name", "")).lower()
-        self.window = self.ct_window or (LUNG if "lung" in about else SOFT_TISSUE)
+        task = str(self.description.get("name", "")).lower()
+        self.window = self.ct_window or (LUNG if "lung" in task else SOFT_TISSUE)
         self.background = None if "CT" in self.modalities else 0.0
         self.volumes = VolumeReader(self._normalise())
         if "CT" in self.modalities:
             self.notes = (f"CT: {self.window[0]:g} to {self.window[1]:g} HU become -1 to 1 (--ct_window)",)
-        pairs = self._pairs(path)
+        found = self._find_volumes(path)
         cases = []
-        for name, images, masks, names in pairs:
-            cases += self.volumes.cases(name, images, masks, raters=names, check_masks=self.need_masks)
-        said = self.description.get("name") or self.data_dir.resolve().name
-        self.layout = f"Medical Segmentation Decathlon, {said}: {counted(len(pairs), 'volume')} of {self._channels()}"
+        for name, images, masks, raters in found:
+            cases += self.volumes.cases(name, images, masks, raters=raters, check_masks=self.need_masks)
+        task = self.description.get("name") or self.data_dir.resolve().name
+        self.layout = f"Medical Segmentation Decathlon, {task}: {counted(len(found), 'volume')} of {self._channels()}"
         return cases
 
     def read_image(self, case):
@@ -74,7 +74,7 @@ class DecathlonDataset(SegmentationDataset):
         return self.volumes.geometry(case)
 
     def expected_layout(self):
-        return "dataset.json with imagesTr/ and labelsTr/ beside it is looked for there"
+        return "it must hold dataset.json, imagesTr/ and labelsTr/"
 
     def expected_mask(self, case):
         name = case.volume or case.name
@@ -84,30 +84,30 @@ class DecathlonDataset(SegmentationDataset):
         return tuple(CTWindow(*self.window) if kind == "CT" else zscore for kind in self.modalities)
 
     def _channels(self):
+        """ "2 channels (CT, PET)", for messages."""
         return f"{counted(self.image_channels, 'channel')} ({', '.join(self.modalities)})"
 
-    def _pairs(self, path):
-        """(name, image files, mask files, their raters' names) of each volume of the split."""
+    def _find_volumes(self, path):
+        """(name, image files, mask files, raters' names) of each volume of the split. path: dataset.json."""
         tests = list_files(self.data_dir / "imagesTs", NIFTI_SUFFIXES) if (self.data_dir / "imagesTs").is_dir() else []
         if self.split == "test" and tests:
-            return self._grouped(path, tests, "labelsTs")
+            return self._volumes_in(path, tests, "labelsTs")
         listed = self.description.get("training")
         if listed is None or self._is_per_channel():
-            found = list_files(self.data_dir / "imagesTr", NIFTI_SUFFIXES)
-            pairs = self._grouped(path, found, "labelsTr")
+            found = self._volumes_in(path, list_files(self.data_dir / "imagesTr", NIFTI_SUFFIXES), "labelsTr")
         else:
             raters = RaterFolders(self.data_dir / "labelsTr", self.need_masks)
-            pairs = [self._listed(path, entry, raters) for entry in listed]
+            found = [self._listed_volume(path, entry, raters) for entry in listed]
         if self.split is None and tests:
-            pairs += self._grouped(path, tests, "labelsTs")
-        return pairs
+            found += self._volumes_in(path, tests, "labelsTs")
+        return found
 
     def _is_per_channel(self):
-        """Whether each channel is a file of its own, as nnU-Net has it."""
+        """Whether each channel is a file, as in nnU-Net's layout."""
         return "channel_names" in self.description
 
-    def _listed(self, path, entry, raters):
-        """The pair of an entry of "training"."""
+    def _listed_volume(self, path, entry, raters):
+        """The volume of an entry in the list "training" of dataset.json (see `_find_volumes`)."""
         if not (isinstance(entry, dict) and isinstance(entry.get("image"), str)):
             raise UserError(f'{path}: "training" must list {{"image": ..., "label": ...}}, not {entry!r}; correct it')
         image = self.data_dir / entry["image"]
@@ -117,16 +117,23 @@ class DecathlonDataset(SegmentationDataset):
         masks = raters.masks_of(image.name, [split_suffix(str(entry.get("label", name)))[0]])
         return name, (image,), masks, raters.names_of(masks)
 
-    def _grouped(self, path, files, labels):
-        """Pairs of files by name; those of one volume's channels together. labels: the masks' folder."""
+    def _volumes_in(self, path, files, labels):
+        """The volumes of image files, with masks of the same name in the folder `labels` (see `_find_volumes`)."""
         raters = RaterFolders(self.data_dir / labels, self.need_masks)
+        found = []
         if not self._is_per_channel():
-            stems = [split_suffix(file)[0] for file in files]
-            masks = [raters.masks_of(file.name, [stem]) for stem, file in zip(stems, files, strict=True)]
-            return [
-                (stem, (file,), found, raters.names_of(found))
-                for stem, file, found in zip(stems, files, masks, strict=True)
-            ]
+            for file in files:
+                name = split_suffix(file)[0]
+                masks = raters.masks_of(file.name, [name])
+                found.append((name, (file,), masks, raters.names_of(masks)))
+            return found
+        for name, channels in self._group_channels(path, files).items():
+            masks = raters.masks_of(name, [name])
+            found.append((name, channels, masks, raters.names_of(masks)))
+        return found
+
+    def _group_channels(self, path, files):
+        """{volume: its files in the order of the channels} of nnU-Net's files NAME_0000."""
         volumes = {}
         for file in files:
             stem, suffix = split_suffix(file)
@@ -139,14 +146,11 @@ class DecathlonDataset(SegmentationDataset):
             if missing or len(channels) > self.image_channels:
                 have = ", ".join(f"{k:04d}" for k in sorted(channels))
                 raise UserError(f"{path}: has {self._channels()}, but {name} has the files {have}; they must agree")
-        pairs = []
-        for name, channels in volumes.items():
-            masks = raters.masks_of(name, [name])
-            pairs.append((name, tuple(channels[k] for k in sorted(channels)), masks, raters.names_of(masks)))
-        return pairs
+        return {name: tuple(channels[k] for k in sorted(channels)) for name, channels in volumes.items()}
 
 
-def _described(path):
+def _read_description(path):
+    """The dict in dataset.json."""
     description = read_json(path)
     if not isinstance(description, dict):
         raise UserError(f"{path}: holds no description of a data set; it needs modality and labels")
@@ -154,7 +158,7 @@ def _described(path):
 
 
 def _modalities(path, description):
-    """The names of the channels in order; one that speaks of CT is "CT"."""
+    """The names of the channels in order; a name with the word CT becomes "CT"."""
     names = description.get("modality", description.get("channel_names"))
     if not (isinstance(names, dict) and names and all(str(key).isdigit() for key in names)):
         raise UserError(f'{path}: has no "modality" such as {{"0": "MRI"}}; add it')
@@ -163,7 +167,7 @@ def _modalities(path, description):
 
 
 def _one_class(description):
-    """The only label's name, or "foreground" for several."""
+    """The class name of masks without --classes: the only label's, or "foreground" for several labels."""
     labels = description.get("labels", {})
     names = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]
     names = [str(name) for value, name in names if str(value) not in ("0", "")]

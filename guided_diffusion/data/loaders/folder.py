@@ -1,15 +1,15 @@
-"""Any folder of images and masks paired by name, as pictures or NIfTI; also the example to copy for your own loader.
+"""Any folder of images and masks paired by name, pictures or NIfTI files. Also the example for your own loader.
 
-The smallest loader of your own is one class in one file, used with `--data_name path/to/my_loader.py:MyDataset`:
+The smallest loader is one class in one file, used with `--data_name path/to/my_loader.py:MyDataset`:
 
     from guided_diffusion.data import Case, SegmentationDataset
-    from guided_diffusion.files import read_picture, read_picture_mask
+    from guided_diffusion.io import read_picture, read_picture_mask
 
     class MyDataset(SegmentationDataset):
         image_channels = 3        # of every image
         class_names = ("polyp",)  # without the background
 
-        def find_cases(self):  # a Case for each image: a name of its own, its image files, its mask files
+        def find_cases(self):  # a Case for each image: a unique name, its image files, its mask files
             cases = []
             for image in sorted(self.data_dir.glob("*/photo.png")):
                 truth = image.parent / "truth.png"
@@ -22,9 +22,9 @@ The smallest loader of your own is one class in one file, used with `--data_name
         def read_mask(self, case):  # bool [R, K, H, W]: R raters, K classes
             return read_picture_mask(case.masks[0])[None, None]
 
-A case without truth has no masks: sampling needs none. Override `normalise` as well unless your images have values
-from 0 to 255. The rest, resizing, batches, checks and sampling, works for every loader. `FolderDataset` below does a
-little more: splits, labels and NIfTI volumes.
+A case without truth has no masks: sampling needs none. Override `normalise` too if your images have other values than
+0 to 255. Resizing, batches, checks and sampling work for every loader. `FolderDataset` below also has splits, labels
+and NIfTI volumes.
 """
 
 from ...io.files import list_files, read_csv, read_json, split_suffix
@@ -42,18 +42,17 @@ SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may b
 
 
 class FolderDataset(SegmentationDataset):
-    """`images/NAME.png` with `masks/NAME.png`, one class of foreground, or with --classes label maps of several.
+    """`images/NAME.png` with `masks/NAME.png`: one foreground class, or with --classes label maps of several.
 
-    Images are PNG, JPEG, TIFF or BMP (grey or colour, [-1, 1]), or NIfTI (z-scores, or CT as `ct_window` says; a
-    volume is a case per slice, a fourth axis are its channels).
-    A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. Masks of several raters lie
-    in a folder for each, masks/RATER/NAME.png. To sample, masks/ may be absent, and the images may lie in data_dir
-    itself. Beside images/ there may be
-    - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images that `split` picks ("val" may be
-      left out; it stands in where "test" is); or, instead, sub-folders train/, val/ and test/ that have images/ and
-      masks/ each;
-    - `labels.csv`, lines of NAME,LABEL for every image: the classes of a class-conditional model. It lies in
-      data_dir also where there are sub-folders.
+    Images are PNG, JPEG, TIFF or BMP files, grey or colour, in [-1, 1]; or NIfTI files as z-scores, or as CT with a
+    `ct_window`. Each slice of a volume is a case, and the fourth axis holds its channels.
+    A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. With several raters the masks
+    are masks/RATER/NAME.png. Sampling needs no masks/, and takes images from data_dir itself if there is no images/.
+    Optional files:
+    - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images of each split. "val" may be left
+      out, and replaces a missing "test". The alternative is sub-folders train/, val/ and test/, each with images/ and
+      masks/.
+    - `labels.csv` in data_dir, a line NAME,LABEL for every image: the class labels of a class-conditional model.
     """
 
     class_names = ("foreground",)
@@ -62,12 +61,12 @@ class FolderDataset(SegmentationDataset):
 
     def find_cases(self):
         self.volumes = VolumeReader(normaliser(self.ct_window))
-        pairs = self._pairs()
-        if pairs:
-            self._inspect(pairs)
-        labels = self._read_labels()
+        found = self._find_images()
+        if found:
+            self._set_kind(found)
+        labels = self._read_class_labels()
         cases = []
-        for image, masks, raters in pairs:
+        for image, masks, raters in found:
             name = split_suffix(image)[0]
             label = self._label(name, labels) if labels else None
             if self.is_nifti:
@@ -92,8 +91,7 @@ class FolderDataset(SegmentationDataset):
         return stacked(case.masks, [read_picture_labels(path) for path in case.masks])
 
     def normalise(self, image):
-        # A volume is normalised as a whole when it is read.
-        return image if self.is_nifti else super().normalise(image)
+        return image if self.is_nifti else super().normalise(image)  # volumes are normalised when they are read
 
     def normalise_raw(self, raw):
         return normalised_channels(raw, normaliser(self.ct_window)) if self.is_nifti else super().normalise_raw(raw)
@@ -103,22 +101,22 @@ class FolderDataset(SegmentationDataset):
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether images/ lies there or in a folder of a split, or, to sample, images themselves."""
+        """Whether the folder or a split's folder in it holds images/, or images themselves."""
         folders = [data_dir, *(path for path in sorted(data_dir.iterdir()) if split_of(path.name))]
         return any((folder / "images").is_dir() or list_files(folder, SUFFIXES) for folder in folders)
 
     def expected_layout(self):
-        return "images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz) are looked for there"
+        return "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz)"
 
     def expected_mask(self, case):
         image = case.images[0]
         return f"{split_suffix(image)[0]}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
 
-    # ---- what this layout needs, and yours may not ---------------------------------------------------------------
+    # ---- this layout's own: splits, labels and kinds of files ------------------------------------------------------
 
-    def _pairs(self):
-        """All (image, its masks, their raters' names) of the split, in the order of their names."""
-        pairs, path = [], self.data_dir / "split.json"
+    def _find_images(self):
+        """(image, masks, raters' names) of each image of the split, in the order of their names."""
+        found, path = [], self.data_dir / "split.json"
         is_listed = self.split is not None and path.is_file()
         for folder in split_folders(self.data_dir, None if is_listed else self.split):
             images = folder / "images"
@@ -126,17 +124,17 @@ class FolderDataset(SegmentationDataset):
             for image in list_files(images if images.is_dir() else folder, SUFFIXES):
                 name = split_suffix(image)[0]
                 masks = raters.masks_of(image.name, [name + ending for ending in MASK_ENDINGS])
-                pairs.append((image, masks, raters.names_of(masks)))
+                found.append((image, masks, raters.names_of(masks)))
         if not is_listed:
-            return pairs
-        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, *_ in pairs})
-        return [pair for pair in pairs if split_suffix(pair[0])[0] in chosen]
+            return found
+        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, *_ in found})
+        return [entry for entry in found if split_suffix(entry[0])[0] in chosen]
 
     def _chosen_names(self, path, names):
-        """The names that split.json has for the split."""
-        lists = self._checked_lists(path)
+        """The names of the split in split.json. path: the file. names: those of all images."""
+        lists = self._read_split_file(path)
         for split, chosen in lists.items():
-            for name in chosen if self.split in ("train", split) else ():  # to sample, the training images may be gone
+            for name in chosen if self.split in ("train", split) else ():  # sampling works without the training images
                 if name not in names:
                     raise UserError(f"{path}: names {name!r} in {split!r}, but there is no such image; correct it")
         left_out = len(names.difference(*lists.values()))
@@ -148,8 +146,8 @@ class FolderDataset(SegmentationDataset):
             raise NoSplitError(f'{path}: has no list "{self.split}"; write {SPLIT_FORM}')
         return set(lists.get(self.split, ()))
 
-    def _checked_lists(self, path):
-        """{split: names} as split.json has them. Raises `UserError` for a name in two lists and for what is none."""
+    def _read_split_file(self, path):
+        """{split: names} of split.json. Raises `UserError` for a malformed list and for a name in two lists."""
         lists = read_json(path)
         if not isinstance(lists, dict):
             raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
@@ -161,13 +159,13 @@ class FolderDataset(SegmentationDataset):
             for name in names:
                 if seen.setdefault(name, split) != split:
                     raise UserError(
-                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list, since images "
-                        "that are trained on say nothing in a test"
+                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list: results "
+                        "on training images mean nothing"
                     )
         return lists
 
-    def _read_labels(self):
-        """{name: label text} from labels.csv, empty without one; sets `label_names`, sorted."""
+    def _read_class_labels(self):
+        """{image name: label text} of labels.csv, {} without the file; sets `label_names`, sorted."""
         path = self.data_dir / "labels.csv"
         if not path.is_file():
             return {}
@@ -175,35 +173,36 @@ class FolderDataset(SegmentationDataset):
         for number, fields in read_csv(path):
             if len(fields) != 2:
                 raise UserError(f"{path}: line {number} is not NAME,LABEL; correct it")
-            if not (number == 1 and fields[0].lower() == "name"):  # a heading
+            if not (number == 1 and fields[0].lower() == "name"):  # the header
                 labels[fields[0]] = fields[1]
         self.label_names = tuple(sorted(set(labels.values())))
         return labels
 
     def _label(self, name, labels):
+        """The class label of an image, an index into `label_names`."""
         if name not in labels:
             raise UserError(f"{self.data_dir / 'labels.csv'}: has no line for the image {name}; add one")
         return self.label_names.index(labels[name])
 
-    def _inspect(self, pairs):
-        """Learn from the first image whether this is a folder of pictures or of NIfTI files, and the channels."""
-        first = pairs[0][0]
+    def _set_kind(self, found):
+        """Set the attributes that depend on the kind of files, pictures or NIfTI, and on the first image's channels."""
+        first = found[0][0]
         self.is_nifti = is_nifti(first)
-        for image, masks, _ in pairs:
+        for image, masks, _ in found:
             for path in (image, *masks):
                 if is_nifti(path) != self.is_nifti:
                     raise UserError(
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
-        self.layout = self._told_layout(pairs)
-        self.image_channels = nifti_channels(first) if self.is_nifti else self._picture_channels(pairs)
+        self.layout = self._describe_layout(found)
+        self.image_channels = nifti_channels(first) if self.is_nifti else self._picture_channels(found)
         self.left_right_axis = -2 if self.is_nifti else -1
         self.background = 0.0 if self.is_nifti and not self.ct_window else None
 
-    def _picture_channels(self, pairs):
-        """The channels of the first picture or, where none is to be trained on, of the first that can be read."""
+    def _picture_channels(self, found):
+        """The number of channels of the first picture, or in sampling of the first readable one."""
         failed = None
-        for image, *_ in pairs:
+        for image, *_ in found:
             try:
                 return read_picture(image).shape[0]
             except UserError as error:
@@ -212,14 +211,14 @@ class FolderDataset(SegmentationDataset):
                     break
         raise failed
 
-    def _told_layout(self, pairs):
-        """What was found, in words."""
-        told = [f"folder of {counted(len(pairs), 'NIfTI file' if self.is_nifti else 'picture')}"]
+    def _describe_layout(self, found):
+        """The text of `layout`."""
+        parts = [f"folder of {counted(len(found), 'NIfTI file' if self.is_nifti else 'picture')}"]
         if (self.data_dir / "split.json").is_file():
-            told.append("divided by split.json")
+            parts.append("divided by split.json")
         elif split_folders(self.data_dir, None) != [self.data_dir]:
-            told.append("divided into folders")
+            parts.append("divided into folders")
         else:
-            told.append("not divided")
-        raters = max(len(masks) for _, masks, _ in pairs)
-        return ", ".join([*told, f"{raters} raters"] if raters > 1 else told)
+            parts.append("not divided")
+        raters = max(len(masks) for _, masks, _ in found)
+        return ", ".join([*parts, f"{raters} raters"] if raters > 1 else parts)

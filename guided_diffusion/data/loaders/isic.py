@@ -1,4 +1,4 @@
-"""Dermoscopy: the folder layouts of ISIC 2016 (Part 1 and Part 3B), 2017 and 2018 as they are published."""
+"""Dermoscopy: the published folder layouts of ISIC 2016 (Part 1 and Part 3B), 2017 and 2018."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..truth import RaterFolders, files_by_name
 
-# Name: (image folder, its ground truth folder beside it); the group is the part: Training, Validation or Test.
+# Name: (image folder, ground truth folder beside it). The regular expression's group is the part.
 LAYOUTS = {
     "ISIC 2016 Part 1": (r"ISBI2016_ISIC_Part1_(Training|Test)_Data", r"ISBI2016_ISIC_Part1_\1_GroundTruth"),
     "ISIC 2016 Part 3B": (r"ISBI2016_ISIC_Part3B_(Training|Test)_Data", r"ISBI2016_ISIC_Part3B_\1_Data"),
@@ -22,24 +22,20 @@ LAYOUTS = {
     "ISIC 2018": (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
 }
 
-
 LABEL_FILE = "ISBI2016_ISIC_Part3B_{part}_GroundTruth.csv"
-
-
 LABELS = {"benign": 0, "0": 0, "0.0": 0, "malignant": 1, "1": 1, "1.0": 1}
 
 
 class ISICDataset(SegmentationDataset):
     """Skin lesions: photographs [3, H, W] in [-1, 1] with one lesion mask each.
 
-    data_dir is, or holds at any depth, image folders named as in `LAYOUTS`. Where it holds both training and test
-    folders, `split` picks ("test" means the validation folders where there are no test folders); where it holds one
-    kind only, such as DATA/Train, that is used for training and testing; with split None all are used.
+    data_dir is, or holds at any depth, image folders named as in `LAYOUTS`. `split` picks the folders of its part;
+    "test" means the validation folders if there are no test folders. If data_dir holds one part only, such as
+    DATA/Train, that part is used for training and testing. With split None all folders are used.
 
-    Masks are `NAME_Segmentation.png` in the ground truth folder, or of several raters in a sub-folder of it for each;
-    that folder is not needed for sampling. If every
-    image folder used has the CSV file of Part 3B inside or beside it (also images of Part 1: they are the same), each
-    case has a label, benign or malignant.
+    Masks are `NAME_Segmentation.png` in the ground truth folder, or in a sub-folder of it for each rater. Sampling
+    needs none. If every image folder has the CSV file of Part 3B inside or beside it, each case has a label, benign or
+    malignant. This also holds for Part 1, whose images are the same.
     """
 
     class_names = ("lesion",)
@@ -48,7 +44,7 @@ class ISICDataset(SegmentationDataset):
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether a folder there, or below, is named as in `LAYOUTS`."""
+        """Whether the folder, or one below it, is named as in `LAYOUTS`."""
         return bool(_image_folders(data_dir))
 
     def find_cases(self):
@@ -57,7 +53,7 @@ class ISICDataset(SegmentationDataset):
         if not folders:
             return []
         tables = [_read_labels(folder, part) for folder, _, part in folders]
-        self.layout = ", ".join(sorted({f"{_name_of(folder)} {part}" for folder, _, part in folders}))
+        self.layout = ", ".join(sorted({f"{_layout_name(folder)} {part}" for folder, _, part in folders}))
         if None in tables:
             return cases
         self.layout += ", with the labels of Part 3B"
@@ -74,15 +70,15 @@ class ISICDataset(SegmentationDataset):
 
     def expected_layout(self):
         return (
-            "pairs of folders such as ISBI2016_ISIC_Part1_Training_Data and ISBI2016_ISIC_Part1_Training_GroundTruth "
-            "with JPEG images and PNG masks are looked for there and below"
+            "it must hold, at any depth, pairs of folders such as ISBI2016_ISIC_Part1_Training_Data and "
+            "ISBI2016_ISIC_Part1_Training_GroundTruth with JPEG images and PNG masks"
         )
 
     def expected_mask(self, case):
         return str(_truth_folder(case.images[0].parent)[0] / f"{case.name}_Segmentation.png")
 
     def _pick(self, folders):
-        """The image folders of this data set's split (see the class)."""
+        """Of these image folders those of the split (see the class)."""
         parts = {part for _, _, part in folders}
         if self.split is None or (len(parts) <= 1 and self.split != "val"):
             return folders
@@ -96,7 +92,7 @@ class ISICDataset(SegmentationDataset):
 
 
 def _image_folders(data_dir):
-    """All (image folder, ground truth folder, part) in data_dir, itself included."""
+    """(image folder, ground truth folder, part) of each image folder at or below data_dir."""
     found = []
     for path, subfolders, _ in os.walk(data_dir, followlinks=True):
         subfolders.sort()
@@ -108,7 +104,7 @@ def _image_folders(data_dir):
 
 
 def _truth_folder(folder):
-    """Return (ground truth folder, part) of an image folder, or None if its name is not that of one."""
+    """(ground truth folder, part) of an image folder named as in `LAYOUTS`; None for any other folder."""
     folder = Path(os.path.abspath(folder))
     for image_pattern, truth_name in LAYOUTS.values():
         match = re.fullmatch(image_pattern, folder.name)
@@ -117,14 +113,14 @@ def _truth_folder(folder):
     return None
 
 
-def _name_of(folder):
-    """The name of the layout of an image folder."""
+def _layout_name(folder):
+    """The name in `LAYOUTS` of an image folder."""
     name = folder.absolute().name
     return next(layout for layout, (pattern, _) in LAYOUTS.items() if re.fullmatch(pattern, name))
 
 
 def _cases_in(folder, truth, complete):
-    """The cases of an image folder. complete: see `raters.RaterFolders`."""
+    """The cases of an image folder. complete: see `truth.RaterFolders`."""
     raters = None if truth == Path(os.path.abspath(folder)) else RaterFolders(truth, complete)
     beside = files_by_name(truth)  # Part 3B has its masks among the images
     cases = []
@@ -139,7 +135,7 @@ def _cases_in(folder, truth, complete):
 
 
 def _read_labels(folder, part):
-    """Return {image name: label} from Part 3B's CSV file beside or inside a folder of 2016; None without one."""
+    """{image name: label} of Part 3B's CSV file beside or inside an image folder of 2016; None without one."""
     folder = Path(os.path.abspath(folder))
     name = LABEL_FILE.format(part=part)
     path = next((path for path in (folder.parent / name, folder / name) if path.is_file()), None)
@@ -150,7 +146,7 @@ def _read_labels(folder, part):
         text = fields[1].lower() if len(fields) > 1 else ""
         if text in LABELS:
             labels[fields[0]] = LABELS[text]
-        elif number > 1:  # the first line may be a heading
+        elif number > 1:  # the first line may be a header
             raise UserError(f"{path}: line {number} is not NAME,benign or NAME,malignant (or 0, 1); correct it")
     return labels
 

@@ -11,9 +11,7 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 
 KEYS = ("images", "masks", "patient", "is_test")
-
-
-LAZY = ("_images", "_packed_masks")
+LAZY = ("_images", "_packed_masks")  # the attributes that hold the large arrays
 
 
 class LIDCDataset(SegmentationDataset):
@@ -22,12 +20,12 @@ class LIDCDataset(SegmentationDataset):
     data_dir holds one .npz file of N patches:
 
         images   uint8 [N, H, W]
-        masks    uint8 [N, R, H, W / 8], eight pixels to a byte: `numpy.packbits(masks, axis=-1)`
-        patient  text or whole numbers [N]; a case's `group`
-        is_test  bool (or 0 and 1) [N]; `split` picks by it, all patches are used with split None
+        masks    uint8 [N, R, H, W / 8], eight pixels per byte: `numpy.packbits(masks, axis=-1)`
+        patient  text or integers [N]; a case's `group`
+        is_test  bool (or 0 and 1) [N]; `split` picks by it, and None uses all patches
 
-    The case `lidc_0012` is patch 12 of the file, whatever the split. Images and masks are decompressed when the first
-    of them is asked for, as they lie in the file (bytes, masks packed); finding the cases reads only the rest.
+    The case `lidc_0012` is patch 12 of the file, whatever the split. Finding the cases reads only the small arrays.
+    Images and masks are decompressed on first use and kept as bytes, masks packed.
     """
 
     image_channels = 1
@@ -36,7 +34,7 @@ class LIDCDataset(SegmentationDataset):
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether an .npz file lies there."""
+        """Whether the folder holds an .npz file."""
         return bool(list_files(data_dir, (".npz",)))
 
     def find_cases(self):
@@ -73,7 +71,7 @@ class LIDCDataset(SegmentationDataset):
             getattr(self, name)
 
     def expected_layout(self):
-        return f"one .npz file with {', '.join(KEYS)} is looked for there"
+        return f"it must hold one .npz file with {', '.join(KEYS)}"
 
     @cached_property
     def _images(self):
@@ -84,13 +82,13 @@ class LIDCDataset(SegmentationDataset):
         return read_npz(self.path, "masks")
 
     def __getstate__(self):
-        """Without the arrays: a fresh process reads them itself rather than be sent them."""
+        """Leave out the large arrays: another process reads them itself."""
         return {name: value for name, value in self.__dict__.items() if name not in LAZY}
 
-    # ---- what may be wrong with a file -------------------------------------------------------------------------
+    # ---- checks of the file ------------------------------------------------------------------------------------
 
     def _checked_shape(self):
-        """(N, R, H, W), once the arrays' shapes and types agree."""
+        """(N, R, H, W). Raises `UserError` unless all arrays are there and their shapes and types fit."""
         headers = read_npz_headers(self.path)
         missing = [key for key in KEYS if key not in headers]
         if missing:
@@ -113,12 +111,14 @@ class LIDCDataset(SegmentationDataset):
         return count, masks[1], height, width
 
     def _read_tests(self):
+        """`is_test`, checked: bool [N]."""
         values = read_npz(self.path, "is_test")
         if not np.isin(values, (0, 1)).all():
             raise UserError(f"{self.path}: is_test holds other values than 0 and 1; correct it")
         return values.astype(bool)
 
     def _check_split(self, is_test, patient):
+        """Raise `UserError` for a patient with patches in both splits."""
         sides = [{name for name, test in zip(patient, is_test, strict=True) if test == side} for side in (False, True)]
         both = sorted(sides[0] & sides[1])
         if both:

@@ -127,7 +127,7 @@ def test_channel_order_is_t1_t1ce_t2_flair(tmp_path, put):
     assert [path.name for path in case.images] == [f"{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair")]
 
 
-def test_the_label_3_of_2023_is_tumour_and_the_layout_is_told(tmp_path, save_nifti):
+def test_the_label_3_of_2023_is_tumour_and_the_layout_says_so(tmp_path, save_nifti):
     for kind in ("t1n", "t1c", "t2w", "t2f"):
         save_nifti(tmp_path / f"P/BraTS-GLI-00002-000-{kind}.nii.gz", np.ones((6, 8, 2), np.int16))
     labels = np.zeros((6, 8, 2), np.uint8)
@@ -217,7 +217,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, put, save_nifti):
 
 
 def test_empty_folder_second_file_and_second_case(tmp_path, put):
-    with pytest.raises(UserError, match="no cases found for BraTSDataset; folders with files such as"):
+    with pytest.raises(UserError, match="no cases found for BraTSDataset; it must hold, at any depth, files such as"):
         load(tmp_path)
     put("HGG/A/{}.nii.gz", (6, 8, 2))
     put("HGG/A/{}.nii", (6, 8, 2), kinds=("t2",))

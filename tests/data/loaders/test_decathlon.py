@@ -163,7 +163,7 @@ def test_descriptions_that_do_not_fit(task, tmp_path, change, words):
 
 def test_missing_labels_and_empty_folders(task, tmp_path):
     (tmp_path / "imagesTr").symlink_to(task / "imagesTr")
-    with pytest.raises(UserError, match="dataset.json with imagesTr/ and labelsTr/ beside it is looked for there"):
+    with pytest.raises(UserError, match="it must hold dataset.json, imagesTr/ and labelsTr/"):
         load(tmp_path)
     (tmp_path / "dataset.json").write_text((task / "dataset.json").read_text())
     with pytest.raises(UserError, match="BRATS_001.nii.gz: has no mask; add .*labelsTr/BRATS_001.nii.gz or remove"):

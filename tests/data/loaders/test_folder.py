@@ -117,7 +117,9 @@ def test_empty_and_missing_folders(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "none")
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match="no cases found for FolderDataset; images/NAME.png and masks/NAME.png"):
+    with pytest.raises(
+        UserError, match="no cases found for FolderDataset; it must hold images/NAME.png and masks/NAME.png"
+    ):
         load(tmp_path)
 
 
@@ -230,7 +232,7 @@ def test_each_rater_has_a_folder(tmp_path, put, save_picture):
     with pytest.raises(UserError, match="ben/a.png: has 10x30 pixels, but .*anna/a.png has 20x30; they must agree"):
         load(tmp_path)[0]
     save_picture(tmp_path / "masks" / "a.png", MASK)
-    with pytest.raises(UserError, match=r"masks: holds masks and folders of masks \(anna/\); with several raters put"):
+    with pytest.raises(UserError, match=r"masks: holds masks and folders of masks \(anna/\); with several raters give"):
         load(tmp_path)
 
 

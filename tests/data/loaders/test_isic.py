@@ -154,7 +154,9 @@ def test_grey_images_become_rgb(tmp_path, save_picture):
 
 
 def test_empty_folder_twice_the_same_name_and_damage(tmp_path, put, truncate):
-    with pytest.raises(UserError, match="no cases found for ISICDataset; pairs of folders such as ISBI2016"):
+    with pytest.raises(
+        UserError, match="no cases found for ISICDataset; it must hold, at any depth, pairs of folders such as ISBI2016"
+    ):
         load(tmp_path)
     put("ISBI2016_ISIC_Part1_Training_Data", ["ISIC_0000000"])
     put("ISBI2016_ISIC_Part3B_Training_Data", ["ISIC_0000000"])

@@ -114,7 +114,9 @@ def test_pickles_hold_no_pixels(save):
 
 
 def test_no_file_and_several_files(save, tmp_path):
-    with pytest.raises(UserError, match="no cases found for LIDCDataset; one .npz file with images, masks, patient"):
+    with pytest.raises(
+        UserError, match="no cases found for LIDCDataset; it must hold one .npz file with images, masks, patient"
+    ):
         load(tmp_path)
     np.savez(save() / "other.npz", x=np.zeros(1))
     with pytest.raises(UserError, match=r"holds 2 .npz files \(data.npz, other.npz, ...\); keep each in a folder"):
@@ -145,7 +147,7 @@ def test_a_truncated_file(save, truncate):
         ({"is_test": np.zeros(5)}, "is_test is float64"),
     ],
 )
-def test_odd_arrays_are_told(save, changed, message):
+def test_odd_arrays_are_refused(save, changed, message):
     folder = save(**changed)
     with pytest.raises(UserError, match=f"data.npz: .*{message}"):
         load(folder)

@@ -1,4 +1,4 @@
-"""Whether masks are masks: photographs in their place, as where images/ and masks/ are swapped, are told."""
+"""Inspection of a data set: photographs in place of masks, as where images/ and masks/ are swapped, are found."""
 
 import io
 
@@ -8,7 +8,7 @@ from conftest import LOADER, TINY, write_folder
 from PIL import Image, ImageFilter
 
 from guided_diffusion.data import phantoms as phantom
-from guided_diffusion.data.dataset import like_photograph
+from guided_diffusion.data.inspection import like_photograph
 
 WARNING = "of a photograph"
 
@@ -34,7 +34,7 @@ def with_background(image):
 
 @pytest.mark.parametrize("size", [32, 256])
 @pytest.mark.parametrize("index", range(3))
-def test_photographs_are_told_from_masks_however_they_were_saved(index, size):
+def test_photographs_differ_from_masks_however_they_were_saved(index, size):
     image, mask, _ = phantom.isic_case(index, size=size)
     image, mask = Image.fromarray(image), Image.fromarray(mask.astype(np.uint8) * 255)
     photographs = [image, image.convert("L"), as_jpeg(image, 30), with_background(image)]
@@ -72,8 +72,8 @@ def test_swapped_folders_are_warned_of(trained_on, script, tmp_path, capsys):
         "images/ and masks/ swapped, or these the wrong files? python scripts/check_data.py draws them"
     ]
     assert script("check_data", ["--data_dir", data, "--num_workers 0 --out_dir", tmp_path / "checked"]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "greys" in line]
-    assert told == [
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "greys" in line]
+    assert warnings == [
         "warning: all: 5 masks with the many greys of a photograph: case0, case1, case2, case3, case4; are images/ and "
         "masks/ swapped, or these the wrong files?"
     ]
