@@ -18,8 +18,8 @@ from ..data.registry import build_dataset, recognised
 from ..data.splits import HOLD_OUT_FLAGS, given_split, group_of, loading_of
 from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
-from ..evaluation.evaluate import Settings, evaluate
-from ..evaluation.summary import format_summary
+from ..evaluation.evaluate import EvaluationSettings, evaluate
+from ..evaluation.summary_table import format_summary
 from ..inference.results import ResultsFolder
 from ..inference.sampler import ReadableRaters, build_sampler, share_of
 from ..io.storage import cached, fetch_file, fetch_folder, is_remote, is_same_folder
@@ -306,7 +306,7 @@ def describe_run(sample, data, checkpoint, sampler, processes, dataset):
 
 def finish(sample, out, dataset, units, read_raters, group_key):
     """Evaluate where there is truth, as segmentation_eval.py would, write the report, and say where to look."""
-    settings = Settings(group_key=group_key)
+    settings = EvaluationSettings(group_key=group_key)
     if any(case.masks for unit in units for case in unit.cases):
         try:
             console().info(format_summary(evaluate(out.path, dataset, read_raters=read_raters, settings=settings)))

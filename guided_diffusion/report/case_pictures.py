@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.truth import on_grid, truths_of
-from ..evaluation.statistics import describe
+from ..evaluation.statistics import mean_defined
 from ..evaluation.uncertainty import SCORES, case_scores
 from ..io.drawing import (
     CLASS_COLOURS,
@@ -169,7 +169,7 @@ def _scores(masks, members, probability):
         case_scores(mask, [member[k] for member in members], None if probability is None else probability[k])
         for k, mask in enumerate(masks)
     ]
-    means = {name: describe([scores[name] for scores in of_classes])["mean"] for name in SCORES}
+    means = {name: mean_defined([scores[name] for scores in of_classes]) for name in SCORES}
     return {name: value for name, value in means.items() if not math.isnan(value)}
 
 

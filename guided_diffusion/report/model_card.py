@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 from ..evaluation.metrics import metric_names
-from ..evaluation.summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
+from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
+from ..evaluation.summary_table import metric_label
+from ..evaluation.uncertainty import SCORES
 from ..io.files import atomic_path
 from ..runtime.console import counted
 
@@ -181,9 +183,7 @@ def _limits(summary, manifest, leak):
     ):
         if ensemble[f"{which}_empty"]:
             lines.append(f"- In {counted(ensemble[f'{which}_empty'], 'mask')} {text}.")
-    for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
-        if summary[key]:
-            lines.append(f"- Left out: {counted(summary[key], 'case')} {text}.")
+    lines += [f"- Left out: {counted(summary[key], 'case')} {text}." for key, text in LEFT_OUT.items() if summary[key]]
     return "\n".join(lines)
 
 

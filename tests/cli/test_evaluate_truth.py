@@ -55,7 +55,7 @@ def test_a_moved_data_set_is_divided_as_before(divided, scored, refusal, tmp_pat
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = ["--data_dir", tmp_path / "moved"]
     assert scored(divided, moved)[0] == dict.fromkeys(NAMES[:3], 1.0)
-    assert "moved: its val cases are scored, as those of" in capsys.readouterr().out
+    assert "moved: its val cases are scored, as in" in capsys.readouterr().out
     (tmp_path / "moved" / "val").rename(tmp_path / "elsewhere")
     told = refusal("segmentation_eval", ["--pred_dir", divided, *moved])
     assert "has no validation cases" in told and "--split names others" in told

@@ -16,7 +16,7 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import majority, on_grid, raters_of
 from guided_diffusion.evaluation.evaluate import columns, evaluate
-from guided_diffusion.evaluation.summary import format_summary
+from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report.results_page import write_report
 from guided_diffusion.runtime.errors import UserError
@@ -194,7 +194,7 @@ def test_without_samples_the_table_has_no_such_line(folder):
     data, predicted = folder
     text = format_summary(evaluate(predicted, dataset_of(data)))
     assert "sample dice" not in text and "coarse" not in text
-    assert "5 cases (1 both empty, 1 prediction empty, 1 truth empty)" in text
+    assert "5 cases (1 both masks empty, 1 prediction empty, 1 truth empty)" in text
 
 
 # ---- volumes -----------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_script_on_a_plain_folder_with_other_names(folder, script, refusal, save
     line = ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data]
     script("segmentation_eval", line)
     out = capsys.readouterr().out
-    assert re.search(r"\ndice +0.3750 ", out) and "left out: 2 files of masks not named like any case" in out
+    assert re.search(r"\ndice +0.3750 ", out) and "left out: 2 mask files not named like any case" in out
     assert strict_json(predicted / "summary.json")["unmatched_files"] == 2
     for name in TRUTH:
         for path in predicted.glob(f"{name}*.png"):

@@ -14,9 +14,9 @@ from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import rater_names
 from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
-from guided_diffusion.evaluation.diversity import compare_sets, level_masks
+from guided_diffusion.evaluation.diversity import compare_sets, level_sets
 from guided_diffusion.evaluation.evaluate import evaluate
-from guided_diffusion.evaluation.summary import format_summary
+from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 
@@ -114,7 +114,7 @@ def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answ
     evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
     rows = table(tmp_path / "results" / "metrics.csv")
     for name in RATERS:
-        expected = compare_sets(level_masks(soft[name]), list(RATERS[name]))
+        expected = compare_sets(level_sets(soft[name]), list(RATERS[name]))
         assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
         assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
 

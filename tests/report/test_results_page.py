@@ -16,7 +16,7 @@ from PIL import Image
 
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.evaluation.evaluate import Settings, evaluate
+from guided_diffusion.evaluation.evaluate import EvaluationSettings, evaluate
 from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border
@@ -74,7 +74,7 @@ def photographs(tmp_path_factory):
 def results(photographs, tmp_path_factory):
     """Results whose Dice grows with the case's number in the order of names, evaluated."""
     folder = sampled(tmp_path_factory.mktemp("results"), photographs, lambda n: [disc(3 + n), disc(4 + n), disc(5 + n)])
-    evaluate(folder, photographs, settings=Settings(sizes="staple"))
+    evaluate(folder, photographs, settings=EvaluationSettings(sizes="staple"))
     return folder
 
 
