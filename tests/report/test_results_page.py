@@ -20,7 +20,7 @@ from guided_diffusion.evaluation.evaluate import EvaluationSettings, evaluate
 from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border
-from guided_diffusion.report import figures as charts
+from guided_diffusion.report import charts
 from guided_diffusion.report import results_page as report
 from guided_diffusion.report.figures import figure_label
 from guided_diffusion.report.results_page import try_report, write_report
@@ -172,7 +172,7 @@ def test_pictures_lie_beside_the_page_where_they_are_many(results, photographs, 
     assert not (results / "report_files").exists()
 
 
-def test_without_truth_cases_are_sorted_by_their_doubt(photographs, tmp_path):
+def test_without_truth_cases_are_sorted_by_their_uncertainty(photographs, tmp_path):
     folder = sampled(tmp_path / "r", photographs, lambda n: [disc(5), disc(5), disc(5 + n)])
     page = write(folder, photographs, read_raters=lambda *_: None)
     data = content(page)
@@ -446,4 +446,4 @@ def test_the_training_page_in_a_browser(browser, tmp_path):
     (tmp_path / "validation" / "step000030.png").unlink()
     page = Page(browser, tmp_path / "training.html")
     page.run(slide)
-    assert "is not beside this page" in page.wait("return document.getElementById('missing').textContent")
+    assert "was not found; keep this page" in page.wait("return document.getElementById('missing').textContent")
