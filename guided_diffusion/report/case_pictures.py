@@ -62,17 +62,15 @@ class CaseView:
         Returns the JPEG and its (height, width).
         """
         image = resized(self.image, CARD_TILE)
-        tiles = [image, image.copy()]
-        for masks, colour in ((self.truths, TRUTH_COLOUR), (self.masks, MASK_COLOUR)):
-            for k, mask in enumerate(() if masks is None else masks):
-                line = border(_small(mask), 2)
-                line &= True if len(masks) == 1 or masks is self.masks else dashes(line.shape)
-                tiles[1][line] = colour if len(masks) == 1 else class_colour(k)
+        answer = image.copy()
+        if self.truths is not None:
+            _draw_outlines(answer, self.truths, TRUTH_COLOUR, width=2, dashed=len(self.truths) > 1)
+        _draw_outlines(answer, self.masks, MASK_COLOUR, width=2)
+        tiles = [image, answer]
         if self.members:
             tiles.append(image.copy())
             for member in self.members:
-                for k, mask in enumerate(member):
-                    tiles[2][border(_small(mask))] = MEMBER_COLOUR if len(member) == 1 else class_colour(k)
+                _draw_outlines(tiles[-1], member, MEMBER_COLOUR)
         if self.uncertainty is not None:
             tiles.append(resized(heat(self.uncertainty), CARD_TILE))
         # Cut off the bars above and below a wide picture.
@@ -126,17 +124,19 @@ def slices_of(predictions, dataset, unit, read_raters):
     A volume shows the slices with mask, truth or high uncertainty and their neighbours, at most `MOST_SLICES` of them,
     evenly spaced.
     """
-    name, volume, kinds = unit.name, unit.is_volume, range(len(dataset.classes))
-    if predictions.mask(name, volume) is None:
+    name, is_volume, classes = unit.name, unit.is_volume, range(len(dataset.classes))
+    if predictions.mask(name, is_volume) is None:
         return None
 
-    def of_classes(read):
-        maps = [read(name, volume, k) for k in kinds]
+    def stacked(read):
+        maps = [read(name, is_volume, k) for k in classes]
         return None if maps[0] is None else np.stack(maps)
 
-    masks = of_classes(predictions.mask)
-    members = [np.stack(member) for member in zip(*(predictions.members(name, volume, k) for k in kinds), strict=True)]
-    probability, uncertainty = of_classes(predictions.probability), of_classes(predictions.uncertainty)
+    masks, probability, uncertainty = (
+        stacked(read) for read in (predictions.mask, predictions.probability, predictions.uncertainty)
+    )
+    class_members = [predictions.members(name, is_volume, k) for k in classes]
+    members = [np.stack(member) for member in zip(*class_members, strict=True)]
     if uncertainty is not None:  # a standard deviation, at most 0.5
         uncertainty = None if probability is None else uncertainty.max(axis=0) * 2
     truths = truths_of(dataset, unit.cases, read_raters)
@@ -144,7 +144,7 @@ def slices_of(predictions, dataset, unit, read_raters):
         truths = np.stack([on_grid(truth, masks.shape[1:]) for truth in truths])
     layers = (masks, truths, members, uncertainty, probability)
     scores = _scores(masks, members, probability)
-    if not volume:
+    if not is_volume:
         image = displayed(dataset.load_image(unit.cases[0]))
         return CaseSlices([(None, _view(image, *layers))], scores)
     geometry = dataset.load_geometry(unit.cases[0])
@@ -209,8 +209,13 @@ def _outlined(masks, colour, dashed=False):
     return drawn
 
 
-def _small(mask):
-    return resized(grey(mask), CARD_TILE)[..., 0] > 127
+def _draw_outlines(tile, masks, colour, width=1, dashed=False):
+    """Draw the outlines of masks bool [K, H, W] on a card's tile, a single class in this colour."""
+    for k, mask in enumerate(masks):
+        line = border(resized(grey(mask), CARD_TILE)[..., 0] > 127, width)
+        if dashed:
+            line &= dashes(line.shape)
+        tile[line] = colour if len(masks) == 1 else class_colour(k)
 
 
 def _fitted(picture, side):

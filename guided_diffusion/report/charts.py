@@ -37,11 +37,12 @@ class Chart:
 
     def area(self, xs, lows, highs, series):
         """Add a band between two lines, such as an interval."""
-        points = [(x, low, high) for x, low, high in zip(xs, lows, highs, strict=True) if _is_finite(low + high)]
-        there = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
-        text = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in there)
-        if there:
-            self.parts.append(f'<polygon class="s{series} band" points="{text}"/>')
+        bounds = list(zip(xs, lows, highs, strict=True))
+        bounds = [(x, low, high) for x, low, high in bounds if _is_finite(low) and _is_finite(high)]
+        outline = [(x, low) for x, low, _ in bounds] + [(x, high) for x, _, high in reversed(bounds)]
+        points = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in outline)
+        if points:
+            self.parts.append(f'<polygon class="s{series} band" points="{points}"/>')
 
     def bars(self, edges, heights, texts=()):
         """Add a bar between each two edges, which become its data attributes. texts: the tooltips."""

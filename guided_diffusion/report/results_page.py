@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
+from ..data.classes import MEAN
 from ..data.truth import raters_of
 from ..evaluation.summary import DEFINITIONS
 from ..inference.plan import looks_of
@@ -37,7 +38,6 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     wraps the list of units, such as tqdm. Returns the page's path.
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
-    path = out_dir / "report.html"
     firsts = {unit.name: unit.cases[0] for unit in units}
     predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
     scores = read_scores(out_dir / "metrics.csv")
@@ -52,11 +52,10 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         "columns": columns,
         "classes": _legend(dataset.class_names),
     }
+    path, title = out_dir / "report.html", f"Segmentation report: {_results_title(results_dir)}"
     body = _body(out_dir, results_dir, dataset, cases, columns)
-    write_page(
-        path, f"Segmentation report: {_results_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data
-    )
-    pictures.tidy()
+    write_page(path, title, body, scripts=("theme.js", "report.js"), data=data)
+    pictures.remove_others()
     return path
 
 
@@ -73,23 +72,26 @@ def try_report(*arguments, **keywords):
 
 
 class Pictures:
-    """The pictures of a page: embedded in it, or written to `folder` once they exceed `limit` bytes."""
+    """The pictures of a page: embedded in it, or all written to `folder` once they exceed `limit` bytes."""
 
     def __init__(self, folder, limit=None):
         self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
-        self.held, self.size, self.beside, self.written = {}, 0, False, set()
+        self.in_memory, self.size, self.written = {}, 0, set()
+
+    @property
+    def is_embedded(self):
+        """Whether the pictures are part of the page."""
+        return self.size <= self.limit
 
     def add(self, case, name, data):
         """Add a picture's bytes; returns its key for `sources`, CASE/NAME. name: ends in .jpg or .png."""
         key = f"{case}/{name}"
-        self.held[key] = data
+        self.in_memory[key] = data
         self.size += len(data)
-        if not self.beside and self.size > self.limit:
-            self.beside = True
-        if self.beside:
-            for held, content in self.held.items():
-                self._write(held, content)
-            self.held.clear()
+        if not self.is_embedded:
+            for waiting, content in self.in_memory.items():
+                self._write(waiting, content)
+            self.in_memory.clear()
         return key
 
     def _write(self, key, data):
@@ -103,11 +105,13 @@ class Pictures:
             return {name: self.sources(key) for name, key in keys.items()}
         if isinstance(keys, list):
             return [self.sources(key) for key in keys]
-        if keys is None or not self.beside:
-            return keys and data_uri(self.held[keys], "png" if keys.endswith(".png") else "jpeg")
+        if keys is None:
+            return None
+        if self.is_embedded:
+            return data_uri(self.in_memory[keys], "png" if keys.endswith(".png") else "jpeg")
         return quote(f"{self.folder.name}/{keys}")
 
-    def tidy(self):
+    def remove_others(self):
         """Remove the pictures of an earlier page from the folder; call it after the new page is written."""
         for folder, _, names in os.walk(self.folder, topdown=False):
             for name in names:
@@ -126,14 +130,15 @@ def read_scores(path):
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.setdefault(row["name"], []).append(row)
-    return {name: _mean_scores(own) for name, own in rows.items()}
+    return {name: _case_scores(own) for name, own in rows.items()}
 
 
-def _mean_scores(rows):
-    whole = [row for row in rows if row.get("class") == "mean"] or rows
+def _case_scores(rows):
+    """The scores of a case from its rows in metrics.csv: those of the row of means, else the means over rows."""
+    rows_used = [row for row in rows if row.get("class") == MEAN] or rows
     scores = {}
-    for key in whole[0]:
-        values = [number for number in (_finite_number(row[key]) for row in whole) if number is not None]
+    for key in rows_used[0]:
+        values = [number for number in (_finite_number(row[key]) for row in rows_used) if number is not None]
         if values and key not in ("name", "class", "group"):
             scores[key] = sum(values) / len(values)
     return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
@@ -152,18 +157,21 @@ def _finite_number(text):
 
 def _case(unit, views, pictures, scores):
     """A case for report.js, with the keys of its pictures."""
-    masks = [view.masks.sum() for _, view in views]
-    largest = int(np.argmax(masks)) if any(masks) else len(views) // 2
+    areas = [view.masks.sum() for _, view in views]
+    largest = int(np.argmax(areas)) if any(areas) else len(views) // 2
     slices = []
-    for index, (k, view) in enumerate(views):
-        start = "" if k is None else f"{k:03d}_"
-        data, shape = view.outlines()
-        slices.append({"image": pictures.add(unit.name, f"{start}image.jpg", view.picture())})
-        slices[-1]["lines"] = pictures.add(unit.name, f"{start}lines.png", data)
+    for k, view in views:
+        prefix = "" if k is None else f"{k:03d}_"
+        lines, shape = view.outlines()
         maps = view.maps()
-        slices[-1]["maps"] = maps and pictures.add(unit.name, f"{start}maps.png", maps)
-        if index == largest:
-            first = view
+        slices.append(
+            {
+                "image": pictures.add(unit.name, f"{prefix}image.jpg", view.picture()),
+                "lines": pictures.add(unit.name, f"{prefix}lines.png", lines),
+                "maps": maps and pictures.add(unit.name, f"{prefix}maps.png", maps),
+            }
+        )
+    first = views[largest][1]
     card, card_size = first.card()
     return {
         "name": unit.name,

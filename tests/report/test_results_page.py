@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import nibabel
 import numpy as np
 import pytest
-from conftest import FAST, strict_json
+from conftest import FAST, strict_json, write_folder
 from PIL import Image
 
 from guided_diffusion.data.cases import group_cases
@@ -170,6 +170,18 @@ def test_pictures_lie_beside_the_page_where_they_are_many(results, photographs, 
     monkeypatch.undo()
     write(results, photographs)
     assert not (results / "report_files").exists()
+
+
+def test_an_ensemble_curve_of_one_case_has_no_interval(tmp_path):
+    """curves.json holds null for the bounds."""
+    write_folder(tmp_path / "data", 1)
+    dataset = build_dataset("FOLDER", tmp_path / "data", 16)
+    truth = dataset.load_mask(dataset.cases[0])[0, 0]
+    folder = sampled(tmp_path / "results", dataset, lambda n: [truth, ~truth])
+    summary = evaluate(folder, dataset, settings=EvaluationSettings(sizes="staple"))
+    assert np.isnan(summary["ensemble_size"]["dice"][0]["low"])
+    text = write(folder, dataset).read_text()
+    assert "Ensemble size" in text and "<polygon" not in text
 
 
 def test_without_truth_cases_are_sorted_by_their_uncertainty(photographs, tmp_path):
