@@ -61,7 +61,7 @@ class Evaluation:
     members: {class: a list of float64 [E, 3], one for each case}, see `member_figures`.
     sizes: {case: float64 [E, K]} of cases with members, where requested; see `ensemble_size.dice_by_size`.
     levels: where requested, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
-    is_volume: whether the cases are volumes. raters: the names of all raters, see `truth.rater_names`.
+    raters: the names of all raters, see `truth.rater_names`.
     missing, without_truth: the number of cases left out. unmatched: the number of mask files that belong to no case.
     """
 
@@ -69,7 +69,6 @@ class Evaluation:
     settings: EvaluationSettings
     distance_unit: str
     volume_unit: str
-    is_volume: bool = False
     raters: tuple[str, ...] = ()
     rows: list = field(default_factory=list)
     tables: dict = field(default_factory=dict)
@@ -104,8 +103,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
     `EvaluationSettings`. Raises `UserError` where no prediction has a truth, and for volumes mixed with single slices.
     """
     units = group_cases(dataset.cases)
-    firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+    predictions = predictions_of(pred_dir, dataset, units)
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
     check_volumes(dataset, units)
@@ -115,7 +113,6 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         settings or EvaluationSettings(),
         distance_unit="mm" if millimetres else "pixels",
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
-        is_volume=units[0].is_volume,
         raters=rater_names(dataset.cases),
     )
     for unit in progress(units) if progress else units:
@@ -134,6 +131,12 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"
         )
     return evaluation
+
+
+def predictions_of(pred_dir, dataset, units):
+    """The `Predictions` below `pred_dir` for these `cases.Unit`s, in the geometry of the data set's volumes."""
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    return Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
 
 
 def write_evaluation(evaluation, out_dir, compared=None):

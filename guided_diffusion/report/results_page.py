@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..data.classes import MEAN
 from ..data.truth import raters_of
+from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..inference.plan import looks_of
-from ..inference.predictions import Predictions
 from ..io.drawing import class_colour
 from ..io.files import atomic_path, read_json
 from ..runtime.console import console, counted
@@ -38,8 +38,7 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     wraps the list of units, such as tqdm. Returns the page's path.
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
-    firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+    predictions = predictions_of(results_dir, dataset, units)
     scores = read_scores(out_dir / "metrics.csv")
     pictures, cases = Pictures(out_dir / "report_files"), []
     for unit in progress(units) if progress else units:
