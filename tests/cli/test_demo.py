@@ -1,4 +1,4 @@
-"""The demo: how it ends, how it goes on after an interruption, and what it says when it is run again."""
+"""The demo: its summary, continuing after an interruption, and running it again."""
 
 import os
 import re
@@ -85,11 +85,11 @@ def test_a_demo_cut_short_says_so(demo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "TASKS", (type(task)("ISIC", "Train", "Test", steps=100000, minutes=0.01, debug=False),))
     demo.main(["--out_dir", str(tmp_path)])
     out = capsys.readouterr().out
-    told = re.search(
+    match = re.search(
         r"cut short: (\d+) of 100000 training steps in 0.01 minutes; .* add --speed (\S+) and another", out
     )
     done = int(newest_checkpoint(tmp_path / "ISIC_run").stem.removeprefix("model"))
-    assert int(told[1]) == done and float(told[2]) == pytest.approx(100000 / done, abs=0.1)
+    assert int(match[1]) == done and float(match[2]) == pytest.approx(100000 / done, abs=0.1)
 
 
 def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):

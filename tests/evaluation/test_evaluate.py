@@ -1,4 +1,4 @@
-"""Evaluation: numbers by hand on tiny masks, what is left out, and the files."""
+"""Evaluation: figures of tiny masks by hand, cases without prediction or truth, and the files."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ def test_summary_is_strict_json(folder, tmp_path):
     assert not (predicted / "summary.json").exists()
 
 
-def test_missing_predictions_and_truths_are_counted_and_told(folder):
+def test_missing_predictions_and_truths_are_counted_and_printed(folder):
     data, predicted = folder
     (predicted / "half.png").unlink()
     (data / "masks" / "perfect.png").unlink()

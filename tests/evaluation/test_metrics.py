@@ -203,7 +203,7 @@ def test_volumes_by_hand():
 
 
 def lesion_pair():
-    """True lesions A, B, C; found: A well, B by two pieces, C not; and one that is none."""
+    """True lesions A, B, C. The prediction finds A, B in two pieces, not C, and invents one."""
     truth, prediction = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
     truth[0:4, 0:4] = truth[8:12, 0:8] = truth[16:18, 16:18] = True
     truth[4, 4] = True  # joined to A by a corner

@@ -1,4 +1,4 @@
-"""Temperature: what it leaves alone, that it is found again, and its way into a checkpoint and out of it."""
+"""Temperature: masks do not change, the fit recovers a known value, and sampling reads it from the checkpoint."""
 
 import numpy as np
 import pytest
