@@ -18,8 +18,8 @@ from ..data.registry import build_dataset
 from ..io.files import check_writable, read_json, write_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
+from ..training.hints import SCRIPTS
 
-SCRIPTS_FOLDER = Path(__file__).resolve().parents[2] / "scripts"
 MODEL = (
     "--image_size 64 --num_channels 24 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16 "
     "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --log_interval 20"
@@ -171,7 +171,7 @@ def quoted(path):
 def call(script, arguments):
     """Print a script's command and run it. Raises `UserError` where it fails."""
     console().info(f"\n$ python scripts/{script} {arguments}")
-    child = subprocess.Popen([sys.executable, str(SCRIPTS_FOLDER / script), *shlex.split(arguments)])
+    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *shlex.split(arguments)])
     interrupted, status = False, None
     while status is None:
         try:

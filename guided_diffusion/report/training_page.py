@@ -31,18 +31,17 @@ FACTS = (  # label, group of options, option
 PICTURE = re.compile(r"step(\d+)\.png")
 
 
-def write_training_page(folder, config, last_step, best=None):
+def write_training_page(folder, config, last_step, best=None, stage=0):
     """Write training.html in a run's folder, whole or not at all, from its log.jsonl and validation/step<step>.png.
 
     config: the run's option values, as in a checkpoint. last_step: the run's last step. best: the "step" and "dice" of
-    best.pt, or None. The page holds the newest picture and loads earlier ones from the folder when they are chosen.
-    Returns the page's path.
+    best.pt, or None. stage: the steps of the first stage, 0 without stages. The page holds the newest picture and loads
+    earlier ones from the folder when they are chosen. Returns the page's path.
     """
     folder = Path(folder)
     rows = read_json_lines(folder / "log.jsonl")
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
-    stage = config["train"].get("condition_steps", 0)
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
     facts = [("Run", folder.resolve()), ("Step", f"{step} of {last_step}")]
     if best:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from guided_diffusion.report.training_page import write_training_page
 
-CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"condition_steps": 40, "lr": 1e-3}}
+CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"lr": 1e-3}}
 
 
 def training_run(folder):
@@ -24,7 +24,7 @@ def training_run(folder):
 
 
 def test_the_page_of_a_training_run(tmp_path):
-    page = write_training_page(training_run(tmp_path), CONFIG, 100, {"step": 60, "dice": 0.75})
+    page = write_training_page(training_run(tmp_path), CONFIG, 100, {"step": 60, "dice": 0.75}, stage=40)
     text = page.read_text()
     assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
     embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
