@@ -50,21 +50,6 @@ class Resampling:
         return float(low), float(high)
 
 
-def bootstrap_interval(values, groups=None, *, level=0.95, resamples=10_000, seed=0):
-    """The percentile bootstrap interval of the mean: (low, high), floats; (nan, nan) without values.
-
-    values: one number for each case, without NaN; differences for a paired comparison. groups: a label for each case
-    (see `Resampling`), or None where cases are independent. Raises ValueError for other shapes than [n] and for NaN.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or np.isnan(values).any():
-        raise ValueError("values must be one-dimensional and without NaN")
-    if not len(values):
-        return math.nan, math.nan
-    labels = np.arange(len(values)) if groups is None else groups
-    return Resampling(labels, resamples=resamples, seed=seed).interval(values, level)
-
-
 def describe_values(values, resampling=None):
     """{"mean", "median", "std", "n", "low", "high"} of the n values that are not NaN.
 
