@@ -323,7 +323,7 @@ def opened_by_locale(path):
 
 
 def test_text_is_utf_8_whatever_the_machine_s_encoding_is():
-    code = [*(ROOT / "guided_diffusion").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    code = [*(ROOT / "guided_diffusion").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     assert len(code) > 50 and [line for path in code for line in opened_by_locale(path)] == []
 
 
