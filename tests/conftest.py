@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from pages import browser  # noqa: F401, a fixture
 from PIL import Image
 
 from guided_diffusion.config.options import ProcessOptions, build

@@ -1,7 +1,7 @@
-"""Look at a data set before training: what there is, what is wrong with it, and a picture of its cases with masks.
+"""Check a data set before training: count its cases, list its problems, draw cases with their masks.
 
-Prints a table of its splits. A line that begins with "error:" tells what training would trip over or what would make
-its result worthless, "warning:" what may be intended. The exit status is 1 with errors, 0 without.
+Prints a table of the splits, then the problems. A line "error: ..." names what would stop training or make its result
+worthless. A line "warning: ..." names what may be intended. The exit status is 1 with errors, 0 without.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"
 
 
 def main(argv=None):
-    """Parse the command line, look at every case, print and draw what was found. Returns 1 where there are errors."""
+    """Read every case, print the tables and the problems, draw the contact sheet. Returns 1 with errors, else 0."""
     (options, data), _ = parse(__doc__, [CheckOptions, DataOptions], argv, example=EXAMPLE)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the data")
@@ -37,7 +37,7 @@ def main(argv=None):
     name = recognised(options.data_name, data_dir)
     console().info(f"--data_name {name}")
     parts = find_parts(name, data_dir, **loading_of(data))
-    look(parts, data)
+    read_cases(parts, data)
     for line in layout_lines(parts):
         console().info(line)
     console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
@@ -52,15 +52,15 @@ def main(argv=None):
     return 1 if errors else 0
 
 
-def look(parts, data):
-    """Fill the parts with the looks at their cases, with a bar."""
+def read_cases(parts, data):
+    """Read every case of the parts, with a progress bar, and add what was found to the parts' `inspections`."""
     loops = [(part, Inspections(part.dataset, data.group_key)) for part in parts]
     cache = chosen_folder(data.cache_dir, training=False)
-    with tqdm(total=sum(len(looks) for _, looks in loops), desc="looking", unit="case", dynamic_ncols=True) as bar:
-        for part, looks in loops:
+    with tqdm(total=sum(len(cases) for _, cases in loops), desc="looking", unit="case", dynamic_ncols=True) as bar:
+        for part, cases in loops:
             if cache is not None:
                 use_cache(part.dataset, cache, workers=data.num_workers, skip_damaged=True)
-            for found in single_items(looks, data.num_workers):
+            for found in single_items(cases, data.num_workers):
                 part.inspections.append(found)
                 bar.update()
 

@@ -1,4 +1,4 @@
-"""The main job on phantom data, end to end, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
+"""The whole pipeline on phantom data, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
 
 import math
 import shlex
@@ -33,7 +33,7 @@ class DemoOptions:
     """The demo."""
 
     out_dir: str = option(
-        "./demo/", "folder for the phantoms, checkpoints and results: new, empty, or of a demo to go on with"
+        "./demo/", "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue"
     )
     data: str = option("both", "which phantoms to run", choices=("ISIC", "BRATS", "both"))
     speed: float = option(
@@ -44,7 +44,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Task:
-    """One of the demo's two runs. write(folder, seed) writes its phantoms."""
+    """One of the demo's two runs; minutes: the time limit of its training at a `--speed` of 1."""
 
     data_name: str
     train_folder: str
@@ -72,7 +72,7 @@ TASKS = (
 
 
 def main(argv=None):
-    """Run the tasks that are asked for, or what an interrupted demo has left of them, and say where to look."""
+    """Run the requested tasks, without the parts that an earlier demo finished, and print the results."""
     (options,), _ = parse(__doc__, [DemoOptions], argv, example=EXAMPLE)
     out_dir = Path(options.out_dir)
     record = Record(out_dir, options)
@@ -83,54 +83,52 @@ def main(argv=None):
         run_task(task, options, out_dir, record)
     console().info("")
     for task in tasks:
-        tell(task, options, out_dir, record)
+        print_results(task, options, out_dir, record)
     if waiting:
-        console().info(f"\nall of it took {(time.monotonic() - began) / 60:.1f} minutes")
+        console().info(f"\nthe demo took {(time.monotonic() - began) / 60:.1f} minutes")
     else:
-        console().info(
-            f"\nthis demo was finished before; to start afresh, remove {out_dir} or choose another --out_dir"
-        )
+        console().info(f"\nthis demo was finished before; to repeat it, remove {out_dir} or choose another --out_dir")
 
 
 class Record:
-    """What the demo in a folder was made with and which of its parts are done: `demo.json`, so that it can go on.
+    """The file demo.json: the settings of the demo in a folder and its finished parts, so that it can continue.
 
-    Raises `UserError` for a folder that holds something else, or a demo made otherwise.
+    Raises `UserError` for a folder with other content, or with a demo of other settings.
     """
 
     def __init__(self, out_dir, options):
         self.path = out_dir / "demo.json"
-        made_with = {"speed": options.speed, "seed": options.seed, "model": MODEL, "sampling": SAMPLING}
+        settings = {"speed": options.speed, "seed": options.seed, "model": MODEL, "sampling": SAMPLING}
         if self.path.exists():
             self.content = read_json(self.path)
-            for name, value in made_with.items():
-                before = self.content.get("made_with", {}).get(name)
-                if before != value:
-                    flag = f"--{name} {before}" if name in vars(options) else "other settings"
+            for name, value in settings.items():
+                recorded = self.content.get("made_with", {}).get(name)
+                if recorded != value:
+                    flag = f"--{name} {recorded}" if name in vars(options) else "other settings"
                     raise UserError(f"{out_dir}: holds a demo made with {flag}; choose another --out_dir or remove it")
         elif out_dir.exists() and any(out_dir.iterdir()):
             raise UserError(f"{out_dir}: is not empty; remove it or choose another --out_dir")
         else:
             check_writable(out_dir)
-            self.content = {"made_with": made_with, "tasks": {}}
+            self.content = {"made_with": settings, "tasks": {}}
             write_json(self.path, self.content)
 
     def of(self, task):
-        """What is known of a task: "checkpoint" and "steps" once it is trained, "threshold" once it is evaluated."""
+        """The record of a task: "checkpoint" and "steps" after training, "threshold" after evaluation."""
         return self.content["tasks"].get(task.data_name, {})
 
     def finished(self, task):
-        """Whether all of a task is done."""
+        """Whether a task is done."""
         return "threshold" in self.of(task)
 
     def add(self, task, **facts):
-        """Write down what has been done of a task."""
+        """Add facts to the record of a task and write the file."""
         self.content["tasks"][task.data_name] = self.of(task) | facts
         write_json(self.path, self.content)
 
 
 def run_task(task, options, out_dir, record):
-    """Write data, train, sample, evaluate, but for what is done already."""
+    """Write data, train, sample and evaluate; training is skipped where it is finished."""
     data, run, results = (out_dir / f"{task.data_name}_{part}" for part in ("data", "run", "results"))
     console().info(f"\n=== {task.data_name} phantoms")
     task.write(data, options.seed)
@@ -142,7 +140,7 @@ def run_task(task, options, out_dir, record):
             f"--data_name {task.data_name} --data_dir {quoted(data / task.train_folder)} --out_dir {quoted(run)} "
             f"{MODEL} --max_steps {task.steps_at(options.speed)} --max_minutes {task.minutes * options.speed:g} "
             f"--cache_dir {quoted(out_dir / 'cache')} --seed {options.seed} --resume_checkpoint auto "
-            "--sample_interval 0",  # it samples afterwards
+            "--sample_interval 0",  # the demo samples after training
         )
         checkpoint = newest_checkpoint(run)
         record.add(task, checkpoint=checkpoint.name, steps=int(checkpoint.stem.removeprefix("model")))
@@ -156,7 +154,7 @@ def run_task(task, options, out_dir, record):
 
 
 def mean_threshold_dice(dataset):
-    """Mean over the images with a lesion of the best Dice that a threshold of any channel reaches."""
+    """The best Dice of a threshold on any channel, chosen with the truth: the mean over images with a lesion."""
     scores = []
     for case in dataset.cases:
         mask = dataset.load_mask(case)[0, 0]
@@ -166,29 +164,29 @@ def mean_threshold_dice(dataset):
 
 
 def quoted(path):
-    """A path as a word of a command line."""
+    """A path, quoted for a command line."""
     return shlex.quote(str(path))
 
 
 def call(script, arguments):
-    """Run one of the scripts as a user would, showing the command."""
+    """Print a script's command and run it. Raises `UserError` where it fails."""
     console().info(f"\n$ python scripts/{script} {arguments}")
     child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *shlex.split(arguments)])
     interrupted, status = False, None
     while status is None:
         try:
             status = child.wait()
-        except KeyboardInterrupt:  # Ctrl-C reaches the script too, which ends by itself: training saves first
+        except KeyboardInterrupt:  # the script gets Ctrl-C too; wait for it, since training saves first
             interrupted = True
     if interrupted:
-        console().info("the same command goes on from here")
+        console().info("the same command continues from here")
         raise KeyboardInterrupt
     if status:
         raise UserError(f"{script} ended with status {status}")
 
 
-def tell(task, options, out_dir, record):
-    """The figures and the pictures of one task, and whether its training was cut short."""
+def print_results(task, options, out_dir, record):
+    """Print the figures of one task, the paths of its pictures, and whether its training was cut short."""
     results, done, wanted = out_dir / f"{task.data_name}_results", record.of(task), task.steps_at(options.speed)
     summary = read_json(results / "summary.json")
     unit = "volume" if task.data_name == "BRATS" else "image"

@@ -1,4 +1,4 @@
-"""Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and doubt, by case and on average."""
+"""Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and uncertainty, case by case."""
 
 from tqdm import tqdm
 
@@ -8,9 +8,10 @@ from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning
 from ..data.registry import build_dataset
 from ..data.splits import given_split, hold_out_of
-from ..evaluation.comparison import compare, format_comparison
-from ..evaluation.evaluate import Settings, compare_cases, write_evaluation
-from ..evaluation.summary import DEFINITIONS, format_summary
+from ..evaluation.comparison import compare_runs, format_comparison
+from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_evaluation
+from ..evaluation.summary import DEFINITIONS
+from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from ..inference.predictions import Predictions
 from ..io.files import read_json
@@ -24,92 +25,90 @@ EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
 
 def main(argv=None):
-    """Parse the command line, evaluate, and print the table of figures."""
+    """Evaluate a folder of predictions: print the tables, write the files."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
-    if not options.pred_dir:
-        raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
-    pred_dir, recorded = read_manifest(options.pred_dir)
-    manifest = of_split(recorded, options.split)
-    if options.fit_temperature:
-        check_origin(options.fit_temperature, manifest)
-    other = read_manifest(options.compare)[0] if options.compare else None
+    pred_dir, manifest = read_results(options)
+    other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, manifest)
-    settings = settings_of(options, given, manifest)
-    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
-    out.check_writable()
-    leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on(manifest))
-    for line in (*dataset.notes, leak):
-        if line:
-            console().warning(line)
-    evaluated = compare_cases(pred_dir, dataset, bar, settings=settings)
-    compared = compare_with(other, evaluated, dataset) if other else None
-    summary = write_evaluation(evaluated, out.path, compared)
-    console().info(format_summary(summary))
-    if options.ensemble_curve and "ensemble_size" not in summary:
-        console().warning("warning: no members to tell the ensemble's growth from; sample with --save_samples True")
-    written = ["metrics.csv", "summary.json", "curves.json"]
-    if compared:
-        console().info(format_comparison(compared, summary, options.compare))
-    console().info(f"every figure is defined in {DEFINITIONS}")
-    if options.card:
-        written.append(write_card(out.path, summary, manifest, dataset, leak).name)
-    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
-    if report:
-        written.append(report.name)
+    settings = evaluation_settings(options, given, manifest)
+    out = open_output(options)
+    leak = warn_about_data(dataset, manifest)
+    evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings)
+    compared = compare_with(other_dir, evaluation, dataset) if other_dir else None
+    summary = write_evaluation(evaluation, out.path, compared)
+    print_tables(summary, compared, options)
+    pages = write_pages(options, out, pred_dir, dataset, summary, manifest, leak)
     if options.fit_temperature:
-        fitted = fit_into_checkpoint(options.fit_temperature, manifest, evaluated.levels, len(evaluated.rows))
+        fitted = fit_into_checkpoint(options.fit_temperature, manifest, evaluation.levels, len(evaluation.rows))
         console().info(format_fit(fitted, options.fit_temperature))
     out.finish()
+    written = ["metrics.csv", "summary.json", "curves.json", *pages]
     console().info(f"written: {', '.join(out.shown(name) for name in written)}")
 
 
-def read_manifest(folder):
-    """A folder of predictions on this machine and its manifest, {} where it has none."""
-    here = fetch_folder(folder, "folder of predicted masks")
-    Predictions(here)  # a folder that is not there is refused here; --out_dir would make it
-    path = here / "manifest.json"
-    return here, read_json(path) if path.exists() else {}
+# ---- what is evaluated -------------------------------------------------------------------------------------------
 
 
-def of_split(manifest, split):
-    """The manifest of results of which the cases of another split, or of "" the recorded one, are scored."""
-    return {**manifest, "data": {**manifest.get("data", {}), "split": split}} if split else manifest
+def read_results(options):
+    """The folder of predictions on this machine, and its manifest, {} where it has none.
+
+    --split replaces the recorded split. Raises `UserError` for --fit_temperature with another checkpoint.
+    """
+    if not options.pred_dir:
+        raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
+    pred_dir = fetch_predictions(options.pred_dir)
+    path = pred_dir / "manifest.json"
+    manifest = read_json(path) if path.exists() else {}
+    if options.split:
+        manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
+    if options.fit_temperature:
+        check_origin(options.fit_temperature, manifest)
+    return pred_dir, manifest
+
+
+def fetch_predictions(folder):
+    """A folder of predicted masks, on this machine. Raises `UserError` where it does not exist."""
+    local = fetch_folder(folder, "folder of predicted masks")
+    Predictions(local)  # refuses a missing folder, which --out_dir would create
+    return local
 
 
 def find_truth(options, manifest):
-    """The data set that holds the truth, as the flags or else the manifest name it.
+    """The data set with the truth, named by the flags or else by the manifest.
 
-    The split and what was held out are those of the results also where --data_dir names another folder, which may be
-    the same data moved: a hold-out goes by the names of cases.
+    The recorded split and hold-out also apply where --data_dir names another folder, which may be the same data after
+    a move: a hold-out depends on the names of cases only.
     """
     recorded = manifest.get("data", {})
     data_name = options.data_name or recorded.get("data_name")
     data_dir = options.data_dir or recorded.get("data_dir")
-    needed = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
-    if needed:
-        raise UserError(f"{' and '.join(needed)}: needed; {options.pred_dir} has no manifest.json that names the truth")
+    missing = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)}: needed; {options.pred_dir} has no manifest.json that names the truth"
+        )
     split, hold_out = recorded.get("split", "test"), hold_out_of(recorded)
     classes = options.classes or recorded.get("classes", "")
     chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
-    there = recorded.get("data_dir")
-    is_moved = bool(there) and not is_same_folder(data_dir, there) and not options.split
+    sampled_dir = recorded.get("data_dir")
+    is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")
-    whose = f"its {split} cases are scored, as those of {there} were sampled; --split names others, as --split all"
+    note = f"its {split} cases are scored, as in {sampled_dir} when sampling; --split names others, as --split all"
     try:
         dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, **chosen)
     except UserError as error:
         if not is_part:
             raise
-        raise UserError(f"{error} ({whose})") from None
+        raise UserError(f"{error} ({note})") from None
     if is_part:
-        console().info(f"{data_dir}: {whose}")
+        console().info(f"{data_dir}: {note}")
     return dataset
 
 
-def settings_of(options, given, manifest):
-    """The `Settings` of the evaluation. given: the names of the flags that were given.
+def evaluation_settings(options, given, manifest):
+    """The `EvaluationSettings`. given: the names of the flags on the command line.
 
-    Raises `UserError` for --ensemble_curve on results of a fusion that this version does not have.
+    Raises `UserError` for --ensemble_curve where the results' fusion method is no longer supported.
     """
     method = manifest.get("settings", {}).get("fuse", "staple")
     if options.ensemble_curve and method not in FUSE:
@@ -118,29 +117,62 @@ def settings_of(options, given, manifest):
             "out, or use version 0.1.0"
         )
     recorded = manifest.get("data", {}).get("group_key", "")
-    return Settings(
+    return EvaluationSettings(
         options.tolerances(),
         options.lesion_iou,
         group_key=options.group_key if "group_key" in given else recorded,
-        sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",
+        sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",  # members are binary masks
         levels=bool(options.fit_temperature),
     )
 
 
-def bar(units):
-    """A list of cases in a progress bar."""
+def warn_about_data(dataset, manifest):
+    """Print the data set's notes, and a warning where evaluated cases were trained on; returns that warning or None."""
+    trained_on = manifest.get("config", {}).get("data", {})
+    leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on)
+    for line in (*dataset.notes, leak):
+        if line:
+            console().warning(line)
+    return leak
+
+
+def compare_with(other_dir, evaluation, dataset):
+    """The comparison with another run's predictions, evaluated by the same rules."""
+    rules = evaluation.settings
+    settings = EvaluationSettings(rules.tolerances, rules.lesion_iou, rules.group_key)
+    return compare_runs(evaluation, evaluate_cases(other_dir, dataset, progress_bar, settings=settings))
+
+
+def progress_bar(units):
+    """A list of cases with a progress bar."""
     return tqdm(units, desc="evaluating", unit="case", dynamic_ncols=True)
 
 
-def compare_with(other, evaluated, dataset):
-    """The comparison with another run's results, by the same rules."""
-    settings = Settings(evaluated.settings.tolerances, evaluated.settings.lesion_iou, evaluated.settings.group_key)
-    return compare(evaluated, compare_cases(other, dataset, bar, settings=settings))
+# ---- what is written ---------------------------------------------------------------------------------------------
 
 
-def trained_on(manifest):
-    """The data that the checkpoint of a results folder was trained on, as its config has it; {} if it does not say."""
-    return manifest.get("config", {}).get("data", {})
+def open_output(options):
+    """The `WorkFolder` for the tables and pages. Raises `UserError` where it cannot be written."""
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
+    out.check_writable()
+    return out
+
+
+def print_tables(summary, compared, options):
+    """Print the summary, and the comparison where there is one."""
+    console().info(format_summary(summary))
+    if options.ensemble_curve and "ensemble_size" not in summary:
+        console().warning("warning: no ensemble curve: no members are saved; sample with --save_samples True")
+    if compared:
+        console().info(format_comparison(compared, summary, options.compare))
+    console().info(f"every figure is defined in {DEFINITIONS}")
+
+
+def write_pages(options, out, pred_dir, dataset, summary, manifest, leak):
+    """Write the model card, if requested, and the report; returns the names of the written files."""
+    card = write_card(out.path, summary, manifest, dataset, leak) if options.card else None
+    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
+    return [path.name for path in (card, report) if path]
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from ..data.registry import build_dataset, recognised
 from ..data.splits import given_split, group_of, loading_of
 from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
-from ..evaluation.evaluate import Settings as EvaluationSettings
-from ..evaluation.evaluate import evaluate
-from ..evaluation.summary import format_summary
+from ..evaluation.evaluate import EvaluationSettings, evaluate
+from ..evaluation.summary_table import format_summary
 from ..inference.results import ResultsFolder
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter

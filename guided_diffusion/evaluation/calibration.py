@@ -1,7 +1,7 @@
 """Calibration of a foreground probability: reliability table, expected calibration error, Brier score, boundary band.
 
-Most pixels of a medical image are easy background, and over all of them any model looks calibrated. So all figures
-are also taken in a band around the truth's boundary, where the answer is in doubt. Pure NumPy; it never sees a model.
+Most pixels of a medical image are easy background, and any model looks calibrated over all of them. So each figure is
+also computed in a band around the truth's boundary, where the answer is uncertain.
 """
 
 import math
@@ -10,30 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from .metrics import joint_box
+from .metrics import bounding_box
 
 BINS = 15
-
-
-FINE = 256  # fine bins to each of them
-
-
+FINE = 256  # fine bins in each bin
 EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
-
-
 FINE_EDGES = np.arange(1, BINS * FINE) / (BINS * FINE)
-
-
-FINE_EDGES[FINE - 1 :: FINE] = EDGES  # to the bit
+FINE_EDGES[FINE - 1 :: FINE] = EDGES  # equal to the bit, so that a pixel's fine bin lies in its bin
 
 
 @dataclass(frozen=True)
 class ReliabilityTable:
-    """Sums over pixels by fine bin of the foreground probability p. Tables of several cases add up by `+`.
+    """Sums over pixels, by bins of the foreground probability p. `+` adds the tables of several cases.
 
-    The `BINS` bins of the reliability diagram share [0, 1] equally, and each of them `FINE` fine ones, from which the
-    adaptive bins are made; a p on an edge belongs to the lower one.
-    count: int64 [BINS * FINE], the number of pixels. probability, truth, squared_error: float64 [BINS * FINE], their
+    The reliability diagram has `BINS` bins of equal width in [0, 1]. Each is divided into `FINE` fine bins, from which
+    the adaptive bins are made. A p on an edge belongs to the lower bin.
+    count: int64 [BINS * FINE], the number of pixels. probability, truth, squared_error: float64 [BINS * FINE], the
     sums of p, of the truth y in [0, 1] and of (p - y)^2.
     """
 
@@ -46,8 +38,8 @@ class ReliabilityTable:
     def of(cls, probability, truth):
         """The table of pixels with these probabilities and truths, two arrays of equal shape with values in [0, 1].
 
-        truth: of one rater 0 or 1 (or bool), of several the fraction who marked the pixel. Raises ValueError for
-        shapes that differ and for probabilities outside [0, 1].
+        truth: 0 or 1 (or bool) with one rater; with several the fraction of raters who marked the pixel.
+        Raises ValueError for different shapes and for probabilities outside [0, 1].
         """
         p, y = (np.asarray(values, dtype=np.float64).ravel() for values in (probability, truth))
         if np.shape(probability) != np.shape(truth):
@@ -60,7 +52,7 @@ class ReliabilityTable:
 
     @classmethod
     def weighted(cls, probability, count, truth):
-        """The table of `count` pixels at each probability, whose truths add up to `truth` and are 0 or 1."""
+        """The table of `count` pixels at each probability, `truth` of which are foreground: arrays of equal shape."""
         p, count, y = (np.asarray(values, dtype=np.float64) for values in (probability, count, truth))
         return cls._sums(p, count, y, count * p**2 - 2 * p * y + y)
 
@@ -85,15 +77,15 @@ class ReliabilityTable:
 
     @property
     def ece(self):
-        """Expected calibration error, sum over bins of (n_b / n) |mean p - mean y| in [0, 1]; NaN without pixels."""
+        """Expected calibration error: the sum over bins of (n_b / n) |mean p - mean y|, in [0, 1]; NaN if n = 0."""
         gaps = (self.probability - self.truth).reshape(BINS, FINE).sum(axis=1)
         return float(np.abs(gaps).sum()) / self.pixels if self.pixels else math.nan
 
     @property
     def adaptive_ece(self):
-        """The same over `BINS` bins that hold equally many pixels each, in the order of p; NaN without pixels.
+        """The same over `BINS` bins of equally many pixels, in the order of p; NaN if n = 0.
 
-        Within a fine bin all pixels count as one of its mean p and mean y; one that an edge falls into is shared out.
+        All pixels of a fine bin count with its mean p and mean y. A fine bin on an edge is divided between both sides.
         """
         if not self.pixels:
             return math.nan
@@ -104,13 +96,13 @@ class ReliabilityTable:
 
     @property
     def brier(self):
-        """Brier score, the mean of (p - y)^2, in [0, 1]; NaN without pixels."""
+        """Brier score: the mean of (p - y)^2, in [0, 1]; NaN if n = 0."""
         return float(self.squared_error.sum()) / self.pixels if self.pixels else math.nan
 
     def diagram(self):
-        """What a reliability diagram shows, of the `BINS` bins that are not empty: lists by name.
+        """The reliability diagram: a dict of lists over the bins that are not empty.
 
-        low, high: a bin's edges; count: its pixels; probability, truth: their mean p and mean y.
+        low, high: the bin's edges. count: its pixels. probability, truth: their mean p and mean y.
         """
         count, p, y = (x.reshape(BINS, FINE).sum(axis=1) for x in (self.count, self.probability, self.truth))
         edges, filled = np.array([0, *EDGES, 1]), count > 0
@@ -126,14 +118,14 @@ class ReliabilityTable:
 def boundary_band(truth, spacing=None):
     """The pixels within r of the truth's boundary, r = max(1, round(0.03 sqrt(H W))).
 
-    A pixel's distance from the boundary is that to the nearest pixel of the other kind, so the band has both sides
-    of it: the foreground within r of background and the background within r of foreground. The image's border is no
+    A pixel's distance from the boundary is its distance to the nearest pixel of the other kind. So the band lies on
+    both sides: foreground within r of background and background within r of foreground. The image's border is no
     boundary.
 
-    truth: bool [H, W], or a volume [X, Y, Z] whose in-plane size X Y stands for H W.
+    truth: bool [H, W], or a volume [X, Y, Z] with X Y for H W.
     spacing: the pixel size along each axis, or None where all are equal. Distances are Euclidean, in units of the
-    smallest.
-    Returns bool of the same shape: nothing where the truth is empty or full.
+    smallest pixel size.
+    Returns bool of the same shape; it is empty where the truth is empty or full.
     """
     truth = np.asarray(truth, dtype=bool)
     band = np.zeros_like(truth)
@@ -141,8 +133,8 @@ def boundary_band(truth, spacing=None):
         return band
     steps = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, dtype=float) / min(spacing)
     radius = max(1, round(0.03 * math.sqrt(truth.shape[0] * truth.shape[1])))
-    # Outside the box is no band, and no pixel inside has its nearest pixel of the other kind there.
-    box = joint_box(truth, [int(radius / step) + 1 for step in steps])
+    # All of the band lies inside the box, and so does the nearest pixel of the other kind.
+    box = bounding_box(truth, [int(radius / step) + 1 for step in steps])
     inside = truth[box]
     for kind in (inside, ~inside):
         band[box] |= kind & (distance_transform_edt(kind, sampling=steps) <= radius)

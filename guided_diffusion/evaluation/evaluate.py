@@ -1,8 +1,9 @@
-"""Evaluation of a folder of predictions against a data set's truth: each case and class compared, tables written."""
+"""Evaluates a folder of predictions: compares each case and class with the truth and writes the tables."""
 
 import csv
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,30 @@ from ..io.files import atomic_path, write_json
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 from .calibration import ReliabilityTable, boundary_band
-from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_masks, mean_over_pairs, pair_dice, shared_pixels
+from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_sets, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble_size import dice_by_size
 from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
-from .statistics import describe
-from .summary import CALIBRATION, by_case, calibration_figures, curves_of, mean_row, raters_in, summary_of
+from .statistics import mean_defined
+from .summary import (
+    CALIBRATION,
+    add_tables,
+    by_case,
+    calibration_figures,
+    curves_of,
+    mean_row,
+    raters_in,
+    summary_of,
+)
 from .temperature_fit import LevelTable
 from .uncertainty import case_scores
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the figures depend on beside the masks, and which of the longer ones are wanted.
+class EvaluationSettings:
+    """The rules of an evaluation.
 
-    tolerances, lesion_iou: see `metrics.surface` and `lesions.detection`. group_key: see `split.group_of`.
-    sizes: the method by which ensembles of every size are fused (`ensemble_size`), or "". levels: whether to count
+    tolerances, lesion_iou: see `metrics.surface` and `metrics.lesion_detection`. group_key: see `splits.group_of`.
+    sizes: the method that fuses ensembles of each size (see `ensemble_size`), or "" for none. levels: whether to count
     pixels by their probability, to fit a temperature.
     """
 
@@ -43,23 +53,22 @@ class Settings:
 
 
 @dataclass
-class Evaluated:
-    """The cases of a folder of predictions, compared with their truth.
+class Evaluation:
+    """The figures of each case and class of a folder of predictions.
 
     rows: a dict for each case and class, in the cases' order: "name", "class", "group" and the figures of `columns`.
     tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability_tables`).
-    members: {class: a float64 [E, 3] for each case}, see `member_figures`.
-    sizes: for each case with members, where asked for, float64 [E, K], see `ensemble_size.dice_by_size`, by its name.
-    levels: where asked for, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
-    is_volume: whether the cases are volumes. raters: the names of all raters in one order, see `raters.rater_names`.
-    missing, without_truth: cases left out; unmatched: files of masks that belong to no case.
+    members: {class: a list of float64 [E, 3], one for each case}, see `member_figures`.
+    sizes: {case: float64 [E, K]} of cases with members, where requested; see `ensemble_size.dice_by_size`.
+    levels: where requested, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
+    raters: the names of all raters, see `truth.rater_names`.
+    missing, without_truth: the number of cases left out. unmatched: the number of mask files that belong to no case.
     """
 
     class_names: tuple[str, ...]
-    settings: Settings
+    settings: EvaluationSettings
     distance_unit: str
     volume_unit: str
-    is_volume: bool = False
     raters: tuple[str, ...] = ()
     rows: list = field(default_factory=list)
     tables: dict = field(default_factory=dict)
@@ -71,71 +80,74 @@ class Evaluated:
     unmatched: int = 0
 
     def add(self, row, tables, members, levels):
-        """Add a class of a case: its row, its `_reliability_tables`, its `member_figures` and its `_levels`."""
+        """Add one class of a case: its row, `_reliability_tables`, `member_figures` and `_level_tables`."""
         self.rows.append(row)
         self.members.setdefault(row["class"], []).append(members)
-        for pooled, own in ((self.tables.setdefault(row["class"], {}), tables), (self.levels, levels)):
-            for key, table in own.items():
-                pooled[key] = pooled[key] + table if key in pooled else table
+        add_tables(self.tables.setdefault(row["class"], {}), tables)
+        add_tables(self.levels, levels)
 
 
 def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None):
-    """Compare each prediction below `pred_dir` with its truth; write metrics.csv, summary.json, curves.json.
+    """Evaluate the predictions below `pred_dir`, write the tables to `out_dir` (default: `pred_dir`).
 
-    They go to `out_dir`, or `pred_dir`. See `compare_cases`. Returns the summary, see `summary.summary_of`.
+    Arguments and errors are those of `evaluate_cases`. Returns the summary, see `summary.summary_of`.
     """
-    evaluated = compare_cases(pred_dir, dataset, progress, read_raters, settings)
-    return write_evaluation(evaluated, out_dir or pred_dir)
+    evaluation = evaluate_cases(pred_dir, dataset, progress, read_raters, settings)
+    return write_evaluation(evaluation, out_dir or pred_dir)
 
 
-def compare_cases(pred_dir, dataset, progress=None, read_raters=raters_of, settings=None):
-    """The `Evaluated` of the predictions below `pred_dir`.
+def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, settings=None):
+    """The `Evaluation` of the predictions below `pred_dir`.
 
-    progress: wraps the list of cases (a tqdm). read_raters: called as `raters_of` is. Raises `UserError` when nothing
-    can be compared.
+    progress: wraps the list of cases, such as tqdm. read_raters: replaces `raters_of`. settings: an
+    `EvaluationSettings`. Raises `UserError` where no prediction has a truth, and for volumes mixed with single slices.
     """
     units = group_cases(dataset.cases)
-    firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+    predictions = predictions_of(pred_dir, dataset, units)
     if len({unit.is_volume for unit in units}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
     check_volumes(dataset, units)
     millimetres = dataset.load_geometry(units[0].cases[0]) is not None
-    evaluated = Evaluated(
+    evaluation = Evaluation(
         dataset.classes.names,
-        settings or Settings(),
+        settings or EvaluationSettings(),
         distance_unit="mm" if millimetres else "pixels",
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
-        is_volume=units[0].is_volume,
         raters=rater_names(dataset.cases),
     )
     for unit in progress(units) if progress else units:
         if predictions.mask(unit.name, unit.is_volume) is None:
-            evaluated.missing += 1
+            evaluation.missing += 1
         elif read_raters(dataset, unit.cases) is None:
-            evaluated.without_truth += 1
+            evaluation.without_truth += 1
         else:
-            _evaluate_case(evaluated, dataset, unit, predictions, read_raters)
+            _evaluate_case(evaluation, dataset, unit, predictions, read_raters)
     unmatched = predictions.unmatched()
-    evaluated.unmatched = len(unmatched)
-    if not evaluated.rows:
+    evaluation.unmatched = len(unmatched)
+    if not evaluation.rows:
         example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
         raise UserError(
             f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, "
-            f"{evaluated.missing} have no prediction and {evaluated.without_truth} no truth{example}"
+            f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"
         )
-    return evaluated
+    return evaluation
 
 
-def write_evaluation(evaluated, out_dir, compared=None):
+def predictions_of(pred_dir, dataset, units):
+    """The `Predictions` below `pred_dir` for these `cases.Unit`s, in the geometry of the data set's volumes."""
+    firsts = {unit.name: unit.cases[0] for unit in units}
+    return Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+
+
+def write_evaluation(evaluation, out_dir, compared=None):
     """Write metrics.csv, summary.json and curves.json to `out_dir`; returns the summary.
 
-    compared: of `comparison.compare`, which becomes the summary's "comparison".
+    compared: of `comparison.compare_runs`; it becomes the summary's "comparison".
     """
-    summary = summary_of(evaluated) | ({"comparison": compared} if compared else {})
-    _write_csv(Path(out_dir) / "metrics.csv", evaluated)
+    summary = summary_of(evaluation) | ({"comparison": compared} if compared else {})
+    _write_csv(Path(out_dir) / "metrics.csv", evaluation)
     write_json(Path(out_dir) / "summary.json", summary)
-    write_json(Path(out_dir) / "curves.json", curves_of(evaluated))
+    write_json(Path(out_dir) / "curves.json", curves_of(evaluation))
     return summary
 
 
@@ -144,10 +156,10 @@ def write_evaluation(evaluated, out_dir, compared=None):
 
 @dataclass
 class ClassPrediction:
-    """What was predicted of one class of one case, on the truth's grid: arrays [H, W] or [X, Y, Z].
+    """The prediction of one class of one case, on the truth's grid: arrays [H, W] or [X, Y, Z].
 
-    mask: bool. members: a list of bool. probability, coarse: float in [0, 1] or None. single: whether the run drew one
-    member alone.
+    mask: bool. members: a list of bool arrays. probability, coarse: float in [0, 1], or None where not saved. single:
+    whether the run drew a single member.
     """
 
     mask: np.ndarray
@@ -157,116 +169,139 @@ class ClassPrediction:
     single: bool
 
 
+@dataclass
+class ClassTruth:
+    """The truth of one class of one case. raters: bool [R, H, W] or [R, X, Y, Z]. spacing: see `metrics.surface`."""
+
+    raters: np.ndarray
+    spacing: tuple | None
+
+    @cached_property
+    def fraction(self):
+        """The fraction of raters who marked each pixel, float32."""
+        return self.raters.mean(axis=0, dtype=np.float32)
+
+    @cached_property
+    def mask(self):
+        """The pixels that more than half of the raters marked, bool."""
+        return majority(self.raters)
+
+    @cached_property
+    def band(self):
+        """The band around the mask's boundary, bool; see `calibration.boundary_band`."""
+        return boundary_band(self.mask, self.spacing)
+
+
 def read_prediction(predictions, unit, shape, k=0):
-    """The `ClassPrediction` for class k of a case that has been predicted, on a grid of this shape."""
-    who = (unit.name, unit.is_volume, k)
-    members = [on_grid(member, shape) for member in predictions.members(*who)]
-    soft = (predictions.probability(*who), predictions.coarse(*who))
+    """The `ClassPrediction` of class k of a predicted case, on a grid of this shape."""
+    key = (unit.name, unit.is_volume, k)
+    members = [on_grid(member, shape) for member in predictions.members(*key)]
+    probability, coarse = predictions.probability(*key), predictions.coarse(*key)
     return ClassPrediction(
-        on_grid(predictions.mask(*who), shape),
+        on_grid(predictions.mask(*key), shape),
         members,
-        *(None if values is None else on_grid(values, shape) for values in soft),
+        None if probability is None else on_grid(probability, shape),
+        None if coarse is None else on_grid(coarse, shape),
         single=len(members) == 1 or predictions.num_ensemble == 1,
     )
 
 
-def _evaluate_case(evaluated, dataset, unit, predictions, read_raters):
-    """Add a case to an `Evaluated`, class by class."""
-    answers, truths, settings, case = [], [], evaluated.settings, unit.cases[0]
+def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
+    """Add a case to an `Evaluation`, class by class."""
+    answers, truths, settings, case = [], [], evaluation.settings, unit.cases[0]
     geometry = dataset.load_geometry(case)
     group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
-    for k, class_name in enumerate(evaluated.class_names):
-        raters = read_raters(dataset, unit.cases, k)  # [R, ...]
-        spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
+    for k, class_name in enumerate(evaluation.class_names):
+        raters = read_raters(dataset, unit.cases, k)
+        truth = ClassTruth(raters, None if geometry is None else geometry.spacing[: raters.ndim - 1])
         answer = read_prediction(predictions, unit, raters.shape[1:], k)
-        figures, tables = _evaluate_class(answer, raters, spacing, settings)
-        if max(len(raters), len(evaluated.raters)) > 1:
-            figures |= _against_raters(answer, list(raters), evaluated.raters and case.raters, evaluated.raters)
-        members = member_figures(answer.members, majority(raters))
-        row = {"name": unit.name, "class": class_name, "group": group, **figures}
+        tables = _reliability_tables(answer, truth)
+        members = member_figures(answer.members, truth.mask)
+        row = {"name": unit.name, "class": class_name, "group": group, **_mask_figures(answer, truth, settings)}
+        row |= calibration_figures(tables)
+        row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(truth.spacing))
+        if max(len(raters), len(evaluation.raters)) > 1:
+            row |= _rater_figures(answer, list(raters), case.raters, evaluation.raters)
         dice = members[:, 2]
-        row |= {"sample_dice": describe(dice)["mean"], "sample_iou": describe(dice / (2 - dice))["mean"]}
-        levels = _levels(answer.probability, raters, spacing) if settings.levels else {}
-        evaluated.add(row, tables, members, levels)
+        row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
+        evaluation.add(row, tables, members, _level_tables(answer, truth) if settings.levels else {})
         answers.append(answer)
-        truths.append(majority(raters))
+        truths.append(truth.mask)
     if settings.sizes and len(answers[0].members) > 1:
         members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
         exclusive = dataset.classes.is_exclusive
-        evaluated.sizes[unit.name] = dice_by_size(members, np.stack(truths), settings.sizes, exclusive, unit.name)
+        evaluation.sizes[unit.name] = dice_by_size(members, np.stack(truths), settings.sizes, exclusive, unit.name)
 
 
-def _evaluate_class(answer, raters, spacing, settings):
-    """The figures of one class of one case, and its tables (see `_reliability_tables`). raters: bool [R, ...]."""
-    fraction = raters.mean(axis=0, dtype=np.float32)
-    truth = fraction > 0.5
-    row = evaluate_mask(answer.mask, truth, spacing, settings.tolerances, settings.lesion_iou)
+def _mask_figures(answer, truth, settings):
+    """The metrics of a mask, and the Dice and IoU of the coarse mask where it was saved."""
+    row = evaluate_mask(answer.mask, truth.mask, truth.spacing, settings.tolerances, settings.lesion_iou)
     if answer.coarse is not None:
-        coarse = overlap(answer.coarse > 0.5, truth)
+        coarse = overlap(answer.coarse > 0.5, truth.mask)
         row |= {"coarse_dice": coarse["dice"], "coarse_iou": coarse["iou"]}
-    tables = _reliability_tables({"": answer.probability, "coarse_": answer.coarse}, fraction, truth, spacing)
-    row |= calibration_figures(tables)
-    row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(spacing))
-    return row, tables
+    return row
 
 
-def _against_raters(answer, raters, names, everyone):
-    """The figures of one class of one case where the data set has several raters.
+def _rater_figures(answer, raters, names, all_names):
+    """The figures of one class of one case of a data set with several raters.
 
-    names: those of the case's raters, or () to count them; everyone: those of all the data set's, each of whom has a
-    Dice, NaN if he lacks here.
+    raters: the masks of this case's raters, whose names are `names`. all_names: the names of the data set's raters, or
+    () where raters have numbers. Each of them has a Dice in the row, NaN where this case lacks that rater.
     """
-    names = names or [str(number) for number in range(1, len(raters) + 1)]
-    each = dict(zip(names, dice_to_raters(answer.mask, raters), strict=True))
-    row = {f"rater_{name}_dice": each.get(name, math.nan) for name in everyone or names}
-    row["rater_dice"] = describe(list(each.values()))["mean"]
+    if not all_names:
+        names = all_names = [str(number) for number in range(1, len(raters) + 1)]
+    dice = dict(zip(names, dice_to_raters(answer.mask, raters), strict=True))
+    row = {f"rater_{name}_dice": dice.get(name, math.nan) for name in all_names}
+    row["rater_dice"] = mean_defined(list(dice.values()))
     if len(raters) == 1:
         return row
     row["raters_agreement"] = mean_over_pairs(pair_dice(shared_pixels(raters)))
-    as_levels = answer.single and answer.probability is not None
-    samples = level_masks(answer.probability) if as_levels else answer.members
+    # A single member is no sample of masks, but its probability stands for a set of level sets.
+    is_deterministic = answer.single and answer.probability is not None
+    samples = level_sets(answer.probability) if is_deterministic else answer.members
     return row | compare_sets(samples, raters) if samples else row
 
 
 def member_figures(members, truth):
-    """Of each member STAPLE's estimate of its sensitivity and specificity, which knows no truth, and its Dice to the
-    truth: float64 [E, 3], NaN where undefined, and for the estimates where there is but one member."""
+    """The `summary.MEMBER_FIGURES` of each member: float64 [E, 3], NaN where undefined.
+
+    These are STAPLE's estimates of sensitivity and specificity, which need no truth and more than one member, and the
+    Dice with the truth.
+    """
     figures = np.full((len(members), 3), math.nan)
     if len(members) > 1:
-        found = staple(torch.from_numpy(np.stack(members)).reshape(len(members), 1, 1, 1, -1))
-        figures[:, 0], figures[:, 1] = found.sensitivity[:, 0, 0], found.specificity[:, 0, 0]
+        fused = staple(torch.from_numpy(np.stack(members)).reshape(len(members), 1, 1, 1, -1))
+        figures[:, 0], figures[:, 1] = fused.sensitivity[:, 0, 0], fused.specificity[:, 0, 0]
     for e, member in enumerate(members):
         figures[e, 2] = overlap(member, truth)["dice"]
     return figures
 
 
-def _levels(probability, raters, spacing):
+def _level_tables(answer, truth):
     """{"": `LevelTable` of all pixels, "_band": of those in the boundary band}; {} without a probability."""
-    if probability is None:
+    if answer.probability is None:
         return {}
-    fraction = raters.mean(axis=0, dtype=np.float32)
-    band = boundary_band(fraction > 0.5, spacing)
-    return {"": LevelTable.of(probability, fraction), "_band": LevelTable.of(probability[band], fraction[band])}
+    p, y, band = answer.probability, truth.fraction, truth.band
+    return {"": LevelTable.of(p, y), "_band": LevelTable.of(p[band], y[band])}
 
 
-def _reliability_tables(maps, fraction, truth, spacing):
-    """{(map, part): `ReliabilityTable`} of each map that is there; part: "" for all pixels, "_band" for the band.
+def _reliability_tables(answer, truth):
+    """{(map, part): `ReliabilityTable`}; maps that were not saved have none.
 
-    maps: {"": probability, "coarse_": coarse}, either may be None. fraction: the share of raters at each pixel.
+    map: "" for the probability, "coarse_" for the coarse mask. part: "" for all pixels, "_band" for the boundary band.
     """
-    present = {name: soft for name, soft in maps.items() if soft is not None}
-    if not present:
-        return {}
-    band = boundary_band(truth, spacing)
-    tables = {(name, ""): ReliabilityTable.of(soft, fraction) for name, soft in present.items()}
-    return tables | {(name, "_band"): ReliabilityTable.of(soft[band], fraction[band]) for name, soft in present.items()}
+    maps = {name: soft for name, soft in (("", answer.probability), ("coarse_", answer.coarse)) if soft is not None}
+    tables = {(name, ""): ReliabilityTable.of(soft, truth.fraction) for name, soft in maps.items()}
+    for name, soft in maps.items():
+        tables[name, "_band"] = ReliabilityTable.of(soft[truth.band], truth.fraction[truth.band])
+    return tables
 
 
 # ---- the table of cases ------------------------------------------------------------------------------------------
 
 
 def columns(tolerances=TOLERANCES, raters=(), several_classes=False):
-    """The columns of metrics.csv. raters: their names, see `summary.raters_in`."""
+    """The columns of metrics.csv. raters: the raters' names, see `summary.raters_in`."""
     return (
         *(("name", "class") if several_classes else ("name",)),
         *("group", *metric_names(tolerances), "empty"),
@@ -278,14 +313,14 @@ def columns(tolerances=TOLERANCES, raters=(), several_classes=False):
     )
 
 
-def _write_csv(path, evaluated):
-    """A row a case; of several classes one for each, and after them that of their means, `classes.MEAN`."""
-    several = len(evaluated.class_names) > 1
-    names = columns(evaluated.settings.tolerances, raters_in(evaluated.rows), several)
+def _write_csv(path, evaluation):
+    """One row for each case. With several classes: one for each class, then one of their means (`classes.MEAN`)."""
+    several = len(evaluation.class_names) > 1
+    names = columns(evaluation.settings.tolerances, raters_in(evaluation.rows), several)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        for case in by_case(evaluated.rows):
+        for case in by_case(evaluation.rows):
             for row in [*case, mean_row(case)] if several else case:
                 writer.writerow({name: _cell(row.get(name, math.nan)) for name in names})
 

@@ -1,4 +1,4 @@
-"""Fits a temperature to results of validation cases and writes it into their checkpoint, where sampling finds it."""
+"""Fits a temperature to results on validation cases and writes it into the checkpoint, from which sampling reads it."""
 
 import math
 from dataclasses import dataclass
@@ -10,23 +10,20 @@ from ..inference.temperature import apply_temperature
 from ..runtime.errors import UserError
 from .calibration import ReliabilityTable
 
-PROBABILITY_LEVELS = 65535  # above 0: probabilities as 16-bit pictures hold them
-
-
+PROBABILITY_LEVELS = 65535  # above 0, as in 16-bit pictures
 BOUNDS = (0.05, 20.0)
 
 
 @dataclass(frozen=True)
 class LevelTable:
-    """Sums over pixels by their probability in 65535ths: count int64 [65536], truth float64 [65536]. They add up by
-    `+`."""
+    """Sums over pixels by probability in 65535ths: count int64 [65536], truth float64 [65536]. `+` adds tables."""
 
     count: np.ndarray
     truth: np.ndarray
 
     @classmethod
     def of(cls, probability, truth):
-        """probability, truth: arrays of equal shape in [0, 1]; of several raters the truth is their fraction."""
+        """probability, truth: arrays of equal shape in [0, 1]; with several raters the truth is their fraction."""
         level = np.rint(np.asarray(probability, dtype=np.float64).ravel() * PROBABILITY_LEVELS).astype(np.int64)
         truth = np.asarray(truth, dtype=np.float64).ravel()
         return cls(
@@ -37,66 +34,66 @@ class LevelTable:
         return LevelTable(self.count + other.count, self.truth + other.truth)
 
     def _present(self):
-        """(p, count, truth) of the levels that occur; p kept half a level from 0 and 1."""
-        there = np.flatnonzero(self.count)
-        p = np.clip(there / PROBABILITY_LEVELS, 0.5 / PROBABILITY_LEVELS, 1 - 0.5 / PROBABILITY_LEVELS)
-        return p, self.count[there], self.truth[there]
+        """(p, count, truth) of the levels that occur; p is clipped to half a level from 0 and 1."""
+        levels = np.flatnonzero(self.count)
+        p = np.clip(levels / PROBABILITY_LEVELS, 0.5 / PROBABILITY_LEVELS, 1 - 0.5 / PROBABILITY_LEVELS)
+        return p, self.count[levels], self.truth[levels]
 
     def log_loss(self, temperature=1.0):
-        """The mean of -y log p - (1 - y) log(1 - p) in nats, of the probabilities scaled by a temperature."""
+        """The mean of -y log p - (1 - y) log(1 - p), in nats, with p scaled by a temperature."""
         p, count, truth = self._present()
         odds = (np.log(p) - np.log1p(-p)) / temperature
-        # log(1 + e^x) - y x, written so that nothing overflows
+        # log(1 + e^x) - y x without overflow
         return float((count * np.logaddexp(0, odds) - truth * odds).sum() / count.sum())
 
     def ece(self, temperature=1.0):
-        """The expected calibration error (`calibration.ReliabilityTable.ece`) at a temperature."""
+        """The expected calibration error at a temperature, see `calibration.ReliabilityTable.ece`."""
         p, count, truth = self._present()
         return ReliabilityTable.weighted(apply_temperature(p, temperature), count, truth).ece
 
     def fit(self):
-        """The temperature of least log loss, between 0.05 and 20."""
+        """The temperature of least log loss, in [0.05, 20]."""
         from scipy.optimize import minimize_scalar
 
         low, high = np.log(BOUNDS)
-        found = minimize_scalar(lambda x: self.log_loss(math.exp(x)), bounds=(low, high), method="bounded")
-        return math.exp(found.x)
+        minimum = minimize_scalar(lambda x: self.log_loss(math.exp(x)), bounds=(low, high), method="bounded")
+        return math.exp(minimum.x)
 
 
 def check_origin(path, manifest):
-    """Raise `UserError` unless the results with this manifest are those of the checkpoint file at `path`.
+    """The `Checkpoint` at `path`, and the SHA-256 of its file before any temperature was written into it.
 
-    Returns the `Checkpoint` and its hash before any temperature went into it.
+    Raises `UserError` where the results with this manifest were not sampled with it.
     """
     checkpoint, digest = load_checkpoint(path), file_hash(path)
-    known = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
-    if manifest.get("checkpoint_sha256") not in (digest, known):
+    original = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
+    if manifest.get("checkpoint_sha256") not in (digest, original):
         raise UserError(
             f"--fit_temperature {path}: the results were made with {manifest.get('checkpoint', 'another program')}, "
             "not with this file as it is; sample with it first"
         )
-    return checkpoint, known
+    return checkpoint, original
 
 
 def fit_into_checkpoint(path, manifest, levels, cases):
-    """Fit a temperature to the results of a checkpoint and write it into that file, whole or not at all.
+    """Fit a temperature to results and write it into their checkpoint at `path`, whole or not at all.
 
-    It is fitted to all pixels: fitted to the boundary band alone it would spoil the certain background around.
-    manifest: that of the results; levels: {"", "_band": `LevelTable`} of their pixels; cases: how many
-    they are. Returns what is written to its config's "calibration": "temperature", "cases", "split",
-    "checkpoint_sha256" (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError`
-    where the results are not that checkpoint's or have no probabilities.
+    The fit uses all pixels: a fit to the boundary band alone would spoil the certain background.
+    manifest: of the results. levels: {"": `LevelTable` of all pixels, "_band": of the boundary band}. cases: the number
+    of masks. Returns the checkpoint's new config["calibration"]: "temperature", "cases", "split", "checkpoint_sha256"
+    (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError` where the results were
+    not sampled with that checkpoint or hold no probabilities.
     """
-    checkpoint, known = check_origin(path, manifest)
+    checkpoint, original = check_origin(path, manifest)
     if not levels:
         raise UserError(f"--fit_temperature {path}: the results hold no probabilities; sample again")
-    before = manifest["settings"].get("temperature", 1.0)  # of results that were scaled: temperatures multiply
+    before = manifest["settings"].get("temperature", 1.0)  # temperatures multiply
     factor = levels[""].fit()
     calibration = {
         "temperature": round(factor * before, 4),
         "cases": cases,
         "split": manifest["data"].get("split", "test"),
-        "checkpoint_sha256": known,
+        "checkpoint_sha256": original,
         "log_loss_before": levels[""].log_loss(),
         "log_loss": levels[""].log_loss(factor),
         "ece_band_before": levels["_band"].ece(),
@@ -108,13 +105,13 @@ def fit_into_checkpoint(path, manifest, levels, cases):
 
 
 def format_fit(fitted, path):
-    """What was fitted, for the console."""
-    which = "validation" if fitted["split"] == "val" else "test"
+    """The fit of `fit_into_checkpoint`, for the console."""
+    split = "validation" if fitted["split"] == "val" else "test"
     lines = [
-        f"temperature {fitted['temperature']:g} of least log loss on {fitted['cases']} {which} masks, now in {path}: "
-        f"log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}, ECE in the boundary band "
+        f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {split} masks and written to "
+        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}, ECE in the boundary band "
         f"{fitted['ece_band_before']:.4f} -> {fitted['ece_band']:.4f}; segmentation_sample.py applies it from now on"
     ]
-    if which == "test":
-        lines.append("these were test cases: what is reported on them afterwards is too good; fit on --split val")
+    if split == "test":
+        lines.append("these were test cases, so later figures on them are too good; fit on --split val")
     return "\n".join(lines)

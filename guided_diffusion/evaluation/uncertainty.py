@@ -1,4 +1,4 @@
-"""How sure an ensemble is of each case, and how well that ranks the cases by their error."""
+"""Uncertainty scores of each case, and how well they rank the cases by their error."""
 
 import math
 import warnings
@@ -7,29 +7,21 @@ import numpy as np
 
 from .diversity import mean_over_pairs, pair_dice, shared_pixels
 
-SCORES = {  # of a case, and whether a higher one means a surer answer
-    "agreement": True,
-    "expected_dice": True,
-    "volume_spread": False,
-}
-
-
+SCORES = {"agreement": True, "expected_dice": True, "volume_spread": False}  # whether a higher score is more certain
 INTERVAL = (5, 95)  # percentiles of the members' volumes
-
-
 RETENTION_POINTS = 100  # of a retention curve, at most
 
 
 def case_scores(mask, members, probability, unit=1.0):
-    """How sure one case's answer is, by what was saved of it; NaN for what cannot be said.
+    """The uncertainty scores of one case: a dict of floats, NaN where members or probability are missing.
 
-        agreement      mean Dice over the pairs of members; two empty members agree (1)
-        expected_dice  2 sum of p in the mask / (pixels of the mask + sum of p over the image): the Dice that is to be
-                       expected if the probability p is right
+        agreement      the mean Dice over pairs of members; two empty members agree (1)
+        expected_dice  2 (sum of p in the mask) / (pixels of the mask + sum of p over the image), the expected Dice if
+                       the probability p is calibrated
         volume_low, volume_high   the 5th and 95th percentile of the members' volumes, linearly interpolated
-        volume_spread  the standard deviation of their volumes over its mean
+        volume_spread  the standard deviation of the members' volumes, divided by their mean
 
-    mask: bool [...]; members: a list of the like; probability: [...] in [0, 1] or None; unit: a pixel's volume.
+    mask: bool [...]. members: a list of such masks. probability: [...] in [0, 1], or None. unit: a pixel's volume.
     """
     scores = dict.fromkeys(("agreement", "expected_dice", "volume_low", "volume_high", "volume_spread"), math.nan)
     if probability is not None:
@@ -46,29 +38,29 @@ def case_scores(mask, members, probability, unit=1.0):
     return scores
 
 
-def judge(doubt, error):
-    """How well the doubt ranks the cases by their error: {"spearman", "area", "random", "oracle", "n"} and the curve.
+def rank_cases(uncertainty, error):
+    """How well an uncertainty ranks the cases by their error, by rank correlation and by error retention.
 
-    spearman: the rank correlation of doubt and error; 1 is best. Retention: the surest cases are kept; "kept" and
-    "error" are the share that is kept and the mean error among these, at `RETENTION_POINTS` or fewer places; cases
-    of equal doubt count by their mean. area: the mean of that error over all numbers of cases kept, 1 to n. random: the
-    area of a doubt that knows nothing of the error, which is the mean error. oracle: that of a doubt which sorts the
-    cases by their error.
-    doubt, error: one number a case; cases in which either is NaN are left out.
+    Returns a dict: "n", the number of cases. "spearman", the rank correlation, at best 1. "curve", the error retention:
+    "error" is the mean error of the most certain cases and "kept" their share, at up to `RETENTION_POINTS` points;
+    cases of equal uncertainty count with their mean error. "area", the mean of that error over all numbers of kept
+    cases, 1 to n. "random", the area of an uninformed ranking, which is the mean error. "oracle", the area of a
+    ranking by the error itself. Without cases all figures are NaN.
+    uncertainty, error: one number for each case; cases where either is NaN are left out.
     """
-    doubt, error = np.asarray(doubt, dtype=np.float64), np.asarray(error, dtype=np.float64)
-    there = ~(np.isnan(doubt) | np.isnan(error))
-    doubt, error = doubt[there], error[there]
+    uncertainty, error = np.asarray(uncertainty, dtype=np.float64), np.asarray(error, dtype=np.float64)
+    defined = ~(np.isnan(uncertainty) | np.isnan(error))
+    uncertainty, error = uncertainty[defined], error[defined]
     result = dict.fromkeys(("spearman", "area", "random", "oracle"), math.nan) | {"n": len(error)}
     if not len(error):
         return result | {"curve": {"kept": [], "error": []}}
-    if len(np.unique(doubt)) > 1 and len(np.unique(error)) > 1:
+    if len(np.unique(uncertainty)) > 1 and len(np.unique(error)) > 1:
         from scipy.stats import spearmanr
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result["spearman"] = float(spearmanr(doubt, error).statistic)
-    curve = _running_mean(doubt, error)
+            result["spearman"] = float(spearmanr(uncertainty, error).statistic)
+    curve = _running_mean(uncertainty, error)
     result |= {"area": float(curve.mean()), "random": float(error.mean())}
     result["oracle"] = float(_running_mean(error, error).mean())
     shown = np.unique(np.linspace(0, len(curve) - 1, min(RETENTION_POINTS, len(curve))).round().astype(int))
@@ -76,8 +68,8 @@ def judge(doubt, error):
     return result | {"curve": {"kept": kept, "error": curve[shown].tolist()}}
 
 
-def _running_mean(doubt, error):
-    """The mean error of the 1, 2, ... n surest cases."""
-    _, place, count = np.unique(doubt, return_inverse=True, return_counts=True)
-    level = np.bincount(place, error) / count  # the mean error of the cases of each doubt
+def _running_mean(uncertainty, error):
+    """The mean error of the 1, 2, ... n most certain cases."""
+    _, place, count = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    level = np.bincount(place, error) / count  # the mean error of the cases of equal uncertainty
     return np.cumsum(level.repeat(count)) / np.arange(1, len(error) + 1)

@@ -1,4 +1,4 @@
-"""What a report shows of one image or slice, as small files: the picture, outlines over it, and soft maps."""
+"""The pictures of one image or slice in a report, as small files: the image, outlines over it, and soft maps."""
 
 import io
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.truth import on_grid, truths_of
-from ..evaluation.statistics import describe
+from ..evaluation.statistics import mean_defined
 from ..evaluation.uncertainty import SCORES, case_scores
 from ..io.drawing import (
     CLASS_COLOURS,
@@ -28,64 +28,52 @@ from ..io.drawing import (
     tinted,
 )
 
-SIDE = 384  # longest side of a picture in the report, in pixels
-
-
-MAP_SIDE = 160  # of a soft map, which is smooth
-
-
+SIDE = 384  # longest side of a picture, in pixels
+MAP_SIDE = 160  # longest side of a soft map, which is smooth
 CARD_TILE = 132  # side of each picture of a card
-
-
 MOST_SLICES = 64  # of a volume
-
-
-MAP_COLOURS = 48  # of a soft map: more would take more bytes than eyes could tell
-
-
-# The first colour of an outline sheet is none at all.
+MAP_COLOURS = 48  # of a soft map; more colours need more bytes without a visible difference
+# Of an outline sheet; the first colour is transparent.
 PALETTE = [(0, 0, 0), MASK_COLOUR, TRUTH_COLOUR, MEMBER_COLOUR, *CLASS_COLOURS]
 
 
 @dataclass
 class CaseView:
-    """One image or slice as it is shown, all of it [..., H, W] of one size.
+    """One image or slice for display; all arrays have the same H and W.
 
-    image: RGB uint8 [H, W, 3]. masks: bool [K, H, W]. truths: the like, or None. members: a list of the like.
-    doubt, probability: float in [0, 1] [H, W] and [K, H, W], or None where none was saved.
+    image: RGB uint8 [H, W, 3]. masks: bool [K, H, W]. truths: bool [K, H, W], or None. members: a list of bool
+    [K, H, W]. uncertainty: float in [0, 1] [H, W], or None. probability: float in [0, 1] [K, H, W], or None.
     """
 
     image: np.ndarray
     masks: np.ndarray
     truths: np.ndarray | None
     members: list
-    doubt: np.ndarray | None
+    uncertainty: np.ndarray | None
     probability: np.ndarray | None
 
     def layers(self):
-        """What the tiles of `outlines` are, in the order in which they are drawn."""
+        """The names of the tiles of `outlines`, in drawing order."""
         return [*([] if self.truths is None else ["truth"]), "mask", *(f"member {e}" for e in range(len(self.members)))]
 
     def card(self):
-        """The tiles of a card side by side: image, mask and truth, members (if any), uncertainty (if any).
+        """A card with up to four tiles side by side: image, mask and truth, members, uncertainty.
 
         Returns the JPEG and its (height, width).
         """
         image = resized(self.image, CARD_TILE)
-        tiles = [image, image.copy()]
-        for masks, colour in ((self.truths, TRUTH_COLOUR), (self.masks, MASK_COLOUR)):
-            for k, mask in enumerate(() if masks is None else masks):
-                line = border(_small(mask), 2)
-                line &= True if len(masks) == 1 or masks is self.masks else dashes(line.shape)
-                tiles[1][line] = colour if len(masks) == 1 else class_colour(k)
+        answer = image.copy()
+        if self.truths is not None:
+            _draw_outlines(answer, self.truths, TRUTH_COLOUR, width=2, dashed=len(self.truths) > 1)
+        _draw_outlines(answer, self.masks, MASK_COLOUR, width=2)
+        tiles = [image, answer]
         if self.members:
             tiles.append(image.copy())
             for member in self.members:
-                for k, mask in enumerate(member):
-                    tiles[2][border(_small(mask))] = MEMBER_COLOUR if len(member) == 1 else class_colour(k)
-        if self.doubt is not None:
-            tiles.append(resized(heat(self.doubt), CARD_TILE))
-        # Without the bars above and below the picture.
+                _draw_outlines(tiles[-1], member, MEMBER_COLOUR)
+        if self.uncertainty is not None:
+            tiles.append(resized(heat(self.uncertainty), CARD_TILE))
+        # Cut off the bars above and below a wide picture.
         height = max(CARD_TILE * min(1, self.image.shape[0] / self.image.shape[1]), CARD_TILE / 2)
         rows = slice(math.floor((CARD_TILE - height) / 2), math.ceil((CARD_TILE + height) / 2))
         gap = np.zeros((CARD_TILE, 2, 3), np.uint8)
@@ -93,11 +81,11 @@ class CaseView:
         return _jpeg(card, 84), card.shape[:2]
 
     def picture(self):
-        """The image, JPEG, at most `SIDE` pixels long."""
+        """The image as JPEG, its longer side at most `SIDE` pixels."""
         return _jpeg(_fitted(self.image, SIDE), 88)
 
     def outlines(self):
-        """The outlines of `layers` side by side on nothing: the PNG, and the (height, width) of each."""
+        """The outlines of `layers` side by side on a transparent ground: a PNG, and a tile's (height, width)."""
         tiles = []
         if self.truths is not None:
             tiles.append(_outlined(self._lines(self.truths), 2, dashed=len(self.truths) > 1))
@@ -106,23 +94,24 @@ class CaseView:
         return _palette_png(np.concatenate(tiles, axis=1)), tiles[0].shape
 
     def maps(self):
-        """Uncertainty and probability side by side, PNG; None where neither was saved."""
-        if self.doubt is None:
+        """Uncertainty and probability side by side, as PNG; None where they were not saved."""
+        if self.uncertainty is None:
             return None
-        both = [_fitted(layer, MAP_SIDE) for layer in (heat(self.doubt), tinted(self.probability))]
+        both = [_fitted(layer, MAP_SIDE) for layer in (heat(self.uncertainty), tinted(self.probability))]
         return _png(Image.fromarray(np.concatenate(both, axis=1)).quantize(MAP_COLOURS))
 
     def _lines(self, masks):
-        """Masks in the size in which their outlines are drawn: small ones enlarged, so that a line is thin."""
+        """Masks in the size of the outline sheet; small masks are enlarged, so that lines are thin."""
         if max(masks.shape[1:]) > SIDE:
             return np.stack([_fitted(grey(mask), SIDE)[..., 0] > 127 for mask in masks])
         return np.stack([enlarged(mask) for mask in masks])
 
 
 class CaseSlices(NamedTuple):
-    """A case as a report shows it: views, a list of (index or None, `CaseView`), of one for a 2-D image.
+    """The slices of a case in a report.
 
-    scores: each of `uncertainty.SCORES` that is defined, over all of the case, the mean over classes.
+    views: a list of (slice index, `CaseView`); a 2-D image has one view, without an index (None). scores: the defined
+    `uncertainty.SCORES` of the case, means over classes.
     """
 
     views: list
@@ -130,58 +119,62 @@ class CaseSlices(NamedTuple):
 
 
 def slices_of(predictions, dataset, unit, read_raters):
-    """The `CaseSlices` of a case, or None where it was not predicted.
+    """The `CaseSlices` of a case, or None where it has no prediction.
 
-    Of a volume those that the mask or the truth touches, with one beside, and where the members disagree; spread out
-    over them where they are more than `MOST_SLICES`.
+    A volume shows the slices with mask, truth or high uncertainty and their neighbours, at most `MOST_SLICES` of them,
+    evenly spaced.
     """
-    name, volume, kinds = unit.name, unit.is_volume, range(len(dataset.classes))
-    if predictions.mask(name, volume) is None:
+    name, is_volume, classes = unit.name, unit.is_volume, range(len(dataset.classes))
+    if predictions.mask(name, is_volume) is None:
         return None
 
-    def of_classes(read):
-        maps = [read(name, volume, k) for k in kinds]
+    def stacked(read):
+        maps = [read(name, is_volume, k) for k in classes]
         return None if maps[0] is None else np.stack(maps)
 
-    masks = of_classes(predictions.mask)
-    members = [np.stack(member) for member in zip(*(predictions.members(name, volume, k) for k in kinds), strict=True)]
-    probability, doubt = of_classes(predictions.probability), of_classes(predictions.uncertainty)
-    doubt = None if doubt is None or probability is None else doubt.max(axis=0) * 2
+    masks, probability, uncertainty = (
+        stacked(read) for read in (predictions.mask, predictions.probability, predictions.uncertainty)
+    )
+    class_members = [predictions.members(name, is_volume, k) for k in classes]
+    members = [np.stack(member) for member in zip(*class_members, strict=True)]
+    if uncertainty is not None:  # a standard deviation, at most 0.5
+        uncertainty = None if probability is None else uncertainty.max(axis=0) * 2
     truths = truths_of(dataset, unit.cases, read_raters)
     if truths is not None:
         truths = np.stack([on_grid(truth, masks.shape[1:]) for truth in truths])
-    layers = (masks, truths, members, doubt, probability)
+    layers = (masks, truths, members, uncertainty, probability)
     scores = _scores(masks, members, probability)
-    if not volume:
+    if not is_volume:
         image = displayed(dataset.load_image(unit.cases[0]))
         return CaseSlices([(None, _view(image, *layers))], scores)
     geometry = dataset.load_geometry(unit.cases[0])
     affine = None if geometry is None else geometry.affine
     views = []
-    for k in _shown_slices(masks, truths, doubt):
+    for k in _shown_slices(masks, truths, uncertainty):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)
         views.append((k, _view(image, *(_layer_slice(layer, k, affine) for layer in layers))))
     return CaseSlices(views, scores)
 
 
 def _scores(masks, members, probability):
-    of_classes = [
+    """The defined `uncertainty.SCORES` of a case, means over classes."""
+    class_scores = [
         case_scores(mask, [member[k] for member in members], None if probability is None else probability[k])
         for k, mask in enumerate(masks)
     ]
-    means = {name: describe([scores[name] for scores in of_classes])["mean"] for name in SCORES}
+    means = {name: mean_defined([scores[name] for scores in class_scores]) for name in SCORES}
     return {name: value for name, value in means.items() if not math.isnan(value)}
 
 
-def _view(image, masks, truths, members, doubt, probability):
-    """A `CaseView` on the grid of the masks; where the image's is another (a mask of elsewhere), it follows."""
+def _view(image, masks, truths, members, uncertainty, probability):
+    """A `CaseView` on the grid of the masks; masks from another program may differ in size from the image."""
     if image.shape[:2] != masks.shape[1:]:
         image = np.stack([on_grid(channel, masks.shape[1:]) for channel in np.moveaxis(image, -1, 0)], axis=-1)
-    return CaseView(image, masks, truths, members, doubt, probability)
+    return CaseView(image, masks, truths, members, uncertainty, probability)
 
 
 def _layer_slice(layer, k, affine):
-    """Slice k of a layer [..., X, Y, Z] (or of each of a list), as radiologists look at it; None is None."""
+    """Slice k of a layer [..., X, Y, Z], or of a list of layers, in radiological orientation; None gives None."""
     if layer is None:
         return None
     if isinstance(layer, list):
@@ -190,13 +183,13 @@ def _layer_slice(layer, k, affine):
     return radiological(layer, affine) if layer.ndim == 2 else np.stack([radiological(part, affine) for part in layer])
 
 
-def _shown_slices(masks, truths, doubt):
-    """The indices of the slices of a volume that are shown (see `views_of`)."""
+def _shown_slices(masks, truths, uncertainty):
+    """The indices of a volume's slices in a report, see `slices_of`."""
     touched = masks.any(axis=(0, 1, 2))
     if truths is not None:
         touched = touched | truths.any(axis=(0, 1, 2))
-    if doubt is not None:
-        touched = touched | (doubt.max(axis=(0, 1)) > 0.25)
+    if uncertainty is not None:
+        touched = touched | (uncertainty.max(axis=(0, 1)) > 0.25)
     if not touched.any():
         touched = np.ones_like(touched)
     beside = np.concatenate([[False], touched, [False]])
@@ -205,7 +198,10 @@ def _shown_slices(masks, truths, doubt):
 
 
 def _outlined(masks, colour, dashed=False):
-    """Masks bool [K, H, W] as indices of `PALETTE` [H, W]: a single class in this colour, of several each in its."""
+    """The outlines of masks bool [K, H, W] as indices of `PALETTE`, uint8 [H, W].
+
+    A single class has this colour; with several classes each has its own.
+    """
     drawn = np.zeros(masks.shape[1:], np.uint8)
     kept = dashes(masks.shape[1:]) if dashed else np.ones(masks.shape[1:], bool)
     for k, mask in enumerate(masks):
@@ -213,12 +209,17 @@ def _outlined(masks, colour, dashed=False):
     return drawn
 
 
-def _small(mask):
-    return resized(grey(mask), CARD_TILE)[..., 0] > 127
+def _draw_outlines(tile, masks, colour, width=1, dashed=False):
+    """Draw the outlines of masks bool [K, H, W] on a card's tile, a single class in this colour."""
+    for k, mask in enumerate(masks):
+        line = border(resized(grey(mask), CARD_TILE)[..., 0] > 127, width)
+        if dashed:
+            line &= dashes(line.shape)
+        tile[line] = colour if len(masks) == 1 else class_colour(k)
 
 
 def _fitted(picture, side):
-    """A picture uint8 [H, W, 3] made smaller until its longer side is `side` at most."""
+    """A picture uint8 [H, W, 3], reduced so that its longer side is at most `side`."""
     scale = side / max(picture.shape[:2])
     if scale >= 1:
         return picture

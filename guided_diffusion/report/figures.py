@@ -1,216 +1,21 @@
-"""The figures of a report: the summary as a table, and the charts that are drawn of it and of all cases."""
+"""The figures of a report: the summary as an HTML table, and charts of the summary's curves and of all cases."""
 
 import math
 import re
 from html import escape
 
 from ..evaluation.calibration import BINS
+from ..evaluation.summary import EMPTY_LABELS, LEFT_OUT
 from ..runtime.console import counted
+from .charts import Chart, histogram, rounded
 from .page import figure
 
-# ---- Small charts as inline SVG, coloured by the page's style sheet so that they follow its light and dark themes ---
-
-
-WIDTH, HEIGHT = 340, 210
-
-
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38  # around the plotting area, in pixels
-
-
-LINE_POINTS = 400  # of a line, at most
-
-
-class Chart:
-    """One chart that grows by lines, bars and dots; what is not finite is left out.
-
-    title: what a screen reader says. x, y: (lowest value, highest, label). log: whether y is logarithmic.
-    """
-
-    def __init__(self, title, x, y, *, log=False, width=WIDTH, height=HEIGHT):
-        self.title, self.width, self.height, self.log = title, width, height, log
-        (self.x0, self.x1, self.x_label), (self.y0, self.y1, self.y_label) = x, y
-        self.parts, self.keys = [], []
-
-    def line(self, xs, ys, series, label=""):
-        """A line through points in their order, broken where a value lacks; series: 1 to 4, its colour."""
-        pieces = [[]]
-        for x, y in zip(*thinned(xs, ys), strict=True):
-            if _finite(x) and _finite(y) and not (self.log and y <= 0):
-                pieces[-1].append(f"{self._x(x):.1f},{self._y(y):.1f}")
-            elif pieces[-1]:
-                pieces.append([])
-        for piece in pieces:
-            if len(piece) == 1:
-                self.parts.append('<circle class="s{}" cx="{}" cy="{}" r="2"/>'.format(series, *piece[0].split(",")))
-            elif piece:
-                self.parts.append(f'<polyline class="s{series}" points="{" ".join(piece)}"/>')
-        if label:
-            self.keys.append((series, label))
-
-    def area(self, xs, lows, highs, series):
-        """A band between two lines, such as an interval."""
-        points = [(x, low, high) for x, low, high in zip(xs, lows, highs, strict=True) if _finite(low + high)]
-        there = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
-        text = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in there)
-        if there:
-            self.parts.append(f'<polygon class="s{series} band" points="{text}"/>')
-
-    def bars(self, edges, heights, texts=()):
-        """A bar between each two edges; texts: what each one's tooltip says. It carries its edges for the page."""
-        for k, height in enumerate(heights):
-            left, right, top = self._x(edges[k]), self._x(edges[k + 1]), self._y(height)
-            tip = f"<title>{escape(texts[k])}</title>" if texts else ""
-            self.parts.append(
-                f'<rect class="bar" data-from="{edges[k]:.6g}" data-to="{edges[k + 1]:.6g}" x="{left + 0.5:.1f}" '
-                f'y="{top:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
-                f'height="{self.height - BOTTOM - top:.1f}">{tip}</rect>'
-            )
-
-    def dots(self, xs, ys, names, series=1):
-        """A dot a case, which carries the case's name for the page."""
-        for x, y, name in zip(xs, ys, names, strict=True):
-            if _finite(x) and _finite(y):
-                name = escape(str(name), quote=True)
-                self.parts.append(
-                    f'<circle class="dot s{series}" data-case="{name}" cx="{self._x(x):.1f}" cy="{self._y(y):.1f}" '
-                    f'r="3.5"><title>{name}: {x:.4g}, {y:.4g}</title></circle>'
-                )
-
-    def mark(self, x, label):
-        """A vertical line with its label."""
-        at = self._x(x)
-        anchor = "end" if at > self.width / 2 else "start"
-        self.parts.append(
-            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{self.height - BOTTOM}"/>'
-            f'<text class="note" x="{at + (-4 if anchor == "end" else 4):.1f}" y="{TOP + 9}" '
-            f'text-anchor="{anchor}">{escape(label)}</text>'
-        )
-
-    def reference(self, start, end):
-        """A dashed line from one point to another."""
-        (x0, y0), (x1, y1) = start, end
-        self.parts.append(
-            f'<line class="reference" x1="{self._x(x0):.1f}" y1="{self._y(y0):.1f}" x2="{self._x(x1):.1f}" '
-            f'y2="{self._y(y1):.1f}"/>'
-        )
-
-    def svg(self):
-        """The chart as SVG, with a legend below where lines have labels."""
-        keys = "".join(f'<li class="s{series}">{escape(label)}</li>' for series, label in self.keys)
-        return (
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.title, quote=True)}">'
-            f"{self._axes()}{''.join(self.parts)}</svg>" + (f'<ul class="key">{keys}</ul>' if keys else "")
-        )
-
-    def _axes(self):
-        bottom, parts = self.height - BOTTOM, []
-        for value in decades(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
-            y = self._y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick_label(value)}</text>')
-        for value in ticks(self.x0, self.x1):
-            x = self._x(value)
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{_tick_label(value)}</text>')
-        middle = (LEFT + self.width - RIGHT) / 2
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="label" x="{middle}" y="{self.height - 5}" text-anchor="middle">{escape(self.x_label)}</text>'
-        )
-        if self.y_label:
-            y = (TOP + bottom) / 2
-            parts.append(
-                f'<text class="label" transform="translate(11 {y}) rotate(-90)" text-anchor="middle">'
-                f"{escape(self.y_label)}</text>"
-            )
-        return "".join(parts)
-
-    def _x(self, value):
-        return LEFT + (value - self.x0) / ((self.x1 - self.x0) or 1) * (self.width - LEFT - RIGHT)
-
-    def _y(self, value):
-        low, high = self.y0, self.y1
-        if self.log:
-            value, low, high = math.log10(max(value, low)), math.log10(low), math.log10(high)
-        value = min(max(value, low), high)
-        return self.height - BOTTOM - (value - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM)
-
-
-def histogram(title, values, label, *, bounds=None, bins=20):
-    """How values are distributed, one bar for each of `bins` equal intervals of `bounds` (default: their own)."""
-    values = [value for value in values if _finite(value)]
-    low, high = bounds or rounded(min(values), max(values))
-    edges = [low + (high - low) * k / bins for k in range(bins + 1)]
-    counts = [0] * bins
-    for value in values:
-        counts[min(max(int((value - low) / ((high - low) or 1) * bins), 0), bins - 1)] += 1
-    chart = Chart(title, (low, high, label), (0, max(counts), "cases"))
-    texts = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}: {count}" for k, count in enumerate(counts)]
-    chart.bars(edges, counts, texts)
-    chart.mark(sum(values) / len(values), f"mean {sum(values) / len(values):.3g}")
-    return chart.svg()
-
-
-def thinned(xs, ys):
-    """At most `LINE_POINTS` points of a line: of each stretch the lowest and the highest, so that no peak is lost."""
-    if len(xs) <= LINE_POINTS:
-        return xs, ys
-    kept, stretches = [0], LINE_POINTS // 2 - 1
-    for k in range(stretches):
-        part = range(k * len(xs) // stretches, (k + 1) * len(xs) // stretches)
-        finite = [i for i in part if _finite(ys[i])] or [part[0]]
-        kept += sorted({min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)})
-    kept = sorted({*kept, len(xs) - 1})
-    return [xs[i] for i in kept], [ys[i] for i in kept]
-
-
-def ticks(low, high, count=5):
-    """About `count` round values (1, 2 or 5 times a power of ten apart) from low to high."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / count
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def decades(low, high):
-    """The powers of ten from low to high, both above 0; where these are few, their double and fivefold too."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    few = len(powers) <= 3
-    values = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if few else (1,))]
-    return [value for value in values if low * 0.999 <= value <= high * 1.001]
-
-
-def rounded(low, high):
-    """A range with round ends that holds low and high."""
-    if not high > low:
-        return low - 0.5, high + 0.5
-    step = (ticks(low, high) + ticks(low, high + (high - low)))[1] - ticks(low, high)[0] or high - low
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-
-
-def _finite(value):
-    return value is not None and math.isfinite(value)
-
-
-def _tick_label(value):
-    if abs(value) >= 10000:
-        return f"{value / 1000:g}k"
-    if 1e-12 <= abs(value) < 0.005:
-        digits, power = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(power)}"
-    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"
-
-
 FIGURE_LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
-
-
-CHARTED = ("dice", "sensitivity", "precision", "hd95")
+CHARTED = ("dice", "sensitivity", "precision", "hd95")  # figures with a histogram
 
 
 def figure_label(key):
-    """A figure's name for people."""
+    """A figure's label, from its column in metrics.csv."""
     text = FIGURE_LABELS.get(key, key.replace("_band", "_in_band").replace("_", " "))
     for plain, right in (("dice", "Dice"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1"), ("brier", "Brier")):
         text = re.sub(rf"\b{plain}\b", right, text)
@@ -218,7 +23,7 @@ def figure_label(key):
 
 
 def table_of(summary):
-    """The summary's statistics as a table, for each class where they are several."""
+    """The summary's statistics as an HTML table; with several classes each class follows with its own rows."""
     parts = summary.get("classes") or {}
     groups = {"": summary} | (parts if len(parts) > 1 else {})
     rows = []
@@ -227,17 +32,9 @@ def table_of(summary):
             rows.append(f'<tr><th colspan="6" scope="rowgroup">{escape(title)}</th></tr>')
         rows += [_html_row(label, values) for label, values in _statistics(level, summary.get("hd95_unit", ""))]
     ensemble = summary["ensemble"]
-    notes = [counted(ensemble["cases"], "case")]
-    notes += [
-        f"{ensemble[f'{which}_empty']} {text}"
-        for which, text in (("both", "both masks empty"), ("prediction", "prediction empty"), ("truth", "truth empty"))
-        if ensemble.get(f"{which}_empty")
-    ]
-    notes += [
-        f"{counted(summary[key], 'case')} {text}"
-        for key, text in (("missing", "without a prediction"), ("without_truth", "without truth"))
-        if summary.get(key)
-    ]
+    empties = {text: ensemble.get(f"{which}_empty") for which, text in EMPTY_LABELS.items()}
+    notes = [counted(ensemble["cases"], "case"), *(f"{number} {text}" for text, number in empties.items() if number)]
+    notes += [f"{counted(summary[key], 'case')} {text}" for key, text in LEFT_OUT.items() if summary.get(key)]
     return (
         '<div class="scroll"><table class="figures"><thead><tr><th scope="col">Figure</th><th scope="col">Mean</th>'
         '<th scope="col">95 % interval</th><th scope="col">Median</th><th scope="col">SD</th><th scope="col">n</th>'
@@ -246,7 +43,7 @@ def table_of(summary):
 
 
 def _statistics(level, unit):
-    """(label, statistics or a number) of each figure of one level of the summary that is defined."""
+    """(label, statistics or a number) of each defined figure of one level of the summary."""
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
     described |= level.get("diversity", {})
@@ -275,10 +72,10 @@ def _html_row(label, values):
 
 
 def charts_of(cases, columns, curves):
-    """The charts, a list of HTML.
+    """The charts: a list of HTML strings.
 
-    cases: dicts with "name" and "scores"; columns: the figures that cases can be sorted by, dicts with "key"; curves:
-    what `summary.curves_of` gives, or {}.
+    cases: dicts with "name" and "scores". columns: dicts with the "key" of each figure. curves: of `summary.curves_of`,
+    or {}.
     """
     level = curves.get("all") or next(iter(curves.get("classes", {}).values()), {})
     return [
@@ -291,7 +88,7 @@ def charts_of(cases, columns, curves):
 
 
 def _distributions(cases, columns):
-    """Histograms of the cases' figures, or of the expected Dice where there is no truth."""
+    """Histograms of the figures `CHARTED`; without truth a histogram of the first figure."""
     shown, keys = [], [column["key"] for column in columns]
     for key in [key for key in CHARTED if key in keys] or keys[:1]:
         values = [case["scores"][key] for case in cases if key in case["scores"]]
@@ -304,10 +101,14 @@ def _distributions(cases, columns):
 
 
 def _reliability_chart(tables):
-    """Reliability of the probability, over all pixels and in the band around the boundary."""
+    """The reliability diagram, over all pixels and in the boundary band."""
     chart = Chart("Reliability of the probability", (0, 1, "predicted probability"), (0, 1, "fraction of true pixels"))
     chart.reference((0, 0), (1, 1))
-    names = (("probability", "all pixels"), ("probability_band", "around the boundary"), ("coarse_band", "coarse mask"))
+    names = (
+        ("probability", "all pixels"),
+        ("probability_band", "around the boundary"),
+        ("coarse_band", "coarse mask, around the boundary"),
+    )
     for series, (key, label) in enumerate(names, start=1):
         bins = tables.get(key)
         if bins:
@@ -318,43 +119,44 @@ def _reliability_chart(tables):
 
 
 def _retention(scores):
-    """The mean error of the surest cases, by how many of them are kept."""
+    """Error retention: the mean error of the most certain cases, by the share that is kept."""
     highest = max((max(score["error"], default=0) for score in scores.values()), default=0)
     if not highest:
         return []
     chart = Chart(
-        "Error of the surest cases", (0, 1, "share of cases kept, surest first"), (0, highest, "mean 1 - Dice")
+        "Error of the most certain cases",
+        (0, 1, "share of cases kept, most certain first"),
+        (0, highest, "mean 1 - Dice"),
     )
     for series, (name, score) in enumerate(scores.items(), start=1):
         chart.line(score["kept"], score["error"], series, figure_label(name))
-    return [f'<div class="chart">{figure("Is the uncertainty any good? Error retention", chart.svg())}</div>']
+    return [f'<div class="chart">{figure("Error retention by uncertainty", chart.svg())}</div>']
 
 
 def _scatter(cases):
-    """The Dice that each case's probability promises against the one that it has."""
+    """Each case's expected Dice against its Dice; see `uncertainty.case_scores`."""
     both = [case for case in cases if {"dice", "expected_dice"} <= case["scores"].keys()]
     if len(both) < 3:
         return []
-    promised, dices = ([case["scores"][key] for case in both] for key in ("expected_dice", "dice"))
-    low = math.floor(min(*promised, *dices) * 10) / 10
+    expected, dices = ([case["scores"][key] for case in both] for key in ("expected_dice", "dice"))
+    low = math.floor(min(*expected, *dices) * 10) / 10
     low = low if low < 1 else 0.9
     chart = Chart("Expected and true Dice of each case", (low, 1, "expected Dice"), (low, 1, "Dice"))
     chart.reference((low, low), (1, 1))
-    chart.dots(promised, dices, [case["name"] for case in both])
-    return [f'<div class="chart">{figure("Expected and true Dice, a dot a case", chart.svg())}</div>']
+    chart.dots(expected, dices, [case["name"] for case in both])
+    return [f'<div class="chart">{figure("Expected and true Dice, one dot for each case", chart.svg())}</div>']
 
 
-def _ensemble_size_chart(found):
-    """How the Dice grows with the number of members (see `ensemble_size`)."""
-    if not found:
+def _ensemble_size_chart(summary):
+    """The Dice by the number of members; summary: of `ensemble_size.size_summary`, or None."""
+    if not summary:
         return []
-    sizes, means, lows, highs = (
-        found["sizes"],
-        *([one[key] for one in found["dice"]] for key in ("mean", "low", "high")),
-    )
+    sizes = summary["sizes"]
+    means, lows, highs = ([one[key] for one in summary["dice"]] for key in ("mean", "low", "high"))
     ends = [value for value in (*means, *lows, *highs) if value is not None]
     chart = Chart("Dice by ensemble size", (1, sizes[-1], "members"), (*rounded(min(ends), max(ends)), "mean Dice"))
     chart.area(sizes, lows, highs, 1)
     chart.line(sizes, means, 1)
-    chart.mark(found["enough"], f"{found['enough']} suffice" if found["enough"] < sizes[-1] else "still grows")
+    enough = summary["enough"]
+    chart.mark(enough, f"{enough} suffice" if enough < sizes[-1] else "still grows")
     return [f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>']

@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 from ..evaluation.metrics import metric_names
-from ..evaluation.summary import CALIBRATION, DEFINITIONS, SCORES, metric_label
+from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
+from ..evaluation.summary_table import metric_label
+from ..evaluation.uncertainty import SCORES
 from ..io.files import atomic_path
 from ..runtime.console import counted
 
@@ -25,16 +27,14 @@ PAPERS = {
   note      = {arXiv:2301.11798}
 }""",
 }
-
-
 UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
 
 
 def write_card(out_dir, summary, manifest, dataset, leak=None):
     """Write model_card.md to `out_dir`, whole or not at all; returns its path.
 
-    summary: of `summary.summary_of`; manifest: that of the results, or {} of masks that we did not make; dataset: what
-    was evaluated; leak: the line of `leakage.leakage_warning`, if any.
+    summary: of `summary.summary_of`. manifest: of the results, or {} for masks of another program. dataset: the
+    evaluated one. leak: the line of `compatibility.leakage_warning`, or None.
     """
     config = manifest.get("config", {})
     parts = [
@@ -63,9 +63,9 @@ def _data(config, manifest, dataset, summary):
     trained, recorded = config.get("data", {}), manifest.get("data", {})
     lines = ["## Data", ""]
     if trained:
-        held = trained.get("val_fraction")
-        apart = f", of which {held:g} of the groups were held out for validation" if held else ""
-        lines.append(f"- Trained on `{trained['data_name']}` from `{trained.get('data_dir', '')}`{apart}.")
+        fraction = trained.get("val_fraction")
+        held_out = f", with {fraction:g} of the groups held out for validation" if fraction else ""
+        lines.append(f"- Trained on `{trained['data_name']}` from `{trained.get('data_dir', '')}`{held_out}.")
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = recorded.get("data_name", type(dataset).__name__)
@@ -145,7 +145,7 @@ def _calibration(summary, config):
     fitted = config.get("calibration")
     if fitted:
         lines.append(
-            f"- Probabilities are scaled by the temperature {fitted['temperature']:g}, fitted on "
+            f"- Probabilities are scaled with the temperature {fitted['temperature']:g}, which was fitted on "
             f"{counted(fitted['cases'], 'mask')} of the split {fitted['split']}."
         )
     for name in SCORES:
@@ -154,7 +154,7 @@ def _calibration(summary, config):
             label = name.replace("_", " ").capitalize()
             lines.append(
                 f"- {label} and error: rank correlation {_decimal(score['spearman'])}, area "
-                f"under the retention curve {_decimal(score['area'])} (no knowledge {_decimal(score['random'])}, best "
+                f"under the retention curve {_decimal(score['area'])} (random order {_decimal(score['random'])}, best "
                 f"order {_decimal(score['oracle'])})."
             )
     return "\n".join(lines)
@@ -162,35 +162,33 @@ def _calibration(summary, config):
 
 def _limits(summary, manifest, leak):
     ensemble, lines = summary["ensemble"], ["## Limits", ""]
-    lines.append("- Research software; it is no medical device, and its masks are no diagnosis.")
+    lines.append("- This is research software, not a medical device. Its masks are not a diagnosis.")
     lines.append(
-        f"- Measured on {counted(ensemble['cases'], 'case')} of one data set; other scanners, centres, patients and "
-        "protocols may give other figures, and the intervals do not cover that."
+        f"- Measured on {counted(ensemble['cases'], 'case')} of one data set. Other scanners, centres, patients and "
+        "protocols may give other figures; the intervals do not cover that."
     )
     if summary["groups"] is None:
         lines.append(
-            "- Which patient a case is of is not known here: if patients have several, intervals are too small."
+            "- The patient of each case is unknown. Where patients have several cases, the intervals are too small."
         )
     if leak:
         lines.append(f"- {leak.removeprefix('warning: ')}")
     if manifest.get("data", {}).get("split") == "val":
-        lines.append("- These are validation cases: what was chosen on them makes the figures too good.")
+        lines.append("- These are validation cases. The figures are too good where choices were made on these cases.")
     for which, text in (
-        ("prediction", "nothing was found, but there is truth"),
-        ("truth", "something was found, but there is none"),
+        ("prediction", "the prediction is empty, but the truth is not"),
+        ("truth", "the truth is empty, but the prediction is not"),
     ):
         if ensemble[f"{which}_empty"]:
             lines.append(f"- In {counted(ensemble[f'{which}_empty'], 'mask')} {text}.")
-    for key, text in (("missing", "without a prediction"), ("without_truth", "without truth")):
-        if summary[key]:
-            lines.append(f"- Left out: {counted(summary[key], 'case')} {text}.")
+    lines += [f"- Left out: {counted(summary[key], 'case')} {text}." for key, text in LEFT_OUT.items() if summary[key]]
     return "\n".join(lines)
 
 
 def _definitions(summary):
     tolerances = " and ".join(f"{tolerance:g}" for tolerance in summary["nsd_tolerances"])
     return (
-        f"## How it was measured\n\nEvery figure is defined in {DEFINITIONS}. Tolerance of the surface Dice: "
+        f"## Definitions\n\nEvery figure is defined in {DEFINITIONS}. Tolerance of the surface Dice: "
         f"{tolerances} {summary['hd95_unit']}. A lesion counts as found from an IoU of {summary['lesion_iou']:g}."
     )
 

@@ -1,6 +1,6 @@
-"""The shell of the HTML pages: one self-contained file that needs neither a server nor a network.
+"""The frame of the HTML pages: each is one self-contained file that needs neither a server nor a network.
 
-Its content security policy allows its own script and style (by their hash) and pictures, and nothing else.
+The content security policy allows only pictures and the page's own script and style, by their hash.
 """
 
 import base64
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from ..io.files import atomic_path, json_ready
 
-PARTS = Path(__file__).with_name("assets")
+ASSETS = Path(__file__).with_name("assets")
 
 
 def write_page(path, title, body, *, scripts=("theme.js",), data=None):
     """Write a page, whole or not at all.
 
-    body: HTML, in which all text has been escaped. scripts: files of `assets/`, run after it. data: plain types for
-    them, below the id "data"; NaN and infinities become null.
+    body: HTML with all text escaped. scripts: files of `assets/`, run after the body. data: plain types for the
+    scripts, as JSON in the element with the id "data"; NaN and infinities become null.
     """
-    style = part("page.css")
-    script = "".join(part(name) for name in scripts)
+    style = asset("page.css")
+    script = "".join(asset(name) for name in scripts)
     policy = (
         f"default-src 'none'; img-src 'self' data: file:; style-src '{_source_hash(style)}'; "
         f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
-    # In JSON a "<" can stand in texts alone, where it may be written so; no text can then end the element.
+    # In JSON a "<" only occurs in strings, where it may be escaped. So no string can end the element.
     content = "" if data is None else json.dumps(json_ready(data), ensure_ascii=False).replace("<", "\\u003c")
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -42,7 +42,7 @@ def write_page(path, title, body, *, scripts=("theme.js",), data=None):
 
 
 def header(title, facts):
-    """The head of a page: its title, the button that changes the theme, and facts, a list of (name, value)."""
+    """The head of a page: title, theme button and facts, a list of (name, value); returns HTML."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
     return (
         f'<header><h1>{escape(title)}</h1><button type="button" id="theme" aria-live="polite">Theme: system</button>'
@@ -51,18 +51,18 @@ def header(title, facts):
 
 
 def figure(caption, content):
-    """A captioned chart or picture; content: HTML."""
+    """A chart or picture with its caption, as HTML; content: HTML."""
     return f"<figure><figcaption>{escape(caption)}</figcaption>{content}</figure>"
 
 
 def data_uri(data, kind):
-    """Bytes of a picture as a URI that holds them; kind: "png", "jpeg"."""
+    """A picture's bytes as a data URI; kind: "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def part(name):
-    """A file of `assets/` as text."""
-    return (PARTS / name).read_text(encoding="utf-8")
+def asset(name):
+    """A file of `assets/`, as text."""
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _source_hash(text):

@@ -1,4 +1,4 @@
-"""The report over a results folder: report.html, with the figures, charts and a gallery of all cases."""
+"""The report of a results folder: report.html, with figures, charts and a gallery of all cases."""
 
 import csv
 import math
@@ -10,42 +10,35 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
+from ..data.classes import MEAN
 from ..data.truth import raters_of
+from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..inference.plan import looks_of
-from ..inference.predictions import Predictions
 from ..io.drawing import class_colour
 from ..io.files import atomic_path, read_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .case_pictures import slices_of
 from .figures import charts_of, figure_label, table_of
-from .page import data_uri, header, part, write_page
+from .page import asset, data_uri, header, write_page
 
-PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")  # of the pictures
-
-
-EMBEDDED = 12 * 2**20  # bytes of pictures up to which they lie in the page itself, which can then still be mailed
-
-
-WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # beginnings
-
-
-FIRST = ("dice", "expected_dice", "agreement")  # what cases are sorted by at first, as far as there is truth
+PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
+EMBEDDED = 12 * 2**20  # bytes of pictures that the page itself may hold; it can then still be mailed
+WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # prefixes
+FIRST = ("dice", "expected_dice", "agreement")  # the first of these that exists is the initial order of cases
 
 
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
-    """Write report.html over the results in `results_dir` to `out_dir` (default: there), whole or not at all.
+    """Write report.html for the results in `results_dir` to `out_dir` (default: the same), whole or not at all.
 
-    units: the `units.Unit`s that may be shown; those without a prediction are left out. The figures are those of
-    metrics.csv, summary.json and curves.json in `out_dir`, where they are. Pictures of more than `EMBEDDED` bytes lie
-    beside it in report_files/ and are loaded as they are looked at. read_raters: called as `raters_of` is. progress:
-    wraps the list of units (a tqdm). Returns the page's path.
+    units: the `cases.Unit`s to show; units without a prediction are left out. The figures come from metrics.csv,
+    summary.json and curves.json in `out_dir`, where these exist. Pictures of more than `EMBEDDED` bytes in all go to
+    report_files/ beside the page, which loads them when they are shown. read_raters: replaces `raters_of`. progress:
+    wraps the list of units, such as tqdm. Returns the page's path.
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
-    path = out_dir / "report.html"
-    firsts = {unit.name: unit.cases[0] for unit in units}
-    predictions = Predictions(results_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+    predictions = predictions_of(results_dir, dataset, units)
     scores = read_scores(out_dir / "metrics.csv")
     pictures, cases = Pictures(out_dir / "report_files"), []
     for unit in progress(units) if progress else units:
@@ -58,16 +51,18 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         "columns": columns,
         "classes": _legend(dataset.class_names),
     }
+    path, title = out_dir / "report.html", f"Segmentation report: {_results_title(results_dir)}"
     body = _body(out_dir, results_dir, dataset, cases, columns)
-    write_page(
-        path, f"Segmentation report: {_results_title(results_dir)}", body, scripts=("theme.js", "report.js"), data=data
-    )
-    pictures.tidy()
+    write_page(path, title, body, scripts=("theme.js", "report.js"), data=data)
+    pictures.remove_others()
     return path
 
 
 def try_report(*arguments, **keywords):
-    """`write_report` with a progress bar. Warns and returns None where an image cannot be read: the rest is there."""
+    """`write_report` with a progress bar. A `UserError` becomes a warning: the masks and tables are already written.
+
+    Returns the page's path, or None.
+    """
     try:
         return write_report(*arguments, **keywords, progress=lambda units: tqdm(units, desc="report", unit="case"))
     except UserError as error:
@@ -76,23 +71,26 @@ def try_report(*arguments, **keywords):
 
 
 class Pictures:
-    """The pictures of a page: kept to be part of it, or written to `folder` once they are more than `limit` bytes."""
+    """The pictures of a page: embedded in it, or all written to `folder` once they exceed `limit` bytes."""
 
     def __init__(self, folder, limit=None):
         self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
-        self.held, self.size, self.beside, self.written = {}, 0, False, set()
+        self.in_memory, self.size, self.written = {}, 0, set()
+
+    @property
+    def is_embedded(self):
+        """Whether the pictures are part of the page."""
+        return self.size <= self.limit
 
     def add(self, case, name, data):
-        """Take a picture's bytes; returns the key for `sources`, CASE/NAME. name: it ends in .jpg or .png."""
+        """Add a picture's bytes; returns its key for `sources`, CASE/NAME. name: ends in .jpg or .png."""
         key = f"{case}/{name}"
-        self.held[key] = data
+        self.in_memory[key] = data
         self.size += len(data)
-        if not self.beside and self.size > self.limit:
-            self.beside = True
-        if self.beside:
-            for held, content in self.held.items():
-                self._write(held, content)
-            self.held.clear()
+        if not self.is_embedded:
+            for waiting, content in self.in_memory.items():
+                self._write(waiting, content)
+            self.in_memory.clear()
         return key
 
     def _write(self, key, data):
@@ -101,17 +99,19 @@ class Pictures:
         self.written.add(key)
 
     def sources(self, keys):
-        """What the page names pictures by: data URIs, or paths relative to it. keys: a dict or list of them, or one."""
+        """The pictures' addresses in the page, data URIs or relative paths. keys: a key, or a dict or list of keys."""
         if isinstance(keys, dict):
             return {name: self.sources(key) for name, key in keys.items()}
         if isinstance(keys, list):
             return [self.sources(key) for key in keys]
-        if keys is None or not self.beside:
-            return keys and data_uri(self.held[keys], "png" if keys.endswith(".png") else "jpeg")
+        if keys is None:
+            return None
+        if self.is_embedded:
+            return data_uri(self.in_memory[keys], "png" if keys.endswith(".png") else "jpeg")
         return quote(f"{self.folder.name}/{keys}")
 
-    def tidy(self):
-        """Remove the pictures that an earlier page left in the folder; to be called once the new page is there."""
+    def remove_others(self):
+        """Remove the pictures of an earlier page from the folder; call it after the new page is written."""
         for folder, _, names in os.walk(self.folder, topdown=False):
             for name in names:
                 path = Path(folder, name)
@@ -122,21 +122,22 @@ class Pictures:
 
 
 def read_scores(path):
-    """metrics.csv as {case: {figure: number, "empty": text}}; of several classes the means over them."""
+    """metrics.csv as {case: {figure: number, "empty": text}}, with several classes the means over classes."""
     if not path.exists():
         return {}
     rows = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.setdefault(row["name"], []).append(row)
-    return {name: _mean_scores(own) for name, own in rows.items()}
+    return {name: _case_scores(own) for name, own in rows.items()}
 
 
-def _mean_scores(rows):
-    whole = [row for row in rows if row.get("class") == "mean"] or rows
+def _case_scores(rows):
+    """The scores of a case from its rows in metrics.csv: those of the row of means, else the means over rows."""
+    rows_used = [row for row in rows if row.get("class") == MEAN] or rows
     scores = {}
-    for key in whole[0]:
-        values = [number for number in (_finite_number(row[key]) for row in whole) if number is not None]
+    for key in rows_used[0]:
+        values = [number for number in (_finite_number(row[key]) for row in rows_used) if number is not None]
         if values and key not in ("name", "class", "group"):
             scores[key] = sum(values) / len(values)
     return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
@@ -154,19 +155,22 @@ def _finite_number(text):
 
 
 def _case(unit, views, pictures, scores):
-    """A case for the page, its pictures by their keys."""
-    masks = [view.masks.sum() for _, view in views]
-    largest = int(np.argmax(masks)) if any(masks) else len(views) // 2
+    """A case for report.js, with the keys of its pictures."""
+    areas = [view.masks.sum() for _, view in views]
+    largest = int(np.argmax(areas)) if any(areas) else len(views) // 2
     slices = []
-    for index, (k, view) in enumerate(views):
-        start = "" if k is None else f"{k:03d}_"
-        data, shape = view.outlines()
-        slices.append({"image": pictures.add(unit.name, f"{start}image.jpg", view.picture())})
-        slices[-1]["lines"] = pictures.add(unit.name, f"{start}lines.png", data)
+    for k, view in views:
+        prefix = "" if k is None else f"{k:03d}_"
+        lines, shape = view.outlines()
         maps = view.maps()
-        slices[-1]["maps"] = maps and pictures.add(unit.name, f"{start}maps.png", maps)
-        if index == largest:
-            first = view
+        slices.append(
+            {
+                "image": pictures.add(unit.name, f"{prefix}image.jpg", view.picture()),
+                "lines": pictures.add(unit.name, f"{prefix}lines.png", lines),
+                "maps": maps and pictures.add(unit.name, f"{prefix}maps.png", maps),
+            }
+        )
+    first = views[largest][1]
     card, card_size = first.card()
     return {
         "name": unit.name,
@@ -183,8 +187,7 @@ def _case(unit, views, pictures, scores):
 
 
 def _columns(cases):
-    """What cases can be sorted by: [{"key", "label", "worst": "low" or "high"}], what they are sorted by at first
-    leading."""
+    """The figures to sort by: [{"key", "label", "worst": "low" or "high"}]; the first is the initial order."""
     keys = dict.fromkeys(key for case in cases for key in case["scores"])
     first = [key for key in FIRST if key in keys]
     return [
@@ -194,7 +197,7 @@ def _columns(cases):
 
 
 def _legend(names):
-    """With several classes the name and colour of each."""
+    """[[name, colour]] of several classes; [] with a single class."""
     if len(names) == 1:
         return []
     return [[name, "#{:02x}{:02x}{:02x}".format(*class_colour(k))] for k, name in enumerate(names)]
@@ -223,15 +226,15 @@ def _body(out_dir, results_dir, dataset, cases, columns):
         parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{definitions}</section>')
     else:
         parts.append(
-            '<p class="note">There is no truth to compare with. Cases are sorted by the Dice that is to be expected if '
-            "their probability is right, those with the most doubt first.</p>"
+            '<p class="note">There is no truth to compare with. Cases are sorted by expected Dice, which assumes that '
+            "the probability is calibrated. The most uncertain cases come first.</p>"
         )
     if charts:
         parts.append(
             f'<section aria-label="Charts"><h2>Charts</h2><div class="charts">{"".join(charts)}</div></section>'
         )
     parts.append("</div>")
-    parts += [part("gallery.html"), "</main>"]
+    parts += [asset("gallery.html"), "</main>"]
     return "\n".join(parts)
 
 
@@ -246,7 +249,7 @@ def _facts(results_dir, dataset, cases, manifest):
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
         looks = looks_of(settings)
-        facts += [("Looks", looks)] if looks else []
+        facts += [("Sampling", looks)] if looks else []
         facts.append(("Fused by", settings["fuse"]))
         facts.append(("Seed", settings["seed"]))
     return facts

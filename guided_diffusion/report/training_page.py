@@ -1,4 +1,4 @@
-"""The page of a training run: training.html, with its curves and validation pictures, refreshed while it trains."""
+"""The page of a training run: training.html, with curves and validation pictures, rewritten during training."""
 
 import io
 import re
@@ -9,10 +9,10 @@ from PIL import Image
 
 from ..io.files import read_json_lines
 from ..runtime.errors import UserError
-from .figures import Chart, rounded
+from .charts import Chart, rounded
 from .page import data_uri, figure, header, write_page
 
-# A chart: its title, its y axis, the columns of the log that it shows, and whether it may be logarithmic.
+# Of each chart: title, y axis, columns of the log, and whether the axis may be logarithmic.
 CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
@@ -20,9 +20,7 @@ CURVES = (
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
     ("Waiting for data", "share of time", ("waiting",), False),
 )
-
-
-FACTS = (
+FACTS = (  # label, group of options, option
     ("Data", "data", "data_dir"),
     ("Variant", "model", "version"),
     ("Image size", "model", "image_size"),
@@ -30,18 +28,15 @@ FACTS = (
     ("Learning rate", "train", "lr"),
     ("Seed", "train", "seed"),
 )
-
-
 PICTURE = re.compile(r"step(\d+)\.png")
 
 
 def write_training_page(folder, config, last_step, best=None, stage=0):
     """Write training.html in a run's folder, whole or not at all, from its log.jsonl and validation/step<step>.png.
 
-    config: the run's option values, as in a checkpoint. last_step: the step at which it will be complete. best: the
-    "step" and "dice" of best.pt, if there is one. stage: the steps of the first stage, 0 without
-    stages. The newest picture is part of the page; earlier ones are loaded from beside it when asked for. Returns the
-    page's path.
+    config: the run's option values, as in a checkpoint. last_step: the run's last step. best: the "step" and "dice" of
+    best.pt, or None. stage: the steps of the first stage, 0 without stages. The page holds the newest picture and loads
+    earlier ones from the folder when they are chosen. Returns the page's path.
     """
     folder = Path(folder)
     rows = read_json_lines(folder / "log.jsonl")
@@ -54,7 +49,7 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     facts += [(name, config[group][key]) for name, group, key in FACTS if key in config.get(group, {})]
     body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
     if not charts:
-        body += '<p class="note">Nothing has been logged yet; see --log_interval.</p>'
+        body += '<p class="note">Nothing is logged yet; see --log_interval.</p>'
     path = folder / "training.html"
     data = {"pictures": [[number, f"validation/{picture.name}"] for number, picture in pictures]}
     body += _gallery(pictures) + f"{_option_table(config)}</main>"
@@ -63,13 +58,13 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
 
 
 def validation_pictures(folder, last_step):
-    """(step, path) of each validation picture up to a step, in order: later ones are of a run that went on anew."""
+    """(step, path) of each validation picture up to a step, in order; later ones are from before a resume."""
     found = [(int(match[1]), path) for path in folder.glob("*.png") if (match := PICTURE.fullmatch(path.name))]
     return sorted((step, path) for step, path in found if step <= last_step)
 
 
 def _chart(rows, title, axis, columns, log, stage):
-    """A figure of those of the columns that the log has; nothing where it has none."""
+    """The HTML of a chart of the columns that the log has; "" where it has none."""
     lines = []
     for column in columns:
         points = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
@@ -78,7 +73,7 @@ def _chart(rows, title, axis, columns, log, stage):
     values = [value for _, _, ys in lines for value in ys if not log or value > 0]  # a loss of 0 has no logarithm
     if not values:
         return ""
-    log = log and max(values) > 20 * min(values)  # within one power of ten its axis would have hardly a number
+    log = log and max(values) > 20 * min(values)  # within a decade a logarithmic axis has few labels
     bounds = (min(values), max(values)) if log else rounded(min(0, *values), max(values))
     if axis == "Dice":
         bounds = (0, 1)
@@ -96,7 +91,6 @@ def _gallery(pictures):
     if not pictures:
         return ""
     step, path = pictures[-1]
-    words = f"Step {step}"
     try:
         source = _embedded(path)
     except UserError as error:
@@ -104,9 +98,9 @@ def _gallery(pictures):
     hidden = "" if len(pictures) > 1 else " hidden"
     return (
         '<section aria-label="Validation"><h2>Validation</h2>'
-        f'<label id="steps"{hidden}><output id="step">{words}</output><input type="range" id="pick" min="0" '
+        f'<label id="steps"{hidden}><output id="step">Step {step}</output><input type="range" id="pick" min="0" '
         f'max="{len(pictures) - 1}" value="{len(pictures) - 1}" step="1"></label>'
-        f'<div class="scroll"><img id="picture" alt="Validation cases: image, truth, members and what they make" '
+        f'<div class="scroll"><img id="picture" alt="Validation cases: image, truth, members and ensemble" '
         f'src="{source}"></div><p class="note" id="missing" hidden></p></section>'
     )
 
@@ -122,7 +116,7 @@ def _embedded(path):
 
 
 def _option_table(config):
-    """All options of the run, folded away."""
+    """All options of the run, in a closed details element."""
     items = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'
         for group in ("data", "model", "diffusion", "train", "device")

@@ -1,4 +1,4 @@
-"""What a run says while it works: lines on the console, and log.jsonl and TensorBoard curves in the run's folder."""
+"""Lines, counts and tables on the console."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a line does not tear a progress bar."""
+    """Writes through tqdm, so that lines do not break a progress bar."""
 
     def emit(self, record):
         tqdm.write(self.format(record), file=sys.stdout)
@@ -15,7 +15,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def console():
-    """The program's logger, with its console handler in place."""
+    """The program's logger; it prints plain lines to stdout."""
     log = logging.getLogger("medsegdiff")
     if not log.handlers:
         handler = _ConsoleHandler()
@@ -27,29 +27,25 @@ def console():
 
 
 def quiet(silent):
-    """Let the console show nothing but errors, or all again: of several processes one speaks."""
+    """Show only errors on the console, or everything again; with several processes only one prints."""
     console().setLevel(logging.ERROR if silent else logging.INFO)
 
 
 def counted(number, noun):
-    """ "1 case", "2 cases": a number with its noun, whose plural ends in s."""
+    """A number with its noun, as "1 case" or "2 cases"; the plural ends in s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names, most=5):
-    """ "a, b and 3 more": names, of more than `most` the first and how many there are beside."""
+    """Names joined by commas: all of them, or the first `most` as in "a, b and 3 more"."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-# ---- Tables of plain text, for the console --------------------------------------------------------------------------
-
-
 def text_table(head, rows):
-    """Columns of text, the first to the left and the others to the right, each as wide as its widest cell and two
-    blanks apart.
+    """A table of plain text: the first column is aligned left, the others right, with two blanks between columns.
 
-    head: the cells of the first line; rows: lists of cells of any type, of which short ones are filled up.
+    head: the cells of the first line. rows: lists of cells of any type; short rows are padded with empty cells.
     """
     rows = [[str(cell) for cell in row] + [""] * (len(head) - len(row)) for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

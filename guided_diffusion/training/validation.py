@@ -12,7 +12,7 @@ from ..config.script_options import SampleOptions
 from ..config.settings import members_as_trained
 from ..data.batches import collate
 from ..evaluation.metrics import overlap
-from ..evaluation.statistics import describe
+from ..evaluation.statistics import mean_defined
 from ..inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from ..inference.members import draw_members
 from ..inference.plan import ONE_STEP, plan_sampling
@@ -271,7 +271,7 @@ def mean_dice(mask, truth):
 
 
 def _mean(values):
-    return describe(list(values))["mean"]
+    return mean_defined(list(values))
 
 
 class _Show:

@@ -1,24 +1,21 @@
-"""The demo: how it ends, how it goes on after an interruption, and what it says when it is run again."""
+"""The demo: its summary, continuing after an interruption, and running it again."""
 
-import importlib.util
 import os
 import re
 import shlex
 import signal
 
 import pytest
-from conftest import SCRIPTS, TINY, files, finish
+from conftest import TINY, files, finish
 
 from guided_diffusion.checkpoint import newest_checkpoint
+from guided_diffusion.cli import demo as module
 from guided_diffusion.data.phantoms import write_isic
 
 
 @pytest.fixture
 def demo(script, monkeypatch):
-    """The demo's module, made tiny, whose scripts run in this process; `demo.calls` are their names."""
-    spec = importlib.util.spec_from_file_location("demo", SCRIPTS / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The demo's module, made tiny. Its scripts run in this process; `demo.calls` are their names."""
 
     class Task(module.Task):
         def write(self, folder, seed):
@@ -28,10 +25,11 @@ def demo(script, monkeypatch):
         module.calls.append(name.removesuffix(".py"))
         script(name.removesuffix(".py"), shlex.split(arguments))
 
-    module.calls = []
-    module.TASKS = (Task("ISIC", "Train", "Test", steps=4, minutes=5, debug=False),)
-    module.MODEL, module.SAMPLING = TINY, "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --save_samples True"
-    monkeypatch.setattr(module, "call", call)
+    sampling = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --save_samples True"
+    tasks = (Task("ISIC", "Train", "Test", steps=4, minutes=5, debug=False),)
+    changed = {"calls": [], "TASKS": tasks, "MODEL": TINY, "SAMPLING": sampling, "call": call}
+    for name, value in changed.items():
+        monkeypatch.setattr(module, name, value, raising=name != "calls")
     return module
 
 
@@ -50,7 +48,7 @@ def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
     out = capsys.readouterr().out
     assert demo.calls == ALL and files(tmp_path) == before
     assert out.partition("ISIC: Dice")[2].startswith(summary.partition("\n\n")[0])
-    assert f"finished before; to start afresh, remove {tmp_path / 'demo'} or choose another --out_dir" in out
+    assert f"finished before; to repeat it, remove {tmp_path / 'demo'} or choose another --out_dir" in out
 
 
 @pytest.mark.parametrize("where", ALL)
@@ -82,16 +80,16 @@ def test_a_demo_made_with_other_options_is_refused(demo, refusal, tmp_path):
         assert f"{tmp_path}: holds a demo made with {words}; choose another --out_dir" in line
 
 
-def test_a_demo_cut_short_says_so(demo, tmp_path, capsys):
+def test_a_demo_cut_short_says_so(demo, tmp_path, capsys, monkeypatch):
     (task,) = demo.TASKS
-    demo.TASKS = (type(task)("ISIC", "Train", "Test", steps=100000, minutes=0.01, debug=False),)
+    monkeypatch.setattr(demo, "TASKS", (type(task)("ISIC", "Train", "Test", steps=100000, minutes=0.01, debug=False),))
     demo.main(["--out_dir", str(tmp_path)])
     out = capsys.readouterr().out
-    told = re.search(
+    match = re.search(
         r"cut short: (\d+) of 100000 training steps in 0.01 minutes; .* add --speed (\S+) and another", out
     )
     done = int(newest_checkpoint(tmp_path / "ISIC_run").stem.removeprefix("model"))
-    assert int(told[1]) == done and float(told[2]) == pytest.approx(100000 / done, abs=0.1)
+    assert int(match[1]) == done and float(match[2]) == pytest.approx(100000 / done, abs=0.1)
 
 
 def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
@@ -103,5 +101,5 @@ def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
     os.killpg(child.pid, signal.SIGINT)
     ended = finish(child)
     assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
-    assert "Traceback" not in ended.err and "the same command goes on from here" in ended.out
+    assert "Traceback" not in ended.err and "the same command continues from here" in ended.out
     assert newest_checkpoint(tmp_path / "demo" / "ISIC_run") is not None

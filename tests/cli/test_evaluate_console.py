@@ -5,8 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from guided_diffusion.runtime.console import text_table
-
 COARSE = np.diag([120.0, 120.0, 180.0, 1.0])  # mm, so that distances have four digits before the point
 
 
@@ -53,13 +51,3 @@ def test_columns_never_touch_and_stay_aligned(script, far_off, capsys):
         ends = {tuple(cell.end() for cell in re.finditer(r"\S+( \S+)*", line))[-columns + 1 :] for line in table}
         assert len(ends) == 1 and len(ends.pop()) == columns - 1, table
     assert re.search(r"  \d{4}\.\d{4}  \[\d{3,4}\.\d{4}, \d{4}\.\d{4}\]  ", "\n".join(figures))
-
-
-def test_a_table_of_text():
-    text = text_table(["", "mean", "n"], [["dice", "1234.5678", 4], ["a longer name"], ["ece", "0.1"]])
-    assert text.splitlines() == [
-        "                    mean  n",
-        "dice           1234.5678  4",
-        "a longer name",
-        "ece                  0.1",
-    ]

@@ -1,4 +1,4 @@
-"""Which truth the evaluation script compares with: the split, the hold-out and the groups that results were made by."""
+"""The truth of the evaluation script: the split, the hold-out and the groups come from the results."""
 
 import json
 import shutil
@@ -55,10 +55,10 @@ def test_a_moved_data_set_is_divided_as_before(divided, scored, refusal, tmp_pat
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = ["--data_dir", tmp_path / "moved"]
     assert scored(divided, moved)[0] == dict.fromkeys(NAMES[:3], 1.0)
-    assert "moved: its val cases are scored, as those of" in capsys.readouterr().out
+    assert "moved: its val cases are scored, as in" in capsys.readouterr().out
     (tmp_path / "moved" / "val").rename(tmp_path / "elsewhere")
-    told = refusal("segmentation_eval", ["--pred_dir", divided, *moved])
-    assert "has no validation cases" in told and "--split names others" in told
+    message = refusal("segmentation_eval", ["--pred_dir", divided, *moved])
+    assert "has no validation cases" in message and "--split names others" in message
     truth = ["--data_dir", tmp_path / "elsewhere", "--split all"]
     assert scored(divided, truth)[0] == dict.fromkeys(NAMES[:3], 1.0)
 
@@ -92,11 +92,11 @@ def test_sampling_and_evaluation_count_the_same_patients(trained, sample, scored
 
 def test_keys_that_do_not_fit_are_refused_at_once(trained, refusal, pictures, script, tmp_path):
     line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "out", FAST]
-    told = refusal("segmentation_sample", [*line, "--group_key ^P"])
-    assert "--group_key ^P: is not found in the case name 'case0'" in told and not (tmp_path / "out").exists()
+    message = refusal("segmentation_sample", [*line, "--group_key ^P"])
+    assert "--group_key ^P: is not found in the case name 'case0'" in message and not (tmp_path / "out").exists()
     assert "is no regular expression" in refusal("segmentation_eval", "--pred_dir x --group_key (")
     data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY]
     script("segmentation_train", [*data, "--max_steps 1 --val_fraction 0.4"])
     line[1] = tmp_path / "run" / "model000001.pt"
-    told = refusal("segmentation_sample", [*line, "--group_key ^case"])
-    assert "--group_key ^case: training divided" in told and "without --group_key" in told
+    message = refusal("segmentation_sample", [*line, "--group_key ^case"])
+    assert "--group_key ^case: training divided" in message and "without --group_key" in message

@@ -14,7 +14,7 @@ from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.classes import BINARY, Classes, checked_classes, parse_classes
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.evaluation.evaluate import evaluate
-from guided_diffusion.evaluation.summary import format_summary
+from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.answer import fuse_cases, stack_slices
 from guided_diffusion.inference.ensemble import fuse_masks, member_masks
 from guided_diffusion.inference.members import Members

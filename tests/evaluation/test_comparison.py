@@ -11,7 +11,7 @@ from conftest import one_class, strict_json, write_folder
 from PIL import Image
 from scipy.stats import wilcoxon
 
-from guided_diffusion.evaluation.comparison import paired
+from guided_diffusion.evaluation.comparison import paired_difference
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 
@@ -22,14 +22,14 @@ def test_paired_differences_are_of_groups():
     second[3] = math.nan
     there = ~np.isnan(second)
     groups = np.arange(40) // 2
-    found = paired(first, second, groups)
+    found = paired_difference(first, second, groups)
     assert found["n"] == 39 and found["difference"] == pytest.approx((first - second)[there].mean())
     means = [np.nanmean((first - second)[groups == g]) for g in range(20)]
     assert found["p"] == pytest.approx(wilcoxon(means).pvalue)
     assert found["low"] < found["difference"] < found["high"]
-    back = paired(second, first, groups)
+    back = paired_difference(second, first, groups)
     assert back["difference"] == pytest.approx(-found["difference"]) and back["p"] == pytest.approx(found["p"])
-    assert paired(first, first, groups)["p"] == 1 and paired([math.nan], [1.0], [0])["n"] == 0
+    assert paired_difference(first, first, groups)["p"] == 1 and paired_difference([math.nan], [1.0], [0])["n"] == 0
 
 
 @pytest.fixture

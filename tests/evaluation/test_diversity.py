@@ -9,7 +9,7 @@ import pytest
 from guided_diffusion.evaluation.diversity import (
     compare_sets,
     dice_to_raters,
-    level_masks,
+    level_sets,
     matched_iou,
     mean_over_pairs,
     pair_dice,
@@ -113,10 +113,10 @@ def test_collective_insight_by_hand():
 
 def test_levels_are_sixteenths_and_nested():
     p = np.linspace(0, 1, 501)[None]
-    levels = level_masks(p)
+    levels = level_sets(p)
     assert len(levels) == 16 and all((inner <= outer).all() for outer, inner in itertools.pairwise(levels))
     assert np.abs(np.mean(levels, axis=0) - p).max() <= 1 / 32 + 1e-9
-    assert [mask.sum() for mask in level_masks(np.array([0.0, 1.0, 0.5]))] == [2] * 8 + [1] * 8
+    assert [mask.sum() for mask in level_sets(np.array([0.0, 1.0, 0.5]))] == [2] * 8 + [1] * 8
 
 
 def test_dice_to_each_rater():

@@ -1,4 +1,4 @@
-"""The ensemble's Dice by its size: against fusing whole images, and from where on it grows no longer."""
+"""The Dice by ensemble size, against fusing whole images, and the size from which it no longer grows."""
 
 import math
 
@@ -12,7 +12,7 @@ from guided_diffusion.inference.ensemble import fuse_masks
 
 
 def case(seed, members, classes):
-    """Noisy copies of a truth: bool [E, K, 12, 14], [K, 12, 14]; of several classes a pixel has one at most."""
+    """Noisy copies of a truth: bool [E, K, 12, 14], [K, 12, 14]; with several classes a pixel has at most one."""
     rng = np.random.default_rng(seed)
     label = np.zeros((12, 14), int)
     label[2:9, 3:8], label[3:7, 8:12] = 1, classes
@@ -61,11 +61,11 @@ def test_growth_ends_where_no_larger_ensemble_is_better():
     assert found["enough"] == 3 and found["sizes"] == [1, 2, 3, 4, 5] and found["method"] == "staple"
     assert [one["mean"] for one in found["dice"]] == pytest.approx(dice.mean(axis=0))
     assert "no longer grows from 3 members on" in format_sizes(found)
-    assert format_sizes(found).startswith("members' masks, cut at 0.5, fused by staple\n")
-    # A gain that may be chance is none, one that goes on is one.
+    assert format_sizes(found).startswith("binary masks of the members, fused by staple\n")
+    # A gain within the noise is no growth.
     noise = base + np.array([0, 0.01, 0.012]) + rng.normal(0, 0.2, (40, 3))
     assert size_summary(noise, range(40), "vote")["enough"] == 1
     growing = size_summary(base + np.array([0, 0.05, 0.1]), range(40), "vote")
     assert growing["enough"] == 3 and "still grows at 3" in format_sizes(growing)
-    assert "fused by vote: the run itself may take the mean of soft masks\n" in format_sizes(growing)
+    assert "fused by vote; the run itself may use the mean of soft masks\n" in format_sizes(growing)
     assert size_summary([[math.nan] * 3], [0], "vote") is None and size_summary([[0.5]], [0], "vote") is None

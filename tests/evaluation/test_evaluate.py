@@ -1,4 +1,4 @@
-"""Evaluation: numbers by hand on tiny masks, what is left out, and the files."""
+"""Evaluation: figures of tiny masks by hand, cases without prediction or truth, and the files."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import majority, on_grid, raters_of
 from guided_diffusion.evaluation.evaluate import columns, evaluate
-from guided_diffusion.evaluation.summary import format_summary
+from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report.results_page import write_report
 from guided_diffusion.runtime.errors import UserError
@@ -120,7 +120,7 @@ def test_summary_is_strict_json(folder, tmp_path):
     assert not (predicted / "summary.json").exists()
 
 
-def test_missing_predictions_and_truths_are_counted_and_told(folder):
+def test_missing_predictions_and_truths_are_counted_and_printed(folder):
     data, predicted = folder
     (predicted / "half.png").unlink()
     (data / "masks" / "perfect.png").unlink()
@@ -194,7 +194,7 @@ def test_without_samples_the_table_has_no_such_line(folder):
     data, predicted = folder
     text = format_summary(evaluate(predicted, dataset_of(data)))
     assert "sample dice" not in text and "coarse" not in text
-    assert "5 cases (1 both empty, 1 prediction empty, 1 truth empty)" in text
+    assert "5 cases (1 both masks empty, 1 prediction empty, 1 truth empty)" in text
 
 
 # ---- volumes -----------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_script_on_a_plain_folder_with_other_names(folder, script, refusal, save
     line = ["--pred_dir", predicted, "--data_name FOLDER --data_dir", data]
     script("segmentation_eval", line)
     out = capsys.readouterr().out
-    assert re.search(r"\ndice +0.3750 ", out) and "left out: 2 files of masks not named like any case" in out
+    assert re.search(r"\ndice +0.3750 ", out) and "left out: 2 mask files not named like any case" in out
     assert strict_json(predicted / "summary.json")["unmatched_files"] == 2
     for name in TRUTH:
         for path in predicted.glob(f"{name}*.png"):

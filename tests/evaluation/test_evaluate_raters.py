@@ -1,4 +1,4 @@
-"""Evaluation against several raters: calibration to their fraction, diversity, and what is left out when."""
+"""Evaluation against several raters: calibration against their fraction, diversity, missing members and raters."""
 
 import csv
 import dataclasses
@@ -14,9 +14,9 @@ from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.truth import rater_names
 from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
-from guided_diffusion.evaluation.diversity import compare_sets, level_masks
+from guided_diffusion.evaluation.diversity import compare_sets, level_sets
 from guided_diffusion.evaluation.evaluate import evaluate
-from guided_diffusion.evaluation.summary import format_summary
+from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.runtime.errors import UserError
 
@@ -36,7 +36,7 @@ EMPTY = np.zeros((8, 10), bool)
 RATERS = {  # of 8 x 10 pixels
     "agreed": np.stack([rectangle(2, 2, 4, 4)] * 4),
     "disputed": np.stack([rectangle(1, 1, 2, 2), rectangle(1, 1, 2, 4), rectangle(1, 1, 4, 4), EMPTY]),
-    "doubted": np.stack([rectangle(5, 5, 3, 3), EMPTY, EMPTY, EMPTY]),  # the majority marks nothing
+    "minority": np.stack([rectangle(5, 5, 3, 3), EMPTY, EMPTY, EMPTY]),  # the majority marks nothing
 }
 
 
@@ -74,7 +74,7 @@ def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
     rows = table(tmp_path / "results" / "metrics.csv")
     fraction = {name: marks.mean(axis=0) for name, marks in RATERS.items()}
     bands = {name: boundary_band(marks.sum(axis=0) > 2) for name, marks in RATERS.items()}
-    assert not bands["doubted"].any() and bands["disputed"].any()
+    assert not bands["minority"].any() and bands["disputed"].any()
     for part, where in (("", {name: np.ones((8, 10), bool) for name in RATERS}), ("_band", bands)):
         p, y = (np.concatenate([maps[name][where[name]] for name in RATERS]) for maps in (soft, fraction))
         for prefix, values in (("", p), ("coarse_", p / 2)):
@@ -84,7 +84,7 @@ def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
         case = ReliabilityTable.of(soft["disputed"][where["disputed"]], fraction["disputed"][where["disputed"]])
         got = [float(rows["disputed"][f"{figure}{part}"]) for figure in ("ece", "brier")]
         assert got == pytest.approx([case.ece, case.brier], abs=1e-5)
-    assert rows["doubted"]["ece_band"] == rows["doubted"]["coarse_brier_band"] == "" != rows["doubted"]["ece"]
+    assert rows["minority"]["ece_band"] == rows["minority"]["coarse_brier_band"] == "" != rows["minority"]["ece"]
     assert (summary["calibration"]["cases"], summary["calibration"]["cases_band"]) == (3, 2)
     assert re.search(rf"\nece +{summary['calibration']['ece']:.4f}\n  in band ", format_summary(summary))
 
@@ -114,7 +114,7 @@ def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answ
     evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
     rows = table(tmp_path / "results" / "metrics.csv")
     for name in RATERS:
-        expected = compare_sets(level_masks(soft[name]), list(RATERS[name]))
+        expected = compare_sets(level_sets(soft[name]), list(RATERS[name]))
         assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
         assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
 
@@ -165,7 +165,7 @@ def test_a_case_of_one_rater_among_several_counts_for_him(readers):
     assert summary["diversity"]["rater_dice"]["n"] == 2 and summary["diversity"]["raters_agreement"]["n"] == 1
 
 
-def test_raters_without_names_are_told_by_their_place(tmp_path, answers):
+def test_raters_without_names_have_numbers(tmp_path, answers):
     members, soft = answers
     save_results(tmp_path / "results", members, soft)
     dataset = FourRaters(tmp_path, 8)

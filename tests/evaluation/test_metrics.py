@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 
 from guided_diffusion.evaluation.metrics import (
     component_ious,
-    detection,
     evaluate_mask,
+    lesion_detection,
     metric_names,
     overlap,
     surface,
@@ -203,7 +203,7 @@ def test_volumes_by_hand():
 
 
 def lesion_pair():
-    """True lesions A, B, C; found: A well, B by two pieces, C not; and one that is none."""
+    """True lesions A, B, C. The prediction finds A, B in two pieces, not C, and invents one."""
     truth, prediction = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
     truth[0:4, 0:4] = truth[8:12, 0:8] = truth[16:18, 16:18] = True
     truth[4, 4] = True  # joined to A by a corner
@@ -219,15 +219,15 @@ def test_lesions_by_hand():
     assert np.allclose(sorted(ious[ious > 0]), [12 / 32, 12 / 32, 16 / 21]) and ious.shape == (4, 3)
     counts = {"lesions": 3, "lesions_predicted": 4, "lesions_found": 2}
     figures = {"lesion_f1": 4 / 7, "lesion_sensitivity": 2 / 3, "lesion_precision": 2 / 4}
-    assert detection(prediction, truth, 0.1) == pytest.approx(figures | counts)
-    assert detection(prediction, truth, 0.5)["lesions_found"] == 1  # B's pieces are too small each
-    assert detection(truth, truth, 1.0)["lesion_f1"] == 1
+    assert lesion_detection(prediction, truth, 0.1) == pytest.approx(figures | counts)
+    assert lesion_detection(prediction, truth, 0.5)["lesions_found"] == 1  # B's pieces are too small each
+    assert lesion_detection(truth, truth, 1.0)["lesion_f1"] == 1
 
 
 def test_lesions_of_empty_masks():
-    assert math.isnan(detection(EMPTY, EMPTY, 0.1)["lesion_f1"])
-    assert detection(EMPTY, FULL, 0.1)["lesion_f1"] == detection(FULL, EMPTY, 0.1)["lesion_f1"] == 0
-    assert math.isnan(detection(FULL, EMPTY, 0.1)["lesion_sensitivity"])
+    assert math.isnan(lesion_detection(EMPTY, EMPTY, 0.1)["lesion_f1"])
+    assert lesion_detection(EMPTY, FULL, 0.1)["lesion_f1"] == lesion_detection(FULL, EMPTY, 0.1)["lesion_f1"] == 0
+    assert math.isnan(lesion_detection(FULL, EMPTY, 0.1)["lesion_sensitivity"])
 
 
 # ---- one case ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Temperature: what it leaves alone, that it is found again, and its way into a checkpoint and out of it."""
+"""Temperature: masks do not change, the fit recovers a known value, and sampling reads it from the checkpoint."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_a_checkpoint_gets_its_temperature_and_sampling_applies_it(
     script("segmentation_eval", fit)
     checkpoint = load_checkpoint(held_out)
     fitted = checkpoint.config["calibration"]
-    assert f"temperature {fitted['temperature']:g} of least log loss on" in capsys.readouterr().out
+    assert f"temperature {fitted['temperature']:g} fitted by log loss on" in capsys.readouterr().out
     assert fitted["split"] == "val" and fitted["log_loss"] <= fitted["log_loss_before"]
     assert all((checkpoint.model[name] == value).all() for name, value in weights.items())
 

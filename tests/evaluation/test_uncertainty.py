@@ -1,4 +1,4 @@
-"""Doubt: per pixel by hand and by its bounds, a case's scores by hand, and whether they tell the error."""
+"""Uncertainty: maps and scores by hand, and the ranking of cases against SciPy and by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from guided_diffusion.evaluation.uncertainty import case_scores, judge
+from guided_diffusion.evaluation.uncertainty import case_scores, rank_cases
 from guided_diffusion.inference.ensemble import entropy, pixel_uncertainty
 
 
@@ -14,7 +14,7 @@ def test_pixels_by_hand():
     soft = np.array([[1.0, 0.5, 0.9, 0.0], [0.0, 0.5, 0.7, 0.0]])  # two members, four pixels
     found = pixel_uncertainty(soft)
     assert np.allclose(found.mean, [0.5, 0.5, 0.8, 0]) and np.allclose(found.variance, [0.25, 0, 0.01, 0])
-    # Members that contradict each other: all entropy is disagreement. Members that both doubt: none of it is.
+    # First pixel: certain members that disagree, so all entropy is mutual information. Second: equal members, so none.
     assert np.allclose(found.entropy[[0, 1, 3]], [1, 1, 0]) and np.allclose(found.mutual_information[:2], [1, 0])
     third = entropy(0.8) - (entropy(0.9) + entropy(0.7)) / 2
     assert found.mutual_information[2] == pytest.approx(third) and 0 < third < found.entropy[2]
@@ -49,28 +49,28 @@ def test_scores_of_a_case_by_hand():
     assert empty["agreement"] == 1 and math.isnan(empty["expected_dice"]) and math.isnan(empty["volume_spread"])
 
 
-def test_a_score_is_judged_by_rank_and_by_retention():
+def test_cases_are_ranked_by_correlation_and_by_retention():
     error = np.array([0.1, 0.3, 0.2, math.nan, 0.9])
-    perfect = judge([1, 3, 2, 7, 4], error)
+    perfect = rank_cases([1, 3, 2, 7, 4], error)
     curve = [0.1, 0.15, 0.2, 0.375]
     assert perfect["curve"] == {"kept": [0.25, 0.5, 0.75, 1], "error": pytest.approx(curve)}
     assert (perfect["spearman"], perfect["n"]) == (pytest.approx(1), 4)
     assert perfect["area"] == perfect["oracle"] == pytest.approx(np.mean(curve)) and perfect["random"] == 0.375
-    worst = judge([4, 2, 3, 7, 1], error)
+    worst = rank_cases([4, 2, 3, 7, 1], error)
     assert worst["spearman"] == pytest.approx(-1) and worst["area"] > worst["random"]
-    # A doubt that is the same everywhere tells nothing.
-    flat = judge([1] * 5, error)
+    # A constant uncertainty does not rank cases.
+    flat = rank_cases([1] * 5, error)
     assert math.isnan(flat["spearman"]) and flat["area"] == pytest.approx(flat["random"])
-    none = judge([math.nan], [0.5])
+    none = rank_cases([math.nan], [0.5])
     assert none["n"] == 0 and math.isnan(none["area"]) and none["curve"]["kept"] == []
 
 
 def test_the_rank_correlation_is_scipys_and_ties_count_by_their_mean():
     rng = np.random.default_rng(1)
-    doubt, error = rng.integers(0, 5, 300).astype(float), rng.random(300)
-    found = judge(doubt, error)
-    assert found["spearman"] == pytest.approx(spearmanr(doubt, error).statistic)
-    orders = [np.lexsort((rng.random(300), doubt)) for _ in range(400)]  # ties in any order, on average
+    uncertainty, error = rng.integers(0, 5, 300).astype(float), rng.random(300)
+    found = rank_cases(uncertainty, error)
+    assert found["spearman"] == pytest.approx(spearmanr(uncertainty, error).statistic)
+    orders = [np.lexsort((rng.random(300), uncertainty)) for _ in range(400)]  # ties in any order, on average
     areas = [np.mean(np.cumsum(error[order]) / np.arange(1, 301)) for order in orders]
     assert found["area"] == pytest.approx(np.mean(areas), abs=3 * np.std(areas) / 20)
     assert len(found["curve"]["kept"]) == 100 and found["curve"]["error"][-1] == pytest.approx(error.mean())

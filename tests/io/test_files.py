@@ -323,17 +323,17 @@ def opened_by_locale(path):
 
 
 def test_text_is_utf_8_whatever_the_machine_s_encoding_is():
-    code = [*(ROOT / "guided_diffusion").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    code = [*(ROOT / "guided_diffusion").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     assert len(code) > 50 and [line for path in code for line in opened_by_locale(path)] == []
 
 
 def test_a_table_with_names_in_any_alphabet_is_written_where_the_locale_is_plain(tmp_path):
     """metrics.csv, as on a machine without UTF-8."""
     program = (
-        "import sys; from pathlib import Path; from guided_diffusion.evaluation import Evaluated, Settings, _write_csv;"
-        "evaluated = Evaluated(('foreground',), Settings(), 'pixels', 'pixels');"
-        "evaluated.rows = [{'name': 'caf\\u00e9\\u4e2d', 'class': 'foreground', 'dice': 1.0}];"
-        "_write_csv(Path(sys.argv[1]), evaluated)"
+        "import sys; from pathlib import Path; from guided_diffusion.evaluation import evaluate as e;"
+        "evaluation = e.Evaluation(('foreground',), e.EvaluationSettings(), 'pixels', 'pixels');"
+        "evaluation.rows = [{'name': 'caf\\u00e9\\u4e2d', 'class': 'foreground', 'dice': 1.0}];"
+        "e._write_csv(Path(sys.argv[1]), evaluation)"
     )
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, str(tmp_path / "metrics.csv")]

@@ -1,7 +1,5 @@
-"""The report: what the page holds, where its pictures lie, and, in a real browser, that it sorts, opens and slides."""
+"""The report: its content, the place of its pictures, and sorting, opening and sliding in a real browser."""
 
-import base64
-import io
 import json
 import re
 import shutil
@@ -11,20 +9,18 @@ from urllib.parse import unquote
 import nibabel
 import numpy as np
 import pytest
-from conftest import FAST, strict_json
+from conftest import FAST, strict_json, write_folder
+from pages import Page, content, picture
 from PIL import Image
 
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.evaluation.evaluate import Settings, evaluate
+from guided_diffusion.evaluation.evaluate import EvaluationSettings, evaluate
 from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.io.drawing import MASK_COLOUR, TRUTH_COLOUR, border
-from guided_diffusion.report import figures as charts
 from guided_diffusion.report import results_page as report
-from guided_diffusion.report.figures import figure_label
 from guided_diffusion.report.results_page import try_report, write_report
-from guided_diffusion.report.training_page import write_training_page
 
 NASTY = "<b>&\"'#?%41"
 NAMES = (NASTY, *(f"case{k}" for k in range(6)))
@@ -74,7 +70,7 @@ def photographs(tmp_path_factory):
 def results(photographs, tmp_path_factory):
     """Results whose Dice grows with the case's number in the order of names, evaluated."""
     folder = sampled(tmp_path_factory.mktemp("results"), photographs, lambda n: [disc(3 + n), disc(4 + n), disc(5 + n)])
-    evaluate(folder, photographs, settings=Settings(sizes="staple"))
+    evaluate(folder, photographs, settings=EvaluationSettings(sizes="staple"))
     return folder
 
 
@@ -100,16 +96,6 @@ def volumes(tmp_path_factory):
 
 def write(folder, dataset, **keywords):
     return write_report(folder, dataset, group_cases(dataset.cases), **keywords)
-
-
-def content(page):
-    """The page's data."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
-
-
-def picture(source):
-    kind, _, data = source.partition(";base64,")
-    return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
@@ -172,7 +158,19 @@ def test_pictures_lie_beside_the_page_where_they_are_many(results, photographs, 
     assert not (results / "report_files").exists()
 
 
-def test_without_truth_cases_are_sorted_by_their_doubt(photographs, tmp_path):
+def test_an_ensemble_curve_of_one_case_has_no_interval(tmp_path):
+    """curves.json holds null for the bounds."""
+    write_folder(tmp_path / "data", 1)
+    dataset = build_dataset("FOLDER", tmp_path / "data", 16)
+    truth = dataset.load_mask(dataset.cases[0])[0, 0]
+    folder = sampled(tmp_path / "results", dataset, lambda n: [truth, ~truth])
+    summary = evaluate(folder, dataset, settings=EvaluationSettings(sizes="staple"))
+    assert np.isnan(summary["ensemble_size"]["dice"][0]["low"])
+    text = write(folder, dataset).read_text()
+    assert "Ensemble size" in text and "<polygon" not in text
+
+
+def test_without_truth_cases_are_sorted_by_their_uncertainty(photographs, tmp_path):
     folder = sampled(tmp_path / "r", photographs, lambda n: [disc(5), disc(5), disc(5 + n)])
     page = write(folder, photographs, read_raters=lambda *_: None)
     data = content(page)
@@ -212,132 +210,7 @@ def test_sampling_again_brings_the_report_back(sample, trained, pictures):
     assert (out / "report.html").read_text() == first
 
 
-# ---- the page of a training run ----------------------------------------------------------------------------------
-
-CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"condition_steps": 40, "lr": 1e-3}}
-
-
-def training_run(folder):
-    """A run's folder with a log of 60 steps, its last line torn, and pictures of steps 30, 60 and, once, 90."""
-    rows = [{"step": n, "loss": 100 / n, "mask": None, "lr": 1e-3} for n in range(1, 61)]
-    rows[29]["val_dice"], rows[59]["val_dice"] = 0.5, 0.75
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 61, "lo')
-    (folder / "validation").mkdir()
-    for step, grey in ((30, 50), (60, 200), (90, 250)):
-        Image.fromarray(np.full((20, 30, 3), grey, np.uint8)).save(folder / "validation" / f"step{step:06d}.png")
-    return folder
-
-
-def test_the_page_of_a_training_run(tmp_path):
-    page = write_training_page(training_run(tmp_path), CONFIG, 100, {"step": 60, "dice": 0.75})
-    text = page.read_text()
-    assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
-    embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
-    assert embedded.shape == (20, 30, 3) and abs(embedded.astype(int) - 200).max() <= 3
-    for words in ("60 of 100", "0.7500 at step 60", "/data/&lt;x&gt;", "the diffusion begins", "Validation Dice"):
-        assert words in text, words
-    assert "<x>" not in text and "Gradient norm" not in text and not re.search("https?://", text)
-
-
-def test_training_writes_its_page(trained):
-    text = (trained.parent / "training.html").read_text()
-    assert "2 of 2" in text and "Loss" in text and "Gradient norm" in text and 'points="' in text
-
-
-# ---- charts ------------------------------------------------------------------------------------------------------
-
-
-def test_ticks_are_round_and_peaks_are_kept():
-    assert charts.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) and charts.ticks(3, 3) == [3]
-    assert charts.decades(0.01, 10) == pytest.approx([0.01, 0.1, 1, 10])
-    low, high = charts.rounded(0.83, 0.97)
-    assert low <= 0.83 and high >= 0.97 and high - low < 0.3
-    ys = [0.0] * 10_000
-    ys[1234], ys[7000] = 5.0, float("nan")
-    xs, kept = charts.thinned(list(range(10_000)), ys)
-    assert len(xs) <= charts.LINE_POINTS + 2 and 1234 in xs and max(kept) == 5 and xs == sorted(xs) and xs[-1] == 9999
-
-
-def test_charts_leave_out_what_is_not_finite():
-    chart = charts.Chart('a "title" <', (0, 4, "x"), (0.1, 10, "y"), log=True)
-    chart.line([0, 1, 2, 3, 4], [1, 2, float("nan"), 0, 5], 1, "loss")
-    drawn = chart.svg()
-    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 1 and "nan" not in drawn
-    assert 'aria-label="a &quot;title&quot; &lt;"' in drawn
-    bars = re.findall(
-        r'data-from="(.*?)" data-to="(.*?)"', charts.histogram("t", [0.0, 0.1, 0.1, 1.0], "x", bounds=(0, 1))
-    )
-    assert len(bars) == 20 and bars[0] == ("0", "0.05") and figure_label("nsd_1") == "NSD at 1"
-
-
 # ---- in a browser ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium; skips where there is none."""
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not (chromium and driver):
-        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        f"--disable-component-update --disable-sync --disable-dev-shm-usage --user-data-dir={profile} "
-        "--window-size=1300,900"
-    ).split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    yield started
-    started.quit()
-
-
-class Page:
-    """A page in the browser: what it shows, and keys pressed in it."""
-
-    def __init__(self, browser, path):
-        self.browser = browser
-        browser.get(path.as_uri())
-
-    def run(self, script, *arguments):
-        return self.browser.execute_script(script, *arguments)
-
-    def press(self, *keys):
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    def wait(self, script):
-        """Until the script returns something true, which is returned."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        return WebDriverWait(self.browser, 60, 0.05).until(lambda _: self.run(script))
-
-    def shown(self):
-        return self.run("return [...document.querySelectorAll('.card .name')].map((e) => e.textContent)")
-
-    def focused(self):
-        return self.run("return document.activeElement.querySelector('.name')?.textContent")
-
-    def colours(self):
-        """How many pixels of the opened case are red (mask), green (truth) and blue (members)."""
-        return self.wait(
-            """const c = document.getElementById('canvas'); if (!c.width) return null;
-            const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const n = [0, 0, 0];
-            for (let i = 0; i < p.length; i += 4) {
-              if (p[i] == 255 && p[i + 1] == 64) n[0]++;
-              if (p[i] == 64 && p[i + 1] == 255) n[1]++;
-              if (p[i] == 80 && p[i + 2] == 255) n[2]++;
-            } return n;"""
-        )
-
-    def complaints(self):
-        """What the console says, but for its advice to those who read a canvas as `colours` does."""
-        said = [entry["message"] for entry in self.browser.get_log("browser")]
-        return [message for message in said if "willReadFrequently" not in message]
 
 
 def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_path, monkeypatch):
@@ -432,18 +305,3 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     page.run("document.querySelector('.card').click()")
     page.wait("return document.getElementById('canvas').width > 300")
     assert page.complaints() == [] and page.shown() == worst_first
-
-
-def test_the_training_page_in_a_browser(browser, tmp_path):
-    page = Page(browser, write_training_page(training_run(tmp_path), CONFIG, 100))
-    width = "const p = document.getElementById('picture'); return p.complete && p.naturalWidth"
-    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 60"
-    slide = "const s = document.getElementById('pick'); s.value = 0; s.dispatchEvent(new Event('input'))"
-    page.run(slide)
-    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 30"
-    assert page.run("return document.getElementById('picture').src").endswith("validation/step000030.png")
-    assert page.complaints() == []
-    (tmp_path / "validation" / "step000030.png").unlink()
-    page = Page(browser, tmp_path / "training.html")
-    page.run(slide)
-    assert "is not beside this page" in page.wait("return document.getElementById('missing').textContent")

@@ -1,4 +1,4 @@
-"""The door that scripts leave by: one line and a status for what a user can mend, a traceback for our own bugs."""
+"""The exit of scripts: one line and a status for users' mistakes, a traceback for our own bugs."""
 
 import pytest
 
@@ -19,14 +19,14 @@ from guided_diffusion.runtime.errors import UserError, run_script
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: out of memory"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(capsys, error, status, line):
+def test_a_users_mistake_is_one_line(capsys, error, status, line):
     def main():
         raise error
 
     with pytest.raises(SystemExit) as end:
         run_script(main)
-    said = capsys.readouterr().err.strip()
-    assert end.value.code == status and said.startswith(line) and "\n" not in said
+    message = capsys.readouterr().err.strip()
+    assert end.value.code == status and message.startswith(line) and "\n" not in message
 
 
 def test_our_own_bugs_keep_their_traceback():

@@ -1,5 +1,5 @@
 "use strict";
-// The gallery of a report: cases as cards that are sorted, filtered and opened, by pointer and keyboard.
+// The gallery of a report: cards to sort, filter and open, by pointer or keyboard.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
@@ -61,10 +61,10 @@
 
   function update() {
     const column = columns.get(sort.value);
-    const words = $("search").value.toLowerCase();
+    const text = $("search").value.toLowerCase();
     const [low, high] = [$("from"), $("to")].map((input) => (input.value === "" ? null : Number(input.value)));
     shown = cards.filter(({ item }) => {
-      if (words && !item.name.toLowerCase().includes(words)) return false;
+      if (text && !item.name.toLowerCase().includes(text)) return false;
       if (!column || (low === null && high === null)) return true;
       const value = item.scores[column.key];
       return value !== undefined && (low === null || value >= low) && (high === null || value <= high);
@@ -100,7 +100,7 @@
     setTimeout(update);
   });
 
-  // A bar of a histogram shows its cases alone; a dot opens its case.
+  // A click on a bar filters the gallery by its interval; a click on a dot opens its case.
   for (const chart of document.querySelectorAll(".chart")) {
     chart.addEventListener("click", (event) => {
       const { column } = chart.dataset;
@@ -135,10 +135,10 @@
     mark.style.background = colour;
     legend.append(mark, document.createTextNode(`${text}  `));
   };
-  legend.append(document.createTextNode("Image, outlines, members, uncertainty. "));
+  legend.append(document.createTextNode("Each card: image, outlines, members, uncertainty. "));
   if (data.classes.length) {
     for (const [name, colour] of data.classes) key(colour, name);
-    legend.append(document.createTextNode("(the truth dashed)"));
+    legend.append(document.createTextNode("(dashed: truth)"));
   } else {
     key(COLOURS.mask, "mask");
     if (data.cases.some((item) => item.layers.includes("truth"))) key(COLOURS.truth, "truth");
@@ -162,7 +162,7 @@
 
   function toggle(name, on) {
     state.on[name] = on;
-    // Two soft maps over each other would say nothing.
+    // Two soft maps on top of each other are unreadable.
     if (on && name === "uncertainty") state.on.probability = false;
     if (on && name === "probability") state.on.uncertainty = false;
     draw();
@@ -213,16 +213,16 @@
     });
     pen.globalAlpha = 1;
     for (const [name, box] of Object.entries(boxes)) box.checked = on[name];
-    describe();
+    describeView();
   }
 
-  function describe() {
+  function describeView() {
     const { item, slice } = state;
     const visible = Object.keys(state.on).filter((name) => state.on[name] && !boxes[name].disabled);
     canvas.setAttribute("aria-label", `${item.name}, with ${visible.join(", ") || "nothing"} drawn over it`);
     const index = item.indices[slice];
     if (index === null) return;
-    const part = item.indices.length < item.depth ? ` (${item.indices.length} of them here)` : "";
+    const part = item.indices.length < item.depth ? ` (${item.indices.length} slices shown)` : "";
     $("slice-text").textContent = `Slice ${index + 1} of ${item.depth}${part}`;
     $("slice").value = slice;
     $("slice").setAttribute("aria-valuetext", `slice ${index + 1} of ${item.depth}`);
@@ -244,7 +244,7 @@
     }
     $("slider").hidden = item.indices[0] === null;
     $("slice").max = item.indices.length - 1;
-    chips(item);
+    memberButtons(item);
     $("scores").replaceChildren(...data.columns.filter((column) => column.key in item.scores).map((column) => {
       const row = element("tr");
       row.append(element("th", { scope: "row" }, column.label), element("td", {}, number(item.scores[column.key])));
@@ -258,29 +258,29 @@
     }
   }
 
-  // A chip a member: to point at it or to focus it shows it alone, a click keeps it so.
-  function chips(item) {
+  // One button for each member: hover or focus shows this member alone, a click pins it.
+  function memberButtons(item) {
     const members = item.layers.filter((layer) => layer.startsWith("member "));
     $("members").hidden = !members.length;
     let kept = null;
     $("members").querySelector("div").replaceChildren(...members.map((layer, index) => {
-      const chip = element("button", { type: "button", "aria-pressed": "false", title: layer }, String(index));
-      chip.setAttribute("aria-label", `Show ${layer} alone`);
+      const button = element("button", { type: "button", "aria-pressed": "false", title: layer }, String(index));
+      button.setAttribute("aria-label", `Show ${layer} alone`);
       const show = (member) => {
         if (state.member === member) return;
         state.member = member;
         draw();
       };
-      chip.addEventListener("mouseenter", () => show(index));
-      chip.addEventListener("focus", () => show(index));
-      chip.addEventListener("mouseleave", () => show(kept));
-      chip.addEventListener("blur", () => show(kept));
-      chip.addEventListener("click", () => {
+      button.addEventListener("mouseenter", () => show(index));
+      button.addEventListener("focus", () => show(index));
+      button.addEventListener("mouseleave", () => show(kept));
+      button.addEventListener("blur", () => show(kept));
+      button.addEventListener("click", () => {
         kept = kept === index ? null : index;
-        for (const other of chip.parentElement.children) other.setAttribute("aria-pressed", String(other === chip && kept !== null));
+        for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button && kept !== null));
         show(kept);
       });
-      return chip;
+      return button;
     }));
   }
 
@@ -306,7 +306,7 @@
     slide(state.slice + Math.sign(event.deltaY));
   }, { passive: false });
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // beside it
+    if (event.target === dialog) dialog.close(); // a click outside
   });
   dialog.addEventListener("close", () => {
     const entry = cardOf.get(state.item);

@@ -1,5 +1,5 @@
 "use strict";
-// The button that changes the theme: as the system has it, light, dark.
+// The theme button: system, light, dark.
 (() => {
   const button = document.getElementById("theme");
   const themes = ["system", "light", "dark"];
@@ -7,7 +7,7 @@
   try {
     theme = localStorage.getItem("medsegdiff-theme") || "system";
   } catch (error) {
-    // Storage may be forbidden to files; the choice then lasts as long as the page.
+    // A browser may deny storage to local files; the choice then lasts until the page closes.
   }
   const apply = () => {
     document.documentElement.dataset.theme = theme;

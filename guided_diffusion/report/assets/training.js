@@ -1,5 +1,5 @@
 "use strict";
-// The slider over a run's validation pictures: the newest is part of the page, earlier ones lie beside it.
+// The slider over a run's validation pictures: the page holds the newest and loads earlier ones from the folder.
 (() => {
   const { pictures } = JSON.parse(document.getElementById("data").textContent);
   const pick = document.getElementById("pick");
@@ -16,7 +16,7 @@
     pick.setAttribute("aria-valuetext", `step ${step}`);
   });
   picture.addEventListener("error", () => {
-    missing.textContent = `${pictures[Number(pick.value)][1]} is not beside this page: keep it in the run's folder to see earlier steps.`;
+    missing.textContent = `${pictures[Number(pick.value)][1]} was not found; keep this page in the run's folder to see earlier steps.`;
     missing.hidden = false;
   });
 })();

@@ -1,0 +1,18 @@
+"""Counts, lists and tables on the console."""
+
+from guided_diffusion.runtime.console import counted, listed, text_table
+
+
+def test_counts_and_lists():
+    assert counted(1, "case") == "1 case" and counted(0, "case") == "0 cases"
+    assert listed(["a", "b"]) == "a, b" and listed("abcdef", most=4) == "a, b, c, d and 2 more"
+
+
+def test_a_table_of_text():
+    text = text_table(["", "mean", "n"], [["dice", "1234.5678", 4], ["a longer name"], ["ece", "0.1"]])
+    assert text.splitlines() == [
+        "                    mean  n",
+        "dice           1234.5678  4",
+        "a longer name",
+        "ece                  0.1",
+    ]
