@@ -2,7 +2,7 @@
 
 import pytest
 
-from guided_diffusion.training import loop as waiting
+from guided_diffusion.training import hooks as waiting
 from guided_diffusion.training.hooks import WaitingShare
 
 

@@ -134,14 +134,16 @@ def test_validation_leaves_the_random_state_alone(watched, pictures):
     dataset = held_out(pictures)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     looked = [
-        Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32", rows=rows).look(model)
+        Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32", rows=rows).validate(model)
         for rows in (None, None, 1)
     ]
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
     assert looked[0].figures == looked[1].figures and (looked[0].picture == looked[1].picture).all()
     assert looked[2].figures == pytest.approx(looked[0].figures, abs=1e-3)  # one member at a time: but for rounding
     assert model.training
-    stopped = Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").look(model, stopped=lambda: True)
+    stopped = Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").validate(
+        model, stopped=lambda: True
+    )
     assert stopped is None
 
 
