@@ -32,7 +32,6 @@ OLDER = {  # what a checkpoint that is older than an option was trained with
         "concat_features": False,
         "diffusion_channels": 0,
         "diffusion_level": 0,
-        "neighbours": 0,
     },
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},

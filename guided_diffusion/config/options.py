@@ -27,6 +27,7 @@ REMOVED = {
     "time_spacing": ("uniform", None),
     "begin_at": (1,),
     "dynamic_threshold": (0,),
+    "neighbours": (0,),
 }
 ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they changed the loss alone: sampling needs none of them
 LAST_VERSION = "0.1.0"  # has them all
@@ -158,12 +159,6 @@ class ModelOptions:
         "pixels along each side of the patches that are one pixel of the network's first level each (space to depth): "
         "2 with twice the --image_size takes hardly longer and draws masks twice as fine",
         above=0,
-    )
-    neighbours: int = option(
-        0,
-        "slices on either side of a volume's slice that are seen beside it, as further channels (2.5-D); at its ends a "
-        "volume's outermost slice is repeated",
-        minimum=0,
     )
     num_channels: int = option(128, "width of the first level", above=0)
     num_res_blocks: int = option(2, "residual blocks per level", above=0)

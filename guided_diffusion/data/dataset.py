@@ -90,8 +90,7 @@ class SegmentationDataset(Dataset):
         well if the data has no test cases of its own, that is, if `find_cases` gives the same for "test" and "train".
     classes: the value of `--classes`; "": the loader's own classes. It becomes `self.classes`, a `classes.Classes`, and
         `class_names`.
-    view: a `resizing.View`, which part of a case an item shows. With neighbours `image_channels` counts the channels of
-        all slices; `case_channels` counts those of one, which `read_image` and `load_image` return.
+    view: a `resizing.View`, which part of a case an item shows.
     """
 
     image_channels = 3
@@ -141,8 +140,6 @@ class SegmentationDataset(Dataset):
             self._check_cases()
         self.classes = self._choose_classes(classes)
         self.class_names = self.classes.names
-        self.case_channels, self.image_channels = self.image_channels, self.image_channels * view.slices
-        self._slices = view.slices_of(self.cases)
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -211,7 +208,7 @@ class SegmentationDataset(Dataset):
     # ---- what the program calls --------------------------------------------------------------------------------
 
     def load_image(self, case):
-        """`read_image`, checked: float32 [C, H, W] with `case_channels` channels and finite values.
+        """`read_image`, checked: float32 [C, H, W] with `image_channels` channels and finite values.
 
         Raises `UserError` for anything else, and see `own_errors`, as do the other `load_...` methods.
         """
@@ -219,9 +216,9 @@ class SegmentationDataset(Dataset):
             image = np.asarray(self.read_image(case), dtype=np.float32)
         if image.ndim != 3:
             raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
-        if image.shape[0] != self.case_channels:
+        if image.shape[0] != self.image_channels:
             raise UserError(
-                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.case_channels}; "
+                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.image_channels}; "
                 "convert it or leave it out"
             )
         if not np.isfinite(image).all():
@@ -293,10 +290,9 @@ class SegmentationDataset(Dataset):
         volume: str, slice_index: int; only for a slice.
         """
         case = self.cases[index]
-        images = [self.load_normalised(near) for near in self.view.around(case, self._slices)]
-        size = tuple(images[0].shape[-2:])
-        image = torch.cat([self.view.image(image, self.image_size) for image in images])
-        item = {"image": image, "name": case.name, "size": size}
+        image = self.load_normalised(case)
+        size = tuple(image.shape[-2:])
+        item = {"image": self.view.image(image, self.image_size), "name": case.name, "size": size}
         if self.need_masks:
             mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
             item["mask"] = self.view.mask(mask.float(), self.image_size)

@@ -1,4 +1,4 @@
-"""What the network sees of a case: the resized image or a crop, and with a slice its neighbours."""
+"""What the network sees of a case: the resized image, or a crop of it."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..runtime.errors import UserError
 from ..runtime.seeds import seeded_generator
 
 FOREGROUND_CROPS = 1 / 3  # this share of crops contains a marked pixel, since a small object is rarely hit by chance
@@ -16,44 +15,11 @@ FOREGROUND_CROPS = 1 / 3  # this share of crops contains a marked pixel, since a
 class View:
     """What an item shows of a case.
 
-    neighbours: the number of slices on either side of a volume's slice, added as channels. The outermost slice is
-    repeated beyond the volume's ends, and the nearest one where a slice is missing.
     keep_size: an image with a side longer than the network's keeps its size, for crops and tiles. Its shorter side is
     padded by reflection if it is below the network's.
     """
 
-    neighbours: int = 0
     keep_size: bool = False
-
-    @property
-    def slices(self):
-        """The number of slices in an image, 2 N + 1."""
-        return 2 * self.neighbours + 1
-
-    def slices_of(self, cases):
-        """{(volume, slice index): case}; {} without neighbours. Raises `UserError` for a case that is no slice."""
-        if not self.neighbours:
-            return {}
-        for case in cases:
-            if case.volume is None:
-                raise UserError(
-                    f"{case.images[0]}: is no slice of a volume, which --neighbours {self.neighbours} needs; leave the "
-                    "flag out"
-                )
-        return {(case.volume, case.slice_index): case for case in cases}
-
-    def around(self, case, slices):
-        """The case and its neighbours, 2 N + 1 cases in the order of their slices. slices: see `slices_of`."""
-        shown = [case]
-        for step in range(1, self.neighbours + 1):
-            before, after = (slices.get((case.volume, case.slice_index + k), None) for k in (-step, step))
-            shown = [before or shown[0], *shown, after or shown[-1]]
-        return shown
-
-    def with_neighbours(self, slices):
-        """All slices [C, X, Y] of a volume in order, each with its neighbours: a list of [(2 N + 1) C, X, Y]."""
-        last, reach = len(slices) - 1, range(-self.neighbours, self.neighbours + 1)
-        return [torch.cat([slices[min(max(k + step, 0), last)] for step in reach]) for k in range(len(slices))]
 
     def image(self, image, size):
         """An image [C, H, W] for a network of this size: [C, size, size], or larger with `keep_size`."""

@@ -76,7 +76,7 @@ def build_sampler(checkpoint, settings, device, precision):
             f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
             "have another scale"
         )
-    view = View(settings.model.neighbours, keep_size=sample.tile)
+    view = View(keep_size=sample.tile)
     return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings.image_size, view)
 
 

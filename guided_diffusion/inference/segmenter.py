@@ -131,15 +131,11 @@ class Segmenter:
         """
         raw = _tensor(volume, "a volume", "nibabel.load(path).get_fdata()")
         raw = raw[None] if raw.ndim == 3 else raw
-        view = self.sampler.view
-        if raw.ndim != 4 or len(raw) * view.slices != self.checkpoint.image_channels:
-            each = f", as {view.slices} slices at once" if view.neighbours else ""
-            raise ValueError(
-                f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}{each}"
-            )
+        if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
+            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
         turn = NO_TURN if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
-        slices = view.with_neighbours(self._normalised(raw.permute(3, 0, 1, 2).contiguous(), slices=1).unbind(-1))
+        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
         answer = answer.changed(lambda values: reoriented_back(values, turn))
@@ -169,26 +165,20 @@ class Segmenter:
             raise ValueError(f"an image of shape {shape} has not {self._channels}")
         return (raw.permute(2, 0, 1) if channels_last else raw).contiguous()
 
-    def _normalised(self, raw, slices=None):
-        """[C, H, W] or [C, X, Y, Z] as it is in a file -> as the network was trained on, float32 of the same shape.
-
-        slices: how many slices the channels are of, one after another; None: as many as the network sees at once. The
-        loader knows the channels of one.
-        """
+    def _normalised(self, raw):
+        """[C, H, W] or [C, X, Y, Z] as it is in a file -> normalised as in training, float32 of the same shape."""
         if not torch.isfinite(raw).all():
             raise ValueError("an image holds values that are not finite")
         low, high = raw.min().item(), raw.max().item()
         fractions = high <= 1 and bool((raw != raw.round()).any())
         if self._takes_photographs and (low < 0 or high > 255 or fractions):
             raise ValueError(f"an image has values from {low:g} to {high:g}; give them from 0 to 255, as in its file")
-        parts = raw.chunk(slices or self.sampler.view.slices)
         with own_errors(type(self.loader), "normalise_raw"):
-            return torch.cat([torch.as_tensor(self.loader.normalise_raw(part), dtype=torch.float32) for part in parts])
+            return torch.as_tensor(self.loader.normalise_raw(raw), dtype=torch.float32)
 
     @property
     def _takes_photographs(self):
-        channels = self.checkpoint.image_channels // self.sampler.view.slices
-        probe = torch.tensor([0.0, 255.0]).expand(channels, 1, 2)
+        probe = torch.tensor([0.0, 255.0]).expand(self.checkpoint.image_channels, 1, 2)
         with own_errors(type(self.loader), "normalise_raw"):
             return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
 

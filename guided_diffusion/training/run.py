@@ -114,7 +114,7 @@ def prepare_run(options, given, processes):
 
     data_dir = on_this_machine(settings.data.data_dir, processes)
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
-    view = View(neighbours=settings.model.neighbours, keep_size=settings.train.crop)
+    view = View(keep_size=settings.train.crop)
     dataset = find_data(here, settings.image_size, view, chosen="data_name" in given or start is not None)
     settings = settle(options, given, saved, facts_of(dataset, here))
     dataset.orientation = settings.train.orientation

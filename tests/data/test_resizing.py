@@ -6,9 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER
-from test_decathlon import AFFINE
-from test_decathlon import write as write_task
+from conftest import LOADER
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data.batches import Selection, TrainingItems, TrainingOrder, select_slices
@@ -16,9 +14,6 @@ from guided_diffusion.data.cases import Case
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.resizing import View, at_least, crop
-from guided_diffusion.data.volumes import normalised_channels
-from guided_diffusion.inference.segmenter import Segmenter
-from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import UserError
 
@@ -47,83 +42,6 @@ class Stack(SegmentationDataset):
 
     def normalise(self, image):
         return image
-
-
-# ---- neighbours --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name, neighbours, values",
-    [
-        ("a1", 1, [0, 1, 10, 11, 20, 21]),
-        ("a0", 1, [0, 1, 0, 1, 10, 11]),
-        ("a3", 2, [10, 11, 20, 21, 30, 31, 30, 31, 30, 31]),
-        ("b2", 2, [100, 101, 110, 111, 120, 121, 120, 121, 140, 141]),
-        ("b4", 0, [140, 141]),
-    ],
-)
-def test_neighbours_are_channels_in_their_order_and_ends_repeat(tmp_path, name, neighbours, values):
-    dataset = Stack(tmp_path, 8, need_masks=True, view=View(neighbours=neighbours))
-    assert dataset.image_channels == 2 * (2 * neighbours + 1)
-    index = [case.name for case in dataset.cases].index(name)
-    image = dataset[index]["image"]
-    assert image.shape == (dataset.image_channels, 8, 8) and image[:, 0, 0].tolist() == values
-    assert dataset.load_image(dataset.cases[index]).shape == (2, 8, 8)
-
-
-def test_neighbours_need_volumes(pictures, refusal):
-    with pytest.raises(UserError, match=r"case0.png: is no slice of a volume, which --neighbours 1 needs"):
-        build_dataset("FOLDER", pictures, 32, view=View(neighbours=1))
-    message = refusal("segmentation_train", ["--data_name FOLDER --neighbours 1 --data_dir", pictures])
-    assert "--neighbours 1 needs" in message
-
-
-def test_a_checkpoint_remembers_its_neighbours(train, sample, brats, refusal, tmp_path):
-    path = train("BRATS", brats, "--neighbours 1")
-    checkpoint = load_checkpoint(path)
-    assert checkpoint.image_channels == 12 and checkpoint.config["model"]["neighbours"] == 1
-    results = sample(path, brats, FAST)
-    assert next(results.glob("*_seg.nii.gz")) and next((results / "overlay").iterdir())
-    message = refusal("segmentation_sample", ["--neighbours 2 --model_path", path, "--data_dir", brats])
-    assert "--neighbours 2 contradicts the checkpoint" in message and "neighbours 1" in message
-
-
-def test_segmenter_shows_a_volume_with_neighbours(train, brats):
-    checkpoint = train("BRATS", brats, "--neighbours 1")
-    dataset = build_dataset("BRATS", brats, 32, split="test")
-    volume = np.stack([read_nifti(path)[0] for path in dataset.cases[0].images])
-    segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
-    encode = segmenter.sampler.model.encode
-    segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
-    segmenter.volume(volume)
-    shown = build_dataset("BRATS", brats, 32, split="test", view=View(neighbours=1))
-    torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
-    with pytest.raises(ValueError, match="checkpoint's 12 channels, as 3 slices at once"):
-        segmenter.volume(volume[:3])
-
-
-def test_segmenter_normalises_each_slice_by_its_channels(train, tmp_path):
-    """CT beside MRI: a window for the first channel of each slice, z-scores for the second."""
-    generator = np.random.default_rng(0)
-    images = {name: generator.integers(-900, 900, (32, 32, 3, 2)).astype(np.int16) for name in "ab"}
-    labels = {name: (image[..., 0] > 0).astype(np.uint8) for name, image in images.items()}
-    task = {"name": "Clinic", "modality": {"0": "CT", "1": "MRI"}, "labels": {"0": "background", "1": "lesion"}}
-    folder = write_task(tmp_path / "task", task, images, labels)
-    checkpoint = train("MSD", folder, "--neighbours 1")
-    segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
-    encode = segmenter.sampler.model.encode
-    segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
-    segmenter.volume(np.moveaxis(images["a"], -1, 0), affine=AFFINE)
-    shown = build_dataset("MSD", folder, 32, view=View(neighbours=1))
-    torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
-    seen.clear()
-    raw = np.concatenate(np.moveaxis(images["a"], (2, 3), (0, 1)))  # [slices x channels, X, Y]
-    segmenter(raw, axes="CHW")
-    hounsfield, mri = raw[::2].astype(np.float32), raw[1::2].astype(np.float32)
-    torch.testing.assert_close(
-        seen[0][0, ::2], torch.from_numpy(np.interp(hounsfield, (-160, 240), (-1, 1))).float(), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(seen[0][0, 1::2], torch.from_numpy(normalised_channels(mri)))
 
 
 # ---- sizes and crops ---------------------------------------------------------------------------------------------
@@ -235,7 +153,7 @@ def test_an_order_starts_at_any_step():
 
 
 def test_training_on_nonempty_slices_alone(train, brats, capsys, sample):
-    path = train("BRATS", brats, "--slices nonempty --neighbours 1")
+    path = train("BRATS", brats, "--slices nonempty")
     assert "--slices nonempty: " in capsys.readouterr().out
     assert load_checkpoint(path).config["train"]["slices"] == "nonempty"
 

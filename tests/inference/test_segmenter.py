@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import FAST, LOADER
 from PIL import Image
+from test_decathlon import AFFINE
+from test_decathlon import write as write_task
 
 import guided_diffusion
 from guided_diffusion import Segmenter
@@ -244,3 +246,19 @@ def test_importing_the_package_loads_nothing_heavy():
     assert guided_diffusion.Segmenter is Segmenter
     with pytest.raises(AttributeError, match="no attribute 'Segmentor'"):
         guided_diffusion.Segmentor  # noqa: B018
+
+
+def test_a_volume_of_ct_beside_mri_is_normalised_by_channel(train, tmp_path):
+    """A window for the first channel, z-scores for the second, and the slices that the data set shows."""
+    generator = np.random.default_rng(0)
+    images = {name: generator.integers(-900, 900, (32, 32, 3, 2)).astype(np.int16) for name in "ab"}
+    labels = {name: (image[..., 0] > 0).astype(np.uint8) for name, image in images.items()}
+    task = {"name": "Clinic", "modality": {"0": "CT", "1": "MRI"}, "labels": {"0": "background", "1": "lesion"}}
+    folder = write_task(tmp_path / "task", task, images, labels)
+    checkpoint = train("MSD", folder)
+    segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
+    encode = segmenter.sampler.model.encode
+    segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
+    segmenter.volume(np.moveaxis(images["a"], -1, 0), affine=AFFINE)
+    shown = build_dataset("MSD", folder, 32)
+    torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))
