@@ -17,6 +17,7 @@ from test_decathlon import write as write_task
 import guided_diffusion
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.data import build_dataset
 from guided_diffusion.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
