@@ -68,5 +68,5 @@ def test_the_coarse_mask_learns_what_is_right_near_borders():
             noise_schedule("cosine", 10, 0.5), objective="x0", mask_loss="bce", border_weight=weight
         )
         logit = torch.logit(share).requires_grad_()
-        diffusion.coarse_loss(logit.expand_as(mask), mask, torch.zeros(1, dtype=int)).sum().backward()
+        diffusion.coarse_mask_loss(logit.expand_as(mask), mask, torch.zeros(1, dtype=int)).sum().backward()
         assert abs(logit.grad) < 1e-4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import randn, smooth_denoiser
 
-from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, cut_dynamically
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, threshold_dynamically
 from guided_diffusion.diffusion.schedule import noise_schedule
 
 
@@ -27,7 +27,7 @@ def test_dynamic_thresholding_is_diffusers(share, shape):
 
     x0 = randn(*shape) * torch.tensor([0.2, 1.0, 5.0])[: shape[0]].reshape(-1, 1, 1, 1)
     scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=share, sample_max_value=1e9)
-    ours = cut_dynamically(x0, share)
+    ours = threshold_dynamically(x0, share)
     torch.testing.assert_close(ours, scheduler._threshold_sample(x0))
     assert ours.abs().max() <= 1
     torch.testing.assert_close(ours[:1], x0[:1].clamp(-1, 1))  # an item within [-1, 1] stays
@@ -35,11 +35,11 @@ def test_dynamic_thresholding_is_diffusers(share, shape):
 
 def test_items_of_a_batch_are_cut_apart():
     x0 = 3 * randn(3, 1, 8, 8)
-    assert torch.equal(cut_dynamically(x0, 0.9)[1:2], cut_dynamically(x0[1:2], 0.9))
+    assert torch.equal(threshold_dynamically(x0, 0.9)[1:2], threshold_dynamically(x0[1:2], 0.9))
 
 
 def test_large_batches_are_cut():
-    assert cut_dynamically(torch.full((1, 1, 4097, 4097), 2.0), 0.99).eq(1).all()  # above torch.quantile's 2^24
+    assert threshold_dynamically(torch.full((1, 1, 4097, 4097), 2.0), 0.99).eq(1).all()  # above torch.quantile's 2^24
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -53,6 +53,6 @@ def test_thresholding_replaces_clipping_and_eps_follows(clip):
     free = diffusion.denoiser(model, None, clip=False)(x, 30).x0
     cut = diffusion.denoiser(model, None, clip=clip, dynamic_threshold=0.9)(x, 30)
     assert free.abs().max() > 1.5
-    torch.testing.assert_close(cut.x0, cut_dynamically(free, 0.9))
+    torch.testing.assert_close(cut.x0, threshold_dynamically(free, 0.9))
     abar = float(diffusion.schedule.alphas_bar[30])
     torch.testing.assert_close(abar**0.5 * cut.x0 + (1 - abar) ** 0.5 * cut.eps, x)

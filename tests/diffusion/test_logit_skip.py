@@ -69,7 +69,7 @@ def test_what_is_left_to_the_network_does_not_depend_on_the_pixel_s_own_noise():
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.75])
 def test_members_of_independent_pixels_are_drawn_with_their_probability(sampler, p):
     diffusion = diffusion_of(steps=1000)
-    times = strided_timesteps(1000, 200) if sampler == "ddpm" else solver_timesteps(diffusion.schedule, 50, "uniform")
+    times = strided_timesteps(1000, 200) if sampler == "ddpm" else solver_timesteps(diffusion.schedule, 50)
     how = {} if sampler == "ddpm" else {"solver_order": 2}
     plan = SamplingPlan(sampler, tuple(int(t) for t in times), **how)
     coarse = torch.full((1, 1, 64, 64), float(np.log(p / (1 - p))))
