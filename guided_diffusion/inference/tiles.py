@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..models.outputs import ModelOutput, joined
+from ..models.outputs import ModelOutput, join_conditions
 
 SIGMA = 0.125  # of the weights within a window, in parts of its side
 
@@ -44,7 +44,9 @@ class Tiled(nn.Module):
             which = torch.tensor([n for _, n in some], device=image.device)
             views = torch.stack([image[(n, slice(None), *window)] for window, n in some])
             parts.append(self.model.encode(views, None if label is None else label[which]))
-        return TiledCondition(joined(parts), windows, len(image), torch.arange(len(image), device=image.device))
+        return TiledCondition(
+            join_conditions(parts), windows, len(image), torch.arange(len(image), device=image.device)
+        )
 
     def forward(self, x_t, t, condition):
         """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole field."""

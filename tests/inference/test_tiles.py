@@ -20,7 +20,7 @@ from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.inference.tiles import Tiled, window_weights, windows_of
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.models.medsegdiff import build_model
-from guided_diffusion.models.outputs import Answer, ModelOutput
+from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 
 SIZE = 16
 PLAN = SamplingPlan("ddpm", (900, 500, 100))
@@ -91,7 +91,7 @@ class Pointwise(nn.Module):
         self.seen = []
 
     def encode(self, image, label=None):
-        return Answer(image)
+        return PlainCondition(image)
 
     def forward(self, x_t, t, condition):
         image = condition.logits

@@ -135,7 +135,7 @@ def test_the_anchors_kernel_is_a_gaussian_of_the_learned_mean_and_variance():
 @pytest.mark.parametrize("size", [(8, 8), (12, 8)])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"nbp_filter": False}, {"activation": "sine"}, {"kind": "cross"}, {"blocks": 1}],
+    [{}, {"nbp_filter": False}, {"kind": "cross"}, {"blocks": 1}],
     ids=str,
 )
 def test_the_ss_former_starts_as_the_sum_and_then_every_parameter_learns(options, size):
@@ -161,7 +161,7 @@ def test_addition_has_no_parameters():
 
 def test_both_cross_attentions_ask_and_answer_as_the_figure_draws():
     torch.manual_seed(0)
-    block = perturb(SSFormerBlock(8, 1, 12, True, "sigmoid"))
+    block = perturb(SSFormerBlock(8, 1, 12, True))
     seen = {}
     for name in ("read", "write"):
         module = getattr(block, name)
