@@ -164,7 +164,7 @@ def test_files_of_a_volume(tmp_path):
 
 def test_the_mask_is_written_last(tmp_path, monkeypatch):
     """A kill at any moment leaves a case unfinished, never half a case that counts as finished."""
-    import guided_diffusion.results as module
+    from guided_diffusion.inference import results as module
 
     order = []
     for name in ("write_png", "write_nifti"):
