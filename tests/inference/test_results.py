@@ -218,15 +218,15 @@ def test_the_same_run_goes_on(tmp_path):
         ({"data_dir": "/other"}, "made with --data_dir /data, now it is /other"),
         (
             {"timesteps": list(range(50))},
-            "made with 100 steps of ddpm, now it is 50 steps of ddpm (--diffusion_steps, ",
+            "made with 100 steps of ddpm, now it is 50 steps of ddpm (by --diffusion_steps, ",
         ),
         (
             {"timesteps": list(range(1, 101))},
-            "made with 100 steps of ddpm, now it is as many others (--diffusion_steps",
+            "made with 100 steps of ddpm, now it is as many other steps (by --diffusion_steps",
         ),
         (
             {"sampler": "ddim"},
-            "made with 100 steps of ddpm, now it is 100 steps of ddim (--diffusion_steps, --use_ddim",
+            "made with 100 steps of ddpm, now it is 100 steps of ddim (by --diffusion_steps, --sampler, --use_ddim",
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_folder_of_foreign_masks_is_no_results_folder(tmp_path, path):
     """A data set's own masks would count as finished, and its truth would be scored against itself."""
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).touch()
-    with pytest.raises(UserError, match="holds masks that are not of a run of ours"):
+    with pytest.raises(UserError, match="holds masks without a manifest of sampling"):
         ResultsFolder(tmp_path, changed())
     assert not (tmp_path / "manifest.json").exists()
 
