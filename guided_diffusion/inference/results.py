@@ -75,15 +75,12 @@ class ResultsFolder:
             remove_temporaries(folder, IDLE)
 
     def _check_same(self, path, old):
+        """Raise `UserError` if the manifest `old`, found at `path`, is of another run than ours."""
         new = self.manifest
         without_removed(old.get("settings", {}), f"{path}: these results were made with", keep=("dynamic_threshold",))
-        for group, key in [
-            ("", "checkpoint_sha256"),
-            *(("settings", k) for k in new["settings"]),
-            *(("data", k) for k in ("data_dir", "split", *OPTIONAL)),
-        ]:
-            before = (old.get(group, {}) if group else old).get(key, IMPLIED.get(key))
-            now = (new[group] if group else new).get(key, IMPLIED.get(key))
+        befores, nows = _identity(old), _identity(new)
+        for key in ("checkpoint_sha256", *new["settings"], "data_dir", "split", *OPTIONAL):
+            before, now = befores.get(key), nows.get(key)
             if key in OPTIONAL and (before in (None, "AUTO") or str(before).upper() == str(now).upper()):
                 continue
             if before != now:
@@ -216,6 +213,12 @@ def soft_files(classes, name, is_volume, what):
         what = {"probability": "prob"}.get(what, what)
         return ["_".join(filter(None, (name, what, part))) + ".nii.gz" for part in class_names]
     return ["/".join(filter(None, (what, part, f"{name}.png"))) for part in class_names]
+
+
+def _identity(manifest):
+    """The parts of a manifest that decide its results, as one dict."""
+    data = {key: value for key, value in manifest.get("data", {}).items() if key in ("data_dir", "split", *OPTIONAL)}
+    return {**IMPLIED, **manifest.get("settings", {}), **data, "checkpoint_sha256": manifest.get("checkpoint_sha256")}
 
 
 def _difference(key, before, now, old, new):
