@@ -18,6 +18,6 @@ def apply_temperature(probability, temperature):
     return (1 / (1 + np.exp(-odds / temperature))).astype(probability.dtype)
 
 
-def temperature_of(checkpoint, requested=0.0):
-    """The temperature to sample with: `requested` unless it is 0, else the one fitted into the checkpoint, else 1."""
-    return requested or checkpoint.config.get("calibration", {}).get("temperature", 1.0)
+def temperature_of(checkpoint, asked=0.0):
+    """The temperature to sample with: `--temperature`, or with 0 the one that was fitted into the checkpoint, or 1."""
+    return asked or checkpoint.config.get("calibration", {}).get("temperature", 1.0)
