@@ -16,7 +16,7 @@ PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # th
 class CaseMaps:
     """A case's maps at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
 
-    mask: bool, the fused mask. probability: float32 in [0, 1], the members' mean after temperature scaling. uncertainty:
+    mask: bool, the fused mask. probability: float32 in [0, 1], the members' mean at the temperature. uncertainty:
     float32 in [0, 0.5], their standard deviation. members: bool [E, K, ...], cut by `ensemble.member_masks`. coarse:
     float32 in [0, 1], or None. pixel_maps: those of `PIXEL_MAPS` by name, or empty; see `ensemble.pixel_uncertainty`.
     """
