@@ -1,4 +1,4 @@
-"""DPM-Solver++: multistep solvers, of orders 1 to 3, of the diffusion ODE in data prediction (arXiv 2211.01095)."""
+"""DPM-Solver++ (arXiv 2211.01095): multistep solvers of the diffusion ODE, of orders 1 to 3, in data prediction."""
 
 import math
 from collections import deque
@@ -20,18 +20,19 @@ def sample_dpm_solver(
     order=2,
     lower_order_final=None,
 ):
-    """Integrate from x at timesteps[0] to the clean mask; a sampler of the common signature (see `sampling`).
+    """Integrate the diffusion ODE from x at timesteps[0] to the clean mask; a sampler as `samplers` defines it.
 
-    order: 1 (DDIM), 2 (algorithm 2 of the paper, "2M") or 3. lower_order_final: whether the last steps have orders
-    ..., 3, 2, 1; None: where they are fewer than 15, as usual. In any case the first steps, which have no history, have
-    orders 1, 2, ..., and the last returns the network's x0 itself, where the solution of first order leads as sigma_s
-    becomes 0. The solver is deterministic: `noise` is not used.
+    order: 1 (DDIM), 2 (algorithm 2 of the paper, "2M") or 3. lower_order_final: whether the orders fall to 1 over the
+    last steps; None: only with fewer than 15 steps, as is usual.
+    The first steps have orders 1, 2, ..., because they have no history. The last step returns the predicted x_0, the
+    limit of the first-order solution as sigma_s falls to 0. The solver is deterministic and ignores `noise`.
+    Raises ValueError without time steps.
     """
     levels = NoiseLevels.at(schedule, timesteps)
     count = len(timesteps)
     if lower_order_final is None:
         lower_order_final = count < 15
-    history = deque(maxlen=order)  # (step, its x0), the newest first
+    history = deque(maxlen=order)  # pairs (step, its x0), the newest first
     for i, t in enumerate(timesteps):
         x0 = denoise(x, t).x0
         if watch is not None:
@@ -49,7 +50,7 @@ class NoiseLevels(NamedTuple):
 
     alpha: np.ndarray
     sigma: np.ndarray
-    log_snr: np.ndarray
+    half_log_snr: np.ndarray
 
     @classmethod
     def at(cls, schedule, timesteps):
@@ -59,13 +60,14 @@ class NoiseLevels(NamedTuple):
 
 
 def integrate(levels, x, i, points):
-    """x at step i + 1 from x at step i, where x0 is the polynomial in lambda through `points`, pairs (step, its x0).
+    """One step of the solver: x [N, K, H, W] at step i + 1 from x at step i.
 
-    With h = lambda_s - lambda_t and u = (lambda - lambda_t) / h the variation of constants of the diffusion ODE reads
+    points: pairs (step, its x0); x0 is interpolated by the polynomial in lambda through them.
+    With h = lambda_s - lambda_t and u = (lambda - lambda_t) / h the exact solution of the diffusion ODE is
         x_s = sigma_s / sigma_t x_t + alpha_s integral_0^1 h e^(-h (1 - u)) x0(u) du.
     """
-    h = levels.log_snr[i + 1] - levels.log_snr[i]
-    nodes = [(levels.log_snr[j] - levels.log_snr[i]) / h for j, _ in points]
+    h = levels.half_log_snr[i + 1] - levels.half_log_snr[i]
+    nodes = [(levels.half_log_snr[j] - levels.half_log_snr[i]) / h for j, _ in points]
     weights = levels.alpha[i + 1] * quadrature(nodes, h)
     x = levels.sigma[i + 1] / levels.sigma[i] * x
     for weight, (_, x0) in zip(weights, points, strict=True):
@@ -74,11 +76,11 @@ def integrate(levels, x, i, points):
 
 
 def quadrature(nodes, h):
-    """Weights w [n] with sum_j w_j p(u_j) = J(p) = h integral_0^1 e^(-h (1 - u)) p(u) du for all p of degree < n.
+    """Weights w [n] with sum_j w_j p(u_j) = J(p) = h integral_0^1 e^(-h (1 - u)) p(u) du for every p of degree < n.
 
-    nodes: n different u_j, one of them 0; h > 0. The monomials' J(u^k) follow from one another by parts. With two
-    nodes J(u) is simplified as in the paper (2M): half of J(1). With three nothing is simplified: diffusers'
-    DPM-Solver++ halves the second difference's part there, and its error then falls with the square of the step only.
+    nodes: n different u_j, one of them 0; h > 0. Integration by parts gives each J(u^k) from J(u^(k - 1)).
+    With two nodes J(u) is half of J(1), the paper's simplification (2M). With three nodes J is exact: diffusers'
+    DPM-Solver++ halves the second difference there, and its error falls only with the square of the step.
     """
     moments = [-math.expm1(-h)]
     for k in range(1, len(nodes)):

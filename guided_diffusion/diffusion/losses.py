@@ -1,4 +1,4 @@
-"""Losses of predicted masks, and what their logits stand for."""
+"""Losses of predicted masks and of Gaussians, and the probabilities that logits stand for."""
 
 import math
 
@@ -7,13 +7,16 @@ import torch.nn.functional as F
 
 
 def class_probabilities(logits, exclusive=False):
-    """Probabilities of K classes from their logits, [..., K, H, W]: each by itself, or, where they exclude one another,
-    the softmax over them and the background, whose logit is 0. For K = 1 the two are the same."""
+    """Probabilities of K classes, in [0, 1], from their logits; both [..., K, H, W].
+
+    Each class is a sigmoid by itself. With `exclusive` the result is the softmax over the classes and the background,
+    whose logit is 0. For K = 1 the two are equal.
+    """
     return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
 
 
 def class_logits(probabilities, exclusive=False):
-    """The inverse of `class_probabilities`; probabilities of 0 and 1 stay finite logits."""
+    """The inverse of `class_probabilities`; probabilities of 0 and 1 give finite logits."""
     if not exclusive:
         return torch.logit(probabilities, eps=1e-6)
     background = (1 - probabilities.sum(dim=-3, keepdim=True)).clamp(min=1e-6)
@@ -21,15 +24,18 @@ def class_logits(probabilities, exclusive=False):
 
 
 def with_background(logits):
-    """Logits of K classes and, before them, that of the background, 0: [..., K, H, W] -> [..., K + 1, H, W]."""
+    """Put the background's logit, 0, before those of the K classes: [..., K, H, W] -> [..., K + 1, H, W]."""
     return F.pad(logits, (0, 0, 0, 0, 1, 0))
 
 
 def bce(logits, mask, exclusive=False, weights=None):
-    """Cross-entropy per item [N], a mean over pixels: binary, and a mean over the K classes too, or with `exclusive`
-    over K classes and the background (see `class_probabilities`). A proper score: its best answer is the probability
-    itself, so what learns by it is calibrated. logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. weights: of the
-    pixels in their mean, [N, 1, H, W], or None where all count alike."""
+    """Cross-entropy per item [N], the mean over pixels.
+
+    It is binary and averaged over the K classes, or, with `exclusive`, categorical over the classes and the background
+    (see `class_probabilities`). Cross-entropy is a proper score: the true probability minimises it.
+
+    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]; weights: the pixels' weights in the mean [N, 1, H, W], or None.
+    """
     if exclusive:
         loss = with_background(logits).logsumexp(dim=1, keepdim=True) - (logits * mask).sum(dim=1, keepdim=True)
     else:
@@ -38,11 +44,11 @@ def bce(logits, mask, exclusive=False, weights=None):
 
 
 def near_borders(mask):
-    """1 where a class's border is near, else 0: [N, K, H, W] in [0, 1] -> float [N, 1, H, W].
+    """1 at pixels near the border of any class, else 0: [N, K, H, W] in [0, 1] -> float [N, 1, H, W].
 
-    Near is within r = max(1, round(0.03 sqrt(H W))) pixels along either axis, the reach of `calibration.boundary_band`:
-    a square about the pixel, cut at the image's edges, holds both kinds. Where the mean of several raters is
-    neither 0 nor 1 it is of both.
+    A pixel is near a border when the square of r = max(1, round(0.03 sqrt(H W))) pixels on each side of it holds both
+    foreground and background. r is the width of `calibration.boundary_band`. A value between 0 and 1, the mean of
+    several raters, counts as both.
     """
     reach = max(1, round(0.03 * math.sqrt(mask.shape[-2] * mask.shape[-1])))
     window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
@@ -51,7 +57,7 @@ def near_borders(mask):
 
 
 def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):
-    """`ce_weight` times cross-entropy (see `bce`) plus soft Dice loss, a mean over the K classes; per item [N].
+    """`ce_weight` times cross-entropy (see `bce`) plus the soft Dice loss, averaged over the K classes; per item [N].
 
     logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
     has a gradient.
@@ -63,6 +69,31 @@ def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):
 
 
 CROSS_ENTROPIES = {"bce": bce, "bce_dice": bce_dice}
+
+
+def normal_kl(mean1, log_variance1, mean2, log_variance2):
+    """KL(N(mean1, variance1) || N(mean2, variance2)), elementwise, in nats."""
+    return 0.5 * (
+        log_variance2
+        - log_variance1
+        - 1
+        + torch.exp(log_variance1 - log_variance2)
+        + (mean1 - mean2) ** 2 * torch.exp(-log_variance2)
+    )
+
+
+def discretised_gaussian_log_likelihood(x, mean, log_scale):
+    """log of the mass of N(mean, exp(log_scale)^2) in the bin of x, elementwise, in nats (DDPM eq. 13).
+
+    The bins divide [-1, 1] into 256 levels. The outermost ones, which hold the masks' own values -1 and 1, reach to
+    infinity.
+    """
+    inverse = torch.exp(-log_scale)
+    upper, lower = (x - mean + 1 / 255) * inverse, (x - mean - 1 / 255) * inverse
+    inside = torch.log((torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12))
+    # `log_ndtr`, because the tail itself and its gradient underflow a few deviations out.
+    above = torch.where(x > 0.999, torch.special.log_ndtr(-lower), inside)
+    return torch.where(x < -0.999, torch.special.log_ndtr(upper), above)
 
 
 def mean_flat(x):

@@ -1,4 +1,9 @@
-"""Samplers of one signature: from noise to x_0 through `denoise(x_t, t)`."""
+"""Samplers: functions `sampler(denoise, x, timesteps, schedule, noise, watch) -> x0` from noise to a mask.
+
+denoise(x, t): a `Denoised`, for an int t. x: standard noise [N, K, H, W]. timesteps: falling ints, a subset of the
+training schedule. schedule: a `Schedule`. noise(): fresh standard noise like x. watch(x, x0), unless it is None, gets
+each step's x_t and predicted x_0. The result is the last step's predicted x_0, [N, K, H, W] in about [-1, 1].
+"""
 
 import torch
 
@@ -6,9 +11,9 @@ from .dpm_solver import sample_dpm_solver
 
 
 def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
-    """Ancestral sampling (DDPM algorithm 2), over all T steps or a subset: x_s ~ N(mean, variance) of q(x_s|x_t,x_0).
+    """Ancestral sampling (DDPM algorithm 2): x_s ~ q(x_s | x_t, x_0) with the predicted x_0.
 
-    The variance is the learned one where the network gives it, else the posterior's.
+    The variance is the network's where it learns one (arXiv 2102.09672 eq. 15), else the posterior's.
     """
     for t, s in _steps(timesteps):
         denoised = denoise(x, t)
@@ -37,9 +42,9 @@ def sample_ddim(denoise, x, timesteps, schedule, noise=None, watch=None):
     return x
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}
-
-
 def _steps(timesteps):
-    """Pairs (t, s) of each step, the last to s = -1, the clean mask."""
+    """The pair (t, s) of each step; the last s is -1, the clean mask."""
     return zip(timesteps, [*timesteps[1:], -1], strict=True)
+
+
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}

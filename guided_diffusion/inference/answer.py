@@ -1,4 +1,4 @@
-"""One case's answer: the members fused into masks at the image's own size, with their probability and doubt."""
+"""The answer for one case: the fused mask at the image's own size, with its probability and uncertainty."""
 
 from dataclasses import dataclass, field
 
@@ -9,17 +9,16 @@ from ..data.classes import BINARY
 from . import ensemble
 from .temperature import apply_temperature
 
-PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # and the largest value each can have
+PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # the largest value of each
 
 
 @dataclass
 class CaseMaps:
-    """One case's answer at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
+    """A case's maps at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
 
-    mask: bool, the fused mask. probability: float in [0, 1], mean of the members. uncertainty: float in [0, 0.5],
-    their standard deviation. members: bool [E, K, ...], each cut at 0.5, or, of classes that exclude one another, to
-    the likeliest. coarse: float in [0, 1], or None. pixel_maps: each of `PIXEL_MAPS`, where asked for, see
-    `ensemble.pixel_uncertainty`.
+    mask: bool, the fused mask. probability: float32 in [0, 1], the members' mean at the temperature. uncertainty:
+    float32 in [0, 0.5], their standard deviation. members: bool [E, K, ...], cut by `ensemble.member_masks`. coarse:
+    float32 in [0, 1], or None. pixel_maps: those of `PIXEL_MAPS` by name, or empty; see `ensemble.pixel_uncertainty`.
     """
 
     mask: np.ndarray
@@ -30,30 +29,28 @@ class CaseMaps:
     pixel_maps: dict = field(default_factory=dict)
 
     def __iter__(self):
-        """`mask, probability, uncertainty = maps`."""
+        """For `mask, probability, uncertainty = maps`."""
         return iter((self.mask, self.probability, self.uncertainty))
 
-    def changed(self, change):
-        """The same with `change(array)` in place of each array that is there."""
-        maps = {name: change(values) for name, values in self.pixel_maps.items()}
+    def map_arrays(self, function):
+        """The `CaseMaps` with function(array) in place of each array."""
+        maps = {name: function(values) for name, values in self.pixel_maps.items()}
         own = (self.mask, self.probability, self.uncertainty, self.members, self.coarse)
-        return CaseMaps(*(None if values is None else change(values) for values in own), maps)
+        return CaseMaps(*(None if values is None else function(values) for values in own), maps)
 
-    def of_one_class(self):
-        """The same of a single class, without the axis K."""
+    def without_class_axis(self):
+        """The `CaseMaps` of the first class, without the axis K."""
         coarse = None if self.coarse is None else self.coarse[0]
         maps = {name: values[0] for name, values in self.pixel_maps.items()}
         return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse, maps)
 
 
 def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False):
-    """The `CaseMaps` of each image of a batch, from its `sampling.Members`.
+    """The `CaseMaps` of each image of a batch, a list, from its `members.Members`.
 
-    sizes: (H, W) of each original. The members' soft masks are brought to that size smoothly and cut at 0.5 there,
-    so that borders stay smooth and the fused mask is that of the members as they are written. method: one of
-    `ensemble.FUSE_METHODS`. classes: what the K masks are; see `ensemble.fuse_masks` for classes that exclude one
-    another. temperature: of the probability alone, see `temperature.apply_temperature`. pixel_maps: whether to add
-    `PIXEL_MAPS`.
+    sizes: (H, W) of each original image. Soft masks are interpolated to that size and cut there, so borders are smooth
+    and the fused mask is that of the members as written. method: one of `ensemble.FUSE_METHODS`. classes: the `Classes`
+    of the K masks. temperature: of the probability alone, see `apply_temperature`. pixel_maps: whether to add them.
     """
     maps = []
     for n, size in enumerate(sizes):
@@ -62,13 +59,13 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
         coarse = None
         if members.coarse is not None:
             coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
-        fused = soft[:, None]  # [E, 1, K, H, W], an ensemble of one image
-        mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
+        batch = soft[:, None]  # [E, 1, K, H, W]
+        mask = ensemble.fuse_masks(batch, method, classes.is_exclusive)[0].numpy()
         maps.append(
             CaseMaps(
                 mask=classes.as_written(mask),
-                probability=apply_temperature(ensemble.mean_consensus(fused)[0].numpy(), temperature),
-                uncertainty=ensemble.uncertainty(fused)[0].numpy(),
+                probability=apply_temperature(ensemble.mean_consensus(batch)[0].numpy(), temperature),
+                uncertainty=ensemble.uncertainty(batch)[0].numpy(),
                 members=np.stack([classes.as_written(member) for member in own]),
                 coarse=None if coarse is None else coarse.numpy(),
                 pixel_maps=_pixel_maps(soft) if pixel_maps else {},
@@ -78,13 +75,13 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
 
 def _pixel_maps(soft):
-    """`PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
-    doubt = ensemble.pixel_uncertainty(soft.numpy())
-    return {name: getattr(doubt, name).astype(np.float32) for name in PIXEL_MAPS}
+    """The `PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
+    found = ensemble.pixel_uncertainty(soft.numpy())
+    return {name: getattr(found, name).astype(np.float32) for name in PIXEL_MAPS}
 
 
 def _at_size(maps, size):
-    """Values in [0, 1] [E, K, h, w] -> float32 [E, K, H, W] on the CPU, bilinear (antialiased when it shrinks)."""
+    """Maps in [0, 1] at `size`, bilinear and antialiased: [E, K, h, w] -> float32 [E, K, H, W] on the CPU."""
     maps = maps.float().cpu()
     if tuple(maps.shape[-2:]) != tuple(size):
         maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
@@ -92,7 +89,7 @@ def _at_size(maps, size):
 
 
 def stack_slices(slices):
-    """One `CaseMaps` of a volume from those of its slices, in order along the last axis."""
+    """The `CaseMaps` of a volume [K, X, Y, Z] from those of its slices [K, X, Y], in order along Z."""
 
     def stacked(name):
         parts = [getattr(maps, name) for maps in slices]

@@ -1,4 +1,4 @@
-"""Fuses the members' soft predictions into one consensus and says where they disagree; it never sees a model.
+"""Fusion of an ensemble's members by STAPLE, mean or vote, and measures of their disagreement.
 
 Shapes: E members, N images, K classes, H x W pixels. Each class of each image is a binary problem of its own.
 A consensus is soft, in [0, 1]; the mask is `consensus > 0.5`, so a tie (two votes of four) is background.
@@ -10,15 +10,17 @@ import numpy as np
 import torch
 
 FUSE_METHODS = ("staple", "mean", "vote")
+EM_ITERATIONS = 10_000  # at most
+EM_TOLERANCE = 1e-10
 
 
 class StapleResult(NamedTuple):
-    """What `staple` finds.
+    """The result of `staple`.
 
     consensus: float64 [N, K, H, W], the posterior probability that the pixel is foreground.
-    sensitivity: float64 [E, N, K], each member's estimated probability of marking a true foreground pixel.
-    specificity: float64 [E, N, K], each member's estimated probability of sparing a true background pixel.
-    iterations: int64 [N, K], EM iterations; 0 where EM was bypassed, `max_iterations` where it was cut short.
+    sensitivity: float64 [E, N, K], each member's probability of marking a true foreground pixel.
+    specificity: float64 [E, N, K], each member's probability of not marking a true background pixel.
+    iterations: int64 [N, K], of EM; 0 where EM was bypassed, `max_iterations` where it was cut short.
     """
 
     consensus: torch.Tensor
@@ -28,11 +30,9 @@ class StapleResult(NamedTuple):
 
 
 def fuse(soft, method):
-    """Fuse the members' soft predictions into a soft consensus.
+    """The soft consensus of the members, float32 [N, K, H, W] in [0, 1].
 
-    soft: [E, N, K, H, W] in [0, 1]. method: one of `FUSE_METHODS`. "staple" and "vote" cut the members at 0.5 first
-    (foreground is > 0.5).
-    Returns float32 [N, K, H, W] in [0, 1]; the mask is `consensus > 0.5`, so a tie is background.
+    soft: [E, N, K, H, W] in [0, 1]. method: one of `FUSE_METHODS`; "staple" and "vote" take `soft > 0.5`.
     Raises ValueError for an unknown method, a wrong shape or values outside [0, 1].
     """
     if method not in FUSE_METHODS:
@@ -45,58 +45,57 @@ def fuse(soft, method):
 
 
 def fuse_masks(soft, method, exclusive=False):
-    """The members fused into one mask of each class: bool [N, K, H, W], from soft [E, N, K, H, W] in [0, 1].
+    """The members' fused masks, bool [N, K, H, W].
 
-    method: see `fuse`. Each class by itself: where its consensus is above 0.5. With `exclusive`, of several classes a
-    pixel has one at most: the background, 1 minus the sum of the others, is a class more, each member votes for the
-    class of its highest value, classes are fused one by one, and a pixel belongs to the class of the highest consensus
-    (`one_of_many`). For a single class both say the same.
+    soft: [E, N, K, H, W] in [0, 1]. method: see `fuse`. Each class is fused by itself and cut at 0.5.
+    With `exclusive` and several classes a pixel has one class at most. The background, 1 minus the sum of the classes,
+    is one class more. Each member votes for its class of highest value, each class is fused by itself, and the class of
+    the highest consensus wins (`highest_class`).
     """
     if not exclusive or soft.shape[-3] == 1:
         return fuse(soft, method) > 0.5
     scores = with_background_probability(soft)
-    return one_of_many(fuse(scores if method == "mean" else one_hot(scores), method))
+    return highest_class(fuse(scores if method == "mean" else one_hot(scores), method))
 
 
 def member_masks(soft, exclusive=False):
-    """Each member's own masks, by the same rule: soft [..., K, H, W] in [0, 1] -> bool [..., K, H, W]."""
-    return one_of_many(with_background_probability(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
+    """Each member's own masks, by the rule of `fuse_masks`: soft [..., K, H, W] in [0, 1] -> bool [..., K, H, W]."""
+    return highest_class(with_background_probability(soft)) if exclusive and soft.shape[-3] > 1 else soft > 0.5
 
 
 def with_background_probability(soft):
-    """Soft masks of classes that exclude one another, and before them that of the background, what they leave of 1:
-    [..., K, H, W] in [0, 1] -> [..., K + 1, H, W]."""
+    """Put the background, 1 minus the sum of the classes, first: [..., K, H, W] -> [..., K + 1, H, W], in [0, 1]."""
     return torch.cat([(1 - soft.sum(dim=-3, keepdim=True)).clamp(min=0), soft], dim=-3)
 
 
 def one_hot(scores):
-    """1 for the class of the highest score, of several the first, else 0: [..., K + 1, H, W] -> float32 likewise."""
+    """1 for the class of the highest score, the first in a tie, else 0: float32 of the shape [..., K + 1, H, W]."""
     # numpy takes the first of equal values, which torch does not promise.
     highest = torch.from_numpy(scores.cpu().numpy().argmax(axis=-3)).to(scores.device)
     return (torch.arange(scores.shape[-3], device=scores.device)[:, None, None] == highest.unsqueeze(-3)).float()
 
 
-def one_of_many(scores):
-    """The class of the highest score, the background first of equals: [..., K + 1, H, W] -> bool [..., K, H, W]."""
+def highest_class(scores):
+    """The class of the highest score, in a tie the background: [..., K + 1, H, W] -> bool [..., K, H, W]."""
     return one_hot(scores).bool().narrow(-3, 1, scores.shape[-3] - 1)
 
 
 def mean_consensus(soft):
     """Mean of the members' soft predictions: [E, N, K, H, W] in [0, 1] -> float32 [N, K, H, W] in [0, 1]."""
     _check_soft(soft)
-    # Summed in float64, so that neither the members' order nor their number shows in the float32 result.
+    # A sum in float64 makes the float32 result independent of the members' order.
     return soft.mean(dim=0, dtype=torch.float64).float()  # [N, K, H, W]
 
 
 def vote(votes):
-    """Fraction of members that say foreground: bool or 0/1 [E, N, K, H, W] -> float32 [N, K, H, W] in [0, 1]."""
+    """Fraction of members that vote for foreground: bool or 0/1 [E, N, K, H, W] -> float32 [N, K, H, W] in [0, 1]."""
     return _as_bool(votes).float().mean(dim=0)  # [N, K, H, W]
 
 
 def uncertainty(soft):
-    """Disagreement per pixel: the population standard deviation of the members' soft predictions.
+    """The members' standard deviation at each pixel: [E, N, K, H, W] in [0, 1] -> float32 [N, K, H, W] in [0, 0.5].
 
-    soft: [E, N, K, H, W] in [0, 1] -> float32 [N, K, H, W] in [0, 0.5]; 0 everywhere when E = 1.
+    It is the population's, so it is 0 for a single member.
     """
     _check_soft(soft)
     deviation = soft.double() - soft.mean(dim=0, dtype=torch.float64)
@@ -104,11 +103,10 @@ def uncertainty(soft):
 
 
 class PixelUncertainty(NamedTuple):
-    """What `pixel_uncertainty` finds, each of one shape [...].
+    """The result of `pixel_uncertainty`, four arrays [...].
 
     mean: of the members' soft predictions p, in [0, 1]. variance: of p, in [0, 0.25]. entropy: H(mean), in [0, 1] bit.
-    mutual_information: H(mean) - mean of H(p), in [0, 1] bit: the part of the entropy that comes from the members'
-    disagreement; the rest is the mean entropy of the members themselves.
+    mutual_information: H(mean) - mean of H(p), in [0, 1] bit, the part of the entropy that is due to disagreement.
     """
 
     mean: np.ndarray
@@ -118,7 +116,7 @@ class PixelUncertainty(NamedTuple):
 
 
 def pixel_uncertainty(soft):
-    """The `PixelUncertainty` of the members' soft predictions [E, ...] in [0, 1], each of [...] as float64."""
+    """The `PixelUncertainty` of soft predictions [E, ...] in [0, 1], in float64."""
     soft = np.asarray(soft, dtype=np.float64)
     mean = soft.mean(axis=0)
     total = entropy(mean)
@@ -127,7 +125,7 @@ def pixel_uncertainty(soft):
 
 
 def entropy(p):
-    """H(p) = -p log2 p - (1 - p) log2 (1 - p), in bits, 0 for 0 and 1."""
+    """H(p) = -p log2 p - (1 - p) log2(1 - p), in bits; 0 for p = 0 and 1. Float64 of p's shape."""
     p = np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
@@ -135,12 +133,11 @@ def entropy(p):
 
 
 def pairwise_dice(votes):
-    """Mean Dice over all pairs of members: bool or 0/1 [E, N, K, H, W] -> float32 [N, K] in [0, 1].
+    """Mean Dice over all pairs of members: bool or 0/1 [E, N, K, H, W] -> float32 [N, K] in [0, 1]; NaN for E = 1.
 
-    It measures agreement, not quality: two empty members are identical, so their Dice counts as 1 here (unlike an
-    empty mask against an empty truth, which metrics.py leaves undefined). NaN when E = 1, as there is no pair.
+    It measures agreement, so two empty members have Dice 1. (An empty mask against an empty truth is undefined.)
     """
-    # Counts in float64 are exact, and autocast leaves them alone.
+    # In float64 counts are exact, and autocast does not touch them.
     masks = _as_bool(votes).flatten(3).permute(1, 2, 0, 3).double()  # [N, K, E, H*W]
     shared, size = masks @ masks.transpose(-1, -2), masks.sum(dim=-1)  # pixels: [N, K, E, E], [N, K, E]
     total = size[..., :, None] + size[..., None, :]
@@ -149,12 +146,12 @@ def pairwise_dice(votes):
     return dice[..., first, second].mean(dim=-1).float()  # [N, K]
 
 
-def staple(votes, *, max_iterations=10_000, tolerance=1e-10):
-    """STAPLE: the hidden true mask and each member's quality, estimated together by expectation maximisation.
+def staple(votes, *, max_iterations=EM_ITERATIONS, tolerance=EM_TOLERANCE):
+    """STAPLE: the true mask and each member's sensitivity and specificity, estimated by expectation maximisation.
 
-    Warfield, Zou and Wells, "Simultaneous truth and performance level estimation (STAPLE)", IEEE TMI 2004, for
-    binary masks. Member j votes D_ij on pixel i; p_j is its sensitivity, q_j its specificity, f(T_i = 1) = g the
-    prior, W_i the posterior probability that pixel i is foreground.
+    Warfield, Zou and Wells, "Simultaneous truth and performance level estimation (STAPLE)", IEEE TMI 2004, for binary
+    masks. Member j votes D_ij on pixel i. p_j is its sensitivity, q_j its specificity, g = f(T_i = 1) the prior and W_i
+    the posterior probability that pixel i is foreground.
 
         prior    g = mean of D over all pixels and members, fixed
         start    W_i = mean_j D_ij
@@ -166,18 +163,18 @@ def staple(votes, *, max_iterations=10_000, tolerance=1e-10):
 
     The start, the prior and the order of the steps are those of ITK's STAPLEImageFilter.
 
-    votes: bool or 0/1 [E, N, K, H, W]; every image and class is solved on its own, whatever else is in the batch.
+    votes: bool or 0/1 [E, N, K, H, W]; each image and class is solved by itself, so batches do not change results.
     tolerance: EM ends when no pixel's posterior moved by more than this in one iteration.
-    Returns a `StapleResult` on the device of `votes`. One member is returned as it is. Where all members are empty
-    EM is bypassed: consensus 0, specificity 1, and sensitivity NaN (undefined without foreground). Where all are
-    full: consensus 1, sensitivity 1, specificity NaN.
+    Returns a `StapleResult` on the device of `votes`. A single member is the consensus. Where all members are empty, EM
+    is bypassed: consensus 0, specificity 1, sensitivity NaN, which is undefined without foreground. Where all are full:
+    consensus 1, sensitivity 1, specificity NaN.
     Raises ValueError for a wrong shape or votes other than 0 and 1.
     """
     votes = _as_bool(votes)
     members, images, classes, height, width = votes.shape
     item, pattern, count, row = vote_patterns(votes.reshape(members, images * classes, height * width))
-    # Pixels with the same votes share their posterior, so EM works on a few rows per image and class. It runs on the
-    # CPU: the table is too small to be worth a kernel launch, and every device gets the same float64 result.
+    # Pixels with the same votes share their posterior, so EM works on a few rows per image and class. On the CPU it is
+    # faster for so small a table, and every device gets the same float64 result.
     table = (item.cpu().numpy(), pattern.cpu().numpy(), count.cpu().numpy())
     posterior, *per_item = _expectation_maximisation(*table, max_iterations, tolerance)
     sensitivity, specificity, iterations = (torch.from_numpy(x).to(votes.device) for x in per_item)
@@ -190,16 +187,15 @@ def staple(votes, *, max_iterations=10_000, tolerance=1e-10):
 
 
 def fuse_patterns(patterns, count, method, exclusive=False):
-    """The masks of several ensembles over the same pixels, these given by the votes they got and how many got them.
+    """The fused masks of S ensembles at once, on rows of pixels that share their votes: bool [S, rows, K].
 
-    patterns: bool [S, rows, E, K], the votes of each ensemble's members; count: int64 [rows]. method: of
-    `FUSE_METHODS`, where "mean" is "vote". Returns bool [S, rows, K], what `fuse_masks` says of the whole image;
-    exclusive: as there.
+    patterns: bool [S, rows, E, K], the members' votes; count: int64 [rows], the pixels of each row. method: one of
+    `FUSE_METHODS`; "mean" is "vote" here. The result is that of `fuse_masks` on the whole image; exclusive: see there.
     """
-    alone = patterns.shape[-1] == 1 or not exclusive
-    votes = patterns if alone else np.concatenate([~patterns.any(axis=-1, keepdims=True), patterns], axis=-1)
+    by_class = patterns.shape[-1] == 1 or not exclusive
+    votes = patterns if by_class else np.concatenate([~patterns.any(axis=-1, keepdims=True), patterns], axis=-1)
     scores = np.stack([_fuse_class(votes[..., k], count, method) for k in range(votes.shape[-1])], axis=-1)
-    return scores > 0.5 if alone else scores.argmax(axis=-1)[..., None] == np.arange(1, scores.shape[-1])
+    return scores > 0.5 if by_class else scores.argmax(axis=-1)[..., None] == np.arange(1, scores.shape[-1])
 
 
 def _fuse_class(votes, count, method):
@@ -207,63 +203,66 @@ def _fuse_class(votes, count, method):
     ensembles, rows, members = votes.shape
     if method == "staple":
         item = np.arange(ensembles).repeat(rows)
-        flat = votes.reshape(-1, members)
-        return _expectation_maximisation(item, flat, np.tile(count, ensembles), 10_000, 1e-10)[0].reshape(ensembles, -1)
+        table = (item, votes.reshape(-1, members), np.tile(count, ensembles))
+        return _expectation_maximisation(*table, EM_ITERATIONS, EM_TOLERANCE)[0].reshape(ensembles, -1)
     return votes.mean(axis=-1)
 
 
 def vote_patterns(votes):
-    """Group the pixels of every item (one class of one image) by the votes they got.
+    """Group the pixels of each item, which is one class of one image, by their votes.
 
     votes: bool [E, items, pixels].
-    Returns a table with one row per item and pattern of votes found in it, sorted by item: item int64 [rows],
-    pattern bool [rows, E] and count int64 [rows] of its pixels; and each pixel's row, int64 [items, pixels].
+    Returns a table with a row for each item and pattern of votes in it, sorted by item: item int64 [rows], pattern
+    bool [rows, E] and its number of pixels, count int64 [rows]. The fourth result is each pixel's row, int64
+    [items, pixels].
     """
     members, items, pixels = votes.shape
     row = torch.arange(items, device=votes.device)[:, None].expand(items, pixels)  # [items, pixels]
-    # A pixel's code is its item's number with one bit appended per member. Numbering the codes that occur makes them
-    # short again; done every 31 bits, it keeps any number of members within int64. Codes sort by item first.
+    # A pixel's code is its item's number with one bit appended per member, so codes sort by item first. To number the
+    # codes that occur, every 31 bits, keeps any number of members within int64.
     for block in votes.split(31):
         for member in block:
             row = 2 * row + member
         _, row, count = row.unique(return_inverse=True, return_counts=True)
     pixel_of_row = torch.empty_like(count)
-    pixel_of_row[row.flatten()] = torch.arange(items * pixels, device=votes.device)  # any pixel of the row will do
+    pixel_of_row[row.flatten()] = torch.arange(items * pixels, device=votes.device)  # any one of the row's
     return pixel_of_row // pixels, votes.flatten(1)[:, pixel_of_row].T, count, row
 
 
 def _expectation_maximisation(item, pattern, count, max_iterations, tolerance):
-    """The EM of `staple` on a table of vote patterns (see `vote_patterns`); M items, each frozen once it converged.
+    """The EM of `staple` on a table of `vote_patterns` of M items; an item that has converged is frozen.
 
     Returns posterior [rows], sensitivity [M, E], specificity [M, E], iterations int64 [M].
     """
     first_row = np.flatnonzero(np.diff(item, prepend=-1))  # [M]
-    said, silent = pattern.astype(np.float64), (~pattern).astype(np.float64)  # D and 1 - D, [rows, E]
-    foreground, background = said.mean(axis=1), silent.mean(axis=1)  # W and 1 - W, apart to keep 1 - W exact near 0
+    marked, unmarked = pattern.astype(np.float64), (~pattern).astype(np.float64)  # D and 1 - D, [rows, E]
+    # W and 1 - W are kept apart, so that 1 - W is exact near 0.
+    foreground, background = marked.mean(axis=1), unmarked.mean(axis=1)
 
-    def share(weight, marked):
-        """Per item and member, how much of the weight of all pixels lies on those `marked`: [M, E]."""
+    def total(weight, votes):
+        """The sum over each item's pixels of weight times votes: [M, E]."""
         # reduceat adds up each item's rows in their own order, so other items cannot change even the rounding.
-        return np.add.reduceat((count * weight)[:, None] * marked, first_row)
+        return np.add.reduceat((count * weight)[:, None] * votes, first_row)
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # log 0 is meant; bypassed items give NaN
-        prior_log_odds = np.log(share(1, said).sum(axis=1) / share(1, silent).sum(axis=1))  # [M]
+        prior_log_odds = np.log(total(1, marked).sum(axis=1) / total(1, unmarked).sum(axis=1))  # [M]
         sensitivity = np.where(prior_log_odds > -np.inf, 1.0, np.nan)[:, None].repeat(pattern.shape[1], axis=1)
         specificity = np.where(prior_log_odds < np.inf, 1.0, np.nan)[:, None].repeat(pattern.shape[1], axis=1)
         iterations = np.zeros(len(first_row), dtype=np.int64)
         active = np.isfinite(prior_log_odds)  # all members empty or all full: nothing to estimate
         while active.any() and iterations.max() < max_iterations:
             # M-step
-            hits, misses = share(foreground, said), share(foreground, silent)
-            rejections, alarms = share(background, silent), share(background, said)
-            sensitivity[active] = (hits / (hits + misses))[active]
-            specificity[active] = (rejections / (rejections + alarms))[active]
+            tp, fn = total(foreground, marked), total(foreground, unmarked)
+            tn, fp = total(background, unmarked), total(background, marked)
+            sensitivity[active] = (tp / (tp + fn))[active]
+            specificity[active] = (tn / (tn + fp))[active]
             # E-step: log(a / b). A perfect member's vote weighs infinitely much. Opposite infinities cannot meet: a
             # pattern with W > 0 has put some of it into each factor of its `a`, one with W < 1 into each of its `b`.
-            balance = np.log((rejections + alarms) / (hits + misses))
-            if_said = np.log(hits / alarms) + balance  # log p / (1 - q)
-            if_silent = np.log(misses / rejections) + balance  # log (1 - p) / q
-            log_odds = prior_log_odds[item] + np.where(pattern, if_said[item], if_silent[item]).sum(axis=1)  # [rows]
+            balance = np.log((tn + fp) / (tp + fn))
+            if_marked = np.log(tp / fp) + balance  # log p / (1 - q)
+            if_unmarked = np.log(fn / tn) + balance  # log (1 - p) / q
+            evidence = np.where(pattern, if_marked[item], if_unmarked[item]).sum(axis=1)  # [rows]
+            log_odds = prior_log_odds[item] + evidence
             updated = 1 / (1 + np.exp(-log_odds))
             moved = np.maximum.reduceat(np.abs(updated - foreground), first_row)  # [M]
             background = np.where(active[item], 1 / (1 + np.exp(log_odds)), background)
@@ -274,7 +273,7 @@ def _expectation_maximisation(item, pattern, count, max_iterations, tolerance):
 
 
 def _as_bool(votes):
-    """Return `votes` as bool, after a check that soft predictions have not been passed by mistake."""
+    """`votes` as bool. Raises ValueError for anything but 0 and 1, such as soft predictions."""
     _check_shape(votes)
     if votes.dtype != torch.bool and not ((votes == 0) | (votes == 1)).all():
         raise ValueError("votes must be 0 or 1; cut soft predictions first (soft > 0.5)")
@@ -289,4 +288,4 @@ def _check_soft(soft):
 
 def _check_shape(members):
     if members.ndim != 5 or 0 in members.shape:
-        raise ValueError(f"members must have the shape [E, N, K, H, W], none of them 0, not {list(members.shape)}")
+        raise ValueError(f"members must have the shape [E, N, K, H, W] without a 0, not {list(members.shape)}")

@@ -1,4 +1,4 @@
-"""Predictions read back from a results folder, or from any folder of masks."""
+"""Predictions read from a results folder, or from any folder of masks."""
 
 import glob
 from functools import cached_property
@@ -16,13 +16,14 @@ from .results import soft_files
 
 
 class Predictions:
-    """Reads results back: from a results folder, or from any folder of masks that are named like the cases.
+    """Reads the predictions in a results folder, or in any folder of masks that have their cases' names.
 
-    num_ensemble: the number of members that the folder's manifest tells of, or None.
-    names: those of all cases. In a folder that we did not write, a mask is any picture (of a volume any NIfTI file)
-    called as the case, to which `custom_dataset_loader.MASK_ENDINGS` may be added unless that is another case's name.
-    classes: what the masks are of; everything is read for one of them, k. geometry_of(name): the `data.Geometry` of a
-    volume, as whose array those read are turned; None: see `nifti.read_nifti`.
+    names: those of all cases. In a folder that sampling did not write, a case's mask is the picture (the NIfTI file of
+    a volume) of its name, or of its name and one of `truth.MASK_ENDINGS` unless another case has that name.
+    classes: the `Classes` of the masks; every method reads one class, k. geometry_of(name): the `data.Geometry` of a
+    volume, into whose orientation its files are turned; None: that of `nifti.read_nifti`.
+    num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far.
+    Raises `UserError` without the folder, and for files that do not fit.
     """
 
     def __init__(self, folder, names=(), classes=BINARY, geometry_of=lambda name: None):
@@ -35,14 +36,11 @@ class Predictions:
         recorded = read_json(manifest) if manifest.exists() else {}
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
-        self._labels = (
-            None,
-            {},
-        )  # a case's name and the label maps of it that have been read: each class asks for them
+        self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
         self.used = set()
 
     def mask(self, name, is_volume, k=0):
-        """bool [H, W] or [X, Y, Z] of a case and a class, or None when it has not been predicted."""
+        """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
         path = self._mask_path(name, is_volume)
         if path is None:
             return None
@@ -66,10 +64,10 @@ class Predictions:
         return self.classes.mask_of(maps[path], k)
 
     def unmatched(self):
-        """The files of masks, by name, that no case asked for by `mask` has."""
+        """The mask files that `mask` has not read, sorted."""
         if self.is_ours:
             files = [*self.folder.glob("masks/*.png"), *self.folder.glob("*_seg.nii.gz")]
-            files = [path for path in files if not path.name.startswith(".")]  # of a kill, or of a run at work
+            files = [path for path in files if not path.name.startswith(".")]  # temporary ones
         else:
             files = [path for paths in self._files.values() for path in paths]
         return sorted(set(files) - self.used)
@@ -89,7 +87,7 @@ class Predictions:
         return files_by_name(self.masks)
 
     def members(self, name, is_volume, k=0):
-        """The members' masks of a class, where they were saved: a list of bool arrays."""
+        """The members' masks of a class, a list of bool arrays; empty if none were saved."""
         if is_volume:
             paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
         else:
@@ -98,16 +96,16 @@ class Predictions:
         return [self._read_mask(name, path, is_volume, k) for path in paths]
 
     def probability(self, name, is_volume, k=0):
-        """A class's probability, float32 in [0, 1], where it was saved, else None."""
+        """A class's probability, float32 in [0, 1], or None if it was not saved."""
         return self._soft_map(name, "probability", is_volume, k)
 
     def uncertainty(self, name, is_volume, k=0):
-        """A class's uncertainty, float32 in [0, 0.5], where it was saved, else None."""
+        """A class's uncertainty, float32 in [0, 0.5], or None if it was not saved."""
         values = self._soft_map(name, "uncertainty", is_volume, k)
         return values if values is None or is_volume else values / 2
 
     def coarse(self, name, is_volume, k=0):
-        """A class's coarse mask, float32 in [0, 1], where it was saved, else None."""
+        """A class's coarse mask, float32 in [0, 1], or None if it was not saved."""
         return self._soft_map(name, "coarse", is_volume, k)
 
     def _soft_map(self, name, what, is_volume, k):
@@ -117,6 +115,6 @@ class Predictions:
         values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
             raise UserError(
-                f"{path}: holds values outside 0 to 1, which are no probabilities; remove it or save it anew"
+                f"{path}: holds values outside 0 to 1, which are not probabilities; remove it or save it again"
             )
         return values

@@ -18,7 +18,7 @@ from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import is_out_of_memory
 from .members import draw_members
 from .plan import ONE_STEP, plan_sampling, with_members
-from .tiles import cut, in_tiles
+from .tiles import crop_members, in_tiles
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
 
@@ -181,7 +181,7 @@ class EnsembleSampler:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
         if model is not self.model:
-            drawn = cut(drawn, batch["size"][0])
+            drawn = crop_members(drawn, batch["size"][0])
         return drawn.cpu(), trace
 
 

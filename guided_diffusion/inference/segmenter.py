@@ -118,7 +118,7 @@ class Segmenter:
             raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
         raws = [self._raw(image, axes) for image in images]
         answers = self._draw([self._normalised(raw) for raw in raws], names, labels, progress)
-        answers = [answer.of_one_class() for answer in answers] if len(self.class_names) == 1 else answers
+        answers = [answer.without_class_axis() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
     def volume(self, volume, name="volume", *, affine=None, label=None, progress=False):
@@ -138,8 +138,8 @@ class Segmenter:
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
-        answer = answer.changed(lambda values: reoriented_back(values, turn))
-        return answer.of_one_class() if len(self.class_names) == 1 else answer
+        answer = answer.map_arrays(lambda values: reoriented_back(values, turn))
+        return answer.without_class_axis() if len(self.class_names) == 1 else answer
 
     @property
     def _channels(self):

@@ -1,14 +1,14 @@
-"""Temperature scaling: one number T that makes probabilities neither too sure nor too unsure.
+"""Temperature scaling of probabilities: p becomes sigmoid(logit(p) / T).
 
-p becomes sigmoid(logit(p) / T): T above 1 draws probabilities towards 0.5, T below 1 away from it. What is above 0.5
-stays above it, so no mask changes. `temperature_fit` fits T.
+T above 1 draws probabilities towards 0.5, T below 1 away from it. It moves none across 0.5, so no mask changes.
+`evaluation.temperature_fit` fits T.
 """
 
 import numpy as np
 
 
 def apply_temperature(probability, temperature):
-    """sigmoid(logit(p) / T) of an array in [0, 1], of the same type; 0, 0.5 and 1 stay what they are."""
+    """sigmoid(logit(p) / T) of an array in [0, 1], of its shape and type; 0, 0.5 and 1 do not change."""
     if temperature == 1:
         return probability
     probability = np.asarray(probability)

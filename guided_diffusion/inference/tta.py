@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..diffusion.losses import class_logits, class_probabilities
-from ..models.outputs import joined
+from ..models.outputs import join_conditions
 
 # ---- The eight symmetries of the square, in which the members of an ensemble may see an image by turns --------------
 
@@ -58,7 +58,7 @@ def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
     looks = [(symmetry, scale) for scale in (1.0, *scales) for symmetry in symmetries]  # those that are kept first
     if len(looks) == 1:
         return model.encode(image, label)
-    condition = joined(list(_passes(model, image, label, looks[:kept], rows)))
+    condition = join_conditions(list(_passes(model, image, label, looks[:kept], rows)))
     name = next((field for field in TOLD if field in condition._fields), None)
     if name is None:
         return condition

@@ -1,6 +1,6 @@
-"""Condition branches: how the image's features meet those of the noisy mask, and their own coarse mask.
+"""Condition branches: they bring the image's features into the diffusion, and predict a coarse mask of their own.
 
-V1 has `Fusion` and `CoarseDecoder`; V2 has `ConditionUNet`, `UncertainSpatialAttention` and `SSFormer`.
+V1's parts are `Fusion` and `CoarseDecoder`; V2's are `ConditionUNet`, `UncertainSpatialAttention` and `SSFormer`.
 """
 
 import torch
@@ -8,15 +8,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fourier import FFParser, FourierAffinity, NBPFilter
-from .layers import at_least_float32, checkpointed, conv3x3, group_norm, patches, pixels, position_embedding, zeroed
+from .layers import (
+    at_least_float32,
+    checkpointed,
+    conv3x3,
+    depth_to_space,
+    group_norm,
+    position_embedding,
+    space_to_depth,
+    zeroed,
+)
 from .unet import Bottleneck, Head, ResBlock, build_decoder, build_encoder
 
 
 class Fusion(nn.Module):
-    """A(m_I, m_x) = LN(m_I) (x) LN(m_x) (x) m_I (MedSegDiff eq. 3), with m_x filtered by the FF-Parser first.
+    """A(m_I, m_x) = LN(m_I) (x) LN(m_x) (x) m_I (MedSegDiff, arXiv 2211.00611 eq. 3), with m_x from the FF-Parser.
 
-    The layer norms are taken over a whole feature map, with a scale and shift per channel, so that any image size
-    works. Their shifts start at 1: the product then keeps some of m_I, which zero-mean factors would scramble.
+    LN runs over a whole feature map and has a scale and a shift per channel, so any image size works. The shifts start
+    at 1: the product of zero-mean factors would scramble m_I.
     """
 
     def __init__(self, channels, size):
@@ -28,7 +37,7 @@ class Fusion(nn.Module):
             nn.init.ones_(norm.bias)
 
     def forward(self, image_features, mask_features):
-        """image_features m_I and mask_features m_x: [N, C, H, W]. Returns the fused m_I, same shape."""
+        """image_features m_I and mask_features m_x: [N, C, H, W]. Returns the fused m_I, [N, C, H, W]."""
         mask_features = self.parser(mask_features)
         return self.norm_image(image_features) * self.norm_mask(mask_features) * image_features
 
@@ -36,8 +45,8 @@ class Fusion(nn.Module):
 class CoarseDecoder(nn.Module):
     """A light decoder from the condition encoder's levels to a mask: upsample, add the finer level, refine.
 
-    Every level is brought to the first level's width by a 1x1 convolution, so that the decoder costs little beside
-    the two encoders; the papers leave its form open.
+    1x1 convolutions bring every level to the first level's width, so it costs little beside the two encoders. The
+    papers leave its form open.
     """
 
     def __init__(self, shape, out_channels):
@@ -50,19 +59,19 @@ class CoarseDecoder(nn.Module):
         self.head = Head(width, out_channels * self.patch**2)
 
     def forward(self, features):
-        """features: one [N, C_i, H_i, W_i] a level, finest first. Returns mask logits [N, K, H, W]."""
+        """features: [N, C_i, H_i, W_i] of each level, finest first. Returns mask logits [N, K, H, W]."""
         h = self.refine[-1](self.laterals[-1](features[-1]))
         for level in reversed(range(len(features) - 1)):
             h = self.smooth[level](F.interpolate(h, scale_factor=2, mode="nearest"))
             h = self.refine[level](h + self.laterals[level](features[level]))
-        return pixels(self.head(h), self.patch)
+        return depth_to_space(self.head(h), self.patch)
 
 
 class ConditionUNet(nn.Module):
     """A U-Net on the image alone: V2's condition model and, by itself, the baseline without diffusion.
 
-    embedding_channels: of the embedding that its blocks see beside the image; None: they see none.
-    num_labels: > 0 for `label_embedding`, an embedding of class labels that is the U-Net's own.
+    embedding_channels: D of an embedding that its blocks see beside the image, or None.
+    num_labels: above 0, it has a `label_embedding` of its own for that many class labels.
     """
 
     def __init__(self, image_channels, mask_channels, shape, embedding_channels=None, num_labels=0):
@@ -77,10 +86,10 @@ class ConditionUNet(nn.Module):
     def forward(self, image, embedding=None):
         """image: [N, C, H, W]; embedding: [N, D] or None.
 
-        Returns the bottleneck's embedding c0 [N, D, h, w], the decoder's features f_c of each level, finest first,
-        and mask logits float32 [N, K, H, W].
+        Returns the bottleneck's features c0 [N, C, h, w], the decoder's features f_c [N, C_i, H_i, W_i] of each level,
+        finest first, and mask logits float32 [N, K, H, W].
         """
-        h, skips = patches(image, self.patch), []
+        h, skips = space_to_depth(image, self.patch), []
         for stage in self.encoder:
             h, stage_skips = stage(h, embedding)
             skips.append(stage_skips)
@@ -88,18 +97,18 @@ class ConditionUNet(nn.Module):
         features = []
         for stage in self.decoder:
             features.insert(0, stage.features(h, skips.pop(), embedding))
-            h = stage.leave(features[0], embedding)
-        return bottleneck, features, pixels(self.head(h), self.patch)
+            h = stage.upsample(features[0], embedding)
+        return bottleneck, features, depth_to_space(self.head(h), self.patch)
 
 
 class UncertainSpatialAttention(nn.Module):
-    """U-SA, V2's anchor condition: where the condition model's own features say that the diffusion should look.
+    """Uncertain spatial attention (U-SA), V2's anchor condition (arXiv 2301.11798):
 
         f_anc = max(f_c * k, f_c),   f_d' = sigmoid(Conv1x1(f_anc)) f_d + f_d
 
-    k is a Gaussian of learned mean and variance, one a channel, on a window of 7 pixels and of sum 1: the anchor may be
-    wrong by a few pixels, and the maximum keeps what the smoothing would wash out. The convolution gives one map,
-    as in spatial attention. Only f_d depends on x_t: `forward` gives the map, which multiplies f_d by 1 + map.
+    f_c are the condition decoder's features, f_d the diffusion encoder's. k is a Gaussian of learned mean and variance
+    for each channel, on 2 radius + 1 pixels, of sum 1. The convolution gives one map, as in spatial attention. Only f_d
+    depends on x_t, so `forward` gives the map alone.
     """
 
     def __init__(self, channels, radius=3):
@@ -110,24 +119,24 @@ class UncertainSpatialAttention(nn.Module):
         self.out = nn.Conv2d(channels, 1, 1)
 
     def kernel(self):
-        """The Gaussian kernels, float32 [C, 2 * radius + 1, 2 * radius + 1], each of sum 1."""
+        """The Gaussian kernels k, float32 [C, 2 radius + 1, 2 radius + 1], each of sum 1."""
         steps = torch.arange(-self.radius, self.radius + 1, device=self.mean.device, dtype=self.mean.dtype)
-        away = (steps - self.mean[..., None]) ** 2  # [C, 2, 2 * radius + 1], squared distance along each axis
+        away = (steps - self.mean[..., None]) ** 2  # squared distances, [C, 2, 2 radius + 1]
         squared = away[:, 0, :, None] + away[:, 1, None, :]
         exponent = -squared / (2 * torch.exp(2 * self.log_deviation)[:, None, None])
         return exponent.flatten(1).softmax(dim=1).reshape(squared.shape)
 
     def forward(self, features):
-        """features f_c: [N, C, H, W]. Returns the attention map, [N, 1, H, W] in (0, 1)."""
+        """features f_c: [N, C, H, W]. Returns the attention map [N, 1, H, W], in (0, 1)."""
         padded = pad_by_edges(features, self.radius)
         smooth = F.conv2d(padded, self.kernel()[:, None].to(features.dtype), groups=features.shape[1])
         return torch.sigmoid(self.out(torch.maximum(smooth, features)))
 
 
 def pad_by_edges(x, radius):
-    """x: [N, C, H, W] with its outermost pixels repeated `radius` times on each side.
+    """x [N, C, H, W] with its outermost pixels repeated `radius` times on each side.
 
-    torch's own padding is not used: compiled, its gradient fails where feature maps have their channels last.
+    The compiled gradient of torch's own padding fails for feature maps in channels-last order.
     """
     for dim in (2, 3):
         first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
@@ -136,10 +145,12 @@ def pad_by_edges(x, radius):
 
 
 class CrossAttention(nn.Module):
-    """One cross-attention module: tokens of one map look at those of another, then an MLP that sees the time step.
+    """Cross-attention from one feature map to another, then an MLP modulated by the time embedding:
 
-    q and k are normalised and told their positions. The attention's output is added to `residual`, and so is that of
-    the MLP, whose input the time embedding scales and shifts. Both start at zero, so the module starts as a no-op.
+        x = residual + Attention(q = query, k = v = context),   result = x + MLP(scale(t) Norm(x) + shift(t))
+
+    q and k are normalised and get a position embedding. The last layers of attention and MLP start at zero, so the
+    module starts as a no-op on `residual`.
 
     affinity: a `FourierAffinity`, or None for plain scaled dot-product attention.
     """
@@ -148,7 +159,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.affinity = heads, affinity
         self.norm_query, self.norm_context, self.norm_mlp = (group_norm(channels) for _ in range(3))
-        # A bias of the keys adds the same to all weights of a query, which the softmax takes out again.
+        # The keys need no bias: it would add the same to all affinities of a query, and the softmax would cancel it.
         self.query, self.value = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1, bias=False)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -177,7 +188,7 @@ class CrossAttention(nn.Module):
 
 
 class SSFormerBlock(nn.Module):
-    """Two symmetric cross-attentions (V2's figure): the condition is read with the diffusion's queries, and back.
+    """Two symmetric cross-attentions in the Fourier domain (the SS-Former figure of V2, arXiv 2301.11798):
 
     c~ = c + A1(q = e, k = v = c),   c' = c~ + A2(q = c~, k = v = e)
     """
@@ -185,36 +196,37 @@ class SSFormerBlock(nn.Module):
     def __init__(self, channels, heads, embedding_channels, nbp_filter):
         super().__init__()
 
-        def module():
+        def cross_attention():
             filter = NBPFilter(heads, embedding_channels) if nbp_filter else None
             return CrossAttention(channels, heads, embedding_channels, FourierAffinity(filter))
 
-        self.read, self.write = module(), module()
+        self.read, self.write = cross_attention(), cross_attention()
 
     def forward(self, condition, features, embedding):
-        """condition c, features e: [N, C, h, w]; embedding: [N, D]. Returns c'."""
+        """condition c, features e: [N, C, h, w]; embedding: [N, D]. Returns c' [N, C, h, w]."""
         condition = self.read(features, condition, condition, embedding)
         return self.write(condition, features, condition, embedding)
 
 
 class PlainBlock(nn.Module):
-    """The SS-Former's ablation: one plain cross-attention with the diffusion's queries."""
+    """The SS-Former's ablation: one plain cross-attention, c' = c + A(q = e, k = v = c)."""
 
     def __init__(self, channels, heads, embedding_channels):
         super().__init__()
         self.read = CrossAttention(channels, heads, embedding_channels, affinity=None)
 
     def forward(self, condition, features, embedding):
-        """condition c, features e: [N, C, h, w]; embedding: [N, D]. Returns c'."""
+        """condition c, features e: [N, C, h, w]; embedding: [N, D]. Returns c' [N, C, h, w]."""
         return self.read(features, condition, condition, embedding)
 
 
 class SSFormer(nn.Module):
-    """V2's semantic condition: N blocks carry the condition embedding c0 to the diffusion's bottleneck e.
+    """Spectrum-space transformer (SS-Former), V2's semantic condition: e + c_N, where c_i = Block_i(c_{i-1}, e).
 
-    The result is e + c_N. Blocks start as no-ops, so it starts as e + c0, V1's addition; without blocks it stays that.
+    c0 are the condition model's bottleneck features, e the diffusion's. Blocks start as no-ops, so the result starts as
+    e + c0, V1's addition.
 
-    kind: "fourier" (`SSFormerBlock`, with the NBP-filter or not), "cross" (`PlainBlock`) or "add" (no blocks).
+    kind: "fourier" (`SSFormerBlock`, with or without the NBP-filter), "cross" (`PlainBlock`) or "add" (no blocks).
     """
 
     def __init__(self, shape, embedding_channels, kind="fourier", blocks=2, nbp_filter=True):
@@ -222,14 +234,16 @@ class SSFormer(nn.Module):
         self.use_checkpoint = shape.use_checkpoint
         width = shape.widths[-1]
         heads = shape.attention_heads(width)
-        build = {
-            "fourier": lambda: SSFormerBlock(width, heads, embedding_channels, nbp_filter),
-            "cross": lambda: PlainBlock(width, heads, embedding_channels),
-        }
-        self.blocks = nn.ModuleList(build[kind]() for _ in range(0 if kind == "add" else blocks))
+
+        def block():
+            if kind == "cross":
+                return PlainBlock(width, heads, embedding_channels)
+            return SSFormerBlock(width, heads, embedding_channels, nbp_filter)
+
+        self.blocks = nn.ModuleList(block() for _ in range(0 if kind == "add" else blocks))
 
     def forward(self, condition, features, embedding):
-        """condition c0, features e: [N, C, h, w]; embedding: [N, D]. Returns e + c_N."""
+        """condition c0, features e: [N, C, h, w]; embedding: [N, D]. Returns e + c_N [N, C, h, w]."""
         for block in self.blocks:
             condition = checkpointed(block, condition, features, embedding, enabled=self.use_checkpoint)
         return features + condition

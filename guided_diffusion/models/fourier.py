@@ -1,4 +1,4 @@
-"""Layers that work in the Fourier domain: MedSegDiff's FF-Parser; MedSegDiff-V2's NBP-filter and affinity."""
+"""Layers in the Fourier domain: MedSegDiff's FF-Parser, the affinity and NBP-filter of MedSegDiff-V2's SS-Former."""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ from .layers import at_least_float32, without_autocast
 
 
 class FFParser(nn.Module):
-    """FF-Parser (MedSegDiff sec. 2.2): M = F[m], M' = A (x) M with a learned map A, m' = F^-1[M'].
+    """FF-Parser (MedSegDiff, arXiv 2211.00611 sec. 2.2): M = F[m], M' = A (x) M, m' = F^-1[M'].
 
-    A is complex, per channel and frequency, and multiplies elementwise; it starts at 1, so that the layer starts
-    as the identity. It is stored as a real parameter [C, size, size // 2 + 1, 2] (sharding and fused optimizers
-    refuse complex ones), over the half plane of frequencies that a real image has; other image sizes read it at
-    their own frequencies (cycles per pixel) by linear interpolation. The transform runs in float32 whatever
-    autocast says: half precision would overflow in the sum over pixels.
+    A is learned, one complex factor per channel and frequency. It starts at 1, so the layer starts as the identity. It
+    covers the half plane of frequencies that a real image has. Other sizes than `size` read it at their own
+    frequencies, in cycles per pixel, by linear interpolation.
+    A is the real parameter [C, size, size // 2 + 1, 2], because sharding and fused optimizers refuse complex ones. The
+    transform runs in float32 under any autocast, because half precision would overflow in the sum over pixels.
     """
 
     def __init__(self, channels, size):
@@ -25,7 +25,7 @@ class FFParser(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, x):
-        """x: [N, C, H, W] real. Returns the filtered features, same shape and dtype."""
+        """x: real features [N, C, H, W]. Returns the filtered features, of the same shape and dtype."""
         height, width = x.shape[-2:]
         with without_autocast(x.device.type):
             weight = at_least_float32(self._weight_for(height, width)).contiguous()
@@ -37,7 +37,7 @@ class FFParser(nn.Module):
         if (height, width) == (self.size, self.size):
             return self.weight
         device = self.weight.device
-        rows = torch.fft.fftfreq(height, device=device) * self.size  # in (-size/2, size/2), in units of map rows
+        rows = torch.fft.fftfreq(height, device=device) * self.size  # in rows of A, from -size / 2 to size / 2
         columns = torch.fft.rfftfreq(width, device=device) * self.size
         # Rows wrap round: the spectrum of a sampled image is periodic. Columns end at the Nyquist frequency.
         along_rows = _interpolate(self.weight, rows % self.size, dim=1, wrap=True)
@@ -45,7 +45,7 @@ class FFParser(nn.Module):
 
 
 def _interpolate(values, positions, dim, wrap):
-    """Linear interpolation of `values` along `dim` at fractional positions, wrapping round or clamped at the end."""
+    """Linear interpolation of `values` along `dim` at fractional positions; past the end it wraps round or clamps."""
     length = values.shape[dim]
     low = positions.floor().long()
     shape = [1] * values.ndim
@@ -57,13 +57,13 @@ def _interpolate(values, positions, dim, wrap):
 
 
 class NBPFilter(nn.Module):
-    """Neural band-pass filter (MedSegDiff-V2): how much of each pair of frequencies an affinity map keeps.
+    """Neural band-pass filter (MedSegDiff-V2, arXiv 2301.11798): a factor for each entry of an affinity map.
 
-    A stack of 1x1 convolutions over a map of frequency coordinates, whose features the time step scales and shifts
-    after each layer, ends in one value a head for every pair (query frequency, key frequency). The coordinates are
-    magnitudes, so that the filter is even and what it filters stays real; they are relative to the Nyquist
-    frequency, so that it works for maps of any size. A sigmoid keeps the values in [0, 1], and the filter starts
-    constant at about 1, where all frequencies pass.
+    1x1 convolutions map the coordinates of a pair (query frequency, key frequency) to one value per head. The time
+    embedding scales and shifts the features after each layer. A sigmoid keeps the values in (0, 1). The filter starts
+    constant at sigmoid(3) = 0.95, so that nearly everything passes.
+    The coordinates are magnitudes, so the filter is even and the filtered map stays real. They are relative to the
+    Nyquist frequency, so the filter works for maps of any size.
     """
 
     def __init__(self, heads, embedding_channels, hidden=16, layers=2):
@@ -76,7 +76,7 @@ class NBPFilter(nn.Module):
         nn.init.constant_(self.out.bias, 3.0)
 
     def forward(self, height, width, embedding):
-        """embedding: [N, D]. Returns [N, heads, L, L] over the L = height * width frequencies, row by row."""
+        """embedding: [N, D]. Returns [N, heads, L, L] in (0, 1), L = height * width frequencies row by row."""
         coordinates, place = self._frequencies(height, width, embedding.device)
         count = coordinates.shape[1]
         queries, keys = coordinates[:, :, None].expand(2, count, count), coordinates[:, None].expand(2, count, count)
@@ -89,9 +89,9 @@ class NBPFilter(nn.Module):
 
     @staticmethod
     def _frequencies(height, width, device):
-        """The U different frequencies by magnitude [2, U], each axis in 0..1, and which of them each of the L is [L].
+        """The U different pairs of magnitudes [2, U], in [0, 1], and the index into them of each of the L frequencies.
 
-        A filter that knows magnitudes alone has a quarter as many, so its map of pairs costs a sixteenth.
+        U is about a quarter of L, so the map of pairs costs a sixteenth.
         """
         rows, columns = (torch.arange(n // 2 + 1, device=device) * 2 / n for n in (height, width))
         coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
@@ -100,13 +100,13 @@ class NBPFilter(nn.Module):
 
 
 class FourierAffinity(nn.Module):
-    """Attention weights whose affinity map is built and filtered in the Fourier domain (MedSegDiff-V2's SS-Former).
+    """Attention weights from an affinity map in the Fourier domain (the SS-Former of MedSegDiff-V2, arXiv 2301.11798):
 
         M = F(q) F(k)^H / sqrt(d),   M' = NBP(M, t),   weights = softmax(F^-1(M'))
 
-    F is the unitary 2-D transform over the map's positions, so F^-1(F(q) F(k)^H) = q k^T: without a filter these
-    are the weights of plain scaled dot-product attention. The softmax over keys is our choice; the paper leaves the
-    scaling open. It runs in float32 outside autocast, as complex numbers need.
+    F is the unitary 2-D transform over the map's positions, so F^-1(F(q) F(k)^H) = q k^T: without a filter these are
+    the weights of plain scaled dot-product attention. The paper leaves the scaling open; the softmax over keys is ours.
+    Complex numbers need float32, outside autocast.
 
     filter: an `NBPFilter`, or None.
     """

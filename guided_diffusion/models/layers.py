@@ -1,4 +1,4 @@
-"""Primitives of the networks: embeddings, norms, zero-initialised layers and activation checkpointing."""
+"""The networks' primitives: embeddings, norms, convolutions, space to depth, and how layers are computed."""
 
 import math
 from contextlib import nullcontext
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 
 def timestep_embedding(timesteps, channels, max_period=10000):
-    """Sinusoidal embedding of the time step (Transformer eq. in sec. 3.5, as DDPM uses it).
+    """Sinusoidal embedding of time steps, as in DDPM (arXiv 1706.03762 sec. 3.5): float32 [N, channels].
 
-    timesteps: float or int [N], may be fractional. Returns float32 [N, channels]: cosines, then sines, of
-    t * max_period^(-i / half); an odd `channels` is padded with a zero.
+    It holds the cosines and then the sines of t max_period^(-i / half), i < half = channels // 2, and a zero more when
+    `channels` is odd. timesteps: [N], whole or fractional.
     """
     half = channels // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timesteps.device) / max(half, 1))
@@ -23,7 +23,7 @@ def timestep_embedding(timesteps, channels, max_period=10000):
 
 
 def position_embedding(height, width, channels, device=None):
-    """Sinusoidal embedding of the positions of a map: float32 [channels, height, width], half for each axis."""
+    """Sinusoidal embedding of a map's positions: float32 [channels, height, width], half of it for each axis."""
     half = channels // 2
     rows = timestep_embedding(torch.arange(height, device=device), half)  # [height, half]
     columns = timestep_embedding(torch.arange(width, device=device), channels - half)
@@ -32,10 +32,10 @@ def position_embedding(height, width, channels, device=None):
 
 
 def group_norm(channels, smallest_group=4):
-    """GroupNorm with 32 groups, or the most below that which part the channels evenly into `smallest_group` or more.
+    """GroupNorm with as many equal groups as there can be, at most 32, of `smallest_group` channels or more.
 
-    Groups of a single channel would cancel whatever is constant over a channel and comes before the norm, such as an
-    added time embedding or a bias, and cannot normalise a map of one pixel.
+    A group of one channel would cancel an added time embedding or bias, which is constant over the channel, and could
+    not normalise a map of one pixel.
     """
     most = max(min(32, channels // smallest_group), 1)
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
@@ -43,7 +43,7 @@ def group_norm(channels, smallest_group=4):
 
 
 def silu_of_temporary(x):
-    """SiLU of a tensor that nobody else holds: in its own memory while no gradients are wanted."""
+    """SiLU of a tensor that has no other user; without gradients it is computed in place."""
     return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -53,36 +53,36 @@ def conv3x3(in_channels, out_channels, stride=1):
 
 
 def zeroed(layer):
-    """Set a layer's parameters to zero, so that the branch it closes starts as a no-op."""
+    """The layer with its parameters set to zero, so that the branch that it ends starts as a no-op."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
-def patches(x, size):
-    """Space to depth: [N, D, H, W] -> [N, D size^2, H / size, W / size], each patch of pixels as channels of one."""
+def space_to_depth(x, size):
+    """Patches of size x size pixels become the channels of one: [N, D, H, W] -> [N, D size^2, H / size, W / size]."""
     return F.pixel_unshuffle(x, size) if size > 1 else x
 
 
-def pixels(x, size):
-    """Depth to space, the inverse of `patches`: [N, D size^2, h, w] -> [N, D, h size, w size]."""
+def depth_to_space(x, size):
+    """The inverse of `space_to_depth`: [N, D size^2, h, w] -> [N, D, h size, w size]."""
     return F.pixel_shuffle(x, size) if size > 1 else x
 
 
 def checkpointed(function, *inputs, enabled):
-    """Call `function(*inputs)`; when enabled, keep only its inputs and recompute it in the backward pass."""
+    """`function(*inputs)`; when enabled, only the inputs are kept and the backward pass computes the rest again."""
     if enabled and torch.is_grad_enabled():
         return torch_checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
 
 
 def without_autocast(device_type):
-    """A context in which operations keep the precision of their inputs (devices without autocast need none)."""
+    """A context in which operations keep the precision of their inputs."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 def at_least_float32(x):
-    """`x` in float32, or float64 if it has that; half precision overflows in sums over many values."""
+    """`x` in float32, or float64 if it has that. Sums over many values overflow in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,22 +1,25 @@
-"""The model variants, assembled from encoders, decoder and condition branch: MedSegDiff (v1), -V2 (v2) and the plain
-U-Net without diffusion (unet)."""
+"""The variants: MedSegDiff (v1), MedSegDiff-V2 (v2) and the plain U-Net without diffusion (unet).
+
+`build_model` builds one from the options.
+"""
 
 import torch
 from torch import nn
 
 from ..runtime.errors import UserError
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
-from .layers import patches, pixels, timestep_embedding
-from .outputs import Answer, ConditionV1, ConditionV2, ModelOutput
+from .layers import depth_to_space, space_to_depth, timestep_embedding
+from .outputs import ConditionV1, ConditionV2, ModelOutput, PlainCondition
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
-FUSED_STAGES = 2  # MedSegDiff's figure fuses after the first two stages
+FUSED_STAGES = 2  # as in MedSegDiff's figure
 
 
 class Variant(nn.Module):
-    """What the variants share: they know their sizes, and `encode` an image once for all time steps and members.
+    """The base of the variants: `encode(image)` runs once per image, for all time steps and members.
 
-    image_channels, mask_channels: C and K. image_size: the training size. num_labels: > 0 for class conditioning.
+    mask_channels: K. image_size: the training size in pixels. shape: a `UNetShape`. num_labels: above 0, the number of
+    class labels to condition on. Raises `UserError` for a size that the levels do not divide.
     """
 
     def __init__(self, mask_channels, image_size, shape, num_labels):
@@ -27,7 +30,7 @@ class Variant(nn.Module):
         self.label_embedding = nn.Embedding(num_labels, self.embedding_channels) if num_labels else None
 
     def _embed_label(self, image, label):
-        """The class embedding [N, E] or None, after a check of the image's size and of the label's presence."""
+        """The class embedding [N, E], or None without labels. Checks the image's size and whether labels are due."""
         check_size(image.shape[-1], self.shape, height=image.shape[-2])
         if (label is None) != (self.label_embedding is None):
             raise ValueError("a class-conditional model needs labels, and only such a model takes them")
@@ -35,36 +38,30 @@ class Variant(nn.Module):
 
 
 class Denoiser(Variant):
-    """A variant with diffusion: embeds t, and its last layer gives the prediction and, with learn_sigma, a variance."""
+    """A variant with diffusion: it embeds t and predicts eps, x0 or v and, with learn_sigma, a variance.
 
-    def __init__(
-        self,
-        mask_channels,
-        image_size,
-        shape,
-        num_labels,
-        learn_sigma,
-        head_width=None,
-        block=None,
-    ):
+    head_width: channels of the decoder's output. block: side in pixels of the patches that are that output's pixels.
+    """
+
+    def __init__(self, mask_channels, image_size, shape, num_labels, learn_sigma, head_width, block):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.learn_sigma, self.block = learn_sigma, block or shape.patch
+        self.learn_sigma, self.block = learn_sigma, block
         self.time_embedding = nn.Sequential(
             nn.Linear(shape.channels, self.embedding_channels),
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
-        self.head = Head(head_width or shape.widths[0], self.block**2 * mask_channels * (2 if learn_sigma else 1))
+        self.head = Head(head_width, block**2 * mask_channels * (2 if learn_sigma else 1))
 
     def _embed_time(self, t, label):
-        """t: [N]; label: the class embedding or None. Returns [N, E]."""
+        """t: [N]; label: the class embedding [N, E] or None. Returns the sum of both embeddings, [N, E]."""
         sinusoids = timestep_embedding(t, self.shape.channels).to(self.time_embedding[0].weight.dtype)
         embedding = self.time_embedding(sinusoids)
         return embedding if label is None else embedding + label
 
     def _output(self, h, coarse):
-        """The `ModelOutput` from the decoder's features [N, D, H, W] and the coarse logits."""
-        prediction, variance = pixels(self.head(h), self.block), None
+        """The `ModelOutput` from the decoder's features h [N, D, H', W'] and the coarse logits [N, K, H, W]."""
+        prediction, variance = depth_to_space(self.head(h), self.block), None
         if self.learn_sigma:
             prediction, variance = prediction.chunk(2, dim=1)  # [N, 2K, H, W] -> two of [N, K, H, W]
         return ModelOutput(prediction, variance, coarse)
@@ -73,11 +70,11 @@ class Denoiser(Variant):
 class MedSegDiffV1(Denoiser):
     """MedSegDiff (arXiv 2211.00611): eps(x_t, I, t) = D(E_I + E_x, t), with dynamic conditional encoding.
 
-    A segmentation encoder sees x_t beside the image; a condition encoder sees the image. After each of the first
-    two stages the segmentation features pass an FF-Parser and fuse into the condition features, which go on from
-    there; the two embeddings are added at the bottleneck, and the decoder takes the segmentation encoder's skips.
+    The mask encoder E_x sees x_t beside the image, the condition encoder E_I the image. After each of the first two
+    stages a `Fusion` brings the mask features into the condition features. The features of both are added at the
+    bottleneck. The decoder D takes the mask encoder's skips.
 
-    image_size: what the FF-Parsers' maps are stored for. learn_sigma: a second output for the variance.
+    image_channels, mask_channels: C and K. image_size: the FF-Parsers' size. learn_sigma: adds the variance.
     """
 
     def __init__(
@@ -90,7 +87,7 @@ class MedSegDiffV1(Denoiser):
         learn_sigma=False,
         num_labels=0,
     ):
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma)
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, shape.widths[0], shape.patch)
         seen = image_channels * shape.patch**2
         self.mask_encoder = build_encoder(seen + mask_channels * shape.patch**2, shape, self.embedding_channels)
         self.image_encoder = build_encoder(seen, shape)
@@ -105,17 +102,17 @@ class MedSegDiffV1(Denoiser):
     def encode(self, image, label=None):
         """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV1`.
 
-        Only the condition encoder's first stage is independent of x_t, so only that is done here.
+        The condition encoder's later stages depend on x_t through the fusions, so only the first runs here.
         """
         label = self._embed_label(image, label)
-        image = patches(image, self.block)  # [N, C p^2, H / p, W / p]
+        image = space_to_depth(image, self.block)  # [N, C p^2, H / p, W / p]
         features, _ = self.image_encoder[0](image)
         return ConditionV1(image, features, label)
 
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = torch.cat([patches(x_t, self.block), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
+        h = torch.cat([space_to_depth(x_t, self.block), condition.image], dim=1)  # [N, (K + C) p^2, H / p, W / p]
         c = condition.features
         skips, levels = [], []
         for level, (mask_stage, image_stage) in enumerate(zip(self.mask_encoder, self.image_encoder, strict=True)):
@@ -133,17 +130,17 @@ class MedSegDiffV1(Denoiser):
 
 
 class MedSegDiffV2(Denoiser):
-    """MedSegDiff-V2 (arXiv 2301.11798): a condition U-Net on the image alone, run once, conditions a diffusion U-Net.
+    """MedSegDiff-V2 (arXiv 2301.11798): a condition U-Net on the image, run once, conditions a diffusion U-Net.
 
-    Its decoder's features anchor the diffusion encoder's first levels (U-SA); its bottleneck embedding meets the
-    diffusion's in the SS-Former, whose result the diffusion decoder takes; its own mask is `coarse`.
+    The condition decoder's features anchor the diffusion encoder's first levels (U-SA). The `SSFormer` joins the two
+    bottlenecks, and the diffusion decoder takes its result. The condition model's own mask is `coarse`.
 
-    anchor_levels: how many of the first levels are anchored (0: none). semantic: keywords of `SSFormer`.
-    The diffusion encoder sees the image beside x_t; concat_features: also the condition model's decoder features of its
-    first level. diffusion_channels: c of the diffusion's widths c * multiplier; 0: the condition model's.
-    diffusion_level: the first of the levels that the diffusion's U-Net has; from 1 on, blocks of pixels are its
-    channels (space to depth) and its output's (depth to space). num_labels: the condition model sees the class label
-    as well, by an embedding of its own, which is fixed when the condition model is.
+    image_channels, mask_channels: C and K. learn_sigma: adds the variance. num_labels: the condition model sees the
+    class label too, by an embedding of its own, which is fixed with the condition model.
+    anchor_levels: the number of anchored levels. concat_features: the diffusion encoder sees, beside x_t and the image,
+    the condition decoder's features of its first level. diffusion_channels: c of the diffusion's widths c * multiplier;
+    0: the condition model's. diffusion_level: the first level of the diffusion's U-Net, which works on patches of
+    2^diffusion_level pixels of the image's first level. semantic: keywords of `SSFormer`.
     """
 
     def __init__(
@@ -161,10 +158,9 @@ class MedSegDiffV2(Denoiser):
         diffusion_level=0,
         **semantic,
     ):
-        own = shape.part(diffusion_channels, diffusion_level)
+        own = shape.from_level(diffusion_level, diffusion_channels)
         block = shape.patch * 2**diffusion_level
-        widths = {"head_width": own.widths[0], "block": block}
-        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, **widths)
+        super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], block)
         self.concat_features, self.level = concat_features, diffusion_level
         self.condition_model = ConditionUNet(
             image_channels, mask_channels, shape, self.embedding_channels if num_labels else None, num_labels
@@ -179,20 +175,20 @@ class MedSegDiffV2(Denoiser):
         self.decoder = build_decoder(own, self.embedding_channels)
 
     def fix_condition(self, fixed):
-        """Fix the condition model, all but its last layer, or let it learn again."""
+        """Fix the condition model except its last layer, or let all of it learn."""
         self.condition_model.requires_grad_(not fixed)
         self.condition_model.head.requires_grad_(True)
 
     def encode(self, image, label=None):
         """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV2`.
 
-        The whole condition model runs here, and the anchors: nothing of them depends on x_t or t.
+        The condition model and the anchors run here, because they do not depend on x_t or t.
         """
         embedded, own = self._embed_label(image, label), self.condition_model.label_embedding
         bottleneck, features, coarse = self.condition_model(image, None if own is None else own(label))
         features = features[self.level :]
-        anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # of the first levels
-        visible = patches(image, self.block)
+        anchors = tuple(anchor(f) for anchor, f in zip(self.anchors, features, strict=False))  # the first levels
+        visible = space_to_depth(image, self.block)
         if self.concat_features:
             visible = torch.cat([visible, features[0].to(image.dtype)], dim=1)
         return ConditionV2(visible, self.narrow(bottleneck), anchors, coarse, embedded)
@@ -200,7 +196,7 @@ class MedSegDiffV2(Denoiser):
     def forward(self, x_t, t, condition):
         """x_t: [N, K, H, W] in about [-1, 1] plus noise; t: [N], may be fractional. Returns a `ModelOutput`."""
         embedding = self._embed_time(t, condition.label)
-        h = torch.cat([patches(x_t, self.block), condition.visible], dim=1)  # [N, K' + D', H', W']
+        h = torch.cat([space_to_depth(x_t, self.block), condition.visible], dim=1)  # [N, K' + D', H', W']
         skips = []
         for level, stage in enumerate(self.encoder):
             h, stage_skips = stage(h, embedding)
@@ -215,25 +211,31 @@ class MedSegDiffV2(Denoiser):
 
 
 class PlainUNet(Variant):
-    """The baseline without diffusion: the same U-Net on the image alone. Its prediction, mask logits, is the same for
-    every x_t and t, so it goes through the same trainer (as an x0 prediction), sampler (in one step) and evaluation."""
+    """The baseline without diffusion: the same U-Net on the image alone.
+
+    It predicts mask logits, the same for every x_t and t. As an x0 prediction that one step samples, it goes through
+    the same trainer, sampler and evaluation.
+    """
 
     def __init__(self, image_channels, mask_channels, image_size, shape, *, num_labels=0):
         super().__init__(mask_channels, image_size, shape, num_labels)
         self.unet = ConditionUNet(image_channels, mask_channels, shape, self.embedding_channels if num_labels else None)
 
     def encode(self, image, label=None):
-        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `Answer`."""
+        """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `PlainCondition`."""
         label = self._embed_label(image, label)
-        return Answer(self.unet(image, label)[2])
+        return PlainCondition(self.unet(image, label)[2])
 
     def forward(self, x_t, t, condition):
-        """x_t and t are not looked at. Returns a `ModelOutput` without variance and coarse mask."""
+        """Ignores x_t and t. Returns a `ModelOutput` without variance and coarse mask."""
         return ModelOutput(condition.logits, None, None)
 
 
 def check_size(width, shape, height=None):
-    """Raise `UserError`, naming the nearest sizes that work, unless a `UNetShape`'s levels divide the image size."""
+    """Raise `UserError`, with the nearest sizes that work, unless the levels of `shape` divide width and height.
+
+    height: None for a square.
+    """
     num_levels = len(shape.multipliers)
     factor = shape.patch * 2 ** (num_levels - 1)
     for size in (width, width if height is None else height):
@@ -248,7 +250,7 @@ def check_size(width, shape, height=None):
 
 
 def default_multipliers(image_size):
-    """The channel multipliers for an image size when none are given: 3 to 7 levels, coarsest 4 to 16 pixels."""
+    """The default channel multipliers for an image size: 3 to 7 levels, the coarsest of 4 to 16 pixels."""
     for limit, multipliers in ((48, (1, 2, 2)), (96, (1, 2, 3, 4)), (192, (1, 1, 2, 3, 4)), (384, (1, 1, 2, 2, 4, 4))):
         if image_size < limit:
             return multipliers
@@ -256,10 +258,10 @@ def default_multipliers(image_size):
 
 
 def unet_shape(options):
-    """The `UNetShape` that the model options stand for.
+    """The `UNetShape` of the model options (`config.ModelOptions`).
 
-    `attention_resolutions` are feature-map sizes at the training image size; one that no level has adds nothing.
-    Raises `UserError` for head numbers that do not divide a level's width.
+    `attention_resolutions` are sizes of feature maps at the training image size; a size that no level has adds nothing.
+    Raises `UserError` for a number of heads that does not divide a level's width.
     """
     size = options.image_size / options.patch_size
     multipliers = options.multipliers() or default_multipliers(size)
@@ -282,17 +284,23 @@ def unet_shape(options):
 
 
 def check_heads(shape):
-    """Raise `UserError` for head numbers that do not divide the width of a level with attention."""
+    """Raise `UserError` for a number or width of heads that does not divide the width of a level with attention."""
     for level in {*shape.attention_levels, len(shape.multipliers) - 1}:
         width = shape.widths[level]
         if shape.head_channels > 0 and width % shape.head_channels:
-            raise UserError(f"--num_head_channels {shape.head_channels} does not divide the {width} channels there are")
+            raise UserError(
+                f"--num_head_channels {shape.head_channels} does not divide the {width} channels of an attention layer"
+            )
         if width % shape.attention_heads(width):
             raise UserError(f"--num_heads {shape.heads} does not divide the {width} channels of an attention layer")
 
 
 def build_model(options, image_channels, mask_channels, num_labels=0):
-    """Build the variant that `options` (`config.ModelOptions`) names, for data with C image and K mask channels."""
+    """The variant that `options` (`config.ModelOptions`) name, for images of C and masks of K channels.
+
+    num_labels: the data's class labels, which a class-conditional model embeds. Raises `UserError` for options that do
+    not fit together.
+    """
     shape = unet_shape(options)
     sizes = (image_channels, mask_channels, options.image_size, shape)
     num_labels = num_labels if options.class_cond else 0
@@ -304,13 +312,13 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     if options.diffusion_level >= levels:
         raise UserError(f"--diffusion_level {options.diffusion_level}: the model has levels 0 to {levels - 1}")
     if options.anchor_levels > levels - options.diffusion_level:
-        has = f"the model has {levels} levels"
+        whose = "the model"
         if options.diffusion_level:
-            has = (
-                f"with --diffusion_level {options.diffusion_level} there are {levels - options.diffusion_level} levels"
-            )
-        raise UserError(f"--anchor_levels {options.anchor_levels}: {has}")
-    check_heads(shape.part(options.diffusion_channels, options.diffusion_level))
+            whose = f"the diffusion, from --diffusion_level {options.diffusion_level} on,"
+        raise UserError(
+            f"--anchor_levels {options.anchor_levels}: {whose} has {levels - options.diffusion_level} levels"
+        )
+    check_heads(shape.from_level(options.diffusion_level, options.diffusion_channels))
     return MedSegDiffV2(
         *sizes,
         learn_sigma=options.learn_sigma,

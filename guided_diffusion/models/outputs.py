@@ -1,4 +1,4 @@
-"""What the variants of the network hand on: their output, and what each knows of an image before it sees x_t."""
+"""What a network returns, and the condition that it computes from an image once, before it sees x_t."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ import torch
 
 
 class ModelOutput(NamedTuple):
-    """What every variant returns.
+    """The output of every variant.
 
-    prediction: float32 [N, K, H, W], eps, x0 or v by the diffusion's objective (before its activation).
-    variance: float32 [N, K, H, W], the learned interpolation in about [-1, 1], or None.
-    coarse: float32 [N, K, H, W], the condition branch's own mask logits, or None.
+    prediction: float32 [N, K, H, W], eps, x0 or v by the diffusion's objective, before the activation.
+    variance: float32 [N, K, H, W], in about [-1, 1], the learned log variance's place between its bounds, or None.
+    coarse: float32 [N, K, H, W], the condition branch's mask logits, or None.
     """
 
     prediction: torch.Tensor
@@ -18,63 +18,71 @@ class ModelOutput(NamedTuple):
     coarse: torch.Tensor | None
 
 
-class _RowSelection:
-    def rows(self, which):
-        """The condition of these rows, which may repeat: `which` is int [M]. Ensemble members share their image's."""
+class ConditionV1(NamedTuple):
+    """The part of V1's condition that does not depend on x_t.
 
-        def taken(x):
-            if isinstance(x, tuple):
-                return tuple(taken(part) for part in x)
-            return None if x is None else x.index_select(0, which)
+    image: [N, C p^2, H / p, W / p], in patches of p x p pixels. features: of the condition encoder's first level,
+    [N, D, H / p, W / p]. label: the class embedding [N, E], or None.
+    """
 
-        return type(self)(*(taken(part) for part in self))
-
-
-def joined(conditions):
-    """One condition of the rows of several, which are NamedTuples of tensors, of tuples of them, and of None."""
-
-    def cat(values):
-        if values[0] is None:
-            return None
-        if isinstance(values[0], tuple):
-            return tuple(cat(parts) for parts in zip(*values, strict=True))
-        return torch.cat(values)
-
-    return type(conditions[0])(*(cat(values) for values in zip(*conditions, strict=True)))
-
-
-class _ConditionV1(NamedTuple):
     image: torch.Tensor
     features: torch.Tensor
     label: torch.Tensor | None
 
+    def rows(self, which):
+        """The condition of the rows `which`, int [M], which may repeat."""
+        return select_rows(self, which)
 
-class ConditionV1(_RowSelection, _ConditionV1):
-    """What v1 knows of an image before it sees x_t: the image [N, C, H, W], the condition encoder's first-level
-    features [N, D, H, W], and the class embedding [N, E] or None."""
 
+class ConditionV2(NamedTuple):
+    """V2's condition, none of which depends on x_t or t.
 
-class _ConditionV2(NamedTuple):
+    visible: what the diffusion's encoder sees beside x_t, [N, D', H', W']: the image, perhaps with the condition
+    model's features. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps of the
+    diffusion's first levels, [N, 1, H_i, W_i]. coarse: the condition model's mask logits [N, K, H, W]. label: the class
+    embedding [N, E], or None.
+    """
+
     visible: torch.Tensor
     bottleneck: torch.Tensor
     anchors: tuple[torch.Tensor, ...]
     coarse: torch.Tensor
     label: torch.Tensor | None
 
-
-class ConditionV2(_RowSelection, _ConditionV2):
-    """All that v2 knows of an image.
-
-    visible: what the diffusion's encoder sees beside x_t, [N, D', H', W']: the image and perhaps the condition model's
-    features. bottleneck: c0 [N, D, h, w], of the diffusion's width. anchors: the attention maps [N, 1, H_i, W_i] of the
-    diffusion's first levels. coarse: the condition model's mask logits [N, K, H, W]. label: the class embedding [N, E]
-    or None.
-    """
+    def rows(self, which):
+        """The condition of the rows `which`, int [M], which may repeat."""
+        return select_rows(self, which)
 
 
-class _Answer(NamedTuple):
+class PlainCondition(NamedTuple):
+    """The plain U-Net's condition, which is its whole answer: mask logits [N, K, H, W]."""
+
     logits: torch.Tensor
 
+    def rows(self, which):
+        """The condition of the rows `which`, int [M], which may repeat."""
+        return select_rows(self, which)
 
-class Answer(_RowSelection, _Answer):
-    """The plain U-Net's answer: mask logits [N, K, H, W]."""
+
+def select_rows(condition, which):
+    """The rows `which`, int [M], of a condition: a NamedTuple of tensors [N, ...], tuples of them, and None."""
+
+    def select(x):
+        if isinstance(x, tuple):
+            return tuple(select(part) for part in x)
+        return None if x is None else x.index_select(0, which)
+
+    return type(condition)(*(select(part) for part in condition))
+
+
+def join_conditions(conditions):
+    """Conditions of one type as a single one, their rows one after the other."""
+
+    def join(values):
+        if values[0] is None:
+            return None
+        if isinstance(values[0], tuple):
+            return tuple(join(parts) for parts in zip(*values, strict=True))
+        return torch.cat(values)
+
+    return type(conditions[0])(*(join(values) for values in zip(*conditions, strict=True)))

@@ -1,4 +1,4 @@
-"""The U-Net's blocks, and the encoder and decoder that every model variant is assembled from."""
+"""The U-Net: its blocks, and the encoder, bottleneck, decoder and head of every model variant."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,14 @@ from .layers import at_least_float32, checkpointed, conv3x3, group_norm, silu_of
 
 @dataclass(frozen=True)
 class UNetShape:
-    """What fixes the layers of one U-Net.
+    """The numbers that fix the layers of a U-Net.
 
-    channels: width at the first level; multipliers: width of level i is int(channels * multipliers[i]).
-    blocks: residual blocks per level. attention_levels: levels whose blocks are followed by self-attention.
-    heads, head_channels: attention heads, or (when head_channels > 0) their width, which then sets their number.
+    channels, multipliers: level i has int(channels * multipliers[i]) channels. blocks: residual blocks per level.
+    attention_levels: levels whose blocks are followed by self-attention. heads: attention heads; head_channels: above
+    0, their width, which then sets their number. dropout: probability, in each residual block.
     scale_shift: the embedding scales and shifts the normalised features instead of being added to them.
-    updown_blocks: residual blocks do the resampling instead of convolutions.
-    patch: the pixels along each side of what is one pixel of the first level (see `nn.patches`).
+    updown_blocks: residual blocks resample instead of convolutions. use_checkpoint: activation checkpointing.
+    patch: side in pixels of the patches that are the first level's pixels (see `layers.space_to_depth`).
     """
 
     channels: int
@@ -38,21 +38,22 @@ class UNetShape:
         """Channels of each level, finest first."""
         return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
 
-    def part(self, channels, first_level):
-        """The shape of this width (0: the same) that has the levels from `first_level` on."""
+    def from_level(self, first_level, channels):
+        """The shape of the levels from `first_level` on, with other `channels` unless they are 0."""
         attention = tuple(level - first_level for level in self.attention_levels if level >= first_level)
         multipliers = self.multipliers[first_level:]
         return replace(self, channels=channels or self.channels, multipliers=multipliers, attention_levels=attention)
 
     def attention_heads(self, width):
-        """Number of heads for features of this width."""
+        """The number of heads for features of `width` channels."""
         return width // self.head_channels if self.head_channels > 0 else self.heads
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, conv, twice, around a skip; conditioned on an embedding when `embedding_channels` is given.
+    """Norm, SiLU and convolution, twice, with a skip around them.
 
-    resample: None, "up" (nearest, x2) or "down" (mean, /2), applied to both the branch and the skip.
+    embedding_channels: D of the embedding that conditions the block, or None.
+    resample: None, "up" (nearest, x2) or "down" (mean, /2), in both the branch and the skip.
     """
 
     def __init__(self, in_channels, out_channels, shape, embedding_channels=None, resample=None):
@@ -96,7 +97,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over all positions of a feature map, with a residual."""
+    """x + Attention(x): multi-head self-attention over all positions of a feature map."""
 
     def __init__(self, channels, heads, use_checkpoint=False):
         super().__init__()
@@ -106,7 +107,7 @@ class SelfAttention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x):
-        """x: [N, C, H, W], and so is the result."""
+        """x: [N, C, H, W]. Returns the same shape."""
         return checkpointed(self._forward, x, enabled=self.use_checkpoint)
 
     def _forward(self, x):
@@ -119,7 +120,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, followed by self-attention at the levels that have it."""
+    """A residual block and, with `attention`, self-attention after it."""
 
     def __init__(self, in_channels, out_channels, shape, embedding_channels, attention):
         super().__init__()
@@ -135,7 +136,7 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the size with a strided convolution."""
+    """A strided convolution that halves the size."""
 
     def __init__(self, channels):
         super().__init__()
@@ -147,7 +148,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the size by nearest neighbour, then convolve."""
+    """Nearest-neighbour upsampling to twice the size, then a convolution."""
 
     def __init__(self, channels):
         super().__init__()
@@ -159,7 +160,7 @@ class Upsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution, from the input's channels to the first level's width."""
+    """The first convolution, to the first level's width."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -171,7 +172,7 @@ class Stem(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """One level of an encoder: the stem or a downsampling, then the level's blocks."""
+    """One level of an encoder: an entry, which is the stem or a downsampling, then the level's blocks."""
 
     def __init__(self, entry, blocks):
         super().__init__()
@@ -179,7 +180,7 @@ class EncoderStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x, embedding=None):
-        """Returns the level's features [N, C, H, W] and the list of blocks + 1 skips for the decoder."""
+        """x: [N, C_in, H, W]. Returns the level's features [N, C, H', W'] and its skips, a list of blocks + 1."""
         skips = [self.entry(x, embedding)]
         for block in self.blocks:
             skips.append(block(skips[-1], embedding))
@@ -187,7 +188,7 @@ class EncoderStage(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """One level of a decoder: blocks that each take one skip, then an upsampling (but at the finest level)."""
+    """One level of a decoder: blocks that each take one skip, then, except at the finest level, an upsampling."""
 
     def __init__(self, blocks, exit):
         super().__init__()
@@ -195,22 +196,22 @@ class DecoderStage(nn.Module):
         self.exit = exit
 
     def forward(self, x, skips, embedding=None):
-        """skips: the encoder's for this level, in its order. Returns [N, C, H, W], upsampled where there is an exit."""
-        return self.leave(self.features(x, skips, embedding), embedding)
+        """skips: this level's from the encoder, in its order. Returns [N, C, 2H, 2W], or [N, C, H, W] at the finest."""
+        return self.upsample(self.features(x, skips, embedding), embedding)
 
     def features(self, x, skips, embedding=None):
-        """What the level's blocks make of x: [N, C, H, W] of this level's own size."""
+        """The output of the level's blocks, before the upsampling: [N, C, H, W]."""
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             x = block(torch.cat([x, skip], dim=1), embedding)
         return x
 
-    def leave(self, features, embedding=None):
-        """The features as the next level takes them."""
+    def upsample(self, features, embedding=None):
+        """The features at the next level's size."""
         return features if self.exit is None else self.exit(features, embedding)
 
 
 def build_encoder(in_channels, shape, embedding_channels=None):
-    """The encoder's stages, finest first, as a ModuleList of `EncoderStage`."""
+    """The encoder's levels, finest first: a ModuleList of `EncoderStage`."""
     stages, previous = [], None
     for level, width in enumerate(shape.widths):
         if level == 0:
@@ -228,10 +229,10 @@ def build_encoder(in_channels, shape, embedding_channels=None):
 
 
 def build_decoder(shape, embedding_channels=None):
-    """The decoder's stages, coarsest first, as a ModuleList of `DecoderStage` that mirrors `build_encoder`."""
+    """The decoder's levels, coarsest first: a ModuleList of `DecoderStage` that mirrors `build_encoder`."""
     widths, stages, previous = shape.widths, [], shape.widths[-1]
     for level in reversed(range(len(widths))):
-        entry_width = widths[max(level - 1, 0)]  # what the encoder's stem or downsampling put out at this level
+        entry_width = widths[max(level - 1, 0)]  # of the skip from the encoder's entry
         blocks = []
         for skip in [widths[level]] * shape.blocks + [entry_width]:
             attention = level in shape.attention_levels
@@ -247,7 +248,7 @@ def build_decoder(shape, embedding_channels=None):
 
 
 class Bottleneck(nn.Module):
-    """The coarsest level's middle: residual block, self-attention, residual block."""
+    """The coarsest level between encoder and decoder: residual block, self-attention, residual block."""
 
     def __init__(self, shape, embedding_channels=None):
         super().__init__()
@@ -256,12 +257,12 @@ class Bottleneck(nn.Module):
         self.second = Block(width, width, shape, embedding_channels, attention=False)
 
     def forward(self, x, embedding=None):
-        """x: [N, C, H, W], and so is the result."""
+        """x: [N, C, H, W]. Returns the same shape."""
         return self.second(self.first(x, embedding), embedding)
 
 
 class Head(nn.Module):
-    """Norm, SiLU and the last convolution, which starts at zero."""
+    """Norm, SiLU and the last convolution, whose weights start at zero."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -269,5 +270,5 @@ class Head(nn.Module):
         self.conv = zeroed(conv3x3(in_channels, out_channels))
 
     def forward(self, x):
-        """x: [N, C, H, W]. Returns float32 [N, out, H, W] (or float64) whatever the precision inside."""
+        """x: [N, C, H, W]. Returns float32 [N, C_out, H, W] under any autocast, float64 for a float64 model."""
         return at_least_float32(self.conv(silu_of_temporary(self.norm(x))))

@@ -32,7 +32,7 @@ class StepLosses(nn.Module):
             rows = torch.arange(len(image), device=image.device).repeat_interleave(len(mask) // len(image))
             condition = condition.rows(rows)
         if condition_alone:
-            loss = self.diffusion.coarse_loss(condition.coarse, mask, t, dice)
+            loss = self.diffusion.coarse_mask_loss(condition.coarse, mask, t, dice)
             return {"loss": loss, "coarse": loss}
         return self.diffusion.training_losses(self.model, mask, condition, t, noise, dice)
 

@@ -16,7 +16,7 @@ from ..evaluation.statistics import mean_defined
 from ..inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
 from ..inference.members import draw_members
 from ..inference.plan import ONE_STEP, plan_sampling
-from ..inference.tiles import Tiled, cut, in_tiles
+from ..inference.tiles import Tiled, crop_members, in_tiles
 from ..io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from ..runtime.distributed import Processes, autocast
 
@@ -183,7 +183,7 @@ class Validation:
             ).cpu()
         truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
         if isinstance(model, Tiled):
-            drawn, truth = cut(drawn, size), truth[:, : size[0], : size[1]]
+            drawn, truth = crop_members(drawn, size), truth[:, : size[0], : size[1]]
         drawn = Drawn.of(
             None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
         )

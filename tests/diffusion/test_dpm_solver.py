@@ -169,7 +169,7 @@ def test_the_first_step_is_of_first_order_and_the_last_is_the_network_s_x0(order
     assert not torch.allclose(seen[0][2], seen[1][2], atol=1e-6)
 
 
-def test_the_last_orders_are_lowered_below_fifteen_steps_unless_told():
+def test_the_last_orders_are_lowered_below_fifteen_steps_by_default():
     schedule, x = Schedule(noise_schedule("cosine", 200)), randn(2, 1, 8, 8)
 
     def last(steps, lower):

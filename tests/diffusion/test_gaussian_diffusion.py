@@ -5,17 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracles import randn, smooth_denoiser
 from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.config.options import DiffusionOptions, build
-from guided_diffusion.diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    build_diffusion,
-    discretised_gaussian_log_likelihood,
-    normal_kl,
-)
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion, threshold_dynamically
 from guided_diffusion.diffusion.losses import bce_dice, mean_flat
-from guided_diffusion.diffusion.schedule import Schedule, cosine_betas, linear_betas, noise_schedule
+from guided_diffusion.diffusion.schedule import cosine_betas, noise_schedule
 from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.runtime.errors import UserError
 
@@ -44,52 +40,6 @@ def rows(values):
     return torch.as_tensor(np.asarray(values)).reshape(-1, 1, 1, 1)
 
 
-# ---- schedules -------------------------------------------------------------------------------------------------------
-
-
-def test_linear_schedule_is_ddpm_s_and_ends_at_the_same_noise_for_other_lengths():
-    betas = linear_betas(1000)
-    np.testing.assert_allclose(betas, 1e-4 + np.arange(1000) * (0.02 - 1e-4) / 999, rtol=1e-12)
-    final = [np.log(noise_schedule("linear", steps)[-1]) for steps in (200, 1000, 4000)]
-    np.testing.assert_allclose(final, final[1], rtol=0.05)
-    assert linear_betas(10).max() <= 0.999
-
-
-@pytest.mark.parametrize("steps", [50, 1000])
-def test_cosine_schedule_is_the_closed_form(steps):
-    t = np.arange(1, steps)  # the last beta is cut
-    closed = np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(noise_schedule("cosine", steps)[:-1], closed, rtol=1e-9)
-    assert cosine_betas(steps)[-1] == 0.999
-
-
-@pytest.mark.parametrize("steps", [100, 1000])
-@pytest.mark.parametrize(("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
-def test_schedules_agree_with_diffusers(name, theirs, steps):
-    from diffusers import DDPMScheduler
-
-    scale = 1000 / steps
-    scheduler = DDPMScheduler(steps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule=theirs)
-    ours = {"linear": linear_betas, "cosine": cosine_betas}[name](steps)
-    np.testing.assert_allclose(ours, scheduler.betas.numpy(), rtol=2e-6)
-    np.testing.assert_allclose(noise_schedule(name, steps), scheduler.alphas_cumprod.numpy(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-@pytest.mark.parametrize("b", [0.1, 0.3, 1.0])
-def test_input_scale_multiplies_the_signal_to_noise_ratio_by_its_square(name, b):
-    plain, scaled = noise_schedule(name, 1000), noise_schedule(name, 1000, b)
-    assert scaled.dtype == np.float64
-    np.testing.assert_allclose(scaled / (1 - scaled), b**2 * plain / (1 - plain), rtol=1e-9)
-    assert (np.diff(scaled) < 0).all() and 0 < scaled[-1] and scaled[0] < 1
-
-
-@pytest.mark.parametrize("alphas_bar", [[0.9, 0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [0.5, -0.1], [0.5, math.nan]])
-def test_a_schedule_that_does_not_fall_from_below_1_to_above_0_is_refused(alphas_bar):
-    with pytest.raises(ValueError, match="abar"):
-        Schedule(alphas_bar)
-
-
 # ---- the forward process ---------------------------------------------------------------------------------------------
 
 
@@ -101,54 +51,6 @@ def test_q_sample_has_the_moments_of_single_noising_steps():
         x0, noise = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0.7, -1.3))
         x_t = diffusion.q_sample(x0, torch.tensor([t]), noise)
         assert x_t.item() == pytest.approx(mean * 0.7 - 1.3 * math.sqrt(variance), abs=1e-9)
-        got_mean, got_variance = diffusion.q_mean_variance(x0, torch.tensor([t]))
-        assert (got_mean.item(), got_variance.item()) == pytest.approx((mean * 0.7, variance), abs=1e-9)
-
-
-# ---- the posterior ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("t", "s"), [(1, 0), (40, 39), (70, 20), (99, 98), (99, 0)])
-@pytest.mark.parametrize("b", [0.3, 1.0])
-def test_posterior_is_bayes_rule(t, s, b):
-    schedule = diffusion_of(input_scale=b).schedule
-    x0, x_t = -1.0, 0.4
-    abar_t, abar_s = schedule.alphas_bar[t], schedule.alphas_bar[s]
-    x_s = np.linspace(-9, 9, 40001)
-    prior = -((x_s - math.sqrt(abar_s) * x0) ** 2) / (2 * (1 - abar_s))
-    likelihood = -((x_t - math.sqrt(abar_t / abar_s) * x_s) ** 2) / (2 * (1 - abar_t / abar_s))
-    density = np.exp(prior + likelihood - (prior + likelihood).max())
-    density /= density.sum()
-    mean = (density * x_s).sum()
-    of_x0, of_xt, variance, beta = schedule.posterior(t, s)
-    assert of_x0 * x0 + of_xt * x_t == pytest.approx(mean, abs=1e-6)
-    assert variance == pytest.approx((density * (x_s - mean) ** 2).sum(), rel=1e-4)
-    assert beta == pytest.approx(1 - abar_t / abar_s)
-
-
-@pytest.mark.parametrize(("t", "s"), [(99, 49), (50, 3), (20, 18)])
-def test_a_long_posterior_step_is_the_composition_of_single_ones(t, s):
-    schedule = diffusion_of(input_scale=0.1).schedule
-    of_x0, of_xt, variance = 0.0, 1.0, 0.0
-    for step in range(t, s, -1):
-        a, b, v, _ = schedule.posterior(step, step - 1)
-        of_x0, of_xt, variance = a + b * of_x0, b * of_xt, v + b**2 * variance
-    np.testing.assert_allclose(schedule.posterior(t, s)[:3], (of_x0, of_xt, variance), rtol=1e-9)
-    np.testing.assert_allclose(schedule.posterior(t, -1)[:3], (1, 0, 0), atol=1e-12)  # s = -1 is the clean mask
-
-
-def test_learned_variance_ends_at_the_posterior_s_and_beta():
-    schedule, betas = diffusion_of().schedule, cosine_betas(100)
-    t = np.arange(100)
-    smallest, largest = schedule.log_variances(t, t - 1)
-    np.testing.assert_allclose(np.exp(largest), betas, rtol=1e-9)
-    abar = np.cumprod(1 - betas)
-    posterior = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
-    np.testing.assert_allclose(np.exp(smallest[1:]), posterior, rtol=1e-9)
-    assert smallest[0] == pytest.approx(np.log(posterior[0]))  # cut: the true one is log 0
-    assert (smallest <= largest).all()
-    long = schedule.log_variances(60, 30)
-    np.testing.assert_allclose(np.exp(long), (schedule.posterior(60, 30)[2], 1 - abar[60] / abar[30]), rtol=1e-9)
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
@@ -210,26 +112,60 @@ def test_the_network_sees_times_of_the_schedule_or_scaled_to_1000(rescale, expec
     np.testing.assert_allclose(seen, [expected, expected], rtol=1e-6)
 
 
+# ---- the denoiser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_int_time_stands_for_all_rows(objective, rescale, dtype):
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective=objective, rescale_timesteps=rescale)
+    denoise, x = smooth_denoiser(diffusion, learned=True), randn(3, 1, 8, 8, dtype=dtype)
+    for t in (0, 20, 49):
+        for one, rows in zip(denoise(x, t)[:3], denoise(x, torch.full((3,), t))[:3], strict=True):
+            torch.testing.assert_close(one, rows)
+            assert one.dtype == dtype
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("shape", [(3, 2, 16, 16), (2, 1, 3, 5)])
+def test_dynamic_thresholding_is_diffusers(share, shape):
+    from diffusers import DDPMScheduler
+
+    x0 = randn(*shape) * torch.tensor([0.2, 1.0, 5.0])[: shape[0]].reshape(-1, 1, 1, 1)
+    scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=share, sample_max_value=1e9)
+    ours = threshold_dynamically(x0, share)
+    torch.testing.assert_close(ours, scheduler._threshold_sample(x0))
+    assert ours.abs().max() <= 1
+    torch.testing.assert_close(ours[:1], x0[:1].clamp(-1, 1))  # an item within [-1, 1] stays
+
+
+def test_items_of_a_batch_are_cut_apart():
+    x0 = 3 * randn(3, 1, 8, 8)
+    assert torch.equal(threshold_dynamically(x0, 0.9)[1:2], threshold_dynamically(x0[1:2], 0.9))
+
+
+def test_large_batches_are_cut():
+    assert threshold_dynamically(torch.full((1, 1, 4097, 4097), 2.0), 0.99).eq(1).all()  # above torch.quantile's 2^24
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_thresholding_replaces_clipping_and_eps_follows(clip):
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 50), objective="v")
+    x = 3 * randn(2, 1, 8, 8)
+
+    def model(x_t, t, condition):
+        return type("Output", (), {"prediction": -2 * x_t, "variance": None, "coarse": None})
+
+    free = diffusion.denoiser(model, None, clip=False)(x, 30).x0
+    cut = diffusion.denoiser(model, None, clip=clip, dynamic_threshold=0.9)(x, 30)
+    assert free.abs().max() > 1.5
+    torch.testing.assert_close(cut.x0, threshold_dynamically(free, 0.9))
+    abar = float(diffusion.schedule.alphas_bar[30])
+    torch.testing.assert_close(abar**0.5 * cut.x0 + (1 - abar) ** 0.5 * cut.eps, x)
+
+
 # ---- terms of the loss -----------------------------------------------------------------------------------------------
-
-
-def test_normal_kl_is_torch_s():
-    m1, l1, m2, l2 = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).double()
-    expected = kl_divergence(Normal(m1, (l1 / 2).exp()), Normal(m2, (l2 / 2).exp()))
-    torch.testing.assert_close(normal_kl(m1, l1, m2, l2), expected)
-
-
-@pytest.mark.parametrize("mean", [-1.4, -1.0, 0.013, 0.9])
-@pytest.mark.parametrize("scale", [0.003, 0.1, 2.0])
-def test_the_discretised_likelihood_is_normal_mass_and_sums_to_one(mean, scale):
-    levels = torch.linspace(-1, 1, 256).double()
-    log_mass = discretised_gaussian_log_likelihood(
-        levels, torch.full_like(levels, mean), torch.full_like(levels, math.log(scale))
-    )
-    assert log_mass.exp().sum().item() == pytest.approx(1, abs=1e-6)
-    normal = Normal(torch.tensor(mean, dtype=torch.float64), scale)
-    inner = normal.cdf(levels[1:-1] + 1 / 255) - normal.cdf(levels[1:-1] - 1 / 255)
-    torch.testing.assert_close(log_mass.exp()[1:-1], inner, atol=1e-9, rtol=1e-6)
 
 
 def hand_posterior(t, x0, x_t):
@@ -275,21 +211,6 @@ def test_a_perfect_prediction_with_fixed_variance_costs_no_bits_after_0():
     term = diffusion.variational_term(x0, x_t, t, diffusion.target(x0, t, noise))
     assert term[1:].abs().max() < 1e-9
     assert term[0] > 0.1  # at t = 0 the bin keeps some uncertainty
-
-
-def test_bce_dice_is_monai_s_per_item_over_several_classes():
-    from monai.losses import DiceLoss
-
-    mask, _, noise, _ = random_masks(3, channels=2)
-    dice = DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, reduction="none")(noise, mask).flatten(1).mean(dim=1)
-    bce = torch.nn.BCEWithLogitsLoss(reduction="none")(noise, mask).mean(dim=(1, 2, 3))
-    torch.testing.assert_close(bce_dice(noise, mask), bce + dice)
-
-
-def test_bce_dice_of_an_empty_mask_has_a_gradient():
-    logits = ZERO.clone().requires_grad_()
-    bce_dice(logits, ZERO).sum().backward()
-    assert (logits.grad > 0).all()
 
 
 # ---- training losses -------------------------------------------------------------------------------------------------
@@ -350,7 +271,7 @@ def test_the_anchor_loss_is_dice_and_beta_times_cross_entropy_where_alpha_divide
     cross_entropy = bce_dice(noise, mask, 1) - bce_dice(noise, mask, 0)
     dice = bce_dice(noise, mask, 0)
     expected = (dice + 10 * cross_entropy) * torch.tensor([1, 0, 1, 1])
-    torch.testing.assert_close(diffusion.coarse_loss(noise, mask, t), expected)
+    torch.testing.assert_close(diffusion.coarse_mask_loss(noise, mask, t), expected)
     losses = diffusion.training_losses(fixed_model(noise, None, noise), mask, None, t, noise)
     torch.testing.assert_close(losses["coarse"], expected)
     torch.testing.assert_close(losses["loss"], losses["mask"] + expected)

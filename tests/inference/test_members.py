@@ -1,21 +1,19 @@
-"""Samplers: a contract that all of them pass, diffusers' DDPM and DDIM, drawing an ensemble."""
+"""Drawing an ensemble: noise by seed, case and member, and results that depend on no batch, by every sampler."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from oracles import exact_x0, network, noise_source, randn, record, smooth_denoiser, with_our_schedule
+from oracles import randn
 
 from guided_diffusion.config.options import build
 from guided_diffusion.config.script_options import SampleOptions
-from guided_diffusion.diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
-from guided_diffusion.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm
-from guided_diffusion.diffusion.schedule import noise_schedule, strided_timesteps
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.samplers import SAMPLERS
+from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.inference.members import MemberNoise, draw_members, member_generator
 from guided_diffusion.inference.plan import plan_sampling
 from guided_diffusion.models.medsegdiff import MedSegDiffV1
-from guided_diffusion.models.outputs import ModelOutput
 from guided_diffusion.models.unet import UNetShape
 
 VARIANTS = {
@@ -26,169 +24,12 @@ VARIANTS = {
     "dpm_solver 3": {"solver_order": 3},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-every_objective = pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 
 
 def plan_of(variant, diffusion, steps, **more):
     """The plan that a user's flags make of a variant."""
     flags = {"sampler": variant.split()[0], "diffusion_steps": steps, **VARIANTS[variant], **more}
     return plan_sampling(build(SampleOptions, flags), set(flags), diffusion)
-
-
-# ---- the contract of every sampler -----------------------------------------------------------------------------------
-
-
-def test_every_sampler_is_under_contract():
-    assert {variant.split()[0] for variant in VARIANTS} == set(SAMPLERS)
-
-
-@every_variant
-@every_objective
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("steps", [1, 10])
-def test_contract_shape_type_determinism_and_watch(variant, objective, learned, dtype, steps):
-    diffusion, shape = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective=objective), (3, 2, 8, 6)
-    plan = plan_of(variant, diffusion, steps)
-
-    def draw(seed, watch=None):
-        denoise, noise = smooth_denoiser(diffusion, learned), noise_source(shape, dtype, seed)
-        return plan.run(denoise, noise(), diffusion.schedule, noise, watch)
-
-    seen = []
-    first = draw(0, lambda x, x0: seen.append((x, x0)))
-    assert first.shape == shape and first.dtype == dtype
-    assert first.isfinite().all() and first.abs().max() <= 1
-    assert torch.equal(first, draw(0)) and not torch.equal(first, draw(1))
-    assert len(seen) == steps and torch.equal(seen[0][0], noise_source(shape, dtype, 0)())
-    torch.testing.assert_close(first, seen[-1][1])
-
-
-@every_variant
-def test_contract_the_network_is_called_once_a_step_with_int_times_of_the_plan(variant):
-    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3))
-    plan, times = plan_of(variant, diffusion, 10), []
-
-    def denoise(x, t):
-        times.append(t)
-        return smooth_denoiser(diffusion)(x, t)
-
-    noise = noise_source((1, 1, 8, 8))
-    plan.run(denoise, noise(), diffusion.schedule, noise)
-    assert tuple(times) == plan.timesteps and all(type(t) is int for t in times)
-
-
-@every_variant
-@pytest.mark.parametrize("learned", [False, True])
-def test_contract_a_row_does_not_depend_on_the_others(variant, learned):
-    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="v")
-    plan, x, noises = plan_of(variant, diffusion, 10), randn(4, 1, 8, 8), randn(50, 4, 1, 8, 8, seed=2)
-
-    def draw(rows):
-        source = iter(noises[:, rows])
-        return plan.run(smooth_denoiser(diffusion, learned), x[rows], diffusion.schedule, lambda: next(source))
-
-    together = draw([0, 1, 2, 3])
-    for rows in ([2], [3, 1]):
-        torch.testing.assert_close(draw(rows), together[rows], atol=1e-12, rtol=0)
-
-
-MEAN, STD = 0.3, 0.1
-
-
-@every_variant
-@every_objective
-@pytest.mark.parametrize("learned", [False, True])
-def test_contract_many_steps_approach_an_analytic_gaussian(variant, objective, learned):
-    alphas_bar = noise_schedule("linear", 400)
-    diffusion = GaussianDiffusion(alphas_bar, objective=objective)
-
-    def model(x_t, t, condition):  # the exact network, in the terms of its objective
-        x0 = exact_x0(alphas_bar, x_t, t[0], MEAN, STD)
-        eps = diffusion.to_eps(x0, x_t, t)
-        prediction = {"eps": eps, "x0": x0.clamp(-0.999, 0.999).atanh(), "v": diffusion.target(x0, t, eps)}[objective]
-        return ModelOutput(prediction, torch.zeros_like(x_t) if learned else None, None)
-
-    denoise = diffusion.denoiser(model, None, clip=False)
-    errors = []
-    for steps in (4, 399):
-        noise = noise_source((64, 1, 8, 8))
-        samples = plan_of(variant, diffusion, steps).run(denoise, noise(), diffusion.schedule, noise)
-        errors.append(abs(samples.std().item() / STD - 1))
-        assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
-    assert errors[-1] < 0.08 and errors[-1] < errors[0] / 2
-
-
-@pytest.mark.parametrize("steps", [2, 5, 30])
-def test_strided_ddpm_with_the_exact_variance_is_exact_in_any_number_of_steps(steps):
-    """For Gaussian data p(x_s | x_t) is Gaussian, with a mean by E[x_0 | x_t] and a variance by Var[x_0 | x_t]; steps
-    of another schedule than the training one would miss it."""
-    diffusion = GaussianDiffusion(noise_schedule("cosine", 200))
-    schedule, alphas_bar = diffusion.schedule, diffusion.schedule.alphas_bar
-    times = strided_timesteps(200, steps)
-    previous = dict(zip(times, [*times[1:], -1], strict=True))
-
-    def denoise(x, t):
-        s, abar = previous[t], float(alphas_bar[t])
-        left = STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)  # Var[x_0 | x_t]
-        fraction = None
-        if s >= 0:
-            of_x0, _, variance, beta = schedule.posterior(t, s)
-            fraction = math.log((variance + of_x0**2 * left) / variance) / math.log(beta / variance)
-        return Denoised(exact_x0(alphas_bar, x, t, MEAN, STD), None, torch.full_like(x, fraction or 0), None)
-
-    noise = noise_source((256, 1, 16, 16))
-    samples = sample_ddpm(denoise, noise(), times, schedule, noise)
-    shrink = alphas_bar[0] * STD**2 / (alphas_bar[0] * STD**2 + 1 - alphas_bar[0])  # of E[x_0 | x at t = 0]
-    assert samples.std().item() == pytest.approx(STD * shrink**0.5, rel=0.01)
-    assert samples.mean().item() == pytest.approx(MEAN, abs=0.002)
-
-
-# ---- against diffusers -----------------------------------------------------------------------------------------------
-
-
-@every_objective
-@pytest.mark.parametrize("steps", [50, 13])
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("clip", [False, True])
-def test_ddpm_agrees_with_diffusers_step_by_step(objective, steps, learned, clip):
-    from diffusers import DDPMScheduler
-
-    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective=objective)
-    variance_type = "learned_range" if learned else "fixed_small"
-    scheduler = with_our_schedule(
-        DDPMScheduler, diffusion.schedule.alphas_bar, objective, variance_type=variance_type, clip_sample=clip
-    )
-    times = strided_timesteps(50, steps)
-    scheduler.set_timesteps(timesteps=times.tolist())
-    x = randn(2, 1, 8, 8)
-    denoise, noise = smooth_denoiser(diffusion, learned, clip), noise_source(x.shape, seed=5)
-    result, seen, _ = record(sample_ddpm, denoise, x, times, diffusion.schedule, noise)
-    generator = torch.Generator().manual_seed(5)
-    for t, ours in zip(scheduler.timesteps, seen, strict=True):
-        assert (ours - x).abs().max() < 1e-7 * x.abs().max()
-        value = diffusion.activate(network(x, t.reshape(1)))
-        output = torch.cat([value, network(-x, t.reshape(1))], dim=1) if learned else value
-        x = scheduler.step(output, t, x, generator=generator).prev_sample
-    assert (result - x).abs().max() < 1e-7 * x.abs().max()
-
-
-@every_objective
-@pytest.mark.parametrize("clip", [False, True])
-def test_ddim_agrees_with_diffusers_step_by_step(objective, clip):
-    from diffusers import DDIMScheduler
-
-    diffusion = GaussianDiffusion(noise_schedule("cosine", 1000, 0.3), objective=objective)
-    scheduler = with_our_schedule(DDIMScheduler, diffusion.schedule.alphas_bar, objective, clip_sample=clip)
-    times = strided_timesteps(1000, 28)  # 999 / 27 = 37: an even grid, as theirs must be
-    scheduler.num_inference_steps = 27  # their previous step is t - 1000 // 27 = t - 37
-    x = randn(2, 1, 8, 8)
-    result, seen, _ = record(sample_ddim, smooth_denoiser(diffusion, clip=clip), x, times, diffusion.schedule)
-    for t, ours in zip(times, seen, strict=True):
-        assert (ours - x).abs().max() < 1e-7 * x.abs().max()
-        value = diffusion.activate(network(x, torch.tensor([t])))
-        x = scheduler.step(value, int(t), x, use_clipped_model_output=True).prev_sample
-    assert (result - x).abs().max() < 1e-7 * x.abs().max()
 
 
 # ---- noise -----------------------------------------------------------------------------------------------------------

@@ -218,15 +218,15 @@ def test_the_same_run_goes_on(tmp_path):
         ({"data_dir": "/other"}, "made with --data_dir /data, now it is /other"),
         (
             {"timesteps": list(range(50))},
-            "made with 100 steps of ddpm, now it is 50 steps of ddpm (--diffusion_steps, ",
+            "made with 100 steps of ddpm, now it is 50 steps of ddpm (by --diffusion_steps, ",
         ),
         (
             {"timesteps": list(range(1, 101))},
-            "made with 100 steps of ddpm, now it is as many others (--diffusion_steps",
+            "made with 100 steps of ddpm, now it is as many other steps (by --diffusion_steps",
         ),
         (
             {"sampler": "ddim"},
-            "made with 100 steps of ddpm, now it is 100 steps of ddim (--diffusion_steps, --use_ddim",
+            "made with 100 steps of ddpm, now it is 100 steps of ddim (by --diffusion_steps, --sampler, --use_ddim",
         ),
     ],
 )
@@ -280,7 +280,7 @@ def test_another_runs_folder_is_left_as_it_is(tmp_path):
     assert (tmp_path / ".x.12.png").exists()
 
 
-def test_another_loader_or_window_is_refused_where_the_older_manifest_tells_it(tmp_path):
+def test_another_loader_or_window_is_refused_if_the_older_manifest_has_it(tmp_path):
     def begin(**data):
         manifest = changed()
         manifest["data"] = manifest["data"] | data
@@ -309,12 +309,12 @@ def test_a_folder_of_foreign_masks_is_no_results_folder(tmp_path, path):
     """A data set's own masks would count as finished, and its truth would be scored against itself."""
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).touch()
-    with pytest.raises(UserError, match="holds masks that are not of a run of ours"):
+    with pytest.raises(UserError, match="holds masks without a manifest of sampling"):
         ResultsFolder(tmp_path, changed())
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_a_damaged_manifest_is_told(tmp_path):
+def test_a_damaged_manifest_is_an_error(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest.json: is no valid JSON"):
         ResultsFolder(tmp_path, changed())
@@ -381,7 +381,7 @@ def test_a_plain_folder_of_masks_with_endings(tmp_path, save_picture, save_nifti
     assert predictions.mask("b", False) is None  # its only candidate is named like another case
 
 
-def test_two_masks_of_a_case_in_a_plain_folder_are_told(tmp_path, save_picture):
+def test_two_masks_of_a_case_in_a_plain_folder_are_an_error(tmp_path, save_picture):
     for name in ("a.png", "a_mask.png", "b.png"):
         save_picture(tmp_path / name, np.zeros((4, 5), np.uint8))
     with pytest.raises(UserError, match="a_mask.png: is a second mask of a beside a.png; keep one"):
@@ -398,7 +398,7 @@ def test_in_a_results_folder_names_are_exact(tmp_path):
     assert [path.name for path in predictions.unmatched()] == ["a_mask.png"]
 
 
-def test_damaged_or_missing_predictions_are_told(tmp_path, save_picture, truncate):
+def test_damaged_or_missing_predictions_are_errors(tmp_path, save_picture, truncate):
     with pytest.raises(UserError, match="--pred_dir must name a folder"):
         Predictions(tmp_path / "none")
     truncate(save_picture(tmp_path / "a.png", np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8) * 255))

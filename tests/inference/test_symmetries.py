@@ -14,20 +14,21 @@ from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.inference.members import coupled, draw_members
 from guided_diffusion.inference.plan import SamplingPlan, plan_sampling
 from guided_diffusion.inference.tta import SYMMETRIES, each_turned, turned, turned_back
-from guided_diffusion.models.outputs import ModelOutput, _RowSelection
+from guided_diffusion.models.outputs import ModelOutput, select_rows
 from guided_diffusion.runtime.errors import UserError
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce")
 PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, symmetric=True)
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
+    """The fake network's condition."""
+
     image: torch.Tensor
     coarse: torch.Tensor
 
-
-class Seen(_RowSelection, _Seen):
-    """What the fake network knows of an image."""
+    def rows(self, which):
+        return select_rows(self, which)
 
 
 class Fake:

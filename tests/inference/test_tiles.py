@@ -20,7 +20,7 @@ from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.inference.tiles import Tiled, window_weights, windows_of
 from guided_diffusion.io.nifti import read_nifti
 from guided_diffusion.models.medsegdiff import build_model
-from guided_diffusion.models.outputs import Answer, ModelOutput
+from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 
 SIZE = 16
 PLAN = SamplingPlan("ddpm", (900, 500, 100))
@@ -91,7 +91,7 @@ class Pointwise(nn.Module):
         self.seen = []
 
     def encode(self, image, label=None):
-        return Answer(image)
+        return PlainCondition(image)
 
     def forward(self, x_t, t, condition):
         image = condition.logits
@@ -197,12 +197,12 @@ def test_a_checkpoint_of_crops_is_sampled_in_tiles_by_itself(sample, cropped, la
     twin = sample(cropped, large, f"{FAST} --tile True --sample_batch_size 3 --num_samples 1", out="twin")
     differs = tiled["a_wide.png"].astype(int) - pixels(twin)["a_wide.png"]
     assert np.abs(differs).max() <= 8  # of 65535: rounding
-    told = refusal(
+    message = refusal(
         "segmentation_sample",
         ["--model_path", cropped, "--data_dir", large, "--out_dir", results, FAST, "--tile False"],
     )
-    assert "were made with --tile with overlap 0.25, now it is False" in told
-    told = refusal(
+    assert "were made with --tile with overlap 0.25, now it is False" in message
+    message = refusal(
         "segmentation_sample",
         [
             "--model_path",
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_crops_is_sampled_in_tiles_by_itself(sample, cropped, la
             "--tile False --tile_overlap 0.5",
         ],
     )
-    assert told.endswith("--tile_overlap 0.5 belongs to --tile True; leave it out")
+    assert message.endswith("--tile_overlap 0.5 belongs to --tile True; leave it out")
 
 
 def test_validation_of_a_run_on_crops_sees_whole_images(cropped):

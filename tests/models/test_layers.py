@@ -30,7 +30,7 @@ def test_timestep_embedding_follows_the_formula(channels):
     torch.testing.assert_close(embedding.double(), expected, atol=2e-4, rtol=0)
 
 
-def test_timestep_embedding_takes_whole_times_and_tells_neighbours_apart():
+def test_timestep_embedding_takes_whole_times_and_distinguishes_neighbours():
     whole = timestep_embedding(torch.arange(1000), 64)
     torch.testing.assert_close(whole, timestep_embedding(torch.arange(1000.0), 64), atol=0, rtol=0)
     assert (whole[1:] - whole[:-1]).norm(dim=1).min() > 0.5
