@@ -28,8 +28,10 @@ REMOVED = {
     "begin_at": (1,),
     "dynamic_threshold": (0,),
     "neighbours": (0,),
+    "noise_draws": (1,),
 }
-ONLY_LEARNED_BY = ("loss_weighting", "own_predictions")  # they changed the loss alone: sampling needs none of them
+# These changed the loss alone: sampling needs none of them.
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws")
 LAST_VERSION = "0.1.0"  # has them all
 
 

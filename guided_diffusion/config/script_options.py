@@ -283,12 +283,6 @@ class TrainOptions:
         above=0,
         needs={"version": ("v2",)},
     )
-    noise_draws: int = option(
-        1,
-        "time steps, noises and raters drawn for each image of a batch, which shares its condition",
-        above=0,
-        needs={"version": ("v1", "v2")},
-    )
     dice_steps: int = option(
         300,
         "steps, from the first, in which Dice is added to --coarse_loss bce (for --version unet: to --mask_loss bce): "

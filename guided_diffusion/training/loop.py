@@ -18,7 +18,7 @@ from ..runtime.seeds import seed_of
 from .hooks import StepResult, StopSignals, WaitingShare, standard_hooks
 from .optimization import EMA, build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, with_shared_gradients
-from .randomness import TIMESTEP_SAMPLERS, draw_for_items, rows
+from .randomness import TIMESTEP_SAMPLERS, draw_for_items
 from .stages import Stages
 
 
@@ -140,24 +140,24 @@ class TrainLoop:
         mask, t, weights, noise = self._draw(batch["mask"])
         here = len(mask)
         count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
-        parts, draws = [], self.options.noise_draws
+        parts = []
         for part, counts in self._parts(here):
             with gradients_exchanged(self.step_losses, now=part.stop == here):
                 losses = self._losses(batch, (mask, t, noise), part)
-                total = (losses["loss"] * rows(weights, part).to(self.device)).sum() / (count * draws)
+                total = (losses["loss"] * weights[part].to(self.device)).sum() / count
                 # The processes average their gradients, and the sum is wanted.
                 self.scaler.scale(total * self.processes.count * counts).backward()
             if counts:
                 parts.append({name: value.detach() for name, value in losses.items()})
         # The device is waited for only here, when it has all the work of the step.
         losses = {name: torch.cat([values[name] for values in parts]).cpu() for name in parts[0]}
-        self._check_finite(losses["loss"].unflatten(0, (here, draws)), batch["name"])
+        self._check_finite(losses["loss"], batch["name"])
         if not alone:
-            self._learn_timesteps(t.flatten(), losses["loss"])
+            self._learn_timesteps(t, losses["loss"])
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.stages.steps_in(self.step))
-        sums = {name: value.sum().item() / (count * draws) for name, value in losses.items()}
+        sums = {name: value.sum().item() / count for name, value in losses.items()}
         return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _parts(self, here):
@@ -219,13 +219,13 @@ class TrainLoop:
             return self.step_losses(
                 to_device(batch["image"]),
                 label,
-                *(rows(values, part).to(self.device, non_blocking=True) for values in drawn),
+                *map(to_device, drawn),
                 dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
                 condition_alone=self.stages.is_first(self.step),
             )
 
     def _check_finite(self, losses, names):
-        finite = torch.isfinite(losses).all(dim=1)  # [N, R] -> [N]
+        finite = torch.isfinite(losses)
         if not finite.all():
             bad = [name for name, good in zip(names, finite, strict=True) if not good]
             self._stop_broken(f"the loss of {', '.join(bad)} is not finite")

@@ -24,13 +24,10 @@ class StepLosses(nn.Module):
     def forward(self, image, label, mask, t, noise, *, dice=False, condition_alone=False):
         """The losses per row (see `GaussianDiffusion.training_losses`).
 
-        image: [N, C, H, W]; label: [N] or None; mask, t, noise: of N * R rows, R for each image in turn.
+        image: [N, C, H, W]; label: [N] or None; mask, noise: [N, K, H, W]; t: [N].
         condition_alone: of the condition model's own mask alone, without the diffusion.
         """
         condition = self.model.encode(image, label)
-        if len(mask) > len(image):
-            rows = torch.arange(len(image), device=image.device).repeat_interleave(len(mask) // len(image))
-            condition = condition.rows(rows)
         if condition_alone:
             loss = self.diffusion.coarse_mask_loss(condition.coarse, mask, t, dice)
             return {"loss": loss, "coarse": loss}

@@ -81,7 +81,7 @@ def test_tuning_never_sees_the_test_split_and_keeps_patients_together(sets):
 
 
 def test_a_later_contender_gets_the_steps_of_the_machine_as_it_was(protocol, tmp_path, monkeypatch):
-    slowness, seconds = 1.0, {"v2": 0.3, "one_draw": 0.24, "unet": 0.1}
+    slowness, seconds = 1.0, {"v2": 0.3, "one_rate": 0.24, "unet": 0.1}
     monkeypatch.setattr(protocol, "measure", lambda options, name, flags: {c: slowness * seconds[c] for c in flags})
     record = tmp_path / "a.jsonl"
 
@@ -91,7 +91,7 @@ def test_a_later_contender_gets_the_steps_of_the_machine_as_it_was(protocol, tmp
 
     assert steps("v2") == {"v2": 200}
     slowness = 2.0  # all are slowed alike by other work, also the recipe, which is measured beside them for that
-    assert steps("one_draw=v2 --noise_draws 1;v2") == {"one_draw": 250, "v2": 200}
+    assert steps("one_rate=v2 --second_stage_lr 1;v2") == {"one_rate": 250, "v2": 200}
     assert steps("unet_mse,unet_looks") == {"unet_mse": 600, "unet_looks": 600}
     lines = lines_of(record)
     assert [line["seconds_per_step"] for line in lines] == pytest.approx([0.3, 0.24, 0.1])

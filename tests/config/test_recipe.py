@@ -73,7 +73,7 @@ def test_the_staged_recipe_is_the_default_of_v2_which_is_the_default(flags):
 )
 def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
     train, model, diffusion = options_of(flags)
-    assert (train.recipe, train.condition_steps, train.noise_draws) == ("none", 0, 1)
+    assert (train.recipe, train.condition_steps, train.second_stage_lr) == ("none", 0, 1)
     assert (diffusion.logit_skip, diffusion.border_weight, model.diffusion_level) == ("none", 1, 0)
 
 

@@ -213,9 +213,9 @@ def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
 
 
 def test_a_recipe_that_is_the_checkpoint_s_own_keeps_what_other_flags_changed(begun):
-    again = begun("--version v2 --recipe staged --coarse_loss mse --noise_draws 3")
+    again = begun("--version v2 --recipe staged --coarse_loss mse --second_stage_lr 2")
     run = settled([*again, "--recipe staged"])
-    assert (run.settings.diffusion.coarse_loss, run.settings.train.noise_draws) == ("mse", 3)
+    assert (run.settings.diffusion.coarse_loss, run.settings.train.second_stage_lr) == ("mse", 2)
     with pytest.raises(UserError, match="contradicts the checkpoint"):
         settled([*again, "--recipe published"])
 
