@@ -7,8 +7,7 @@ import shlex
 import pytest
 import yaml
 from conftest import TINY
-from test_options import GROUPS, SAMPLE, TRAIN, refused, train, values
-from test_training_runs import equal
+from helpers import GROUPS, SAMPLE, TRAIN, equal, help_of, refused, train_options, values
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.command_line import COMMANDS, SYNONYMS, fields_of, options_from, parse, write_config
@@ -58,7 +57,7 @@ def test_a_list_that_begins_below_0_follows_its_flag(window, groups, monkeypatch
 
 
 def test_given_holds_what_was_written_only():
-    assert train("--lr 1e-4 --batch-size 8")[1] == {"lr", "batch_size"}
+    assert train_options("--lr 1e-4 --batch-size 8")[1] == {"lr", "batch_size"}
 
 
 def test_programs_give_the_same_values_as_a_dict():
@@ -158,14 +157,6 @@ def test_a_mistake_ends_a_script_with_one_line_and_status_2(script, capsys):
 # ---- help --------------------------------------------------------------------------------------------------------
 
 
-def help_of(name, script, capsys, flag="--help_all"):
-    """The help of a script, each flag's in one line."""
-    with pytest.raises(SystemExit) as stopped:
-        script(name, flag)
-    assert stopped.value.code == 0
-    return re.sub(r"\n {10,}", " ", capsys.readouterr().out)
-
-
 def flags_of(text):
     """The names of the flags that a help explains, in order."""
     return re.findall(r"(?m)^  --(\w+)", text)
@@ -257,7 +248,7 @@ def test_yaml_reads_the_same_names(write):
     got = values(line)
     assert got["lr"] == 1e-4 and got["learn_sigma"] is True and got["channel_mult"] == "1,2,4"
     assert got["attention_resolutions"] == "16" and got["version"] == "v1"
-    _, given = train(line)
+    _, given = train_options(line)
     assert given == {"lr", "learn_sigma", "channel_mult", "attention_resolutions", "version"}
 
 
@@ -452,7 +443,7 @@ def record(tmp_path):
     """The flag that reads the config.yaml of a training run with the given flags."""
 
     def put(line):
-        options, _ = train(line)
+        options, _ = train_options(line)
         settled = {name: value for group in options for name, value in dataclasses.asdict(group).items()}
         return f"--config {write_config(settled, tmp_path)}"
 

@@ -3,52 +3,20 @@
 import dataclasses
 
 import pytest
+from helpers import SAMPLE, TRAIN, refused, values
 
 from guided_diffusion.config import command_line
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import (
-    DataOptions,
-    DiffusionOptions,
-    ModelOptions,
-    ProcessOptions,
-    build,
-    check_variant,
-)
-from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build, check_variant
+from guided_diffusion.config.script_options import CheckOptions, EvalOptions
 from guided_diffusion.config.settings import unless_contradicted
 from guided_diffusion.runtime.errors import UserError
 
-TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-SAMPLE = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-GROUPS = {
-    "segmentation_train": TRAIN,
-    "segmentation_sample": SAMPLE,
-    "segmentation_eval": [EvalOptions],
-    "check_data": [CheckOptions, DataOptions],
-    "demo": [],
-}
 PUBLISHED = (
     "--data_dir DATA/training --out_dir OUT --image_size 256 --num_channels 128 --class_cond False "
     "--num_res_blocks 2 --num_heads 1 --learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 "
     "--diffusion_steps 1000 --noise_schedule linear --rescale_learned_sigmas False --rescale_timesteps False"
 )
-
-
-def train(line):
-    return parse("", TRAIN, line.split())
-
-
-def values(line, groups=TRAIN):
-    """All options of a command line in one dict."""
-    options, _ = parse("", groups, line.split())
-    return {name: value for group in reversed(options) for name, value in dataclasses.asdict(group).items()}
-
-
-def refused(line, groups=TRAIN):
-    with pytest.raises(UserError) as error:
-        parse("", groups, line.split())
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ---- every option ------------------------------------------------------------------------------------------------

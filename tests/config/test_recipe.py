@@ -5,8 +5,7 @@ import re
 
 import pytest
 import torch
-from test_command_line import help_of
-from test_options import TRAIN
+from helpers import TRAIN, help_of
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import TINY
-from test_loop import batch_of, flat, log_rows, loop  # noqa: F401 - a fixture
+from helpers import batch_of, flat, log_rows
 
 from guided_diffusion.training.stages import learning_rate_factor
 

@@ -10,8 +10,8 @@ import processes
 import pytest
 import torch
 from conftest import FAST, SCRIPTS, TINY, files, words
+from helpers import equal
 from PIL import Image
-from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.options import DiffusionOptions
