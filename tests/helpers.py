@@ -18,6 +18,9 @@ from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
 from guided_diffusion.data.batches import collate
+from guided_diffusion.data.cases import Geometry
+from guided_diffusion.evaluation.evaluate import Evaluation, EvaluationSettings
+from guided_diffusion.inference.answer import CaseMaps
 from guided_diffusion.runtime.errors import UserError
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
@@ -127,3 +130,57 @@ def flat(model):
 
 def log_rows(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+PUBLISHED = (
+    "--data_dir DATA/training --out_dir OUT --image_size 256 --num_channels 128 --class_cond False "
+    "--num_res_blocks 2 --num_heads 1 --learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 "
+    "--diffusion_steps 1000 --noise_schedule linear --rescale_learned_sigmas False --rescale_timesteps False"
+)
+MANIFEST = {
+    "checkpoint": "m.pt",
+    "step": 5,
+    "checkpoint_sha256": "aa",
+    "settings": {"num_ensemble": 2, "sampler": "ddpm", "timesteps": list(range(100))},
+    "data": {"data_dir": "/data"},
+}
+
+
+def maps_of(size, members=2, coarse=True, seed=0, classes=1):
+    """Random answers of a size."""
+    rng, shape = np.random.default_rng(seed), (classes, *size)
+    return CaseMaps(
+        mask=rng.random(shape) > 0.5,
+        probability=rng.random(shape).astype(np.float32),
+        uncertainty=rng.random(shape).astype(np.float32) / 2,
+        members=rng.random((members, *shape)) > 0.5,
+        coarse=rng.random(shape).astype(np.float32) if coarse else None,
+    )
+
+
+def geometry_of(affine):
+    """The geometry of a volume that lies as its file does; its spacing and shape are not asked for."""
+    return Geometry(affine, (), ())
+
+
+def manifest_with(**changes):
+    new = json.loads(json.dumps(MANIFEST))
+    for key, value in changes.items():
+        if key in new["settings"]:
+            new["settings"][key] = value
+        elif key in new["data"]:
+            new["data"][key] = value
+        else:
+            new[key] = value
+    return new
+
+
+def evaluation_of(classes=("organ",), **cases):
+    """An `Evaluation` of rows by hand. cases: {name: {figure: its value, or with several classes a tuple}}."""
+    made = Evaluation(classes, EvaluationSettings(), "pixels", "pixels")
+    for name, figures in cases.items():
+        for k, kind in enumerate(classes):
+            values = {key: value[k] if isinstance(value, tuple) else value for key, value in figures.items()}
+            row = {"name": name, "class": kind, "group": "", "empty": "", **values}
+            made.add(row, {}, np.zeros((0, 3)), {})
+    return made

@@ -67,3 +67,51 @@ def inputs(height=16, width=None, image_channels=3, mask_channels=1, n=2, seed=0
 
 def run_model(model, image, x_t, t, label=None):
     return model(x_t, t, model.encode(image, label))
+
+
+class ArrayDataset(SegmentationDataset):
+    """Cases from arrays in memory, to test the base class alone."""
+
+    image_channels = 2
+    class_names = ("a", "b")
+    images = {f"c{i}": np.full((2, 20, 30), 10.0 * i) for i in range(5)}
+    masks = {name: np.arange(2 * 2 * 20 * 30).reshape(2, 2, 20, 30) % 7 == 0 for name in images}
+    names = tuple(images)
+    extra = {}
+
+    def find_cases(self):
+        return [Case(name, (self.data_dir / name,), (self.data_dir / "m",), **self.extra) for name in self.names]
+
+    def read_image(self, case):
+        return self.images[case.name]
+
+    def read_mask(self, case):
+        return self.masks[case.name]
+
+
+def array_dataset(tmp_path, need_masks=True, **attributes):
+    return type("Made", (ArrayDataset,), attributes)(tmp_path, 16, need_masks=need_masks)
+
+
+class Stack(SegmentationDataset):
+    """Slices [2, 8, 8] of two volumes whose values tell volume, slice and channel; slice 3 of b is missing."""
+
+    image_channels = 2
+    places = {"a": range(4), "b": (0, 1, 2, 4, 5)}
+    marked = {("a", 1), ("a", 2), ("b", 4)}
+
+    def find_cases(self):
+        path = self.data_dir / "f"
+        return [Case(f"{v}{k}", (path,), (path,), volume=v, slice_index=k) for v in self.places for k in self.places[v]]
+
+    def read_image(self, case):
+        value = 100 * (case.volume == "b") + 10 * case.slice_index
+        return np.stack([np.full((8, 8), value + channel) for channel in range(2)])
+
+    def read_mask(self, case):
+        mask = np.zeros((1, 1, 8, 8), bool)
+        mask[..., 2, 3] = (case.volume, case.slice_index) in self.marked
+        return mask
+
+    def normalise(self, image):
+        return image
