@@ -1,9 +1,9 @@
-"""What the variants hand on: rows of a condition, and several conditions joined to one."""
+"""What the variants hand on: rows of a condition, and several conditions join_conditions to one."""
 
 import pytest
 import torch
 
-from guided_diffusion.models.outputs import Answer, ConditionV1, ConditionV2, joined
+from guided_diffusion.models.outputs import ConditionV1, ConditionV2, PlainCondition, join_conditions
 
 
 def condition_v2(n, offset=0):
@@ -22,7 +22,7 @@ def test_rows_may_repeat_and_reach_every_part():
 
 
 def test_joined_conditions_keep_their_order_and_parts():
-    whole = joined([condition_v2(2), condition_v2(1, offset=10)])
+    whole = join_conditions([condition_v2(2), condition_v2(1, offset=10)])
     assert isinstance(whole, ConditionV2) and whole.label is None
     for part in (whole.visible, whole.bottleneck, *whole.anchors, whole.coarse):
         assert part.flatten(1)[:, 0].tolist() == [0, 1, 10]
@@ -31,11 +31,11 @@ def test_joined_conditions_keep_their_order_and_parts():
 @pytest.mark.parametrize(
     "condition",
     [
-        Answer(torch.randn(4, 1, 8, 8)),
+        PlainCondition(torch.randn(4, 1, 8, 8)),
         ConditionV1(torch.randn(4, 3, 8, 8), torch.randn(4, 2, 8, 8), torch.randn(4, 6)),
     ],
 )
 def test_joining_the_rows_gives_the_whole_again(condition):
     parts = [condition.rows(torch.tensor([n])) for n in range(4)]
-    for one, other in zip(joined(parts), condition, strict=True):
+    for one, other in zip(join_conditions(parts), condition, strict=True):
         assert torch.equal(one, other)
