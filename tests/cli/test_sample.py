@@ -68,7 +68,7 @@ def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, r
     assert "made with --num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
     assert "made with --fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
     line = refusal("segmentation_sample", [*again, "--dpm_solver False"])
-    assert "made with 2 steps of dpm_solver, now it is 2 steps of ddpm (--diffusion_steps, --use_ddim, " in line
+    assert "made with 2 steps of dpm_solver, now it is 2 steps of ddpm (by --diffusion_steps, --sampler, " in line
     content = torch.load(trained, weights_only=True) | {"step": 3}
     torch.save(content, tmp_path / "other.pt")
     line = refusal("segmentation_sample", ["--model_path", tmp_path / "other.pt", *start])
