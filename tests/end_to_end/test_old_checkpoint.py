@@ -1,4 +1,4 @@
-"""A checkpoint of version 0.1.0 (ISIC phantoms of 16 pixels, 4 steps): it is sampled as then, and trains on."""
+"""A checkpoint of version 0.1.0 (ISIC phantoms of 16 pixels, 4 steps): it is sampled as then; how it trains on."""
 
 import importlib
 import lzma
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint
@@ -30,15 +31,26 @@ def test_it_gives_the_probability_that_it_gave(old):
     np.testing.assert_allclose(found, np.load(FILES / "v0.1.0_probability.npy"), atol=1e-4)
 
 
-def test_training_goes_on_from_it(old, script, isic, tmp_path):
-    before = load_checkpoint(old)
-    flags = ["--data_dir", isic, "--resume_checkpoint", old, "--out_dir", tmp_path, "--max_steps 5 --num_workers 0"]
-    script("segmentation_train", flags)
-    after = load_checkpoint(tmp_path / "model000005.pt")
+def resume(checkpoint, isic, out):
+    return ["--data_dir", isic, "--resume_checkpoint", checkpoint, "--out_dir", out, "--max_steps 5 --num_workers 0"]
+
+
+def test_training_goes_on_from_one_of_a_single_draw_of_noise(old, script, isic, tmp_path):
+    content = torch.load(old, weights_only=True)
+    content["config"]["train"]["noise_draws"] = 1  # as --noise_draws 1 recorded it
+    torch.save(content, tmp_path / "model000004.pt")
+    script("segmentation_train", resume(tmp_path / "model000004.pt", isic, tmp_path / "run"))
+    before, after = load_checkpoint(old), load_checkpoint(tmp_path / "run" / "model000005.pt")
     assert (before.step, after.step) == (4, 5)
-    assert after.config["model"]["num_channels"] == before.config["model"]["num_channels"]
-    assert before.model.keys() == after.model.keys()
-    assert any(not np.array_equal(before.model[name], after.model[name]) for name in before.model)
+    assert after.config["model"] == before.config["model"] and before.model.keys() == after.model.keys()
+    assert any(not torch.equal(before.model[name], after.model[name]) for name in before.model)
+
+
+def test_with_the_several_draws_of_its_default_recipe_it_is_refused_with_the_version_to_use(
+    old, refusal, isic, tmp_path
+):
+    line = refusal("segmentation_train", resume(old, isic, tmp_path / "run"))
+    assert line == f"error: {old}: was trained with noise_draws 2, which this version no longer has: use version 0.1.0"
 
 
 @pytest.mark.parametrize(
