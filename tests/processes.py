@@ -1,9 +1,12 @@
 """Real processes for tests, forked where torch is loaded already: training as torchrun would start it, in a second."""
 
+import importlib.util
+import inspect
 import multiprocessing
 import os
 import socket
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
@@ -14,7 +17,8 @@ def start(target, *arguments, log, environment=None):
     """Start `target(*arguments)` in a process of its own, whose output goes to the file `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
-    child = context.Process(target=_begin, args=(target, arguments, str(log), environment or {}), daemon=True)
+    place = (inspect.getsourcefile(target), target.__name__)  # pytest's names of test files cannot be imported
+    child = context.Process(target=_begin, args=(place, arguments, str(log), environment or {}), daemon=True)
     child.start()
     return child
 
@@ -61,7 +65,7 @@ def train(words):
     run_script(lambda: segmentation_train.main(words))
 
 
-def _begin(target, arguments, log, environment):
+def _begin(place, arguments, log, environment):
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -69,4 +73,8 @@ def _begin(target, arguments, log, environment):
     import torch
 
     torch.set_num_threads(1)
-    target(*arguments)
+    path, name = place
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    getattr(module, name)(*arguments)

@@ -97,3 +97,29 @@ def test_no_two_modules_define_the_same_name():
                     homes[name.id].add(dotted)
     twice = {name: sorted(where) for name, where in homes.items() if len(where) > 1 and name not in OF_EVERY_MAIN}
     assert not twice
+
+
+# ---- the tests' own house --------------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).resolve().parent
+LEAST_LINES = 40  # shorter modules need no file of tests to themselves
+
+
+def test_a_module_has_its_tests_in_the_file_of_its_name():
+    missing = []
+    for _, path in modules():
+        place = path.relative_to(PACKAGE)
+        test = TESTS / place.with_name(f"test_{place.name}")
+        if path.read_text(encoding="utf-8").count("\n") > LEAST_LINES and not test.is_file():
+            missing.append(str(test.relative_to(TESTS)))
+    assert not missing
+
+
+def test_no_test_file_imports_another():
+    wrong = []
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{path.name} imports {name}" for name in names if name.split(".")[-1].startswith("test_")]
+    assert not wrong

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_medsegdiff import inputs, run
+from networks import inputs, run_model
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import ModelOptions, build
@@ -118,7 +118,7 @@ def test_the_code_path_of_plus_plus_trains_at_small_numbers(version):
     image, x_t, t = inputs(32, image_channels=4)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=2e-3), []
     for _ in range(6):
-        output = run(model, image, x_t, t)
+        output = run_model(model, image, x_t, t)
         loss = (output.prediction - 1).square().mean()
         losses.append(loss.item())
         loss.backward()
@@ -136,7 +136,7 @@ def test_the_published_model_has_about_130_million_parameters_and_half_a_teraflo
         model = build_model(published, image_channels=4, mask_channels=1)
         image, x_t, t = torch.zeros(1, 4, 256, 256), torch.zeros(1, 1, 256, 256), torch.zeros(1)
         with FlopCounterMode(display=False) as counter:
-            output = run(model, image, x_t, t)
+            output = run_model(model, image, x_t, t)
     assert output.prediction.shape == output.variance.shape == (1, 1, 256, 256)
     assert 120e6 < sum(parameter.numel() for parameter in model.parameters()) < 180e6
     assert 0.3e12 < counter.get_total_flops() < 1.2e12

@@ -1,16 +1,10 @@
 """`--recipe`: the published settings, and the staged ones that are the default, below every flag that is given."""
 
-import dataclasses
-import re
-
 import pytest
 import torch
-from test_command_line import help_of
-from test_options import TRAIN
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant
-from guided_diffusion.config.recipe import read_recipe, recipe_file
 from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.diffusion.schedule import linear_betas
@@ -153,11 +147,3 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
     with pytest.raises(UserError, match="--recipe staged goes with --version v2, not v1"):
         options_of("--recipe staged --version v1")
     capsys.readouterr()
-
-
-def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
-    text = " ".join(help_of("segmentation_train", script, capsys).split())
-    for name, value in read_recipe(recipe_file("staged", "v2")).items():
-        own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
-        told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
-        assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

@@ -262,11 +262,3 @@ def test_masks_that_a_loader_of_ones_own_reads_as_classes_hold_no_label_values(c
     save_picture(tmp_path / "data/p/truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
     _, text = check(tmp_path / "data", f"--data_name {tmp_path}/my_loader.py:Polyps")
     assert "no class has the label value" not in text and cells(text, "values in masks") == ["0", "255"]
-
-
-def test_nothing_to_check(refusal, tmp_path):
-    (tmp_path / "data").mkdir()
-    line = ["--data_dir", tmp_path / "data", "--out_dir", tmp_path / "out"]
-    assert "data: is in none of the layouts MSD, ISIC, LIDC, BRATS, FOLDER" in refusal("check_data", line)
-    assert "no cases found for ISICDataset" in refusal("check_data", [*line, "--data_name ISIC"])
-    assert "--data_dir: is needed" in refusal("check_data", "")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, TINY, strict_json
-from test_decathlon import write
-from test_options import train as train_options
+from helpers import train_options, write_task
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data.compatibility import check_reading, trained_window, used_window
@@ -24,7 +23,7 @@ def task(folder, name, *channels):
     """An MSD task of two volumes with these channels."""
     description = {"name": name, "modality": dict(enumerate(channels)), "labels": {"0": "background", "1": "lesion"}}
     image = np.stack([HOUNSFIELD] * len(channels), axis=-1) if len(channels) > 1 else HOUNSFIELD
-    return write(folder, description, {"a": image, "b": image}, {"a": LABELS, "b": LABELS})
+    return write_task(folder, description, {"a": image, "b": image}, {"a": LABELS, "b": LABELS})
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""Loaders by name: those of installed packages and AUTO."""
+"""Loaders by name: the project's, those of installed packages, and AUTO."""
 
+import pickle
 import sys
 
 import numpy as np
 import pytest
 from conftest import LOADER
 
+from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.phantoms import write_lidc
 from guided_diffusion.data.registry import ENTRY_POINTS, build_dataset, find_loader, recognised
 from guided_diffusion.runtime.errors import UserError
@@ -81,3 +83,26 @@ def test_layouts_are_found_by_themselves(tmp_path, isic, brats, slices, pictures
 def test_another_layout_than_the_one_asked_for_is_suggested(tmp_path, isic, refusal):
     line = ["--data_dir", isic, "--out_dir", tmp_path / "run"]
     assert refusal("segmentation_train", line).endswith("BRATS is the default of --data_name: add --data_name ISIC")
+
+
+@pytest.mark.parametrize("name", ["ISIC", "isic", "BRATS", "FOLDER", "LIDC"])
+def test_named_loaders_can_be_found_and_pickled(name):
+    loader = find_loader(name)
+    assert issubclass(loader, SegmentationDataset) and pickle.loads(pickle.dumps(loader)) is loader
+
+
+def test_unknown_loaders_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(UserError, match="--data_name CAMUS: unknown; use BRATS, ISIC, FOLDER, LIDC, MSD, AUTO or path"):
+        find_loader("CAMUS")
+    with pytest.raises(UserError, match="none.py: no such file"):
+        find_loader(f"{tmp_path}/none.py:A")
+    (tmp_path / "bad.py").write_text("x = 1\nclass A(:\n")
+    with pytest.raises(UserError, match="bad.py: line 2: "):
+        find_loader(f"{tmp_path}/bad.py:A")
+    (tmp_path / "gone.py").write_text("x = 1\nimport not_installed_anywhere\n")
+    with pytest.raises(UserError, match="gone.py: line 2: ModuleNotFoundError: No module named 'not_installed"):
+        find_loader(f"{tmp_path}/gone.py:A")
+    (tmp_path / "other.py").write_text("class A: pass\n")
+    for name in ("A", "B"):
+        with pytest.raises(UserError, match=f"other.py has no class {name} that extends SegmentationDataset"):
+            find_loader(f"{tmp_path}/other.py:{name}")

@@ -1,7 +1,6 @@
-"""What is shown of a case: neighbouring slices, sizes that are kept, crops; and which items are trained on."""
+"""Resizing: smooth images, binary masks, and crops."""
 
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,40 +8,9 @@ import torch
 from conftest import LOADER
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.data.batches import Selection, TrainingItems, TrainingOrder, select_slices
-from guided_diffusion.data.cases import Case
-from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.batches import TrainingItems
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.resizing import View, at_least, crop
-from guided_diffusion.runtime.distributed import Processes
-from guided_diffusion.runtime.errors import UserError
-
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-class Stack(SegmentationDataset):
-    """Slices [2, 8, 8] of two volumes whose values tell volume, slice and channel; slice 3 of b is missing."""
-
-    image_channels = 2
-    places = {"a": range(4), "b": (0, 1, 2, 4, 5)}
-    marked = {("a", 1), ("a", 2), ("b", 4)}
-
-    def find_cases(self):
-        path = self.data_dir / "f"
-        return [Case(f"{v}{k}", (path,), (path,), volume=v, slice_index=k) for v in self.places for k in self.places[v]]
-
-    def read_image(self, case):
-        value = 100 * (case.volume == "b") + 10 * case.slice_index
-        return np.stack([np.full((8, 8), value + channel) for channel in range(2)])
-
-    def read_mask(self, case):
-        mask = np.zeros((1, 1, 8, 8), bool)
-        mask[..., 2, 3] = (case.volume, case.slice_index) in self.marked
-        return mask
-
-    def normalise(self, image):
-        return image
-
+from guided_diffusion.data.resizing import View, at_least, crop, resize_image, resize_mask
 
 # ---- sizes and crops ---------------------------------------------------------------------------------------------
 
@@ -113,45 +81,6 @@ def test_training_items_are_cut_then_augmented(pictures):
 # ---- which slices ------------------------------------------------------------------------------------------------
 
 
-def epoch(selection, seed=0, number=0):
-    keys = islice(TrainingOrder(selection, 1, seed), number * len(selection), (number + 1) * len(selection))
-    return [index for ((index, _),) in keys]
-
-
-def test_slices_all_nonempty_balanced(tmp_path, capsys):
-    dataset = Stack(tmp_path, 8, need_masks=True)
-    marked = {1, 2, 7}
-    assert sorted(epoch(select_slices(dataset, "all", ALONE))) == list(range(9))
-    assert sorted(epoch(select_slices(dataset, "nonempty", ALONE))) == sorted(marked)
-    balanced = select_slices(dataset, "balanced", ALONE)
-    assert "--slices balanced: 3 of 9 images with something marked, 6 without" in capsys.readouterr().out
-    seen = set()
-    for number in range(6):
-        items = epoch(balanced, number=number)
-        assert len(items) == 6 == len(set(items)) and marked < set(items)
-        seen |= set(items)
-    assert seen == set(range(9)) and epoch(balanced) == epoch(balanced) != epoch(balanced, number=1)
-
-
-def test_balanced_where_most_slices_are_marked_and_where_all_or_none_are(tmp_path, monkeypatch):
-    everywhere = {(v, k) for v in Stack.places for k in Stack.places[v]}
-    monkeypatch.setattr(Stack, "marked", everywhere - {("a", 0)})
-    dataset = Stack(tmp_path, 8, need_masks=True)
-    assert sorted(epoch(select_slices(dataset, "balanced", ALONE)))[0] == 0
-    assert len(select_slices(dataset, "balanced", ALONE)) == 2
-    monkeypatch.setattr(Stack, "marked", everywhere)
-    assert sorted(epoch(select_slices(dataset, "balanced", ALONE))) == list(range(9))
-    monkeypatch.setattr(Stack, "marked", set())
-    with pytest.raises(UserError, match="nothing is marked in any mask; --slices nonempty would leave nothing"):
-        select_slices(dataset, "nonempty", ALONE)
-
-
-def test_an_order_starts_at_any_step():
-    selection = Selection(np.array([4, 5]), np.array([0, 1, 2, 3]))
-    whole = list(islice(TrainingOrder(selection, 3, seed=1), 20))
-    assert list(islice(TrainingOrder(selection, 3, seed=1, start_step=7), 13)) == whole[7:]
-
-
 def test_training_on_nonempty_slices_alone(train, brats, capsys, sample):
     path = train("BRATS", brats, "--slices nonempty")
     assert "--slices nonempty: " in capsys.readouterr().out
@@ -164,3 +93,23 @@ def test_a_loader_of_ones_own_knows_nothing_of_it(tmp_path, save_picture):
         save_picture(tmp_path / "data" / "p1" / f"{name}.png", np.full((24, 40, 3), 255, np.uint8))
     dataset = build_dataset(f"{tmp_path}/mine.py:Polyps", tmp_path / "data", 16, view=View(keep_size=True))
     assert dataset[0]["image"].shape == (3, 24, 40)
+
+
+def test_image_resize_is_smooth_and_averages():
+    hairs = (torch.arange(64) % 8 == 0).float().expand(1, 64, 64)  # lines that picking single pixels would miss
+    small = resize_image(hairs, 8)
+    assert small.shape == (1, 8, 8)
+    torch.testing.assert_close(small, torch.full_like(small, 1 / 8), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 37, 100])
+def test_mask_resize_stays_binary_and_in_place(size):
+    rows, columns = np.mgrid[0:48, 0:64]
+    mask = torch.from_numpy(np.hypot((rows + 0.5) / 48 - 0.5, (columns + 0.5) / 64 - 0.5) < 0.3).float()[None, None]
+    resized = resize_mask(mask, size)
+    assert set(resized.unique().tolist()) == {0.0, 1.0}
+    grid = (torch.arange(size) + 0.5) / size - 0.5
+    expected = (grid[:, None] ** 2 + grid**2).sqrt() < 0.3
+    assert (resized[0, 0].bool() != expected).float().mean() < 0.06
+    # Symmetric input stays symmetric: nearest neighbour without the half-pixel shift of plain "nearest".
+    assert torch.equal(resized, resized.flip(-1)) or size == 37

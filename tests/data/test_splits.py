@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FAST, TINY, rows, strict_json, write_folder
-from test_options import refused, values
+from helpers import refused, values
 
 from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.compatibility import leakage_warning

@@ -1,4 +1,4 @@
-"""Losses against torch and MONAI: cross-entropy, Dice, weights near borders, Gaussians, and classes that exclude."""
+"""Losses and activations: exclusive classes, softmax, Bayes' rule of a pixel, and the weight near borders."""
 
 import dataclasses
 import math

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import LOADER, TINY
-from test_medsegdiff import inputs, model_of
+from networks import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.script_options import SampleOptions

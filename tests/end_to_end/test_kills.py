@@ -6,7 +6,7 @@ import time
 
 import processes
 from conftest import TINY, words
-from test_training_runs import equal, logged
+from helpers import checkpoints, equal, logged, temporaries, wait_for_more
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -53,19 +53,3 @@ def test_twenty_kills_lose_nothing(script, pictures, tmp_path):
     assert equal(bests[0].model, bests[1].model) and bests[0].step == bests[1].step == alone.validation["step"]
     assert (tmp_path / "killed" / "last.pt").read_bytes() == newest_checkpoint(tmp_path / "killed").read_bytes()
     assert logged(tmp_path / "killed")[-1] == logged(tmp_path / "alone")[-1]  # its steps are all of the last life
-
-
-def checkpoints(folder):
-    return list(folder.glob("model*.pt"))
-
-
-def temporaries(folder):
-    """Checkpoints that are half written."""
-    return list(folder.glob(".model*.pt"))
-
-
-def wait_for_more(look, child, seconds=60):
-    before, until = set(look()), time.monotonic() + seconds
-    while not set(look()) - before:
-        assert time.monotonic() < until and child.is_alive()
-        time.sleep(0.001)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
-from test_options import TRAIN
+from helpers import TRAIN
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.data.registry import build_dataset

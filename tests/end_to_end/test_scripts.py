@@ -10,12 +10,10 @@ import sys
 
 import nibabel
 import numpy as np
-import pytest
-import torch
-from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, rows, strict_json, words, write_folder
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, rows, strict_json, words
 from PIL import Image
 
-from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.checkpoint import load_checkpoint
 
 
 def pixels(path):
@@ -162,27 +160,6 @@ def test_settings_from_a_yaml_file(script, pictures, tmp_path):
 # ---- sampling ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "flags, sampler, steps",
-    [
-        ("", "dpm_solver", 20),
-        ("--diffusion_steps 3", "ddpm", 3),
-        ("--diffusion_steps 3 --use_ddim True", "ddim", 3),
-        ("--use_ddim True", "ddim", 50),
-        ("--diffusion_steps 4 --dpm_solver True", "dpm_solver", 4),
-        ("--timestep_respacing ddim3", "ddim", 3),
-        ("--timestep_respacing 1,2", "ddpm", 3),
-        ("--diffusion_steps 3 --clip_denoised False --fuse mean --weights model --seed 4", "ddpm", 3),
-    ],
-)
-def test_sampler_flags(sample, trained, pictures, flags, sampler, steps):
-    results = sample(trained, pictures, f"{flags} --num_ensemble 2 --num_samples 1 --num_workers 0 --precision fp32")
-    settings = strict_json(results / "manifest.json")["settings"]
-    assert settings["sampler"] == sampler and len(settings["timesteps"]) == steps
-    assert settings["timesteps"] == sorted(settings["timesteps"], reverse=True) and max(settings["timesteps"]) < 1000
-    assert files(results / "masks") == ["case0.png"]
-
-
 def probabilities(folder):
     return {path.stem: pixels(path) / 65535 for path in (folder / "probability").iterdir()}
 
@@ -208,61 +185,6 @@ def test_another_image_size_than_in_training(sample, refusal, trained, pictures,
     assert "image size 33 does not work with 2 levels" in refusal("segmentation_sample", line)
 
 
-def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
-    results = sample(trained, pictures)
-    before = {name: (results / name).stat().st_mtime_ns for name in files(results) if "/" in name}
-    contents = {name: (results / name).read_bytes() for name in before}
-    capsys.readouterr()
-    sample(trained, pictures)
-    again = capsys.readouterr()
-    assert f"4 cases of {pictures}; 4 finished already" in again.out and "sampling:" not in again.err
-    assert {name: (results / name).stat().st_mtime_ns for name in before} == before
-    (results / "masks" / "case1.png").unlink()  # as a kill leaves a case: the mask comes last
-    (results / "overlay" / "case3.png").unlink()  # lost or removed: the case is made again
-    sample(trained, pictures)
-    assert strict_json(results / "manifest.json")["cases_sampled"] == 4 + 2
-    after = {name: (results / name).stat().st_mtime_ns for name in before}
-    assert sorted(name for name in after if after[name] != before[name] and "masks" in name) == [
-        "masks/case1.png",
-        "masks/case3.png",
-    ]
-    assert {name: (results / name).read_bytes() for name in before} == contents
-
-
-def test_empty_masks_are_told(sample, trained, pictures, tmp_path, capsys):
-    checkpoint = load_checkpoint(trained)
-    for state in (checkpoint.model, *checkpoint.ema.values()):
-        state["head.conv.bias"] = torch.full_like(state["head.conv.bias"], -50)
-    save_checkpoint(checkpoint, tmp_path / "black.pt")
-    sample(tmp_path / "black.pt", pictures)
-    assert "4 of 4 masks are empty" in capsys.readouterr().out
-    sample(trained, pictures, out="others")
-    assert "4 of 4 masks are empty" not in capsys.readouterr().out
-
-
-def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, refusal, trained, pictures, tmp_path):
-    results = sample(trained, pictures, FAST + " --num_samples 1")
-    start = ["--data_dir", pictures, "--out_dir", results, FAST]
-    again = ["--model_path", trained, *start]
-    assert "made with --num_ensemble 2, now it is 3" in refusal("segmentation_sample", [*again, "--num_ensemble 3"])
-    assert "made with --fuse staple, now it is mean" in refusal("segmentation_sample", [*again, "--fuse mean"])
-    line = refusal("segmentation_sample", [*again, "--dpm_solver False"])
-    assert "made with 2 steps of dpm_solver, now it is 2 steps of ddpm (--diffusion_steps, --use_ddim, " in line
-    content = torch.load(trained, weights_only=True) | {"step": 3}
-    torch.save(content, tmp_path / "other.pt")
-    line = refusal("segmentation_sample", ["--model_path", tmp_path / "other.pt", *start])
-    assert f"made with another checkpoint, {trained} of step 2, now --model_path is {tmp_path / 'other.pt'}" in line
-
-
-def test_out_dir_must_not_be_the_data(refusal, trained, tmp_path):
-    """The data set's masks would count as finished, and its truth would be scored against itself."""
-    write_folder(tmp_path / "data", 2)
-    before = {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")}
-    data = ["--data_dir", tmp_path / "data", "--out_dir", tmp_path / "data"]
-    assert "choose another --out_dir" in refusal("segmentation_sample", ["--model_path", trained, *data, FAST])
-    assert {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")} == before
-
-
 def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
     line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "results", FAST]
     child = process("segmentation_sample", [*line, "--diffusion_steps 999 --num_ensemble 8 --num_workers 2"])
@@ -275,14 +197,6 @@ def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
     assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
     assert "Traceback" not in ended.err
     assert "0 of 4 cases finished; the same command goes on from here" in ended.out
-
-
-def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
-    results = sample(
-        trained, pictures, "--diffusion_steps 120 --num_ensemble 1 --num_samples 1 --num_workers 0 --debug True"
-    )
-    with Image.open(results / "debug" / "case0.gif") as gif:
-        assert 40 <= gif.n_frames <= 51  # and the answer; equal frames are one
 
 
 def test_a_log_file_gets_few_lines_of_the_bars(trained, pictures, tmp_path):

@@ -7,8 +7,8 @@ import re
 import signal
 
 import pytest
-import torch
 from conftest import FAST, TINY, finish
+from helpers import equal, logged
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -64,6 +64,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_well(process, pictures, tmp_path,
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
 
+
 RESUMED = (
     TINY
     + " --dropout 0.2 --schedule_sampler loss-second-moment --diffusion_steps 2 --ema_rate 0.5,0.999 --batch_size 6 "
@@ -79,22 +80,6 @@ def long_run(script, pictures, tmp_path_factory):
         "segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", out, RESUMED, "--max_steps 6"]
     )
     return out
-
-
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-def logged(folder):
-    """The rows of log.jsonl, but for what is no two times the same."""
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "waiting"} for row in rows]
 
 
 @pytest.mark.parametrize("first", [1, 5])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAST, files, messages, rows, strict_json, write_folder
-from test_sampler import torchrun
+from helpers import torchrun
 
 from guided_diffusion.runtime.errors import run_script
 

@@ -1,9 +1,14 @@
-"""Evaluation: figures of tiny masks by hand, cases without prediction or truth, and the files."""
+"""Evaluation: numbers by hand on tiny masks, several raters and members, what is left out, and the files."""
 
 import csv
+import dataclasses
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -14,7 +19,8 @@ from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.truth import majority, on_grid, raters_of
+from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
+from guided_diffusion.evaluation.diversity import compare_sets, level_sets
 from guided_diffusion.evaluation.evaluate import columns, evaluate
 from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
@@ -147,21 +153,6 @@ def test_predictions_of_another_size(folder, save_picture):
     assert summary["ensemble"]["hd95"]["mean"] == pytest.approx((2 + 2 * DIAGONAL) / 4)
 
 
-@pytest.mark.parametrize("have, want", [((4, 6), (8, 6)), ((8, 9), (4, 3)), ((5,), (7,)), ((2, 3, 4), (4, 3, 2))])
-def test_on_grid_is_the_nearest_neighbour(have, want):
-    mask = np.random.default_rng(0).random(have) > 0.5
-    expected = np.zeros(want, bool)
-    for place in np.ndindex(*want):
-        source = [int((p + 0.5) / w * h) for p, h, w in zip(place, have, want, strict=True)]  # pixel centres
-        expected[place] = mask[tuple(source)]
-    assert np.array_equal(on_grid(mask, want), expected)
-
-
-def test_dimensions_that_differ_are_refused():
-    with pytest.raises(UserError, match="cannot be compared"):
-        on_grid(np.zeros((4, 4), bool), (4, 4, 4))
-
-
 # ---- single samples and the coarse mask --------------------------------------------------------------------------
 
 
@@ -272,28 +263,6 @@ def test_volumes_and_pictures_are_not_averaged_together(tmp_path):
         evaluate(tmp_path, Mixed(tmp_path, 8))
 
 
-# ---- several raters ----------------------------------------------------------------------------------------------
-
-
-class Raters(SegmentationDataset):
-    """One case with three raters, or with the first two of them."""
-
-    count = 3
-
-    def find_cases(self):
-        return [Case("a", (self.data_dir / "x",), (self.data_dir / "x",))]
-
-    def read_mask(self, case):
-        marks = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
-        return np.array(marks[: self.count])[:, None, None]  # [R, K, H, W]
-
-
-def test_truth_is_the_majority_and_a_tie_is_background(tmp_path):
-    three, two = Raters(tmp_path, 8), type("Two", (Raters,), {"count": 2})(tmp_path, 8)
-    assert majority(raters_of(three, three.cases)).tolist() == [[True, True, False, False]]
-    assert majority(raters_of(two, two.cases)).tolist() == [[True, True, False, False]]
-
-
 # ---- calibration -------------------------------------------------------------------------------------------------
 
 
@@ -398,3 +367,178 @@ def test_affines_do_not_matter_to_the_overlap(volumes):
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), np.eye(4)), predicted / "v2_seg.nii.gz")
     evaluate(predicted, dataset_of(data))
     assert table(predicted / "metrics.csv")["v2"]["dice"] == "1"
+
+
+# ---- several raters and members -------------------------------------------------------------------------------------
+
+
+def marked(top, left, height, width):
+    mask = np.zeros((8, 10), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def rows_by_name(path):
+    with open(path, newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+UNMARKED = np.zeros((8, 10), bool)
+RATERS = {  # of 8 x 10 pixels
+    "agreed": np.stack([marked(2, 2, 4, 4)] * 4),
+    "disputed": np.stack([marked(1, 1, 2, 2), marked(1, 1, 2, 4), marked(1, 1, 4, 4), UNMARKED]),
+    "minority": np.stack([marked(5, 5, 3, 3), UNMARKED, UNMARKED, UNMARKED]),  # the majority marks nothing
+}
+
+
+class FourRaters(SegmentationDataset):
+    """The cases of RATERS, without images."""
+
+    def find_cases(self):
+        return [Case(name, (self.data_dir / "x",), (self.data_dir / "x",) * 4) for name in RATERS]
+
+    def read_mask(self, case):
+        return RATERS[case.name][:, None]
+
+
+def save_results(folder, members, soft, num_ensemble=2, save_samples=True):
+    """A results folder of RATERS' cases: {name: members [E, H, W]}, {name: probability}; half of it is the coarse."""
+    manifest = {"checkpoint_sha256": "", "settings": {"num_ensemble": num_ensemble}, "data": {"data_dir": ""}}
+    results = ResultsFolder(folder, manifest, save_samples=save_samples)
+    for name in RATERS:
+        maps = one_class(soft[name] > 0.5, soft[name], soft[name] / 2, members[name], soft[name] / 2)
+        results.write_image(name, maps, np.zeros((3, 8, 10)))
+
+
+@pytest.fixture
+def answers():
+    """Two members and a probability, in steps that an 8-bit half has too, for each case of RATERS."""
+    rng = np.random.default_rng(0)
+    members = {name: rng.random((2, 8, 10)) > 0.6 for name in RATERS}
+    return members, {name: rng.integers(0, 128, (8, 10)).astype(np.float32) * 2 / 255 for name in RATERS}
+
+
+def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = rows_by_name(tmp_path / "results" / "metrics.csv")
+    fraction = {name: marks.mean(axis=0) for name, marks in RATERS.items()}
+    bands = {name: boundary_band(marks.sum(axis=0) > 2) for name, marks in RATERS.items()}
+    assert not bands["minority"].any() and bands["disputed"].any()
+    for part, where in (("", {name: np.ones((8, 10), bool) for name in RATERS}), ("_band", bands)):
+        p, y = (np.concatenate([maps[name][where[name]] for name in RATERS]) for maps in (soft, fraction))
+        for prefix, values in (("", p), ("coarse_", p / 2)):
+            expected = ReliabilityTable.of(values, y)
+            got = [summary["calibration"][f"{prefix}{figure}{part}"] for figure in ("ece", "brier")]
+            assert got == pytest.approx([expected.ece, expected.brier], abs=1e-5)
+        case = ReliabilityTable.of(soft["disputed"][where["disputed"]], fraction["disputed"][where["disputed"]])
+        got = [float(rows["disputed"][f"{figure}{part}"]) for figure in ("ece", "brier")]
+        assert got == pytest.approx([case.ece, case.brier], abs=1e-5)
+    assert rows["minority"]["ece_band"] == rows["minority"]["coarse_brier_band"] == "" != rows["minority"]["ece"]
+    assert (summary["calibration"]["cases"], summary["calibration"]["cases_band"]) == (3, 2)
+    assert re.search(rf"\nece +{summary['calibration']['ece']:.4f}\n  in band ", format_summary(summary))
+
+
+def test_diversity_of_members_and_raters(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = rows_by_name(tmp_path / "results" / "metrics.csv")
+    expected = {name: compare_sets(list(members[name]), list(RATERS[name])) for name in RATERS}
+    for figure in ("ged2", "matched_iou"):
+        for name in RATERS:
+            assert float(rows[name][figure]) == pytest.approx(expected[name][figure], rel=1e-5)
+        mean = np.mean([values[figure] for values in expected.values()])
+        assert summary["diversity"][figure]["mean"] == pytest.approx(mean) and summary["diversity"][figure]["n"] == 3
+    # The fused mask agrees with each rater of "agreed" as with their consensus, elsewhere it does not.
+    assert rows["agreed"]["rater_dice"] == rows["agreed"]["dice"]
+    assert rows["disputed"]["rater_dice"] != rows["disputed"]["dice"]
+    text = format_summary(summary)
+    assert "\nged2   " in text and "\nmatched iou   " in text and "\nrater dice   " in text
+
+
+@pytest.mark.parametrize("save_samples", [True, False])
+def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answers, save_samples):
+    members, soft = answers
+    save_results(tmp_path / "results", {name: m[:1] for name, m in members.items()}, soft, 1, save_samples=save_samples)
+    evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    rows = rows_by_name(tmp_path / "results" / "metrics.csv")
+    for name in RATERS:
+        expected = compare_sets(level_sets(soft[name]), list(RATERS[name]))
+        assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
+        assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
+
+
+def test_members_that_were_not_saved_leave_diversity_out(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft, save_samples=False)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
+    assert [summary["diversity"][name]["n"] for name in ("ged2", "matched_iou", "rater_dice")] == [0, 0, 3]
+    assert math.isnan(summary["calibration"]["coarse_ece"]) and not math.isnan(summary["calibration"]["ece"])
+    text = format_summary(summary)
+    assert "ged2" not in text and "coarse" not in text and "rater dice" in text
+
+
+# ---- who they are ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readers(tmp_path, save_picture):
+    """A FOLDER data set and predictions: anna and carl agree with them, ben does not, and anna has marked a alone."""
+    right, wrong = (np.uint8(255) * marked(2, left, 4, 4) for left in (1, 5))
+    for name in "ab":
+        save_picture(tmp_path / "data" / "images" / f"{name}.png", np.zeros((8, 10), np.uint8))
+        save_picture(tmp_path / "results" / f"{name}.png", right)
+        for rater, mask in (("anna", right), ("ben", wrong), ("carl", right)):
+            if (rater, name) != ("anna", "b"):
+                save_picture(tmp_path / "data" / "masks" / rater / f"{name}.png", mask)
+    return tmp_path
+
+
+def test_a_rater_who_lacks_a_case_is_not_mistaken_for_another(script, readers, capsys):
+    script("segmentation_eval", ["--data_name FOLDER --data_dir", readers / "data", "--pred_dir", readers / "results"])
+    text, rows = capsys.readouterr().out, rows_by_name(readers / "results" / "metrics.csv")
+    columns = [f"rater_{name}_dice" for name in ("anna", "ben", "carl")]
+    assert [name for name in rows["a"] if name.startswith("rater_")] == ["rater_dice", *columns]
+    assert [[rows[name][column] for column in columns] for name in "ab"] == [["1", "0", "1"], ["", "0", "1"]]
+    assert [rows[name]["rater_dice"] for name in "ab"] == ["0.666667", "0.5"]
+    summary = strict_json(readers / "results" / "summary.json")
+    assert summary["rater_names"] == ["anna", "ben", "carl"]
+    assert [(one["mean"], one["n"]) for one in summary["raters"]] == [(1, 1), (0, 2), (1, 2)]
+    assert re.findall(r"(?m)^  to rater (\w+) .* (\d)$", text) == [("anna", "1"), ("ben", "2"), ("carl", "2")]
+
+
+def test_a_case_of_one_rater_among_several_counts_for_him(readers):
+    (readers / "data" / "masks" / "carl" / "b.png").unlink()
+    summary = evaluate(readers / "results", build_dataset("FOLDER", readers / "data", 8))
+    assert [(one["mean"], one["n"]) for one in summary["raters"]] == [(1, 1), (0, 2), (1, 1)]
+    assert summary["diversity"]["rater_dice"]["n"] == 2 and summary["diversity"]["raters_agreement"]["n"] == 1
+
+
+def test_raters_without_names_have_numbers(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    dataset = FourRaters(tmp_path, 8)
+    summary = evaluate(tmp_path / "results", dataset)
+    assert summary["rater_names"] == ["1", "2", "3", "4"] == [*"1234"][: len(summary["raters"])]
+    dataset.cases = [dataclasses.replace(case, raters=("a", "b", "c")) for case in dataset.cases]
+    with pytest.raises(UserError, match="x: the loader gave 4 masks; the case names the raters a, b, c"):
+        dataset.load_mask(dataset.cases[0])
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_table_with_names_in_any_alphabet_is_written_where_the_locale_is_plain(tmp_path):
+    """metrics.csv, as on a machine without UTF-8."""
+    program = (
+        "import sys; from pathlib import Path; from guided_diffusion.evaluation import evaluate as e;"
+        "evaluation = e.Evaluation(('foreground',), e.EvaluationSettings(), 'pixels', 'pixels');"
+        "evaluation.rows = [{'name': 'caf\\u00e9\\u4e2d', 'class': 'foreground', 'dice': 1.0}];"
+        "e._write_csv(Path(sys.argv[1]), evaluation)"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(tmp_path / "metrics.csv")]
+    subprocess.run(command, env={**os.environ, **plain}, check=True)
+    assert "\ncafé中," in (tmp_path / "metrics.csv").read_text(encoding="utf-8")

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, files
+from conftest import files
+from helpers import torchrun
 from PIL import Image
 
 from guided_diffusion.data.cases import Case, Unit
@@ -154,14 +152,6 @@ def test_seconds_and_cases_add_up_over_runs(script, trained, pictures, tmp_path)
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
-
-
-def torchrun(arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
-    return subprocess.run(
-        [*command, str(SCRIPTS / "segmentation_sample.py"), *arguments], env=environment, capture_output=True, text=True
-    )
 
 
 def digests(folder):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, LOADER
+from helpers import TASK_AFFINE, write_task
 from PIL import Image
-from test_decathlon import AFFINE
-from test_decathlon import write as write_task
 
 import guided_diffusion
 from guided_diffusion import Segmenter
@@ -260,6 +259,6 @@ def test_a_volume_of_ct_beside_mri_is_normalised_by_channel(train, tmp_path):
     segmenter, seen = Segmenter.load(checkpoint, members=1, steps=1, precision="fp32", device="cpu"), []
     encode = segmenter.sampler.model.encode
     segmenter.sampler.model.encode = lambda image, label: seen.append(image) or encode(image, label)
-    segmenter.volume(np.moveaxis(images["a"], -1, 0), affine=AFFINE)
+    segmenter.volume(np.moveaxis(images["a"], -1, 0), affine=TASK_AFFINE)
     shown = build_dataset("MSD", folder, 32)
     torch.testing.assert_close(torch.cat(seen), torch.stack([shown[k]["image"] for k in range(3)]))

@@ -1,26 +1,163 @@
-"""Looks at an image at other scales: the resampling against SciPy, the mean over looks by hand, and its flags."""
+"""Test-time augmentation: members see the image turned, mirrored and scaled, and share the mean over these views."""
 
+import dataclasses
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAST
 from scipy.ndimage import map_coordinates
-from test_symmetries import DIFFUSION, Fake, Seen
 
 from guided_diffusion.config.script_options import SampleOptions
 from guided_diffusion.config.settings import members_as_trained
-from guided_diffusion.inference.members import draw_members
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.losses import class_logits, class_probabilities
+from guided_diffusion.diffusion.schedule import noise_schedule
+from guided_diffusion.inference.members import coupled, draw_members
 from guided_diffusion.inference.plan import ONE_STEP, SamplingPlan, plan_sampling, with_members
-from guided_diffusion.inference.tta import SYMMETRIES, encoded, scaled, scaled_back, turned, turned_back
+from guided_diffusion.inference.tta import SYMMETRIES, each_turned, encoded, scaled, scaled_back, turned, turned_back
+from guided_diffusion.models.outputs import ModelOutput, select_rows
+from guided_diffusion.runtime.errors import UserError
+
+DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce")
+PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, symmetric=True)
+
+
+class Seen(NamedTuple):
+    """The fake network's condition."""
+
+    image: torch.Tensor
+    coarse: torch.Tensor
+
+    def rows(self, which):
+        return select_rows(self, which)
+
+
+class Fake:
+    """Predicts the image itself, and as the coarse mask what lies at the left: it does not turn with the image."""
+
+    mask_channels = 1
+
+    def __init__(self):
+        self.encoded = 0
+
+    def encode(self, image, label=None):
+        self.encoded += len(image)
+        left = torch.linspace(3, -3, image.shape[-1]).expand(image.shape)
+        return Seen(image, left.clone())
+
+    def __call__(self, x_t, t, condition):
+        return ModelOutput(condition.image, None, condition.coarse)
+
+    def modules(self):
+        return []
+
+    def eval(self):
+        return self
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_symmetries_are_eight_and_go_back(image):
+    seen = [turned(image, symmetry) for symmetry in SYMMETRIES]
+    assert torch.equal(seen[0], image)
+    assert len({part.numpy().tobytes() for part in seen}) == 8
+    for symmetry, part in zip(SYMMETRIES, seen, strict=True):
+        assert torch.equal(turned_back(part, symmetry), image)
+    assert torch.equal(each_turned(torch.stack(seen), SYMMETRIES, back=True), image.expand(8, *image.shape))
+
+
+@pytest.mark.parametrize(("members", "rows"), [(3, None), (8, 5), (11, 4)])
+def test_members_answer_as_the_image_lies_and_it_is_encoded_once_for_each_symmetry(image, members, rows):
+    model, watched = Fake(), []
+    drawn = draw_members(
+        model, DIFFUSION, PLAN, image, ["a", "b"], members=members, rows=rows, watch=lambda x, x0: watched.append(x0)
+    )
+    for member in drawn.soft:
+        torch.testing.assert_close(member, torch.sigmoid(image), atol=1e-5, rtol=0)
+    assert model.encoded == 2 * 8  # the coarse mask is a mean over all of them, however few the members
+    shown = torch.cat(watched[2::3])  # of each pass the last step
+    torch.testing.assert_close(shown, (2 * torch.sigmoid(image) - 1).repeat(members, 1, 1, 1), atol=1e-5, rtol=0)
+
+
+def test_every_member_has_the_mean_of_the_coarse_masks(image):
+    drawn = draw_members(Fake(), DIFFUSION, PLAN, image, ["a", "b"], members=8)
+    left = torch.sigmoid(torch.linspace(3, -3, 8).expand(8, 8))
+    mean = sum(turned_back(left, symmetry) for symmetry in SYMMETRIES) / 8
+    torch.testing.assert_close(drawn.coarse, mean.expand(8, 2, 1, 8, 8), atol=1e-5, rtol=0)
+
+
+def test_coupled_members_have_the_coarse_mask_s_probability(image):
+    plan = dataclasses.replace(PLAN, coupling_sigma=0.1)
+    drawn = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=5)
+    torch.testing.assert_close(drawn.soft.mean(dim=0), drawn.coarse[0], atol=1e-5, rtol=0)
+    alone = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=1)
+    torch.testing.assert_close(alone.soft[0], torch.sigmoid(image), atol=1e-5, rtol=0)
+
+
+def test_coupled_members_are_ranked_by_a_neighbourhood_in_parts_of_the_network_s_side(image):
+    drawn, by_pixel, alike = (
+        draw_members(Fake(), DIFFUSION, dataclasses.replace(PLAN, coupling_sigma=sigma), image, ["a", "b"], members=5)
+        for sigma in (0.1, 0.0, None)
+    )
+    expected = coupled(alike.soft, alike.coarse.mean(dim=0), sigma=0.8)  # of 8 pixels
+    torch.testing.assert_close(drawn.soft, expected)
+    torch.testing.assert_close(by_pixel.soft, coupled(alike.soft, alike.coarse.mean(dim=0)))
+
+
+def test_an_image_that_is_not_square_is_seen_as_it_is():
+    model, image = Fake(), torch.randn(1, 1, 8, 16)
+    drawn = draw_members(model, DIFFUSION, PLAN, image, ["a"], members=3)
+    assert model.encoded == 1
+    torch.testing.assert_close(drawn.soft[2], torch.sigmoid(image), atol=1e-5, rtol=0)
+
+
+def test_a_neighbourhood_is_refused_where_nothing_is_coupled():
+    options = SampleOptions(coupling="own", coupling_sigma=0.1)
+    with pytest.raises(UserError, match="--coupling_sigma 0.1: belongs to --coupling coarse"):
+        members_as_trained(options, {"condition_steps": 85}, exclusive=False)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_logits_are_the_inverse_of_probabilities(exclusive):
+    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    again = class_logits(class_probabilities(logits, exclusive), exclusive)
+    torch.testing.assert_close(again, logits)
+
+
+@pytest.mark.parametrize(
+    ("flags", "train", "exclusive", "expected"),
+    [
+        ({}, {}, False, (False, None, "staple")),
+        ({}, {"augment": "light", "orientation": "any"}, False, (True, None, "staple")),
+        ({}, {"augment": "light", "orientation": "upright"}, False, (False, None, "staple")),
+        ({}, {"augment": "none", "orientation": "any"}, False, (False, None, "staple")),
+        ({}, {"condition_steps": 85}, False, (False, 1 / 64, "mean")),
+        ({"coupling_sigma": 0.0}, {"condition_steps": 85}, False, (False, 0.0, "mean")),
+        ({}, {"condition_steps": 85}, True, (False, None, "staple")),
+        ({"fuse": "vote", "symmetries": "all"}, {"condition_steps": 85}, False, (True, 1 / 64, "vote")),
+        ({"coupling": "own", "symmetries": "none"}, {"condition_steps": 85, "augment": "light", "orientation": "any"},
+         False, (False, None, "staple")),
+        ({"coupling": "coarse"}, {}, False, (False, 1 / 64, "mean")),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_follows_from_the_training(flags, train, exclusive, expected):
+    options = members_as_trained(SampleOptions(**flags), train, exclusive=exclusive)
+    plan = plan_sampling(options, set(flags), DIFFUSION)
+    assert (plan.symmetric, plan.coupling_sigma, options.fuse) == expected
+
 
 SCALES = (0.9, 1.1)
 TRAINED = {"augment": "light", "orientation": "any", "condition_steps": 85}
 
 
 @pytest.fixture
-def image():
+def picture():
     return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -59,10 +196,10 @@ def test_scaling_back_is_the_inverse_where_a_pixel_was_seen(scale):
 class Bordered(Fake):
     """Tells a little more within two pixels of the edges of whatever it sees, as padding makes networks do."""
 
-    def encode(self, image, label=None):
+    def encode(self, picture, label=None):
         outward = torch.arange(64.0).sub(31.5).abs()
         edge = torch.maximum(outward[:, None], outward) > 29.5
-        return Seen(image, torch.where(edge, 0.02, 0.002).logit().expand(len(image), 1, 64, 64).clone())
+        return Seen(picture, torch.where(edge, 0.02, 0.002).logit().expand(len(picture), 1, 64, 64).clone())
 
 
 def test_where_a_magnified_look_ends_there_is_no_step():
@@ -73,8 +210,9 @@ def test_where_a_magnified_look_ends_there_is_no_step():
     assert (seen[32, :32].diff() < 3e-4).all()  # from the edge to the middle it only falls
 
 
-def test_every_condition_has_the_mean_of_what_each_look_told(image):
-    condition = encoded(Fake(), image, None, kept=3, symmetries=SYMMETRIES, scales=(0.8, 1.25), rows=5, exclusive=False)
+def test_every_condition_has_the_mean_of_what_each_look_told(picture):
+    looks = {"symmetries": SYMMETRIES, "scales": (0.8, 1.25)}
+    condition = encoded(Fake(), picture, None, kept=3, rows=5, exclusive=False, **looks)
     told = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
     total, count = 0, 0
     for symmetry in SYMMETRIES:
@@ -85,15 +223,15 @@ def test_every_condition_has_the_mean_of_what_each_look_told(image):
     mean = total / count
     for index, symmetry in enumerate(SYMMETRIES[:3]):
         own = condition.rows(torch.tensor([2 * index, 2 * index + 1]))
-        torch.testing.assert_close(own.image, turned(image, symmetry))
+        torch.testing.assert_close(own.image, turned(picture, symmetry))
         expected = turned(mean, symmetry).expand(2, 1, 8, 8)
         torch.testing.assert_close(own.coarse.sigmoid(), expected, atol=2e-2, rtol=0)  # borders: cut, not reflected
         torch.testing.assert_close(own.coarse.sigmoid()[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
 
 
-def test_how_many_images_go_through_the_network_at_once_changes_nothing(image):
+def test_how_many_images_go_through_the_network_at_once_changes_nothing(picture):
     plan = SamplingPlan("dpm_solver", (49, 10), 2, symmetric=True, scales=(0.9, 1.1))
-    drawn = [draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=3, rows=rows) for rows in (None, 1, 5)]
+    drawn = [draw_members(Fake(), DIFFUSION, plan, picture, ["a", "b"], members=3, rows=rows) for rows in (None, 1, 5)]
     for other in drawn[1:]:
         torch.testing.assert_close(other.coarse, drawn[0].coarse)
 

@@ -4,40 +4,13 @@ import itertools
 
 import pytest
 import torch
+from networks import inputs, model_of, options_of, run_model
 
-from guided_diffusion.config.options import ModelOptions, build
-from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model, check_size, default_multipliers, unet_shape
+from guided_diffusion.models.medsegdiff import MedSegDiffV1, check_size, default_multipliers, unet_shape
 from guided_diffusion.models.unet import SelfAttention, UNetShape
 from guided_diffusion.runtime.errors import UserError
 
 VERSIONS = ["v1", "v2", "unet"]
-
-
-def options_of(**values):
-    small = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1}
-    return build(ModelOptions, {**small, "attention_resolutions": "", **values})
-
-
-def model_of(image_channels=3, mask_channels=1, num_labels=0, scale=0.1, **values):
-    """A small model whose layers that start at zero have been moved off it."""
-    torch.manual_seed(0)
-    model = build_model(options_of(**values), image_channels, mask_channels, num_labels)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return model.eval()
-
-
-def inputs(height=16, width=None, image_channels=3, mask_channels=1, n=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    size = (height, width or height)
-    image = torch.randn(n, image_channels, *size, generator=generator)
-    x_t = torch.randn(n, mask_channels, *size, generator=generator)
-    return image, x_t, torch.randint(0, 1000, (n,), generator=generator)
-
-
-def run(model, image, x_t, t, label=None):
-    return model(x_t, t, model.encode(image, label))
 
 
 def parts_of(output):
@@ -53,7 +26,7 @@ def parts_of(output):
 def test_every_image_size_that_the_levels_divide_works(image_size, version):
     model = model_of(image_size=image_size, channel_mult="1,1,2,2", version=version)
     image, x_t, t = inputs(image_size)
-    output = run(model, image, x_t, t)
+    output = run_model(model, image, x_t, t)
     assert {part.shape for part in parts_of(output)} == {x_t.shape}
     assert output.variance is None and (output.coarse is None) == (version == "unet")
 
@@ -62,7 +35,7 @@ def test_every_image_size_that_the_levels_divide_works(image_size, version):
 @pytest.mark.parametrize("shape", [(32, 32), (16, 24), (40, 8)])
 def test_a_model_runs_at_sizes_it_was_not_built_for(shape, version):
     image, x_t, t = inputs(*shape)
-    output = run(model_of(image_size=16, version=version), image, x_t, t)
+    output = run_model(model_of(image_size=16, version=version), image, x_t, t)
     assert {part.shape for part in parts_of(output)} == {x_t.shape}
     assert all(part.isfinite().all() for part in parts_of(output))
 
@@ -104,7 +77,7 @@ def test_default_multipliers_suit_common_sizes(image_size):
 @pytest.mark.parametrize("channel_mult", ["1,2", "0.5,1.5"])
 def test_any_width_works(num_channels, channel_mult, version):
     image, x_t, t = inputs()
-    output = run(model_of(num_channels=num_channels, channel_mult=channel_mult, version=version), image, x_t, t)
+    output = run_model(model_of(num_channels=num_channels, channel_mult=channel_mult, version=version), image, x_t, t)
     assert output.prediction.shape == x_t.shape
 
 
@@ -116,7 +89,7 @@ def test_channels_follow_the_data_and_variance_comes_only_when_learned(
 ):
     model = model_of(image_channels, mask_channels, learn_sigma=learn_sigma, version=version)
     image, x_t, t = inputs(image_channels=image_channels, mask_channels=mask_channels)
-    output = run(model, image, x_t, t)
+    output = run_model(model, image, x_t, t)
     assert output.prediction.shape == output.coarse.shape == x_t.shape
     if learn_sigma:
         assert output.variance.shape == x_t.shape
@@ -139,7 +112,7 @@ def test_every_parameter_learns_under_every_combination(values, version):
     model = model_of(num_channels=40, attention_resolutions="8", **conditional, **values).train()
     image, x_t, t = inputs()
     before = model.state_dict().keys()
-    output = run(model, image, x_t, t, torch.tensor([2, 0]))
+    output = run_model(model, image, x_t, t, torch.tensor([2, 0]))
     sum(weight * part for weight, part in enumerate(parts_of(output), start=1)).square().sum().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or p.grad.norm() < 1e-4 * p.norm()]
     assert not idle  # rounding alone gives 1e-6
@@ -154,7 +127,7 @@ def test_checkpointed_gradients_equal_plain_ones(version):
         options = {"dropout": 0.2, "attention_resolutions": "8", "version": version}
         model = model_of(use_checkpoint=use_checkpoint, **options).train()
         torch.manual_seed(3)
-        output = run(model, image, x_t, t)
+        output = run_model(model, image, x_t, t)
         sum(part.square().mean() for part in parts_of(output)).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     plain, kept = gradients
@@ -166,16 +139,16 @@ def test_checkpointed_gradients_equal_plain_ones(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_two_forwards_are_identical(version):
     model, (image, x_t, t) = model_of(version=version), inputs()
-    first, second = run(model, image, x_t, t), run(model, image, x_t, t)
+    first, second = run_model(model, image, x_t, t), run_model(model, image, x_t, t)
     assert all(torch.equal(a, b) for a, b in zip(parts_of(first), parts_of(second), strict=True))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_autocast_answers_in_float32_and_close_to_full_precision(version):
     model, (image, x_t, t) = model_of(scale=0.03, learn_sigma=version != "unet", version=version), inputs()
-    plain = run(model, image, x_t, t)
+    plain = run_model(model, image, x_t, t)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = run(model, image, x_t, t)
+        mixed = run_model(model, image, x_t, t)
     for full, half in zip(parts_of(plain), parts_of(mixed), strict=True):
         assert half.dtype == torch.float32
         assert (half - full).norm() < 0.1 * full.norm()
@@ -218,9 +191,9 @@ def test_heads_that_do_not_divide_the_channels_are_refused(values, word):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_outputs_depend_on_and_rows_do_not_mix(version):
     model, (image, x_t, t) = model_of(version=version), inputs()
-    base = run(model, image, x_t, t)
+    base = run_model(model, image, x_t, t)
     for changed in ((image.flip(3), x_t, t), (image, x_t.flip(3), t), (image, x_t, t + 200)):
-        other = run(model, *changed)
+        other = run_model(model, *changed)
         if version != "unet" or changed[0] is not image:
             assert (other.prediction - base.prediction).abs().max() > 1e-3
         if version == "v1":  # its coarse mask sees x_t and t; v2's does not
@@ -229,7 +202,7 @@ def test_what_the_outputs_depend_on_and_rows_do_not_mix(version):
             unseen = other.prediction if version == "unet" else other.coarse
             assert torch.equal(unseen, base.prediction if version == "unet" else base.coarse)
     image[1] += 1
-    torch.testing.assert_close(run(model, image, x_t, t).prediction[0], base.prediction[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_model(model, image, x_t, t).prediction[0], base.prediction[0], atol=1e-5, rtol=1e-5)
 
 
 def test_v1_encodes_what_knows_nothing_of_x_t_and_uses_it():
@@ -249,7 +222,7 @@ def test_a_cached_condition_of_many_members_equals_one_encoded_for_each(version)
     label = torch.tensor([0, 1])
     condition = model.encode(image, label).rows(torch.tensor([0, 1, 0, 1, 0, 1]))
     together = model(x_t.repeat(3, 1, 1, 1), t.repeat(3), condition)
-    apart = run(model, image, x_t, t, label)
+    apart = run_model(model, image, x_t, t, label)
     for expanded, single in zip(parts_of(together), parts_of(apart), strict=True):
         for row in range(6):
             torch.testing.assert_close(expanded[row], single[row % 2], atol=1e-5, rtol=1e-5)
@@ -265,8 +238,8 @@ def test_an_unconditional_condition_has_no_label(version):
 def test_time_and_label_change_the_output_at_any_width(num_channels, use_scale_shift_norm):
     options = {"num_channels": num_channels, "use_scale_shift_norm": use_scale_shift_norm}
     model, (image, x_t, t) = model_of(num_labels=3, class_cond=True, **options), inputs()
-    base, other_label = (run(model, image, x_t, t, torch.tensor([label] * 2)).prediction for label in (0, 2))
-    other_time = run(model, image, x_t, (t + 300) % 1000, torch.tensor([0, 0])).prediction
+    base, other_label = (run_model(model, image, x_t, t, torch.tensor([label] * 2)).prediction for label in (0, 2))
+    other_time = run_model(model, image, x_t, (t + 300) % 1000, torch.tensor([0, 0])).prediction
     for other in (other_label, other_time):
         assert (other - base).norm() > 0.01 * base.norm()
 
@@ -290,7 +263,7 @@ def test_the_embeddings_of_both_encoders_meet_at_the_bottleneck():
     model.mask_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(mask=out[0]))
     model.image_encoder[-1].register_forward_hook(lambda module, args, out: seen.update(image=out[0]))
     model.bottleneck.register_forward_pre_hook(lambda module, args: seen.update(sum=args[0]))
-    run(model, image, x_t, t)
+    run_model(model, image, x_t, t)
     torch.testing.assert_close(seen["sum"], seen["mask"] + seen["image"], atol=0, rtol=0)
     assert len(model.fusions) == 2
 
@@ -350,7 +323,7 @@ ABLATIONS = [
 @pytest.mark.parametrize("values", ABLATIONS, ids=str)
 def test_every_ablation_of_v2_is_another_network_whose_parameters_all_learn(values):
     model, (image, x_t, t) = model_of(version="v2", num_channels=40, **values).train(), inputs()
-    output = run(model, image, x_t, t)
+    output = run_model(model, image, x_t, t)
     (output.prediction + 2 * output.coarse).square().sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or p.grad.norm() < 1e-4 * p.norm()]
     assert count(model) != count(model_of(version="v2", num_channels=40))

@@ -6,9 +6,8 @@ import processes
 import pytest
 import torch
 from conftest import FAST, TINY, run_of, words
-from test_kills import checkpoints, temporaries, wait_for_more
-from test_parallel import Remembered, furthest
-from test_training_runs import equal
+from helpers import checkpoints, equal, furthest, temporaries, wait_for_more
+from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build

@@ -1,85 +1,19 @@
 """The training loop: batches, averaged weights, time steps, resuming, and how a run ends."""
 
-import json
 import math
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_of
+from helpers import batch_of, flat, log_rows
+from networks import Blobs
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
-from guided_diffusion.config.script_options import TrainOptions
-from guided_diffusion.data.batches import collate
-from guided_diffusion.data.cases import Case
-from guided_diffusion.data.dataset import SegmentationDataset
-from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.optimization import EMA
 
 CPU = torch.device("cpu")
-
-
-class Blobs(SegmentationDataset):
-    """Six random images of 16 pixels in memory, each marked by `raters` raters."""
-
-    image_channels = 2
-    raters = 1
-
-    def find_cases(self):
-        return [Case(f"c{i}", (self.data_dir / str(i),), (self.data_dir / "m",)) for i in range(6)]
-
-    def read_image(self, case):
-        return np.random.default_rng(int(case.name[1:])).uniform(0, 255, (2, 16, 16))
-
-    def read_mask(self, case):
-        rater = np.arange(self.raters)[:, None, None, None]
-        return np.arange(16)[:, None] * np.ones((self.raters, 1, 16, 16)) > 4 + 2 * rater + int(case.name[1:])
-
-    def normalise(self, image):
-        return image / 127.5 - 1
-
-
-@pytest.fixture
-def loop(tmp_path):
-    """A function that builds a `TrainLoop` on `Blobs`; keywords are of TrainOptions, the dicts of the other options."""
-
-    def make(dataset=Blobs, model=(), diffusion=(), precision="fp32", start=None, layout=None, **train):
-        torch.manual_seed(0)
-        shape = {
-            "version": "v1",
-            "image_size": 16,
-            "num_channels": 8,
-            "channel_mult": "1,2",
-            "num_res_blocks": 1,
-            **dict(model),
-        }
-        model_options = build(ModelOptions, shape)
-        diffusion_options = build(DiffusionOptions, {"diffusion_steps": 20, **dict(diffusion)})
-        options = build(TrainOptions, {"out_dir": str(tmp_path / "run"), "batch_size": 3, "lr": 1e-2, **train})
-        run = run_of(
-            model_options, diffusion_options, options, dataset(tmp_path, 16, need_masks=True), precision, start
-        )
-        model = build_model(model_options, 2, 1).to(memory_format=layout or torch.contiguous_format)
-        return TrainLoop(run, model, build_diffusion(diffusion_options))
-
-    return make
-
-
-def batch_of(dataset, indices):
-    return collate([dataset[i] for i in indices])
-
-
-def flat(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def log_rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 # ---- microbatches ------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import processes
 import pytest
 import torch
 from conftest import SCRIPTS, TINY, messages, run_of, words
-from test_loop import Blobs
-from test_training_runs import equal, logged
+from helpers import equal, furthest, logged
+from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
@@ -41,19 +41,6 @@ def run(tmp_path):
 
 
 SMALL = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1}
-
-
-class Remembered(Blobs):
-    """`Blobs` of some `dtype` and two class labels, which remember what was read."""
-
-    dtype = torch.float32
-    read = ()
-
-    def __getitem__(self, index):
-        item = super().__getitem__(index)
-        self.read = (*self.read, index)
-        item |= {name: item[name].to(self.dtype) for name in ("image", "mask")}
-        return {**item, "label": torch.tensor(index % 2)}
 
 
 def train_blobs(folder, steps, dtype, model, diffusion, train):
@@ -92,11 +79,6 @@ def counting_hook(exchanges, bucket):
 
     exchanges[0] += 1
     return allreduce_hook(None, bucket)
-
-
-def furthest(one, other):
-    assert one.keys() == other.keys()
-    return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
 CASES = {

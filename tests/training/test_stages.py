@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import TINY
-from test_options import TRAIN
+from helpers import TRAIN
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import build

@@ -1,7 +1,6 @@
 """Watching a run learn: validation cases, their figures and pictures, best.pt, last.pt and --overfit."""
 
 import json
-import math
 import os
 import shlex
 
@@ -10,18 +9,16 @@ import processes
 import pytest
 import torch
 from conftest import FAST, SCRIPTS, TINY, files, words
+from helpers import equal
 from PIL import Image
-from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.diffusion.schedule import solver_timesteps
 from guided_diffusion.inference.members import MemberNoise
-from guided_diffusion.training.hints import symptoms
-from guided_diffusion.training.validation import FIGURES, TILE, Drawn, spread_cases
+from guided_diffusion.training.validation import FIGURES, TILE
 
 WATCHED = (
     TINY + " --max_steps 5 --save_interval 2 --val_fraction 0.4 --split_seed 1 --dropout 0.2 --lr 1e-2 --ema_rate 0.5"
@@ -274,68 +271,3 @@ def test_a_check_on_masks_without_marks_has_no_result(script, tmp_path, save_pic
         "overfit: NO RESULT after 40 steps: nothing is marked in the truth of 1 case\ncheck the masks with: python "
         in out
     )
-
-
-# ---- parts ---------------------------------------------------------------------------------------------------------
-
-
-class Cases:
-    """A data set whose masks are empty but for those of some indices."""
-
-    def __init__(self, count, filled):
-        self.cases, self.filled = list(range(count)), filled
-
-    def load_mask(self, case):
-        return np.full((1, 1, 2, 2), case in self.filled)
-
-
-def test_cases_are_spread_and_have_something_to_segment():
-    assert spread_cases(Cases(100, range(100)), 4) == [12, 37, 62, 87]
-    assert spread_cases(Cases(100, {40, 61, 90}), 4) == [12, 40, 61, 90]
-    assert spread_cases(Cases(3, range(3)), 8) == [0, 1, 2]
-
-
-def test_figures_of_one_case():
-    truth = np.zeros((1, 4, 4), dtype=bool)
-    truth[0, :2] = True
-    half, empty, full = truth.astype(np.float32), np.zeros_like(truth, np.float32), np.ones_like(truth, np.float32)
-    soft = torch.from_numpy(np.stack([half, empty, full]))
-    found = Drawn.of(soft[:, None], torch.from_numpy(full)[None, None], "vote", True).figures(truth)
-    assert found["dice"] == 1 and found["coarse_dice"] == pytest.approx(2 / 3)
-    assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3)
-    assert found["agreement"] == pytest.approx((0 + 2 / 3 + 0) / 3)
-    assert found["empty"] == found["full"] == pytest.approx(1 / 3)
-    nothing = Drawn.of(soft[:1, None], None, "vote", True).figures(np.zeros_like(truth))
-    assert nothing["dice"] == 0 and all(math.isnan(nothing[name]) for name in ("agreement", "coarse_dice", "empty"))
-
-
-GOOD = {"dice": 0.8, "member_dice": 0.8, "coarse_dice": 0.8, "agreement": 0.9, "empty": 0.0, "full": 0.0}
-
-
-@pytest.mark.parametrize(
-    "figures, losses, name, words",
-    [
-        ({"empty": 0.6}, (2.0, 1.0), "empty", "60% of the samples are empty"),
-        ({"full": 0.7}, (2.0, 1.0), "full", "is it inverted?"),
-        ({"agreement": 0.2}, (2.0, 1.0), "disagreement", "hardly agree (Dice 0.20"),
-        ({"dice": 0.1}, (1.0, 1.0), "flat", "the loss does not fall"),
-        ({"dice": math.nan, "coarse_dice": 0.1}, (1.0, 1.1), "flat", "--lr 0.003 or 0.0003"),
-    ],
-)
-def test_what_is_wrong_is_told_with_what_to_try(figures, losses, name, words):
-    diffusion = {"objective": "x0", "mask_loss": "bce_dice", "input_scale": 0.1}
-    train = {"lr": 1e-3, "overfit": 0}
-    found = symptoms(GOOD | figures, losses, diffusion, train)
-    assert list(found) == [name] and words in found[name] and "--overfit 4" in found[name]
-    assert symptoms(GOOD, losses, diffusion, train) == {}
-    eps = {"objective": "eps", "mask_loss": "mse", "input_scale": 1.0}
-    assert ("--objective x0" in symptoms(GOOD | figures, losses, eps, train)[name]) == (name != "flat")
-    for options in (diffusion, eps):
-        assert "--overfit" not in symptoms(GOOD | figures, losses, options, train | {"overfit": 4})[name]
-
-
-def test_a_symptom_needs_two_losses_and_knows_the_plain_unet():
-    figures = GOOD | {"dice": 0.1, "member_dice": math.nan, "agreement": math.nan}
-    options = DiffusionOptions()
-    diffusion = {"objective": options.objective, "mask_loss": options.mask_loss, "input_scale": options.input_scale}
-    assert symptoms(figures, (None, 1.0), diffusion, {"lr": 1e-3, "overfit": 0}) == {}

@@ -1,4 +1,4 @@
-"""BraTS layouts, volumes, their normalisation and their cache."""
+"""BraTS layouts, volumes, and files that are decoded once."""
 
 import pickle
 
@@ -9,8 +9,7 @@ import torch
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.loaders.brats import MODALITIES, BraTSDataset
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.volume_cache import VolumeCache
-from guided_diffusion.data.volumes import VolumeReader, zscore
+from guided_diffusion.data.volumes import VolumeReader
 from guided_diffusion.runtime.errors import UserError
 
 KINDS = (*MODALITIES, "seg")
@@ -247,20 +246,6 @@ def test_images_are_z_scores_of_the_whole_volume(tmp_path, put):
     assert 0.7 < item[:, :-6].std() < 1.1
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0, 0.1, 1e4])
-def test_zero_and_constant_channels_give_zeros(value):
-    values = np.full((9, 7, 5), value, np.float32)
-    values[0] = 0
-    np.testing.assert_array_equal(zscore(values), np.zeros((9, 7, 5)))
-
-
-def test_outliers_are_clipped():
-    values = np.random.default_rng(0).normal(100, 1, (50, 50)).astype(np.float32)
-    values[0, :2] = 1e4, -1e4
-    scores = zscore(values)
-    assert scores[0, 0] == 5 and scores[0, 1] == -5 and np.abs(scores).max() == 5
-
-
 # ---- reading once ------------------------------------------------------------------------------------------------
 
 
@@ -274,20 +259,6 @@ def test_each_file_is_decoded_once_however_many_slices_are_read(tmp_path, put, r
     for case in dataset.cases:
         dataset.load_mask(case)
     assert sorted(reads) == sorted(f"{name}_{kind}.nii.gz" for name in "AB" for kind in KINDS)
-
-
-def test_cache_stays_within_its_bytes_and_drops_the_least_recently_used():
-    decoded = []
-
-    def decode(key):
-        decoded.append(key)
-        return np.zeros(100, np.uint8)
-
-    cache = VolumeCache(250)
-    for key in "abacab":
-        cache.get(key, decode)
-        assert cache.used <= 250
-    assert decoded == ["a", "b", "c", "b"]
 
 
 def test_a_volume_larger_than_the_cache_is_still_read_once(tmp_path, put, reads, monkeypatch):

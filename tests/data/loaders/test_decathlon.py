@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import FAST, rows
+from helpers import TASK_AFFINE, write_task
 
 from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.data.registry import build_dataset
@@ -13,20 +14,6 @@ from guided_diffusion.runtime.errors import UserError
 
 MRI = {"name": "BRATS", "modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd", "3": "T2w"}}
 LABELS = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
-AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
-
-
-def write(folder, description, images, labels, tests=()):
-    """A task as it comes out of its archive. images, labels, tests: {name: array}."""
-    for part, arrays in (("imagesTr", images), ("labelsTr", labels), ("imagesTs", dict(tests))):
-        for name, array in arrays.items():
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, AFFINE), folder / part / f"{name}.nii.gz")
-    training = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in images]
-    listed = {"numTraining": len(images), "training": training, "test": [f"./imagesTs/{n}.nii.gz" for n in dict(tests)]}
-    (folder / "dataset.json").write_text(json.dumps({**description, **listed}))
-    (folder / "imagesTr" / "._hidden.nii.gz").touch()  # as the archives have them
-    return folder
 
 
 def mri(index, size=32, slices=3):
@@ -39,7 +26,7 @@ def mri(index, size=32, slices=3):
 def task(tmp_path_factory):
     images, labels = zip(*(mri(index) for index in range(3)), strict=True)
     named = ["BRATS_001", "BRATS_002"]
-    return write(
+    return write_task(
         tmp_path_factory.mktemp("Task01_BrainTumour"),
         {**MRI, "labels": LABELS},
         dict(zip(named, images, strict=False)),
@@ -100,7 +87,7 @@ def test_without_imagesTs_training_cases_are_sampled_and_may_be_held_out(task, t
 def test_ct_is_cut_to_a_window(tmp_path, name, window, expected):
     hounsfield = np.linspace(-1100, 1500, 8 * 10 * 4).reshape(8, 10, 4).astype(np.int16)
     description = {"name": name, "modality": {"0": "CT"}, "labels": {"0": "background", "1": "cancer"}}
-    write(tmp_path, description, {"a": hounsfield}, {"a": (hounsfield > 0).astype(np.uint8)})
+    write_task(tmp_path, description, {"a": hounsfield}, {"a": (hounsfield > 0).astype(np.uint8)})
     dataset = load(tmp_path, ct_window=window)
     assert dataset.class_names == ("cancer",)
     assert dataset.notes == (f"CT: {expected[0]} to {expected[1]} HU become -1 to 1 (--ct_window)",)
@@ -115,9 +102,9 @@ def test_nnunet_has_a_file_for_each_channel(tmp_path, save_nifti):
     image, seg = mri(0)
     for name in ("case_7", "case_8"):
         for k in range(2):
-            save_nifti(tmp_path / "imagesTr" / f"{name}_{k:04d}.nii.gz", image[..., k], AFFINE)
+            save_nifti(tmp_path / "imagesTr" / f"{name}_{k:04d}.nii.gz", image[..., k], TASK_AFFINE)
         for rater in ("anna", "ben"):
-            save_nifti(tmp_path / "labelsTr" / rater / f"{name}.nii.gz", seg * (rater == "ben"), AFFINE)
+            save_nifti(tmp_path / "labelsTr" / rater / f"{name}.nii.gz", seg * (rater == "ben"), TASK_AFFINE)
     (tmp_path / "dataset.json").write_text(
         json.dumps({"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "tumor": 1}})
     )

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from conftest import TINY, files
-from test_options import values
+from helpers import values
 
 from guided_diffusion.checkpoint import load_checkpoint
 

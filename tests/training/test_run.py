@@ -8,8 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from test_options import TRAIN
-from test_training_runs import equal
+from helpers import TRAIN, equal
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.command_line import parse

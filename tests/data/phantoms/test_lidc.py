@@ -1,4 +1,4 @@
-"""The nodule phantoms: the layout, the same case for the same seed, and readers who disagree."""
+"""The phantoms of LIDC: readers disagree about the same nodule, and no grey value gives it away."""
 
 import numpy as np
 

@@ -1,0 +1,119 @@
+"""Batches: their order, workers, and the slices that training draws from."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from networks import ArrayDataset, Stack, array_dataset
+
+from guided_diffusion.data.batches import (
+    Selection,
+    TrainingOrder,
+    collate,
+    sampling_batches,
+    select_slices,
+    training_batches,
+)
+from guided_diffusion.runtime.distributed import Processes
+from guided_diffusion.runtime.errors import UserError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return array_dataset(tmp_path)
+
+
+def test_collate_stacks_tensors_and_lists_the_rest(dataset):
+    batch = collate([dataset[0], dataset[1]])
+    assert batch["image"].shape == (2, 2, 16, 16) and batch["mask"].shape == (2, 2, 2, 16, 16)
+    assert batch["name"] == ["c0", "c1"] and batch["size"] == [(20, 30), (20, 30)]
+    labelled = [{**dataset[i], "label": i} for i in range(2)]
+    assert torch.equal(collate(labelled)["label"], torch.tensor([0, 1]))
+    with pytest.raises(UserError, match="case c1: differs from c0 in having label"):
+        collate([dataset[0], labelled[1]])
+
+
+@pytest.mark.parametrize("length, batch_size", [(10, 3), (4, 7), (6, 6)])
+def test_training_order_visits_each_item_once_per_epoch(length, batch_size):
+    epochs = 5
+    batches = islice(TrainingOrder(Selection.of_all(length), batch_size, seed=3), epochs * length)
+    flat = [index for batch in batches for index, _ in batch][: epochs * length]
+    orders = [flat[i : i + length] for i in range(0, len(flat), length)]
+    assert all(sorted(order) == list(range(length)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 4, 11])
+def test_training_order_resumes_at_any_step(start):
+    whole = list(islice(TrainingOrder(Selection.of_all(10), 3, seed=1), 20))
+    assert list(islice(TrainingOrder(Selection.of_all(10), 3, seed=1, start_step=start), 20 - start)) == whole[start:]
+
+
+def test_training_order_depends_on_the_seed():
+    first, second = (list(islice(TrainingOrder(Selection.of_all(50), 5, seed), 10)) for seed in (1, 2))
+    assert first != second
+
+
+def test_workers_do_not_change_the_batches(dataset):
+    alone = list(islice(training_batches(dataset, 2, seed=5, start_step=3), 6))
+    helped = list(islice(training_batches(dataset, 2, seed=5, start_step=3, num_workers=2), 6))
+    for one, other in zip(alone, helped, strict=True):
+        assert one["name"] == other["name"]
+        assert torch.equal(one["image"], other["image"]) and torch.equal(one["mask"], other["mask"])
+
+
+def test_sampling_batches_keep_the_order_and_the_last_short_batch(dataset):
+    batches = sampling_batches(dataset, [[4, 0], [2]])
+    assert len(batches) == 2
+    assert [batch["name"] for batch in batches] == [["c4", "c0"], ["c2"]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_workers_stay_one_line(tmp_path, num_workers):
+    dataset = array_dataset(tmp_path, images={**ArrayDataset.images, "c2": np.full((2, 20, 30), np.inf)})
+    with pytest.raises(UserError) as caught:
+        list(sampling_batches(dataset, [[0], [2]], num_workers=num_workers))
+    assert str(caught.value) == (f"{tmp_path / 'c2'}: holds values that are not finite; repair it or leave it out")
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def epoch(selection, seed=0, number=0):
+    keys = islice(TrainingOrder(selection, 1, seed), number * len(selection), (number + 1) * len(selection))
+    return [index for ((index, _),) in keys]
+
+
+def test_slices_all_nonempty_balanced(tmp_path, capsys):
+    dataset = Stack(tmp_path, 8, need_masks=True)
+    marked = {1, 2, 7}
+    assert sorted(epoch(select_slices(dataset, "all", ALONE))) == list(range(9))
+    assert sorted(epoch(select_slices(dataset, "nonempty", ALONE))) == sorted(marked)
+    balanced = select_slices(dataset, "balanced", ALONE)
+    assert "--slices balanced: 3 of 9 images with something marked, 6 without" in capsys.readouterr().out
+    seen = set()
+    for number in range(6):
+        items = epoch(balanced, number=number)
+        assert len(items) == 6 == len(set(items)) and marked < set(items)
+        seen |= set(items)
+    assert seen == set(range(9)) and epoch(balanced) == epoch(balanced) != epoch(balanced, number=1)
+
+
+def test_balanced_where_most_slices_are_marked_and_where_all_or_none_are(tmp_path, monkeypatch):
+    everywhere = {(v, k) for v in Stack.places for k in Stack.places[v]}
+    monkeypatch.setattr(Stack, "marked", everywhere - {("a", 0)})
+    dataset = Stack(tmp_path, 8, need_masks=True)
+    assert sorted(epoch(select_slices(dataset, "balanced", ALONE)))[0] == 0
+    assert len(select_slices(dataset, "balanced", ALONE)) == 2
+    monkeypatch.setattr(Stack, "marked", everywhere)
+    assert sorted(epoch(select_slices(dataset, "balanced", ALONE))) == list(range(9))
+    monkeypatch.setattr(Stack, "marked", set())
+    with pytest.raises(UserError, match="nothing is marked in any mask; --slices nonempty would leave nothing"):
+        select_slices(dataset, "nonempty", ALONE)
+
+
+def test_an_order_starts_at_any_step():
+    selection = Selection(np.array([4, 5]), np.array([0, 1, 2, 3]))
+    whole = list(islice(TrainingOrder(selection, 3, seed=1), 20))
+    assert list(islice(TrainingOrder(selection, 3, seed=1, start_step=7), 13)) == whole[7:]

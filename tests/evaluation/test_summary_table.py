@@ -1,0 +1,53 @@
+"""The console's tables: figures with their units, classes, members, and lines for what is left out."""
+
+import math
+
+import numpy as np
+from helpers import evaluation_of
+
+from guided_diffusion.evaluation.summary import summary_of
+from guided_diffusion.evaluation.summary_table import format_summary, metric_label
+
+
+def test_figures_that_are_defined_have_a_row():
+    text = format_summary(summary_of(evaluation_of(a={"dice": 0.5, "hd95": 3.0}, b={"dice": 1.0, "hd95": 5.0})))
+    (dice,) = (line for line in text.splitlines() if line.startswith("dice "))
+    assert "0.7500" in dice and dice.split()[-1] == "2"
+    assert any(line.startswith("hd95 (pixels)") and "4.0000" in line for line in text.splitlines())
+    assert "coarse dice" not in text and "left out" not in text
+    assert text.endswith("2 cases (0 both masks empty, 0 prediction empty, 0 truth empty)")
+
+
+def test_what_is_left_out_is_named():
+    evaluation = evaluation_of(a={"dice": 0.5, "group": "p"})
+    evaluation.missing, evaluation.without_truth, evaluation.unmatched = 1, 2, 3
+    lines = format_summary(summary_of(evaluation)).splitlines()
+    assert lines[-4].startswith("1 case of 1 group (")
+    assert lines[-3:] == [
+        "left out: 1 case without a prediction",
+        "left out: 2 cases without truth",
+        "left out: 3 mask files not named like any case",
+    ]
+
+
+def test_classes_come_first():
+    text = format_summary(summary_of(evaluation_of(classes=("liver", "tumour"), a={"dice": (0.5, math.nan)})))
+    head, liver, tumour = text.splitlines()[:3]
+    assert head.split()[:3] == ["class", "dice", "iou"] and liver.split()[:2] == ["liver", "0.5000"]
+    assert tumour.split()[:2] == ["tumour", "nan"] and tumour.split()[-1] == "0"
+    assert "over all classes" in text.splitlines()[-1]
+
+
+def test_members_are_shown_where_there_are_several():
+    evaluation = evaluation_of(a={"dice": 1.0})
+    evaluation.members["organ"] = [np.array([[0.5, 1.0, 0.25]])]
+    assert "by STAPLE" not in format_summary(summary_of(evaluation))
+    evaluation.members["organ"] = [np.array([[0.5, 1.0, 0.25], [1.0, 1.0, 0.75]])]
+    text = format_summary(summary_of(evaluation))
+    assert "sensitivity by STAPLE" in text and "0.2500" in text and "0.7500" in text
+
+
+def test_units():
+    summary = {"hd95_unit": "mm"}
+    labels = {"hd95": "hd95 (mm)", "nsd_1.5": "nsd at 1.5 mm", "lesion_f1": "lesion f1", "dice": "dice"}
+    assert {name: metric_label(name, summary) for name in labels} == labels

@@ -1,0 +1,64 @@
+"""The figures of a report: labels, the table, and which charts are drawn of which data."""
+
+import re
+from html import unescape
+
+import pytest
+
+from guided_diffusion.report.figures import charts_of, figure_label, table_of
+
+
+def one(mean, n=3):
+    return {"mean": mean, "median": mean, "std": 0.1, "low": mean - 0.1, "high": mean + 0.1, "n": n}
+
+
+EMPTIES = {"cases": 3, "both_empty": 0, "prediction_empty": 1, "truth_empty": 0}
+LEVEL = {"ensemble": {"dice": one(0.5), "hd95": one(7.25)} | EMPTIES, "sample": one(0.4), "coarse": one(0.3, n=0)}
+
+
+def cells(table):
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    return {unescape(row[0]): row[1:] for row in rows}
+
+
+def test_labels_are_the_field_s_terms():
+    labels = {"dice": "Dice", "hd95": "HD95", "adaptive_ece_band": "Adaptive ECE in band", "lesion_f1": "Lesion F1"}
+    assert {key: figure_label(key) for key in labels} == labels and figure_label("nsd_1.5") == "NSD at 1.5"
+
+
+def test_the_table_has_what_is_defined_with_units():
+    summary = {**LEVEL, "hd95_unit": "mm", "missing": 2, "without_truth": 0, "calibration": {"ece": 0.125, "cases": 3}}
+    rows = cells(table_of(summary))
+    assert rows["Dice"] == ["0.5000", "0.4000 to 0.6000", "0.5000", "0.1000", "3"]
+    assert rows["HD95 (mm)"][0] == "7.2500" and "Coarse Dice" not in rows
+    assert rows["ECE, all pixels together"] == ["0.1250", "", "", "", ""]
+    note = re.search(r'class="note">(.*?)</p>', table_of(summary))[1]
+    assert "3 cases" in note and "1 prediction empty" in note and "2 cases without a prediction" in note
+    assert "both empty" not in note and "without truth" not in note
+
+
+def test_each_of_several_classes_has_its_rows():
+    table = table_of({**LEVEL, "classes": {"liver": LEVEL, "<tumour>": LEVEL}})
+    assert "&lt;tumour&gt;" in table and "<tumour>" not in table and table.count(">Dice<") == 3
+
+
+def cases(*dices):
+    return [{"name": f"c{n}", "scores": {"dice": dice, "expected_dice": 0.5}} for n, dice in enumerate(dices)]
+
+
+@pytest.mark.parametrize(("count", "charts"), [(3, 2), (2, 1), (1, 0)])
+def test_charts_need_several_cases(count, charts):
+    drawn = charts_of(cases(*[0.2, 0.4, 0.8][:count]), [{"key": "dice"}], {})
+    assert len(drawn) == charts and ("Dice per case" in "".join(drawn)) == (charts > 0)
+
+
+def test_curves_that_there_are_are_drawn():
+    curve = {"probability": [0.1, 0.9], "truth": [0.2, 0.8]}
+    level = {"reliability": {"probability": curve}, "retention": {"agreement": {"kept": [0.5, 1], "error": [0.1, 0.2]}}}
+    sizes = {"sizes": [1, 2], "dice": [one(0.4), one(0.6)], "enough": 2}
+    titles = [re.search("<figcaption>(.*?)</figcaption>", chart)[1] for chart in charts_of([], [], {"all": level})]
+    assert [title.split()[0] for title in titles] == ["Reliability", "Error"]
+    (grown,) = charts_of([], [], {"ensemble_size": sizes})
+    assert "Ensemble size" in grown and "still grows" in grown
+    flat = {"all": {"retention": {"agreement": {"kept": [0.5, 1], "error": [0.0, 0.0]}}}}
+    assert charts_of([], [], flat) == []  # no error, no axis

@@ -1,0 +1,74 @@
+"""The model card: its parts, what it leaves out, and the limits it states."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers import evaluation_of
+
+from guided_diffusion.evaluation.summary import summary_of
+from guided_diffusion.report.model_card import write_card
+
+DATA = SimpleNamespace(data_dir="/data/clinic")
+MANIFEST = {
+    "checkpoint": "m.pt",
+    "checkpoint_sha256": "abcdef" * 8,
+    "step": 7,
+    "device": "cpu",
+    "settings": {"num_ensemble": 3, "timesteps": [9, 5, 1]},
+    "data": {"data_name": "FOLDER", "split": "test"},
+    "config": {
+        "model": {"version": "v1", "num_channels": 8},
+        "data": {"data_name": "FOLDER", "data_dir": "/data/own", "val_fraction": 0.25},
+        "train": {"lr": 0.001, "out_dir": "/private/run", "num_workers": 4},
+        "diffusion": {"objective": "x0"},
+    },
+}
+
+
+def card_of(folder, manifest=MANIFEST, leak=None, **changes):
+    evaluation = evaluation_of(a={"dice": 0.5}, b={"dice": 1.0})
+    for name, value in changes.items():
+        setattr(evaluation, name, value)
+    path = write_card(folder, summary_of(evaluation), manifest, DATA, leak)
+    assert path == folder / "model_card.md" and [entry.name for entry in folder.iterdir()] == [path.name]
+    return path.read_text()
+
+
+def test_it_says_what_was_trained_and_measured(tmp_path):
+    text = card_of(tmp_path)
+    assert text.startswith("# Model card: MedSegDiff for organ\n")
+    assert "from `/data/own`, with 0.25 of the groups held out for validation." in text
+    assert "2 cases of `FOLDER` from `/data/clinic`, split test." in text
+    assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
+
+
+def test_it_names_no_private_folder_of_the_run(tmp_path):
+    text = card_of(tmp_path)
+    assert "lr 0.001" in text and "/private/run" not in text and "num_workers" not in text
+
+
+def test_figures_that_are_undefined_are_left_out(tmp_path):
+    text = card_of(tmp_path)
+    assert "nan" not in text.lower() and "Dice of the coarse mask" not in text and "## Calibration" not in text
+
+
+@pytest.mark.parametrize(("version", "papers"), [("v1", {"2211.00611"}), ("v2", {"2301.11798"}), ("unet", set())])
+def test_it_cites_the_paper_of_its_variant(tmp_path, version, papers):
+    config = MANIFEST["config"] | {"model": {"version": version}}
+    text = card_of(tmp_path, MANIFEST | {"config": config})
+    assert {paper for paper in ("2211.00611", "2301.11798") if paper in text} == papers
+
+
+def test_masks_of_others_have_no_configuration(tmp_path):
+    text = card_of(tmp_path, {})
+    assert "## Configuration" not in text and "Trained on" not in text
+    assert "segmentation for organ" in text and "2211.00611" in text and "2301.11798" in text
+
+
+def test_limits_name_what_was_left_out_and_what_was_leaked(tmp_path):
+    plain = card_of(tmp_path)
+    assert "not a medical device" in plain and "Left out" not in plain and "validation cases" not in plain
+    manifest = MANIFEST | {"data": {"data_name": "FOLDER", "split": "val"}}
+    text = card_of(tmp_path, manifest, leak="warning: 2 cases were trained on", missing=1)
+    assert "- 2 cases were trained on" in text and "Left out: 1 case without a prediction" in text
+    assert "These are validation cases" in text
