@@ -16,7 +16,7 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..config.command_line import parse
 from ..config.options import DataOptions
-from ..config.script_options import CheckOptions
+from ..config.sample_options import CheckOptions
 from ..data.batches import looking_batches
 from ..data.check import Looks, class_lines, find_parts, findings, table, told_layout, write_sheet
 from ..data.registry import recognised

@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.script_options import SampleOptions
+from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import check_reading, leakage_warning, used_window

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 import torch
 
 from ..checkpoint import CheckpointFolder, checkpoint_path
-from ..config.command_line import as_yaml, parse, write_config
+from ..config.command_line import parse
+from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.script_options import TrainOptions
+from ..config.train_options import TrainOptions
 from ..data.dataset import like_photograph, mask_pictures
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion

@@ -3,8 +3,8 @@
 from dataclasses import fields
 from pathlib import Path
 
-from ..io.files import read_yaml
 from ..runtime.errors import UserError
+from .config_file import read_config
 from .options import VERSIONS, DiffusionOptions, ModelOptions, build, unused_flags
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -19,17 +19,10 @@ def recipe_file(name, version):
     Raises `UserError` where the recipe has none for that version.
     """
     for path in (FOLDER / f"{name}_{version}.yaml", FOLDER / f"{name}.yaml"):
-        if path.is_file() and read_recipe(path)["version"] == version:
+        if path.is_file() and read_config(path)["version"] == version:
             return path
-    versions = sorted({read_recipe(path)["version"] for path in FOLDER.glob(f"{name}*.yaml")})
+    versions = sorted({read_config(path)["version"] for path in FOLDER.glob(f"{name}*.yaml")})
     raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
-
-
-def read_recipe(path):
-    """The values of a recipe's file by name, over those of the file that it includes."""
-    values = read_yaml(path)
-    included = values.pop("include", None)
-    return {**(read_recipe(path.parent / included) if included else {}), **values}
 
 
 def chosen_recipe(asked, given):
@@ -49,7 +42,7 @@ def recipe_values(name, given):
     """
     if name == "none":
         return {}
-    recipe = read_recipe(recipe_file(name, _version(given)))
+    recipe = read_config(recipe_file(name, _version(given)))
     values = {flag: value for flag, value in recipe.items() if flag not in given and flag != "version"}
     if "predict_xstart" in given:
         values.pop("objective", None)  # its synonym was given

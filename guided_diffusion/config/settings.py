@@ -7,7 +7,8 @@ from ..runtime.errors import UserError
 from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant
 from .presets import PRESETS
 from .recipe import recipe_values
-from .script_options import SampleOptions, TrainOptions
+from .sample_options import SampleOptions
+from .train_options import TrainOptions
 
 HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
 SCALES = "0.9,1.1"  # further scales of test-time augmentation: as far as --augment light goes

@@ -11,10 +11,11 @@ from test_options import GROUPS, SAMPLE, TRAIN, refused, train, values
 from test_training_runs import equal
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.command_line import COMMANDS, SYNONYMS, fields_of, options_from, parse, write_config
+from guided_diffusion.config.command_line import COMMANDS, SYNONYMS, fields_of, options_from, parse
+from guided_diffusion.config.config_file import write_config
 from guided_diffusion.config.help import COMMON
 from guided_diffusion.config.options import REMOVED, DataOptions, DiffusionOptions, ModelOptions
-from guided_diffusion.config.script_options import EvalOptions
+from guided_diffusion.config.sample_options import EvalOptions
 from guided_diffusion.runtime.errors import UserError
 
 # ---- forms of a flag ---------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from guided_diffusion.config.options import (
     build,
     check_variant,
 )
-from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.config.sample_options import CheckOptions, EvalOptions, SampleOptions
 from guided_diffusion.config.settings import unless_contradicted
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.runtime.errors import UserError
 
 TRAIN = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]

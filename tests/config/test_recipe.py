@@ -9,9 +9,10 @@ from test_command_line import help_of
 from test_options import TRAIN
 
 from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.config_file import read_config
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant
-from guided_diffusion.config.recipe import read_recipe, recipe_file
-from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.config.recipe import recipe_file
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.diffusion.schedule import linear_betas
 from guided_diffusion.runtime.errors import UserError
@@ -157,7 +158,7 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
 
 def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
     text = " ".join(help_of("segmentation_train", script, capsys).split())
-    for name, value in read_recipe(recipe_file("staged", "v2")).items():
+    for name, value in read_config(recipe_file("staged", "v2")).items():
         own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
         told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
         assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

@@ -8,7 +8,7 @@ import torch
 from oracles import exact_x0, network, noise_source, randn, record, smooth_denoiser, with_our_schedule
 
 from guided_diffusion.config.options import build
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
 from guided_diffusion.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm
 from guided_diffusion.diffusion.schedule import noise_schedule, strided_timesteps

@@ -9,7 +9,7 @@ from conftest import FAST
 from scipy.ndimage import map_coordinates
 from test_symmetries import DIFFUSION, Fake, Seen
 
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.inference.members import draw_members
 from guided_diffusion.inference.plan import ONE_STEP, SamplingPlan, plan_sampling, with_members
