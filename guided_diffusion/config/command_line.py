@@ -1,4 +1,4 @@
-"""The command line: options become flags and YAML keys, and an error names all mistakes in one line."""
+"""The command line: parsing flags and option files; one error line names all mistakes."""
 
 import argparse
 import dataclasses
@@ -35,7 +35,7 @@ COMMANDS = {
     "segmentation_eval.py": (EvalOptions,),
     "check_data.py": (CheckOptions, DataOptions),
 }
-SYNONYMS = {  # what other programs call our flags; the first that the command has is suggested
+SYNONYMS = {  # other programs' names for our flags; an error suggests the first flag that the command has
     "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",
     "diffusion_steps": "timesteps num_timesteps t num_steps steps sampling_steps num_inference_steps ddim_steps",
     "max_minutes": "max_time time_limit",
@@ -65,18 +65,20 @@ SYNONYMS = {  # what other programs call our flags; the first that the command h
     "seed": "random_seed",
 }
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
-NO_VALUE = object()  # the value of a flag that stands alone and is not boolean
+NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
 
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
 
 def parse(description, groups, argv=None, *, example="", saved=(), common=()):
-    """Parse flags, and the YAML file of `--config` below them, into one instance of each class in `groups`.
+    """Parse flags over the YAML file of `--config` into one instance of each class in `groups`.
 
     A flag in two groups belongs to the first. example: a command for the help. saved: the groups whose values come
-    from a checkpoint. common: the flags in `--help`, in order; empty: all. Returns the instances, in the order of
-    `groups`, and the set of names that were given. Raises `UserError` that names all mistakes in one line.
+    from a checkpoint. common: the flags in `--help`, in order; empty: all.
+
+    Returns the instances, in the order of `groups`, and the set of names that the user set. Raises `UserError` that
+    names all mistakes in one line.
     """
     fields = fields_of(groups)
     words = _with_negatives(sys.argv[1:] if argv is None else argv)
@@ -104,7 +106,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
 
 
 def options_from(groups, values):
-    """The same from a dict of values by name, for programs: instances of `groups`, and the names given."""
+    """`parse` for programs: the instances of `groups` from a dict of values by name, and the set of names."""
     given, problems = _read_values(fields_of(groups), values)
     if problems:
         raise UserError("; ".join(problems))
@@ -112,7 +114,7 @@ def options_from(groups, values):
 
 
 def fields_of(groups):
-    """The options of these classes by name: dataclass fields, of the first class that has the name."""
+    """The dataclass fields of these classes by name, each from the first class that has it."""
     fields = {}
     for item in (item for group in groups for item in dataclasses.fields(group)):
         fields.setdefault(item.name, item)
@@ -120,7 +122,7 @@ def fields_of(groups):
 
 
 def _parser(fields):
-    """A parser that reads values as text. It leaves types and ranges to `_read_value`, as for YAML files."""
+    """A parser that reads values as text; `_read_value` checks types and ranges, as for YAML files."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
@@ -133,7 +135,7 @@ def _parser(fields):
 
 
 def _with_negatives(words):
-    """The words of a command line, each number below 0 joined to its flag: argparse takes "-160,240" for a flag."""
+    """The words with each negative number joined to its flag by "=", since argparse takes "-160,240" for a flag."""
     joined = []
     for word in words:
         if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
@@ -144,7 +146,7 @@ def _with_negatives(words):
 
 
 def _with_recipe(given, fields):
-    """All values, with those of `--recipe` below what is given; and the names of those that were given."""
+    """The given values over the values of `--recipe`, and the names that the user set."""
     if "recipe" not in fields:
         return given, set(given)
     asked = given.get("recipe", fields["recipe"].default)
@@ -154,7 +156,7 @@ def _with_recipe(given, fields):
 
 
 def _instances(groups, values, later=()):
-    """One instance of each group. later: groups that get further values from a checkpoint (see `options.build`)."""
+    """One instance of each group. later: groups that a checkpoint completes (see `options.build`)."""
     fields, instances = fields_of(groups), []
     for group in groups:
         own = {item.name for item in dataclasses.fields(group) if fields[item.name] is item}
@@ -167,7 +169,7 @@ def _instances(groups, values, later=()):
 
 
 def _read_values(fields, written):
-    """The values of a dict by name in their options' types, and a line for each that is wrong."""
+    """The values of a dict in their options' types, and an error line for each wrong one."""
     values, problems = {}, []
     for name, value in written.items():
         try:
@@ -178,7 +180,7 @@ def _read_values(fields, written):
 
 
 def _read_value(fields, name, value):
-    """A value of a flag or of a YAML file in its option's type and range; raises `UserError`."""
+    """A flag's or YAML value in its option's type. Raises `UserError` for a wrong type or range."""
     if name not in fields:
         raise UserError(_unknown_flag(str(name), fields))
     if value is NO_VALUE:
@@ -187,7 +189,7 @@ def _read_value(fields, name, value):
     text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
     if not text and kind is not str:
         raise UserError(_needs_value(name))
-    try:  # from text also where YAML has a type: int(3.7) and int(True) would pass
+    try:  # from text even if YAML has a type, since int(3.7) and int(True) would pass
         value = _boolean(text) if kind is bool else kind(text)
     except ValueError:
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
@@ -230,7 +232,7 @@ def _needs_value(name):
 
 
 def _unknown_words(words, fields):
-    """A line for each unknown flag of a command line, and for each value that follows no flag."""
+    """An error line for each unknown flag, and for each value that follows no flag."""
     lines, has_flag = [], False
     for word in words:
         if word.startswith("-"):
@@ -238,7 +240,7 @@ def _unknown_words(words, fields):
             lines.append(_unknown_flag(name, fields))
             has_flag = "=" not in word
         elif has_flag:
-            has_flag = False  # its value
+            has_flag = False  # the word is the unknown flag's value
         else:
             lines.append(f"{word!r}: follows no flag")
     return lines

@@ -1,4 +1,4 @@
-"""Recipes: YAML files in recipes/ whose values `--recipe NAME` puts below the flags, as `--config FILE` does."""
+"""Recipes: the YAML files in recipes/; `--recipe NAME` puts their values below the flags, as `--config FILE` does."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -10,13 +10,13 @@ from .options import VERSIONS, DiffusionOptions, ModelOptions, build, unused_fla
 FOLDER = Path(__file__).with_name("recipes")
 RECIPES = tuple(sorted({path.stem.partition("_v")[0] for path in FOLDER.glob("[!_]*.yaml")}))
 DEFAULT_RECIPE = "staged"
-_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # go with a network that predicts x_0 alone
+_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # only for a network that predicts x_0
 
 
 def recipe_file(name, version):
     """The YAML file of a recipe for a version of the network: NAME.yaml, or NAME_v1.yaml beside NAME_v2.yaml.
 
-    Raises `UserError` where the recipe has none for that version.
+    Raises `UserError` if the recipe has none for that version.
     """
     for path in (FOLDER / f"{name}_{version}.yaml", FOLDER / f"{name}.yaml"):
         if path.is_file() and read_config(path)["version"] == version:
@@ -26,9 +26,9 @@ def recipe_file(name, version):
 
 
 def chosen_recipe(asked, given):
-    """The name of the recipe for `--recipe`; auto is the default recipe for a V2 that predicts masks, else none.
+    """The name of the recipe that `--recipe` asks for: for auto the default recipe if a V2 predicts masks, else none.
 
-    given: the values of the other flags by name.
+    given: the values of the given flags by name.
     """
     if asked != "auto":
         return asked or "none"
@@ -38,7 +38,7 @@ def chosen_recipe(asked, given):
 def recipe_values(name, given):
     """The values that a recipe adds to those given, by name.
 
-    Left out are values that contradict a flag that was given, or that have no effect beside it.
+    It leaves out values that contradict a given flag or have no effect beside one.
     """
     if name == "none":
         return {}
@@ -57,7 +57,7 @@ def _version(given):
 
 
 def _predicts_masks(given):
-    """Whether the values by name are those of a network that predicts x_0 by --mask_loss."""
+    """Whether a network with these values predicts x_0 and learns by --mask_loss."""
     objective = given.get("objective", "x0" if given.get("predict_xstart", True) else "eps")
     return objective == "x0" and not given.get("use_kl", False)
 
