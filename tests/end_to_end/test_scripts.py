@@ -274,7 +274,7 @@ def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
     ended = finish(child)
     assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
     assert "Traceback" not in ended.err
-    assert "0 of 4 cases finished; the same command goes on from here" in ended.out
+    assert "0 of 4 cases finished; the same command continues from here" in ended.out
 
 
 def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
