@@ -272,7 +272,7 @@ def test_a_failing_write_leaves_the_old_file(content, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["m.pt"]
 
 
-def test_a_full_device_is_told_as_such(content, tmp_path, monkeypatch):
+def test_a_full_device_raises_the_system_s_own_error(content, tmp_path, monkeypatch):
     """torch hides the system's error behind one of its own ("unexpected pos"): the user needs the system's."""
 
     class Full:

@@ -69,7 +69,9 @@ def settle(options, given, saved=None, facts=None):
     Raises `UserError` for flags that contradict each other, the checkpoint or the data.
     """
     parts = {type(part): part for part in options}
-    return (_training if TrainOptions in parts else _sampling)(parts, frozenset(given), saved, facts)
+    if TrainOptions in parts:
+        return _training(parts, frozenset(given), saved, facts)
+    return _sampling(parts, frozenset(given), saved)
 
 
 def changes(settings, saved):
@@ -86,11 +88,11 @@ def changes(settings, saved):
 def _training(parts, given, saved, facts):
     data, train, model, diffusion = (parts[g] for g in (DataOptions, TrainOptions, ModelOptions, DiffusionOptions))
     if saved is not None:
-        counted = _counted(parts, given, saved)
-        model = unless_contradicted(model, counted, saved.config["model"], saved.where)
-        diffusion = unless_contradicted(diffusion, counted, saved.config["diffusion"], saved.where)
-        data = _over(data, counted, saved.config["data"])
-        train = _over(train, counted, saved.config["train"])
+        binding = _binding_names(parts, given, saved)
+        model = unless_contradicted(model, binding, saved.config["model"], saved.where)
+        diffusion = unless_contradicted(diffusion, binding, saved.config["diffusion"], saved.where)
+        data = _over(data, binding, saved.config["data"])
+        train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
     if data.group_key and not data.val_fraction:
         raise UserError("--group_key belongs to --val_fraction: without it training divides no cases; leave it out")
@@ -110,7 +112,7 @@ def _training(parts, given, saved, facts):
     return Settings(model, diffusion, device, model.image_size, given, data=data, train=train)
 
 
-def _counted(parts, given, saved):
+def _binding_names(parts, given, saved):
     """The names that must agree with a checkpoint: the given ones, and those of a recipe that was given by name."""
     recipe = parts[TrainOptions].recipe
     if "recipe" not in given or recipe == (saved.config["train"].get("recipe") or "none"):
@@ -155,7 +157,7 @@ def unless_contradicted(options, given, values, where):
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def _sampling(parts, given, saved, _):
+def _sampling(parts, given, saved):
     sample, config = parts[SampleOptions], saved.config
     model = parts.get(ModelOptions, ModelOptions())
     diffusion = parts.get(DiffusionOptions, DiffusionOptions())

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_command_line import help_of
+from test_help import help_of
 from test_options import TRAIN
 
 from guided_diffusion.config.command_line import parse
@@ -80,18 +80,18 @@ def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
 
 @pytest.mark.parametrize("recipe", ["", "--recipe staged"])
 @pytest.mark.parametrize(
-    ("flags", "heeded"),
+    ("flags", "expected"),
     [
         ("--mask_loss bce_dice --condition_steps 0", {"coarse_loss": "bce_dice", "border_weight": 1}),
         ("--coarse_loss mse", {"mask_loss": "bce", "border_weight": 1}),
         ("--border_weight 4", {"mask_loss": "bce", "border_weight": 4}),
     ],
 )
-def test_what_a_flag_leaves_of_a_recipe_without_use_is_not_of_it(recipe, flags, heeded):
+def test_a_recipe_leaves_out_values_without_effect_beside_a_flag(recipe, flags, expected):
     (_, model, diffusion), given = parse("", GROUPS, f"{recipe} {flags}".split())
     check_variant(model, diffusion, given=given)
     assert given == {flag.removeprefix("--") for flag in f"{recipe} {flags}".split() if flag.startswith("--")}
-    assert {name: getattr(diffusion, name) for name in heeded} == heeded and model.diffusion_level == 1
+    assert {name: getattr(diffusion, name) for name in expected} == expected and model.diffusion_level == 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_flags_win_over_what_contradicts_them_of_a_recipe(flags, found):
     assert {name: getattr(diffusion, name) for name in found} == found
 
 
-def test_a_given_flag_that_the_variant_leaves_unheeded_is_refused_with_a_recipe_too():
+def test_a_given_flag_without_effect_is_refused_with_a_recipe_too():
     (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice --border_weight 4".split())
     with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):
         check_variant(model, diffusion, given=given)
@@ -156,9 +156,9 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
     capsys.readouterr()
 
 
-def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
+def test_help_shows_the_defaults_of_the_default_recipe(script, capsys):
     text = " ".join(help_of("segmentation_train", script, capsys).split())
     for name, value in read_config(recipe_file("staged", "v2")).items():
         own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
-        told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
-        assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name
+        text_of_default = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
+        assert any(text_of_default in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

@@ -1,0 +1,88 @@
+"""What `--help` and `--help_all` show."""
+
+import re
+import shlex
+
+import pytest
+from test_options import GROUPS
+
+from guided_diffusion.config.command_line import fields_of, parse
+from guided_diffusion.config.help import COMMON
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
+
+
+def help_of(name, script, capsys, flag="--help_all"):
+    """The help of a script, each flag's in one line."""
+    with pytest.raises(SystemExit) as stopped:
+        script(name, flag)
+    assert stopped.value.code == 0
+    return re.sub(r"\n {10,}", " ", capsys.readouterr().out)
+
+
+def flags_of(text):
+    """The names of the flags that a help explains, in order."""
+    return re.findall(r"(?m)^  --(\w+)", text)
+
+
+@pytest.mark.parametrize(("command", "name"), [("train", "segmentation_train"), ("sample", "segmentation_sample")])
+def test_the_short_help_fits_two_screens_and_the_terminal(command, name, script, capsys, monkeypatch):
+    assert 18 <= len(COMMON[command]) <= 22
+    for width in (60, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit):
+            script(name, "--help")
+        text = capsys.readouterr().out
+        assert flags_of(text) == [*COMMON[command], "config"]
+        assert text.endswith("\n--help_all lists every flag\n")
+        assert max(map(len, text.partition("most people set")[2].splitlines())) <= width
+    assert text.count("\n") <= 100
+
+
+@pytest.mark.parametrize("name", ["segmentation_eval", "check_data", "demo"])
+def test_commands_with_few_flags_show_all_at_once(name, script, capsys):
+    text = help_of(name, script, capsys, "--help")
+    assert text == help_of(name, script, capsys, "--help-all") == help_of(name, script, capsys, "-h")
+    assert "--help_all" not in text
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_whole_help_names_every_flag_once(name, script, capsys):
+    text = help_of(name, script, capsys)
+    fields = fields_of(GROUPS[name])
+    saved = fields_of([ModelOptions, DiffusionOptions]) if name == "segmentation_sample" else {}
+    explained = [item.name for item in fields.values() if saved.get(item.name) is not item]
+    assert not GROUPS[name] or sorted(flags_of(text.partition("Taken from")[0])) == sorted(
+        [*explained, *(["config"] if not saved else [])]
+    )
+    for flag in explained:
+        assert " ".join(fields[flag].metadata["help"].split()[:3]) in " ".join(text.split())
+    assert "-dir" not in text.replace("--data-dir", "-dir")  # the other spelling parses, and is not shown
+
+
+def test_help_begins_with_a_command_that_parses(script, capsys):
+    for name, groups in GROUPS.items():
+        text = help_of(name, script, capsys, "--help")
+        words = shlex.split(text.partition("example:\n")[2].partition("\n\n")[0].replace("\\\n", " "))
+        assert words[:2] == ["python", f"scripts/{name}.py"]
+        if groups:
+            parse("", groups, words[2:])
+
+
+def test_help_shows_choices_and_what_is_needed(script, capsys):
+    text = help_of("segmentation_sample", script, capsys)
+    assert "--fuse {auto,staple,mean,vote}" in text and "--precision {auto,fp32,bf16,fp16} " in text
+    needed = [line.split()[0] for line in text.splitlines() if line.endswith("(required)")]
+    assert needed == ["--model_path", "--data_dir"]
+    assert "(required)" in help_of("segmentation_eval", script, capsys)
+
+
+def test_help_of_sampling_names_what_the_checkpoint_brings_in_one_block(script, capsys):
+    text = help_of("segmentation_sample", script, capsys)
+    block = text.partition("Taken from the checkpoint; accepted because published commands pass them.")[2]
+    for name in fields_of([ModelOptions, DiffusionOptions]).keys() - {"diffusion_steps"}:
+        assert f"--{name}," in block.replace("--use_kl", "--use_kl,"), name
+        assert not re.search(rf"(?m)^  --{name} [^-]", text), name
+    assert "(default: the checkpoint's)" in text and "(default: 5)" in text
+    short = help_of("segmentation_sample", script, capsys, "--help")
+    assert "--num_channels" not in short and "Taken from the checkpoint" not in short
+    assert "--num_channels N" in help_of("segmentation_train", script, capsys, "--help")
