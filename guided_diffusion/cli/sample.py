@@ -102,9 +102,7 @@ def prepare_sampling(options, given, processes):
     sampler = build_sampler(checkpoint, settings, processes.device, precision)
     if settings.model.version == "unet":
         augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
-        console().info(
-            f"a plain U-Net gives one member in one step: flags of members and steps have no effect{augmented}"
-        )
+        console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not checkpoint.has_learned_diffusion:
         console().warning(
             f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "

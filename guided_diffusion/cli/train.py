@@ -245,7 +245,7 @@ def warn_of_masks(dataset):
         if 2 * len(photographs) >= len(looked_at):
             console().warning(
                 f"warning: {len(photographs)} of {counted(len(looked_at), 'mask')} looked at have the many greys of a "
-                f"photograph, as {photographs[0]}: are images/ and masks/ swapped, or are these the wrong files? "
+                f"photograph, as {photographs[0]}: are images/ and masks/ swapped, or these the wrong files? "
                 "python scripts/check_data.py draws them"
             )
 
