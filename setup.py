@@ -8,6 +8,6 @@ setup(
     description="Medical image segmentation with diffusion models: MedSegDiff, done right",
     license="MIT",
     packages=find_packages(include=["guided_diffusion*"]),
-    package_data={"guided_diffusion.report": ["assets/*"]},
+    package_data={"guided_diffusion.report": ["assets/*"], "guided_diffusion.config": ["recipes/*.yaml"]},
     python_requires=">=3.10",
 )

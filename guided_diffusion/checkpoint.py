@@ -1,4 +1,4 @@
-"""One self-describing file per checkpoint: written whole or not at all, and loaded without running code from it."""
+"""Checkpoints: self-describing files, written whole or not at all and loaded without running code from them."""
 
 import dataclasses
 import hashlib
@@ -22,17 +22,10 @@ from .runtime.console import console
 from .runtime.errors import UserError
 
 FORMAT = "medsegdiff-checkpoint-1"
-
-
-LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # which the first checkpoints of v2 lack
-
-
-OLDER = {  # what a checkpoint that is older than an option was trained with
-    "model": {
-        "concat_features": False,
-        "diffusion_channels": 0,
-        "diffusion_level": 0,
-    },
+BEST, LAST = "best.pt", "last.pt"
+LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the first checkpoints of v2
+OLDER = {  # values of options that a checkpoint lacks because it is older than they are
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
 }
@@ -40,15 +33,14 @@ OLDER = {  # what a checkpoint that is older than an option was trained with
 
 @dataclass
 class Checkpoint:
-    """What a run is made of; plain types and tensors only.
+    """The state of a run, in plain types and tensors only.
 
-    config: a dict of option values for each of "data", "model", "diffusion", "train"; "loader": what the data set's
-    class `kept`.
-    image_channels, class_names, label_names: what the data set said. step: optimizer steps taken.
-    model: state dict. ema: one state dict (parameters alone) for each EMA rate, keyed by its text.
-    optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best validation so far,
-    "step" and "dice", and "cases", the names of what it was of; {} without one. stage_end: with --condition_steps -1
-    the steps of the first stage, None before its end.
+    config: a dict of option values for each of "data", "model", "diffusion", "train"; "loader": the attributes that the
+    data set's class lists in `kept`. image_channels, class_names, label_names: from the data set. step: optimizer steps
+    taken. model: state dict. ema: {rate as text: state dict of the averaged parameters}. optimizer, scaler,
+    timestep_sampler: their state dicts, for resuming. validation: the best validation so far, {"step", "dice", "cases"
+    (their names)}; {} without one. stage_end: with --condition_steps -1 the steps of the first stage, None before its
+    end.
     """
 
     config: dict
@@ -66,31 +58,37 @@ class Checkpoint:
 
     @property
     def classes(self):
-        """The `classes.Classes` that it was trained on."""
+        """The `Classes` that the network was trained on."""
         values = self.config.get("loader", {}).get("class_values", ())
         return Classes(tuple(self.class_names), tuple(map(tuple, values)))
 
     @property
     def first_stage(self):
-        """The steps in which the condition model learned alone; None before their end, and without stages."""
-        steps = self.config["train"].get("condition_steps", 0)
-        steps = self.stage_end if steps < 0 else steps
+        """The number of steps in which the condition model learned alone; None before their end and without stages."""
+        steps = self._condition_steps
         return steps if steps and steps <= self.step else None
 
     @property
     def has_learned_diffusion(self):
         """Whether training went beyond the stage in which the condition model learns alone."""
-        steps = self.config["train"].get("condition_steps", 0)
-        steps = self.stage_end if steps < 0 else steps
+        steps = self._condition_steps
         return steps is not None and self.step > steps
 
+    @property
+    def _condition_steps(self):
+        """The steps of the first stage; 0 without stages, None if --condition_steps -1 has not ended it yet."""
+        steps = self.config["train"].get("condition_steps", 0)
+        return self.stage_end if steps < 0 else steps
+
     def saved(self, where):
-        """What `settings.settle` takes of it. where: how messages name it."""
-        data = self.config["data"] | {"ct_window": trained_window(self.config)}  # not what other data stand for
+        """The `Saved` options for `settings.settle`. where: the checkpoint's name in messages."""
+        data = self.config["data"] | {
+            "ct_window": trained_window(self.config)
+        }  # training's, not one that other data imply
         return Saved(self.config | {"data": data}, where)
 
     def build(self, options=None):
-        """The network (in training mode, with the not-averaged weights) and its diffusion."""
+        """The network, in training mode and with the weights that are not averaged, and its `GaussianDiffusion`."""
         options = options or ModelOptions(**self.config["model"])
         model = build_model(options, self.image_channels, len(self.class_names), len(self.label_names))
         load_whole(model, self.model)
@@ -98,7 +96,10 @@ class Checkpoint:
         return model, build_diffusion(DiffusionOptions(**known))
 
     def load_weights(self, model, weights):
-        """Load into `model` the weights named by `--weights`: "ema" (the first rate), "model" or a rate's text."""
+        """Load the weights that `--weights` names into `model`: "ema" (the first rate), "model" or a rate as text.
+
+        Raises `UserError` for a rate that the checkpoint lacks.
+        """
         if weights == "model":
             state = self.model
         else:
@@ -110,13 +111,13 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint, path):
-    """Write the checkpoint to `path` (a temporary file, flushed and renamed). Raises OSError if that fails."""
-    content = {"format": FORMAT, **{f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}}
+    """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails."""
+    content = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in _checkpoint_names()}}
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch's zip writer hides a full disk behind its own error
+            if isinstance(error.__context__, OSError):  # torch's zip writer hides a full disk behind a RuntimeError
                 raise error.__context__ from None
             raise
 
@@ -124,12 +125,26 @@ def save_checkpoint(checkpoint, path):
 def load_checkpoint(path, to_train=False):
     """Read a checkpoint onto the CPU.
 
-    to_train: the training goes on from it, so that `config.ONLY_LEARNED_BY` counts too. Raises `UserError` for a
-    missing file, a file that is no checkpoint of ours, and a checkpoint that used an option of `config.REMOVED`.
-    It is read with `weights_only=True`: a pickle that holds code is refused, not run. Tensors are mapped to the file
-    and read when they are used, so that sampling does not load the optimizer's.
+    to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` matter too. Raises `UserError` for a
+    missing file, a file that is no checkpoint of this program, and a checkpoint that used a `REMOVED` option. Tensors
+    are mapped to the file and read when they are used, so that sampling does not read the optimizer's state.
     """
     path = Path(path)
+    content = _read_content(path)
+    older = dict(OLDER)
+    if LABELS_OF_CONDITION not in content["model"]:
+        older["model"] = OLDER["model"] | {"condition_labels": False}
+    who, keep = f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
+    for key, values in content["config"].items():
+        content["config"][key] = without_removed(older.get(key, {}) | values, who, keep)
+    return Checkpoint(**{name: content[name] for name in _checkpoint_names()})
+
+
+def _read_content(path):
+    """The dict in a checkpoint's file, with all names of `Checkpoint`.
+
+    It is read with `weights_only=True`: a pickle that holds code is refused, not run.
+    """
     if path.is_dir():
         newest = newest_checkpoint(path)
         there = f"its newest checkpoint is {shlex.quote(str(newest))}" if newest else "without a checkpoint model*.pt"
@@ -138,7 +153,7 @@ def load_checkpoint(path, to_train=False):
         raise UserError(f"{path}: no such checkpoint file")
     foreign = UserError(f"{path}: is no checkpoint of this program; train one with scripts/segmentation_train.py")
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":  # what torch.save writes is a zip file
+        if file.read(2) != b"PK":  # torch.save writes a zip file
             raise foreign
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -148,18 +163,16 @@ def load_checkpoint(path, to_train=False):
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything
         raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
-    names = [f.name for f in dataclasses.fields(Checkpoint)]
-    if isinstance(content, dict):
-        content = {"validation": {}, "stage_end": None, **content}  # older ones lack these
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= set(names):
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise foreign
-    older = dict(OLDER)
-    if LABELS_OF_CONDITION not in content["model"]:
-        older["model"] = OLDER["model"] | {"condition_labels": False}
-    who, keep = f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
-    for key, values in content["config"].items():
-        content["config"][key] = without_removed(older.get(key, {}) | values, who, keep)
-    return Checkpoint(**{name: content[name] for name in names})
+    content = {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
+    if not content.keys() >= set(_checkpoint_names()):
+        raise foreign
+    return content
+
+
+def _checkpoint_names():
+    return [item.name for item in dataclasses.fields(Checkpoint)]
 
 
 def file_hash(path):
@@ -189,7 +202,7 @@ def newest_name(names):
 
 
 def names_by_step(names):
-    """Those of these file names that are checkpoints by their step, model000500.pt, in its order."""
+    """The checkpoints among these file names, model000500.pt, ordered by step."""
     return sorted((name for name in names if re.fullmatch(r"model\d+\.pt", name)), key=step_of)
 
 
@@ -198,36 +211,34 @@ def step_of(path):
     return int(re.search(r"model(\d+)\.pt$", str(path))[1])
 
 
-# ---- The checkpoints of a run: model<step>.pt, how many of them are kept, last.pt (the newest) and best.pt ----------
-
-
-BEST, LAST = "best.pt", "last.pt"
+# ---- The checkpoints of a run --------------------------------------------------------------------------------------
 
 
 class CheckpointFolder:
-    """Writes the checkpoints of one run to its `WorkFolder`; of several processes the first one does.
+    """Writes the checkpoints of one run to its `WorkFolder`: model<step>.pt, last.pt (the newest) and best.pt.
 
-    keep: how many of the newest model<step>.pt are kept; 0: all. best.pt and last.pt are never removed.
-    A blob store that fails is a warning and does not end the run: the next call pushes what it lacks.
+    Only the first of several processes writes. keep: the number of the newest model<step>.pt to keep; 0: all. best.pt
+    and last.pt are never removed. If a blob store fails, a warning says so and the run continues: the next call pushes
+    the missing files.
     """
 
     def __init__(self, folder, keep=0):
         self.folder, self.keep = folder, keep
 
     def save(self, checkpoint):
-        """Write OUT/model<step>.pt, whole or not at all, and let last.pt be it. Returns where it is, in words."""
+        """Write OUT/model<step>.pt, whole or not at all, and make it last.pt too. Returns its path or store's URL."""
         path = checkpoint_path(self.folder.path, checkpoint.step)
         save_checkpoint(checkpoint, path)
         name_also(path, self.folder.path / LAST)
         pushed = self.folder.try_push()
-        if self.keep and pushed:  # nothing is given up while the store lacks something
+        if self.keep and pushed:  # remove nothing while the store lacks a file
             names = names_by_step(self.folder.names())
             older = [name for name in names if step_of(name) <= checkpoint.step]
             self.folder.try_remove(older[: -self.keep])
         return self.folder.shown(path.name) if pushed else path
 
     def save_best(self, checkpoint, saved):
-        """Let best.pt be this checkpoint. saved: whether `save` has written it just now."""
+        """Make this checkpoint best.pt. saved: whether `save` has just written it."""
         path = self.folder.path / BEST
         if saved:
             name_also(checkpoint_path(self.folder.path, checkpoint.step), path)
@@ -236,14 +247,14 @@ class CheckpointFolder:
         self.folder.try_push()
 
     def has(self, step):
-        """Whether the folder has this step's checkpoint: a run may go on in another folder than it began in."""
+        """Whether the folder holds this step's checkpoint; a resumed run may have its start in another folder."""
         return checkpoint_path("", step).name in self.folder.names()
 
     def best_so_far(self, start):
-        """`Checkpoint.validation` of the folder's best.pt; {} where there is none.
+        """`Checkpoint.validation` of the folder's best.pt; {} without one.
 
-        start: the checkpoint that is gone on from, or None. Where a kill came between writing it and best.pt, best.pt
-        is made up for.
+        start: the checkpoint that the run resumes, or None. If `start` is the best and the run was killed before it
+        wrote best.pt, this method writes best.pt.
         """
         found, own = self._validation_of_best(start), start.validation if start else {}
         if not own or own["step"] != start.step:
@@ -254,8 +265,8 @@ class CheckpointFolder:
             return own
         return found
 
-    def told_best(self, validation):
-        """What is told at the end of best.pt, whose `Checkpoint.validation` this is, or "" for {}."""
+    def describe_best(self, validation):
+        """The end of a line on best.pt, "; best.pt is of step 500, validation Dice 0.900"; "" for no validation, {}."""
         if not validation:
             return ""
         step, dice = validation["step"], validation["dice"]
@@ -265,7 +276,7 @@ class CheckpointFolder:
         if BEST not in self.folder.names():
             return {}
         path = self.folder.path / BEST
-        if not path.exists():  # it is in a store; what is gone on from knows it too
+        if not path.exists():  # it is only in the store; the checkpoint to resume has the same validation
             return start.validation if start else {}
         try:
             return load_checkpoint(path).validation

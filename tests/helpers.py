@@ -16,7 +16,8 @@ from conftest import SCRIPTS
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.config.sample_options import CheckOptions, EvalOptions, SampleOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.data.batches import collate
 from guided_diffusion.data.cases import Geometry
 from guided_diffusion.evaluation.evaluate import Evaluation, EvaluationSettings

@@ -16,7 +16,7 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
 
@@ -272,7 +272,7 @@ def test_a_failing_write_leaves_the_old_file(content, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["m.pt"]
 
 
-def test_a_full_device_is_told_as_such(content, tmp_path, monkeypatch):
+def test_a_full_device_raises_the_system_s_own_error(content, tmp_path, monkeypatch):
     """torch hides the system's error behind one of its own ("unexpected pos"): the user needs the system's."""
 
     class Full:

@@ -17,7 +17,8 @@ import guided_diffusion
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.presets import PRESETS
-from guided_diffusion.config.script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from guided_diffusion.config.sample_options import CheckOptions, EvalOptions, SampleOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.models import condition, fourier, medsegdiff
 from guided_diffusion.models.medsegdiff import build_model
 

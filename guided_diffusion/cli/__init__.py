@@ -1,1 +1,1 @@
-"""The mains: each parses its command line, builds, calls and reports."""
+"""The commands: each parses its command line, builds, calls and reports."""

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..config.command_line import parse
 from ..config.options import DataOptions
-from ..config.script_options import CheckOptions
+from ..config.sample_options import CheckOptions
 from ..data.batches import single_items
 from ..data.check import findings
 from ..data.check_report import class_lines, layout_lines, table, write_sheet

@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from ..config.command_line import parse
-from ..config.script_options import FUSE, EvalOptions
+from ..config.sample_options import FUSE, EvalOptions
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning
 from ..data.registry import build_dataset

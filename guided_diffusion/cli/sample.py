@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.script_options import SampleOptions
+from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import check_reading, leakage_warning, used_window
@@ -38,7 +38,7 @@ EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What is sampled, and by what. units: the images and volumes of the data set that are asked for."""
+    """Everything that sampling needs. units: the images and volumes of the data set to sample."""
 
     settings: Settings
     checkpoint: Checkpoint
@@ -48,12 +48,12 @@ class SamplingRun:
 
     @property
     def has_diffusion(self):
-        """False for the plain U-Net, which has one answer."""
+        """False for the plain U-Net, which gives one mask for an image."""
         return self.settings.model.version != "unet"
 
 
 def main(argv=None):
-    """Parse the command line and sample, in this process or in one for each GPU that is asked for."""
+    """Parse the command line and sample, in this process or in one for each GPU of --multi_gpu."""
     groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
     saved = (ModelOptions, DiffusionOptions)
     options, given = parse(__doc__, groups, argv, example=EXAMPLE, saved=saved, common=COMMON["sample"])
@@ -70,7 +70,7 @@ def main(argv=None):
 
 
 def sample(options, given, processes):
-    """Sample every case that is not finished, this process its share; the first process evaluates where truth exists.
+    """Sample this process's share of the unfinished cases; the first process then evaluates all that have truth.
 
     Returns the exit status.
     """
@@ -93,20 +93,20 @@ def sample(options, given, processes):
 
 
 def prepare_sampling(options, given, processes):
-    """The `SamplingRun` that the options ask for, checked; nothing is written."""
+    """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
     checkpoint = load_checkpoint(fetched(fetch_file, path, processes))
     settings = settle(options, given, checkpoint.saved(path))
     precision = pick_precision(settings.device.precision, processes.device)
     sampler = build_sampler(checkpoint, settings, processes.device, precision)
     if settings.model.version == "unet":
-        looks = " but for --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
-        console().info(f"a plain U-Net has one answer: one member in one step, whatever the sampling flags say{looks}")
+        augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
+        console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not checkpoint.has_learned_diffusion:
         console().warning(
             f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
-            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end it sooner "
-            "(--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
+            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
+            "sooner (--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
         )
     data_dir = fetched(fetch_folder, settings.data.data_dir, processes)
     data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
@@ -114,7 +114,7 @@ def prepare_sampling(options, given, processes):
     here = replace(data, data_dir=data_dir)
     dataset = find_cases(here, sampler, settings.sample.split, chosen="data_name" in given)
     check_data(dataset, checkpoint)
-    if "group_key" in given:  # refused now rather than after the last case
+    if "group_key" in given:  # raises its error now rather than after the last case
         for case in dataset.cases:
             group_of(case, data.group_key)
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
@@ -123,7 +123,7 @@ def prepare_sampling(options, given, processes):
 
 
 def find_cases(data, sampler, split, chosen):
-    """The data to sample. split: as --split says. chosen: whether --data_name was, not taken from the checkpoint."""
+    """The data to sample. split: the value of --split. chosen: whether the user set --data_name."""
     try:
         options = {"split": given_split(split), "view": sampler.view, **loading_of(data)}
         return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
@@ -131,14 +131,14 @@ def find_cases(data, sampler, split, chosen):
         if chosen:
             raise
         raise UserError(
-            f"{error}; the checkpoint was trained on {data.data_name}: for others add --data_name"
+            f"{error}; the checkpoint was trained on {data.data_name}: for other data add --data_name"
         ) from None
 
 
 def open_results_store(out_dir, processes):
     """The `WorkFolder` of --out_dir, begun on each machine."""
     out = WorkFolder(out_dir, "sampling")
-    if processes.is_first:  # one checks for all: they would remove each other's trial file
+    if processes.is_first:  # only one, since processes would remove each other's trial file
         out.check_writable()
         out.begin()
         out.pull()
@@ -148,7 +148,7 @@ def open_results_store(out_dir, processes):
 
 
 def open_results(run, out, processes):
-    """The `ResultsFolder`; in the store its manifest comes before the masks."""
+    """The `ResultsFolder` with its manifest; in a store the manifest comes before the masks."""
     folder = ResultsFolder(
         out.path,
         manifest_of(run, processes),
@@ -163,13 +163,13 @@ def open_results(run, out, processes):
 
 
 def unfinished(run, folder, processes):
-    """The units that have no mask yet, as the first process sees it."""
+    """The units without a mask, which all processes take from the first."""
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in run.units])
     return [unit for unit, done in zip(run.units, finished, strict=True) if not done]
 
 
 def print_sampling_summary(run, waiting, processes):
-    """Print what is about to be sampled, with warnings."""
+    """Print the number of cases to sample, the data's layout, and warnings."""
     dataset, units = run.dataset, run.units
     everything = len(group_cases(dataset.cases))
     asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
@@ -185,7 +185,7 @@ def print_sampling_summary(run, waiting, processes):
 
 
 def cache_sampled_volumes(run, waiting, processes):
-    """Decompress the volumes that are about to be sampled once, on each machine, where --cache_dir asks for it."""
+    """Decompress the volumes to sample once on each machine, if --cache_dir names a folder."""
     data = run.settings.data
     cache = chosen_folder(data.cache_dir, training=False)
     if cache is not None:
@@ -195,7 +195,10 @@ def cache_sampled_volumes(run, waiting, processes):
 
 
 def sample_share(run, waiting, folder, raters, processes):
-    """Sample this process's share of the units. Returns how many masks are empty, and {unread unit: why}, of all."""
+    """Sample this process's share of the units.
+
+    Returns, over all processes, the number of empty masks, and {name: reason} of the units that could not be read.
+    """
     sampler, options = run.sampler, run.settings.sample
     writer = ResultWriter(run.dataset, [], folder, options, raters)
     unread = {}
@@ -209,14 +212,16 @@ def sample_share(run, waiting, folder, raters, processes):
             unread = sampler.run(run.dataset, writer, run.settings.data.num_workers, show=processes.is_first)
         except KeyboardInterrupt:
             done = sum(folder.finished(unit.name, unit.is_volume) for unit in run.units)
-            console().info(f"{done} of {counted(len(run.units), 'case')} finished; the same command goes on from here")
+            console().info(
+                f"{done} of {counted(len(run.units), 'case')} finished; the same command continues from here"
+            )
             raise
-    shares = processes.gather((writer.empty, unread))  # also waits for all
+    shares = processes.gather((writer.empty, unread))  # waits for all processes
     return sum(empty for empty, _ in shares), {name: why for _, share in shares for name, why in share.items()}
 
 
 def gather_results(out, processes):
-    """Bring to the first process's machine what the others have written to a blob store from theirs."""
+    """Bring the results of all machines to the first process's machine, through the blob store."""
     if processes.is_first_here and not processes.is_first:
         out.finish()
     processes.gather(None)
@@ -226,9 +231,9 @@ def gather_results(out, processes):
 
 
 def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds):
-    """Complete the manifest, evaluate where there is truth, write the report, and print where to look.
+    """Complete the manifest, evaluate the cases with truth, write the report, print where the results are.
 
-    Returns the exit status: 1 where cases could not be read.
+    Returns the exit status, 1 if some cases could not be read. Raises `UserError` if none could be.
     """
     units, sample = run.units, run.settings.sample
     if len(unread) == len(units):
@@ -241,23 +246,23 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     if any(case.masks for unit in units for case in unit.cases):
         try:
             console().info(format_summary(evaluate(out.path, run.dataset, read_raters=raters, settings=settings)))
-        except UserError as error:  # the masks are there all the same
+        except UserError as error:  # the masks are useful without it
             console().warning(f"warning: not evaluated: {error}")
     report = try_report(out.path, run.dataset, units, read_raters=raters)
     out.finish()
-    console().info(f"masks: {sample.out_dir}" + (f"   to look at: {out.shown(report.name)}" if report else ""))
+    console().info(f"masks: {sample.out_dir}" + (f"   report: {out.shown(report.name)}" if report else ""))
     if left_out:
         has, them = ("has", "it") if len(left_out) == 1 else ("have", "them")
         print(
             f"error: {len(left_out)} of {counted(len(units), 'case')} could not be read and {has} no mask: "
-            f"{listed(left_out)}; repair {them}, and the same command goes on with {them}",
+            f"{listed(left_out)}; repair {them}, then the same command samples {them}",
             file=sys.stderr,
         )
     return 1 if left_out else 0
 
 
 def manifest_of(run, processes):
-    """The manifest: everything that decides the results, and what they were made with."""
+    """The manifest as a dict: the settings that decide the results, the data, the checkpoint and the versions."""
     sample, data, dataset, checkpoint = run.settings.sample, run.settings.data, run.dataset, run.checkpoint
     names = (
         *("num_ensemble", "fuse", "temperature", "weights", "seed"),
@@ -295,35 +300,35 @@ def manifest_of(run, processes):
 
 
 def fetched(fetch, path, processes):
-    """Where a file or folder is on this machine: `fetch(path)` where it is in a blob store."""
+    """The local path of a file or folder, after `fetch(path)` if it is in a blob store."""
     return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
 
 
 def warn_of_raters(dataset, cases):
-    """Warn where several raters marked these cases, to which only the members' masks can be compared."""
+    """Warn if several raters marked these cases and the members, needed to compare with them, are not saved."""
     try:
         raters = raters_of(dataset, cases)
-    except (UserError, OSError):  # what cannot be read is reported when it is needed
+    except (UserError, OSError):  # sampling will report it
         return
     if raters is not None and len(raters) > 1:
         console().warning(
-            "warning: several raters: GED2, matched IoU and collective insight compare the members with them, for "
-            "which these are needed: --save_samples True"
+            "warning: several raters: GED2, matched IoU and collective insight compare the members with them; for "
+            "these figures add --save_samples True"
         )
 
 
 def warn_if_empty(empty, count, step):
-    """Warn where masks are empty, which may mean that the training was too short."""
+    """Warn of empty masks, a sign that training may have been too short."""
     if empty:
         console().warning(
             f"warning: {empty} of {counted(count, 'mask')} {'is' if empty == 1 else 'are'} empty. The checkpoint was "
-            f"trained for {counted(step, 'step')}: if that is few, train on; else compare the overlays with images "
+            f"trained for {counted(step, 'step')}: if that is few, train on; else compare the overlays with the images "
             "that it was trained on"
         )
 
 
 def check_data(dataset, checkpoint):
-    """Raise `UserError` where the data does not fit the checkpoint."""
+    """Raise `UserError` if the data do not fit the checkpoint in channels, classes or labels."""
     if dataset.image_channels != checkpoint.image_channels:
         raise UserError(
             f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
@@ -337,8 +342,8 @@ def check_data(dataset, checkpoint):
         )
     if old.is_exclusive != new.is_exclusive:
         raise UserError(
-            f"--classes {new}: the checkpoint was trained with {old.described()}; whether values are in several "
-            "classes must be the same"
+            f"--classes {new}: the checkpoint was trained with {old.described()}; the classes must overlap in both "
+            "or in neither"
         )
     if checkpoint.config["model"]["class_cond"]:
         if list(dataset.label_names) != checkpoint.label_names:

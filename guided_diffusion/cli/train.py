@@ -7,10 +7,11 @@ from contextlib import nullcontext
 import torch
 
 from ..checkpoint import CheckpointFolder, checkpoint_path
-from ..config.command_line import as_yaml, parse, write_config
+from ..config.command_line import parse
+from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.script_options import TrainOptions
+from ..config.train_options import TrainOptions
 from ..data.inspection import like_photograph, mask_pictures
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
@@ -36,11 +37,11 @@ from ..training.watch import Watch
 EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --val_fraction 0.2 \\
       --out_dir runs/first --image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 \\
       --num_res_blocks 1 --lr 1e-3 --lr_anneal_steps 2400"""
-MASKS_LOOKED_AT = 4  # places in the data, at each of which some are tried
+MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
 
 
 def main(argv=None):
-    """Parse the command line and train, in this process or in one for each GPU that is asked for."""
+    """Parse the command line and train, in this process or in one for each GPU of --multi_gpu."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
     options, given = parse(__doc__, groups, argv, example=EXAMPLE, common=COMMON["train"])
     process_options = options[-1]
@@ -55,7 +56,7 @@ def main(argv=None):
 
 
 def train(options, given, processes):
-    """Begin or resume a run and train it, this process on its share of every batch. Returns the exit status."""
+    """Begin or resume a run and train it, this process with its share of every batch. Returns the exit status."""
     run = prepare_run(options, given, processes)
     if is_complete(run, processes):
         return 0
@@ -74,21 +75,21 @@ def train(options, given, processes):
 
 
 def is_complete(run, processes):
-    """Whether the run has its last step already; then a line says so, and how to go on."""
+    """Whether the run has its last step already; if so, print that and how to continue."""
     checkpoints = CheckpointFolder(run.folder)
     if not (run.is_complete and processes.from_first(lambda: checkpoints.has(run.start.step))):
         return False
     if processes.is_first:
-        best = checkpoints.told_best(checkpoints.best_so_far(run.start))
+        best = checkpoints.describe_best(checkpoints.best_so_far(run.start))
         command = command_to_sample(run, run.start.step)
-        run.folder.finish()  # an earlier run may have left files that the store lacks
+        run.folder.finish()  # the store may lack files of an interrupted run
         console().info(f"{run.complete_line}{best}\nsample with: {command}")
     return True
 
 
 def open_run_folder(run, processes):
     """Check that the run's folder can be written to, and fetch the log that a resumed run appends to."""
-    if processes.is_first:  # one checks for all: they would remove each other's trial file
+    if processes.is_first:  # only one, since processes would remove each other's trial file
         run.folder.check_writable()
         run.folder.pull(lambda name: name == "log.jsonl")
 
@@ -103,12 +104,12 @@ def cache_training_volumes(run, processes):
 
 
 def build_networks(run, processes):
-    """The model, on this process's device, and its `GaussianDiffusion`: new, or those of the checkpoint."""
+    """The model on this process's device and its `GaussianDiffusion`: new, or from the checkpoint to resume."""
     dataset, settings = run.dataset, run.settings
     torch.manual_seed(settings.train.seed)
     sharded = settings.train.fsdp and processes.count > 1
     if settings.train.fsdp and not sharded:
-        console().info("--fsdp True: there is one process alone, which keeps all weights whole")
+        console().info("--fsdp True has no effect: one process alone keeps all weights")
     with sharded_as_built(processes) if sharded else nullcontext():
         if run.start is None:
             num_labels = len(dataset.label_names)
@@ -116,13 +117,13 @@ def build_networks(run, processes):
             diffusion = build_diffusion(settings.diffusion)
         else:
             model, diffusion = run.start.build(settings.model)
-    if not sharded:  # what is gathered of shards is contiguous
+    if not sharded:  # a sharded model is on its device, and gathers its weights in contiguous memory
         model.to(processes.device, memory_format=training_memory_format(processes.device))
     return model, diffusion
 
 
 def print_run_summary(run, model, processes):
-    """Print what is about to run, with warnings."""
+    """Print the data, the model, how it will be trained, and warnings."""
     train = run.settings.train
     for line in data_lines(run.dataset):
         console().info(line)
@@ -136,7 +137,7 @@ def print_run_summary(run, model, processes):
         console().info(f"going on from step {run.start.step}")
     for warning in run.warnings:
         console().warning(warning)
-    kept = "; each save brings them there" if is_remote(train.out_dir) else ""
+    kept = "; updated there at each save" if is_remote(train.out_dir) else ""
     console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
     if processes.is_first:
         warn_of_masks(run.dataset)
@@ -167,7 +168,7 @@ def build_watch(run, diffusion, processes):
 
 
 def conclude_training(run, watch, last, processes):
-    """Push what is left and print how the run ended and the command to go on with. Returns the exit status."""
+    """Push files that a store still lacks; print how the run ended and the next command. Returns the exit status."""
     if processes.is_first:
         command = command_to_sample(run, last)
         run.folder.finish()
@@ -180,18 +181,18 @@ def conclude_training(run, watch, last, processes):
     elif last < train.last_step:
         line += f" of {train.last_step}; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:
-        best = "" if watch is None else CheckpointFolder(run.folder).told_best(watch.best)
+        best = "" if watch is None else CheckpointFolder(run.folder).describe_best(watch.best)
         console().info(f"{line}{best}\nsample with: {command}")
     return 0
 
 
 def dry_run(options, given):
-    """Print the settled options as YAML, then as comments the network's size and the data; write nothing. Returns 0."""
-    if os.environ.get("RANK", "0") != "0":  # the other processes of torchrun would print the same
+    """Print the settled options as YAML, and as comments the network's size and the data; write nothing. Returns 0."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes would print the same
         return 0
     run = prepare_run(options, given, Processes(0, 1, pick_device(options[-1].gpu_dev)))
     dataset, train = run.dataset, run.settings.train
-    with torch.device("meta"):  # its shapes alone
+    with torch.device("meta"):  # shapes without memory
         labels = len(dataset.label_names)
         model = build_model(run.settings.model, dataset.image_channels, len(dataset.class_names), labels)
     lines = [f"model: {size_of(model)}", *data_lines(dataset)]
@@ -209,7 +210,7 @@ def dry_run(options, given):
 
 
 def command_to_sample(run, step):
-    """The command that samples a run's checkpoint of this step."""
+    """The command line that samples a run's checkpoint of this step."""
     data_dir = run.settings.data.data_dir
     return sampling_command(data_dir, run.dataset.data_dir, run.folder, checkpoint_path("", step))
 
@@ -220,7 +221,7 @@ def size_of(model):
 
 
 def data_lines(dataset):
-    """Lines on what data were found."""
+    """Lines that describe the data found."""
     channels = counted(dataset.image_channels, "channel")
     layout = [f"layout: {dataset.layout}"] if dataset.layout else []
     classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
@@ -229,16 +230,16 @@ def data_lines(dataset):
 
 
 def warn_of_masks(dataset):
-    """Warn where a few masks, spread over the cases, have nothing marked, or are photographs."""
+    """Warn if no mask of a few, spread over the cases, has anything marked, or if they look like photographs."""
     marked = marked_cases(dataset, MASKS_LOOKED_AT)
     first = next(marked, None)
     if first is None:
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
         console().warning(
-            f"warning: nothing is marked{classes} in any mask looked at, spread over the training cases, and "
-            "nothing can be learned from them. python scripts/check_data.py lists the values that the masks hold"
+            f"warning: nothing is marked{classes} in any mask looked at, of training cases from all over the data; "
+            "nothing can be learned from such masks. python scripts/check_data.py lists the values in all masks"
         )
-    elif dataset.classes.is_binary and (pictures := mask_pictures(first)):  # else one look is enough
+    elif dataset.classes.is_binary and (pictures := mask_pictures(first)):
         looked_at = [(first, pictures), *((case, mask_pictures(case)) for case in marked)]
         photographs = [case.masks[0] for case, pictures in looked_at if any(map(like_photograph, pictures))]
         if 2 * len(photographs) >= len(looked_at):

@@ -1,4 +1,4 @@
-"""The command line: options become flags and YAML keys, and an error names all mistakes in one line."""
+"""The command line: parsing flags and option files; one error line names all mistakes."""
 
 import argparse
 import dataclasses
@@ -9,25 +9,24 @@ import re
 import sys
 from pathlib import Path
 
-from ..io.files import atomic_path, read_yaml
 from ..io.storage import check_path, is_remote
 from ..runtime.console import console
-from ..runtime.errors import UserError, describe_os_error
+from ..runtime.errors import UserError
+from .config_file import is_record, read_config, split_record
 from .help import help_text
 from .options import (
     LAST_VERSION,
-    ONLY_LEARNED_BY,
     REMOVED,
     DataOptions,
     DiffusionOptions,
     ModelOptions,
     ProcessOptions,
     build,
-    unused_flags,
     without_removed,
 )
 from .recipe import chosen_recipe, recipe_values
-from .script_options import CheckOptions, EvalOptions, SampleOptions, TrainOptions
+from .sample_options import CheckOptions, EvalOptions, SampleOptions
+from .train_options import TrainOptions
 
 TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
 COMMANDS = {
@@ -36,7 +35,7 @@ COMMANDS = {
     "segmentation_eval.py": (EvalOptions,),
     "check_data.py": (CheckOptions, DataOptions),
 }
-SYNONYMS = {  # what other programs call our flags; the first that the command has is suggested
+SYNONYMS = {  # other programs' names for our flags; an error suggests the first flag that the command has
     "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",
     "diffusion_steps": "timesteps num_timesteps t num_steps steps sampling_steps num_inference_steps ddim_steps",
     "max_minutes": "max_time time_limit",
@@ -66,18 +65,20 @@ SYNONYMS = {  # what other programs call our flags; the first that the command h
     "seed": "random_seed",
 }
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
-NO_VALUE = object()  # the value of a flag that stands alone and is not boolean
+NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
 
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
 
 def parse(description, groups, argv=None, *, example="", saved=(), common=()):
-    """Parse flags, and the YAML file of `--config` below them, into one instance of each class in `groups`.
+    """Parse flags over the YAML file of `--config` into one instance of each class in `groups`.
 
     A flag in two groups belongs to the first. example: a command for the help. saved: the groups whose values come
-    from a checkpoint. common: the flags in `--help`, in order; empty: all. Returns the instances, in the order of
-    `groups`, and the set of names that were given. Raises `UserError` that names all mistakes in one line.
+    from a checkpoint. common: the flags in `--help`, in order; empty: all.
+
+    Returns the instances, in the order of `groups`, and the set of names that the user set. Raises `UserError` that
+    names all mistakes in one line.
     """
     fields = fields_of(groups)
     words = _with_negatives(sys.argv[1:] if argv is None else argv)
@@ -105,7 +106,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
 
 
 def options_from(groups, values):
-    """The same from a dict of values by name, for programs: instances of `groups`, and the names given."""
+    """`parse` for programs: the instances of `groups` from a dict of values by name, and the set of names."""
     given, problems = _read_values(fields_of(groups), values)
     if problems:
         raise UserError("; ".join(problems))
@@ -113,7 +114,7 @@ def options_from(groups, values):
 
 
 def fields_of(groups):
-    """The options of these classes by name: dataclass fields, of the first class that has the name."""
+    """The dataclass fields of these classes by name, each from the first class that has it."""
     fields = {}
     for item in (item for group in groups for item in dataclasses.fields(group)):
         fields.setdefault(item.name, item)
@@ -121,7 +122,7 @@ def fields_of(groups):
 
 
 def _parser(fields):
-    """A parser that reads values as text. It leaves types and ranges to `_read_value`, as for YAML files."""
+    """A parser that reads values as text; `_read_value` checks types and ranges, as for YAML files."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
@@ -134,7 +135,7 @@ def _parser(fields):
 
 
 def _with_negatives(words):
-    """The words of a command line, each number below 0 joined to its flag: argparse takes "-160,240" for a flag."""
+    """The words with each negative number joined to its flag by "=", since argparse takes "-160,240" for a flag."""
     joined = []
     for word in words:
         if NEGATIVE.fullmatch(word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
@@ -145,7 +146,7 @@ def _with_negatives(words):
 
 
 def _with_recipe(given, fields):
-    """All values, with those of `--recipe` below what is given; and the names of those that were given."""
+    """The given values over the values of `--recipe`, and the names that the user set."""
     if "recipe" not in fields:
         return given, set(given)
     asked = given.get("recipe", fields["recipe"].default)
@@ -155,7 +156,7 @@ def _with_recipe(given, fields):
 
 
 def _instances(groups, values, later=()):
-    """One instance of each group. later: groups that get further values from a checkpoint (see `options.build`)."""
+    """One instance of each group. later: groups that a checkpoint completes (see `options.build`)."""
     fields, instances = fields_of(groups), []
     for group in groups:
         own = {item.name for item in dataclasses.fields(group) if fields[item.name] is item}
@@ -168,7 +169,7 @@ def _instances(groups, values, later=()):
 
 
 def _read_values(fields, written):
-    """The values of a dict by name in their options' types, and a line for each that is wrong."""
+    """The values of a dict in their options' types, and an error line for each wrong one."""
     values, problems = {}, []
     for name, value in written.items():
         try:
@@ -179,7 +180,7 @@ def _read_values(fields, written):
 
 
 def _read_value(fields, name, value):
-    """A value of a flag or of a YAML file in its option's type and range; raises `UserError`."""
+    """A flag's or YAML value in its option's type. Raises `UserError` for a wrong type or range."""
     if name not in fields:
         raise UserError(_unknown_flag(str(name), fields))
     if value is NO_VALUE:
@@ -188,7 +189,7 @@ def _read_value(fields, name, value):
     text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
     if not text and kind is not str:
         raise UserError(_needs_value(name))
-    try:  # from text also where YAML has a type: int(3.7) and int(True) would pass
+    try:  # from text even if YAML has a type, since int(3.7) and int(True) would pass
         value = _boolean(text) if kind is bool else kind(text)
     except ValueError:
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
@@ -231,7 +232,7 @@ def _needs_value(name):
 
 
 def _unknown_words(words, fields):
-    """A line for each unknown flag of a command line, and for each value that follows no flag."""
+    """An error line for each unknown flag, and for each value that follows no flag."""
     lines, has_flag = [], False
     for word in words:
         if word.startswith("-"):
@@ -239,7 +240,7 @@ def _unknown_words(words, fields):
             lines.append(_unknown_flag(name, fields))
             has_flag = "=" not in word
         elif has_flag:
-            has_flag = False  # its value
+            has_flag = False  # the word is the unknown flag's value
         else:
             lines.append(f"{word!r}: follows no flag")
     return lines
@@ -257,137 +258,40 @@ def _unknown_flag(name, fields):
     return f"--{name}: no such flag, " + (f"did you mean --{words[close[0]]}?" if close else "see --help_all")
 
 
-# ---- YAML files ------------------------------------------------------------------------------------------------------
+# ---- Files of options ------------------------------------------------------------------------------------------------
 
 
 def _from_file(path, groups, fields, written):
     """The values of a `--config` file. written: the values on the command line.
 
-    Prints the names in a training run's record that have no use here, once in a run of several processes.
+    Commands other than training use a part of a run's record. One line names the rest; of several processes one
+    prints it.
     """
-    reader = _ConfigReader(fields, is_training=TrainOptions in groups, with_data="data_dir" not in written)
-    values = reader.read(Path(path))
-    launches_others = (values | written).get("multi_gpu")  # the first of those prints
-    if reader.ignored and os.environ.get("RANK", "0") == "0" and not launches_others:
-        names = ", ".join(reader.ignored)
+    ignored = []
+
+    def check(values, file):
+        if TrainOptions not in groups and is_record(file):
+            values, unused = split_record(values, fields, fields_of(TRAINING), with_data="data_dir" not in written)
+            ignored.extend(unused)
+        return _checked(values, fields)
+
+    values = read_config(Path(path), check)
+    starts_processes = (values | written).get("multi_gpu")  # the first of them prints
+    if ignored and os.environ.get("RANK", "0") == "0" and not starts_processes:
+        names = ", ".join(ignored)
         console().info(f"--config {path}: holds a training run's settings; not used here: {names}")
     return values
 
 
-class _ConfigReader:
-    """Reads YAML files of options with the files that they include.
-
-    `include` names a file, relative to the folder of the including one, or a list of files. Later ones win, and a
-    file's own values win over all. Commands other than training use a part of a run's record (see `_split_record`);
-    `ignored` has the names of the rest.
-    """
-
-    def __init__(self, fields, *, is_training, with_data):
-        self.fields, self.is_training, self.with_data = fields, is_training, with_data
-        self.ignored = []
-
-    def read(self, path, above=()):
-        """The values by name. above: the files that include this one, the outermost first.
-
-        Raises `UserError`, which names the file and all mistakes in it.
-        """
-        where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
-        if any(path.resolve() == other.resolve() for other in above):
-            raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
-        try:
-            values = read_yaml(path)
-        except OSError as error:
-            reason = describe_os_error(error).removeprefix(f"{path}: ")
-            raise UserError(f"{where}: {reason}; name a YAML file") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: must hold lines of the form 'flag: value'")
-        result = {}
-        for included in _included(values.pop("include", []), where):
-            result |= self.read(path.parent / included, (*above, path))
-        if not self.is_training and _is_record(path):
-            values, ignored = _split_record(values, self.fields, self.with_data)
-            self.ignored.extend(ignored)
-        problems = []
-        try:
-            values = without_removed(values, "asks for")
-        except UserError as error:
-            problems.append(str(error))
-            values = {name: value for name, value in values.items() if name not in REMOVED}
-        own, wrong = _read_values(self.fields, values)
-        if problems + wrong:
-            raise UserError(f"{where}: {'; '.join(problems + wrong)}")
-        return result | own
-
-
-def _included(names, where):
-    names = names if isinstance(names, list) else [names]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{where}: include: must be the path of a YAML file or a list of them")
-    return names
-
-
-# ---- The record of a run ---------------------------------------------------------------------------------------------
-
-
-RECORD = "# What ran;"  # how config.yaml of a run begins, also that of version 0.1.0
-
-
-def run_values(config, settings):
-    """The options of a training run as one dict by name, from which `--config` makes the same run.
-
-    config: the option values of each group, as in a checkpoint. Flags without effect, which would be refused, are left
-    out; so is a checkpoint in the run's own folder: the run did not begin there.
-    """
-    values = {name: value for group in config.values() for name, value in group.items()}
-    start = values.get("resume_checkpoint")
-    if start == "auto" or (start and Path(start).resolve().parent == Path(settings.train.out_dir).resolve()):
-        values["resume_checkpoint"] = ""
-    unused = unused_flags(settings.model, settings.diffusion, settings.train)
-    return {name: value for name, value in values.items() if name not in unused}
-
-
-def as_yaml(values):
-    """A dict of plain values as YAML text, in its own order."""
-    import yaml
-
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def write_config(values, out_dir):
-    """Write config.yaml in `out_dir`, whole or not at all; returns its path."""
-    path = Path(out_dir) / "config.yaml"
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            f"{RECORD} --config with this file and another --out_dir repeats it.\n{as_yaml(values)}", encoding="utf-8"
-        )
-    return path
-
-
-def _is_record(path):
-    """Whether a training run wrote this YAML file."""
-    if not path.is_file():  # a pipe, which is read once
-        return False
-    with open(path, encoding="utf-8-sig") as file:
-        return file.readline().startswith(RECORD)
-
-
-def _split_record(values, fields, with_data):
-    """The values of a run's record for a command other than training, and the names that it ignores.
-
-    The values are those of data (unless `with_data` is False), network and diffusion that differ from the command's own
-    defaults. Unknown names stay with them, so that typos are refused. Names with training's default are not listed.
-    """
-    training = fields_of(TRAINING)
-    usable = {
-        item.name
-        for group in (*([DataOptions] if with_data else []), ModelOptions, DiffusionOptions)
-        for item in dataclasses.fields(group)
-        if fields.get(item.name) is item  # --diffusion_steps of sampling is another option
-    }
-    if "data_dir" in usable:
-        usable.add("data_name")  # check_data has its own, with another default
-    default = {name: item.default for name, item in training.items()} | {n: REMOVED[n][0] for n in ONLY_LEARNED_BY}
-    ignored = [n for n, v in values.items() if n in default and n not in usable and v != default[n]]
-    taken = {n: v for n, v in values.items() if n not in default or (n in usable and v != fields[n].default)}
-    return taken, ignored
+def _checked(values, fields):
+    """A file's own values in their options' types. Raises `UserError` that names all mistakes."""
+    problems = []
+    try:
+        values = without_removed(values, "asks for")
+    except UserError as error:
+        problems.append(str(error))
+        values = {name: value for name, value in values.items() if name not in REMOVED}
+    values, wrong = _read_values(fields, values)
+    if problems + wrong:
+        raise UserError("; ".join(problems + wrong))
+    return values

@@ -1,4 +1,4 @@
-"""What `--help` and `--help_all` print, and which flags most people set."""
+"""The text of `--help` and `--help_all`, and the flags that most people set."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ import textwrap
 
 from .recipe import DEFAULT_RECIPE, recipe_values
 
-# The flags in --help, in this order. A command without an entry shows all of its flags there.
+# The flags in --help, in order. A command without an entry shows all its flags there.
 COMMON = {
     "train": (
         "data_dir",
@@ -58,7 +58,7 @@ COMMON = {
     ),
 }
 METAVARS = {bool: "True|False", int: "N", float: "X", str: "TEXT"}
-CONFIG_HELP = "YAML file with the same names; flags win over it. `include: FILE`, or a list, brings in others"
+CONFIG_HELP = "YAML file of options by the same names; flags win over it. `include: FILE` or a list adds other files"
 FROM_CHECKPOINT = (
     "Taken from the checkpoint; accepted because published commands pass them. A value that differs from the "
     "checkpoint's is an error, except for --image_size."
@@ -66,10 +66,10 @@ FROM_CHECKPOINT = (
 
 
 def help_text(description, groups, fields, *, example="", saved=(), common=()):
-    """The help as text, as wide as the terminal.
+    """The help as text, wrapped to the terminal's width.
 
-    fields: the options by name, each under the first of `groups` that has it. common: the names to show, in order;
-    empty: all, by group. saved: the groups that come from a checkpoint; their flags are one block of names.
+    fields: the options by name. common: the names to show, in order; empty: all, by group. saved: the groups that come
+    from a checkpoint; the help shows their flags as one block of names.
     """
     paragraphs = [_wrapped(text) for text in description.strip().split("\n\n")]
     parser = argparse.ArgumentParser(
@@ -100,7 +100,7 @@ def help_text(description, groups, fields, *, example="", saved=(), common=()):
 
 
 def _own_fields(group, fields):
-    """The options of a group, without those that an earlier group has."""
+    """The options of a group that no earlier group has."""
     return [item for item in dataclasses.fields(group) if fields[item.name] is item]
 
 
@@ -120,7 +120,7 @@ def _add_flag(section, fields, item, saved):
 
 
 def _remark(item, fields, saved):
-    """The end of an option's help: that it is required, or its default."""
+    """The end of an option's help: "(required)" or its default."""
     if item.metadata["required"]:
         return " (required)"
     if saved and item.name == "data_name":

@@ -1,6 +1,6 @@
 """The published sizes of the network, `--preset S|B|L|++`."""
 
-_OWN = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
+_OWN = {  # S, B, L: 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
     "S": {"channel_mult": "1,1,2,2,4"},
     "B": {"channel_mult": "1,1,2,2,4,4"},
     "L": {"channel_mult": "1,1,2,2,4,4,4"},
@@ -13,8 +13,6 @@ _OWN = {  # S, B, L: U-Nets with 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2);
         "use_scale_shift_norm": True,
     },
 }
-
-
 _EVERY = {
     "image_size": 256,
     "num_channels": 128,
@@ -23,6 +21,4 @@ _EVERY = {
     "attention_resolutions": "16",
     "use_scale_shift_norm": False,
 }
-
-
 PRESETS = {name: {**_EVERY, **values} for name, values in _OWN.items()}

@@ -1,41 +1,34 @@
-"""Recipes: YAML files in recipes/ whose values `--recipe NAME` puts below the flags, as `--config FILE` does."""
+"""Recipes: the YAML files in recipes/; `--recipe NAME` puts their values below the flags, as `--config FILE` does."""
 
 from dataclasses import fields
 from pathlib import Path
 
-from ..io.files import read_yaml
 from ..runtime.errors import UserError
+from .config_file import read_config
 from .options import VERSIONS, DiffusionOptions, ModelOptions, build, unused_flags
 
 FOLDER = Path(__file__).with_name("recipes")
 RECIPES = tuple(sorted({path.stem.partition("_v")[0] for path in FOLDER.glob("[!_]*.yaml")}))
 DEFAULT_RECIPE = "staged"
-_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # go with a network that predicts x_0 alone
+_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # only for a network that predicts x_0
 
 
 def recipe_file(name, version):
     """The YAML file of a recipe for a version of the network: NAME.yaml, or NAME_v1.yaml beside NAME_v2.yaml.
 
-    Raises `UserError` where the recipe has none for that version.
+    Raises `UserError` if the recipe has none for that version.
     """
     for path in (FOLDER / f"{name}_{version}.yaml", FOLDER / f"{name}.yaml"):
-        if path.is_file() and read_recipe(path)["version"] == version:
+        if path.is_file() and read_config(path)["version"] == version:
             return path
-    versions = sorted({read_recipe(path)["version"] for path in FOLDER.glob(f"{name}*.yaml")})
+    versions = sorted({read_config(path)["version"] for path in FOLDER.glob(f"{name}*.yaml")})
     raise UserError(f"--recipe {name} goes with --version {' or '.join(versions)}, not {version}")
 
 
-def read_recipe(path):
-    """The values of a recipe's file by name, over those of the file that it includes."""
-    values = read_yaml(path)
-    included = values.pop("include", None)
-    return {**(read_recipe(path.parent / included) if included else {}), **values}
-
-
 def chosen_recipe(asked, given):
-    """The name of the recipe for `--recipe`; auto is the default recipe for a V2 that predicts masks, else none.
+    """The name of the recipe that `--recipe` asks for: for auto the default recipe if a V2 predicts masks, else none.
 
-    given: the values of the other flags by name.
+    given: the values of the given flags by name.
     """
     if asked != "auto":
         return asked or "none"
@@ -45,11 +38,11 @@ def chosen_recipe(asked, given):
 def recipe_values(name, given):
     """The values that a recipe adds to those given, by name.
 
-    Left out are values that contradict a flag that was given, or that have no effect beside it.
+    It leaves out values that contradict a given flag or have no effect beside one.
     """
     if name == "none":
         return {}
-    recipe = read_recipe(recipe_file(name, _version(given)))
+    recipe = read_config(recipe_file(name, _version(given)))
     values = {flag: value for flag, value in recipe.items() if flag not in given and flag != "version"}
     if "predict_xstart" in given:
         values.pop("objective", None)  # its synonym was given
@@ -64,7 +57,7 @@ def _version(given):
 
 
 def _predicts_masks(given):
-    """Whether the values by name are those of a network that predicts x_0 by --mask_loss."""
+    """Whether a network with these values predicts x_0 and learns by --mask_loss."""
     objective = given.get("objective", "x0" if given.get("predict_xstart", True) else "eps")
     return objective == "x0" and not given.get("use_kl", False)
 

@@ -1,4 +1,4 @@
-"""Every option of a command settled once: flags, recipe, checkpoint and data become one frozen `Settings`."""
+"""All options of a command, settled once: flags, recipe, checkpoint and data become one frozen `Settings`."""
 
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -7,20 +7,21 @@ from ..runtime.errors import UserError
 from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant
 from .presets import PRESETS
 from .recipe import recipe_values
-from .script_options import SampleOptions, TrainOptions
+from .sample_options import SampleOptions
+from .train_options import TrainOptions
 
 HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
-SCALES = "0.9,1.1"  # further scales of test-time augmentation: as far as --augment light goes
-# Changes of these are not listed where a run goes on: paths become absolute, and a recipe names other values.
+SCALES = "0.9,1.1"  # --scales auto: the range of scales in --augment light
+# A resumed run does not list changes of these: paths become absolute, and a recipe stands for other values.
 UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of one command, settled; nothing changes them afterwards.
+    """The settled options of one command; nothing changes them afterwards.
 
-    image_size: the side of the network's input in pixels, in sampling maybe another than in training.
-    given: the names that were set on the command line or in a file of options.
+    image_size: the side of the network's input in pixels, which sampling may choose. given: the names that the user
+    set, by flags or in a file of options. train or sample is None in the other command.
     """
 
     model: ModelOptions
@@ -35,7 +36,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint brings. config: its option values, a dict for each group. where: how messages name it."""
+    """A checkpoint's options. config: a dict of values for each group. where: the checkpoint's name in messages."""
 
     config: dict
     where: str
@@ -43,11 +44,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the training data say of options that are left open.
+    """Facts of the training data that decide open options.
 
     data_name: the loader that recognised the folder. orientation: "any" or "upright". ct_window: "LOW,HIGH" in HU, ""
-    without CT. classes: as --classes is written. count, is_exclusive: how many classes, and whether a pixel has one of
-    them at most.
+    without CT. classes: in the syntax of --classes. count: the number of classes. is_exclusive: whether a pixel has at
+    most one of them.
     """
 
     data_name: str
@@ -61,18 +62,20 @@ class DataFacts:
 def settle(options, given, saved=None, facts=None):
     """The `Settings` of a training or a sampling command.
 
-    Pure: it is called again as more is known, first with the flags alone, then with the checkpoint, then with the data.
+    A pure function: training calls it with the checkpoint's options, then again with the facts of the data.
 
-    options: instances of option classes as `command_line.parse` gives them, flags over recipe. given: the names that
-    were set. saved: the `Saved` that is gone on from, or sampled. facts: the `DataFacts` of the training data.
+    options: instances of option classes from `command_line.parse`, flags over recipe. given: the names that the user
+    set. saved: the `Saved` of the checkpoint to resume or to sample. facts: the `DataFacts` of the training data.
     Raises `UserError` for flags that contradict each other, the checkpoint or the data.
     """
     parts = {type(part): part for part in options}
-    return (_training if TrainOptions in parts else _sampling)(parts, frozenset(given), saved, facts)
+    if TrainOptions in parts:
+        return _training(parts, frozenset(given), saved, facts)
+    return _sampling(parts, frozenset(given), saved)
 
 
 def changes(settings, saved):
-    """A line that lists what the flags change of the run that is gone on with; None where they change nothing."""
+    """A line that lists the options that a resumed run changes, "--lr 0.1 (was 0.2), ..."; None if there are none."""
     before = saved.config["data"] | saved.config["train"]
     now = asdict(settings.data) | asdict(settings.train)
     names = sorted(settings.given & before.keys() - UNLISTED_CHANGES)
@@ -85,14 +88,14 @@ def changes(settings, saved):
 def _training(parts, given, saved, facts):
     data, train, model, diffusion = (parts[g] for g in (DataOptions, TrainOptions, ModelOptions, DiffusionOptions))
     if saved is not None:
-        counted = _counted(parts, given, saved)
-        model = unless_contradicted(model, counted, saved.config["model"], saved.where)
-        diffusion = unless_contradicted(diffusion, counted, saved.config["diffusion"], saved.where)
-        data = _over(data, counted, saved.config["data"])
-        train = _over(train, counted, saved.config["train"])
+        binding = _binding_names(parts, given, saved)
+        model = unless_contradicted(model, binding, saved.config["model"], saved.where)
+        diffusion = unless_contradicted(diffusion, binding, saved.config["diffusion"], saved.where)
+        data = _over(data, binding, saved.config["data"])
+        train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
     if data.group_key and not data.val_fraction:
-        raise UserError("--group_key belongs to --val_fraction, which alone divides cases in training; leave it out")
+        raise UserError("--group_key belongs to --val_fraction: without it training divides no cases; leave it out")
     check_variant(model, diffusion, train, given=given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
@@ -109,8 +112,8 @@ def _training(parts, given, saved, facts):
     return Settings(model, diffusion, device, model.image_size, given, data=data, train=train)
 
 
-def _counted(parts, given, saved):
-    """The names that count against a checkpoint: those given, and those of a recipe that was asked for by name."""
+def _binding_names(parts, given, saved):
+    """The names that must agree with a checkpoint: the given ones, and those of a recipe that was given by name."""
     recipe = parts[TrainOptions].recipe
     if "recipe" not in given or recipe == (saved.config["train"].get("recipe") or "none"):
         return given
@@ -119,7 +122,7 @@ def _counted(parts, given, saved):
 
 
 def _over(options, given, values):
-    """Options of a run that goes on: as before, under the flags that are given now."""
+    """The options of a resumed run: the given flags over the run's own values."""
     names = {item.name for item in fields(options)}
     kept = {name: value for name, value in values.items() if name in names}
     return build(type(options), kept | {name: getattr(options, name) for name in names & given}, whole=False)
@@ -128,16 +131,17 @@ def _over(options, given, values):
 def unless_contradicted(options, given, values, where):
     """The options of a checkpoint's network or diffusion. Raises `UserError` for a given flag with another value.
 
-    options: what was parsed. given: the names set. values: the checkpoint's, by name. where: how messages name it.
+    options: the parsed ones. given: the names that the user set. values: the checkpoint's values by name. where: the
+    checkpoint's name in messages.
     """
     group = type(options)
     names = {item.name for item in fields(group)}
     kept = group(**{name: value for name, value in values.items() if name in names})
-    if getattr(options, "diffusion_channels", 0) == -1:  # half of what the checkpoint has, not of the default
+    if getattr(options, "diffusion_channels", 0) == -1:  # half of the checkpoint's width, not of the default
         width = replace(kept, diffusion_channels=-1).complete(given).diffusion_channels
         options = replace(options, diffusion_channels=width)
     implied = set()
-    if "preset" in given & names:  # what it stands for counts, not its name
+    if "preset" in given & names:  # compare the sizes that it stands for, not its name
         implied = PRESETS.get(options.preset, {}).keys() - given
         given = given - {"preset"} | implied
     for name in sorted(given & names):
@@ -153,14 +157,14 @@ def unless_contradicted(options, given, values, where):
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def _sampling(parts, given, saved, _):
+def _sampling(parts, given, saved):
     sample, config = parts[SampleOptions], saved.config
     model = parts.get(ModelOptions, ModelOptions())
     diffusion = parts.get(DiffusionOptions, DiffusionOptions())
     # The network may run at another size: its frequency maps are resampled.
     image_size = model.image_size if "image_size" in given else config["model"]["image_size"]
     model = unless_contradicted(model, given - {"image_size"}, config["model"], saved.where)
-    # Here --diffusion_steps is the number of steps to take, not the T of training.
+    # In sampling --diffusion_steps is the number of steps to take, not the T of training.
     diffusion = unless_contradicted(diffusion, given - {"diffusion_steps"}, config["diffusion"], saved.where)
     has_diffusion = model.version != "unet"
     sample = replace(
@@ -189,7 +193,7 @@ def _sampling(parts, given, saved, _):
 def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
     """The `SampleOptions` with --symmetries, --scales, --coupling and --fuse resolved.
 
-    train: the option values of the checkpoint's training. exclusive: whether its classes exclude one another.
+    train: the values of the checkpoint's `TrainOptions` by name. exclusive: whether its classes exclude one another.
     Raises `UserError` for --coupling coarse with such classes, and for --coupling_sigma without coupling.
     """
     augmented = train.get("augment", "none") != "none" and has_diffusion
@@ -205,8 +209,8 @@ def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
     coupling = coupling if has_diffusion else "own"
     if coupling == "own" and sample.coupling_sigma != SampleOptions.coupling_sigma:
         raise UserError(
-            f"--coupling_sigma {sample.coupling_sigma:g}: belongs to --coupling coarse, and these members are not "
-            "coupled; leave it out"
+            f"--coupling_sigma {sample.coupling_sigma:g}: belongs to --coupling coarse, but here --coupling is own; "
+            "leave it out"
         )
     if fuse == "auto":
         fuse = "mean" if coupling == "coarse" else "staple"
@@ -214,7 +218,7 @@ def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
 
 
 def _data_as_trained(data, given, config):
-    """The data options: what is left open is as in training, and a folder is divided as training divided it."""
+    """The data options: open ones as in training, and the training folder is divided as training divided it."""
     trained = config["data"]
     left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
     values = {name: value for name, value in left_open.items() if name not in given}
@@ -225,7 +229,7 @@ def _data_as_trained(data, given, config):
             by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
             raise UserError(
                 f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
-                "otherwise give it to segmentation_eval.py), or say how to divide by --val_fraction"
+                "differently, give it to segmentation_eval.py), or set --val_fraction to divide anew"
             )
         values |= held
     return replace(data, **values)

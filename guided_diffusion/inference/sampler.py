@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config.script_options import SampleOptions
+from ..config.sample_options import SampleOptions
 from ..data.batches import readable_batches
 from ..data.resizing import WHOLE, View
 from ..models.medsegdiff import check_size

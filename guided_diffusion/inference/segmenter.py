@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checkpoint import load_checkpoint
 from ..config.command_line import options_from
 from ..config.options import DeviceOptions, ModelOptions
-from ..config.script_options import SampleOptions
+from ..config.sample_options import SampleOptions
 from ..config.settings import settle
 from ..data.batches import collate
 from ..data.dataset import own_errors

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, replace
 
 from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from ..config.command_line import run_values
-from ..config.script_options import TrainOptions
+from ..config.config_file import run_values
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
+from ..config.train_options import TrainOptions
 from ..data.compatibility import check_reading, used_window
 from ..data.dataset import SegmentationDataset
 from ..data.registry import AUTO, build_dataset, recognised

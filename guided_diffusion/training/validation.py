@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config.script_options import SampleOptions
+from ..config.sample_options import SampleOptions
 from ..config.settings import members_as_trained
 from ..data.batches import collate
 from ..evaluation.metrics import overlap

@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.config.options import DeviceOptions, DiffusionOptions, build
-from guided_diffusion.config.script_options import SampleOptions, TrainOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.config.settings import Settings
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference.members import draw_members
 from guided_diffusion.inference.plan import ONE_STEP, plan_sampling

@@ -8,9 +8,10 @@ import pytest
 from helpers import GROUPS, TRAIN, help_of
 
 from guided_diffusion.config.command_line import fields_of, parse
+from guided_diffusion.config.config_file import read_config
 from guided_diffusion.config.help import COMMON
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.recipe import read_recipe, recipe_file
+from guided_diffusion.config.recipe import recipe_file
 
 
 def flags_of(text):
@@ -84,7 +85,7 @@ def test_help_of_sampling_names_what_the_checkpoint_brings_in_one_block(script, 
 
 def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
     text = " ".join(help_of("segmentation_train", script, capsys).split())
-    for name, value in read_recipe(recipe_file("staged", "v2")).items():
+    for name, value in read_config(recipe_file("staged", "v2")).items():
         own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
         told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
         assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name

@@ -8,7 +8,7 @@ from helpers import PUBLISHED, SAMPLE, TRAIN, refused, values
 from guided_diffusion.config import command_line
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build, check_variant
-from guided_diffusion.config.script_options import CheckOptions, EvalOptions
+from guided_diffusion.config.sample_options import CheckOptions, EvalOptions
 from guided_diffusion.runtime.errors import UserError
 
 # ---- every option ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant
-from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.diffusion.schedule import linear_betas
 from guided_diffusion.runtime.errors import UserError
@@ -73,18 +73,18 @@ def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
 
 @pytest.mark.parametrize("recipe", ["", "--recipe staged"])
 @pytest.mark.parametrize(
-    ("flags", "heeded"),
+    ("flags", "expected"),
     [
         ("--mask_loss bce_dice --condition_steps 0", {"coarse_loss": "bce_dice", "border_weight": 1}),
         ("--coarse_loss mse", {"mask_loss": "bce", "border_weight": 1}),
         ("--border_weight 4", {"mask_loss": "bce", "border_weight": 4}),
     ],
 )
-def test_what_a_flag_leaves_of_a_recipe_without_use_is_not_of_it(recipe, flags, heeded):
+def test_a_recipe_leaves_out_values_without_effect_beside_a_flag(recipe, flags, expected):
     (_, model, diffusion), given = parse("", GROUPS, f"{recipe} {flags}".split())
     check_variant(model, diffusion, given=given)
     assert given == {flag.removeprefix("--") for flag in f"{recipe} {flags}".split() if flag.startswith("--")}
-    assert {name: getattr(diffusion, name) for name in heeded} == heeded and model.diffusion_level == 1
+    assert {name: getattr(diffusion, name) for name in expected} == expected and model.diffusion_level == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_flags_win_over_what_contradicts_them_of_a_recipe(flags, found):
     assert {name: getattr(diffusion, name) for name in found} == found
 
 
-def test_a_given_flag_that_the_variant_leaves_unheeded_is_refused_with_a_recipe_too():
+def test_a_given_flag_without_effect_is_refused_with_a_recipe_too():
     (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice --border_weight 4".split())
     with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):
         check_variant(model, diffusion, given=given)

@@ -8,8 +8,8 @@ from helpers import SAMPLE, TRAIN
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import ModelOptions
-from guided_diffusion.config.script_options import TrainOptions
 from guided_diffusion.config.settings import DataFacts, Saved, changes, settle, unless_contradicted
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.runtime.errors import UserError
 
 

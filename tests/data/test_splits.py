@@ -194,7 +194,7 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
 
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
-    assert "--group_key belongs to --val_fraction, which alone divides cases in training" in message
+    assert "--group_key belongs to --val_fraction: without it training divides no cases; leave it out" in message
 
 
 # ---- the folders of a split ---------------------------------------------------------------------------------------

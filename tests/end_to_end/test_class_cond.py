@@ -8,7 +8,7 @@ from conftest import LOADER, TINY
 from networks import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule

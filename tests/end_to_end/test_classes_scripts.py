@@ -247,7 +247,7 @@ def test_classes_that_contradict_the_checkpoint(regions, refusal, script, brats,
         "segmentation_sample",
         ["--model_path", trained, "--data_dir", label_maps, "--out_dir", tmp_path / "none", f"--classes {TISSUES}"],
     )
-    assert "whether values are in several classes must be the same" in refusal(
+    assert "the classes must overlap in both or in neither" in refusal(
         "segmentation_sample", [*data, "--classes WT=1,TC=2,ET=4"]
     )
     script("segmentation_train", ["--resume_checkpoint auto --max_steps 3 --out_dir", regions.parent])

@@ -196,7 +196,7 @@ def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
     ended = finish(child)
     assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
     assert "Traceback" not in ended.err
-    assert "0 of 4 cases finished; the same command goes on from here" in ended.out
+    assert "0 of 4 cases finished; the same command continues from here" in ended.out
 
 
 def test_a_log_file_gets_few_lines_of_the_bars(trained, pictures, tmp_path):

@@ -49,7 +49,7 @@ def test_the_other_pictures_are_sampled_as_if_it_were_not_there(run, trained, ba
     assert status == 1 and len(told) == 1
     assert told[0].startswith(f"warning: case1: goes on without it: {path}: is truncated or damaged")
     assert errors == [
-        "error: 1 of 4 cases could not be read and has no mask: case1; repair it, and the same command goes on with it"
+        "error: 1 of 4 cases could not be read and has no mask: case1; repair it, then the same command samples it"
     ]
     assert not [name for name in files(results) if "case1" in name]
     for name in files(results):
@@ -75,8 +75,8 @@ def test_several_in_a_batch_the_first_among_them(run, trained, bad, truncate, sc
     status, told, errors = run(trained, bad, FAST)
     assert status == 1 and [line.split(": ")[1] for line in told] == ["case0", "case2"]
     assert errors == [
-        "error: 2 of 4 cases could not be read and have no mask: case0, case2; repair them, and the same command goes "
-        "on with them"
+        "error: 2 of 4 cases could not be read and have no mask: case0, case2; repair them, then the same command "
+        "samples them"
     ]
     assert files(tmp_path / "results" / "masks") == ["case1.png", "case3.png"]
     script("segmentation_eval", ["--pred_dir", tmp_path / "results"])

@@ -9,7 +9,7 @@ from conftest import FAST, TINY
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.inference.members import draw_members
 from guided_diffusion.inference.plan import plan_sampling

@@ -8,7 +8,7 @@ import pytest
 from conftest import files
 
 from guided_diffusion.config.options import build
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps
 from guided_diffusion.inference.plan import plan_sampling

@@ -10,7 +10,7 @@ import torch
 from conftest import FAST
 from scipy.ndimage import map_coordinates
 
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import class_logits, class_probabilities

@@ -7,7 +7,7 @@ import torch
 from networks import Stack
 
 from guided_diffusion.config.options import build
-from guided_diffusion.config.script_options import SampleOptions
+from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.inference import writer
 from guided_diffusion.inference.members import Members

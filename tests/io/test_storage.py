@@ -229,7 +229,7 @@ def test_sampling_and_evaluation_work_in_a_store(script, sample, trained, pictur
     manifest = strict_json(there / "manifest.json")
     assert manifest["status"] == "complete" and manifest["checkpoint"] == "gs://bucket/runs/model000002.pt"
     assert manifest["data"]["data_dir"] == "az://account/data/pictures" and not unfinished(tmp_path)
-    assert "masks: gs://bucket/out   to look at: gs://bucket/out/report.html" in capsys.readouterr().out
+    assert "masks: gs://bucket/out   report: gs://bucket/out/report.html" in capsys.readouterr().out
     cases = [path for path in blobs.uploads() if "case0" in path]
     assert cases[-1] == "gs://bucket/out/masks/case0.png" and len(cases) == len(set(cases)) == 7
 

@@ -11,7 +11,7 @@ from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
-from guided_diffusion.config.script_options import TrainOptions
+from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.data.batches import collate
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model

@@ -1,0 +1,225 @@
+"""The options of sampling, of evaluation and of the check of data."""
+
+import math
+from dataclasses import dataclass, replace
+
+from ..runtime.errors import UserError
+from .options import absolute_loader, check_group_key, numbers, option
+
+FUSE = ("staple", "mean", "vote")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Sampling. The network and its diffusion come from the checkpoint."""
+
+    model_path: str = option("", "checkpoint to sample from, also on gs:// or az://", required=True, remote=True)
+    out_dir: str = option(
+        "./results/", "results folder, also on gs:// or az://; cases that are finished in it are skipped", remote=True
+    )
+    split: str = option(
+        "test",
+        "cases to sample: test (all cases of data without a division), val (validation), train or all",
+        choices=("test", "val", "train", "all"),
+    )
+    num_ensemble: int = option(5, "members of the ensemble: masks drawn for each image", above=0)
+    num_samples: int = option(0, "sample only the first N cases; 0: all", minimum=0)
+    sample_batch_size: str = option(
+        "auto",
+        "images x ensemble members in one pass of the network; auto: as many as suit the machine, fewer when memory "
+        "runs out. Masks do not depend on it",
+    )
+    batch_size: int = option(
+        0, "images read at once; --sample_batch_size divides them into passes. 0: as many as fit one pass", minimum=0
+    )
+    compile: bool = option(
+        False, "compile the network with torch.compile: minutes of warm-up, then faster steps on a GPU"
+    )
+    diffusion_steps: int = option(
+        0,
+        "number of steps through the checkpoint's schedule of T steps. T is full DDPM, fewer is strided DDPM unless "
+        "--sampler names another method; 0: 20 steps of DPM-Solver++",
+        minimum=0,
+    )
+    sampler: str = option(
+        "auto",
+        "sampling method; auto: by --use_ddim, --dpm_solver and --diffusion_steps",
+        choices=("auto", "ddpm", "ddim", "dpm_solver"),
+    )
+    use_ddim: bool = option(False, "sample with DDIM, in 50 steps unless --diffusion_steps is given")
+    dpm_solver: bool = option(False, "sample with DPM-Solver++, in 20 steps unless --diffusion_steps is given")
+    solver_order: int = option(2, "order of DPM-Solver++, 1 to 3", minimum=1, maximum=3)
+    timestep_respacing: str = option(
+        "",
+        "method and steps in one word: 50 (DDPM, 50 steps), ddim50, or 10,20,30 (steps in each third of the schedule)",
+    )
+    tile: bool = option(
+        False,
+        "predict images larger than --image_size in overlapping tiles of that size and blend them, instead of "
+        "resizing images. The network then sees images at their own scale, so this is the default for checkpoints "
+        "trained with --crop True",
+    )
+    tile_overlap: float = option(
+        0.25, "overlap of neighbouring tiles as a fraction of their side", minimum=0, maximum=0.9
+    )
+    clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] at each step")
+    symmetries: str = option(
+        "auto",
+        "test-time augmentation. all: members take turns over the image's eight rotations and mirror images; none: all "
+        "see it as it is. auto: all if the checkpoint was trained with --augment on images of any --orientation, else "
+        "none. A plain U-Net's mask is the mean over the eight; its auto is none",
+        choices=("auto", "all", "none"),
+    )
+    scales: str = option(
+        "auto",
+        "test-time augmentation: the coarse mask is the mean over the image at its own and at these scales, as "
+        "0.9,1.1, which makes it less confident where it is wrong. none: its own scale only; auto: 0.9,1.1 if the "
+        "checkpoint was trained with --augment. A plain U-Net's mask is that mean; its auto is none",
+    )
+    coupling: str = option(
+        "auto",
+        "coarse: the members' probability at each pixel is the coarse mask's; the diffusion decides only how the "
+        "pixels vary together. own: members are the diffusion's own samples. auto: coarse for checkpoints trained in "
+        "stages (--condition_steps) whose classes do not exclude one another, else own",
+        choices=("auto", "own", "coarse"),
+    )
+    coupling_sigma: float = option(
+        1 / 64,
+        "with --coupling coarse: at each pixel members are ranked by their logits, smoothed with a Gaussian of this "
+        "standard deviation (a fraction of the network's side). Larger: smoother outlines and more similar members; "
+        "0: no smoothing",
+        minimum=0,
+        maximum=1,
+    )
+    fuse: str = option(
+        "auto",
+        "how members become one mask: staple (Warfield's EM), mean (of the soft masks) or vote (of the masks cut at "
+        "0.5). auto: mean with --coupling coarse, else staple",
+        choices=("auto", *FUSE),
+    )
+    temperature: float = option(
+        0.0,
+        "temperature T of the probability map, sigmoid(logit(p) / T); masks do not change. 0: the checkpoint's, "
+        "fitted by segmentation_eval.py --fit_temperature, or 1",
+        minimum=0,
+    )
+    weights: str = option(
+        "ema",
+        "weights to use: ema (the first averaging rate of training), model (not averaged), or a rate such as 0.999",
+    )
+    save_samples: bool = option(False, "also write each member's mask and the coarse mask")
+    uncertainty_maps: bool = option(
+        False,
+        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits",
+    )
+    debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
+    seed: int = option(
+        0, "seed of the noise. A result depends only on it, on the case's name and on the member's number", minimum=0
+    )
+
+    def resolve(self, given):
+        """Check values that a single bound cannot."""
+        if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
+            raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
+        self.other_scales()
+        return self
+
+    def other_scales(self):
+        """`scales` as a tuple of floats; empty for auto and none."""
+        scales = () if self.scales in ("auto", "none") else numbers("scales", self.scales, float)
+        if not all(0.5 <= scale <= 2 and scale != 1 for scale in scales):
+            raise UserError(f"--scales {self.scales}: must be auto, none, or numbers from 0.5 to 2 other than 1")
+        return scales
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Evaluation."""
+
+    pred_dir: str = option(
+        "",
+        "results folder of segmentation_sample.py, or a folder of masks named like the cases (NAME.png, "
+        "NAME_mask.png, NAME_seg.nii.gz, ...), also on gs:// or az://",
+        required=True,
+        remote=True,
+    )
+    data_name: str = option("", "kind of data that holds the truth; empty: from the results folder's manifest")
+    data_dir: str = option("", "folder that holds the truth; empty: from the results folder's manifest", remote=True)
+    split: str = option(
+        "",
+        "cases of --data_dir to score: test, val, train or all; empty: the split in the results folder's manifest, "
+        "also for another --data_dir, else test",
+        choices=("", "test", "val", "train", "all"),
+    )
+    group_key: str = option(
+        "",
+        "regular expression that finds the patient in a case's name, as '^(P[0-9]+)', so that intervals and "
+        "comparisons count patients; empty: from the results folder's manifest, else the loader's",
+    )
+    classes: str = option(
+        "",
+        "classes to score in label maps: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or auto, as in "
+        "training. They need not be the trained ones; empty: from the results folder's manifest",
+    )
+    out_dir: str = option(
+        "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
+    )
+    nsd_tolerance: str = option(
+        "1,2",
+        "distances within which surfaces agree in the normalised surface Dice, one or several; in mm if the voxel "
+        "size is known, else in pixels",
+    )
+    ensemble_curve: bool = option(
+        False,
+        "also show how the ensemble's Dice grows with its size, from 1 to all members, as a table and as a plot in "
+        "report.html; needs --save_samples True in sampling",
+    )
+    compare: str = option(
+        "",
+        "results folder of another run on the same cases: print the paired differences of the figures, their "
+        "intervals and Wilcoxon's p",
+        remote=True,
+    )
+    card: bool = option(
+        False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"
+    )
+    fit_temperature: str = option(
+        "",
+        "checkpoint that made these results: fit the temperature of least log loss on them and store it in that file, "
+        "for sampling to apply to probabilities. Use results of validation cases (segmentation_sample.py --split "
+        "val)",
+    )
+    lesion_iou: float = option(
+        0.1,
+        "least IoU of a predicted and a true connected component for the lesion to count as found",
+        above=0,
+        maximum=1,
+    )
+
+    def resolve(self, given):
+        """Check values that a single bound cannot."""
+        check_group_key(self.group_key)
+        if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
+            raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
+        return self
+
+    def tolerances(self):
+        """`nsd_tolerance` as a tuple of different floats, in the order given."""
+        return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """The check of data."""
+
+    data_name: str = option(
+        "AUTO",
+        "kind of data: AUTO (recognised from the folder), BRATS, ISIC, LIDC, MSD, FOLDER, a name that an installed "
+        "package registers, or path/to/my_loader.py:MyDataset",
+    )
+    out_dir: str = option("data_check", "folder for contact_sheet.png")
+    num_shown: int = option(32, "cases of each split that the contact sheet shows, spread over the split", above=0)
+
+    def resolve(self, given):
+        """Make the path of a user's loader absolute."""
+        return replace(self, data_name=absolute_loader(self.data_name))

@@ -1,0 +1,209 @@
+"""The options of a training run."""
+
+from dataclasses import dataclass, replace
+
+from ..io.storage import join
+from ..runtime.errors import UserError
+from .options import numbers, option
+from .recipe import RECIPES
+
+OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100  # --max_steps and --sample_interval of --overfit
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The training run."""
+
+    recipe: str = option(
+        "auto",
+        "a named set of flags; explicit flags win. staged (v2): the condition model learns first, as a plain U-Net, "
+        "then a light diffusion learns on it. published (v1, v2): the published pipeline, as far as the published "
+        "code goes; docs/paper_to_code.md lists what differs. none: each flag's own default. auto: staged for v2 with "
+        "--objective x0, else none",
+        choices=("", "auto", "none", *RECIPES),  # "" is what none was called once
+    )
+    out_dir: str = option(
+        "./results/",
+        "folder for checkpoints and logs; one on gs:// or az:// is brought up to date at each save and at the end",
+        remote=True,
+    )
+    max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
+    max_minutes: float = option(
+        0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew. 0: no limit", minimum=0
+    )
+    batch_size: int = option(8, "images per optimizer step, over all processes", above=0)
+    microbatch: int = option(
+        -1,
+        "images per forward pass; gradients are summed over the passes of a process's share of the batch. -1: the "
+        "whole share",
+    )
+    lr: float = option(1e-4, "learning rate of AdamW", above=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
+    lr_anneal_steps: int = option(
+        0, "decay the learning rate to 0 over this many steps, then stop; 0: constant", minimum=0
+    )
+    lr_decay: str = option(
+        "linear",
+        "decay over --lr_anneal_steps: linear, cosine, or none (constant; no --lr_anneal_steps)",
+        choices=("none", "linear", "cosine"),
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate first rises linearly", minimum=0)
+    grad_clip: float = option(0.0, "clip the gradient's norm, over all weights, to this; 0: off", minimum=0)
+    ema_rate: str = option(
+        "0.9999", "decay rate of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
+    )
+    condition_steps: int = option(
+        0,
+        "v2: steps of a first stage, in which the condition model learns alone, as a plain U-Net, by --coarse_loss "
+        "and Dice on the mean of the raters' masks. Then all of it but its last layer is frozen and the diffusion "
+        "learns. 0: both learn from the start; -1: 85 % of the run's steps, or of --max_minutes if they end first",
+        minimum=-1,
+        needs={"version": ("v2",)},
+    )
+    second_stage_lr: float = option(
+        1.0,
+        "learning rate of the second stage of --condition_steps, in units of --lr; few layers learn there",
+        above=0,
+        needs={"version": ("v2",)},
+    )
+    dice_steps: int = option(
+        300,
+        "steps, from the first, in which Dice is added to --coarse_loss bce (--version unet: to --mask_loss bce). "
+        "Dice finds small objects sooner; the steps after it calibrate",
+        minimum=0,
+    )
+    schedule_sampler: str = option(
+        "uniform",
+        "how training time steps are drawn: uniform, or loss-second-moment (more often where the loss is large)",
+        choices=("uniform", "loss-second-moment"),
+    )
+    raters: str = option(
+        "random",
+        "target for images with several raters: random (one rater's mask, drawn anew each time) or mean (the mean of "
+        "the masks, a soft target)",
+        choices=("random", "mean"),
+    )
+    augment: str = option(
+        "none",
+        "random changes of images and masks in training, as far as the kind of data allows: light (mirror, rotate, "
+        "scale, contrast), strong (more of these, elastic deformation, noise and blur) or none",
+        choices=("none", "light", "strong"),
+    )
+    slices: str = option(
+        "all",
+        "slices (or images) to train on: all, nonempty (with something marked) or balanced (as many with as without; "
+        "each epoch draws anew from the more numerous kind). Sampling always uses all",
+        choices=("all", "nonempty", "balanced"),
+    )
+    crop: bool = option(
+        False,
+        "train on random squares of --image_size, cut from larger images, instead of resizing images. A third of the "
+        "squares lie around something marked. Sampling then defaults to --tile True",
+    )
+    orientation: str = option(
+        "auto",
+        "what images may look like, for --augment and for --symmetries in sampling: any (rotations and mirror images "
+        "are as likely: dermoscopy, microscopy, CT patches), upright (they have a top) or auto (from the loader)",
+        choices=("auto", "any", "upright"),
+    )
+    log_interval: int = option(50, "steps between lines of the log", above=0)
+    save_interval: int = option(5000, "steps between checkpoints; one is also written at the end", above=0)
+    fsdp: bool = option(
+        False,
+        "shard weights, gradients, averages and the optimizer's state over the processes (torch's FSDP2), for "
+        "networks that do not fit on one device; consider --use_checkpoint True too. The checkpoint files are the "
+        "same",
+    )
+    compile: bool = option(
+        False,
+        "compile the network with torch.compile: the first step takes minutes, later ones less on a GPU. Needs a C++ "
+        "compiler; not with --fsdp True",
+    )
+    keep_checkpoints: int = option(
+        0,
+        "keep only the N newest model*.pt; best.pt (by validation Dice) and last.pt are never removed. 0: all",
+        minimum=0,
+    )
+    sample_interval: int = option(
+        1000,
+        "steps between validations; one is also made at the end. Each samples a few fixed cases with the averaged "
+        "weights, for Dice and a picture; training does not depend on it. 0: never",
+        minimum=0,
+    )
+    val_cases: int = option(8, "cases to sample at each validation: always the same ones, spread over all", above=0)
+    val_dir: str = option(
+        "",
+        "folder of validation cases, of the same kind as --data_dir; empty: the cases held out of training, or "
+        "training cases if none are",
+        remote=True,
+    )
+    overfit: int = option(
+        0,
+        "check that training works: learn N cases by heart, without augmentation, dropout and stages, sample them and "
+        "print pass or fail (exit status 1). Stops as soon as it passes, at the latest after 2000 steps or "
+        "--max_steps; writes to overfit/ in --out_dir, and no checkpoint. 0: normal training",
+        minimum=0,
+    )
+    resume_checkpoint: str = option(
+        "",
+        "continue from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none",
+        remote=True,
+    )
+    dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")
+    seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
+
+    def resolve(self, given):
+        """Check values that a single bound cannot; with --overfit, set its options."""
+        if self.microbatch == 0 or self.microbatch < -1:
+            raise UserError(f"--microbatch {self.microbatch}: must be -1 or above 0")
+        for rate in self.ema_rates():
+            if not 0 <= rate < 1:
+                raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+        if self.compile and self.fsdp:
+            raise UserError("--compile True does not go with --fsdp True; leave one of them out")
+        return self._for_overfit(given) if self.overfit else self
+
+    def _for_overfit(self, given):
+        """The options of `--overfit`, which checks training and so replaces some of the run's own."""
+        if "sample_interval" in given and not self.sample_interval:
+            raise UserError("--sample_interval 0: --overfit needs to sample; leave it out")
+        return replace(
+            self,
+            augment="none",
+            resume_checkpoint="",
+            condition_steps=0,  # so that the check includes the diffusion from the first step
+            out_dir=str(join(self.out_dir, "overfit")),
+            max_steps=self.max_steps if {"max_steps", "max_minutes"} & given else OVERFIT_STEPS,
+            sample_interval=self.sample_interval if "sample_interval" in given else OVERFIT_INTERVAL,
+            val_cases=self.overfit,
+            val_dir="",
+        )
+
+    def complete(self, given):
+        """Check the flags of the learning rate's decay."""
+        total, alone = self.lr_anneal_steps, "lr_decay" in given and "lr_anneal_steps" not in given
+        if not total and (self.lr_decay == "cosine" or (self.lr_decay == "linear" and alone)):
+            raise UserError(f"--lr_decay {self.lr_decay}: needs --lr_anneal_steps, the steps over which it decays")
+        if total and self.lr_decay == "none":
+            raise UserError(f"--lr_anneal_steps {total} contradicts --lr_decay none; stop a run by --max_steps")
+        if total and self.warmup_steps >= total:
+            raise UserError(f"--warmup_steps {self.warmup_steps}: must be below --lr_anneal_steps {total}")
+        return self
+
+    @property
+    def last_step(self):
+        """The last optimizer step of the run."""
+        return min(self.max_steps, self.lr_anneal_steps or self.max_steps)
+
+    @property
+    def ending_flags(self):
+        """The flags that set `last_step`, as text: "--max_steps and --lr_anneal_steps". A longer run raises them."""
+        names = ("max_steps", "lr_anneal_steps")
+        return " and ".join(f"--{name}" for name in names if getattr(self, name) == self.last_step)
+
+    def ema_rates(self):
+        """`ema_rate` as a tuple of floats."""
+        rates = numbers("ema_rate", self.ema_rate, float)
+        if not rates:
+            raise UserError("--ema_rate: needs at least one rate, such as 0.9999")
+        return rates
