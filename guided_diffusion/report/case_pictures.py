@@ -232,7 +232,7 @@ def _jpeg(picture, quality):
     if (picture == picture[..., :1]).all():
         image = image.convert("L")
     data = io.BytesIO()
-    image.save(data, format="JPEG", quality=quality, optimize=True, subsampling=0)
+    image.save(data, format="JPEG", quality=quality, subsampling=0)  # optimize fails on noise
     return data.getvalue()
 
 
