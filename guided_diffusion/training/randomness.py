@@ -1,4 +1,4 @@
-"""How the time steps of training are drawn: uniformly, or more often where the loss is large."""
+"""The randomness of a training step: time steps, raters and noise, each item's from a generator of its own."""
 
 import numpy as np
 import torch
@@ -7,9 +7,9 @@ from ..runtime.seeds import seeded_generator
 
 
 class UniformTimesteps:
-    """Every time step is equally likely."""
+    """Draws every time step with the same probability."""
 
-    learns = False  # whether `update` changes anything
+    learns = False  # whether `update` has an effect
 
     def __init__(self, num_timesteps):
         self.num_timesteps = num_timesteps
@@ -28,19 +28,21 @@ class UniformTimesteps:
         return torch.from_numpy(t), torch.from_numpy(weights).float()
 
     def update(self, t, losses):
-        """Learn from the losses [N] at time steps t [N] (a uniform sampler has nothing to learn)."""
+        """Learn from the losses [N] at time steps t [N]."""
 
     def state_dict(self):
-        """What a resumed run needs."""
+        """The state for a checkpoint."""
         return {}
 
     def load_state_dict(self, state):
-        """Undo `state_dict`."""
+        """Take the state of a checkpoint."""
 
 
 class LossSecondMomentTimesteps(UniformTimesteps):
-    """Time steps in proportion to sqrt(E[loss^2]) (arXiv 2102.09672 sec. 3.3) of their last `history` losses, mixed
-    with a thousandth of uniform; uniform until every time step has a full history."""
+    """Draws time steps in proportion to sqrt(E[loss^2]) over their last `history` losses (arXiv 2102.09672 sec. 3.3).
+
+    A share `uniform_share` of draws is uniform, and all are until every time step has a full history.
+    """
 
     learns = True
 
@@ -71,32 +73,31 @@ class LossSecondMomentTimesteps(UniformTimesteps):
 TIMESTEP_SAMPLERS = {"uniform": UniformTimesteps, "loss-second-moment": LossSecondMomentTimesteps}
 
 
-# ---- What a training step draws at random: for each item its mask, time steps and noise, by a generator of its own --
+# ---- the draws of a step -------------------------------------------------------------------------------------------
 
 
 def item_generator(seed, step, index):
-    """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
+    """The CPU generator of item `index` of the global batch of `step`, which decides its rater, time step and noise."""
     return seeded_generator("train", seed, step, index)
 
 
 def rows(drawn, part):
-    """Of what was drawn for each item, [N, R, ...], that of the slice `part` of items as rows [n * R, ...]."""
+    """Draws [N, R, ...] of N items -> those of the slice `part` of n items, as rows [n * R, ...]."""
     return drawn[part].flatten(0, 1)
 
 
 def draw_for_items(masks, options, timesteps, step, first):
-    """For each item R draws of a mask [N, R, K, H, W] (of a rater, or the raters' mean), time step [N, R], loss weight
-    and noise.
+    """R draws for each of N items: masks [N, R, K, H, W], time steps [N, R], loss weights [N, R], noise as the masks.
 
-    masks: a list of [raters, K, H, W], of the items from number `first` of the global batch on. options: the run's
-    `TrainOptions`. timesteps: one of `timesteps.TIMESTEP_SAMPLERS`. All are drawn by the item's own generator, also the
-    rater that the mean does without: so runs that differ in `raters` alone see the same time steps and noise. An item's
-    time steps are R equal parts of the whole apart.
+    masks: the items' masks, each [raters, K, H, W], from item `first` of the global batch on. options: the run's
+    `TrainOptions`; by `raters` a mask is a random rater's or the mean. timesteps: an instance of one of
+    `TIMESTEP_SAMPLERS`. The R uniform numbers behind an item's time steps are 1/R apart (modulo 1).
     """
     draws = options.noise_draws
     chosen, uniforms, noise = [], [], []
     for index, mask in enumerate(masks, start=first):
         generator = item_generator(options.seed, step, index)
+        # Raters are drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
         raters = torch.randint(len(mask), (draws,), generator=generator)
         chosen.append(mask.mean(dim=0).expand(draws, -1, -1, -1) if options.raters == "mean" else mask[raters])
         start = torch.rand((), generator=generator, dtype=torch.float64).item()

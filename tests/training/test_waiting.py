@@ -34,11 +34,11 @@ def test_share_is_of_the_time_since_it_was_last_taken(clock):
     assert share.take() == pytest.approx(0.9)
 
 
-def test_a_large_share_is_told_once_and_a_short_one_not(clock, capsys):
+def test_a_large_share_is_reported_once_and_a_short_one_not(clock, capsys):
     share = WaitingShare(2)
-    for seconds, told in ((9, False), (11, True), (11, False)):
+    for seconds, warned in ((9, False), (11, True), (11, False)):
         share.next(slow(clock, seconds))
         clock[0] += 11
         share.take()
         out = capsys.readouterr().out
-        assert ("warning: 50% of the time goes into waiting for images. More --num_workers than 2" in out) == told
+        assert ("warning: 50% of the time goes into waiting for images. More --num_workers than 2" in out) == warned
