@@ -242,7 +242,9 @@ def test_a_failure_in_one_process_ends_all_and_is_reported_once(line, pictures, 
 def test_fewer_images_than_processes(run, line):
     ended = run(2, processes.train, line("--batch_size 1"))
     assert ended.statuses == [2, 2]
-    assert "error: --batch_size 1: is shared by 2 processes, which need at least one image each" in ended.outputs[0]
+    assert (
+        "error: --batch_size 1: is shared by 2 processes, one image each at least; give 2 or more" in ended.outputs[0]
+    )
 
 
 # ---- restarts ----------------------------------------------------------------------------------------------------
