@@ -1,4 +1,4 @@
-"""From the flags of sampling to a plan: which sampler takes which steps of the training schedule."""
+"""The sampling plan: which sampler takes which steps of the training schedule, as the flags choose them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,17 +9,20 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import solver_timesteps, strided_timesteps
 from ..runtime.errors import UserError
 
+DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM takes all T
+PUBLISHED_THRESHOLD = 0.995  # the quantile of |x0| by which the published code thresholds in its DPM-Solver++
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Which sampler takes which time steps and how: what decides the masks beside the network, image and noise.
+    """All that decides the masks beside the network, image and noise.
 
-    sampler: a name in `SAMPLERS`; timesteps: falling ints; solver_order: 1 to 3, of DPM-Solver++ alone, else None. clip
-    and dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: the members see a square image in its eight
-    symmetries by turns. What is told from the image alone, every member's coarse mask, is then the mean over all eight,
-    and over the image at each of `scales` too (see `looks`; not in tiles). coupling_sigma: the members' mean is the
-    coarse mask, and they are ranked by a neighbourhood of this size, in parts of the network's side (see `coupling`);
-    None: they are as drawn.
+    sampler: a name in `SAMPLERS`. timesteps: falling ints. solver_order: 1 to 3 for DPM-Solver++, else None. clip and
+    dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: each member sees a square image in one of its eight
+    symmetries, and the coarse mask is the mean over all eight. scales: further scales of the image over which the
+    coarse mask is averaged (see `tta`). Tiled images have neither. coupling_sigma: members are coupled to the coarse
+    mask, and their logits are smoothed by this sigma, a fraction of the network's side (see `members.coupled`); None:
+    members stay as drawn.
     """
 
     sampler: str
@@ -32,26 +35,25 @@ class SamplingPlan:
     coupling_sigma: float | None = None
 
     def __str__(self):
-        looks = looks_of(self.settings())
+        members = describe_members(self.settings())
         steps = f"{len(self.timesteps)} steps"
-        return f"{self.sampler}, {steps}" + (f"; {looks}" if looks else "")
+        return f"{self.sampler}, {steps}" + (f"; {members}" if members else "")
 
     def settings(self):
-        """What a manifest records, in plain types."""
+        """A dict of plain types for a manifest."""
         settings = dataclasses.asdict(self)
         settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
         return settings | {"clip_denoised": settings.pop("clip")}
 
     def run(self, denoise, x, schedule, noise, watch=None):
-        """Sample; a sampler of the common signature without its `timesteps`."""
-        how = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
-        return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **how)
+        """The sampled x0 [rows, K, H, W]; arguments as of every sampler (see `diffusion.samplers`)."""
+        options = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
+        return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **options)
 
 
-def looks_of(settings):
-    """In words, how members see an image and what binds them, by a plan's `settings`; "" where they see it as it lies
-    and are drawn one by one."""
-    parts = ["image turned and mirrored by turns"] if settings.get("symmetric") else []
+def describe_members(settings):
+    """A line on test-time augmentation and coupling by a plan's `settings`; "" where members have neither."""
+    parts = ["each member sees one of 8 symmetries of the image"] if settings.get("symmetric") else []
     scales = settings.get("scales")
     parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
     sigma = settings.get("coupling_sigma")
@@ -59,21 +61,15 @@ def looks_of(settings):
     return ", ".join(parts)
 
 
-DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM's is T
-
-
-PUBLISHED_THRESHOLD = 0.995  # the share of pixels by which the published code thresholds x0 in its DPM-Solver++
-
-
-ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, whose answer is the x0 of any x_t
+ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, which predicts the same x0 from any x_t
 
 
 def plan_sampling(options, given, diffusion, *, is_published=False):
-    """The `SamplingPlan` that `SampleOptions` ask for (design, section 4).
+    """The `SamplingPlan` that `SampleOptions` ask for.
 
-    options: with what is left to the checkpoint resolved, see `settings.members_as_trained`. given: names of the flags
-    given explicitly. diffusion: the checkpoint's `GaussianDiffusion`, of T steps. is_published: whether it was trained
-    by --recipe published, after which DPM-Solver++ thresholds x_0 dynamically, as the published code does.
+    options: without "auto" for how members are drawn (see `settings.members_as_trained`). given: the names of the flags
+    that the user gave. diffusion: the checkpoint's `GaussianDiffusion`, of T steps. is_published: whether training used
+    --recipe published; DPM-Solver++ then thresholds x_0 dynamically, as the published code does.
     Raises `UserError` for flags that contradict each other or the checkpoint, and for more steps than T.
     """
     _check_flags(options, given)
@@ -81,8 +77,7 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
     is_solver, total = sampler == "dpm_solver", diffusion.num_timesteps
     if not is_solver and "solver_order" in given:
         raise UserError(
-            f"--solver_order {options.solver_order}: {sampler} has none; sample by --sampler dpm_solver, or leave it "
-            "out"
+            f"--solver_order {options.solver_order}: {sampler} has none; leave it out, or add --sampler dpm_solver"
         )
     if options.timestep_respacing:
         times = _respaced(options, total)
@@ -102,14 +97,14 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
 
 
 def with_members(plan, options):
-    """The plan with how members see the image and what binds them, as resolved `SampleOptions` say."""
+    """The plan with the test-time augmentation and the coupling of resolved `SampleOptions`."""
     sigma = options.coupling_sigma if options.coupling == "coarse" else None
     symmetric = options.symmetries == "all"
     return dataclasses.replace(plan, symmetric=symmetric, scales=options.other_scales(), coupling_sigma=sigma)
 
 
 def _check_flags(options, given):
-    """Raise `UserError` for flags of which each names another sampler."""
+    """Raise `UserError` where flags name different samplers."""
     if options.use_ddim and options.dpm_solver:
         raise UserError("--use_ddim True contradicts --dpm_solver True; choose one")
     if options.sampler == "auto":
@@ -120,11 +115,11 @@ def _check_flags(options, given):
 
 
 def _choose(options, given):
-    """The sampler's name in `sampling.SAMPLERS`."""
+    """The sampler's name in `SAMPLERS`. Raises `UserError` where --timestep_respacing contradicts it."""
     respacing = options.timestep_respacing
     if respacing:
         if options.dpm_solver or options.sampler == "dpm_solver":
-            raise UserError("--timestep_respacing sets the steps itself, for DDPM or DDIM: leave out it or the solver")
+            raise UserError("--timestep_respacing chooses steps of DDPM or DDIM: leave out it or the solver")
         if respacing.startswith("ddim") and options.sampler == "ddpm":
             raise UserError(f"--sampler ddpm contradicts --timestep_respacing {respacing}; leave one out")
     if options.sampler != "auto":
@@ -137,14 +132,14 @@ def _choose(options, given):
 
 
 def _respaced(options, num_timesteps):
-    """Times from `--timestep_respacing`: "50", "ddim50" or one count for each equal section, as "10,20,30"."""
+    """Falling time steps by `--timestep_respacing`: "50", "ddim50", or a count for each equal section: "10,20,30"."""
     text = options.timestep_respacing
     if options.diffusion_steps not in (0, num_timesteps):
-        raise UserError("--timestep_respacing sets the steps itself: leave out --diffusion_steps")
+        raise UserError("--timestep_respacing sets the number of steps: leave out --diffusion_steps")
     try:
         counts = [int(part) for part in text.removeprefix("ddim").split(",")]
     except ValueError:
-        raise UserError(f"--timestep_respacing {text}: must be like 50, ddim50 or 10,20,30") from None
+        raise UserError(f"--timestep_respacing {text}: write it as 50, ddim50 or 10,20,30") from None
     bounds = np.linspace(0, num_timesteps, len(counts) + 1).round().astype(int)
     times = []
     for low, high, count in zip(bounds[:-1], bounds[1:], counts, strict=True):

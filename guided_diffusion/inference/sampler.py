@@ -1,4 +1,4 @@
-"""The sampling loop: ensembles of many images through the network, and finished cases to the results folder."""
+"""The sampling loop: batches of images become ensembles, which go to a `ResultWriter`."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +20,14 @@ from .members import draw_members
 from .plan import ONE_STEP, plan_sampling, with_members
 from .tiles import crop_members, in_tiles
 
-PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, to begin with
-
-
-WAITING_BATCHES = 2  # that may wait to be written before the network waits
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, at first
+WAITING_BATCHES = 2  # that may queue for the writer before the network waits
 
 
 def rows_at_once(option, device, image_size):
-    """Images x members in one pass of the network for `--sample_batch_size` ("auto" or a number).
+    """Images x members in one pass of the network, by `--sample_batch_size` ("auto" or a number).
 
-    auto is what fills the machine: 64 of 256 x 256 on a GPU, which is halved when memory runs out; on a CPU, which
-    gains nothing by large batches, 2.
+    auto: 64 of 256 x 256 pixels on a GPU, halved when memory runs out; 2 on a CPU, which gains nothing from more.
     """
     if option != "auto":
         return int(option)
@@ -38,10 +35,7 @@ def rows_at_once(option, device, image_size):
 
 
 def batches_of(units, images):
-    """Lists of data set indices, each at most `images` long: of 2-D cases in their order, of each volume apart.
-
-    Which cases share a batch does not depend on the number of processes.
-    """
+    """Lists of at most `images` data set indices: 2-D cases in their order, then each volume by itself."""
     blocks, flat = [], []
     for unit in units:
         if unit.is_volume:
@@ -52,7 +46,10 @@ def batches_of(units, images):
 
 
 def share_of(units, images, process, processes):
-    """The units that process number `process` of `processes` samples: every `processes`-th batch, volumes whole."""
+    """The units of one process: every `processes`-th batch, with volumes whole.
+
+    process: its number. Which cases share a batch does not depend on the number of processes.
+    """
     flat = [unit for unit in units if not unit.is_volume]
     blocks = [flat[i : i + images] for i in range(0, len(flat), images)]
     blocks += [[unit] for unit in units if unit.is_volume]
@@ -60,7 +57,7 @@ def share_of(units, images, process, processes):
 
 
 def build_sampler(checkpoint, settings, device, precision):
-    """The `EnsembleSampler` of a `Checkpoint`, as the `Settings` of a sampling command say."""
+    """The `EnsembleSampler` of a `Checkpoint` by the `Settings` of a sampling command."""
     sample, trained = settings.sample, checkpoint.config["train"]
     model, diffusion = checkpoint.build(settings.model)
     checkpoint.load_weights(model, sample.weights)
@@ -71,10 +68,10 @@ def build_sampler(checkpoint, settings, device, precision):
         is_published = trained.get("recipe") == "published"
         plan = plan_sampling(sample, settings.given, diffusion, is_published=is_published)
     if sample.tile != trained["crop"]:
-        how = "squares cut from larger images" if trained["crop"] else "whole images made smaller"
+        trained_on = "squares cut from larger images" if trained["crop"] else "whole images made smaller"
         console().warning(
-            f"warning: --tile {sample.tile}: the checkpoint was trained on {how}; images larger than --image_size now "
-            "have another scale"
+            f"warning: --tile {sample.tile}: the checkpoint was trained on {trained_on}; images larger than "
+            "--image_size now have another scale"
         )
     view = View(keep_size=sample.tile)
     return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings.image_size, view)
@@ -82,11 +79,11 @@ def build_sampler(checkpoint, settings, device, precision):
 
 @dataclass
 class EnsembleSampler:
-    """Samples the cases of a data set in batches and hands each finished case or volume to the results folder.
+    """Samples the cases of a data set in batches.
 
-    options: resolved `SampleOptions`. view: what the dataset shows the network of each case; images that keep a size
-    above image_size are sampled in tiles, one image to a batch. rows: images x members, or tiles, in one pass, halved
-    when memory runs out unless `options` set a number. images: how many are read at once.
+    options: resolved `SampleOptions`. view: how the dataset shows a case to the network; images that stay larger than
+    image_size are sampled in tiles, one image per batch. rows: images x members, or tiles, in one pass; halved when
+    memory runs out, unless `options` set a number. images: how many make a batch.
     """
 
     model: torch.nn.Module
@@ -109,11 +106,11 @@ class EnsembleSampler:
             self.model.forward = torch.compile(self.model.forward)
 
     def run(self, dataset, writer, num_workers, show=True):
-        """Sample the images of a `ResultWriter`'s units, with a bar over the denoising steps (if `show`).
+        """Sample the units of a `ResultWriter`, with a progress bar over denoising steps if `show`.
 
-        A unit that cannot be read, or a slice of which cannot, is reported and left out as a whole. Returns {name of a
-        unit left out: why}. Fusing and writing go on in the background while the network draws the next batch, unless
-        this process also reads the images (num_workers 0): a loader does one thing at a time.
+        A unit with an unreadable image or slice is reported and left out. Returns {its name: the reason}.
+        Fusing and writing run in a thread while the network draws the next batch, unless this process also reads the
+        images (num_workers 0): a loader need not be thread-safe.
         """
         unread, done, units = {}, 0, writer.units
         batches, steps = batches_of(units, self.images), self.options.num_ensemble * len(self.plan.timesteps)
@@ -128,19 +125,19 @@ class EnsembleSampler:
                     unit = writer.unit_of[index]
                     if unit not in unread:
                         unread[unit] = why
-                        # Not a warning, which only the first process shows: each process has its own share.
+                        # An error, as only the first process shows warnings and each process has its own share.
                         console().error(f"warning: {unit.name}: goes on without it: {why}")
                         later(writer.leave_out, unit)
                 readable = [index for index in indices if writer.unit_of[index] not in unread]
                 bar.total -= (len(indices) - len(readable)) * steps
-                if readable:  # a batch holds single images, or slices of one volume, which are all left out
+                if readable:  # of a volume, all slices are or none
                     later(writer.write, readable, batch, *self.draw(batch, bar))
                     done += len(readable)
                 bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images", refresh=False)
         return {unit.name: why for unit, why in unread.items()}
 
     def draw(self, batch, bar):
-        """The batch's `Members` on the CPU and its `Trace` (of nothing without --debug)."""
+        """The batch's `Members` on the CPU and its `Trace`. Halves `rows` when memory runs out."""
         while True:
             began = bar.n
             try:
@@ -149,9 +146,9 @@ class EnsembleSampler:
                 fixed = self.options.sample_batch_size != "auto"
                 if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
-            tiled = self.view.keep_size  # in how many tiles is not known here
-            most = self.rows if tiled else len(batch["name"]) * self.options.num_ensemble
-            self.rows = max(1, min(self.rows, most) // 2)
+            tiled = self.view.keep_size  # the number of tiles is not known here
+            used = self.rows if tiled else len(batch["name"]) * self.options.num_ensemble
+            self.rows = max(1, min(self.rows, used) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
             bar.update(began - bar.n)
             if self.device.type == "cuda":
@@ -175,7 +172,7 @@ class EnsembleSampler:
                 seed=self.options.seed,
                 label=batch["label"].to(self.device) if conditional else None,
                 watch=trace,
-                rows=None if debug else self.rows,  # the trace follows a batch as a whole
+                rows=None if debug else self.rows,  # a trace needs the batch in one pass
             )
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
@@ -187,9 +184,10 @@ class EnsembleSampler:
 
 @contextmanager
 def _background(is_wanted):
-    """A function (task, *arguments) that runs tasks in order, in a thread if that `is_wanted`.
+    """A function (task, *arguments) that runs tasks in order, in a thread if `is_wanted`.
 
-    It waits while more than `WAITING_BATCHES` tasks are not done. On leaving the context all are done.
+    A call waits while more than `WAITING_BATCHES` tasks are queued. The context ends when all tasks are done. Raises
+    the first error of a task, in a later call or at the end.
     """
     if not is_wanted:
         yield lambda task, *arguments: task(*arguments)
@@ -208,9 +206,9 @@ def _background(is_wanted):
 
 
 class Trace:
-    """Follows the steps of a batch: moves the bar and keeps x_t and x_0 of `kept_steps` steps for the animation.
+    """A sampler's `watch`: moves the bar, and keeps x_t and x0 of up to 50 of `kept_steps` steps for an animation.
 
-    It keeps 50 steps at most: a thousand would take gigabytes. images: how many the batch has.
+    kept_steps: the steps of the plan, or 0 to keep nothing. All 1000 would take gigabytes. images: the batch's number.
     """
 
     def __init__(self, bar, images, kept_steps):
@@ -227,9 +225,6 @@ class Trace:
         self.step += 1
 
     def of_image(self, n):
-        """Lists over steps of x_t and x0 [E, K, H, W] of image n; of a batch that was drawn in one pass."""
-
-        def members(x):  # rows are member by member
-            return x[n :: self.images]
-
-        return [members(x) for x in self.states], [members(x) for x in self.predictions]
+        """x_t and x0 of image n, each a list over steps of [E, K, H, W]. The batch must have been drawn in one pass."""
+        rows = slice(n, None, self.images)
+        return [x[rows] for x in self.states], [x[rows] for x in self.predictions]

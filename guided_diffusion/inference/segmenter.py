@@ -1,4 +1,4 @@
-"""The door for notebooks and other programs: a checkpoint as a function from images to masks, as the script draws them.
+"""For notebooks and other programs: a checkpoint as a function from images to masks.
 
 from guided_diffusion import Segmenter
 
@@ -31,9 +31,9 @@ from .writer import fuse_batch
 
 
 class Segmenter:
-    """A trained network with its settings; made by `load`, and called with an image or a batch of them.
+    """A trained network with its settings. `load` makes one; call it with an image or a batch.
 
-    For the same checkpoint, image, case name, seed and settings the answers are those of segmentation_sample.py.
+    With the same checkpoint, image, case name, seed and settings it returns the masks of segmentation_sample.py.
     """
 
     def __init__(self, checkpoint, sampler):
@@ -43,8 +43,8 @@ class Segmenter:
         missing = [name for name in loader.kept if name not in kept]
         if missing:
             raise UserError(
-                f"{sampler.options.model_path}: is older than Segmenter and does not say how {loader.__name__} "
-                "normalises; train one more step (--resume_checkpoint) or use scripts/segmentation_sample.py"
+                f"{sampler.options.model_path}: is older than Segmenter and lacks the normalisation of "
+                f"{loader.__name__}; train one more step (--resume_checkpoint) or use scripts/segmentation_sample.py"
             )
         self.loader = loader.without_data(kept, checkpoint.class_names)
 
@@ -65,14 +65,17 @@ class Segmenter:
         """The `Segmenter` of a checkpoint file, local or on gs:// or az://.
 
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
-        --seed and --precision of segmentation_sample.py: 20 steps of DPM-Solver++ by default, and steps alone asks for
-        DDPM. device: a torch device or its name; None: the first GPU, or the CPU without one. options: others of the
-        script's, such as weights="model", image_size=512 or solver_order=3.
-        Raises `UserError` for whatever the script would refuse, and ValueError for a device that is not there.
+            --seed and --precision of segmentation_sample.py. The default is 20 steps of DPM-Solver++; steps alone
+            selects DDPM.
+        device: a torch device or its name; None: the first GPU, or the CPU without one.
+        options: other flags of the script, such as weights="model", image_size=512 or solver_order=3.
+        Raises `UserError` for whatever the script refuses, and ValueError for an unknown device.
         """
         others = {item.name for group in (SampleOptions, ModelOptions) for item in dataclasses.fields(group)}
         if unknown := sorted(options.keys() - others):
-            raise UserError(f"{unknown[0]}: is no setting of Segmenter.load, nor a flag of segmentation_sample.py")
+            raise UserError(
+                f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of segmentation_sample.py"
+            )
         values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
@@ -85,30 +88,29 @@ class Segmenter:
 
     @property
     def classes(self):
-        """A `classes.Classes`: their names and label values; its `labels_of(answer.mask)` is the script's label map."""
+        """The `classes.Classes`, with names and label values; `labels_of(answer.mask)` is the script's label map."""
         return self.checkpoint.classes
 
     @property
     def class_names(self):
-        """The classes that it segments, without the background."""
+        """The names of the K classes, without the background."""
         return tuple(self.checkpoint.class_names)
 
     def __call__(self, images, name=None, *, axes=None, label=None, progress=False):
-        """Segment an image, or each of a batch.
+        """Segment an image, or each image of a batch.
 
-        images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size, with the
-            values that its file would have: 0 to 255 for photographs, any unit for MRI, of which z-scores are taken
-            (per channel over non-zero pixels), and what `read_image` of your own loader returns. A batch is a list of
-            images, or one array with N first.
+        images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size. Its values
+            are those of its file: 0 to 255 for photographs; any unit for MRI, which is normalised here; for your own
+            loader what `read_image` returns. A batch is a list of images, or one array with N first.
         name: the case's name, or a list of them; seed and name decide the noise. By default "0", "1", ...
-        axes: "HWC" or "CHW", where both would fit; else the axis that has as many entries as the checkpoint's images
-            have channels tells.
-        label: of a class-conditional checkpoint, one of its label_names or its number, or a list of them.
-        progress: whether to show a bar.
-        Returns a `case_maps.CaseMaps`, which unpacks as mask, probability, uncertainty and has members (and coarse)
-        too; for a batch a list of them. All are NumPy arrays of the image's own size [H, W], of several classes
-        [K, H, W], in the order of `class_names`; members have their number first.
-        Raises ValueError for an image that does not fit or is none, as its path.
+        axes: "HWC" or "CHW". None: the axis with as many entries as the checkpoint has channels; an image that fits
+            both ways needs `axes`.
+        label: for a class-conditional checkpoint, one of its label_names or its number, or a list of them.
+        progress: whether to show a progress bar.
+        Returns an `answer.CaseMaps`, which unpacks as mask, probability, uncertainty and also has members and coarse;
+        for a batch a list. All are NumPy arrays of the image's own size: [H, W] with one class, [K, H, W] in the order
+        of `class_names` with several; members have E first.
+        Raises ValueError for an image that does not fit or is not an array.
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
         images = list(images) if batch else [images]
@@ -124,15 +126,15 @@ class Segmenter:
     def volume(self, volume, name="volume", *, affine=None, label=None, progress=False):
         """Segment each slice along the last axis of a volume [X, Y, Z] or [C, X, Y, Z], normalised as a whole.
 
-        affine: that of its file [4, 4], as `nibabel.load(path).affine`: the volume is turned by it as the script does,
-            and the answer back. None: it lies as `nifti.read_nifti` turns it, with axial slices [right, front].
-        As `__call__` otherwise; slice k is the case NAME_slice_KKK, as of a volume called NAME in a file.
-        Returns a `case_maps.CaseMaps` of the volume's size.
+        affine: [4, 4], as `nibabel.load(path).affine`. The volume is turned by it as the script does, and the answer
+            is turned back. None: the volume has axial slices [right, front] already, as from `nifti.read_nifti`.
+        Other arguments are those of `__call__`. Slice k is the case NAME_slice_KKK, as in the script.
+        Returns an `answer.CaseMaps` of the volume's size.
         """
         raw = _tensor(volume, "a volume", "nibabel.load(path).get_fdata()")
         raw = raw[None] if raw.ndim == 3 else raw
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
-            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is no [C, X, Y, Z] with {self._channels}")
+            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is not [C, X, Y, Z] with {self._channels}")
         turn = NO_TURN if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
@@ -147,7 +149,7 @@ class Segmenter:
         return f"the checkpoint's {count} channel{'' if count == 1 else 's'}"
 
     def _raw(self, image, axes):
-        """An image as it was given -> float32 [C, H, W] on the CPU, its values as they are."""
+        """The image as float32 [C, H, W] on the CPU, with its own values."""
         raw = _tensor(image, "an image", "numpy.asarray(PIL.Image.open(path))")
         count = self.checkpoint.image_channels
         shape = tuple(raw.shape)
@@ -156,17 +158,17 @@ class Segmenter:
         if raw.ndim == 2:
             raw, axes = raw[None], "CHW"
         if raw.ndim != 3:
-            raise ValueError(f"an image of shape {shape} is neither [H, W], [H, W, C] nor [C, H, W]")
+            raise ValueError(f"an image of shape {shape} is none of [H, W], [H, W, C] and [C, H, W]")
         last, first = raw.shape[-1] == count, raw.shape[0] == count
         if axes is None and last and first:
-            raise ValueError(f"an image of shape {shape} may be [H, W, C] or [C, H, W]: say axes='HWC' or axes='CHW'")
+            raise ValueError(f"an image of shape {shape} may be [H, W, C] or [C, H, W]: add axes='HWC' or axes='CHW'")
         channels_last = axes == "HWC" or (axes is None and last)
         if not (last if channels_last else first):
-            raise ValueError(f"an image of shape {shape} has not {self._channels}")
+            raise ValueError(f"an image of shape {shape} does not have {self._channels}")
         return (raw.permute(2, 0, 1) if channels_last else raw).contiguous()
 
     def _normalised(self, raw):
-        """[C, H, W] or [C, X, Y, Z] as it is in a file -> normalised as in training, float32 of the same shape."""
+        """An image [C, H, W] or volume [C, X, Y, Z] with its file's values, normalised as in training; float32."""
         if not torch.isfinite(raw).all():
             raise ValueError("an image holds values that are not finite")
         low, high = raw.min().item(), raw.max().item()
@@ -183,7 +185,7 @@ class Segmenter:
             return np.array_equal(self.loader.normalise_raw(probe), 2 * probe / 255 - 1)
 
     def _draw(self, normalised, names, labels, progress):
-        """The `CaseMaps` of normalised images, which pass the network in the batches of the script."""
+        """The `CaseMaps` of normalised images, drawn in the batches of the script."""
         sampler, answers = self.sampler, []
         items = [self._item(*case) for case in zip(normalised, names, labels, strict=True)]
         total = len(items) * sampler.options.num_ensemble * len(sampler.plan.timesteps)
@@ -206,37 +208,37 @@ class Segmenter:
 
 
 def _usable(device):
-    """The torch device of this name. Raises ValueError for an unknown one, and where torch finds none such here."""
+    """The torch device of this name. Raises ValueError for one that torch does not know or find here."""
     try:
         usable = torch.device(device)
         torch.zeros(1, device=usable).cpu()
     except (RuntimeError, TypeError, AssertionError) as error:  # whatever this build of torch says
         found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
         raise ValueError(
-            f"device is {str(device)!r}, but all that torch finds here is {found}; give one of these or None"
+            f"device is {str(device)!r}, but torch finds only {found} here; pass one of these or None"
         ) from error
     return usable
 
 
 def _tensor(values, what, reader):
-    """Anything like an array of numbers, with an entry at least -> float32 tensor on the CPU; else ValueError.
+    """Anything like a non-empty array of real numbers as a float32 tensor on the CPU; raises ValueError for others.
 
-    what: "an image" or "a volume"; reader: by what its file may be read; both for messages.
+    what: "an image" or "a volume"; reader: code that reads its file; both for messages.
     """
     if isinstance(values, (str, os.PathLike)):
         raise ValueError(
-            f"{what} is given by its path, {str(values)!r}; read it first, as by {reader}, and pass the array"
+            f"{what} is given by its path, {str(values)!r}; read it first, for example by {reader}, and pass the array"
         )
     if not isinstance(values, torch.Tensor):
         try:
             values = np.asarray(values)
         except ValueError as error:  # rows of different lengths
-            raise ValueError(f"{what} is no array; pass an array of numbers, as {reader} gives it") from error
+            raise ValueError(f"{what} is not an array; pass an array of numbers, as from {reader}") from error
         if values.dtype.kind not in "biufc":
-            raise ValueError(f"{what} is of dtype {values.dtype}; pass an array of numbers, as {reader} gives it")
+            raise ValueError(f"{what} has dtype {values.dtype}; pass an array of numbers, as from {reader}")
         values = torch.from_numpy(values.astype(np.complex64 if values.dtype.kind == "c" else np.float32))
     if values.is_complex():
-        raise ValueError(f"{what} is of complex numbers; pass their magnitude, as by abs()")
+        raise ValueError(f"{what} has complex numbers; pass their magnitude, as from abs()")
     if 0 in values.shape:
-        raise ValueError(f"{what} of shape {tuple(values.shape)} has no pixels; look at how it was read or cut")
+        raise ValueError(f"{what} of shape {tuple(values.shape)} has no pixels; check how it was read or cut")
     return values.detach().cpu().float()

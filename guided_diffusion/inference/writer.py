@@ -1,4 +1,4 @@
-"""From drawn members to the results folder: batches are fused, slices restacked, finished cases written."""
+"""From drawn members to the results folder: fuses batches, restacks slices and writes finished cases."""
 
 from collections import defaultdict
 
@@ -12,27 +12,27 @@ from .answer import fuse_cases, stack_slices
 
 
 def fuse_batch(members, batch, options, classes):
-    """The `CaseMaps` of each image of a batch from its drawn `Members`, as resolved `SampleOptions` say."""
-    how = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
-    return fuse_cases(members, batch["size"], options.fuse, classes, **how)
+    """The `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
+    maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
+    return fuse_cases(members, batch["size"], options.fuse, classes, **maps)
 
 
 class ResultWriter:
-    """Fuses drawn batches in their order, and writes each case or volume that is complete.
+    """Fuses drawn batches and writes each case or volume as soon as it is complete.
 
-    units: what is sampled, `cases.Unit`s of the data set. folder: the `ResultsFolder`. options: resolved
-    `SampleOptions`. read_raters: called as `truth.raters_of` is. empty: how many masks written so far are empty.
+    units: the `cases.Unit`s to sample. folder: the `ResultsFolder`. options: resolved `SampleOptions`. read_raters:
+    replaces `truth.raters_of`. empty: the number of empty masks so far.
     """
 
     def __init__(self, dataset, units, folder, options, read_raters=raters_of):
         self.dataset, self.units, self.folder, self.options = dataset, units, folder, options
         self.read_raters = read_raters
         self.unit_of = {index: unit for unit in units for index in unit.indices}
-        self.slices = defaultdict(list)  # the maps of volumes that are not complete yet
+        self.slices = defaultdict(list)  # maps by unit, until it is complete
         self.empty = 0
 
     def write(self, indices, batch, members, trace):
-        """Take in the `Members` of a batch of these data set indices, and its `sampler.Trace`."""
+        """Take the `Members` of a batch and its `sampler.Trace`. indices: the data set indices of its cases."""
         maps = fuse_batch(members, batch, self.options, self.dataset.classes)
         for n, index in enumerate(indices):
             if self.options.debug:
@@ -43,7 +43,7 @@ class ResultWriter:
                 self._write_unit(unit, self.slices.pop(unit))
 
     def leave_out(self, unit):
-        """Forget a unit, one of whose slices cannot be read, and remove what was written of it."""
+        """Drop an unreadable unit and remove its files of --debug, written with its first slices."""
         self.slices.pop(unit, None)
         if self.options.debug:
             self.folder.remove_debug(case.name for case in unit.cases)
@@ -54,7 +54,7 @@ class ResultWriter:
         self.folder.write_debug(case.name, denoising_frames(picture, *trace.of_image(n)))
 
     def _write_unit(self, unit, maps):
-        """Write one finished 2-D case, or restack and write one volume."""
+        """Write a 2-D case, or restack and write a volume."""
         answer = stack_slices(maps) if unit.is_volume else maps[0]
 
         def image_of(k):
@@ -72,7 +72,7 @@ class ResultWriter:
 
 
 class ReadableRaters:
-    """`raters_of`, but None, with a warning for each mask, where the truth cannot be read: sampling needs none."""
+    """`raters_of`, which returns None for an unreadable truth and warns once for each mask: sampling needs no truth."""
 
     def __init__(self):
         self.warned = set()

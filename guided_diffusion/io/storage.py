@@ -1,7 +1,6 @@
-"""Blob stores, gs:// and az://, through blobfile: inputs are fetched to this machine, results are pushed.
+"""Blob stores, gs:// and az://, through blobfile: inputs are fetched to a local cache, results are pushed.
 
-The rest of the program works on local files. `fetch_file` and `fetch_folder` copy inputs to a cache; a `WorkFolder`
-is where a run writes.
+The rest of the program works on local files.
 """
 
 import errno
@@ -31,30 +30,30 @@ PARALLEL_COPIES = 8
 
 
 class StoreError(UserError):
-    """A blob store that cannot be read from or written to."""
+    """A blob store cannot be read from or written to."""
 
 
 # ---- paths -------------------------------------------------------------------------------------------------------
 
 
 def is_remote(path):
-    """Whether a path lies in a blob store."""
+    """Whether a path is in a blob store."""
     return str(path).startswith(SCHEMES)
 
 
 def join(folder, *names):
-    """The path of a file below a folder: text below a remote one, else a `Path`."""
+    """The path of a file below a folder: a str below a remote folder, else a `Path`."""
     return "/".join([str(folder).rstrip("/"), *map(str, names)]) if is_remote(folder) else Path(folder, *names)
 
 
 def folder_and_name(path):
-    """A remote path's folder and its last part: gs://bucket/run, model000500.pt."""
+    """The folder and the last part of a remote path, such as gs://bucket/run and model000500.pt."""
     folder, _, name = str(path).rstrip("/").rpartition("/")
     return folder, name
 
 
 def absolute(path):
-    """The text that configs and manifests record: a remote path as it is, a local one made absolute."""
+    """The path for configs and manifests, a str: a remote path unchanged, a local one absolute."""
     return str(path) if is_remote(path) else str(Path(path).absolute())
 
 
@@ -66,19 +65,19 @@ def is_same_folder(here, there):
 
 
 def check_path(flag, path):
-    """Raise `UserError` for a remote path that names no bucket (gs://) or container (az://), or climbs by `..`."""
+    """Raise `UserError` for a remote path without bucket (gs://) or container (az://), or with `..`."""
     parts = str(path)[len(SCHEMES[0]) :].rstrip("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or (path.startswith("az://") and len(parts) < 2):
         raise UserError(f"--{flag} {path}: write gs://BUCKET/FOLDER or az://ACCOUNT/CONTAINER/FOLDER")
 
 
 def cache_root():
-    """The folder of fetched files: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder."""
+    """The cache's folder: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder."""
     return Path(os.environ.get("MEDSEGDIFF_CACHE") or Path.home() / ".cache" / "medsegdiff")
 
 
 def cached(path):
-    """The local `Path` of a remote file or folder once it is fetched; a local path as it is."""
+    """The local `Path` that a remote file or folder is fetched to; a local path itself."""
     return cache_root() / "fetched" / str(path).replace("://", "/").rstrip("/") if is_remote(path) else Path(path)
 
 
@@ -87,7 +86,7 @@ def cached(path):
 
 @cache
 def store():
-    """The blobfile context that speaks with the stores. It retries a failed request and then gives up."""
+    """The blobfile context for all stores, which retries a failed request four times."""
     try:
         import blobfile
     except ImportError as error:
@@ -97,11 +96,14 @@ def store():
 
 @contextmanager
 def _one_line(path, what):
-    """Turn an error of the store into a `StoreError`: path, reason, remedy. Files not found and local faults pass."""
+    """Within, an error of the store becomes a `StoreError` with path, reason and remedy.
+
+    Files not found and local faults, such as a full disk, pass. what: "read from", "written to" or "removed".
+    """
     try:
         yield
-    except Exception as error:  # blobfile's own errors, those of HTTP, of tokens that are no JSON, ...
-        not_found = isinstance(error, NOT_THERE) and what != "written to"  # there it is the bucket that is missing
+    except Exception as error:  # of blobfile, HTTP, invalid JSON in tokens, ...
+        not_found = isinstance(error, NOT_THERE) and what != "written to"  # when writing, the bucket is missing
         if not_found or isinstance(error, UserError) or getattr(error, "errno", None) in LOCAL_FAULTS:
             raise
         text = getattr(error, "message", None) or str(error) or type(error).__name__
@@ -113,7 +115,7 @@ def _one_line(path, what):
 
 
 def _entry(path):
-    """[bytes, seconds of the last change] of a remote file; None where there is none."""
+    """[size in bytes, time of the last change in s] of a remote file; None if it does not exist."""
     with suppress(*NOT_THERE), _one_line(path, "read from"):
         stat = store().stat(path)
         return [stat.size, int(stat.mtime)]
@@ -121,12 +123,12 @@ def _entry(path):
 
 def _scan(folder):
     with suppress(*NOT_THERE), _one_line(folder, "read from"):
-        return [entry for entry in store().scandir(folder) if entry.name not in ("", ".", "..")]  # these lead elsewhere
+        return [entry for entry in store().scandir(folder) if entry.name not in ("", ".", "..")]  # not below it
     return []
 
 
 def _entries(folder, below=""):
-    """{name with slashes: as `_entry`} of all files below a remote folder; {} if there are none."""
+    """{path below a remote folder: its `_entry`} of all files; {} if there are none."""
     found = {}
     for entry in _scan(folder):
         name = below + entry.name.rstrip("/")
@@ -138,12 +140,12 @@ def _entries(folder, below=""):
 
 
 def list_folders(folder):
-    """The names of the folders in a remote folder, sorted."""
+    """The sorted names of the folders in a remote folder."""
     return sorted(entry.name.rstrip("/") for entry in _scan(folder) if entry.is_dir)
 
 
 def _local_files(folder):
-    """{name with slashes: path} of the files below a local folder, without hidden ones such as unfinished writes."""
+    """{path below a local folder: `Path`} of all files but hidden ones, such as unfinished writes."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
@@ -152,20 +154,21 @@ def _local_files(folder):
 
 
 def fetch_file(path):
-    """The local `Path` of a file: itself, or a copy in the cache of a remote one, fetched if it is new or changed."""
+    """The local `Path` of a file: itself, or a copy of a remote one in the cache, fetched if new or changed."""
     if not is_remote(path):
         return Path(path)
     there, target = _entry(path), cached(path)
     if there is None:
         raise UserError(f"{path}: no such file; name a file in the store")
-    _fetch(*folder_and_name(path)[:1], target.parent, {target.name: there})
+    _fetch(folder_and_name(path)[0], target.parent, {target.name: there})
     return target
 
 
 def fetch_folder(path, what="folder"):
-    """The local `Path` of a folder: itself, or a copy in the cache of a remote one.
+    """The local `Path` of a folder: itself, or a copy of a remote one in the cache.
 
-    New and changed files, by size or time, are fetched; files that the store no longer has are removed here.
+    New and changed files, by size or time, are fetched. Copies of files that the store no longer has are removed. what:
+    a noun for the folder, for messages.
     """
     if not is_remote(path):
         return Path(path)
@@ -180,7 +183,7 @@ def fetch_folder(path, what="folder"):
 
 
 def _fetch(folder, target, entries):
-    """Fetch the files {name: as `_entry`} below a remote folder that the local one lacks, each whole or not at all."""
+    """Fetch those files {name: `_entry`} of a remote folder that `target` lacks, each whole or not at all."""
     changed = {name: entry for name, entry in entries.items() if not _is_fetched(target / name, entry)}
     if not changed:
         return
@@ -192,18 +195,18 @@ def _fetch(folder, target, entries):
         with _one_line(path, "read from"), atomic_path(target / name) as temporary:
             store().copy(path, str(temporary), overwrite=True)
             if temporary.stat().st_size != bytes_:
-                raise StoreError(f"{path}: came incomplete; run the command again")
+                raise StoreError(f"{path}: was fetched incompletely; run the command again")
             os.utime(temporary, (seconds, seconds))
         return bytes_
 
-    store()  # made before the threads, which share it
+    store()  # made here once, for all threads
     pool = ThreadPoolExecutor(PARALLEL_COPIES)
     try:
         with tqdm(total=size, desc="fetching", unit="B", unit_scale=True) as bar:
             for bytes_ in pool.map(download, changed):
                 bar.update(bytes_)
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C only the copies under way are waited for
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, wait only for copies under way
 
 
 def _is_fetched(path, entry):
@@ -214,12 +217,11 @@ def _is_fetched(path, entry):
 
 
 class WorkFolder:
-    """Where a run writes. `path`: a local --out_dir itself, or for a remote one a folder in the cache that is pushed.
+    """The folder that a run writes to. `path`: a local --out_dir itself; for a remote one its copy in the cache.
 
-    purpose: a word that keeps apart what different scripts write to the same remote folder.
-    A log beside the copy records the state of each file here and in the store when both were the same. After an
-    interruption it shows what has still to be pushed, and what was changed or removed in the store since.
-    A local folder has nothing to push or pull.
+    purpose: a word that separates the copies of different scripts for one remote folder. A log beside the copy records
+    the state of each file here and in the store when both were equal. After an interruption it shows which files are
+    not pushed yet, and which were changed or removed in the store. For a local folder nothing is pushed or pulled.
     """
 
     def __init__(self, out_dir, purpose="run"):
@@ -232,11 +234,11 @@ class WorkFolder:
             self.log = self.path.with_name(f"{name}.pushed.jsonl")
 
     def shown(self, *names):
-        """The path of the folder, or of a file in it, as the user knows it."""
+        """The path of the folder, or of a file in it, that the user knows: in --out_dir, local or remote."""
         return str(join(self.url or self.path, *names))
 
     def check_writable(self, flag="--out_dir"):
-        """Raise `UserError` where the folder, or its store, cannot be written to."""
+        """Raise `UserError` if the folder, or its store, cannot be written to."""
         check_writable(self.path, "MEDSEGDIFF_CACHE (an environment variable)" if self.url else flag)
         if self.url:
             trial = self.path / f".writable.{os.getpid()}"
@@ -247,7 +249,7 @@ class WorkFolder:
             trial.unlink()
 
     def begin(self):
-        """Look up what the store has; call it before `names` and `pull`. Files changed or removed there go here."""
+        """List the store's files; call it before `names` and `pull`. Remove copies of files changed there."""
         if not self.url:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -256,24 +258,24 @@ class WorkFolder:
             if self.there.get(name) != marks.get(name, (None, None))[1]:
                 path.unlink(missing_ok=True)
         for name, there in self.there.items():
-            if marks.get(name, (None, None))[1] != there:  # known from now on: what is written here later is newer
+            if marks.get(name, (None, None))[1] != there:  # from now on, files written here are newer
                 self._mark(name, None, there)
         for name in marks.keys() - self.there.keys():
             self._mark(name, None, None)
 
     def names(self):
-        """The names of all files: in a local folder its own, without those in folders below; else there and here."""
+        """The names of the files in a local folder, or of those below a remote one and its copy."""
         return {*self.there, *_local_files(self.path)} if self.url else {path.name for path in self.path.glob("*")}
 
     def pull(self, wanted=lambda name: True):
-        """Bring here the files of the store that are lacking here and for whose names wanted(name) is true."""
+        """Fetch the files of the store that the copy lacks, if wanted(name)."""
         lacking = [name for name in self.there if wanted(name) and not (self.path / name).exists()]
         _fetch(self.url, self.path, {name: self.there[name] for name in lacking})
         for name in lacking:
             self._mark(name, _state(self.path / name), self.there[name])
 
     def push(self, paths=None):
-        """Push these files, or all that are new or changed, in the order they were written. Raises `StoreError`."""
+        """Push these files, or all new and changed ones, in the order of writing. Raises `StoreError`."""
         if not self.url:
             return
         marks, files = {}, {path.relative_to(self.path).as_posix(): path for path in paths or ()}
@@ -285,35 +287,35 @@ class WorkFolder:
             if name in pushed:
                 continue
             here, inode, target = _state(path), path.stat().st_ino, self.shown(name)
-            with _one_line(target, "written to"):  # a hard link, as last.pt is, is copied by the store itself
+            with _one_line(target, "written to"):  # a hard link, such as last.pt, is copied within the store
                 store().copy(str(twins.get(inode, path)), target, overwrite=True)
             twins[inode], self.there[name] = target, _entry(target)
             self._mark(name, here, self.there[name])
 
     def try_push(self, paths=None):
-        """The same, but a failure is a warning: the next call tries again. Returns whether all of it is there."""
+        """Like `push`, but a failure is a warning and the next call tries again. Returns whether it succeeded."""
         try:
             self.push(paths)
         except StoreError as error:
-            console().warning(f"warning: {error}. Goes on and tries again later; until then it is in {self.path}")
+            console().warning(f"warning: {error}. It is tried again later; until then the file is in {self.path}")
             return False
         return True
 
     def finish(self):
-        """Push what the store lacks and remove the local copy. Raises `UserError` that names the copy."""
+        """Push what the store lacks and remove the copy. Raises `UserError` with the copy's path if that fails."""
         try:
             self.push()
         except StoreError as error:
             raise UserError(
-                f"{error}. Nothing is lost: what is not there is in {self.path}; run the same command again "
-                "(training: with --resume_checkpoint auto) or copy it"
+                f"{error}. Nothing is lost: the files are in {self.path}; run the same command again (training: with "
+                "--resume_checkpoint auto) or copy them"
             ) from error
         if self.url:
             shutil.rmtree(self.path, ignore_errors=True)
             self.log.unlink(missing_ok=True)
 
     def try_remove(self, names):
-        """Remove these files, here and in the store; a failure is a warning."""
+        """Remove these files from the copy and the store; a failure is a warning."""
         for name in names:
             try:
                 (self.path / name).unlink(missing_ok=True)
@@ -322,14 +324,14 @@ class WorkFolder:
                     with suppress(*NOT_THERE), _one_line(self.shown(name), "removed"):
                         store().remove(self.shown(name))
             except (StoreError, OSError) as error:
-                console().warning(f"warning: {reason_of(error)}; is not removed")
+                console().warning(f"warning: not removed: {reason_of(error)}")
 
     def _marks(self):
-        """{name: (state here, entry there)} of the files that were once the same on both sides."""
+        """{name: (`_state` of the copy, `_entry` in the store)} of each file when both were last equal."""
         return {name: (here, there) for name, here, there in read_json_lines(self.log)}
 
     def _mark(self, name, here, there):
-        with open(self.log, "a", encoding="utf-8") as file:  # one write a line: processes share the log
+        with open(self.log, "a", encoding="utf-8") as file:  # one write per line, as processes share the log
             file.write(json.dumps([name, here, there]) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Weights in shards (torch's FSDP2): each process keeps a part of every tensor, and gathers one block at a time."""
+"""Sharded weights (torch's FSDP2): each process keeps a part of every tensor and gathers one block at a time."""
 
 from contextlib import contextmanager
 
@@ -8,19 +8,18 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .condition import CrossAttention, Fusion, UncertainSpatialAttention
 from .unet import Downsample, ResBlock, SelfAttention, Upsample
 
-# torch.distributed's parts take half a second to import, which runs without shards need not wait for; so that is done
-# in the functions that use them.
+# Functions import torch.distributed's parts themselves: that takes half a second, which unsharded runs save.
 
-# What is gathered whole while it computes, one at a time. The little beside them is gathered for the whole pass.
+# Blocks are gathered one at a time while they compute; the few weights outside of blocks for a whole pass.
 BLOCKS = (ResBlock, SelfAttention, Downsample, Upsample, Fusion, UncertainSpatialAttention, CrossAttention)
 
 
 @contextmanager
 def sharded_as_built(processes):
-    """A context in which each block of a network is split among the processes as soon as it has been built.
+    """A context in which each block of a network is split among the processes as soon as it is built.
 
-    So none holds more than its shards and one block, neither in its GPU's nor in main memory, and the random start is
-    that of any other run: it is drawn on the CPU, layer after layer, by every process alike.
+    So no process ever holds more than its shards and one block, on its GPU or in main memory. Every process draws the
+    same initial weights on the CPU, layer by layer, as an unsharded run does.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -30,7 +29,7 @@ def sharded_as_built(processes):
         if isinstance(module, BLOCKS):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
-    handle = register_module_module_registration_hook(split)  # a block is put in its place once it is complete
+    handle = register_module_module_registration_hook(split)  # a block is registered when it is complete
     try:
         yield
     finally:
@@ -38,7 +37,7 @@ def sharded_as_built(processes):
 
 
 def shard_the_rest(module, processes):
-    """Split what no block has, and let a forward pass of `module` gather whatever it needs. Returns `module`."""
+    """Split the weights outside of blocks, and make `module` gather weights in its forward pass. Returns `module`."""
     from torch.distributed.fsdp import fully_shard
 
     return fully_shard(module, mesh=_mesh(processes), reshard_after_forward=True)
@@ -50,27 +49,21 @@ def _mesh(processes):
     return init_device_mesh(processes.device.type, (processes.count,))
 
 
-def whole_at_once(model):
-    """How many of a network's weights are whole on a device at once: one block, the next on its way, and the rest."""
-    blocks = [sum(p.numel() for p in block.parameters()) for block in model.modules() if isinstance(block, BLOCKS)]
-    return sum(p.numel() for p in model.parameters()) - sum(blocks) + 2 * max(blocks)
-
-
 def in_shards(value):
-    """Whether it is a tensor in shards, torch's DTensor."""
+    """Whether a tensor is sharded, a DTensor of torch."""
     return hasattr(value, "to_local")
 
 
 def local(tensor):
-    """What this process has of a tensor: its shard, or all of one that is whole."""
+    """This process's shard of a tensor, or the tensor itself if it is whole."""
     return tensor.to_local() if in_shards(tensor) else tensor
 
 
 def laid_out(whole, like):
-    """A whole tensor in its own type, laid out in memory as `like` is and on its device; in shards where `like` is.
+    """A whole tensor with its own dtype and the device, memory layout and sharding of `like`.
 
-    In shards every process has the whole tensor. The fused optimizer goes through the memory of weights and moments at
-    once, whatever their strides say.
+    The fused optimizer needs it, as it reads weights and moments in memory order, whatever their strides. For shards
+    every process passes the whole tensor.
     """
     if not in_shards(like):
         return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)
@@ -80,9 +73,9 @@ def laid_out(whole, like):
 
 
 def gathered(tensors, keep):
-    """A dict of tensors with those in shards put together on the CPU; all processes call this at once.
+    """A dict of tensors with sharded ones made whole on the CPU, one at a time. All processes call this together.
 
-    keep: whether this process is to have them; others get {}. No more than one is whole on a device at a time.
+    keep: whether this process gets them; else it gets {}.
     """
     whole = {}
     for name, value in tensors.items():
@@ -93,24 +86,24 @@ def gathered(tensors, keep):
 
 
 def state_dicts(model, optimizer):
-    """The state dicts of a network and its optimizer, both by the parameters' names. All processes call this at once.
+    """The state dicts of a network and its optimizer, both by parameter names. All processes call this together.
 
-    From shards whole tensors are put together on the CPU: the first process gets them, the others get empty dicts.
+    Sharded tensors are made whole on the CPU for the first process; the others get empty dicts.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 
     sharded = any(map(in_shards, model.parameters()))
     options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
     weights = get_model_state_dict(model, options=options)
-    if not optimizer.state:  # torch would take a step to have some
+    if not optimizer.state:  # torch would take a step to create it
         return weights, {"state": {}, "param_groups": []}
     return weights, get_optimizer_state_dict(model, optimizer, options=options)
 
 
 def load_optimizer_state(model, optimizer, state):
-    """Load what `state_dicts` returned in the first process into the optimizer of a network that may be in shards.
+    """Load the optimizer's part of `state_dicts`, which every process passes, for a network that may be sharded.
 
-    Every process has `state`. Older checkpoints number the parameters instead of naming them.
+    Older checkpoints number the parameters instead of naming them.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
@@ -123,14 +116,14 @@ def load_optimizer_state(model, optimizer, state):
     options = StateDictOptions(full_state_dict=any(map(in_shards, model.parameters())), strict=False)
     set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
     for name, parameter in model.named_parameters():
-        if name not in state:  # it has not learned yet; torch has given it moments
+        if name not in state:  # not trained yet; torch has added moments
             optimizer.state.pop(parameter, None)
 
 
 def load_whole(model, state):
-    """Load a state dict of whole tensors, which every process has, into a model whose blocks may be in shards.
+    """Load a state dict of whole tensors, which every process passes, into a model with blocks that may be sharded.
 
-    torch's `set_model_state_dict` wants all on one device; while a network is built, only its blocks are on the GPU.
+    torch's `set_model_state_dict` needs one device; while a network is built, only its blocks are on the GPU.
     """
     own = model.state_dict()
     model.load_state_dict(
@@ -139,5 +132,5 @@ def load_whole(model, state):
 
 
 def whole_norm(norm):
-    """A norm of tensors in shards as a plain tensor, the same in every process; a plain one is itself."""
+    """A norm, which may be sharded, as a plain tensor; the same in every process."""
     return norm.full_tensor() if in_shards(norm) else norm

@@ -14,7 +14,7 @@ from ..data.classes import MEAN
 from ..data.truth import raters_of
 from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
-from ..inference.plan import looks_of
+from ..inference.plan import describe_members
 from ..io.drawing import class_colour
 from ..io.files import atomic_path, read_json
 from ..runtime.console import console, counted
@@ -248,8 +248,8 @@ def _facts(results_dir, dataset, cases, manifest):
     if "sampler" in settings:
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
-        looks = looks_of(settings)
-        facts += [("Sampling", looks)] if looks else []
+        described = describe_members(settings)
+        facts += [("Sampling", described)] if described else []
         facts.append(("Fused by", settings["fuse"]))
         facts.append(("Seed", settings["seed"]))
     return facts

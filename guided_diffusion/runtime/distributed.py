@@ -1,4 +1,4 @@
-"""The processes that work together, the device each runs on, and the precision it computes in."""
+"""The processes of a command, the device of each, and the precision and memory layout it computes with."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together: its number `rank` of `count`, and its device."""
+    """This process among the `count` processes of a command: its number `rank` and its device."""
 
     rank: int
     count: int
@@ -28,21 +28,21 @@ class Processes:
 
     @property
     def is_first(self):
-        """Whether this is the process that speaks, writes what is written once, and evaluates."""
+        """Whether this is the process that prints, writes shared files and evaluates."""
         return self.rank == 0
 
     @property
     def is_first_here(self):
-        """Whether this is the process that does what is done once on each machine."""
+        """Whether this is the first process on its machine."""
         return self.count == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def place(self):
-        """What they run on, in words."""
+        """The device, or the number and kind of processes, for messages."""
         return str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
 
     def from_first(self, make):
-        """The first process's `make()`, in all of them; the others wait for it. Plain types."""
+        """The result of `make()` in the first process, for all processes; of plain types."""
         if self.count == 1:
             return make()
         box = [make() if self.is_first else None]
@@ -51,7 +51,7 @@ class Processes:
         return box[0]
 
     def by_machine(self, make):
-        """Every process's `make()`; on each machine one process's first, so that the others find what it left there."""
+        """The result of `make()`, which the first process of each machine runs before the others, to fill a cache."""
         if self.count == 1:
             return make()
         value = make() if self.is_first_here else None
@@ -59,7 +59,7 @@ class Processes:
         return value if self.is_first_here else make()
 
     def gather(self, value):
-        """A list of every process's `value`, in all of them, once all have come here. Plain types."""
+        """Wait for all processes and return the list of their values by rank; of plain types."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -68,36 +68,37 @@ class Processes:
         return values
 
     def sum(self, values):
-        """A dict of numbers, the same names in every process, summed over all of them."""
+        """A dict of numbers summed over the processes, which all have the same names."""
         return self._reduced(values, "SUM")
 
     def largest(self, values):
-        """A dict of numbers, the same names in every process, each the largest of them all."""
+        """A dict of the largest number of any process for each name."""
         return self._reduced(values, "MAX")
 
-    def _reduced(self, values, how):
+    def _reduced(self, values, operation):
         if self.count == 1:
             return values
         numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
         with peers_needed():
-            dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
+            dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
         return dict(zip(values, numbers.tolist(), strict=True))
 
     def share(self, total):
-        """The part of a global batch of `total` items that is this process's: a slice, one after the other by rank.
+        """This process's slice of a global batch of `total` items; slices differ by at most one item.
 
-        Shares differ by one item at most. Raises `UserError` where there are fewer items than processes.
+        Raises `UserError` if there are fewer items than processes.
         """
         if total < self.count:
             raise UserError(
-                f"--batch_size {total}: is shared by {self.count} processes, which need at least one image each"
+                f"--batch_size {total}: is shared by {self.count} processes, one image each at least; give "
+                f"{self.count} or more"
             )
         return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
 
 
 @contextmanager
 def peers_needed():
-    """Turn what gloo and NCCL raise when another process has gone into `PeerGone`."""
+    """Within, errors of gloo and NCCL become `PeerGone`: another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -109,11 +110,11 @@ def peers_needed():
 
 @contextmanager
 def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
-    """A context with this process's `Processes`: those that torchrun (or `launch`) started, or itself alone.
+    """A context with this process's `Processes`: those that torchrun (or `launch`) started, or this one alone.
 
-    Under torchrun process i of a machine takes its GPU i; without GPUs all run on the CPU. gpu_dev, explicit: see
-    `pick_device`, for a single process. exchange_tensors: whether they will exchange tensors of their GPUs, by NCCL,
-    beside plain values on the CPU, by gloo.
+    Under torchrun, process i of a machine gets GPU i; without GPUs all run on the CPU. gpu_dev, explicit: see
+    `pick_device`, for a single process. exchange_tensors: whether processes exchange tensors of GPUs, which needs NCCL
+    beside gloo. Raises `UserError` if the processes cannot connect.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -123,16 +124,17 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
     if torch.cuda.is_available() and gpu_dev != "cpu":
         device = pick_device(os.environ["LOCAL_RANK"])
         torch.cuda.set_device(device)
-    # Shares may take days longer than one another, so nobody gives up waiting; a process that dies ends them all.
+    # One process may take days longer than another, so none gives up waiting; a process that dies ends them all.
     by_nccl = exchange_tensors and device.type == "cuda" and dist.is_nccl_available()
     backend, forever = "cpu:gloo,cuda:nccl" if by_nccl else "gloo", timedelta(days=365)
     try:
         store, rank, count = next(dist.rendezvous("env://"))
-        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # torchrun's store outlives a restart, with dead addresses
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # torchrun's store keeps dead addresses over a restart
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=forever)
-    except (RuntimeError, ValueError) as error:  # a port that is taken, a variable of torchrun's that is not set
-        raise UserError(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, ValueError) as error:  # a port in use, a variable of torchrun that is not set
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the processes cannot connect ({reason}); start them by torchrun or --multi-gpu") from error
     try:
         yield Processes(rank, count, device)
     finally:
@@ -140,14 +142,14 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
 
 
 def visible_gpus(text):
-    """The GPUs that `--multi-gpu` lists, "0,1,2", as CUDA_VISIBLE_DEVICES names them: a list of texts.
+    """The names, as in CUDA_VISIBLE_DEVICES, of the GPUs that `--multi-gpu` lists, such as "0,1,2".
 
-    Where that variable is set already, the numbers count what it leaves. Raises `UserError` for what is not there.
+    If that variable is set, the numbers count the GPUs it names. Raises `UserError` for a GPU that does not exist.
     """
     try:
         gpus = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--multi-gpu {text}: must be numbers of GPUs separated by commas, as 0,1,2") from None
+        raise UserError(f"--multi-gpu {text}: must be numbers of GPUs separated by commas, such as 0,1,2") from None
     if not torch.cuda.is_available():
         raise UserError(
             f"--multi-gpu {text}: torch finds no GPU here; for several processes on the CPU start the script by "
@@ -156,7 +158,7 @@ def visible_gpus(text):
     count = torch.cuda.device_count()
     for gpu in gpus:
         if not 0 <= gpu < count or gpus.count(gpu) > 1:
-            raise UserError(f"--multi-gpu {text}: must name each GPU once, of 0 to {count - 1}")
+            raise UserError(f"--multi-gpu {text}: must name GPUs from 0 to {count - 1}, each once")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [names[gpu] if names != [""] else str(gpu) for gpu in gpus]
 
@@ -167,16 +169,14 @@ def launch_on_gpus(multi_gpu, program, arguments):
         raise UserError(f"--multi-gpu {multi_gpu}: starts its processes itself; leave it out under torchrun")
     gpus = visible_gpus(multi_gpu)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return launch(program, [*arguments, "--multi_gpu="], len(gpus))  # the last counts, also over a YAML file's
+    return launch(program, [*arguments, "--multi_gpu="], len(gpus))  # the last flag wins, also over a YAML file
 
 
 def launch(program, arguments, count):
     """Run a program in `count` processes of this machine through torch's elastic launcher; returns the exit status.
 
-    program: the path of a script, or the name of a module that runs as one.
-
-    The process that failed first has said why; the launcher's own report is left out. A signal is passed on to all,
-    which have two minutes to write what they have.
+    program: the path of a script, or the name of a module to run. The process that fails first prints its error; the
+    launcher adds no report. A signal is passed on to all processes, which have two minutes to save.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -193,8 +193,8 @@ def launch(program, arguments, count):
         rdzv_endpoint="localhost:0",
     )
     try:
-        what = (program,) if program.endswith(".py") else ("-m", program)
-        elastic_launch(config, sys.executable)("-u", *what, *arguments)
+        target = (program,) if program.endswith(".py") else ("-m", program)
+        elastic_launch(config, sys.executable)("-u", *target, *arguments)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if max(codes) > 0:
@@ -208,15 +208,15 @@ def launch(program, arguments, count):
 
 
 def pick_device(gpu_dev, explicit=False):
-    """The torch device for `--gpu_dev`: that GPU where there is CUDA, else the CPU (told if the flag is `explicit`).
+    """The torch device for `--gpu_dev`: that GPU, or the CPU without CUDA, with a warning if the user set the flag.
 
-    Raises `UserError` for a GPU that is not there.
+    explicit: whether the user set it. Raises `UserError` for a GPU that does not exist.
     """
     if gpu_dev == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         if explicit:
-            console().warning(f"warning: --gpu_dev {gpu_dev}: torch finds no GPU here; runs on the CPU")
+            console().warning(f"warning: --gpu_dev {gpu_dev}: torch finds no GPU here and uses the CPU")
         return torch.device("cpu")
     if int(gpu_dev) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
@@ -228,7 +228,7 @@ def pick_device(gpu_dev, explicit=False):
 def pick_precision(precision, device):
     """The precision for `--precision` on this device: "fp32", "bf16" or "fp16".
 
-    auto is bf16 where the hardware multiplies in it, else fp32. fp16 on a CPU becomes bf16: few CPUs have fast fp16.
+    auto is bf16 if the hardware multiplies in it, else fp32. fp16 on a CPU becomes bf16, as few CPUs have fast fp16.
     """
     if precision == "fp16" and device.type == "cpu":
         return "bf16"
@@ -240,7 +240,7 @@ def pick_precision(precision, device):
 
 
 def _cpu_has_bf16():
-    # torch tells this through private functions only; a version without them computes in fp32.
+    # torch has only private functions for this; a version without them computes in fp32.
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
@@ -248,7 +248,7 @@ def _cpu_has_bf16():
 def autocast(precision, device, keep_weights=True):
     """A context in which the network computes in `precision` (from `pick_precision`).
 
-    keep_weights: whether weights in half precision are kept until it is left, rather than made anew for each layer.
+    keep_weights: whether to keep each weight's half-precision copy until the end rather than make it anew each time.
     """
     if precision == "fp32":
         return nullcontext()
@@ -256,10 +256,9 @@ def autocast(precision, device, keep_weights=True):
 
 
 def keep_freed_memory():
-    """Let the C library keep the memory that tensors free instead of handing it back to the system (Linux, glibc).
+    """Make glibc keep the memory that tensors free instead of returning it to the system; no effect elsewhere.
 
-    On a CPU a large network spends a quarter of its time on getting the same pages back, one by one and cleared.
-    Elsewhere this does nothing.
+    On a CPU a large network spends a quarter of its time on getting the same pages again, one by one and cleared.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -270,13 +269,16 @@ def keep_freed_memory():
     mallopt(trim_threshold, -1)
 
 
-def training_memory_format(device):
-    """The same while training: on a CPU the gradient of the norm is so slow with channels last that it eats up what the
-    convolutions gain (measured in bf16, at 64 x 64 and at the published size)."""
-    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
-
-
 def memory_format(precision, device):
-    """How feature maps lie in memory: channels last where that is faster, in half precision and on GPUs."""
+    """The memory layout of feature maps: channels last if it is faster, in half precision and on GPUs."""
     half = precision != "fp32" or device.type == "cuda"
     return torch.channels_last if half else torch.contiguous_format
+
+
+def training_memory_format(device):
+    """The memory layout of feature maps in training: channels last on GPUs.
+
+    On a CPU the gradient of the norm is so slow with channels last that convolutions gain less than it costs (measured
+    in bf16, at 64 x 64 and at the published size).
+    """
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last

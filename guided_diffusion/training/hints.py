@@ -1,4 +1,4 @@
-"""Hints: symptoms of a training that goes wrong with what to try, and the command to go on with."""
+"""Hints for the user: symptoms of a run that goes wrong with remedies, and the next command to run."""
 
 import math
 import shlex
@@ -10,10 +10,10 @@ from ..runtime.errors import UserError
 
 EMPTY = FULL = 0.5  # share of the members
 AGREEMENT = 0.5  # mean Dice of pairs of members
-LEARNED = 0.5  # Dice from which the loss may well stay flat
+LEARNED = 0.5  # a Dice at which a flat loss is no symptom
 FLAT = 0.01  # relative change of the mean loss from one validation to the next
-CHECK = "--overfit 4 (does it learn these data at all?)"  # not a hint for such a check itself
-NAMES = {
+CHECK = "--overfit 4 (does it learn these data at all?)"
+SYMPTOM_NAMES = {
     "empty": "most samples empty",
     "full": "most samples full",
     "disagreement": "samples that disagree",
@@ -22,28 +22,28 @@ NAMES = {
 
 
 def symptoms(figures, losses, diffusion, train):
-    """{name of a symptom: a sentence with what to try}, of one validation.
+    """The symptoms that a validation shows: {a name in `SYMPTOM_NAMES`: a sentence with remedies}.
 
-    figures: those of a `ValidationResult`. losses: the mean training loss up to the last validation, and since; None
-    where there is none. diffusion, train: the run's option values, dicts.
+    figures: of the `ValidationResult`. losses: the mean training loss before the previous validation and since; each
+    may be None. diffusion, train: the run's option values, dicts.
     """
-    found, check = {}, "" if train["overfit"] else CHECK
+    found, check = {}, "" if train["overfit"] else CHECK  # a check cannot advise itself
     for_masks, for_fewer = (_for_masks(diffusion, check or other) for other in ("a higher --lr", "more --max_steps"))
     if figures["empty"] >= EMPTY:
         found["empty"] = (
             f"{figures['empty']:.0%} of the samples are empty though their truth is not. In the first few hundred "
-            f"steps small objects are often not found yet; if it stays so, {for_masks}, and look at "
-            "the truth in the picture: masks that are nearly empty may have been read wrongly"
+            f"steps small objects are often not found yet. If this persists, {for_masks}, and check the truth in the "
+            "picture: masks that are nearly empty may have been read wrongly"
         )
     if figures["full"] >= FULL:
         found["full"] = (
-            f"{figures['full']:.0%} of the samples are foreground nearly everywhere though their truth is not. Look at "
+            f"{figures['full']:.0%} of the samples are foreground nearly everywhere though their truth is not. Check "
             f"the truth in the picture (is it inverted?), try a lower --lr, and {for_fewer}"
         )
     if figures["agreement"] < AGREEMENT and "empty" not in found:
         found["disagreement"] = (
-            f"the samples of one image hardly agree (Dice {figures['agreement']:.2f} among them): the noise decides "
-            f"and not yet the image. Train longer; if it stays so, {for_masks}"
+            f"the samples of one image hardly agree (Dice {figures['agreement']:.2f} among them): they follow the "
+            f"noise and not yet the image. Train longer; if this persists, {for_masks}"
         )
     before, now = losses
     learned = figures["dice"] if math.isfinite(figures["dice"]) else figures["coarse_dice"]
@@ -56,7 +56,7 @@ def symptoms(figures, losses, diffusion, train):
 
 
 def _for_masks(diffusion, last):
-    """What helps a network to find masks at all and this run lacks, and a last thing to try."""
+    """Advice: the options that help a network find masks and that this run lacks, and last `last`."""
     tries = []
     if diffusion["objective"] != "x0":
         tries.append("--objective x0 (it finds masks many times sooner)")
@@ -67,24 +67,25 @@ def _for_masks(diffusion, last):
     return f"try {' or '.join([*tries, last])}"
 
 
-# ---- the command to go on with -------------------------------------------------------------------------------------
+# ---- the next command ----------------------------------------------------------------------------------------------
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def sampling_command(data_dir, fetched, folder, checkpoint):
-    """The command that samples the checkpoint of this name in a `WorkFolder`, ready for the shell.
+    """The command that samples a checkpoint, ready for the shell.
 
-    data_dir: of the training, local or remote; fetched: where it is on this machine.
+    data_dir: of the training, local or remote; fetched: its local path. folder: the run's `WorkFolder`; checkpoint: the
+    file in it, a `Path`.
     """
-    results = checkpoint.stem.replace("model", "results")  # each checkpoint's masks in a folder apart
+    results = checkpoint.stem.replace("model", "results")  # each checkpoint gets its own results folder
     testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
     words = ["--model_path", folder.shown(checkpoint.name), "--data_dir", testing, "--out_dir", folder.shown(results)]
     return _command("segmentation_sample.py", words)
 
 
 def checking_command(data):
-    """The command that looks at the data of a run, ready for the shell. data: its option values, a dict."""
+    """The command that checks the data of a run, ready for the shell. data: its option values, a dict."""
     words = ["--data_name", data["data_name"], "--data_dir", data["data_dir"]]
     return _command("check_data.py", [*words, "--classes", data["classes"]] if data["classes"] else words)
 
@@ -97,8 +98,7 @@ def _command(name, words):
 
 
 def testing_folder(data_dir):
-    """Where the test images are that go with the training images of `data_dir`; where the training images are if
-    there are none."""
+    """The folder of test images beside or below the training folder `data_dir`; without any, the training images'."""
     if data_dir.name.lower() in SPLIT_FOLDERS["train"]:
         beside = [path for path in sorted(data_dir.parent.iterdir()) if path.name.lower() in SPLIT_FOLDERS["test"]]
         return beside[0] if beside else data_dir
@@ -110,7 +110,7 @@ def testing_folder(data_dir):
 
 
 def remote_testing_folder(data_dir, fetched):
-    """The same of a remote `data_dir`; fetched: where it is on this machine, which need not have what is beside it."""
+    """The same for a remote `data_dir`. fetched: its local path; folders beside it may not have been fetched."""
     parent, name = folder_and_name(data_dir)
     if name.lower() in SPLIT_FOLDERS["train"]:
         beside = [other for other in list_folders(parent) if other.lower() in SPLIT_FOLDERS["test"]]

@@ -1,4 +1,4 @@
-"""What follows a training run without being part of a step: signals, forecast, validation, log and checkpoints."""
+"""What a training run does beside its steps: signals, forecast, validation, log and checkpoints."""
 
 import signal
 import time
@@ -17,15 +17,15 @@ from .parallel import ready_for_calls
 from .validation import ValidationResult
 from .watch import OVERFIT_DICE
 
-MEASURED_STEP = {"cpu": 1, "cuda": 10}  # the step whose time the forecast takes: a GPU's first ones tune its kernels
-MUCH_WAITING, LEAST_WAITED = 0.2, 10.0  # share of the time, and seconds, from which a warning is worth it
+MEASURED_STEP = {"cpu": 1, "cuda": 10}  # the step whose time the forecast uses: a GPU tunes kernels in the first ones
+MUCH_WAITING, LEAST_WAITED = 0.2, 10.0  # share of the time and seconds, both exceeded before a warning
 
 
 @dataclass
 class StepResult:
-    """What a step came to. The hooks see it one after another, and each may complete it for the next.
+    """The result of a step. Hooks get it in their order, and each may complete it for the next.
 
-    values: the mean losses, "grad_norm" and "lr". seconds: what the step took. finished: whether the run ends here.
+    values: the mean losses, "grad_norm" and "lr". seconds: the step's duration. finished: whether the run ends here.
     validation: the `ValidationResult` of this step, or None. is_best: whether it is the run's best so far.
     """
 
@@ -37,33 +37,33 @@ class StepResult:
 
 
 class Hook:
-    """A part of a run beside its steps. `TrainLoop.run` calls `begin` first, `after_step` each step, `close` last."""
+    """A part of a run beside its steps. `TrainLoop.run` calls its methods."""
 
     def begin(self, loop):
-        """Before the first step."""
+        """Called before the first step."""
 
     def after_step(self, loop, result):
-        """After a step; result: its `StepResult`."""
+        """Called after each step with its `StepResult`."""
 
     def close(self):
-        """At the end, also of a run that fails."""
+        """Called at the end, also when the run fails."""
 
 
 def standard_hooks(loop, watch):
-    """The hooks of a training run in their order. watch: the `Watch` that validates, or None."""
+    """The hooks of a training run, in their order. watch: the `Watch` that validates, or None."""
     hooks = [Forecast(), *([Validate(watch)] if watch else [])]
     return [*hooks, *([Report(watch)] if loop.processes.is_first else []), SaveCheckpoints()]
 
 
 class Forecast(Hook):
-    """Warns early where a run will take more than a day."""
+    """Warns early if a run will take more than a day."""
 
     def begin(self, loop):
-        """Note where the run begins."""
+        """Note the first step."""
         self.first_step = loop.step
 
     def after_step(self, loop, result):
-        """Warn once, by the time of one of the first steps."""
+        """Warn once, by the duration of an early step."""
         if loop.step - self.first_step != MEASURED_STEP[loop.device.type]:
             return
         steps = loop.last_step - self.first_step
@@ -72,19 +72,19 @@ class Forecast(Hook):
         if days > 1:
             console().warning(
                 f"warning: at {result.seconds:.3g} s a step, {steps} steps will take {counted(round(days), 'day')} or "
-                "so; a smaller model takes less, for example --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 "
+                "so; a smaller model is faster, for example --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 "
                 "--num_res_blocks 1"
             )
 
 
 class Validate(Hook):
-    """Samples the validation cases with averaged weights where that is due; ends an --overfit check that passes."""
+    """Validates with the averaged weights when the watch is due; ends an --overfit check that passes."""
 
     def __init__(self, watch):
         self.watch = watch
 
     def after_step(self, loop, result):
-        """Complete the result by the validation of this step."""
+        """Add the validation of this step to the result."""
         self.watch.note(result.values["loss"])
         if loop.stopping or not self.watch.due(loop.step, result.finished):
             return
@@ -103,7 +103,7 @@ class Validate(Hook):
 
 
 class Report(Hook):
-    """The bar, the log and training.html; the first process alone has it."""
+    """Shows the run: progress bar, log and training.html. Only the first process has this hook."""
 
     def __init__(self, watch):
         self.watch, self.recent = watch, defaultdict(list)
@@ -111,32 +111,32 @@ class Report(Hook):
 
     def begin(self, loop):
         """Open the log and the bar."""
-        remove_temporaries(loop.folder.path)  # a killed run may have left them
+        remove_temporaries(loop.folder.path)  # of a killed run
         self.log = RunLog(loop.folder.path, loop.step)
         self.bar = tqdm(total=loop.last_step, initial=loop.step, desc="training", unit="step", dynamic_ncols=True)
 
     def after_step(self, loop, result):
-        """Move the bar; log the means since the last line, and what validation found."""
+        """Move the bar; log the means since the last line and the validation."""
         for name, value in result.values.items():
             self.recent[name].append(value)
         self.bar.update()
-        self.bar.set_postfix(self._shown(loop, result), refresh=False)
+        self.bar.set_postfix(self._postfix(loop, result), refresh=False)
         means = {}
         if loop.step % loop.options.log_interval == 0 or result.finished:
             means = {name: float(np.mean(history)) for name, history in self.recent.items()}
             self.recent.clear()
-            means |= {"waiting": loop.waiting.take(), "lr": result.values["lr"]}  # the rate of this very step
+            means |= {"waiting": loop.waiting.take(), "lr": result.values["lr"]}  # the rate is not averaged
             console().info(f"step {loop.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
-        found = result.validation
-        if means or found is not None:
-            self.log.write(loop.step, means | (found.logged if found is not None else {}))
-        if found is not None:
-            self.log.picture("validation", loop.step, found.picture)
-        if found is not None or result.finished or loop.step % loop.options.save_interval == 0:
+        validation = result.validation
+        if means or validation is not None:
+            self.log.write(loop.step, means | (validation.logged if validation is not None else {}))
+        if validation is not None:
+            self.log.picture("validation", loop.step, validation.picture)
+        if validation is not None or result.finished or loop.step % loop.options.save_interval == 0:
             best = self.watch.best if self.watch else None
             write_training_page(loop.folder.path, loop.config, loop.last_step, best, loop.stages.condition_steps)
 
-    def _shown(self, loop, result):
+    def _postfix(self, loop, result):
         shown = {"loss": f"{result.values['loss']:.4f}", "waiting": f"{loop.waiting.share:.0%}"}
         if loop.options.max_minutes:
             left = loop.options.max_minutes - (time.monotonic() - loop.began) / 60
@@ -147,16 +147,16 @@ class Report(Hook):
 
     def close(self):
         """Close the bar and the log."""
-        for part in (self.bar, self.log):
-            if part is not None:
-                part.close()
+        for opened in (self.bar, self.log):
+            if opened is not None:
+                opened.close()
 
 
 class SaveCheckpoints(Hook):
     """Writes a checkpoint every --save_interval steps and at the end, and best.pt after the best validation."""
 
     def after_step(self, loop, result):
-        """Save where that is due."""
+        """Save if a checkpoint is due."""
         if loop.step % loop.options.save_interval == 0 or result.finished:
             loop.save()
         if result.is_best:
@@ -164,10 +164,10 @@ class SaveCheckpoints(Hook):
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM ask the loop to stop after the current step; a second one stops at once.
+    """A context in which SIGINT or SIGTERM makes the loop stop after the current step, and a second one at once.
 
-    received: the signal's number, or None. Several processes agree at the end of the step, which then says so; they do
-    not count signals, since a scheduler and the launcher may both pass on the same one.
+    received: the signal's number, or None. Several processes agree at the end of the step. They do not count signals,
+    since a scheduler and the launcher may both pass on the same one.
     """
 
     def __init__(self, processes):
@@ -195,9 +195,9 @@ class StopSignals:
 
 
 class WaitingShare:
-    """Measures the share of the time, since it was last taken, that was spent waiting for batches.
+    """Measures which share of the time goes into waiting for batches.
 
-    num_workers: the processes that read images, for the advice.
+    num_workers: the number of processes that read images, for the warning.
     """
 
     def __init__(self, num_workers):
@@ -205,7 +205,7 @@ class WaitingShare:
         self.waited, self.since = 0.0, time.monotonic()
 
     def next(self, batches):
-        """The next of an iterator's batches."""
+        """The iterator's next batch."""
         began = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - began
@@ -213,17 +213,17 @@ class WaitingShare:
 
     @property
     def share(self):
-        """In [0, 1]."""
+        """The share since the last `take`, in [0, 1]."""
         return self.waited / max(time.monotonic() - self.since, 1e-9)
 
     def take(self):
-        """The share, which then begins anew; warns once where it is large."""
+        """Return the share and start a new measurement; warn once if the share is large."""
         share = self.share
         if share > MUCH_WAITING and self.waited > LEAST_WAITED and not self.has_warned:
             self.has_warned = True
             console().warning(
                 f"warning: {share:.0%} of the time goes into waiting for images. More --num_workers than "
-                f"{self.num_workers} help where cores are idle; images that are stored smaller are read faster"
+                f"{self.num_workers} help if cores are idle; smaller image files are read faster"
             )
         self.waited, self.since = 0.0, time.monotonic()
         return share

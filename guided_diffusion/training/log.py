@@ -9,10 +9,10 @@ from ..io.files import atomic_path, read_json_lines
 
 
 class RunLog:
-    """Scalars of a training run: `log.jsonl` in `out_dir`, and TensorBoard event files beside it.
+    """Scalars of a training run: `log.jsonl` in `out_dir`, and TensorBoard event files in a folder beside it.
 
-    A resumed run appends; rows of steps after `start_step`, which an interrupted run had logged beyond its last
-    checkpoint, are dropped first, so that the curve has each step once. Raises OSError when it cannot be written.
+    A resumed run appends. Rows after `start_step`, which an interrupted run logged after its last checkpoint, are
+    dropped first, so the curve has each step once. Raises OSError if a file cannot be written.
     """
 
     def __init__(self, out_dir, start_step=0):
@@ -34,8 +34,8 @@ class RunLog:
         return [row for row in rows if row.get("step", step + 1) <= step]
 
     def write(self, step, values):
-        """Log one step's values: a dict of name -> float."""
-        # JSON has no word for NaN and infinities, which a gradient in fp16 may well have.
+        """Log one step's values, {name: float}."""
+        # JSON has no NaN and infinities; a gradient in fp16 may be infinite.
         row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
         try:
             self.jsonl.write(json.dumps(row) + "\n")
@@ -48,7 +48,7 @@ class RunLog:
             raise
 
     def picture(self, name, step, picture):
-        """Show a picture, RGB uint8 [H, W, 3], in TensorBoard."""
+        """Log a picture, RGB uint8 [H, W, 3], to TensorBoard."""
         self.tensorboard.add_image(name, picture, step, dataformats="HWC")
         self.tensorboard.flush()
 
@@ -60,6 +60,6 @@ class RunLog:
 
 
 def _thread_error(arguments):
-    # TensorBoard writes in a thread. When that fails (a full disk), our next flush raises its error.
+    # TensorBoard writes in a thread. If that fails (a full disk), our next flush raises the error.
     if not issubclass(arguments.exc_type, OSError):
         threading.__excepthook__(arguments)

@@ -1,4 +1,4 @@
-"""The training loop: a page of named steps, from a batch to averaged weights and checkpoints."""
+"""The training loop: from a batch to averaged weights and checkpoints."""
 
 import dataclasses
 import signal
@@ -23,33 +23,31 @@ from .stages import Stages
 
 
 class TrainLoop:
-    """Trains a network until the last step, a time limit or a signal.
+    """Trains a network until its last step, a time limit or a signal.
 
-    run: the `run.Run`. model: its network, on this process's device, with the weights of run.start where the run goes
-    on. diffusion: its `GaussianDiffusion`. processes: the `Processes` that share every batch; all of them run this
-    loop, and the first one writes. watch: the `Watch` that validates, or None.
+    run: the `run.Run`. model: its network, on this process's device, with the weights of run.start if there is one.
+    diffusion: its `GaussianDiffusion`. processes: the `Processes` that share every batch; each runs this loop. watch:
+    the `Watch` that validates, or None.
     """
 
     def __init__(self, run, model, diffusion, processes=None, watch=None):
-        self.model, self.diffusion, self.dataset = model, diffusion, run.dataset
-        self.options, self.config, self.folder, self.precision = (
-            run.settings.train,
-            run.config,
-            run.folder,
-            run.precision,
-        )
-        self.processes = processes or Processes(0, 1, next(model.parameters()).device)
-        self.device, self.watch, start = self.processes.device, watch, run.start
+        self.model, self.diffusion, self.dataset, self.watch = model, diffusion, run.dataset, watch
+        self.options, self.config = run.settings.train, run.config
+        self.folder, self.precision = run.folder, run.precision
         self.num_workers = run.settings.data.num_workers if run.settings.data else 0
         self.checkpoints = CheckpointFolder(self.folder, self.options.keep_checkpoints)
-        self.stages = Stages(self.options, start.first_stage if start else None)
+
+        self.processes = processes or Processes(0, 1, next(model.parameters()).device)
+        self.device = self.processes.device
         self.share = self.processes.share(self.options.batch_size)
         self.items_elsewhere = self.options.batch_size - (self.share.stop - self.share.start)
         self.sharded = self.options.fsdp and self.processes.count > 1
-        losses = StepLosses(compiled(model) if self.options.compile else model, diffusion)
-        has_stages = self.options.condition_steps != 0
-        self.step_losses = with_shared_gradients(losses, self.processes, stages=has_stages, shards=self.sharded)
+        self.signals, self.stopping = StopSignals(self.processes), False
+
+        start = run.start
         self.step = start.step if start else 0
+        self.stages = Stages(self.options, start.first_stage if start else None)
+        self.step_losses = self._build_step_losses()
         self.optimizer = build_optimizer(model.parameters(), self.options.lr, self.options.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.timesteps = TIMESTEP_SAMPLERS[self.options.schedule_sampler](diffusion.num_timesteps)
@@ -59,7 +57,11 @@ class TrainLoop:
             self._restore(start)
         has_start = start and self.processes.from_first(lambda: self.checkpoints.has(self.step))
         self.last_saved = self.step if has_start else None
-        self.signals, self.stopping = StopSignals(self.processes), False
+
+    def _build_step_losses(self):
+        losses = StepLosses(compiled(self.model) if self.options.compile else self.model, self.diffusion)
+        has_stages = self.options.condition_steps != 0
+        return with_shared_gradients(losses, self.processes, stages=has_stages, shards=self.sharded)
 
     def _restore(self, start):
         restore_optimizer(self.model, self.optimizer, start.optimizer)
@@ -72,6 +74,8 @@ class TrainLoop:
     def last_step(self):
         """The step after which the run is complete."""
         return self.options.last_step
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
 
     def run(self):
         """Train; the hooks log, validate and save. Returns the last step."""
@@ -112,89 +116,45 @@ class TrainLoop:
         )
 
     def _finished(self):
-        """Whether to stop after this step, for any process's signal or clock: all processes stop after the same one."""
+        """Whether the run ends after this step. A signal or time limit in one process ends all after the same step."""
         limit = self.options.max_minutes * 60
         late = bool(limit and time.monotonic() - self.began >= limit)
-        asked = self.processes.largest({"signal": self.signals.received or 0, "time": late})
-        self.stopping = bool(asked["signal"])
+        reasons = self.processes.largest({"signal": self.signals.received or 0, "time": late})
+        self.stopping = bool(reasons["signal"])
         if self.stopping and self.processes.count > 1:
-            self.signals.received = signal.Signals(int(asked["signal"]))
+            self.signals.received = signal.Signals(int(reasons["signal"]))
             console().info(f"{self.signals.received.name}: all processes stop after step {self.step}")
-        return self.step >= self.last_step or any(asked.values())
-
-    # ---- one step ----------------------------------------------------------------------------------------------
-
-    def train_step(self, batch):
-        """One optimizer step on a batch (see `batches.collate`). Returns a dict of its mean losses, gradient norm, lr.
-
-        Gradients are summed over microbatches, which gives the full batch's. Raises `UserError`, before any weight
-        changes, for a loss or gradient that is not finite.
-        """
-        learning_rate = self._set_learning_rate()
-        alone = self.stages.is_first(self.step)
-        if self.stages.condition_steps:
-            self.model.fix_condition(not alone)
-        if self.stages.takes_average(self.step):
-            next(iter(self.ema.values())).settle(self.model, "condition_model.")
-        self._seed_dropout()
-        mask, t, weights, noise = self._draw(batch["mask"])
-        here = len(mask)
-        count = here + self.items_elsewhere  # of the global batch: processes may have unequal shares
-        parts = []
-        for part, counts in self._parts(here):
-            with gradients_exchanged(self.step_losses, now=part.stop == here):
-                losses = self._losses(batch, (mask, t, noise), part)
-                total = (losses["loss"] * weights[part].to(self.device)).sum() / count
-                # The processes average their gradients, and the sum is wanted.
-                self.scaler.scale(total * self.processes.count * counts).backward()
-            if counts:
-                parts.append({name: value.detach() for name, value in losses.items()})
-        # The device is waited for only here, when it has all the work of the step.
-        losses = {name: torch.cat([values[name] for values in parts]).cpu() for name in parts[0]}
-        self._check_finite(losses["loss"], batch["name"])
-        if not alone:
-            self._learn_timesteps(t, losses["loss"])
-        grad_norm = self._optimizer_step(batch["name"])
-        for ema in self.ema.values():
-            ema.update(self.model, self.stages.steps_in(self.step))
-        sums = {name: value.sum().item() / count for name, value in losses.items()}
-        return {**self.processes.sum(sums), "grad_norm": grad_norm, "lr": learning_rate}
-
-    def _parts(self, here):
-        """(slice of this process's `here` items, whether it counts) of each pass through the network.
-
-        Processes need each other to gather shards, so one with fewer parts repeats its last, which does not count.
-        """
-        size = self.options.microbatch if self.options.microbatch > 0 else here
-        parts = [(slice(low, min(low + size, here)), True) for low in range(0, here, size)]
-        if self.sharded and self.options.microbatch > 0:
-            most = -(-self.options.batch_size // self.processes.count)  # of the largest share
-            parts += [(parts[-1][0], False)] * (-(-most // size) - len(parts))
-        return parts
-
-    def _seed_dropout(self):
-        """Seed dropout by (seed, step, process): with one seed for all, the shares would drop the same units."""
-        rank = [self.processes.rank] if self.processes.rank else []
-        torch.manual_seed(seed_of("step", self.options.seed, self.step, *rank))
-
-    def _learn_timesteps(self, t, losses):
-        """Update the sampler of time steps by the whole global batch, so that it is the same in every process."""
-        if self.timesteps.learns:
-            shares = self.processes.gather((t, losses))
-            self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
-
-    # ---- the parts of a step -------------------------------------------------------------------------------------
+        return self.step >= self.last_step or any(reasons.values())
 
     def _end_stage(self, began):
-        """Note where the first stage ends: at its share of the steps, or of the time where that comes first."""
+        """Note the end of the first stage: after its share of the steps or of the time, whichever comes first."""
         if self.options.condition_steps != -1 or self.stages.ended is not None:
             return
         late = self.processes.largest({"time": self.stages.is_late(time.monotonic() - began)})["time"]
         if late or not self.stages.is_first(self.step):
             self.stages.ended = self.step
-            console().info(
-                f"step {self.step}: from here on the condition model is fixed, and the diffusion learns on it"
-            )
+            console().info(f"step {self.step}: from here on the condition model is fixed, and the diffusion learns")
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    def train_step(self, batch):
+        """One optimizer step on a batch (see `batches.collate`). Returns a dict: mean losses, "grad_norm" and "lr".
+
+        Gradients are summed over microbatches and processes, so they are those of the whole batch. Raises `UserError`,
+        before any weight changes, for a loss or gradient that is not finite.
+        """
+        learning_rate = self._set_learning_rate()
+        self._prepare_condition_model()
+        self._seed_dropout()
+        mask, t, weights, noise = self._draw(batch["mask"])
+        losses = self._backward(batch, (mask, t, noise), weights)
+        self._check_finite(losses["loss"], batch["name"])
+        self._learn_timesteps(t, losses["loss"])
+        grad_norm = self._optimizer_step(batch["name"])
+        for ema in self.ema.values():
+            ema.update(self.model, self.stages.steps_in(self.step))
+        shares = {name: value.sum().item() / self._global_items(len(t)) for name, value in losses.items()}
+        return {**self.processes.sum(shares), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _set_learning_rate(self):
         rate = self.stages.learning_rate(self.step)
@@ -202,43 +162,81 @@ class TrainLoop:
             group["lr"] = rate
         return rate
 
-    def _draw(self, masks):
-        """Draws for each item of this process's share (see `randomness.draw_for_items`).
+    def _prepare_condition_model(self):
+        """In the second stage, fix the condition model; at its start give it the averaged weights where they help."""
+        if self.stages.condition_steps:
+            self.model.fix_condition(not self.stages.is_first(self.step))
+        if self.stages.takes_average(self.step):
+            next(iter(self.ema.values())).settle(self.model, "condition_model.")
 
-        In the first stage the condition model learns from the mean of the raters' masks, which holds more than one.
+    def _seed_dropout(self):
+        """Seed dropout by (seed, step, process): with one seed for all, the shares would drop the same units."""
+        rank = [self.processes.rank] if self.processes.rank else []
+        torch.manual_seed(seed_of("step", self.options.seed, self.step, *rank))
+
+    def _draw(self, masks):
+        """The random draws for each item of this process's share (see `randomness.draw_for_items`).
+
+        In the first stage the target is the mean of the raters' masks, which informs the condition model best.
         """
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
         return draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
 
-    def _losses(self, batch, drawn, part):
-        def to_device(x):
-            return x[part].to(self.device, non_blocking=True)
+    def _backward(self, batch, drawn, weights):
+        """Add up the gradients of this process's N items. Returns {loss: float32 [N] on the CPU}."""
+        items, parts = len(weights), []
+        for part, counts in self._parts(items):
+            with gradients_exchanged(self.step_losses, now=part.stop == items):
+                losses = self._losses(batch, drawn, part)
+                weighted = losses["loss"] * weights[part].to(self.device)
+                total = weighted.sum() / self._global_items(items)
+                # The exchange averages over processes, and the sum is wanted.
+                self.scaler.scale(total * self.processes.count * counts).backward()
+            if counts:
+                parts.append({name: value.detach() for name, value in losses.items()})
+        # The only wait for the device, which by now has all the work of the step.
+        return {name: torch.cat([values[name] for values in parts]).cpu() for name in parts[0]}
 
-        label = to_device(batch["label"]) if self.model.label_embedding is not None else None
+    def _global_items(self, items):
+        """The items of all processes, whose shares may be unequal. items: those of this process."""
+        return items + self.items_elsewhere
+
+    def _parts(self, items):
+        """(slice of this process's items, whether it counts) of each pass through the network.
+
+        Processes gather shards together, so one with fewer parts repeats its last; the repetition does not count.
+        """
+        size = self.options.microbatch if self.options.microbatch > 0 else items
+        parts = [(slice(low, min(low + size, items)), True) for low in range(0, items, size)]
+        if self.sharded and self.options.microbatch > 0:
+            largest_share = -(-self.options.batch_size // self.processes.count)
+            parts += [(parts[-1][0], False)] * (-(-largest_share // size) - len(parts))
+        return parts
+
+    def _losses(self, batch, drawn, part):
+        """The losses of some items, {name: [rows]}. drawn: their masks, time steps and noise, each [N, ...]."""
+
+        def to_device(x):
+            return x.to(self.device, non_blocking=True)
+
+        label = to_device(batch["label"][part]) if self.model.label_embedding is not None else None
         with autocast(self.precision, self.device, keep_weights=not self.sharded):
             return self.step_losses(
-                to_device(batch["image"]),
+                to_device(batch["image"][part]),
                 label,
-                *map(to_device, drawn),
+                *(to_device(values[part]) for values in drawn),
                 dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
                 condition_alone=self.stages.is_first(self.step),
             )
 
-    def _check_finite(self, losses, names):
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            bad = [name for name, good in zip(names, finite, strict=True) if not good]
-            self._stop_broken(f"the loss of {', '.join(bad)} is not finite")
-
-    def _stop_broken(self, what):
-        saved = (
-            f"checkpoint {self.folder.shown(checkpoint_path('', self.last_saved))} is good"
-            if (self.last_saved is not None)
-            else "no checkpoint had been written"
-        )
-        raise UserError(f"step {self.step + 1}: {what}; stopped, {saved}. Try a lower --lr or --precision fp32")
+    def _learn_timesteps(self, t, losses):
+        """Update the sampler of time steps by the global batch, so that it is the same in every process."""
+        if self.timesteps.learns and not self.stages.is_first(self.step):  # its losses say nothing about t
+            shares = self.processes.gather((t, losses))
+            self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
     def _optimizer_step(self, names):
+        """Clip the gradients and step. Returns their norm before. names: the cases, for the message of an error."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model.parameters())
         grad_norm = norm.item()
@@ -248,10 +246,23 @@ class TrainLoop:
         take_step(self.optimizer, self.scaler, self.model.parameters(), norm, self.options.grad_clip)
         return grad_norm
 
+    def _check_finite(self, losses, names):
+        """Stop the run if a loss [N, R] of the N named cases is not finite."""
+        finite = torch.isfinite(losses).all(dim=1)
+        if not finite.all():
+            bad = [name for name, good in zip(names, finite, strict=True) if not good]
+            self._stop_broken(f"the loss of {', '.join(bad)} is not finite")
+
+    def _stop_broken(self, reason):
+        saved = "no checkpoint had been written"
+        if self.last_saved is not None:
+            saved = f"checkpoint {self.folder.shown(checkpoint_path('', self.last_saved))} is good"
+        raise UserError(f"step {self.step + 1}: {reason}; stopped, {saved}. Try a lower --lr or --precision fp32")
+
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint(self):
-        """The run as it stands, as a `Checkpoint`. All processes call this; the first one gets whole weights."""
+        """The `Checkpoint` of this step. All processes call this; the first one gets whole weights."""
         model, optimizer = state_dicts(self.model, self.optimizer)
         ema = {rate: gathered(ema.parameters, self.processes.is_first) for rate, ema in self.ema.items()}
         return Checkpoint(
@@ -270,7 +281,7 @@ class TrainLoop:
         )
 
     def save(self):
-        """Write OUT/model<step>.pt, whole or not at all; the first process writes. An --overfit check writes none."""
+        """Write OUT/model<step>.pt, whole or not at all, in the first process. An --overfit check writes none."""
         if self.options.overfit:
             return
         checkpoint = self.checkpoint()
@@ -279,7 +290,7 @@ class TrainLoop:
         self.last_saved = self.step
 
     def save_best(self):
-        """Write the run as it stands to OUT/best.pt."""
+        """Write OUT/best.pt likewise."""
         if self.options.overfit:
             return
         checkpoint = self.checkpoint()

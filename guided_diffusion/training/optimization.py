@@ -1,4 +1,4 @@
-"""The optimizer's step: AdamW in one pass over the memory, after gradients are unscaled, measured and clipped."""
+"""Optimization: AdamW, gradient clipping, and the exponential moving average of the weights."""
 
 from contextlib import contextmanager
 
@@ -9,14 +9,14 @@ from ..models.sharding import in_shards, laid_out, load_optimizer_state, local, 
 
 
 def build_optimizer(parameters, lr, weight_decay):
-    """AdamW over these parameters, fused: one pass over weights, gradients and moments for all of them."""
+    """Fused AdamW over these parameters, which updates weights and moments in one pass over memory."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def restore_optimizer(model, optimizer, state):
-    """Load a checkpoint's state, moments and step counts; the settings are those that `optimizer` was built with.
+    """Load moments and step counts of a checkpoint. `optimizer` keeps its own settings, such as the learning rate.
 
-    state: of whole tensors; of weights in shards each process takes its own.
+    state: with whole tensors; a process takes its shards of them.
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     load_optimizer_state(model, optimizer, state)
@@ -29,35 +29,35 @@ def restore_optimizer(model, optimizer, state):
 
 
 def gradient_norm(parameters):
-    """The norm of all their gradients together, as a tensor; parameters without one are left out.
+    """The Euclidean norm of all gradients together, as a tensor; parameters without gradient are skipped.
 
-    Of gradients in shards it is that of all processes' shards; all of them call this at once.
+    With shards it is the norm over all processes, which call this together.
     """
     return whole_norm(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def take_step(optimizer, scaler, parameters, norm, clip=0.0):
-    """Let the optimizer take a step on gradients that `scaler` has unscaled, and drop them.
+    """Step on gradients that `scaler` has unscaled, and drop them.
 
-    norm: their `gradient_norm`. clip: they are scaled down to this norm if theirs is larger; 0: not.
+    norm: their `gradient_norm`. clip: the largest norm, to which larger gradients are scaled down; 0: no clipping.
     """
-    if clip:  # unscaled, of all processes: the same for any number of them, with any scaler
+    if clip:  # the norm is unscaled and of all processes, so clipping depends on neither
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
 
 
-# ---- The running average of a model's weights, which is what is sampled with ----------------------------------------
+# ---- averaged weights, by which runs are validated and sampled -----------------------------------------------------
 
 
 class EMA:
-    """An exponential moving average of a model's parameters, in float32 (or float64 if they have that).
+    """An exponential moving average of a model's parameters, in float32 or higher precision.
 
     The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
-    for tens of thousands of steps and ruin a short run. It is in shards where the parameters are.
+    for tens of thousands of steps and ruin a short run. The average is sharded like the parameters.
 
-    state: of a checkpoint, whole tensors by name, to go on from.
+    state: {name: whole tensor} of a checkpoint to go on from.
     """
 
     def __init__(self, model, rate, state=None):
@@ -79,13 +79,13 @@ class EMA:
         torch._foreach_lerp_(average, current, 1 - self.decay(updates))
 
     def settle(self, model, prefix):
-        """Give `model` the averaged weights for good, those of the parameters whose names begin so."""
+        """Replace the weights of `model` whose names start with `prefix` by their averages."""
         chosen = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefix)}
         _set(list(chosen.values()), [self.parameters[name] for name in chosen])
 
     @contextmanager
     def weights_in(self, model):
-        """Within, `model` computes with the averaged weights; afterwards it has its own again, to the bit."""
+        """Within, `model` has the averaged weights; afterwards it has its own again, bit for bit."""
         current = list(model.parameters())
         own = [parameter.detach().clone() for parameter in current]
         _set(current, list(self.parameters.values()))

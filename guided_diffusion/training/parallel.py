@@ -1,4 +1,4 @@
-"""Data parallel training: every process computes gradients for its share of the batch, and all take the sum's step."""
+"""Data parallel training, in which each process computes gradients of its share of the batch, and compilation."""
 
 import copy
 import warnings
@@ -14,18 +14,18 @@ from ..runtime.errors import UserError, is_out_of_memory
 
 
 class StepLosses(nn.Module):
-    """All that a training step asks of the network, as one module: DistributedDataParallel watches a single forward,
-    and a step both encodes and denoises."""
+    """The network's whole part of a training step as one module: DistributedDataParallel hooks a single forward, and a
+    step both encodes and denoises."""
 
     def __init__(self, model, diffusion):
         super().__init__()
         self.model, self.diffusion = model, diffusion
 
     def forward(self, image, label, mask, t, noise, *, dice=False, condition_alone=False):
-        """The losses per row (see `GaussianDiffusion.training_losses`).
+        """{name: losses [N]} (see `GaussianDiffusion.training_losses`).
 
         image: [N, C, H, W]; label: [N] or None; mask, noise: [N, K, H, W]; t: [N].
-        condition_alone: of the condition model's own mask alone, without the diffusion.
+        condition_alone: compute only the loss of the condition model's coarse mask, without the diffusion.
         """
         condition = self.model.encode(image, label)
         if condition_alone:
@@ -35,19 +35,18 @@ class StepLosses(nn.Module):
 
 
 def with_shared_gradients(losses, processes, stages=False, shards=False):
-    """The `StepLosses` for one of several processes, whose backward pass averages the gradients over all of them.
+    """The `StepLosses` with a backward pass that averages gradients over the processes, if there are several.
 
-    Alone it is returned as it is. The first process's weights become everyone's. stages: whether parts of the network
-    learn at different times. shards: its blocks were split among the processes while it was built (see
-    `sharding.sharded_as_built`), and each is to get the gradients of its own shards alone.
+    All processes get the first one's weights. stages: whether parts of the network learn at different times. shards:
+    whether its blocks were split among the processes when it was built (see `sharding.sharded_as_built`); each process
+    then gets the gradients of its own shards.
     """
     if processes.count == 1:
         return losses
     if shards:
         return shard_the_rest(losses, processes)
-    # Without the coarse loss its decoder gets no gradient at all, and in a stage the other part gets none. The others
-    # then do not wait for one, and it stays None as in a single process; to look for such parameters at each step would
-    # only cost time otherwise.
+    # Without the coarse loss its decoder gets no gradient, and in a stage the other part gets none. DDP must then look
+    # for such parameters at each step, which costs time.
     with peers_needed():
         return DistributedDataParallel(
             losses,
@@ -57,34 +56,31 @@ def with_shared_gradients(losses, processes, stages=False, shards=False):
 
 
 def gradients_exchanged(losses, now):
-    """A context for a forward and backward pass: the processes exchange what they have summed up only if `now`.
+    """A context for a forward and backward pass, after which the processes exchange summed gradients only if `now`.
 
-    Shards are exchanged in every pass: what waits would be the gradients of all weights, whole.
+    Sharded gradients are exchanged in every pass: to wait, each process would need memory for whole gradients.
     """
     return nullcontext() if now or not isinstance(losses, DistributedDataParallel) else losses.no_sync()
 
 
 @contextmanager
 def ready_for_calls(losses):
-    """Within, every process may call the network itself, without its `StepLosses`, if all do so equally often."""
+    """Within, processes may call the network without its `StepLosses`, all of them equally often."""
     if not hasattr(losses, "unshard"):
         yield
         return
-    losses.unshard()  # what no block has; blocks see to themselves
+    losses.unshard()  # the weights outside of blocks; blocks gather their own
     try:
         yield
     finally:
         losses.reshard()
 
 
-# ---- Networks compiled by torch.compile, and what is told where that fails ------------------------------------------
+# ---- torch.compile -------------------------------------------------------------------------------------------------
 
 
 def compiled(model):
-    """The network with `encode` and `forward` compiled, which happens at their first call for each shape.
-
-    A shallow copy: it shares the weights with `model`, which stays as it is.
-    """
+    """A shallow copy of the network, with the same weights, that compiles `encode` and `forward` when first called."""
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     fast = copy.copy(model)
     fast.encode, fast.forward = (torch.compile(part, dynamic=False) for part in (model.encode, model.forward))
@@ -93,7 +89,7 @@ def compiled(model):
 
 @contextmanager
 def compiler_errors(compile, what, remedy="leave it out"):
-    """Within, where `compile` is on, turn whatever the compiler raises, of many kinds, into one line of `UserError`."""
+    """Within, turn any error of the compiler into a `UserError` if `compile` is on. what, remedy: for its message."""
     try:
         yield
     except (UserError, OSError):

@@ -1,4 +1,4 @@
-"""How the time steps of training are drawn: uniformly, or more often where the loss is large."""
+"""The randomness of a training step: time steps, raters and noise, each item's from a generator of its own."""
 
 import numpy as np
 import torch
@@ -7,9 +7,9 @@ from ..runtime.seeds import seeded_generator
 
 
 class UniformTimesteps:
-    """Every time step is equally likely."""
+    """Draws every time step with the same probability."""
 
-    learns = False  # whether `update` changes anything
+    learns = False  # whether `update` has an effect
 
     def __init__(self, num_timesteps):
         self.num_timesteps = num_timesteps
@@ -28,19 +28,21 @@ class UniformTimesteps:
         return torch.from_numpy(t), torch.from_numpy(weights).float()
 
     def update(self, t, losses):
-        """Learn from the losses [N] at time steps t [N] (a uniform sampler has nothing to learn)."""
+        """Learn from the losses [N] at time steps t [N]."""
 
     def state_dict(self):
-        """What a resumed run needs."""
+        """The state for a checkpoint."""
         return {}
 
     def load_state_dict(self, state):
-        """Undo `state_dict`."""
+        """Take the state of a checkpoint."""
 
 
 class LossSecondMomentTimesteps(UniformTimesteps):
-    """Time steps in proportion to sqrt(E[loss^2]) (arXiv 2102.09672 sec. 3.3) of their last `history` losses, mixed
-    with a thousandth of uniform; uniform until every time step has a full history."""
+    """Draws time steps in proportion to sqrt(E[loss^2]) over their last `history` losses (arXiv 2102.09672 sec. 3.3).
+
+    A share `uniform_share` of draws is uniform, and all are until every time step has a full history.
+    """
 
     learns = True
 
@@ -71,26 +73,25 @@ class LossSecondMomentTimesteps(UniformTimesteps):
 TIMESTEP_SAMPLERS = {"uniform": UniformTimesteps, "loss-second-moment": LossSecondMomentTimesteps}
 
 
-# ---- What a training step draws at random: for each item its mask, time steps and noise, by a generator of its own --
+# ---- the draws of a step -------------------------------------------------------------------------------------------
 
 
 def item_generator(seed, step, index):
-    """The CPU generator of item `index` of the global batch of `step`: its noise, time step and rater follow."""
+    """The CPU generator of item `index` of the global batch of `step`, which decides its rater, time step and noise."""
     return seeded_generator("train", seed, step, index)
 
 
 def draw_for_items(masks, options, timesteps, step, first):
-    """What each item of a step learns from: a mask [N, K, H, W], time step [N], loss weight [N] and noise [N, K, H, W].
+    """One draw for each of N items: masks [N, K, H, W], time steps [N], loss weights [N], noise as the masks.
 
-    The mask is that of a rater drawn at random, or the raters' mean.
-
-    masks: a list of [raters, K, H, W], of the items from number `first` of the global batch on. options: the run's
-    `TrainOptions`. timesteps: one of `TIMESTEP_SAMPLERS`. Each item has its own generator, from which the rater is
-    drawn even where the mean is learned: runs that differ in `raters` alone see the same time steps and noise.
+    masks: the items' masks, each [raters, K, H, W], from item `first` of the global batch on. options: the run's
+    `TrainOptions`; by `raters` a mask is a random rater's or the mean. timesteps: an instance of one of
+    `TIMESTEP_SAMPLERS`.
     """
     chosen, uniforms, noise = [], [], []
     for index, mask in enumerate(masks, start=first):
         generator = item_generator(options.seed, step, index)
+        # A rater is drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
         rater = torch.randint(len(mask), (1,), generator=generator).item()
         chosen.append(mask.mean(dim=0) if options.raters == "mean" else mask[rater])
         uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())

@@ -1,4 +1,4 @@
-"""What a training run is: its settings, its data and the checkpoint that it goes on from, all checked."""
+"""A training run before it starts: its settings, data and the checkpoint that it continues, all checked."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -20,27 +20,27 @@ from .validation import spread_cases
 
 @dataclass(frozen=True)
 class ValidationData:
-    """A data set with masks, and what its cases are: a noun in the singular that stands after a number."""
+    """A data set for validation. noun: for its cases, in the singular. trained_on: whether they are training cases."""
 
     dataset: SegmentationDataset
     noun: str
     trained_on: bool = False
 
     def summary_line(self, train):
-        """A line that says how it is used. train: the run's `TrainOptions`."""
+        """A line for the user. train: the run's `TrainOptions`."""
         cases = counted(min(train.val_cases, len(self.dataset)), self.noun)
         line = f"validation: {cases}, every {counted(train.sample_interval, 'step')}"
         if self.trained_on and not train.overfit:
             line += (
-                ". They are trained on: their Dice, by which best.pt is chosen, shows whether the network learns, not "
-                "how it does on new images; hold some out with --val_fraction 0.1 or name others with --val_dir"
+                ". They are trained on: their Dice, which also selects best.pt, shows whether the network learns, not "
+                "how well it does on new images; hold some out with --val_fraction 0.1 or name others with --val_dir"
             )
         return line
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. start: the `Checkpoint` that it goes on from, or None. warnings: lines for the user."""
+    """A training run. start: the `Checkpoint` that it continues, or None. warnings: lines for the user."""
 
     settings: Settings
     precision: str
@@ -52,29 +52,29 @@ class Run:
 
     @property
     def is_complete(self):
-        """Whether the checkpoint that it goes on from is of the last step, or beyond it."""
+        """Whether the checkpoint that it continues has the last step, or a later one."""
         return self.start is not None and self.start.step >= self.settings.train.last_step
 
     @property
     def complete_line(self):
-        """A line that says that the run is complete, and how to go on."""
+        """A line for a complete run, with how to go on."""
         train = self.settings.train
-        step, last, learned = self.start.step, train.last_step, self.start.first_stage
+        step, last, first_stage = self.start.step, train.last_step, self.start.first_stage
         so_far = f"step {step} of {last}" if step == last else f"step {step}, beyond {last}"
         line = (
             f"the run is complete already ({so_far}): nothing was trained; to go on, give {train.ending_flags} "
             f"above {step}"
         )
-        if learned:
+        if first_stage:
             line += (
-                f" (the condition model stays as it was after step {learned}; to train it for longer, begin anew with "
+                f" (the condition model is fixed since step {first_stage}; to train it for longer, begin anew with "
                 "more steps)"
             )
         return line
 
     @property
     def config(self):
-        """The option values that checkpoints keep: a dict for each group, with absolute paths."""
+        """The option values for checkpoints: a dict for each group, with absolute paths."""
         settings = self.settings
         train = asdict(settings.train)
         del train["dry_run"]
@@ -92,14 +92,14 @@ class Run:
 
     @property
     def values(self):
-        """The same as one dict, for a file of options."""
+        """The same as one dict, for config.yaml."""
         return run_values(self.config, self.settings)
 
 
 def prepare_run(options, given, processes):
     """The `Run` that the options ask for, checked; nothing is written.
 
-    options, given: of `command_line.parse`. Raises `UserError` for whatever does not go together.
+    options, given: from `command_line.parse`. Raises `UserError` for options, data or a checkpoint that do not fit.
     """
     asked = next(part for part in options if isinstance(part, TrainOptions))
     folder = begun_folder(asked.out_dir, processes)
@@ -133,12 +133,12 @@ def prepare_run(options, given, processes):
 
 
 def on_this_machine(folder, processes):
-    """Where a folder is on this machine: itself, unless it is in a blob store."""
+    """The local path of a folder: itself, or a fetched copy of a remote one."""
     return processes.by_machine(lambda: fetch_folder(folder)) if is_remote(folder) else folder
 
 
 def facts_of(dataset, data):
-    """The `DataFacts` of a data set. data: the `DataOptions` that it was opened with."""
+    """The `DataFacts` of a data set. data: the `DataOptions` it was built with."""
     return DataFacts(
         data_name=data.data_name,
         orientation=dataset.orientation,
@@ -150,7 +150,7 @@ def facts_of(dataset, data):
 
 
 def find_data(data, image_size, view, chosen):
-    """The training data, shown as `view` says. chosen: whether --data_name was chosen, not left at its default."""
+    """The training data. view: how it shows a case to the network. chosen: whether the user chose --data_name."""
     try:
         options = {"split": "train", "need_masks": True, "view": view, **loading_of(data)}
         return build_dataset(data.data_name, data.data_dir, image_size, **options)
@@ -163,7 +163,7 @@ def find_data(data, image_size, view, chosen):
 
 
 def suggested(data_dir):
-    """What to do about `--data_name` where the default found nothing."""
+    """Advice on `--data_name` where its default finds no cases."""
     try:
         return f"add --data_name {recognised(AUTO, data_dir)}"
     except (UserError, OSError):
@@ -173,8 +173,8 @@ def suggested(data_dir):
 def find_validation(data, settings, dataset, processes):
     """The `ValidationData` of a run on `dataset`, or None without validation.
 
-    data: the `DataOptions` with a data_dir on this machine. Raises `UserError` for validation cases that do not fit the
-    training cases or are among them.
+    data: `DataOptions` with a local data_dir. Raises `UserError` for cases of --val_dir that do not fit the training
+    cases or are among them.
     """
     train = settings.train
     if not train.sample_interval:
@@ -189,7 +189,7 @@ def find_validation(data, settings, dataset, processes):
 
 
 def _validation_cases(data, train, dataset, val_dir):
-    """The cases of --val_dir, of the data's own validation part, those held out, or training cases."""
+    """The cases of --val_dir, else of the data's validation part or those held out, else the training cases."""
     if val_dir:
         shown = {"view": dataset.view, **loading_of(data), "hold_out": None}
         found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
@@ -218,7 +218,7 @@ def _check_fits(found, dataset):
 
 
 def check_dataset(dataset, model_options, start):
-    """Raise `UserError` where the data does not fit the model that is asked for or gone on with."""
+    """Raise `UserError` if the data does not fit the model options, or the checkpoint `start` (or None)."""
     if model_options.class_cond:
         check_labels(dataset, None if start is None else start.label_names, "the checkpoint was trained with")
     if start is None:
@@ -237,10 +237,10 @@ def check_dataset(dataset, model_options, start):
 
 
 def check_labels(dataset, known, whose, remedy=""):
-    """Raise `UserError` unless every case has one of the class labels that a class-conditional model is built for.
+    """Raise `UserError` unless every case has a class label that a class-conditional model knows.
 
-    known: their names, or None where the model is to be built for those of this data set; whose: whose these are, in
-    words. remedy: what else helps where there is no label, in words that go on.
+    known: the names of the model's labels, or None for a new model. whose: the start of a clause on `known`, and
+    remedy: a further remedy for a case without label, both for messages.
     """
     names = list(dataset.label_names)
     for case in dataset.cases:
@@ -249,15 +249,15 @@ def check_labels(dataset, known, whose, remedy=""):
             raise UserError(f"{case.images[0]}: has {has}, which --class_cond True needs; set it False{remedy}")
     if known is not None and names != list(known):
         raise UserError(
-            f"{dataset.data_dir}: has the labels {', '.join(names)}, {whose} {', '.join(known)}; name data with those"
+            f"{dataset.data_dir}: has the labels {', '.join(names)}, {whose} {', '.join(known)}; use data with those"
         )
 
 
-# ---- the checkpoint to go on from ----------------------------------------------------------------------------------
+# ---- the checkpoint to continue -------------------------------------------------------------------------------------
 
 
 def begun_folder(out_dir, processes):
-    """The `WorkFolder` of --out_dir; the first process, which alone asks it for names, has looked what is there."""
+    """The `WorkFolder` of --out_dir. Only the first process lists its files, so only it calls `begin`."""
     folder = WorkFolder(out_dir, "training")
     if processes.is_first:
         folder.begin()
@@ -265,7 +265,7 @@ def begun_folder(out_dir, processes):
 
 
 def find_start(train, folder, processes):
-    """The `Checkpoint` to go on from, or None for a new run. Refuses to start a new run over an old one."""
+    """The `Checkpoint` to continue, or None for a new run. Raises `UserError` for a new run in a used --out_dir."""
     newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
         return None if newest is None else load_checkpoint(bring(folder, newest, processes), to_train=True)
@@ -281,12 +281,12 @@ def find_start(train, folder, processes):
 
 
 def newest_of(folder, processes):
-    """The name of the newest checkpoint in a `WorkFolder` or None, as the first process sees it, in all of them."""
-    return processes.from_first(lambda: newest_name(folder.names()))  # or some might see a later one
+    """The name of the newest checkpoint in a `WorkFolder`, or None; the same in every process."""
+    return processes.from_first(lambda: newest_name(folder.names()))
 
 
 def bring(folder, name, processes):
-    """The local path of a checkpoint in a `WorkFolder`. The first process may have one that was not pushed yet."""
+    """The local path of a checkpoint in a `WorkFolder`, in every process, even if it was not pushed yet."""
     if not is_remote(folder.shown()):
         return folder.path / name
     processes.from_first(folder.push)
@@ -296,7 +296,7 @@ def bring(folder, name, processes):
 
 
 def check_not_behind(folder, start, processes):
-    """Refuse to go on where --out_dir holds later checkpoints: they would be overwritten one by one."""
+    """Raise `UserError` if --out_dir holds later checkpoints than `start`: the run would overwrite them."""
     newest = newest_of(folder, processes)
     if newest is not None and step_of(newest) > start.step:
         raise UserError(
@@ -306,9 +306,9 @@ def check_not_behind(folder, start, processes):
 
 
 def check_hold_out(data, config):
-    """Refuse to hold out cases that the run has trained on: they would be scored as unseen ones.
+    """Raise `UserError` if options hold out cases that the run has trained on: they would count as unseen.
 
-    config: the option values of the checkpoint that the run goes on from.
+    config: the option values of the checkpoint.
     """
     before, now = config["data"], asdict(data)
     was, wanted = hold_out_of(before), hold_out_of(now)
@@ -322,13 +322,13 @@ def check_hold_out(data, config):
 
 
 def choose_precision(device_options, given, start, device):
-    """The precision of the run, and a warning where `device` lacks that of the run gone on with, or None."""
+    """The precision of the run, and a warning if `device` lacks the precision of the checkpoint, or None."""
     auto = pick_precision("auto", device)
     if start is None or {"precision", "use_fp16"} & given:
         return pick_precision(device_options.precision, device), None
     before = start.config.get("device", {}).get("precision", "auto")
     if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type == "cpu"):
-        lacking = f"warning: the run was in {before}, which {device} lacks: it goes on in {auto}; --precision chooses"
+        lacking = f"warning: the run was in {before}, which {device} lacks: it goes on in {auto} (see --precision)"
         return auto, lacking
     return pick_precision(before, device), None
 
@@ -337,18 +337,19 @@ def choose_precision(device_options, given, start, device):
 
 
 def condition_model_warning(train, start):
-    """A warning where a run past its first stage is to go on for much longer: its condition model is fixed. Or None."""
-    learned = None if start is None else start.first_stage
-    if not learned or train.condition_steps > start.step or train.last_step <= 2 * learned:
+    """A warning if a run past its first stage continues for much longer with a fixed condition model, or None."""
+    first_stage = None if start is None else start.first_stage
+    if not first_stage or train.condition_steps > start.step or train.last_step <= 2 * first_stage:
         return None
     return (
-        f"warning: the condition model learned in the first {learned} of {train.last_step} steps and stays as it is, "
-        f"but for its last layer; to train it for longer go on from a checkpoint before step {learned}, or begin anew"
+        f"warning: the condition model learned in the first {first_stage} of {train.last_step} steps and stays fixed, "
+        f"except its last layer; to train it for longer go on from a checkpoint before step {first_stage}, or begin "
+        "anew"
     )
 
 
 def no_diffusion_warning(settings, start):
-    """A warning where the steps end before the diffusion begins to learn (see `--condition_steps`), or None."""
+    """A warning if the run ends before the diffusion learns (see `--condition_steps`), or None."""
     alone, last = settings.train.condition_steps, settings.train.last_step
     if not 0 < last <= alone or (start is not None and start.step >= alone):
         return None

@@ -1,11 +1,8 @@
-"""The two stages of a run with `--condition_steps`: the condition model alone, then the diffusion on it."""
+"""The learning rate of each step, and the two stages of a run with `--condition_steps`: condition model, diffusion."""
 
 import math
 
-# ---- The learning rate of each step: warm-up and decay, which follow from the step alone, so that resuming is exact -
-
-
-DECAYS = {  # the share of the rate that is left at a progress of 0 to 1
+DECAYS = {  # the factor of the learning rate at a progress from 0 to 1
     "none": lambda progress: 1,
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # arXiv 1608.03983 eq. 5, one period
@@ -13,24 +10,25 @@ DECAYS = {  # the share of the rate that is left at a progress of 0 to 1
 
 
 def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
-    """What the learning rate of a step (0 for the first) is multiplied by, in [0, 1].
+    """The factor of the learning rate at a step (0 for the first), in [0, 1].
 
-    It rises linearly over the first `warmup` steps, the last of which has the full rate, and then decays to 0 at step
-    `total`, as a name in `DECAYS` says; total 0: it stays. `warmup` must be below a `total` above 0.
+    It rises linearly over the first `warmup` steps and is 1 at the last of them. Then it decays to 0 at step `total` by
+    a name in `DECAYS`; with total 0 it stays 1. A `total` above 0 must exceed `warmup`.
     """
     if step < warmup:
         return (step + 1) / warmup
     return DECAYS[decay]((step - warmup) / (total - warmup)) if total else 1
 
 
-CONDITION_SHARE = 0.85  # of a run, in which the condition model learns alone with --condition_steps -1
-AT_REST = 0.01  # of --lr: below it weights hardly move, and their running average is no better
+CONDITION_SHARE = 0.85  # of a run with --condition_steps -1: the length of the first stage
+AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
 
 
 class Stages:
-    """Which stage a step (0 for a run's first) belongs to, and its learning rate; without stages there is one.
+    """The stage and the learning rate of each step (0 for a run's first).
 
-    options: `TrainOptions`. ended: with --condition_steps -1 the steps that the first stage had, None before its end.
+    The condition model learns alone in the first stage; in the second it is fixed and the diffusion learns. options:
+    `TrainOptions`. ended: with --condition_steps -1 the length of the first stage, None before its end.
     """
 
     def __init__(self, options, ended=None):
@@ -38,41 +36,41 @@ class Stages:
 
     @property
     def condition_steps(self):
-        """The steps of the first stage, as far as is known; 0: there are no stages."""
+        """The length of the first stage, an estimate before its end with --condition_steps -1; 0: no stages."""
         if self.options.condition_steps >= 0:
             return self.options.condition_steps
         return round(CONDITION_SHARE * self.options.last_step) if self.ended is None else self.ended
 
     def is_first(self, step):
-        """Whether the condition model learns alone."""
+        """Whether the step is in the first stage."""
         return step < self.condition_steps
 
     def is_second(self, step):
-        """Whether the diffusion learns on a condition model that is fixed."""
+        """Whether the step is in the second stage."""
         return 0 < self.condition_steps <= step
 
     def steps_in(self, step):
-        """How many steps of its stage come before a step."""
+        """The number of steps before this one in its stage."""
         return step if self.is_first(step) else step - self.condition_steps
 
     def takes_average(self, step):
-        """Whether the condition model takes its averaged weights at this step, the first of the second stage.
+        """Whether the condition model gets its averaged weights at this step, the first of the second stage.
 
-        It does where the learning rate is still high: the average is then better than the last weights, and it would
-        be lost, since from here on it follows weights that do not change.
+        It does if the learning rate is still high: the average is then better than the last weights. It would be lost
+        otherwise, as the average moves towards the fixed weights.
         """
         is_start = 0 < step == self.condition_steps
         return is_start and self.learning_rate(step - 1) > AT_REST * self.options.lr
 
     def is_late(self, seconds):
-        """Whether `seconds` of training are more than the first stage's share of --max_minutes."""
+        """Whether `seconds` of training exceed the first stage's share of --max_minutes."""
         limit = CONDITION_SHARE * self.options.max_minutes * 60
         return bool(limit and seconds >= limit)
 
     def learning_rate(self, step):
-        """Each stage begins anew, and with --lr_anneal_steps each ends with 0, wherever the run ends.
+        """The learning rate of a step. Each stage has its own warm-up and, with --lr_anneal_steps, decays to 0.
 
-        Without stages a run that --max_steps ends sooner follows --lr_anneal_steps as far as it goes.
+        Without stages the decay follows --lr_anneal_steps, even if --max_steps ends the run sooner.
         """
         options = self.options
         if options.lr_anneal_steps and self.is_first(step):

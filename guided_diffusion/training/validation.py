@@ -1,4 +1,4 @@
-"""Validation while a model trains: a few fixed cases are sampled fast, scored and drawn."""
+"""Validation during training: a few fixed cases are sampled in few steps, scored and pictured."""
 
 import math
 import time
@@ -20,37 +20,28 @@ from ..inference.tiles import Tiled, crop_members, in_tiles
 from ..io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
 from ..runtime.distributed import Processes, autocast
 
-MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to see what is learned, little beside the training between
-
-
+MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to show progress, and short beside the training between
 TILE = 128  # pixels of a picture in the grid
+TRIES = 16  # cases that are read to find one with a mask that is not empty
+TILES_AT_ONCE = 8  # of an image larger than the network, whose memory training needs as well
+NEARLY_ALL = 0.95  # of an image's pixels: a larger mask counts as full
 
-
-TRIES = 16  # cases looked at for one that has something to segment
-
-
-TILES_AT_ONCE = 8  # of an image larger than the network, beside a training
-
-
-NEARLY_ALL = 0.95  # of an image's pixels: a mask beyond it is full
-
-
-# What a validation gives, each a mean over cases (of K classes, of their mean); in the log as val_NAME.
+# The figures of a validation, each a mean over cases of a mean over classes. The log has them as val_NAME.
 FIGURES = ("dice", "member_dice", "coarse_dice", "agreement", "empty", "full")
 
 
 def spread_cases(dataset, count):
-    """The indices of `count` cases spread evenly over a data set, by preference such as have something to segment.
+    """The indices of `count` cases spread evenly over a data set, with something to segment where possible.
 
-    They are the same for the same data. Of each of `count` equal parts of the data set the middle case is taken, or
-    the nearest to it with a mask that is not empty, if one of the next few has one.
+    They are the same for the same data. The data set is divided into `count` equal parts. Each gives the case nearest
+    to its middle whose mask is not empty; if `TRIES` cases have none, the middle one.
     """
     filled = ((_filled(dataset, part), part) for part in _equal_parts(dataset, count))
     return [_middle(part) if index is None else index for index, part in filled]
 
 
 def marked_cases(dataset, count):
-    """The cases with something marked that `spread_cases` would take; masks are read as cases are asked for."""
+    """Yields the cases of `spread_cases` whose masks are not empty; reads masks as it goes."""
     for part in _equal_parts(dataset, count):
         index = _filled(dataset, part)
         if index is not None:
@@ -58,7 +49,7 @@ def marked_cases(dataset, count):
 
 
 def _equal_parts(dataset, count):
-    """Ranges of indices."""
+    """The indices of the cases as `count` ranges, fewer for fewer cases."""
     bounds = np.linspace(0, len(dataset.cases), min(count, len(dataset.cases)) + 1).round().astype(int)
     return [range(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
 
@@ -68,15 +59,18 @@ def _middle(part):
 
 
 def _filled(dataset, part):
-    """The index nearest to the middle of a part, of the next few, whose mask is not empty, or None."""
+    """The index nearest to the middle of a part whose mask is not empty, or None after `TRIES` cases."""
     nearest = sorted(part, key=lambda index: (abs(index - _middle(part)), index))[:TRIES]
     return next((index for index in nearest if dataset.load_mask(dataset.cases[index]).any()), None)
 
 
 @dataclass
 class ValidationResult:
-    """What one validation found. figures: the mean of each of `FIGURES` over the cases, NaN where undefined; picture:
-    RGB uint8 [H, W, 3]; coarse_only: whether the condition model alone was validated; seconds: what it took."""
+    """The result of one validation.
+
+    figures: the mean of each of `FIGURES` over the cases, NaN where undefined. picture: RGB uint8 [H, W, 3].
+    coarse_only: whether only the condition model was validated. seconds: the duration.
+    """
 
     figures: dict
     picture: np.ndarray
@@ -85,12 +79,12 @@ class ValidationResult:
 
     @property
     def dice(self):
-        """The Dice by which checkpoints are compared: the ensemble's; NaN where the diffusion was not sampled."""
+        """The ensemble's Dice, by which checkpoints are compared; NaN if the diffusion was not sampled."""
         return self.figures["dice"]
 
     @property
     def shown_dice(self):
-        """The Dice to show: the coarse mask's where the diffusion was not sampled."""
+        """The Dice to show: the ensemble's, or the coarse mask's if the diffusion was not sampled."""
         return self.figures["coarse_dice" if self.coarse_only else "dice"]
 
     @property
@@ -103,12 +97,11 @@ class ValidationResult:
 class Validation:
     """The cases of `dataset` (a `SegmentationDataset` with masks) at these `indices`, and how they are sampled.
 
-    source: a noun for them in the singular. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain U-Net,
-    which has one answer. seed: of the noise, the same at each validation. processes: share the cases; all call
-    `validate`.
-    rows: how many members go through the network at once, where memory is scarce; None: all of a case.
-    train: the options of the training, which decide how members are drawn (see `settings.members_as_trained`).
-    No global random state is read or changed.
+    source: a noun for the cases in the singular. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain
+    U-Net, which has one answer. seed: of the noise, the same at each validation. processes: they share the cases, and
+    all call `validate`. rows: how many members pass the network at once; None: all of a case. train: the option values
+    of the training, which decide how members are drawn (see `settings.members_as_trained`). Validation neither reads
+    nor changes global random state.
     """
 
     dataset: object
@@ -140,11 +133,10 @@ class Validation:
         return [self.dataset.cases[index].name for index in self.indices]
 
     def validate(self, model, *, coarse_only=False, stopped=lambda: False):
-        """Sample the cases with the weights that `model` has, score and draw them.
+        """Sample the cases with the current weights of `model`, score and picture them.
 
-        coarse_only: sample the condition branch's own mask alone. stopped(): every process asks it before each case;
-        where one is to stop, all return None. Every process runs the network equally often, as sharded weights need
-        it. Returns a `ValidationResult`, the same everywhere.
+        coarse_only: sample only the coarse mask of the condition branch. stopped(): asked before each case; if it is
+        true in one process, all return None. Returns the `ValidationResult`, the same in every process.
         """
         began, own = time.monotonic(), []
         each = -(-len(self.indices) // self.processes.count)
@@ -153,30 +145,32 @@ class Validation:
                 if self.processes.largest({"stop": bool(stopped())})["stop"]:
                     return None
                 place = turn * self.processes.count + self.processes.rank
-                answer = self._answer(model, self.indices[place % len(self.indices)], coarse_only)
-                own += [answer] if place < len(self.indices) else []
+                # Processes gather shards together, so all run the network equally often, past the last case too.
+                result = self._sampled(model, self.indices[place % len(self.indices)], coarse_only)
+                own += [result] if place < len(self.indices) else []
                 bar.update()
         shares = self.processes.gather(own)
-        answers = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in their order
-        figures = {name: _mean(answer["figures"][name] for answer in answers) for name in FIGURES}
-        return ValidationResult(figures, picture_grid(answers), coarse_only, time.monotonic() - began)
+        results = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in the cases' order
+        figures = {name: _mean(result["figures"][name] for result in results) for name in FIGURES}
+        picture = picture_grid([result["tiles"] for result in results])
+        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began)
 
-    def _answer(self, model, index, coarse_only):
-        """One case sampled: {"figures", "tiles"}, of plain types."""
-        batch, show = self._case(index)
-        one_look = coarse_only or not self.has_diffusion
+    def _sampled(self, model, index, coarse_only):
+        """Sample one case. Returns {"figures": see `Drawn.figures`, "tiles": see `Drawn.tiles`}."""
+        batch, pictures = self._case(index)
+        one_pass = coarse_only or not self.has_diffusion
         conditional, size = model.label_embedding is not None, batch["size"][0]
-        # Several processes run the network equally often: all tiles in one pass, however many they are.
+        # Several processes must run the network equally often, so all tiles go in one pass.
         rows = TILES_AT_ONCE if self.processes.count == 1 else None
         model = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
         with autocast(self.precision, self.device):
             drawn = draw_members(
                 model,
                 self.diffusion,
-                ONE_STEP if one_look else self.plan,
+                ONE_STEP if one_pass else self.plan,
                 batch["image"].to(self.device),
                 batch["name"],
-                members=1 if one_look else MEMBERS,
+                members=1 if one_pass else MEMBERS,
                 seed=self.seed,
                 label=batch["label"].to(self.device) if conditional else None,
                 rows=self.rows,
@@ -187,20 +181,25 @@ class Validation:
         drawn = Drawn.of(
             None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
         )
-        return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], show, truth)}
+        return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], pictures, truth)}
 
     def _case(self, index):
-        """A case's batch of one and its `_Show`; it is read once."""
+        """A case as a batch of one, and its `_CaseTiles`. Each case is read once."""
         if index not in self._read:
-            self._read[index] = collate([self.dataset.load_item(index)]), _Show(self.dataset, self.dataset.cases[index])
+            pictures = _CaseTiles(self.dataset, self.dataset.cases[index])
+            self._read[index] = collate([self.dataset.load_item(index)]), pictures
         return self._read[index]
 
 
 @dataclass
 class Drawn:
-    """What was drawn of one case, by K classes. soft: the members, float32 [E, K, H, W] in [0, 1]; masks: each
-    member's own, bool [E, K, H, W]; fused: bool [K, H, W]; all None where the diffusion was not sampled. agreement: the
-    mean Dice of pairs of members. coarse, coarse_mask: [K, H, W] in [0, 1] and bool, None without such a branch."""
+    """The masks drawn for one case, with K classes.
+
+    soft: the members, float32 [E, K, H, W] in [0, 1]. masks: the members' masks, bool [E, K, H, W]. fused: bool
+    [K, H, W]. agreement: the mean Dice of pairs of members, or NaN. spread: the members' standard deviation [K, H, W]
+    in [0, 0.5], None with one member. These are None if the diffusion was not sampled. coarse, coarse_mask: [K, H, W]
+    in [0, 1] and bool, None without a condition branch.
+    """
 
     soft: np.ndarray | None = None
     masks: np.ndarray | None = None
@@ -212,7 +211,7 @@ class Drawn:
 
     @classmethod
     def of(cls, soft, coarse, method, exclusive):
-        """From the soft members and coarse masks [E, 1, K, H, W], either may be None; method, exclusive: see
+        """From soft members and coarse masks, both [E, 1, K, H, W] or None. method, exclusive: see
         `ensemble.fuse_masks`."""
         drawn = cls()
         if coarse is not None:
@@ -228,9 +227,10 @@ class Drawn:
         return drawn
 
     def figures(self, truth):
-        """{name of `FIGURES`: value}, against a truth bool [K, H, W]; NaN where undefined or not sampled.
+        """{name in `FIGURES`: value} against a truth bool [K, H, W]; NaN where undefined or not sampled.
 
-        empty, full: the share of members that are so and should not be. Classes are averaged where they are defined.
+        Each figure is a mean over the classes for which it is defined. empty, full: the share of members that are empty
+        or full, over classes whose truth is not.
         """
         figures = dict.fromkeys(FIGURES, math.nan) | {"agreement": self.agreement}
         if self.coarse is not None:
@@ -247,17 +247,17 @@ class Drawn:
             figures["full"] = float((self.masks.mean(axis=(2, 3)) > NEARLY_ALL)[:, ~everywhere].mean())
         return figures
 
-    def tiles(self, name, show, truth):
-        """What the grid shows: a list of (caption, tile), with the Dice of each mask. show: a `_Show`."""
+    def tiles(self, name, pictures, truth):
+        """(caption, tile) of each picture in the grid, with the Dice of each mask. pictures: a `_CaseTiles`."""
 
         def scored(title, values, mask):
-            return f"{title}: {mean_dice(mask, truth):.2f}", show.mask(values)
+            return f"{title}: {mean_dice(mask, truth):.2f}", pictures.mask(values)
 
-        tiles = [(name[:20], show.image), ("truth", show.mask(truth))]
+        tiles = [(name[:20], pictures.image), ("truth", pictures.mask(truth))]
         if self.soft is not None and len(self.soft) > 1:
             pairs = zip(self.soft, self.masks, strict=True)
             tiles += [scored(f"member {n}", soft, mask) for n, (soft, mask) in enumerate(pairs)]
-            tiles += [scored("fused", self.fused, self.fused), ("uncertainty", show.uncertainty(self.spread))]
+            tiles += [scored("fused", self.fused, self.fused), ("uncertainty", pictures.uncertainty(self.spread))]
         elif self.soft is not None:
             tiles.append(scored("mask", self.soft[0], self.fused))
         if self.coarse is not None:
@@ -266,7 +266,7 @@ class Drawn:
 
 
 def mean_dice(mask, truth):
-    """The mean of the Dice of K classes, bool [K, H, W], where it is defined; NaN where none is."""
+    """The mean Dice of two masks bool [K, H, W] over the classes for which it is defined; NaN if there are none."""
     return _mean(overlap(one, other)["dice"] for one, other in zip(mask, truth, strict=True))
 
 
@@ -274,8 +274,8 @@ def _mean(values):
     return mean_defined(list(values))
 
 
-class _Show:
-    """Tiles of one case, in the proportions and the orientation in which its image is shown."""
+class _CaseTiles:
+    """Makes the tiles of one case, RGB uint8, with the proportions and the orientation of its displayed image."""
 
     def __init__(self, dataset, case):
         geometry = dataset.load_geometry(case)
@@ -288,18 +288,18 @@ class _Show:
         return resized(radiological(picture, self.affine), TILE, self.proportions)
 
     def mask(self, soft):
-        """[K, H, W] in [0, 1], or bool; several classes in their colours."""
+        """A mask [K, H, W] in [0, 1] or bool; several classes have their own colours."""
         return self._tile(tinted(soft.astype(np.float32)))
 
     def uncertainty(self, deviation):
-        """[K, H, W] in [0, 0.5]: of several classes the largest."""
+        """The largest standard deviation over the classes of [K, H, W] in [0, 0.5]."""
         return self._tile(heat(2 * deviation.max(axis=0)))
 
 
-def picture_grid(answers):
-    """A row of tiles for each answer, below their captions; RGB uint8 [H, W, 3]."""
+def picture_grid(cases):
+    """One row per case of its (caption, tile) pairs, captions above; RGB uint8 [H, W, 3]."""
     rows = []
-    for answer in answers:
-        titles, pictures = zip(*answer["tiles"], strict=True)
+    for tiles in cases:
+        titles, pictures = zip(*tiles, strict=True)
         rows += [captions(titles, TILE), mosaic([pictures])]
     return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""The validations of a training run: when they are due, what is reported of them, and the best Dice so far."""
+"""The validations of a training run: when they are due, what they report, and the best one so far."""
 
 import math
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from ..io.images import write_png
 from ..runtime.console import console, counted
-from .hints import NAMES, checking_command, symptoms
+from .hints import SYMPTOM_NAMES, checking_command, symptoms
 
-OVERFIT_DICE = 0.9  # of the ensemble, on cases that were trained on, from which --overfit passes
+OVERFIT_DICE = 0.9  # of the ensemble, on training cases: the least with which --overfit passes
 
 
 class Watch:
-    """Validates one run every `options.sample_interval` steps and at its end, and reports what it finds.
+    """Validates a run every `options.sample_interval` steps and at its end, and reports the result.
 
     validation: a `Validation`. options: the run's `TrainOptions`. config: its option values, as in a checkpoint.
-    folder: the `WorkFolder` that pictures go to. best: `Checkpoint.validation` of best.pt so far, or {}. All processes
-    validate alike, and the first one prints and writes.
+    folder: the run's `WorkFolder`, for pictures. best: `Checkpoint.validation` of best.pt so far, or {}. All processes
+    validate; the first one prints and writes.
     """
 
     def __init__(self, validation, options, config, folder, best=None):
@@ -27,27 +27,27 @@ class Watch:
         self.losses, self.loss_before = [], None
         self.best = best if best and best.get("cases") == validation.names else {}
         if best and not self.best:
-            console().info("the validation cases are other ones than before: best.pt begins anew with them")
+            console().info("the validation cases have changed: best.pt begins anew")
 
     def due(self, step, ending):
-        """Whether to validate after this step. ending: whether the run ends with it."""
+        """Whether to validate after this step. ending: whether it is the run's last."""
         interval = self.options.sample_interval
         return bool(interval) and step != self.last_step and (step % interval == 0 or ending)
 
     def note(self, loss):
-        """Remember a step's loss."""
+        """Record a step's loss, for symptoms."""
         self.losses.append(loss)
 
     def validate(self, model, step, *, coarse_only, stopped):
         """Validate `model` after `step` steps; print a line and write OUT/validation/step<step>.png.
 
-        coarse_only, stopped: see `Validation.validate`. Returns the `ValidationResult`, or None when it was stopped.
+        coarse_only, stopped: see `Validation.validate`. Returns the `ValidationResult`, or None if it was stopped.
         """
         result = self.validation.validate(model, coarse_only=coarse_only, stopped=stopped)
         if result is None:
             return None
         if self.latest is not None and self.latest.coarse_only != coarse_only:
-            self.loss_before = None  # another stage, whose loss is another
+            self.loss_before = None  # a new stage has another loss
         self.latest, self.last_step = result, step
         if self.validation.processes.is_first:
             picture = self.folder.path / "validation" / f"step{step:06d}.png"
@@ -60,7 +60,7 @@ class Watch:
         return result
 
     def is_best(self, step):
-        """Whether the latest validation is the best so far, which is then remembered."""
+        """Whether the latest validation is the best so far; if so, record it in `best`."""
         dice = self.latest.dice
         if math.isnan(dice) or dice <= self.best.get("dice", -1):
             return False
@@ -68,10 +68,10 @@ class Watch:
         return True
 
     def verdict(self, step):
-        """Print whether --overfit passed in so many steps. Returns the exit status."""
+        """Print whether --overfit passed after `step` steps. Returns the exit status."""
         cases, steps = counted(len(self.validation.indices), "case"), counted(step, "step")
         if self.latest is None:
-            console().info(f"overfit: NO RESULT after {steps}: nothing was sampled of {cases}")
+            console().info(f"overfit: NO RESULT after {steps}: no masks of {cases} were sampled")
             return 1
         check = f"check the masks with: {checking_command(self.config['data'])}"
         if math.isnan(self.latest.dice):
@@ -83,12 +83,12 @@ class Watch:
         console().info(
             f"overfit: FAIL: Dice {self.latest.dice:.3f} on {cases} after {steps}, {OVERFIT_DICE} is needed. Look at "
             f"{self.folder.shown('validation')}: do image and truth belong together? If they do, try "
-            f"{self._tries_of_overfit(step)}\n{check}"
+            f"{self._overfit_remedies(step)}\n{check}"
         )
         return 1
 
-    def _tries_of_overfit(self, step):
-        """What may let an --overfit pass that failed at this step."""
+    def _overfit_remedies(self, step):
+        """What may make an --overfit pass that failed at this step."""
         options = self.options
         ended_by = options.ending_flags if step >= options.last_step else "--max_minutes" if options.max_minutes else ""
         tries = [f"a higher --lr than {options.lr:g}", f"more {ended_by or 'steps'}"]
@@ -100,25 +100,25 @@ class Watch:
         coarse = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
         undefined = "undefined (no case has anything to segment)"
         if result.coarse_only:
-            words = (
+            line = (
                 f"validation Dice {coarse or undefined}, of the condition model alone: the diffusion does not learn yet"
             )
         else:
             members = f"members {figures['member_dice']:.3f}" if "member_dice" in figures else ""
             beside = ", ".join(filter(None, [members, coarse]))
             dice = f"{result.dice:.3f}" if "dice" in figures else undefined
-            words = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
-        return f"{words}, {counted(len(self.validation.indices), self.validation.source)}, in {result.seconds:.1f} s"
+            line = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
+        return f"{line}, {counted(len(self.validation.indices), self.validation.source)}, in {result.seconds:.1f} s"
 
     def _mean_loss(self):
         return float(np.mean(self.losses)) if self.losses else None
 
     def _warn(self, result):
-        """Warn of each symptom once, until it has passed."""
+        """Warn of each new symptom, and report those that have passed."""
         losses = (self.loss_before, self._mean_loss())
         found = symptoms(result.figures, losses, self.config["diffusion"], self.config["train"])
         for name in found.keys() - self.reported:
             console().warning(f"warning: {found[name]}")
         for name in sorted(self.reported - found.keys()):
-            console().info(f"no longer: {NAMES[name]}")
+            console().info(f"no longer: {SYMPTOM_NAMES[name]}")
         self.reported = set(found)

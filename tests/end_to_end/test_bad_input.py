@@ -86,7 +86,7 @@ def test_a_gpu_that_is_not_there_is_told(script, refusal, pictures, trained, tmp
     script("segmentation_sample", line)
     assert "no GPU" not in capsys.readouterr().out
     script("segmentation_sample", [*line, "--gpu_dev 3"])
-    assert "warning: --gpu_dev 3: torch finds no GPU here; runs on the CPU" in capsys.readouterr().out
+    assert "warning: --gpu_dev 3: torch finds no GPU here and uses the CPU" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "--gpu_dev 3: there is 1 GPU, number 0" in refusal("segmentation_sample", [*line, "--gpu_dev 3"])

@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_for_long_after_its_first_stage_is_warned_of(script, 
     for steps, warned in ((4, False), (6, False), (12, True)):  # the first stage ends after step 3
         capsys.readouterr()
         script("segmentation_train", [*data, flags, f"--max_steps {steps}"])
-        told = "the condition model learned in the first 3 of 12 steps and stays as it is" in capsys.readouterr().out
+        told = "the condition model learned in the first 3 of 12 steps and stays fixed" in capsys.readouterr().out
         assert told == warned
 
 

@@ -85,8 +85,8 @@ def test_respacing_counts_the_steps_of_each_section():
         ({"diffusion_steps": 1001, "dpm_solver": True}, "1000"),
         ({"timestep_respacing": "50", "diffusion_steps": 50}, "leave out"),
         ({"timestep_respacing": "50", "dpm_solver": True}, "leave out"),
-        ({"timestep_respacing": "fifty"}, "must be like"),
-        ({"timestep_respacing": "ddim"}, "must be like"),
+        ({"timestep_respacing": "fifty"}, "write it as 50, ddim50 or 10,20,30"),
+        ({"timestep_respacing": "ddim"}, "write it as 50, ddim50 or 10,20,30"),
         ({"timestep_respacing": "1001"}, "cannot give 1001"),
         ({"timestep_respacing": "400,10,10"}, "cannot give 400"),
         ({"sampler": "dpm_solver", "timestep_respacing": "50"}, "leave out"),
@@ -96,7 +96,7 @@ def test_respacing_counts_the_steps_of_each_section():
         ({"sampler": "ddpm", "dpm_solver": True}, "--sampler ddpm contradicts --dpm_solver True"),
         ({"sampler": "dpm_solver", "dpm_solver": False}, "--sampler dpm_solver contradicts --dpm_solver False"),
         ({"solver_order": 2, "use_ddim": True}, "--solver_order 2: ddim has none"),
-        ({"solver_order": 3, "diffusion_steps": 50}, "ddpm has none; sample by --sampler dpm_solver, or leave it out"),
+        ({"solver_order": 3, "diffusion_steps": 50}, "ddpm has none; leave it out, or add --sampler dpm_solver"),
         ({"solver_order": 3, "timestep_respacing": "50"}, "--solver_order 3: ddpm has none"),
     ],
     ids=str,
@@ -143,13 +143,13 @@ def test_the_plan_holds_all_settings():
     assert not ddpm["clip_denoised"] and ddpm["solver_order"] is None
 
 
-def test_a_plan_tells_how_members_look_and_what_binds_them():
+def test_a_plan_describes_augmentation_and_coupling():
     plan = plan_of({"sampler": "ddim", "diffusion_steps": 12})
     assert str(plan) == "ddim, 12 steps"
     plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1), coupling_sigma=1 / 64)
     assert str(plan) == (
-        "ddim, 12 steps; image turned and mirrored by turns, coarse mask also at scales 0.9, 1.1, members coupled to "
-        "the coarse mask (--coupling_sigma 0.015625)"
+        "ddim, 12 steps; each member sees one of 8 symmetries of the image, coarse mask also at scales 0.9, 1.1, "
+        "members coupled to the coarse mask (--coupling_sigma 0.015625)"
     )
 
 
@@ -196,5 +196,5 @@ def test_other_settings_and_contradictions_are_refused_for_a_results_folder(samp
         sample(trained, pictures, fast)
     manifest["settings"]["begin_at"] = 0.4
     (results / "manifest.json").write_text(json.dumps(manifest))
-    told = refusal("segmentation_sample", again)
-    assert "were made with begin_at 0.4, which this version no longer has: use version 0.1.0" in told
+    line = refusal("segmentation_sample", again)
+    assert "were made with begin_at 0.4, which this version no longer has: use version 0.1.0" in line

@@ -120,7 +120,7 @@ def test_an_error_while_writing_ends_the_run(script, trained, pictures, tmp_path
     assert written == ["case0"] or workers
 
 
-def test_a_compiled_network_gives_the_same_and_tells_its_warm_up(
+def test_a_compiled_network_gives_the_same_and_reports_its_warm_up(
     script, trained, pictures, tmp_path, monkeypatch, capsys
 ):
     compiled = []
@@ -185,7 +185,7 @@ def test_two_processes_give_the_very_results_of_one_and_go_on_after_a_kill(
     assert digests(two) == digests(one)
 
 
-def test_a_users_mistake_among_processes_is_told_once(trained, pictures, tmp_path):
+def test_a_users_mistake_among_processes_is_reported_once(trained, pictures, tmp_path):
     missing = str(tmp_path / "nothing")
     ended = torchrun(["--model_path", str(trained), "--data_dir", missing, "--out_dir", str(tmp_path)])
     assert ended.returncode != 0

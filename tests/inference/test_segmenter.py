@@ -67,7 +67,7 @@ def test_one_picture_alone_and_how_its_channels_lie(segmenter, sample, trained, 
     first = torch.from_numpy(image.copy()).permute(2, 0, 1).double()
     check(segmenter(first, "case1"), results, "case1")
     square = image[:3]  # [3, W, 3]: either may be the channels
-    with pytest.raises(ValueError, match=r"shape \(3, 40, 3\) may be .* say axes='HWC' or axes='CHW'"):
+    with pytest.raises(ValueError, match=r"shape \(3, 40, 3\) may be .* add axes='HWC' or axes='CHW'"):
         segmenter(square)
     one = segmenter(square, axes="HWC").probability
     assert one.shape == (3, 40) and segmenter(square, axes="CHW").probability.shape == (40, 3)
@@ -80,24 +80,24 @@ def test_one_picture_alone_and_how_its_channels_lie(segmenter, sample, trained, 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((32, 32)), "has not the checkpoint's 3 channels"),
-        (np.zeros((32, 32, 4)), "has not the checkpoint's 3 channels"),
-        (np.zeros(32), "is neither"),
+        (np.zeros((32, 32)), "does not have the checkpoint's 3 channels"),
+        (np.zeros((32, 32, 4)), "does not have the checkpoint's 3 channels"),
+        (np.zeros(32), "is none of"),
         (np.random.default_rng(0).random((32, 32, 3)), "give them from 0 to 255"),
         (np.full((32, 32, 3), 256), "give them from 0 to 255"),
         (np.full((32, 32, 3), np.nan), "not finite"),
         (
             "scans/a.png",
-            r"^an image is given by its path, 'scans/a.png'; read it first, as by .*PIL.* and pass the array$",
+            r"^an image is given by its path, 'scans/a.png'; read it first, for example by .*PIL.* and pass the array$",
         ),
         ([Path("scans/a.png")], "is given by its path, 'scans/a.png'; read it first"),
-        (np.zeros((0, 32, 3)), r"^an image of shape \(0, 32, 3\) has no pixels; look at how it was read or cut$"),
+        (np.zeros((0, 32, 3)), r"^an image of shape \(0, 32, 3\) has no pixels; check how it was read or cut$"),
         (torch.zeros(3, 32, 0), r"^an image of shape \(3, 32, 0\) has no pixels"),
-        (np.full((32, 32, 3), None), "^an image is of dtype object; pass an array of numbers, as numpy.asarray"),
-        (np.full((32, 32, 3), "1"), "^an image is of dtype <U1; pass an array of numbers"),
-        ([[[1, 2], [3]]], "^an image is no array; pass an array of numbers, as numpy.asarray"),
-        (np.zeros((32, 32, 3), complex), r"^an image is of complex numbers; pass their magnitude, as by abs\(\)$"),
-        (torch.zeros(32, 32, 3, dtype=torch.complex64), "^an image is of complex numbers"),
+        (np.full((32, 32, 3), None), "^an image has dtype object; pass an array of numbers, as from numpy.asarray"),
+        (np.full((32, 32, 3), "1"), "^an image has dtype <U1; pass an array of numbers"),
+        ([[[1, 2], [3]]], "^an image is not an array; pass an array of numbers, as from numpy.asarray"),
+        (np.zeros((32, 32, 3), complex), r"^an image has complex numbers; pass their magnitude, as from abs\(\)$"),
+        (torch.zeros(32, 32, 3, dtype=torch.complex64), "^an image has complex numbers"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(segmenter, image, message):
@@ -111,7 +111,7 @@ def test_settings_that_the_script_would_refuse(trained, tmp_path):
         ({"fuse": "best"}, "must be one of auto, staple, mean, vote"),
         ({"sampler": "ddim", "solver_order": 3}, "ddim has none"),
         ({"image_size": 33}, "33"),
-        ({"wheel": 1}, "wheel: is no setting of Segmenter.load"),
+        ({"wheel": 1}, "wheel: is neither a parameter of Segmenter.load nor a flag"),
         ({"num_channels": 16}, "contradicts the checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
@@ -129,9 +129,7 @@ def test_a_device_that_is_not_there(trained, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError) as error:
         Segmenter.load(trained, device=device)
-    assert str(error.value) == (
-        f"device is {str(device)!r}, but all that torch finds here is cpu; give one of these or None"
-    )
+    assert str(error.value) == (f"device is {str(device)!r}, but torch finds only cpu here; pass one of these or None")
 
 
 @pytest.mark.parametrize(
@@ -139,11 +137,11 @@ def test_a_device_that_is_not_there(trained, monkeypatch, device):
     [
         (
             "a.nii.gz",
-            r"^a volume is given by its path, 'a.nii.gz'; read it first, as by nibabel.load\(path\).get_fdata",
+            r"^a volume is given by its path, 'a.nii.gz'; read it first, for example by nibabel.load\(path\).get_fdata",
         ),
         (np.zeros((3, 32, 32, 0)), r"^a volume of shape \(3, 32, 32, 0\) has no pixels"),
-        (np.full((3, 8, 8, 2), None), "^a volume is of dtype object; "),
-        (np.zeros((3, 8, 8, 2), complex), "^a volume is of complex numbers; "),
+        (np.full((3, 8, 8, 2), None), "^a volume has dtype object; "),
+        (np.zeros((3, 8, 8, 2), complex), "^a volume has complex numbers; "),
     ],
 )
 def test_volumes_that_are_none_are_refused(segmenter, volume, message):
@@ -164,7 +162,7 @@ def test_mri_slices_and_volumes(train, sample, brats, slices):
     for what, values in (("seg", answer.mask), ("prob", answer.probability), ("uncertainty", answer.uncertainty)):
         assert np.array_equal(nibabel.load(results / f"{volume.name}_{what}.nii.gz").get_fdata(), values), what
     assert answer.mask.shape == raw.shape[1:] and answer.probability.std() > 0
-    with pytest.raises(ValueError, match="has not the checkpoint's 4 channels"):
+    with pytest.raises(ValueError, match="does not have the checkpoint's 4 channels"):
         segmenter(raw)
 
     results = sample(checkpoint, slices, f"{SAVED} --batch_size 1", out="slices")

@@ -176,10 +176,10 @@ def test_an_image_is_scaled_about_its_middle_and_reflected_beyond_its_borders(sc
 
 
 def counts(size, scale):
-    """What each pixel of a look at this scale counts, [S, S]: one that is cut off, less from 3/4 of the way outward."""
+    """The weight of each pixel of a view at this scale, [S, S]; a magnified view fades from 3/4 of the way outward."""
     if scale <= 1:
         return torch.ones(size, size)
-    outward = torch.arange(float(size)).sub((size - 1) / 2).abs() * scale / (size / 2)  # 1 at the look's edge
+    outward = torch.arange(float(size)).sub((size - 1) / 2).abs() * scale / (size / 2)  # 1 at the view's edge
     along = torch.where(outward < 0.75, 1, 16 * (1 - outward).clamp(min=0) ** 2)
     return along[:, None] * along
 
@@ -188,13 +188,13 @@ def counts(size, scale):
 def test_scaling_back_is_the_inverse_where_a_pixel_was_seen(scale):
     x = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32) + torch.linspace(0, 1, 32)[:, None]
     again, weight = scaled_back(scaled(x, scale), scale)
-    middle = (slice(None), slice(None), slice(5, 27), slice(5, 27))  # of the rest a magnified look sees a part
+    middle = (slice(None), slice(None), slice(5, 27), slice(5, 27))  # elsewhere a magnified view sees a part
     torch.testing.assert_close(again[middle], x[middle], atol=1e-5, rtol=0)
     torch.testing.assert_close(weight[0, 0], counts(32, scale))
 
 
 class Bordered(Fake):
-    """Tells a little more within two pixels of the edges of whatever it sees, as padding makes networks do."""
+    """Predicts a little more within two pixels of the edges of whatever it sees, as padding makes networks do."""
 
     def encode(self, picture, label=None):
         outward = torch.arange(64.0).sub(31.5).abs()
@@ -202,10 +202,10 @@ class Bordered(Fake):
         return Seen(picture, torch.where(edge, 0.02, 0.002).logit().expand(len(picture), 1, 64, 64).clone())
 
 
-def test_where_a_magnified_look_ends_there_is_no_step():
+def test_where_a_magnified_view_ends_there_is_no_step():
     once = {"kept": 1, "symmetries": SYMMETRIES[:1], "rows": 8, "exclusive": False}
     seen = encoded(Bordered(), torch.zeros(1, 1, 64, 64), None, scales=(0.9, 1.1), **once).coarse.sigmoid()[0, 0]
-    assert seen[32, 0] > 0.005  # told by all the looks that see it
+    assert seen[32, 0] > 0.005  # the mean of all views that see it
     torch.testing.assert_close(seen[4:-4, 4:-4], torch.full((56, 56), 0.002), atol=5e-4, rtol=0)
     assert (seen[32, :32].diff() < 3e-4).all()  # from the edge to the middle it only falls
 
@@ -213,11 +213,11 @@ def test_where_a_magnified_look_ends_there_is_no_step():
 def test_every_condition_has_the_mean_of_what_each_look_told(picture):
     looks = {"symmetries": SYMMETRIES, "scales": (0.8, 1.25)}
     condition = encoded(Fake(), picture, None, kept=3, rows=5, exclusive=False, **looks)
-    told = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
+    coarse = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
     total, count = 0, 0
     for symmetry in SYMMETRIES:
         for scale in (0.8, 1, 1.25):
-            back = torch.from_numpy(magnified(told[0, 0].numpy(), 1 / scale)).float()[None, None]
+            back = torch.from_numpy(magnified(coarse[0, 0].numpy(), 1 / scale)).float()[None, None]
             weight = counts(8, scale)[None, None]
             total, count = total + turned_back(back * weight, symmetry), count + turned_back(weight, symmetry)
     mean = total / count
@@ -251,7 +251,7 @@ def test_the_scales_follow_from_the_training_where_they_are_left_open(flags, tra
     assert plan_sampling(options, set(flags), DIFFUSION).scales == expected
 
 
-def test_a_plain_unet_looks_once_unless_it_is_asked_to_look_again():
+def test_a_plain_unet_has_one_view_unless_more_are_asked_for():
     how = {"exclusive": False, "has_diffusion": False}
     assert with_members(ONE_STEP, members_as_trained(SampleOptions(), TRAINED, **how)) == ONE_STEP
     asked = SampleOptions(symmetries="all", scales="0.9,1.1")
@@ -259,7 +259,7 @@ def test_a_plain_unet_looks_once_unless_it_is_asked_to_look_again():
     assert asked.symmetric and asked.scales == (0.9, 1.1) and asked.coupling_sigma is None
 
 
-def test_a_plain_unet_s_answer_is_the_mean_over_its_looks(train, sample, pictures):
+def test_a_plain_unet_s_answer_is_the_mean_over_its_views(train, sample, pictures):
     checkpoint = train("FOLDER", pictures, "--version unet --lr 1e-2", steps=3)
     once = sample(checkpoint, pictures, FAST, "once")
     again = sample(checkpoint, pictures, f"{FAST} --symmetries all --scales 0.9,1.1", "again")

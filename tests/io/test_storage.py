@@ -68,7 +68,7 @@ def test_a_store_that_fails_meanwhile_is_tried_again(script, pictures, blobs, tm
     train_remotely(script, pictures, "--max_steps 6 --save_interval 1")
     out = capsys.readouterr().out
     assert out.count("warning: gs://bucket/runs/a/") == 3 and "the store is out of order, status 503" in out
-    assert f"until then it is in {tmp_path / 'cache'}" in out
+    assert f"until then the file is in {tmp_path / 'cache'}" in out
     assert "step 1: wrote " + str(tmp_path) in out and f"step 4: wrote {RUN}/model000004.pt" in out
     assert {f"model{step:06d}.pt" for step in range(1, 7)} < set(files(Path(blobs.local(RUN))))
     assert not unfinished(tmp_path)

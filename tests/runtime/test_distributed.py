@@ -120,8 +120,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (5 * 2**26
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is glibc's")
 def test_freed_memory_is_kept():
-    """In processes of their own. Where the heap begins is drawn at random, and from some places glibc does not keep
-    such large blocks whatever it is told: one that does is asked for, of several."""
+    """In processes of their own. The heap begins at a random place, and from some places glibc never keeps such large
+    blocks: one of several processes must keep them."""
 
     def share():
         found = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
@@ -133,14 +133,14 @@ def test_freed_memory_is_kept():
 WORKER = """
 import os, signal, sys, time
 from guided_diffusion.runtime.distributed import joined_processes
-from guided_diffusion.errors import UserError, run_script
+from guided_diffusion.runtime.errors import UserError, run_script
 
 def main():
     with joined_processes("cpu") as processes:
         word = processes.from_first(lambda: sys.argv[1] * 2)
         everyone = processes.gather((processes.rank, word))
         if sys.argv[1] == "fail" or sys.argv[1] == "one" and processes.rank == 1:
-            raise UserError("told once")
+            raise UserError("printed once")
         if sys.argv[1] == "bug" and processes.rank == 1:
             raise ValueError("a mistake of ours")
         if sys.argv[1] == "killed" and processes.rank == 1:
@@ -177,13 +177,13 @@ def test_launched_processes_know_each_other(launched):
 @pytest.mark.parametrize(
     "what, code, line",
     [
-        ("fail", 2, "error: told once"),
-        ("one", 2, "error: told once"),
+        ("fail", 2, "error: printed once"),
+        ("one", 2, "error: printed once"),
         ("killed", 128 + signal.SIGKILL, "error: a process was ended by SIGKILL"),
     ],
 )
-def test_a_launched_failure_is_told_once_and_its_status_passed_on(launched, what, code, line):
-    """Of all, of one on which the other waits, and of one that cannot tell it any more."""
+def test_a_launched_failure_is_printed_once_and_its_status_passed_on(launched, what, code, line):
+    """A failure in all, in one on which the other waits, and of one that is killed."""
     status, _, err = launched(what)
     assert status == code
     assert [line for line in err.splitlines() if line.startswith("error")] == [line]
@@ -194,7 +194,7 @@ def test_torchruns_report_names_the_process_that_met_a_bug(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), "bug"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dist_util.__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dist_util.__file__).parents[2])}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     cause = ended.stderr.partition("Root Cause")[2]

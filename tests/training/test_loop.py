@@ -252,7 +252,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_usual(loop, monkeypa
     assert fast.checkpoint().model.keys() == plain.checkpoint().model.keys()
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(loop, monkeypatch):
+def test_a_compiler_error_is_one_line(loop, monkeypatch):
     def no_compiler(*_):
         raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -370,7 +370,7 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_where_the_rate_is_still_high_the_condition_model_stays_with_its_averaged_weights(loop, tmp_path, resumed):
-    """They would be lost else: the average of what stays as it is follows it."""
+    """Otherwise they would be lost: the average moves towards the fixed weights."""
     options = {"model": {"version": "v2"}, "condition_steps": 3, "lr": 1e-2, "save_interval": 3}
     if resumed:
         loop(**options, max_steps=3).run()

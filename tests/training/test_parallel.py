@@ -199,13 +199,14 @@ def test_a_signal_to_one_or_all_stops_all_at_one_step(line, tmp_path, rank, numb
     assert ended.outputs[1] == ""
 
 
-def test_what_one_process_meets_ends_all_and_is_told_once(line, pictures, truncate, tmp_path):
+def test_a_failure_in_one_process_ends_all_and_is_reported_once(line, pictures, truncate, tmp_path):
     """The launcher, which ends the others once one has failed, is the test here."""
     copy = tmp_path / "data"
     shutil.copytree(pictures, copy)
     all_four = Selection.of_all(4)
     first = {seed: [index for index, _ in next(iter(TrainingOrder(all_four, 2, seed)))] for seed in range(9)}
-    seed, (_, second) = next(item for item in first.items() if item[1][1])  # process 1's; case 0 tells all the channels
+    # process 1's case is not case 0, from which all read the channels
+    seed, (_, second) = next(item for item in first.items() if item[1][1])
     truncate(copy / "images" / f"case{second}.png")
     children = processes.start_ranks(
         2, processes.train, [*line(f"--seed {seed}"), "--data_dir", str(copy)], folder=tmp_path
@@ -214,8 +215,8 @@ def test_what_one_process_meets_ends_all_and_is_told_once(line, pictures, trunca
     os.kill(children[0].pid, signal.SIGTERM)
     ended = processes.finish(children, tmp_path)
     assert ended.statuses == [-signal.SIGTERM, 2]
-    (told,) = messages(ended.outputs[1])
-    assert told.startswith("error: ") and f"case{second}.png" in told
+    (message,) = messages(ended.outputs[1])
+    assert message.startswith("error: ") and f"case{second}.png" in message
     assert "error" not in ended.outputs[0] and "Traceback" not in ended.outputs[0]
     assert newest_checkpoint(tmp_path / "run") is None
 
@@ -223,7 +224,9 @@ def test_what_one_process_meets_ends_all_and_is_told_once(line, pictures, trunca
 def test_fewer_images_than_processes(run, line):
     ended = run(2, processes.train, line("--batch_size 1"))
     assert ended.statuses == [2, 2]
-    assert "error: --batch_size 1: is shared by 2 processes, which need at least one image each" in ended.outputs[0]
+    assert (
+        "error: --batch_size 1: is shared by 2 processes, one image each at least; give 2 or more" in ended.outputs[0]
+    )
 
 
 # ---- restarts ----------------------------------------------------------------------------------------------------

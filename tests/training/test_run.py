@@ -74,7 +74,7 @@ def test_another_device_goes_on_in_auto_where_it_lacks_the_precision(monkeypatch
     assert warning is None or f"was in {before}, which {device} lacks: it goes on in {after}" in warning
 
 
-def test_that_is_told_and_a_dry_run_stays_a_config(begun, script, tmp_path, monkeypatch, capsys):
+def test_the_warning_is_printed_and_a_dry_run_stays_a_config(begun, script, tmp_path, monkeypatch, capsys):
     again = begun("--precision bf16")
     monkeypatch.setattr(dist_util, "_cpu_has_bf16", lambda: False)
     for flags, words in ((["--dry_run True"], "# warning: the run was in bf16"), ([], "warning: the run was in bf16")):
@@ -104,7 +104,7 @@ def contents(folder):
         ("--lr_anneal_steps 1 --max_steps 9", "", "to go on, give --lr_anneal_steps above 1"),
         ("--lr_anneal_steps 1", "", "to go on, give --max_steps and --lr_anneal_steps above 1"),
         ("--max_steps 2", "--max_steps 1 --lr 1e-3", "(step 2, beyond 1): nothing was trained; to go on, give --max_"),
-        ("--version v2 --condition_steps 1 --max_steps 2", "--lr 1e-3", "(the condition model stays as it was after"),
+        ("--version v2 --condition_steps 1 --max_steps 2", "--lr 1e-3", "(the condition model is fixed since step"),
     ],
 )
 def test_a_complete_run_says_so_and_stays_as_it_is(begun, script, tmp_path, capsys, flags, again, words):
@@ -191,7 +191,7 @@ def test_all_cases_may_be_trained_on_later_and_other_data_be_divided_otherwise(b
     assert settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"]).settings.data.split_seed == 3
 
 
-def test_what_flags_change_is_told(begun):
+def test_changed_flags_are_reported(begun):
     again = begun("--lr_anneal_steps 4 --val_fraction 0.4")
     warnings = settled([*again, "--lr 2e-3 --val_fraction 0.4 --lr_decay cosine"]).warnings
     assert warnings[0].startswith("changed from step") and "--lr 0.002 (was 0." in warnings[0]
@@ -246,7 +246,7 @@ def test_a_remote_folder_stays_as_it_is(begun):
     assert run.config["train"]["out_dir"] == run.values["out_dir"] == "gs://bucket/run"
 
 
-def test_in_a_new_folder_the_checkpoint_that_is_told_of_exists(begun, script, tmp_path, capsys):
+def test_in_a_new_folder_the_checkpoint_of_the_message_exists(begun, script, tmp_path, capsys):
     begun()
     start = tmp_path / "run" / "model000001.pt"
     capsys.readouterr()

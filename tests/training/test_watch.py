@@ -130,13 +130,13 @@ def test_validation_leaves_the_random_state_alone(watched, pictures):
     model, diffusion = load_checkpoint(watched / "last.pt").build()
     dataset = held_out(pictures)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    looked = [
+    results = [
         Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32", rows=rows).validate(model)
         for rows in (None, None, 1)
     ]
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
-    assert looked[0].figures == looked[1].figures and (looked[0].picture == looked[1].picture).all()
-    assert looked[2].figures == pytest.approx(looked[0].figures, abs=1e-3)  # one member at a time: but for rounding
+    assert results[0].figures == results[1].figures and (results[0].picture == results[1].picture).all()
+    assert results[2].figures == pytest.approx(results[0].figures, abs=1e-3)  # one member at a time: but for rounding
     assert model.training
     stopped = Validation(dataset, [0], "case", diffusion, torch.device("cpu"), "fp32").validate(
         model, stopped=lambda: True
@@ -174,7 +174,7 @@ def test_other_validation_cases_begin_a_new_best(script, pictures, tmp_path, cap
     assert load_checkpoint(tmp_path / "best.pt").step == 2
 
 
-def test_a_dry_run_tells_which_cases_will_be_looked_at(script, pictures, tmp_path, capsys):
+def test_a_dry_run_names_the_validation_cases(script, pictures, tmp_path, capsys):
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "new", WATCHED, EVERY, "--val_cases 1"]
     script("segmentation_train", [*line, "--dry_run True"])
     out = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_val_dir_names_cases_and_none_that_are_trained_on(script, refusal, pictu
     assert row["val_dice"] is not None and row["val_coarse_dice"] is row["val_member_dice"] is None  # it answers once
 
 
-def test_in_the_first_stage_the_coarse_mask_is_looked_at(script, pictures, tmp_path, capsys):
+def test_in_the_first_stage_the_coarse_mask_is_validated(script, pictures, tmp_path, capsys):
     flags = f"{TINY} --version v2 --recipe staged --condition_steps 2 --max_steps 3 --sample_interval 2 --val_cases 1"
     script("segmentation_train", ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, flags])
     assert "of the condition model alone" in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_overfit_fails_where_nothing_is_learned(script, pictures, tmp_path, caps
 
 
 @pytest.mark.parametrize("flags", ["", "--max_minutes 0.001 --max_steps 99999"])
-def test_a_check_that_fails_is_not_told_to_check(script, pictures, tmp_path, capsys, flags):
+def test_a_check_that_fails_is_not_advised_to_check(script, pictures, tmp_path, capsys, flags):
     """Neither by its verdict nor by the warnings of its validations, which advise other runs to check."""
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--overfit 1 --lr 1e-9"]
     assert script("segmentation_train", [*line, "--max_steps 3 --sample_interval 1 --precision bf16", flags]) == 1
