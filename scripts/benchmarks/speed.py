@@ -31,7 +31,7 @@ EARLY = 10  # cases, after which everything that sampling keeps is there
 EXAMPLE = "python scripts/benchmarks/speed.py --version v2 --preset B --parts training --batch_sizes 1,2,4,8"
 
 
-@dataclass
+@dataclass(frozen=True)
 class SpeedOptions:
     """The measurement."""
 
@@ -49,7 +49,7 @@ class SpeedOptions:
     compile: bool = option(False, "compile the fast path's network by torch.compile; on a CPU this takes minutes")
 
     def resolve(self, given):
-        """Check the lists and the file's name."""
+        """Check the lists and the file's name; returns the options."""
         for part in self.chosen():
             if part not in PARTS:
                 raise UserError(f"--parts {self.parts}: {part} is none of {', '.join(PARTS)}")
@@ -61,13 +61,14 @@ class SpeedOptions:
             raise UserError(f"--cases {self.cases}: must be above {EARLY}, or 0 to leave it out")
         if not self.out.endswith(".json") or Path(self.out).is_dir():
             raise UserError(f"--out {self.out}: must be the name of a .json file")
+        return self
 
     def chosen(self):
         """`parts` as a list."""
         return [part.strip() for part in self.parts.split(",") if part.strip()]
 
 
-@dataclass
+@dataclass(frozen=True)
 class NetworkOptions(ModelOptions):
     """The network, small by default."""
 
