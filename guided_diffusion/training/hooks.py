@@ -72,7 +72,7 @@ class Forecast(Hook):
         if days > 1:
             console().warning(
                 f"warning: at {result.seconds:.3g} s a step, {steps} steps will take {counted(round(days), 'day')} or "
-                "so; a smaller model is faster, for example --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 "
+                "so; a smaller model takes less, for example --image_size 64 --num_channels 32 --channel_mult 1,2,3,4 "
                 "--num_res_blocks 1"
             )
 
