@@ -153,7 +153,7 @@ class TrainLoop:
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.stages.steps_in(self.step))
-        shares = {name: value.sum().item() / self._global_items(len(t)) for name, value in losses.items()}
+        shares = {name: value.sum().item() / self._global_count(t) for name, value in losses.items()}
         return {**self.processes.sum(shares), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _set_learning_rate(self):
@@ -183,13 +183,13 @@ class TrainLoop:
         return draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
 
     def _backward(self, batch, drawn, weights):
-        """Add up the gradients of this process's N items. Returns {loss: float32 [N] on the CPU}."""
+        """Add up the gradients of this process's N items. Returns {name: losses [N] on the CPU}."""
         items, parts = len(weights), []
         for part, counts in self._parts(items):
             with gradients_exchanged(self.step_losses, now=part.stop == items):
                 losses = self._losses(batch, drawn, part)
                 weighted = losses["loss"] * weights[part].to(self.device)
-                total = weighted.sum() / self._global_items(items)
+                total = weighted.sum() / self._global_count(weights)
                 # The exchange averages over processes, and the sum is wanted.
                 self.scaler.scale(total * self.processes.count * counts).backward()
             if counts:
@@ -197,9 +197,9 @@ class TrainLoop:
         # The only wait for the device, which by now has all the work of the step.
         return {name: torch.cat([values[name] for values in parts]).cpu() for name in parts[0]}
 
-    def _global_items(self, items):
-        """The items of all processes, whose shares may be unequal. items: those of this process."""
-        return items + self.items_elsewhere
+    def _global_count(self, drawn):
+        """The items of all processes, whose shares may be unequal. drawn: [N] of this process's share."""
+        return len(drawn) + self.items_elsewhere
 
     def _parts(self, items):
         """(slice of this process's items, whether it counts) of each pass through the network.
@@ -214,7 +214,7 @@ class TrainLoop:
         return parts
 
     def _losses(self, batch, drawn, part):
-        """The losses of some items, {name: [rows]}. drawn: their masks, time steps and noise, each [N, ...]."""
+        """The losses of some items, {name: [n]}. drawn: masks, time steps and noise, each [N, ...]."""
 
         def to_device(x):
             return x.to(self.device, non_blocking=True)
@@ -224,7 +224,7 @@ class TrainLoop:
             return self.step_losses(
                 to_device(batch["image"][part]),
                 label,
-                *(to_device(values[part]) for values in drawn),
+                *map(to_device, (values[part] for values in drawn)),
                 dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
                 condition_alone=self.stages.is_first(self.step),
             )
@@ -247,8 +247,8 @@ class TrainLoop:
         return grad_norm
 
     def _check_finite(self, losses, names):
-        """Stop the run if a loss [N, R] of the N named cases is not finite."""
-        finite = torch.isfinite(losses).all(dim=1)
+        """Stop the run if a loss [N] of the N named cases is not finite."""
+        finite = torch.isfinite(losses)
         if not finite.all():
             bad = [name for name, good in zip(names, finite, strict=True) if not good]
             self._stop_broken(f"the loss of {', '.join(bad)} is not finite")

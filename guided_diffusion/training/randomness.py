@@ -82,7 +82,7 @@ def item_generator(seed, step, index):
 
 
 def draw_for_items(masks, options, timesteps, step, first):
-    """One draw for each of N items: masks [N, K, H, W], time steps [N], loss weights [N], noise as the masks.
+    """The draws for each of N items: mask [N, K, H, W], time step [N], loss weight [N] and noise [N, K, H, W].
 
     masks: the items' masks, each [raters, K, H, W], from item `first` of the global batch on. options: the run's
     `TrainOptions`; by `raters` a mask is a random rater's or the mean. timesteps: an instance of one of
@@ -91,7 +91,7 @@ def draw_for_items(masks, options, timesteps, step, first):
     chosen, uniforms, noise = [], [], []
     for index, mask in enumerate(masks, start=first):
         generator = item_generator(options.seed, step, index)
-        # A rater is drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
+        # The rater is drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
         rater = torch.randint(len(mask), (1,), generator=generator).item()
         chosen.append(mask.mean(dim=0) if options.raters == "mean" else mask[rater])
         uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())

@@ -210,9 +210,9 @@ def test_where_a_magnified_view_ends_there_is_no_step():
     assert (seen[32, :32].diff() < 3e-4).all()  # from the edge to the middle it only falls
 
 
-def test_every_condition_has_the_mean_of_what_each_look_told(picture):
-    looks = {"symmetries": SYMMETRIES, "scales": (0.8, 1.25)}
-    condition = encoded(Fake(), picture, None, kept=3, rows=5, exclusive=False, **looks)
+def test_every_condition_has_the_mean_over_all_views(picture):
+    views = {"symmetries": SYMMETRIES, "scales": (0.8, 1.25)}
+    condition = encoded(Fake(), picture, None, kept=3, rows=5, exclusive=False, **views)
     coarse = torch.sigmoid(torch.linspace(3, -3, 8)).expand(1, 1, 8, 8)  # by the fake, of whatever it sees
     total, count = 0, 0
     for symmetry in SYMMETRIES:
