@@ -109,7 +109,7 @@ import torch
 from guided_diffusion.runtime.distributed import keep_freed_memory
 
 keep_freed_memory()
-for _ in range(3):  # 64 MB each, so that what is kept is there
+for _ in range(12):  # 64 MB each, until the heap has settled
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
