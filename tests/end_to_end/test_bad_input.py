@@ -57,7 +57,7 @@ def test_missing_or_empty_folder(not_trained, not_sampled, tmp_path):
         assert f"{tmp_path / 'empty'}: no cases found" in not_trained(folder=tmp_path / "empty", data_name=name)
     assert "no such folder" in not_sampled(folder=tmp_path / "none")
     line = not_sampled(folder=tmp_path / "empty")
-    assert "no cases found" in line and line.endswith("was trained on FOLDER: for others add --data_name")
+    assert "no cases found" in line and line.endswith("was trained on FOLDER: for other data add --data_name")
     assert "trained on" not in not_sampled("--data_name ISIC", folder=tmp_path / "empty")
     assert not (tmp_path / "out").exists()
 
@@ -214,7 +214,7 @@ def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_pa
         ("--diffusion_steps 1001", "--diffusion_steps 1001: the checkpoint was trained with 1000"),
         ("--use_ddim True", "--use_ddim True contradicts --dpm_solver True"),
         ("--weights 0.5", "--weights 0.5: the checkpoint has model, ema, 0.9999"),
-        ("--timestep_respacing 50", "--timestep_respacing sets the steps itself"),
+        ("--timestep_respacing 50", "--timestep_respacing chooses steps of DDPM or DDIM"),
         ("--multi-gpu one", "--multi-gpu one: must be numbers of GPUs separated by commas"),
         ("--lr 1e-4", "--lr: is a flag of segmentation_train.py"),
         ("--use-ddim --debug True", "--use_ddim True contradicts --dpm_solver True"),
