@@ -122,25 +122,28 @@ def save_checkpoint(checkpoint, path):
             raise
 
 
-def load_checkpoint(path, to_train=False):
+def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """Read a checkpoint onto the CPU.
 
-    to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` matter too. Raises `UserError` for a
-    missing file, a file that is no checkpoint of this program, and a checkpoint that used a `REMOVED` option. Tensors
-    are mapped to the file and read when they are used, so that sampling does not read the optimizer's state.
+    to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` matter too. where: the file's name in
+    messages, such as "--model_path last.pt"; "": the path. remedy: what to do about a damaged file. Raises
+    `UserError` for a missing file, a file that is no checkpoint of this program, and a checkpoint that used a
+    `REMOVED` option. Tensors are mapped to the file and read when they are used, so that sampling does not read the
+    optimizer's state.
     """
     path = Path(path)
-    content = _read_content(path)
+    where = where or str(path)
+    content = _read_content(path, where, remedy)
     older = dict(OLDER)
     if LABELS_OF_CONDITION not in content["model"]:
         older["model"] = OLDER["model"] | {"condition_labels": False}
-    who, keep = f"{path}: was trained with", () if to_train else ONLY_LEARNED_BY
+    who, keep = f"{where}: was trained with", () if to_train else ONLY_LEARNED_BY
     for key, values in content["config"].items():
         content["config"][key] = without_removed(older.get(key, {}) | values, who, keep)
     return Checkpoint(**{name: content[name] for name in _checkpoint_names()})
 
 
-def _read_content(path):
+def _read_content(path, where, remedy):
     """The dict in a checkpoint's file, with all names of `Checkpoint`.
 
     It is read with `weights_only=True`: a pickle that holds code is refused, not run.
@@ -148,10 +151,14 @@ def _read_content(path):
     if path.is_dir():
         newest = newest_checkpoint(path)
         there = f"its newest checkpoint is {shlex.quote(str(newest))}" if newest else "without a checkpoint model*.pt"
-        raise UserError(f"{path}: is a folder, {there}; name a file")
+        raise UserError(f"{where}: is a folder, {there}; name a file")
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    foreign = UserError(f"{path}: is no checkpoint of this program; train one with scripts/segmentation_train.py")
+        raise UserError(f"{where}: no such file; a run writes last.pt and model*.pt into its --out_dir")
+    if not path.stat().st_size:
+        raise UserError(f"{where}: is empty; {remedy or 'copy it again or train anew'}")
+    foreign = UserError(
+        f"{where}: is no checkpoint of this program; {remedy or 'train one with scripts/segmentation_train.py'}"
+    )
     with open(path, "rb") as file:
         if file.read(2) != b"PK":  # torch.save writes a zip file
             raise foreign
@@ -159,10 +166,13 @@ def _read_content(path):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds more than plain data, or is damaged, and was not loaded; use a checkpoint of this program"
+            f"{where}: holds more than plain data, or is damaged, and was not loaded; "
+            f"{remedy or 'use a checkpoint of this program'}"
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything
-        raise UserError(f"{path}: is no checkpoint, or a damaged one; copy it again or train anew") from error
+        raise UserError(
+            f"{where}: is no checkpoint, or a damaged one; {remedy or 'copy it again or train anew'}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise foreign
     content = {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
@@ -279,7 +289,7 @@ class CheckpointFolder:
         if not path.exists():  # it is only in the store; the checkpoint to resume has the same validation
             return start.validation if start else {}
         try:
-            return load_checkpoint(path).validation
+            return load_checkpoint(path, remedy="the next validation makes a new one").validation
         except UserError as error:
-            console().warning(f"warning: {error}; the next validation makes a new one")
+            console().warning(f"warning: {error}")
             return {}

@@ -181,11 +181,11 @@ def test_weights_by_name(content):
         content.load_weights(model, "0.9")
 
 
-def refused(path):
+def refused(path, **options):
     with pytest.raises(UserError) as error:
-        load_checkpoint(path)
+        load_checkpoint(path, **options)
     line = str(error.value)
-    assert str(path) in line and "\n" not in line
+    assert options.get("where", str(path)) in line and "\n" not in line
     return line
 
 
@@ -215,11 +215,14 @@ def test_code_in_a_pickle_does_not_run(content, tmp_path, how):
 
 
 def test_files_that_are_no_checkpoint(tmp_path, content):
-    assert "no such checkpoint file" in refused(tmp_path / "none.pt")
+    line = ": no such file; a run writes last.pt and model*.pt into its --out_dir"
+    assert refused(tmp_path / "none.pt") == f"{tmp_path / 'none.pt'}{line}"
+    assert refused(tmp_path / "none.pt", where="--model_path none.pt") == f"--model_path none.pt{line}"
     assert "is a folder, without a checkpoint" in refused(tmp_path)
     for name, data in [("empty", b""), ("text", b"step,loss\n1,2\n"), ("nul", bytes(1000)), ("zip", b"PK\x03\x04" * 9)]:
         (tmp_path / name).write_bytes(data)
-        refused(tmp_path / name)
+        assert refused(tmp_path / name, remedy="remove it").endswith("; remove it")
+    assert refused(tmp_path / "empty") == f"{tmp_path / 'empty'}: is empty; copy it again or train anew"
 
 
 def test_foreign_torch_files(tmp_path, content):

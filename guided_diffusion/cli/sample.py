@@ -95,7 +95,7 @@ def sample(options, given, processes):
 def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
-    checkpoint = load_checkpoint(fetched(fetch_file, path, processes))
+    checkpoint = load_checkpoint(fetched(fetch_file, path, processes), where=f"--model_path {path}")
     settings = settle(options, given, checkpoint.saved(path))
     precision = pick_precision(settings.device.precision, processes.device)
     sampler = build_sampler(checkpoint, settings, processes.device, precision)

@@ -64,6 +64,7 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
     "precision": "fp16 bf16 amp mixed_precision dtype",
     "seed": "random_seed",
 }
+EPOCHS = ("epochs", "num_epochs", "max_epochs")  # synonyms of --max_steps in another unit
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
 NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
 
@@ -194,7 +195,7 @@ def _read_value(fields, name, value):
     except ValueError:
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"--{name} {text}: must be {wanted}") from None
-    check_value(fields[name], value)
+    check_value(fields[name], value, text)
     return value
 
 
@@ -205,9 +206,12 @@ def _boolean(text):
     return words[text.lower()]
 
 
-def check_value(item, value):
-    """Raise `UserError` unless `value` satisfies the rules of the option `item`, a dataclass field."""
-    rules, flag = item.metadata, f"--{item.name} {value}"
+def check_value(item, value, text=None):
+    """Raise `UserError` unless `value` satisfies the rules of the option `item`, a dataclass field.
+
+    text: the value as the user wrote it, for the message; None: `value` as Python prints it.
+    """
+    rules, flag = item.metadata, f"--{item.name} {value if text is None else text}"
     if is_remote(value):
         if not rules["remote"]:
             raise UserError(f"{flag}: must be a local path")
@@ -236,8 +240,12 @@ def _unknown_words(words, fields):
     lines, has_flag = [], False
     for word in words:
         if word.startswith("-"):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            lines.append(_unknown_flag(name, fields))
+            written = word.partition("=")[0]
+            name = written.lstrip("-").replace("-", "_")
+            if name in fields or name == "config":  # one dash, or dashes mixed with underscores
+                lines.append(f"{written}: write --{name}")
+            else:
+                lines.append(_unknown_flag(name, fields))
             has_flag = "=" not in word
         elif has_flag:
             has_flag = False  # the word is the unknown flag's value
@@ -249,13 +257,28 @@ def _unknown_words(words, fields):
 def _unknown_flag(name, fields):
     if name in REMOVED:
         return f"--{name}: is no longer in this version, leave it out or use version {LAST_VERSION}"
-    for script, groups in COMMANDS.items():
-        if name in fields_of(groups):
-            return f"--{name}: is a flag of {script}, not of this script"
+    if owner := _owner(name):
+        return f"--{name}: is a flag of {owner}, not of this script"
     words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
     words |= {flag: flag for flag in fields}
+    if name.lower() not in words and (flag := _synonym_of(name.lower())):
+        return f"--{name}: no such flag; --{flag} is a flag of {_owner(flag)}, not of this script"
     close = difflib.get_close_matches(name.lower(), words, n=1)
-    return f"--{name}: no such flag, " + (f"did you mean --{words[close[0]]}?" if close else "see --help_all")
+    if not close:
+        return f"--{name}: no such flag, see --help_all"
+    if close[0] in EPOCHS:
+        return f"--{name}: no such flag; training counts steps: --max_steps = epochs x images / batch_size"
+    return f"--{name}: no such flag, did you mean --{words[close[0]]}?"
+
+
+def _owner(name):
+    """The first script that has this flag, or None."""
+    return next((script for script, groups in COMMANDS.items() if name in fields_of(groups)), None)
+
+
+def _synonym_of(word):
+    """The first flag, of any script, that other programs call `word`, or None."""
+    return next((flag for flag, words in SYNONYMS.items() if word in words.split()), None)
 
 
 # ---- Files of options ------------------------------------------------------------------------------------------------

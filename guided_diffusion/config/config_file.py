@@ -25,6 +25,8 @@ def read_config(path, check=lambda values, path: values, above=()):
     except OSError as error:
         reason = describe_os_error(error).removeprefix(f"{path}: ")
         raise UserError(f"{where}: {reason}; name a YAML file") from error
+    except UserError as error:
+        raise UserError(f"{where}{str(error).removeprefix(str(path))}") from error
     if not isinstance(values, dict):
         raise UserError(f"{where}: must hold lines of the form 'flag: value'")
     result = {}

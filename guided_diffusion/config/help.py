@@ -19,19 +19,21 @@ COMMON = {
         "preset",
         "recipe",
         "image_size",
+        "patch_size",
         "num_channels",
+        "channel_mult",
+        "num_res_blocks",
         "batch_size",
         "lr",
         "lr_anneal_steps",
         "max_steps",
-        "max_minutes",
         "augment",
+        "orientation",
         "resume_checkpoint",
         "overfit",
         "dry_run",
         "gpu_dev",
         "multi_gpu",
-        "precision",
     ),
     "sample": (
         "model_path",
@@ -44,6 +46,8 @@ COMMON = {
         "diffusion_steps",
         "sampler",
         "dpm_solver",
+        "image_size",
+        "coupling",
         "fuse",
         "symmetries",
         "tile",
@@ -123,11 +127,12 @@ def _remark(item, fields, saved):
     """The end of an option's help: "(required)" or its default."""
     if item.metadata["required"]:
         return " (required)"
-    if saved and item.name == "data_name":
+    if saved and (item.name == "data_name" or any(item in dataclasses.fields(group) for group in saved)):
         return " (default: the checkpoint's)"
-    if item.default == "":
+    default = item.metadata["shown"] or item.default
+    if default == "":
         return ""
     recipe = recipe_values(DEFAULT_RECIPE, {}) if "recipe" in fields else {}
     if recipe.get(item.name, item.default) == item.default:
-        return f" (default: {item.default})"
-    return f" (default: {recipe[item.name]} by --recipe {DEFAULT_RECIPE}, else {item.default})"
+        return f" (default: {default})"
+    return f" (default: {recipe[item.name]} by --recipe {DEFAULT_RECIPE}, else {default})"

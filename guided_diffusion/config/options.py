@@ -35,16 +35,26 @@ LAST_VERSION = "0.1.0"  # the last with these options
 
 
 def option(
-    default, help, *, choices=None, minimum=None, above=None, maximum=None, required=False, remote=False, needs=None
+    default,
+    help,
+    *,
+    choices=None,
+    minimum=None,
+    above=None,
+    maximum=None,
+    required=False,
+    remote=False,
+    needs=None,
+    shown="",
 ):
     """A dataclass field with its help and its rules.
 
     choices, minimum, above (an open lower bound), maximum: the allowed values. required: the help says so; the command
     itself checks it. remote: the value may be a path in a blob store. needs: {name of another option: the values at
-    which this option has an effect}.
+    which this option has an effect}. shown: the default in the help, where it depends on something else.
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    known = {"help": help, "required": required, "remote": remote, "needs": needs or {}}
+    known = {"help": help, "required": required, "remote": remote, "needs": needs or {}, "shown": shown}
     return field(default=default, metadata=known | rules)
 
 
@@ -279,9 +289,10 @@ class DiffusionOptions:
     predict_xstart: bool = option(True, "True: --objective x0; False: --objective eps")
     input_scale: float = option(
         0.0,
-        "factor b of the mask when noise is added; below 1 the schedule is harder. 0: 1 for eps, 0.1 for x0 and v",
+        "factor of the mask when noise is added, up to 1; a smaller one makes the schedule harder. 0: by --objective",
         minimum=0,
         maximum=1,
+        shown="0.1 for x0 and v, 1 for eps",
     )
     mask_loss: str = option(
         "auto",

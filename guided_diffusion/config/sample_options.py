@@ -37,13 +37,13 @@ class SampleOptions:
     )
     diffusion_steps: int = option(
         0,
-        "number of steps through the checkpoint's schedule of T steps. T is full DDPM, fewer is strided DDPM unless "
-        "--sampler names another method; 0: 20 steps of DPM-Solver++",
+        "number of sampling steps. Alone it means strided DDPM; with --dpm_solver True DPM-Solver++. At most T, the "
+        "steps of the checkpoint's schedule: with T, DDPM is not strided. 0: 20 steps of DPM-Solver++",
         minimum=0,
     )
     sampler: str = option(
         "auto",
-        "sampling method; auto: by --use_ddim, --dpm_solver and --diffusion_steps",
+        "sampling method; auto: DPM-Solver++, or DDPM with --diffusion_steps alone",
         choices=("auto", "ddpm", "ddim", "dpm_solver"),
     )
     use_ddim: bool = option(False, "sample with DDIM, in 50 steps unless --diffusion_steps is given")
@@ -56,8 +56,9 @@ class SampleOptions:
     tile: bool = option(
         False,
         "predict images larger than --image_size in overlapping tiles of that size and blend them, instead of "
-        "resizing images. The network then sees images at their own scale, so this is the default for checkpoints "
-        "trained with --crop True",
+        "resizing images. The network then sees images at their own scale, as in training on squares cut from larger "
+        "images",
+        shown="as the checkpoint was trained",
     )
     tile_overlap: float = option(
         0.25, "overlap of neighbouring tiles as a fraction of their side", minimum=0, maximum=0.9
@@ -66,8 +67,8 @@ class SampleOptions:
     symmetries: str = option(
         "auto",
         "test-time augmentation. all: members take turns over the image's eight rotations and mirror images; none: all "
-        "see it as it is. auto: all if the checkpoint was trained with --augment on images of any --orientation, else "
-        "none. A plain U-Net's mask is the mean over the eight; its auto is none",
+        "see it as it is. auto: all if training augmented images without a top, such as dermoscopy, else none. "
+        "A plain U-Net's mask is the mean over the eight; its auto is none",
         choices=("auto", "all", "none"),
     )
     scales: str = option(
@@ -80,7 +81,7 @@ class SampleOptions:
         "auto",
         "coarse: the members' probability at each pixel is the coarse mask's; the diffusion decides only how the "
         "pixels vary together. own: members are the diffusion's own samples. auto: coarse for checkpoints trained in "
-        "stages (--condition_steps) whose classes do not exclude one another, else own",
+        "stages whose classes do not exclude one another, else own",
         choices=("auto", "own", "coarse"),
     )
     coupling_sigma: float = option(

@@ -18,8 +18,8 @@ class TrainOptions:
         "auto",
         "a named set of flags; explicit flags win. staged (v2): the condition model learns first, as a plain U-Net, "
         "then a light diffusion learns on it. published (v1, v2): the published pipeline, as far as the published "
-        "code goes; docs/paper_to_code.md lists what differs. none: each flag's own default. auto: staged for v2 with "
-        "--objective x0, else none",
+        "code goes; docs/paper_to_code.md lists what differs. none: each flag's own default. auto: staged for a v2 "
+        "that predicts the mask, as it does by default, else none",
         choices=("", "auto", "none", *RECIPES),  # "" is what none was called once
     )
     out_dir: str = option(
@@ -102,8 +102,9 @@ class TrainOptions:
     )
     orientation: str = option(
         "auto",
-        "what images may look like, for --augment and for --symmetries in sampling: any (rotations and mirror images "
-        "are as likely: dermoscopy, microscopy, CT patches), upright (they have a top) or auto (from the loader)",
+        "what images may look like, for --augment and for test-time augmentation in sampling: any (rotations and "
+        "mirror images are as likely: dermoscopy, microscopy, CT patches), upright (they have a top) or auto (from the "
+        "loader)",
         choices=("auto", "any", "upright"),
     )
     log_interval: int = option(50, "steps between lines of the log", above=0)

@@ -17,7 +17,7 @@ SHOWN_VALUES = 8  # of the values in masks, the most frequent
 def layout_lines(parts):
     """Lines on where the data are, which layout was recognised and which classes there are."""
     dataset = parts[0].dataset
-    lines = [f"data: {dataset.data_dir}, read by {type(dataset).__name__}"]
+    lines = [f"data: {dataset.data_dir}, read by {dataset.shown_name()}"]
     for part in parts:
         if part.dataset.layout:
             lines.append(f"layout ({part.name}): {part.dataset.layout}")

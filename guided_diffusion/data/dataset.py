@@ -93,6 +93,7 @@ class SegmentationDataset(Dataset):
     view: a `resizing.View`, which part of a case an item shows.
     """
 
+    data_name = ""  # how --data_name calls the loaders of this package; a subclass of one does not inherit it
     image_channels = 3
     class_names = ("foreground",)
     class_values = ()
@@ -135,7 +136,7 @@ class SegmentationDataset(Dataset):
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
-            raise NoCasesError(f"{self.data_dir}: no cases found for {type(self).__name__}; {self.expected_layout()}")
+            raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
         with own_errors(type(self), "find_cases"):
             self._check_cases()
         self.classes = self._choose_classes(classes)
@@ -347,7 +348,8 @@ class SegmentationDataset(Dataset):
         kept, held = hold_out.divide(training)
         self.notes = (
             *self.notes,
-            f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases are held out of training",
+            f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases "
+            f"{'is' if len(held) == 1 else 'are'} held out of training",
         )
         return kept if self.split == "train" else held
 
@@ -376,6 +378,11 @@ class SegmentationDataset(Dataset):
             return f" (none of {count} has one: is {self.data_dir} the folder that holds the masks too?)"
         return f" ({lacking} of {count} have none; python scripts/check_data.py names them)" if lacking > 1 else ""
 
+    @classmethod
+    def shown_name(cls):
+        """The loader's name in messages: its `--data_name` if it has one, else its class's name."""
+        return vars(cls).get("data_name") or cls.__name__
+
     @property
     def reads_labels(self):
         """Whether the loader has `read_labels`, so that `--classes` can define the values."""
@@ -384,10 +391,10 @@ class SegmentationDataset(Dataset):
     def _choose_classes(self, text):
         """The `Classes` of `--classes`, or the loader's own."""
         if not text:
-            return own_classes(self.class_names, self.class_values, type(self).__name__)
+            return own_classes(self.class_names, self.class_values, self.shown_name())
         if not self.reads_labels:
             raise UserError(
-                f"--classes {text}: {type(self).__name__} has masks of {', '.join(self.class_names)}, no label maps; "
+                f"--classes {text}: {self.shown_name()} has masks of {', '.join(self.class_names)}, no label maps; "
                 "leave it out (a loader of your own has label maps where it defines read_labels)"
             )
         return self.named_classes(text) if text in KEYWORDS else parse_classes(text)

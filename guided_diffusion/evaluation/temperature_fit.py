@@ -65,7 +65,7 @@ def check_origin(path, manifest):
 
     Raises `UserError` where the results with this manifest were not sampled with it.
     """
-    checkpoint, digest = load_checkpoint(path), file_hash(path)
+    checkpoint, digest = load_checkpoint(path, where=f"--fit_temperature {path}"), file_hash(path)
     original = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
     if manifest.get("checkpoint_sha256") not in (digest, original):
         raise UserError(

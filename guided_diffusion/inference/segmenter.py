@@ -81,7 +81,7 @@ class Segmenter:
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path)
+        checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path, where=str(path))
         settings = settle(asked, given, checkpoint.saved(str(path)))
         precision = pick_precision(settings.device.precision, device)
         return cls(checkpoint, build_sampler(checkpoint, settings, device, precision))

@@ -117,14 +117,26 @@ def read_json_lines(path):
 
 
 def read_yaml(path):
-    """Read a YAML file. Raises `UserError` with the place if it is not valid."""
+    """Read a YAML file. Raises `UserError` with line and column, as far as PyYAML knows them, if it is not valid."""
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())  # the message has several lines
-        raise UserError(f"{path}: is no valid YAML ({reason}); correct it") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = f"{place}{error.problem or error.context}"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        reason = f"line {line}, column {column}: character U+{error.character:04X} is not allowed"
+    except ValueError as error:  # such as the date 2020-13-01
+        reason = str(error)
+    raise UserError(f"{path}: is no valid YAML ({reason}); correct it")
 
 
 def read_csv(path):

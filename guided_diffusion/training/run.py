@@ -268,11 +268,16 @@ def find_start(train, folder, processes):
     """The `Checkpoint` to continue, or None for a new run. Raises `UserError` for a new run in a used --out_dir."""
     newest = newest_of(folder, processes)
     if train.resume_checkpoint == "auto":
-        return None if newest is None else load_checkpoint(bring(folder, newest, processes), to_train=True)
+        if newest is None:
+            return None
+        remedy = "remove it to go on from the one before, or copy it again"
+        path, where = bring(folder, newest, processes), str(folder.shown(newest))
+        return load_checkpoint(path, to_train=True, where=where, remedy=remedy)
     if train.resume_checkpoint:
         path = train.resume_checkpoint
         here = processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path
-        return load_checkpoint(here, to_train=True)
+        where, remedy = f"--resume_checkpoint {path}", "copy it again or name another checkpoint of the run"
+        return load_checkpoint(here, to_train=True, where=where, remedy=remedy)
     if newest is not None:
         raise UserError(
             f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"

@@ -55,7 +55,7 @@ def test_given_holds_what_was_written_only():
 def test_programs_give_the_same_values_as_a_dict():
     (options,), given = options_from([ModelOptions], {"num_channels": 64, "learn_sigma": True})
     assert (options.num_channels, options.learn_sigma, given) == (64, True, {"num_channels", "learn_sigma"})
-    with pytest.raises(UserError, match="^--dropout 2.0: must be at most 0.99; --num_heads x: must be a whole number$"):
+    with pytest.raises(UserError, match="^--dropout 2: must be at most 0.99; --num_heads x: must be a whole number$"):
         options_from([ModelOptions], {"dropout": 2, "num_heads": "x"})
 
 
@@ -81,8 +81,7 @@ def test_abbreviations_are_not_guessed():
     [
         ("learning_rate", "lr", TRAIN),
         ("learning-rte", "lr", TRAIN),
-        ("epochs", "max_steps", TRAIN),
-        ("num_epochs", "max_steps", TRAIN),
+        ("iterations", "max_steps", TRAIN),
         ("steps", "max_steps", TRAIN),
         ("steps", "diffusion_steps", SAMPLE),
         ("model", "model_path", SAMPLE),
@@ -104,6 +103,43 @@ def test_the_words_of_other_programs_are_known(word, flag, groups):
     assert refused(f"--{word} 3", groups) == f"--{name}: no such flag, did you mean --{flag}?"
 
 
+@pytest.mark.parametrize("word", ["epochs", "num_epochs", "num-epochs", "Epochs", "epoch"])
+def test_epochs_are_converted_to_steps(word):
+    name = word.replace("-", "_")
+    line = f"--{name}: no such flag; training counts steps: --max_steps = epochs x images / batch_size"
+    assert refused(f"--{word} 3") == line
+
+
+@pytest.mark.parametrize(
+    ("word", "flag", "script", "groups"),
+    [
+        ("learning_rate", "lr", "segmentation_train.py", SAMPLE),
+        ("epochs", "max_steps", "segmentation_train.py", SAMPLE),
+        ("ckpt", "model_path", "segmentation_sample.py", [EvalOptions]),
+        ("predictions", "pred_dir", "segmentation_eval.py", TRAIN),
+    ],
+)
+def test_a_synonym_of_another_scripts_flag_names_both(word, flag, script, groups):
+    line = f"--{word}: no such flag; --{flag} is a flag of {script}, not of this script"
+    assert refused(f"--{word} 3", groups) == line
+
+
+def test_a_known_flag_with_wrong_dashes():
+    assert refused("-lr 1e-3") == "-lr: write --lr"
+    assert refused("-lr=1e-3 -batch-size 4") == "-lr: write --lr; -batch-size: write --batch_size"
+    assert refused("--num_res-blocks 3 -config x.yaml") == (
+        "--num_res-blocks: write --num_res_blocks; -config: write --config"
+    )
+    assert refused("-lr 1", SAMPLE) == "--lr: is a flag of segmentation_train.py, not of this script"
+
+
+def test_a_value_out_of_range_is_echoed_as_typed():
+    assert refused("--lr 0 --dropout 1.50 --batch_size 00 --val_fraction=nan") == (
+        "--lr 0: must be above 0; --dropout 1.50: must be at most 0.99; --batch_size 00: must be above 0; "
+        "--val_fraction nan: is not a finite number"
+    )
+
+
 def test_synonyms_stand_for_flags_and_are_none():
     flags = {name for groups in COMMANDS.values() for name in fields_of(groups)}
     words = {word for words in SYNONYMS.values() for word in words.split()}
@@ -112,14 +148,16 @@ def test_synonyms_stand_for_flags_and_are_none():
 
 def test_all_mistakes_of_a_command_line_are_named_at_once():
     line = refused("--learning_rate 1e-3 --epochs=5 stray --lr x --image_size 0 --num_ensemble 5 --seed 1")
-    assert line.split("; ") == [
-        "--learning_rate: no such flag, did you mean --lr?",
-        "--epochs: no such flag, did you mean --max_steps?",
-        "'stray': follows no flag",
-        "--num_ensemble: is a flag of segmentation_sample.py, not of this script",
-        "--lr x: must be a number",
-        "--image_size 0: must be above 0",
-    ]
+    assert line == "; ".join(
+        [
+            "--learning_rate: no such flag, did you mean --lr?",
+            "--epochs: no such flag; training counts steps: --max_steps = epochs x images / batch_size",
+            "'stray': follows no flag",
+            "--num_ensemble: is a flag of segmentation_sample.py, not of this script",
+            "--lr x: must be a number",
+            "--image_size 0: must be above 0",
+        ]
+    )
 
 
 def test_a_value_without_its_flag():

@@ -1,6 +1,5 @@
 """Help: two screens of flags, all of them by --help_all, each once."""
 
-import dataclasses
 import re
 import shlex
 
@@ -21,7 +20,7 @@ def flags_of(text):
 
 @pytest.mark.parametrize(("command", "name"), [("train", "segmentation_train"), ("sample", "segmentation_sample")])
 def test_the_short_help_fits_two_screens_and_the_terminal(command, name, script, capsys, monkeypatch):
-    assert 18 <= len(COMMON[command]) <= 22
+    assert 18 <= len(COMMON[command]) <= 24
     for width in (60, 100):
         monkeypatch.setenv("COLUMNS", str(width))
         with pytest.raises(SystemExit):
@@ -31,6 +30,12 @@ def test_the_short_help_fits_two_screens_and_the_terminal(command, name, script,
         assert text.endswith("\n--help_all lists every flag\n")
         assert max(map(len, text.partition("most people set")[2].splitlines())) <= width
     assert text.count("\n") <= 100
+
+
+@pytest.mark.parametrize("name", ["segmentation_train", "segmentation_sample"])
+def test_the_short_help_explains_every_flag_that_it_names(name, script, capsys):
+    text = help_of(name, script, capsys, "--help").replace("--help_all lists every flag", "")
+    assert set(re.findall(r"--(\w+)", text)) == set(flags_of(text))
 
 
 @pytest.mark.parametrize("name", ["segmentation_eval", "check_data", "demo"])
@@ -86,6 +91,15 @@ def test_help_of_sampling_names_what_the_checkpoint_brings_in_one_block(script, 
 def test_help_tells_the_defaults_of_the_default_recipe(script, capsys):
     text = " ".join(help_of("segmentation_train", script, capsys).split())
     for name, value in read_config(recipe_file("staged", "v2")).items():
-        own = next(item.default for group in TRAIN for item in dataclasses.fields(group) if item.name == name)
-        told = f"(default: {value} by --recipe staged, else {own})" if value != own else f"(default: {own})"
+        item = fields_of(TRAIN)[name]
+        own = item.metadata["shown"] or item.default
+        told = f"(default: {value} by --recipe staged, else {own})" if value != item.default else f"(default: {own})"
         assert any(told in text[found.start() :][:1500] for found in re.finditer(f"--{name} ", text)), name
+
+
+def test_a_default_that_depends_on_something_else_says_on_what(script, capsys):
+    sampling = " ".join(help_of("segmentation_sample", script, capsys, "--help").split())
+    assert "(default: as the checkpoint was trained)" in sampling.partition("--tile ")[2].partition("--save_samples")[0]
+    assert sampling.partition("--image_size N")[2].partition(" --")[0].endswith("(default: the checkpoint's)")
+    training = " ".join(help_of("segmentation_train", script, capsys).split())
+    assert "(default: 0.5 by --recipe staged, else 0.1 for x0 and v, 1 for eps)" in training

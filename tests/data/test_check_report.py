@@ -25,7 +25,7 @@ def parts(tmp_path):
 
 def test_layout_and_classes(parts, tmp_path):
     lines = layout_lines(parts)
-    assert lines[0] == f"data: {tmp_path / 'data'}, read by FolderDataset"
+    assert lines[0] == f"data: {tmp_path / 'data'}, read by FOLDER"
     assert lines[-1] == "1 class: foreground"
 
 

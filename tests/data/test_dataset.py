@@ -11,7 +11,7 @@ from networks import ArrayDataset, array_dataset
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.loaders import folder as custom_dataset_loader
-from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.registry import LOADERS, build_dataset, find_loader
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -56,6 +56,13 @@ def test_missing_and_empty_folders(tmp_path):
         ArrayDataset(tmp_path / "file", 16)
     with pytest.raises(UserError, match="no cases found for Made; see its"):
         array_dataset(tmp_path, names=())
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_messages_call_a_loader_by_its_data_name(name):
+    loader = find_loader(name)
+    assert loader.shown_name() == name
+    assert type("Own", (loader,), {}).shown_name() == "Own"  # that name means another class in --data_name
 
 
 def test_duplicate_names_are_refused(tmp_path):

@@ -104,6 +104,7 @@ def test_undivided_data_is_sampled_on_what_was_held_out(folder):
     train, val, test = (names(load(folder, split).cases) for split in ("train", "val", "test"))
     assert train and val and sorted(train + val) == names(load(folder, None).cases) and test == val
     assert f"{len(val)} of 6 cases are held out of training" in load(folder, "train").notes[0]
+    assert "1 of 6 cases is held out of training" in load(folder, "train", HoldOut(0.01)).notes[0]
 
 
 def test_data_with_tests_of_its_own_keeps_them(isic):

@@ -76,7 +76,7 @@ def test_names_of_dataset_json(label_maps, tmp_path, labels, expected):
 
 def test_what_cannot_be_read_in_classes(label_maps, pictures, isic, tmp_path, save_picture):
     for name, folder, words in (
-        ("ISIC", isic / "Train", "--classes auto: ISICDataset has masks of lesion, no label maps; leave it out"),
+        ("ISIC", isic / "Train", "--classes auto: ISIC has masks of lesion, no label maps; leave it out"),
         ("FOLDER", label_maps / "images", "the masks hold no value but 0"),  # images alone: no masks at all
     ):
         with pytest.raises(UserError, match=words):

@@ -50,7 +50,8 @@ def test_with_the_several_draws_of_its_default_recipe_it_is_refused_with_the_ver
     old, refusal, isic, tmp_path
 ):
     line = refusal("segmentation_train", resume(old, isic, tmp_path / "run"))
-    assert line == f"error: {old}: was trained with noise_draws 2, which this version no longer has: use version 0.1.0"
+    reason = "was trained with noise_draws 2, which this version no longer has: use version 0.1.0"
+    assert line == f"error: --resume_checkpoint {old}: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_rates_of_a_resumed_run_go_on(script, pictures, tmp_path):
         ("--lr_decay linear", "--lr_decay linear: needs --lr_anneal_steps"),
         ("--lr_decay none --lr_anneal_steps 5", "contradicts --lr_decay none"),
         ("--warmup_steps 5 --lr_anneal_steps 5", "--warmup_steps 5: must be below --lr_anneal_steps 5"),
-        ("--grad_clip -1", "--grad_clip -1.0: must be at least 0"),
+        ("--grad_clip -1", "--grad_clip -1: must be at least 0"),
     ],
 )
 def test_rates_that_make_no_sense(refusal, flags, words):

@@ -129,6 +129,18 @@ def test_a_best_that_a_kill_left_out_is_made_up_for(begun, script, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "best.pt").step == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"step,loss\n", b"PK\x03\x04" * 9])
+def test_a_damaged_newest_checkpoint_is_to_be_removed_or_copied_again(refusal, pictures, tmp_path, content):
+    (tmp_path / "model000005.pt").write_bytes(content)
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY]
+    remedy = "; remove it to go on from the one before, or copy it again"
+    auto = refusal("segmentation_train", [*line, "--resume_checkpoint auto"])
+    assert f"{tmp_path / 'model000005.pt'}: is " in auto and auto.endswith(remedy)
+    named = refusal("segmentation_train", [*line, "--resume_checkpoint", tmp_path / "model000005.pt"])
+    assert f"--resume_checkpoint {tmp_path / 'model000005.pt'}: is " in named
+    assert named.endswith("; copy it again or name another checkpoint of the run")
+
+
 def test_it_goes_on_as_it_says(begun, script, tmp_path, capsys):
     begun("--lr_anneal_steps 1")
     line = ["--resume_checkpoint auto --out_dir", tmp_path / "run", "--lr_anneal_steps 2"]

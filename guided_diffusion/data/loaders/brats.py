@@ -47,6 +47,7 @@ class BraTSDataset(SegmentationDataset):
     The background is 0.
     """
 
+    data_name = "BRATS"
     image_channels = len(MODALITIES)
     class_names = ("tumour",)
     finds_validation = True

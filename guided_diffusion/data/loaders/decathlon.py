@@ -28,6 +28,7 @@ class DecathlonDataset(SegmentationDataset):
     in its name, else -160 to 240. Other channels are z-scores over a volume's non-zero voxels, clipped to +-5.
     """
 
+    data_name = "MSD"
     kept = ("modalities", "window")
     left_right_axis = -2  # a slice is [X, Y]
 

@@ -55,6 +55,7 @@ class FolderDataset(SegmentationDataset):
     - `labels.csv` in data_dir, a line NAME,LABEL for every image: the class labels of a class-conditional model.
     """
 
+    data_name = "FOLDER"
     class_names = ("foreground",)
     kept = ("is_nifti", "ct_window")
     finds_validation = True

@@ -38,6 +38,7 @@ class ISICDataset(SegmentationDataset):
     malignant. This also holds for Part 1, whose images are the same.
     """
 
+    data_name = "ISIC"
     class_names = ("lesion",)
     orientation = "any"
     finds_validation = True

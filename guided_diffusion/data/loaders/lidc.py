@@ -28,6 +28,7 @@ class LIDCDataset(SegmentationDataset):
     Images and masks are decompressed on first use and kept as bytes, masks packed.
     """
 
+    data_name = "LIDC"
     image_channels = 1
     class_names = ("nodule",)
     orientation = "any"

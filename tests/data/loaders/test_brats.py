@@ -216,7 +216,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, put, save_nifti):
 
 
 def test_empty_folder_second_file_and_second_case(tmp_path, put):
-    with pytest.raises(UserError, match="no cases found for BraTSDataset; it must hold, at any depth, files such as"):
+    with pytest.raises(UserError, match="no cases found for BRATS; it must hold, at any depth, files such as"):
         load(tmp_path)
     put("HGG/A/{}.nii.gz", (6, 8, 2))
     put("HGG/A/{}.nii", (6, 8, 2), kinds=("t2",))

@@ -117,9 +117,7 @@ def test_empty_and_missing_folders(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "none")
     (tmp_path / "images").mkdir()
-    with pytest.raises(
-        UserError, match="no cases found for FolderDataset; it must hold images/NAME.png and masks/NAME.png"
-    ):
+    with pytest.raises(UserError, match="no cases found for FOLDER; it must hold images/NAME.png and masks/NAME.png"):
         load(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_grey_images_become_rgb(tmp_path, save_picture):
 
 def test_empty_folder_twice_the_same_name_and_damage(tmp_path, put, truncate):
     with pytest.raises(
-        UserError, match="no cases found for ISICDataset; it must hold, at any depth, pairs of folders such as ISBI2016"
+        UserError, match="no cases found for ISIC; it must hold, at any depth, pairs of folders such as ISBI2016"
     ):
         load(tmp_path)
     put("ISBI2016_ISIC_Part1_Training_Data", ["ISIC_0000000"])

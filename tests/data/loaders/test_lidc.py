@@ -115,7 +115,7 @@ def test_pickles_hold_no_pixels(save):
 
 def test_no_file_and_several_files(save, tmp_path):
     with pytest.raises(
-        UserError, match="no cases found for LIDCDataset; it must hold one .npz file with images, masks, patient"
+        UserError, match="no cases found for LIDC; it must hold one .npz file with images, masks, patient"
     ):
         load(tmp_path)
     np.savez(save() / "other.npz", x=np.zeros(1))
