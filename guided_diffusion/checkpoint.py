@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .config.options import ONLY_LEARNED_BY, DiffusionOptions, ModelOptions, without_removed
+from .config.fields import ONLY_LEARNED_BY, without_removed
+from .config.options import DiffusionOptions, ModelOptions
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window

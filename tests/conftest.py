@@ -18,7 +18,8 @@ import torch
 from pages import browser  # noqa: F401, a fixture
 from PIL import Image
 
-from guided_diffusion.config.options import ProcessOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.config.settings import Settings
 from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.io.storage import WorkFolder

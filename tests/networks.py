@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from guided_diffusion.config.options import ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import ModelOptions
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.models.medsegdiff import build_model

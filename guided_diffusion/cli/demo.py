@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint import newest_checkpoint
 from ..config.command_line import parse
-from ..config.options import option
+from ..config.fields import option
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
 from ..io.files import check_writable, read_json, write_json

@@ -13,17 +13,9 @@ from ..io.storage import check_path, is_remote
 from ..runtime.console import console
 from ..runtime.errors import UserError
 from .config_file import is_record, read_config, split_record
+from .fields import LAST_VERSION, REMOVED, build, without_removed
 from .help import help_text
-from .options import (
-    LAST_VERSION,
-    REMOVED,
-    DataOptions,
-    DiffusionOptions,
-    ModelOptions,
-    ProcessOptions,
-    build,
-    without_removed,
-)
+from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from .recipe import chosen_recipe, recipe_values
 from .sample_options import CheckOptions, EvalOptions, SampleOptions
 from .train_options import TrainOptions

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..io.files import atomic_path, read_yaml
 from ..runtime.errors import UserError, describe_os_error
-from .options import ONLY_LEARNED_BY, REMOVED, DataOptions, DiffusionOptions, ModelOptions, unused_flags
+from .fields import ONLY_LEARNED_BY, REMOVED, unused_flags
+from .options import DataOptions, DiffusionOptions, ModelOptions
 
 RECORD = "# What ran;"  # the beginning of a run's config.yaml, since version 0.1.0
 

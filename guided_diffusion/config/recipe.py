@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..runtime.errors import UserError
 from .config_file import read_config
-from .options import VERSIONS, DiffusionOptions, ModelOptions, build, unused_flags
+from .fields import build, unused_flags
+from .options import VERSIONS, DiffusionOptions, ModelOptions
 
 FOLDER = Path(__file__).with_name("recipes")
 RECIPES = tuple(sorted({path.stem.partition("_v")[0] for path in FOLDER.glob("[!_]*.yaml")}))

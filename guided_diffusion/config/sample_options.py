@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, replace
 
 from ..runtime.errors import UserError
-from .options import absolute_loader, check_group_key, numbers, option
+from .fields import numbers, option
+from .options import absolute_loader, check_group_key
 
 FUSE = ("staple", "mean", "vote")
 

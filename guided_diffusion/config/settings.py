@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..io.storage import is_same_folder
 from ..runtime.errors import UserError
-from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions, build, check_variant
+from .fields import build, check_variant
+from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from .presets import PRESETS
 from .recipe import recipe_values
 from .sample_options import SampleOptions

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..io.storage import join
 from ..runtime.errors import UserError
-from .options import numbers, option
+from .fields import numbers, option
 from .recipe import RECIPES
 
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100  # --max_steps and --sample_interval of --overfit

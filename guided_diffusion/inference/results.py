@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.options import without_removed
+from ..config.fields import without_removed
 from ..data.classes import BINARY
 from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
 from ..io.files import atomic_path, read_json, remove_temporaries, write_json

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from guided_diffusion.config.options import DeviceOptions, DiffusionOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DeviceOptions, DiffusionOptions
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.config.settings import Settings
 from guided_diffusion.config.train_options import TrainOptions

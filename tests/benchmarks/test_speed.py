@@ -10,7 +10,8 @@ import torch
 from conftest import SCRIPTS
 from torch import nn
 
-from guided_diffusion.config.options import ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import ModelOptions
 from guided_diffusion.models.condition import CrossAttention, UncertainSpatialAttention
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.unet import SelfAttention

@@ -4,7 +4,8 @@ import pytest
 from helpers import GROUPS, SAMPLE, TRAIN, refused, train_options, values
 
 from guided_diffusion.config.command_line import COMMANDS, SYNONYMS, fields_of, options_from, parse
-from guided_diffusion.config.options import REMOVED, DataOptions, ModelOptions
+from guided_diffusion.config.fields import REMOVED
+from guided_diffusion.config.options import DataOptions, ModelOptions
 from guided_diffusion.config.sample_options import EvalOptions
 from guided_diffusion.runtime.errors import UserError
 

@@ -7,7 +7,8 @@ import torch
 from networks import inputs, run_model
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import ModelOptions
 from guided_diffusion.config.settings import unless_contradicted
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions, check_variant
+from guided_diffusion.config.fields import check_variant
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.diffusion.schedule import linear_betas

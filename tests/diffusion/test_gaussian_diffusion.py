@@ -9,7 +9,8 @@ import torch
 from oracles import randn, smooth_denoiser
 from torch.distributions import Normal, kl_divergence
 
-from guided_diffusion.config.options import DiffusionOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion, threshold_dynamically
 from guided_diffusion.diffusion.losses import bce, bce_dice, mean_flat
 from guided_diffusion.diffusion.schedule import cosine_betas, noise_schedule, solver_timesteps, strided_timesteps

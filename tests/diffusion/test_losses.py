@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from guided_diffusion.config.options import DiffusionOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.data.classes import BINARY, parse_classes
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion
 from guided_diffusion.diffusion.losses import (

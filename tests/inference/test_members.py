@@ -7,7 +7,7 @@ import torch
 from oracles import randn
 from scipy.ndimage import gaussian_filter
 
-from guided_diffusion.config.options import build
+from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.samplers import SAMPLERS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import files
 
-from guided_diffusion.config.options import build
+from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps

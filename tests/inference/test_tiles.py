@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference.members import coupled, draw_members
 from guided_diffusion.inference.plan import SamplingPlan

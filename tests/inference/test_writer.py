@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import Stack
 
-from guided_diffusion.config.options import build
+from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.inference import writer

@@ -5,7 +5,8 @@ import torch
 from conftest import run_of
 from networks import Blobs
 
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model

@@ -17,7 +17,8 @@ from helpers import equal, furthest, logged
 from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
-from guided_diffusion.config.options import DiffusionOptions, ModelOptions, build
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.data.batches import Selection, TrainingOrder
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion

@@ -8,7 +8,7 @@ from conftest import TINY
 from helpers import TRAIN
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import build
+from guided_diffusion.config.fields import build
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.training.run import prepare_run

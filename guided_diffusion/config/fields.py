@@ -1,0 +1,122 @@
+"""What an option is: a dataclass field with help and rules, and what holds for instances of option classes."""
+
+from dataclasses import field, fields
+
+from ..runtime.errors import UserError
+
+# Options that this version no longer has, each with the values that had no effect; (): none had one by itself.
+REMOVED = {
+    "self_condition": (False,),
+    "nbp_activation": ("sigmoid",),
+    "concat_image": (True,),
+    "condition_labels": (True,),
+    "zero_terminal_snr": (False,),
+    "loss_weighting": ("none",),
+    "min_snr_gamma": (),
+    "own_predictions": (0,),
+    "solver_type": ("ode", None),
+    "time_spacing": ("uniform", None),
+    "begin_at": (1,),
+    "dynamic_threshold": (0,),
+    "neighbours": (0,),
+    "noise_draws": (1,),
+}
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws")  # in training alone: sampling ignores them
+LAST_VERSION = "0.1.0"  # the last with these options
+
+
+def option(
+    default,
+    help,
+    *,
+    choices=None,
+    minimum=None,
+    above=None,
+    maximum=None,
+    required=False,
+    remote=False,
+    needs=None,
+    shown="",
+):
+    """A dataclass field with its help and its rules.
+
+    choices, minimum, above (an open lower bound), maximum: the allowed values. required: the help says so; the command
+    itself checks it. remote: the value may be a path in a blob store. needs: {name of another option: the values at
+    which this option has an effect}. shown: the default in the help, where it depends on something else.
+    """
+    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    known = {"help": help, "required": required, "remote": remote, "needs": needs or {}, "shown": shown}
+    return field(default=default, metadata=known | rules)
+
+
+def build(group, values, *, whole=True):
+    """An instance of an options class with these values by name, resolved.
+
+    `resolve` runs first, with the names in `values` as the given ones. `complete` needs all values, so it runs only if
+    `whole`; without, `settings.settle` calls it after the checkpoint's values are known.
+    """
+    options = group(**values)
+    for step in ("resolve", "complete") if whole else ("resolve",):
+        options = getattr(options, step)(set(values)) if hasattr(options, step) else options
+    return options
+
+
+def unused_flags(*groups):
+    """The flags without effect, by the options' `needs`: {name: "belongs to --version v2, not v1"}.
+
+    groups: instances of option classes. A need counts as met if no group has the needed option.
+    """
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    unused = {}
+    for item in (item for group in groups for item in fields(group)):
+        for other, allowed in item.metadata["needs"].items():
+            if values.get(other, allowed[0]) not in allowed and item.name not in unused:
+                unused[item.name] = f"belongs to --{other} {' or '.join(allowed)}, not {values[other]}"
+    return unused
+
+
+def check_variant(*groups, given=()):
+    """Raise `UserError` for given flags without effect, and for a plain U-Net with flags of a diffusion.
+
+    groups: instances of option classes, among them network and diffusion. given: the names that the user set.
+    """
+    unused = unused_flags(*groups)
+    for name in sorted(unused.keys() & set(given)):
+        raise UserError(f"--{name} {unused[name]}; leave it out")
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    if values["version"] != "unet":
+        return
+    for name, plain in (("objective", "x0"), ("use_kl", False), ("learn_sigma", False), ("logit_skip", "none")):
+        if values[name] != plain:
+            flag = f"--{name} {values[name]}"
+            raise UserError(f"--version unet has no diffusion: it predicts the mask itself; leave out {flag}")
+
+
+def without_removed(values, who, keep=()):
+    """A dict of option values without the `REMOVED` options, which must be unused except for those in `keep`.
+
+    keep: options that stay in the dict if they are in use. who: the beginning of the error message, such as
+    "run.pt: was trained with". Raises `UserError` for any other removed option in use; it names the version to use.
+    """
+    gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
+    for name in sorted(gone):
+        if _is_in_use(name, values):
+            raise UserError(
+                f"{who} {name} {values[name]}, which this version no longer has: use version {LAST_VERSION}"
+            )
+    return {name: value for name, value in values.items() if name not in gone}
+
+
+def _is_in_use(name, values):
+    if name == "condition_labels" and not (values.get("class_cond", True) and values.get("version", "v2") == "v2"):
+        return False  # there is no condition model to see labels
+    value, idle = values[name], REMOVED[name]
+    return bool(idle) and value not in idle and str(value).lower() not in [str(other).lower() for other in idle]
+
+
+def numbers(name, text, kind):
+    """A list in a flag's text, "1,2,4", as a tuple of `kind`s. Raises `UserError` that names the flag."""
+    try:
+        return tuple(kind(part) for part in str(text).split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--{name} {text}: must be numbers separated by commas") from None
