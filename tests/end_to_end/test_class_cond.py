@@ -97,7 +97,7 @@ DIVIDED = (
 
 @pytest.mark.parametrize(
     ("label", "names", "words"),
-    [("None", "ab", "has no class label"), ("0", "ba", "has the labels b, a, the training cases have a, b; name data")],
+    [("None", "ab", "has no class label"), ("0", "ba", "has the labels b, a, the training cases have a, b; use data")],
 )
 def test_a_loaders_own_validation_part_is_looked_at_too(refusal, pictures, tmp_path, label, names, words):
     (tmp_path / "own.py").write_text(DIVIDED.replace("NAMES", repr(names)).replace("LABEL", label))
