@@ -28,6 +28,7 @@ from guided_diffusion.training.run import Run
 
 # Several threads may sum in another order from run to run, and tests compare runs to the bit.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start beside each other
 
 # A shell's background job ignores Ctrl-C, and so would the scripts that tests start there.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

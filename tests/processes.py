@@ -10,7 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
-MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.loaders.folder"]
+MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.loaders.folder", "guided_diffusion.cli.train"]
+MODULES += ["torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"]
 
 
 def start(target, *arguments, log, environment=None):
