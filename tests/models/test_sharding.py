@@ -93,7 +93,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_shards_take_the_steps_of_one(run, tmp_path, case):
-    """In float64: weights, averages, moments, gradient norms and losses, after four steps on an odd number of images."""
+    """In float64: weights, averages, moments, gradient norms and losses, after four steps on an odd batch."""
     train_plus(tmp_path, *CASES[case])
     ended = run(2, train_plus, tmp_path, *CASES[case])
     assert ended.statuses == [0, 0], ended.outputs
