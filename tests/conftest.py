@@ -186,7 +186,9 @@ def process():
     def start(name, arguments):
         command = [sys.executable, str(SCRIPTS / f"{name}.py"), *words(arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
+        # Bars in a pipe would be drawn every half minute only, and tests wait for them.
+        shown = {"TQDM_MININTERVAL": "0.1"}
+        environment = {**os.environ, **shown, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
         return started[-1]
 
