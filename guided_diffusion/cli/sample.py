@@ -15,7 +15,7 @@ from ..config.options import DataOptions, DiffusionOptions, ModelOptions, Proces
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.cases import check_volumes, group_cases
-from ..data.compatibility import check_reading, leakage_warning, used_window
+from ..data.compatibility import check_channels, check_reading, leakage_warning, used_window
 from ..data.dataset import SegmentationDataset
 from ..data.registry import build_dataset, recognised
 from ..data.splits import given_split, group_of, loading_of
@@ -26,7 +26,7 @@ from ..evaluation.summary_table import format_summary
 from ..inference.results import ResultsFolder
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
-from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote
+from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -95,7 +95,7 @@ def sample(options, given, processes):
 def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
-    checkpoint = load_checkpoint(fetched(fetch_file, path, processes), where=f"--model_path {path}")
+    checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
     settings = settle(options, given, checkpoint.saved(path))
     precision = pick_precision(settings.device.precision, processes.device)
     sampler = build_sampler(checkpoint, settings, processes.device, precision)
@@ -108,7 +108,7 @@ def prepare_sampling(options, given, processes):
             "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
             "sooner (--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
         )
-    data_dir = fetched(fetch_folder, settings.data.data_dir, processes)
+    data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
     settings = replace(settings, data=data)
     here = replace(data, data_dir=data_dir)
@@ -299,11 +299,6 @@ def manifest_of(run, processes):
 # ---- checks and warnings -------------------------------------------------------------------------------------------
 
 
-def fetched(fetch, path, processes):
-    """The local path of a file or folder, after `fetch(path)` if it is in a blob store."""
-    return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
-
-
 def warn_of_raters(dataset, cases):
     """Warn if several raters marked these cases and the members, needed to compare with them, are not saved."""
     try:
@@ -329,11 +324,7 @@ def warn_if_empty(empty, count, step):
 
 def check_data(dataset, checkpoint):
     """Raise `UserError` if the data do not fit the checkpoint in channels, classes or labels."""
-    if dataset.image_channels != checkpoint.image_channels:
-        raise UserError(
-            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
-            f"{checkpoint.image_channels}"
-        )
+    check_channels(dataset, checkpoint.image_channels)
     check_reading(dataset, checkpoint.config)
     old, new = checkpoint.classes, dataset.classes
     if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):

@@ -30,6 +30,15 @@ def trained_window(config):
     return used_window(config.get("loader", {}), config["data"].get("ct_window", ""))
 
 
+def check_channels(dataset, trained):
+    """Raise `UserError` unless images have as many channels as those that a checkpoint was `trained` on."""
+    if dataset.image_channels != trained:
+        raise UserError(
+            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
+            f"{trained}"
+        )
+
+
 def check_reading(dataset, config):
     """Raise `UserError` if a checkpoint was trained on images of another kind, or on the channels in another order.
 

@@ -164,6 +164,14 @@ def fetch_file(path):
     return target
 
 
+def on_this_machine(path, fetch, processes):
+    """The local path of a file or folder: itself, or its copy by `fetch(path)`, once for each machine, if it is remote.
+
+    processes: the `Processes` that all need it, and that all call this.
+    """
+    return processes.by_machine(lambda: fetch(path)) if is_remote(path) else path
+
+
 def fetch_folder(path, what="folder"):
     """The local `Path` of a folder: itself, or a copy of a remote one in the cache.
 

@@ -6,12 +6,12 @@ from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
 from ..config.config_file import run_values
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
-from ..data.compatibility import check_reading, used_window
+from ..data.compatibility import check_channels, check_reading, used_window
 from ..data.dataset import SegmentationDataset
 from ..data.registry import AUTO, build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
-from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder
+from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder, on_this_machine
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, UserError
@@ -112,7 +112,7 @@ def prepare_run(options, given, processes):
         check_not_behind(folder, start, processes)
     precision, lacking = choose_precision(settings.device, given, start, processes.device)
 
-    data_dir = on_this_machine(settings.data.data_dir, processes)
+    data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
     view = View(keep_size=settings.train.crop)
     dataset = find_data(here, settings.image_size, view, chosen="data_name" in given or start is not None)
@@ -130,11 +130,6 @@ def prepare_run(options, given, processes):
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
-
-
-def on_this_machine(folder, processes):
-    """The local path of a folder: itself, or a fetched copy of a remote one."""
-    return processes.by_machine(lambda: fetch_folder(folder)) if is_remote(folder) else folder
 
 
 def facts_of(dataset, data):
@@ -181,7 +176,7 @@ def find_validation(data, settings, dataset, processes):
         return None
     if train.overfit:
         return ValidationData(dataset, "case", trained_on=True)
-    found = _validation_cases(data, train, dataset, on_this_machine(train.val_dir, processes))
+    found = _validation_cases(data, train, dataset, on_this_machine(train.val_dir, fetch_folder, processes))
     if settings.model.class_cond:
         remedy = " or name other validation cases with --val_dir"
         check_labels(found.dataset, dataset.label_names, "the training cases have", remedy)
@@ -223,11 +218,7 @@ def check_dataset(dataset, model_options, start):
         check_labels(dataset, None if start is None else start.label_names, "the checkpoint was trained with")
     if start is None:
         return
-    if dataset.image_channels != start.image_channels:
-        raise UserError(
-            f"{dataset.data_dir}: images have {dataset.image_channels} channels, the checkpoint was trained with "
-            f"{start.image_channels}"
-        )
+    check_channels(dataset, start.image_channels)
     check_reading(dataset, start.config)
     if list(dataset.class_names) != start.class_names or dataset.classes.is_exclusive != start.classes.is_exclusive:
         raise UserError(
@@ -275,7 +266,7 @@ def find_start(train, folder, processes):
         return load_checkpoint(path, to_train=True, where=where, remedy=remedy)
     if train.resume_checkpoint:
         path = train.resume_checkpoint
-        here = processes.by_machine(lambda: fetch_file(path)) if is_remote(path) else path
+        here = on_this_machine(path, fetch_file, processes)
         where, remedy = f"--resume_checkpoint {path}", "copy it again or name another checkpoint of the run"
         return load_checkpoint(here, to_train=True, where=where, remedy=remedy)
     if newest is not None:

@@ -75,7 +75,7 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "unet_64": Contender(f"--version unet --mask_loss bce_dice {OF_64}", as_fast_as="unet"),
     "v1_published": Contender(f"--version v1 --recipe published {OF_64}", "--diffusion_steps 20"),  # eps takes more
     "v2_published": Contender(f"--version v2 --recipe published {OF_64}", "--diffusion_steps 20"),
-    "v2": Contender("--version v2 --recipe staged --condition_steps 85%"),
+    "v2": Contender(RECIPE),
 }
 
 
