@@ -5,7 +5,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.sample_options import FUSE, EvalOptions
 from ..data.cases import group_cases
-from ..data.compatibility import leakage_warning
+from ..data.compatibility import leakage_warning, selection_warning
 from ..data.registry import build_dataset
 from ..data.splits import given_split, hold_out_of
 from ..evaluation.comparison import compare_runs, format_comparison
@@ -130,7 +130,7 @@ def warn_about_data(dataset, manifest):
     """Print the data set's notes, and a warning where evaluated cases were trained on; returns that warning or None."""
     trained_on = manifest.get("config", {}).get("data", {})
     leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on)
-    for line in (*dataset.notes, leak):
+    for line in (*dataset.notes, selection_warning(dataset), leak):
         if line:
             console().warning(line)
     return leak

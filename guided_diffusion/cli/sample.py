@@ -15,7 +15,7 @@ from ..config.options import DataOptions, DiffusionOptions, ModelOptions, Proces
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.cases import check_volumes, group_cases
-from ..data.compatibility import check_channels, check_reading, leakage_warning, used_window
+from ..data.compatibility import check_channels, check_reading, leakage_warning, selection_warning, used_window
 from ..data.dataset import SegmentationDataset
 from ..data.registry import build_dataset, recognised
 from ..data.splits import given_split, group_of, loading_of
@@ -177,7 +177,8 @@ def print_sampling_summary(run, waiting, processes):
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
-    for line in (*dataset.notes, leakage_warning(dataset, units, run.checkpoint.config["data"])):
+    leak = leakage_warning(dataset, units, run.checkpoint.config["data"])
+    for line in (*dataset.notes, selection_warning(dataset), leak):
         if line:
             console().warning(line)
     if waiting and run.has_diffusion and not run.settings.sample.save_samples and processes.is_first:

@@ -50,6 +50,7 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
     "data_name": "dataset dataset_name",
     "out_dir": "out output output_dir save_dir save_path log_dir",
     "val_fraction": "val_split validation_split val_size",
+    "test_fraction": "test_split test_size",
     "num_workers": "workers",
     "gpu_dev": "gpu device gpu_id",
     "multi_gpu": "gpus devices gpu_ids",

@@ -28,6 +28,9 @@ def check_group_key(group_key):
         raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
 
 
+MAX_HELD = 0.9  # of the cases, for validation and testing
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """The data."""
@@ -47,21 +50,28 @@ class DataOptions:
     )
     val_fraction: float = option(
         0.0,
-        "share of the training cases to hold out for validation, for data without a division of their own. Without "
-        "test cases, sampling and evaluation use the cases held out; 0: none",
+        "share of the patients or cases to hold out of training for validation, for data without a division of their "
+        "own. Without test cases, sampling and evaluation use the cases held out; 0: none",
         minimum=0,
-        maximum=0.9,
+        maximum=MAX_HELD,
+    )
+    test_fraction: float = option(
+        0.0,
+        "share of the patients or cases to keep for testing, beside --val_fraction: they neither train the network "
+        "nor select best.pt, and are sampled and evaluated; 0: none",
+        minimum=0,
+        maximum=MAX_HELD,
     )
     group_key: str = option(
         "",
         "regular expression that finds the patient in a case's name, as '^(P[0-9]+)'. Cases with the same match (of "
-        "its first group, if it has one) stay on one side of --val_fraction. Sampling and check_data use it to count "
-        "patients. Empty: the loader's groups, else each image or volume by itself",
+        "its first group, if it has one) stay in one part of --val_fraction and --test_fraction. Sampling and "
+        "check_data use it to count patients. Empty: the loader's groups, else each image or volume by itself",
     )
     split_seed: int = option(
         0,
-        "seed that decides which groups --val_fraction holds out. It is not --seed, so that runs with other seeds "
-        "have the same split",
+        "seed that decides which groups --val_fraction and --test_fraction hold out. It is not --seed, so that runs "
+        "with other seeds have the same split",
         minimum=0,
     )
     classes: str = option(
@@ -95,9 +105,14 @@ class DataOptions:
         return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)
 
     def complete(self, given):
-        """Raise `UserError` for --split_seed without --val_fraction."""
-        if self.split_seed and not self.val_fraction:
+        """Raise `UserError` for --split_seed without a share to hold out, and for shares that leave no case."""
+        if self.split_seed and not (self.val_fraction or self.test_fraction):
             raise UserError("--split_seed belongs to --val_fraction; leave it out")
+        if self.val_fraction + self.test_fraction > MAX_HELD:
+            raise UserError(
+                f"--val_fraction {self.val_fraction:g} --test_fraction {self.test_fraction:g}: together must be at "
+                f"most {MAX_HELD}"
+            )
         return self
 
     def window(self):

@@ -11,7 +11,7 @@ from .recipe import recipe_values
 from .sample_options import SampleOptions
 from .train_options import TrainOptions
 
-HOLD_OUT_FLAGS = ("val_fraction", "split_seed", "group_key")
+HOLD_OUT_FLAGS = ("val_fraction", "test_fraction", "split_seed", "group_key")
 SCALES = "0.9,1.1"  # --scales auto: the range of scales in --augment light
 # A resumed run does not list changes of these: paths become absolute, and a recipe stands for other values.
 UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
@@ -95,7 +95,7 @@ def _training(parts, given, saved, facts):
         data = _over(data, binding, saved.config["data"])
         train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
-    if data.group_key and not data.val_fraction:
+    if data.group_key and not (data.val_fraction or data.test_fraction):
         raise UserError("--group_key belongs to --val_fraction: without it training divides no cases; leave it out")
     check_variant(model, diffusion, train, given=given)
     if not data.data_dir:
@@ -223,8 +223,10 @@ def _data_as_trained(data, given, config):
     trained = config["data"]
     left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
     values = {name: value for name, value in left_open.items() if name not in given}
-    is_divided = trained.get("val_fraction") and is_same_folder(data.data_dir, trained["data_dir"])
-    if "val_fraction" not in given and is_divided:
+    is_divided = trained.get("val_fraction") or trained.get("test_fraction")
+    is_divided = is_divided and is_same_folder(data.data_dir, trained["data_dir"])
+    if is_divided and not {"val_fraction", "test_fraction"} & given:
+        check_division(trained)
         held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
         if "group_key" in given and data.group_key != held.get("group_key", ""):
             by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
@@ -234,3 +236,15 @@ def _data_as_trained(data, given, config):
             )
         values |= held
     return replace(data, **values)
+
+
+def check_division(values):
+    """Raise `UserError` if data options, a dict as in checkpoints and manifests, were divided by an earlier version.
+
+    Up to version 0.2.0 --val_fraction held out the groups whose hash lay below the share, other ones than now.
+    """
+    if values.get("val_fraction") and "test_fraction" not in values:
+        raise UserError(
+            f"{values.get('data_dir', '')}: was divided with --val_fraction by version 0.2.0 or an earlier one, which "
+            "held out other cases than this version; use version 0.2.0 with this data (all other data can be sampled)"
+        )

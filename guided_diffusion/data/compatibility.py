@@ -3,7 +3,8 @@
 from ..config.settings import HOLD_OUT_FLAGS
 from ..io.storage import cached
 from ..runtime.console import console, counted
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, reason_of
+from .cases import group_cases
 from .dataset import SegmentationDataset
 from .registry import LOADERS, build_dataset, find_loader
 from .splits import hold_out_of
@@ -82,7 +83,21 @@ def _kinds_text(kinds):
     return kinds[0] if len(set(kinds)) == 1 else "channels of " + ", ".join(kinds)
 
 
-# ---- cases that were trained on ----------------------------------------------------------------------------------
+# ---- cases that chose the checkpoint, or were trained on -------------------------------------------------------------
+
+
+def selection_warning(dataset):
+    """A warning where validation cases stand for test cases that the data lack; None otherwise.
+
+    Training chooses best.pt by the Dice of these cases.
+    """
+    if dataset.split != "test" or dataset.part != "val":
+        return None
+    cases = counted(len(group_cases(dataset.cases)), "case")
+    return (
+        f"warning: {dataset.data_dir} has no test cases: these are the {cases} of validation, which also choose "
+        "best.pt, so that its Dice on them is too good; --test_fraction in training keeps others apart"
+    )
 
 
 def leakage_warning(dataset, units, trained):
@@ -98,8 +113,9 @@ def leakage_warning(dataset, units, trained):
     try:
         held = hold_out_of(trained)
         cases = build_dataset(trained["data_name"], there, image_size=1, split="train", hold_out=held).cases
-    except (UserError, OSError):  # the folder was moved or changed since
-        return _absent_folder_warning(dataset, trained) if is_elsewhere else None
+    except (UserError, OSError) as error:  # the folder was moved or changed since, or divided by an earlier version
+        unknown = f"warning: which cases were trained on is unknown: {reason_of(error)}"
+        return _absent_folder_warning(dataset, trained) if is_elsewhere else unknown
     if is_elsewhere:
         return _same_names_warning(dataset, units, {case.name for case in cases}, trained)
     images = {_image_key(case) for case in cases}
@@ -135,7 +151,7 @@ def _absent_folder_warning(dataset, trained):
 
 def _leakage_remedy(dataset, trained):
     """The end of a warning: how to sample the held-out cases. "" if nothing was held out, or `dataset` does so."""
-    if not trained.get("val_fraction") or dataset.hold_out is not None:
+    if not (trained.get("val_fraction") or trained.get("test_fraction")) or dataset.hold_out is not None:
         return ""
     flags = " ".join(f"--{name} {trained[name]}" for name in HOLD_OUT_FLAGS if trained.get(name))
     return f"; {flags} takes the held-out cases"

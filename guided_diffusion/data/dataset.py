@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..io.files import check_encodable
+from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .resizing import WHOLE
@@ -86,8 +87,9 @@ class SegmentationDataset(Dataset):
     need_masks: True for training: items have a mask, and a case without one is an error. False for sampling: items
         have no mask, and the truth may be partly or wholly absent. Evaluation then calls `load_mask`.
     ct_window: (low, high) in HU, to which a loader of CT volumes clips them; None: the loader's default.
-    hold_out: a `splits.HoldOut` that divides the training cases into "train" and "val". "test" is the held-out part as
-        well if the data has no test cases of its own, that is, if `find_cases` gives the same for "test" and "train".
+    hold_out: a `splits.HoldOut` that divides the training cases into "train", "val" and "test". Without a share for
+        testing, "test" is the part for validation, if the data has no test cases of its own, that is, if `find_cases`
+        gives the same for "test" as for "train" or "val".
     classes: the value of `--classes`; "": the loader's own classes. It becomes `self.classes`, a `classes.Classes`, and
         `class_names`.
     view: a `resizing.View`, which part of a case an item shows.
@@ -333,25 +335,55 @@ class SegmentationDataset(Dataset):
 
     def _find_held_out(self, hold_out):
         """The cases of `self.split` where `hold_out` divides the training cases."""
-        if self._find_split("val"):
+        own_val = self._find_split("val")
+        if own_val and hold_out.fraction:
             raise UserError(f"{self.data_dir}: has validation cases of its own; leave out --val_fraction")
-        if self.split == "test":
-            try:
-                tests = self._find_split("test")
-            except NoSplitError:  # only training cases
-                tests = []
-        training = self._find_split("train")
-        if self.split == "test" and tests and tests != training:
+        training, tests = self._find_split("train"), []
+        if self.split == "test" or hold_out.test_fraction:
+            tests = self._find_own_tests(training, own_val)
+        if tests and hold_out.test_fraction:
+            raise UserError(f"{self.data_dir}: has test cases of its own; leave out --test_fraction")
+        if self.split == "test" and tests:
             return tests
         if not training:
             return []
-        kept, held = hold_out.divide(training)
+        parts = hold_out.divide(training)
+        held = [(len(parts[name]), what) for name, what in (("val", "validation"), ("test", "testing"))]
+        held = [f"{count} for {what}" for count, what in held if count]
         self.notes = (
             *self.notes,
-            f"--val_fraction {hold_out.fraction:g}: {len(held)} of {len(training)} cases "
-            f"{'is' if len(held) == 1 else 'are'} held out of training",
+            f"{hold_out.flags}: of {counted(len(training), 'case')}, {' and '.join(held)} "
+            f"{'is' if held[0].startswith('1 ') and len(held) == 1 else 'are'} held out of training",
         )
-        return kept if self.split == "train" else held
+        if self.split == "val" and own_val:
+            return own_val
+        return parts[self.split] or parts["val"]
+
+    def _find_own_tests(self, training, own_val):
+        """The data's own test cases: [] where its other cases stand for them."""
+        tests = self._find_if_there("test")
+        return [] if tests in (training, own_val) else tests
+
+    def _find_if_there(self, split):
+        """The cases of a split; [] if the folder holds other splits only."""
+        try:
+            return self._find_split(split)
+        except NoSplitError:
+            return []
+
+    @property
+    def part(self):
+        """The part that the cases belong to: "train", "val", "test", or "all" for undivided data.
+
+        It differs from `split` where the data have no test cases: those of validation, or all, then stand for them.
+        """
+        if self.split != "test":
+            return self.split or "all"
+        training, own_val = self._find_if_there("train"), self._find_if_there("val")
+        if self.hold_out is not None:
+            is_own = self.hold_out.test_fraction or self._find_own_tests(training, own_val)
+            return "test" if is_own else "val"
+        return "all" if self.cases == training else "val" if self.cases == own_val else "test"
 
     def _check_cases(self):
         """Raise `UserError` for a name that occurs twice or cannot be a file name, and for a mask that training needs

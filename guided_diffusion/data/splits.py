@@ -1,10 +1,13 @@
 """The splits of a data set: by the names of folders, or by a hash that holds out whole groups of cases."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.settings import check_division
+from ..runtime.console import counted
 from ..runtime.errors import NoSplitError, UserError
 from ..runtime.seeds import seed_of
 
@@ -17,39 +20,63 @@ SPLIT_FOLDERS = {
 
 @dataclass(frozen=True)
 class HoldOut:
-    """How undivided data are divided: `--val_fraction`, `--split_seed` and `--group_key`.
+    """How undivided data are divided: `--val_fraction`, `--test_fraction`, `--split_seed` and `--group_key`.
 
-    A hash of the seed and the group's name decides, so a group goes to one side as a whole, and cases added later do
-    not move others. The held-out share is `fraction` of the groups on average; at least one group is held out and at
-    least one kept. group_key: see `group_of`.
+    fraction, test_fraction: the shares of the groups to hold out for validation and for testing. The number held out is
+    the nearest to the share, at least one for each share above 0, and at least one group is kept. group_key: see
+    `group_of`.
+
+    A hash of the seed and the group's name gives each group a place. The first places are test, the next validation.
+    So a group goes to one side as a whole, the test part does not depend on `fraction`, and one more group moves at
+    most one of the others over each border.
     """
 
     fraction: float
     seed: int = 0
     group_key: str = ""
+    test_fraction: float = 0.0
+
+    @property
+    def flags(self):
+        """The shares as flags, "--val_fraction 0.2 --test_fraction 0.1"."""
+        shares = {"val_fraction": self.fraction, "test_fraction": self.test_fraction}
+        return " ".join(f"--{name} {share:g}" for name, share in shares.items() if share)
 
     def divide(self, cases):
-        """(kept, held out): two lists of `Case`s, in their order.
+        """{"train": kept, "val": held out, "test": held out}: lists of `Case`s, in their order.
 
-        Raises `UserError` if all cases are of one group, or if the group key is not found in a name.
+        Raises `UserError` if there are too few groups, or if the group key is not found in a name.
         """
         groups = [group_of(case, self.group_key) for case in cases]
-        places = {group: self._place(group) for group in groups}
-        if len(places) < 2:
-            raise UserError(
-                f"--val_fraction {self.fraction:g}: all {len(cases)} cases are of one group, {groups[0]!r}, which "
-                "cannot be divided; add cases of other groups, or change --group_key"
+        ordered = sorted(set(groups), key=lambda group: (self._place(group), group))
+        tests, vals = (self._number(share, len(ordered)) for share in (self.test_fraction, self.fraction))
+        if len(ordered) <= bool(tests) + bool(vals):
+            few = (
+                f"all {len(cases)} cases are of one group, {groups[0]!r}"
+                if len(ordered) == 1
+                else (f"the {counted(len(cases), 'case')} are of {len(ordered)} groups")
             )
-        ordered = sorted(places, key=lambda group: (places[group], group))
-        held = {group for group in ordered[1:-1] if places[group] < self.fraction} | {ordered[0]}
-        sides = ([], [])
+            parts = "" if len(ordered) == 1 else f" into {1 + bool(tests) + bool(vals)} parts"
+            raise UserError(
+                f"{self.flags}: {few}, which cannot be divided{parts}; add cases of other groups, or change --group_key"
+            )
+        while tests + vals >= len(ordered):  # one group is kept; the larger part gives way
+            tests, vals = (tests - 1, vals) if tests > vals else (tests, vals - 1)
+        sides = dict.fromkeys(ordered, "train") | dict.fromkeys(ordered[: tests + vals], "val")
+        sides |= dict.fromkeys(ordered[:tests], "test")
+        parts = {"train": [], "val": [], "test": []}
         for case, group in zip(cases, groups, strict=True):
-            sides[group in held].append(case)
-        return sides
+            parts[sides[group]].append(case)
+        return parts
+
+    @staticmethod
+    def _number(share, count):
+        """The number of groups that is nearest to a share of `count`; halves go up."""
+        return max(1, math.floor(share * count + 0.5)) if share else 0
 
     def _place(self, group):
-        """A number in [0, 1), the hash of the seed and the group."""
-        return (seed_of("hold out", self.seed, group) + 2**63) / 2**64
+        """A number that orders the groups, the hash of the seed and the group."""
+        return seed_of("hold out", self.seed, group)
 
 
 def group_of(case, group_key=""):
@@ -76,10 +103,16 @@ def known_group(case, group_key=""):
 
 
 def hold_out_of(values):
-    """The `HoldOut` of option values, a dict as in checkpoints and manifests; None if nothing is held out."""
-    if not values.get("val_fraction"):
+    """The `HoldOut` of option values, a dict as in checkpoints and manifests; None if nothing is held out.
+
+    Raises `UserError` for values of an earlier version, which held out other cases.
+    """
+    if not (values.get("val_fraction") or values.get("test_fraction")):
         return None
-    return HoldOut(values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""))
+    check_division(values)
+    return HoldOut(
+        values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""), values["test_fraction"]
+    )
 
 
 def loading_of(data):

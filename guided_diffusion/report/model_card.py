@@ -27,6 +27,7 @@ PAPERS = {
   note      = {arXiv:2301.11798}
 }""",
 }
+PARTS = {"train": "the training part", "val": "the validation part", "test": "the test part", "all": "all cases"}
 UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
 
 
@@ -43,7 +44,7 @@ def write_card(out_dir, summary, manifest, dataset, leak=None):
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, manifest, leak),
+        _limits(summary, dataset.part, leak),
         _definitions(summary),
         _citation(config),
     ]
@@ -63,15 +64,15 @@ def _data(config, manifest, dataset, summary):
     trained, recorded = config.get("data", {}), manifest.get("data", {})
     lines = ["## Data", ""]
     if trained:
-        fraction = trained.get("val_fraction")
-        held_out = f", with {fraction:g} of the groups held out for validation" if fraction else ""
+        shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
+        held = " and ".join(f"{share:g} of the groups for {what}" for share, what in shares if share)
+        held_out = f", with {held} held out" if held else ""
         lines.append(f"- Trained on `{trained['data_name']}` from `{trained.get('data_dir', '')}`{held_out}.")
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = recorded.get("data_name", type(dataset).__name__)
     lines.append(
-        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`, "
-        f"split {recorded.get('split', 'test')}."
+        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`: {PARTS[dataset.part]}."
     )
     raters = len(summary["raters"])
     lines.append(f"- Classes: {', '.join(summary['class_names'])}. Raters of each case: {max(raters, 1)}.")
@@ -160,7 +161,7 @@ def _calibration(summary, config):
     return "\n".join(lines)
 
 
-def _limits(summary, manifest, leak):
+def _limits(summary, part, leak):
     ensemble, lines = summary["ensemble"], ["## Limits", ""]
     lines.append("- This is research software, not a medical device. Its masks are not a diagnosis.")
     lines.append(
@@ -173,8 +174,10 @@ def _limits(summary, manifest, leak):
         )
     if leak:
         lines.append(f"- {leak.removeprefix('warning: ')}")
-    if manifest.get("data", {}).get("split") == "val":
-        lines.append("- These are validation cases. The figures are too good where choices were made on these cases.")
+    if part == "val":
+        lines.append(
+            "- These are validation cases. The figures are too good where choices were made on them: best.pt is one."
+        )
     for which, text in (
         ("prediction", "the prediction is empty, but the truth is not"),
         ("truth", "the truth is empty, but the prediction is not"),

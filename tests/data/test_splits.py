@@ -24,6 +24,13 @@ def names(found):
     return [case.name for case in found]
 
 
+def sides(hold_out, case_names):
+    """(kept, held out for validation)."""
+    parts = hold_out.divide(cases(case_names))
+    assert not parts["test"]
+    return parts["train"], parts["val"]
+
+
 PATIENTS = [f"P{patient:03d}_{image}" for patient in range(400) for image in range(3)]
 SOME = HoldOut(0.4)
 BY_PATIENT = HoldOut(0.2, group_key=r"^(P\d+)_")
@@ -33,32 +40,56 @@ BY_PATIENT = HoldOut(0.2, group_key=r"^(P\d+)_")
 
 
 def test_one_patient_is_never_on_both_sides_and_the_share_is_met():
-    kept, held = BY_PATIENT.divide(cases(PATIENTS))
+    kept, held = sides(BY_PATIENT, PATIENTS)
     assert names(kept) == [name for name in PATIENTS if name not in set(names(held))]  # in order, nothing lost
     patients = [{name[:4] for name in names(side)} for side in (kept, held)]
     assert not patients[0] & patients[1]
-    assert 55 < len(patients[1]) < 105  # of 400: the binomial's 80 +- 3 sigma
+    assert len(patients[1]) == 80  # of 400
 
 
-def test_a_case_keeps_its_side_when_others_come_or_go():
-    held = set(names(BY_PATIENT.divide(cases(PATIENTS))[1]))
-    some = PATIENTS[300:900]
-    assert set(names(BY_PATIENT.divide(cases(some))[1])) == held & set(some)
-    assert set(names(BY_PATIENT.divide(cases(reversed(PATIENTS)))[1])) == held
+@pytest.mark.parametrize(("count", "share", "held"), [(60, 0.2, 12), (24, 0.25, 6), (10, 0.25, 3), (3, 0.01, 1)])
+def test_the_number_held_out_is_the_nearest_to_the_share(count, share, held):
+    names = [f"c{k}" for k in range(count)]
+    assert [len(HoldOut(share, seed).divide(cases(names))["val"]) for seed in range(5)] == [held] * 5
+    volumes = [Case(f"{name}_{k}", (), volume=name, slice_index=k) for name in names for k in range(1 + len(name))]
+    assert len({case.volume for case in HoldOut(share).divide(volumes)["val"]}) == held
+
+
+def test_a_case_moves_only_over_a_border_when_others_come():
+    hold_out = HoldOut(0.2, test_fraction=0.1)
+    order = ("test", "val", "train")  # by the places of their hashes
+    before = {}
+    for count in range(20, 60):
+        parts = hold_out.divide(cases([f"c{k}" for k in range(count)]))
+        now = {case.name: name for name, part in parts.items() for case in part}
+        moved = [(before[name], now[name]) for name in before if before[name] != now[name]]
+        assert len(moved) <= 2 and len(set(moved)) == len(moved)  # at most one group over each border
+        assert all(abs(order.index(a) - order.index(b)) == 1 for a, b in moved)
+        before = now
+    held = names(sides(BY_PATIENT, PATIENTS)[1])
+    assert set(names(sides(BY_PATIENT, reversed(PATIENTS))[1])) == set(held)
 
 
 def test_a_larger_share_holds_the_smaller_one_and_another_seed_is_unrelated():
-    held = [set(names(HoldOut(share, group_key=r"P\d+").divide(cases(PATIENTS))[1])) for share in (0.1, 0.2, 0.5)]
+    held = [set(names(sides(HoldOut(share, group_key=r"P\d+"), PATIENTS)[1])) for share in (0.1, 0.2, 0.5)]
     assert held[0] < held[1] < held[2]
-    other = set(names(HoldOut(0.2, 1, r"P\d+").divide(cases(PATIENTS))[1]))
+    other = set(names(sides(HoldOut(0.2, 1, r"P\d+"), PATIENTS)[1]))
     assert len(other & held[1]) < len(held[1]) / 2
+
+
+def test_the_test_part_does_not_depend_on_the_share_for_validation():
+    parts = [HoldOut(share, 0, r"P\d+", 0.25).divide(cases(PATIENTS)) for share in (0, 0.1, 0.3)]
+    assert len({tuple(names(part["test"])) for part in parts}) == 1 and len(parts[0]["test"]) == 300
+    assert [len(part["val"]) for part in parts] == [0, 120, 360]
+    for part in parts:
+        assert sorted(sum(map(names, part.values()), [])) == sorted(PATIENTS)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.9])
 @pytest.mark.parametrize("seed", range(5))
-def test_neither_side_is_empty(fraction, seed):
-    kept, held = HoldOut(fraction, seed).divide(cases("abc"))
-    assert kept and held
+def test_no_part_is_empty(fraction, seed):
+    assert all(sides(HoldOut(fraction, seed), "abc"))
+    assert all(HoldOut(fraction, seed, test_fraction=0.9 - fraction or 0.05).divide(cases("abc")).values())
 
 
 def test_groups():
@@ -74,11 +105,18 @@ def test_groups():
 def test_one_group_alone_cannot_be_divided():
     with pytest.raises(UserError, match="all 2 cases are of one group, 'P1', which cannot be divided"):
         HoldOut(0.5).divide(cases("ab", group="P1"))
+    few = "--val_fraction 0.3 --test_fraction 0.3: the 2 cases are of 2 groups, which cannot be divided into 3 parts"
+    with pytest.raises(UserError, match=few):
+        HoldOut(0.3, test_fraction=0.3).divide(cases("ab"))
 
 
 def test_option_values():
     assert hold_out_of({}) is None and hold_out_of({"val_fraction": 0.0, "group_key": "", "split_seed": 0}) is None
-    assert hold_out_of({"val_fraction": 0.2, "group_key": "x", "split_seed": 3}) == HoldOut(0.2, 3, "x")
+    both = {"val_fraction": 0.2, "test_fraction": 0.1, "group_key": "x", "split_seed": 3}
+    assert hold_out_of(both) == HoldOut(0.2, 3, "x", 0.1)
+    with pytest.raises(UserError, match="by version 0.2.0 or an earlier one, which held out other cases"):
+        hold_out_of({"val_fraction": 0.2, "group_key": "x", "split_seed": 3})
+    assert refused("--val_fraction 0.5 --test_fraction 0.5").endswith("together must be at most 0.9")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
     assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
@@ -103,8 +141,24 @@ def load(folder, split, hold_out=SOME):
 def test_undivided_data_is_sampled_on_what_was_held_out(folder):
     train, val, test = (names(load(folder, split).cases) for split in ("train", "val", "test"))
     assert train and val and sorted(train + val) == names(load(folder, None).cases) and test == val
-    assert f"{len(val)} of 6 cases are held out of training" in load(folder, "train").notes[0]
-    assert "1 of 6 cases is held out of training" in load(folder, "train", HoldOut(0.01)).notes[0]
+    note = "--val_fraction 0.4: of 6 cases, 2 for validation are held out of training"
+    assert load(folder, "train").notes[0] == note and len(val) == 2
+    assert "of 6 cases, 1 for validation is held out" in load(folder, "train", HoldOut(0.01)).notes[0]
+    assert [load(folder, split).part for split in ("train", "val", "test", None)] == ["train", "val", "val", "all"]
+
+
+def test_cases_kept_for_testing_neither_train_nor_validate(folder):
+    both = HoldOut(1 / 3, test_fraction=1 / 3)
+    train, val, test = (names(load(folder, split, both).cases) for split in ("train", "val", "test"))
+    assert (
+        sorted(train + val + test) == names(load(folder, None).cases) and [len(train), len(val), len(test)] == [2] * 3
+    )
+    assert load(folder, "test", both).part == "test"
+    assert "2 for validation and 2 for testing are held out" in load(folder, "train", both).notes[0]
+    only = HoldOut(0, test_fraction=1 / 3)
+    assert names(load(folder, "test", only).cases) == test
+    with pytest.raises(NoCasesError, match="has no validation cases"):
+        load(folder, "val", only)
 
 
 def test_data_with_tests_of_its_own_keeps_them(isic):
@@ -158,7 +212,7 @@ def test_a_loader_that_knows_no_validation_gives_none(tmp_path, slices):
 
 
 def test_held_out_cases_do_not_leak(folder):
-    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.4}
+    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.4, "test_fraction": 0.0}
 
     def warning(split):
         dataset = load(folder, split)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...io.files import list_files, read_csv, split_suffix
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
-from ...runtime.errors import UserError
+from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..truth import RaterFolders, files_by_name
@@ -88,7 +88,9 @@ class ISICDataset(SegmentationDataset):
         if self.split == "val" and (len(parts) <= 1 or wanted not in parts):
             return []
         if wanted not in parts:
-            raise UserError(f"{self.data_dir}: holds {' and '.join(sorted(parts))} folders, but none for {self.split}")
+            raise NoSplitError(
+                f"{self.data_dir}: holds {' and '.join(sorted(parts))} folders, but none for {self.split}"
+            )
         return [folder for folder in folders if folder[2] == wanted]
 
 
