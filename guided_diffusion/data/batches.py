@@ -1,10 +1,13 @@
 """Batches from a data set: the order of training items, and the processes that read images."""
 
+import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..runtime.console import console, counted
-from ..runtime.errors import UserError, reason_of
+from ..runtime.errors import SHARED_MEMORY_FULL, UNSENT, UserError, lost_worker_message, reason_of
 from .resizing import crop
+
+SLOW_READING = 60  # seconds without a batch, after which a warning says so
 
 # ---- the items of an epoch ---------------------------------------------------------------------------------------
 
@@ -213,17 +218,66 @@ def single_items(items, num_workers=0):
 
 
 class _Batches(DataLoader):
-    """A DataLoader that raises a worker's `UserError` as one line, without the worker's traceback."""
+    """A DataLoader whose workers' errors are one line, without the worker's traceback.
+
+    Raises the `UserError` or `OSError` of a worker, and a `UserError` for a worker that was lost.
+    """
 
     def __iter__(self):
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
-        except (UserError, OSError) as error:
-            traceback.clear_frames(error.__traceback__)  # the frames keep the workers alive: each takes 5 s to end
-            if isinstance(error, OSError):
+            while True:
+                with slow_reading_warned(self.num_workers):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        except (UserError, OSError, EOFError, RuntimeError) as error:
+            lost = lost_worker_message(_first_lost(batches, error) or str(error))
+            batches = None
+            if lost is None and not isinstance(error, (UserError, OSError)):
                 raise
-            line = str(error).strip().splitlines()[-1]
+            traceback.clear_frames(error.__traceback__)  # the frames keep the workers alive: each takes 5 s to end
+            if lost is None and isinstance(error, OSError):
+                raise
+            line = lost or str(error).strip().splitlines()[-1]
             raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+
+
+def _first_lost(batches, error):
+    """What torch says of a lost worker, with the signal or exit status of the first one; "" if all are well.
+
+    Torch's own error lacks them where the main process was waiting. It has another `error` where the main process was
+    just reading from a worker that ended, which may not be over yet.
+    """
+    workers = getattr(batches, "_workers", ())
+    until = time.monotonic() + (1 if isinstance(error, (ConnectionError, EOFError)) else 0)
+    with suppress(RuntimeError):  # torch's, about the same worker, at any moment
+        while not _dead(workers) and time.monotonic() < until:
+            time.sleep(0.02)
+    for worker in _dead(workers):
+        code = worker.exitcode
+        how = f"exited with exit code {code}" if code > 0 else f"is killed by signal: {signal.strsignal(-code)}"
+        return f"DataLoader worker {how}"
+    return ""
+
+
+def _dead(workers):
+    return [worker for worker in workers if not worker.is_alive() and worker.exitcode]
+
+
+@contextmanager
+def slow_reading_warned(num_workers):
+    """A context that reads a batch; a warning says if that takes longer than `SLOW_READING` seconds."""
+    who = f"{num_workers} --num_workers" if num_workers else "this process"
+    text = f"warning: {who} read no batch in {SLOW_READING} s: the images are large, or their disk hangs"
+    timer = threading.Timer(SLOW_READING, console().warning, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _loader(dataset, num_workers, **keywords):
@@ -247,12 +301,20 @@ def _loader(dataset, num_workers, **keywords):
 
 def _start_worker(_worker):
     torch.set_num_threads(1)  # enough to decode images, and leaves the cores to the network
+    # By default the thread that sends batches drops one that it cannot send, and the main process waits for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)
     # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They ignore both, so that the main process can
     # finish its step and write a checkpoint. It ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_unsent(error, _batch):
+    """End the worker whose batch cannot be sent, with the status from which `lost_worker_message` knows the cause."""
+    is_full = "shared memory" in str(error) or "No space left" in str(error)
+    os._exit(SHARED_MEMORY_FULL if is_full else UNSENT)
 
 
 def _end_with_parent():

@@ -1,6 +1,8 @@
 """The exceptions for users' mistakes, and the entry and exit of every script."""
 
 import os
+import re
+import shutil
 import signal
 import sys
 import time
@@ -9,6 +11,10 @@ import traceback
 # Seconds that a process waits before it prints its error, so that the launcher sees another process end first.
 RANK_WAIT = 10  # for rank 0, which most likely has the same error
 PEER_GONE_WAIT = 20  # for a process that ended first and knows the cause
+
+
+# Exit statuses of a process that reads images, from which the main process knows the cause.
+SHARED_MEMORY_FULL, UNSENT = 28, 65
 
 
 class UserError(Exception):
@@ -78,6 +84,11 @@ def _exit_status(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except RuntimeError as error:
+        lost = lost_worker_message(str(error))  # torch raises it wherever the main process is
+        if lost is not None:
+            _let_another_print(error)
+            print(f"error: {lost}", file=sys.stderr)
+            return 2
         if not is_out_of_memory(error):
             raise
         _let_another_print(error)
@@ -104,6 +115,32 @@ def _let_another_print(error):
 def is_out_of_memory(error):
     """Whether torch ran out of memory, on a GPU or in main memory."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def lost_worker_message(text):
+    """What to do about a process that reads images and has ended, one line; None for another error.
+
+    text: the message of torch's error, which names the process's signal or exit status.
+    """
+    if not re.match("DataLoader worker|Pin memory thread", text):
+        return None
+    if f"exit code {SHARED_MEMORY_FULL}" in text or "Bus error" in text:
+        size = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
+        return (
+            f"/dev/shm: has {size / 1e6:.3g} MB, too little for the batches of the processes that read images: give it "
+            "more (docker run --shm-size 2g), or fewer --num_workers (0: none)"
+        )
+    if f"exit code {UNSENT}" in text:
+        return (
+            "an item of the loader cannot be sent between processes, since it holds more than arrays, numbers and text "
+            "(an open file, a function): change its __getitem__, or use --num_workers 0"
+        )
+    killed = re.search(r"killed by signal: (\w[\w ]*)", text)
+    how = f"was ended by the signal {killed[1].strip()}" if killed else "ended without an error"
+    return (
+        f"a process that reads images {how}; most likely memory ran out: give fewer --num_workers (0: none) or a lower "
+        "--batch_size"
+    )
 
 
 def in_one_line(error):

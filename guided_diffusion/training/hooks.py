@@ -3,6 +3,7 @@
 import signal
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,15 +164,29 @@ class SaveCheckpoints(Hook):
             loop.save_best()
 
 
+class StopWaiting(BaseException):
+    """A signal came while the loop waited for a batch. No `Exception`: a user's loader must not catch it."""
+
+
 class StopSignals:
     """A context in which SIGINT or SIGTERM makes the loop stop after the current step, and a second one at once.
 
-    received: the signal's number, or None. Several processes agree at the end of the step. They do not count signals,
+    received: the signal's number, or None. A single process that waits for a batch (see `waiting`) does not wait on: a
+    disk may hang. Several processes agree at the end of the step. They do not count signals,
     since a scheduler and the launcher may both pass on the same one.
     """
 
     def __init__(self, processes):
-        self.alone, self.received = processes.count == 1, None
+        self.alone, self.received, self.is_waiting = processes.count == 1, None, False
+
+    @contextmanager
+    def waiting(self):
+        """A context that waits for a batch: a signal raises `StopWaiting`."""
+        self.is_waiting = True
+        try:
+            yield
+        finally:
+            self.is_waiting = False
 
     def __enter__(self):
         self.previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -192,6 +207,8 @@ class StopSignals:
                 f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; "
                 "a second Ctrl-C quits at once without saving"
             )
+            if self.is_waiting:
+                raise StopWaiting
 
 
 class WaitingShare:

@@ -15,7 +15,7 @@ from ..runtime.console import console
 from ..runtime.distributed import Processes, autocast, peers_needed
 from ..runtime.errors import UserError
 from ..runtime.seeds import seed_of
-from .hooks import StepResult, StopSignals, WaitingShare, standard_hooks
+from .hooks import StepResult, StopSignals, StopWaiting, WaitingShare, standard_hooks
 from .optimization import EMA, build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, with_shared_gradients
 from .randomness import TIMESTEP_SAMPLERS, draw_for_items
@@ -91,7 +91,9 @@ class TrainLoop:
             finished = self._finished()
             while not finished:
                 self._end_stage(self.began)
-                batch, started = self.waiting.next(batches), time.monotonic()
+                batch, started = self._next_batch(batches), time.monotonic()
+                if batch is None:
+                    break
                 with compiler_errors(self.options.compile, "training"), peers_needed():
                     values = self.train_step(batch)
                 self.step += 1
@@ -114,6 +116,15 @@ class TrainLoop:
             share=self.share,
             selection=select_slices(self.dataset, self.options.slices, self.processes),
         )
+
+    def _next_batch(self, batches):
+        """The next batch; None if a signal came while waiting for it."""
+        try:
+            with self.signals.waiting():
+                return self.waiting.next(batches)
+        except StopWaiting:
+            self.stopping = True
+            return None
 
     def _finished(self):
         """Whether the run ends after this step. A signal or time limit in one process ends all after the same step."""

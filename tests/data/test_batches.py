@@ -1,5 +1,9 @@
 """Batches: their order, workers, and the slices that training draws from."""
 
+import os
+import signal
+import sys
+import time
 from itertools import islice
 
 import numpy as np
@@ -13,10 +17,12 @@ from guided_diffusion.data.batches import (
     collate,
     sampling_batches,
     select_slices,
+    slow_reading_warned,
     training_batches,
 )
+from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import Processes
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import UserError, run_script
 
 
 @pytest.fixture
@@ -75,6 +81,66 @@ def test_errors_of_workers_stay_one_line(tmp_path, num_workers):
     with pytest.raises(UserError) as caught:
         list(sampling_batches(dataset, [[0], [2]], num_workers=num_workers))
     assert str(caught.value) == (f"{tmp_path / 'c2'}: holds values that are not finite; repair it or leave it out")
+
+
+# ---- workers that cannot deliver -----------------------------------------------------------------------------------
+
+
+class NoRoom:
+    """Cannot be sent, as a tensor where /dev/shm is full."""
+
+    def __reduce__(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+class Failing(ArrayDataset):
+    """The item 2 is what `fail` returns in a worker."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item if index != 2 or torch.utils.data.get_worker_info() is None else item | {"note": self.fail()}
+
+
+FAILURES = {
+    "killed": (lambda _: os.kill(os.getpid(), signal.SIGKILL), "was ended by the signal Killed; most likely memory"),
+    "exits": (lambda _: os._exit(3), "ended without an error; most likely memory ran out: give fewer --num_workers"),
+    "full": (lambda _: NoRoom(), "too little for the batches of the processes that read images: give it more"),
+    "function": (lambda _: lambda: 0, "an item of the loader cannot be sent between processes"),
+    "file": (lambda _: open(os.devnull), "use --num_workers 0"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_worker_that_cannot_deliver_ends_the_loop_with_one_line(tmp_path, failure):
+    fail, message = FAILURES[failure]
+    dataset = type("Made", (Failing,), {"fail": fail})(tmp_path, 16)
+    assert len(list(sampling_batches(dataset, [[0], [2]]))) == 2
+    with pytest.raises(UserError) as caught:
+        list(sampling_batches(dataset, [[0], [1], [2], [3], [4]], num_workers=2))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
+    def main():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == 2 and "error: a process that reads images was ended by the signal Killed;" in (
+        capsys.readouterr().err
+    )
+
+
+def test_slow_reading_is_warned_of_once(dataset, monkeypatch, capsys):
+    monkeypatch.setattr("guided_diffusion.data.batches.SLOW_READING", 0.1)
+    console()  # prints to what capsys reads
+    with slow_reading_warned(2):
+        time.sleep(0.3)
+    with slow_reading_warned(2):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().out.count("2 --num_workers read no batch in 0.1 s") == 1
 
 
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -173,3 +173,12 @@ def test_bugs_of_the_programs_own_loaders_keep_their_traceback(script, pictures,
     line = [f"--data_name {name} --data_dir", pictures, "--out_dir", tmp_path / "run", TINY, "--max_steps 1"]
     with pytest.raises(IndexError, match="a bug"):
         run_script(lambda: script("segmentation_train", line))
+
+
+def test_sigterm_ends_a_run_whose_disk_hangs(polyps, script, capsys, tmp_path):
+    hang = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1000)\n        "
+    line = [f"--data_name {polyps(READ, hang + READ)} --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run"]
+    assert script("segmentation_train", [*line, TINY, "--max_steps 2 --num_workers 1 --sample_interval 0"]) == 0
+    out = capsys.readouterr().out
+    assert "SIGTERM: " in out and "trained 0 steps of 2; to go on" in out
+    assert (tmp_path / "run" / "model000000.pt").exists()
