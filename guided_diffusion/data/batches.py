@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -233,15 +233,29 @@ class _Batches(DataLoader):
                     return
                 yield batch
         except (UserError, OSError, EOFError, RuntimeError) as error:
-            lost = lost_worker_message(_first_lost(batches, error) or str(error))
-            batches = None
-            if lost is None and not isinstance(error, (UserError, OSError)):
-                raise
-            traceback.clear_frames(error.__traceback__)  # the frames keep the workers alive: each takes 5 s to end
-            if lost is None and isinstance(error, OSError):
-                raise
-            line = lost or str(error).strip().splitlines()[-1]
-            raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+            with _child_signals_off():
+                lost = lost_worker_message(_first_lost(batches, error) or str(error))
+                batches = None
+                if lost is None and not isinstance(error, (UserError, OSError)):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # the frames keep the workers alive: each takes 5 s to end
+                if lost is None and isinstance(error, OSError):
+                    raise
+                line = lost or str(error).strip().splitlines()[-1]
+                raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+
+
+@contextmanager
+def _child_signals_off():
+    """A context in which torch raises no error when a worker ends: its loop is being left because of an error."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
 
 
 def _first_lost(batches, error):
@@ -252,9 +266,8 @@ def _first_lost(batches, error):
     """
     workers = getattr(batches, "_workers", ())
     until = time.monotonic() + (1 if isinstance(error, (ConnectionError, EOFError)) else 0)
-    with suppress(RuntimeError):  # torch's, about the same worker, at any moment
-        while not _dead(workers) and time.monotonic() < until:
-            time.sleep(0.02)
+    while not _dead(workers) and time.monotonic() < until:
+        time.sleep(0.02)
     for worker in _dead(workers):
         code = worker.exitcode
         how = f"exited with exit code {code}" if code > 0 else f"is killed by signal: {signal.strsignal(-code)}"
