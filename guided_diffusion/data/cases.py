@@ -32,6 +32,14 @@ class Case:
     group: str | None = None
     raters: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        """Make lists tuples, and texts paths. Raises `TypeError` for one path, or name, in place of a tuple."""
+        for name, kind in (("images", Path), ("masks", Path), ("raters", str)):
+            given = getattr(self, name)
+            if isinstance(given, (str, Path)):
+                raise TypeError(f"{name} must be a tuple, not {given!r} alone: write {name}=(..., ), with the comma")
+            object.__setattr__(self, name, tuple(map(kind, given)))
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -189,10 +189,11 @@ def read_classes(path):
     return checked_classes(names, values, path)
 
 
-def found_classes(label_maps, where):
+def found_classes(label_maps, where, own=BINARY):
     """The `Classes` of the values in label maps (an iterable of integer arrays): `class_1` for 1 and so on.
 
-    where: see `checked_classes`. Raises `UserError` for more than `MAX_FOUND` values, or none but 0.
+    own: the loader's own `Classes`, whose names the values keep where one value is one class. where: see
+    `checked_classes`. Raises `UserError` for more than `MAX_FOUND` values, or none but 0.
     """
     values = set()
     for labels in label_maps:
@@ -205,4 +206,5 @@ def found_classes(label_maps, where):
     values = sorted(value for value in values if value > 0)
     if not values:
         raise UserError(f"{where}: the masks hold no value but 0; write --classes NAME=VALUE,...")
-    return checked_classes([f"class_{value}" for value in values], [(value,) for value in values], where)
+    names = {group[0]: name for name, group in zip(own.names, own.values, strict=False) if len(group) == 1}
+    return checked_classes([names.get(value, f"class_{value}") for value in values], [(v,) for v in values], where)

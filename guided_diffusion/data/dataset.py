@@ -13,6 +13,14 @@ from ..io.files import check_encodable
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
+from .loader_checks import (
+    check_class_names,
+    check_geometry,
+    check_methods,
+    checked_cases,
+    checked_image,
+    checked_mask,
+)
 from .resizing import WHOLE
 from .splits import SPLIT_FOLDERS
 
@@ -133,6 +141,7 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
+        check_methods(type(self), SegmentationDataset, need_masks)
         with own_errors(type(self), "find_cases"):
             self.cases = self._find_split(split) if hold_out is None or split is None else self._find_held_out(hold_out)
         if not self.cases and split == "val":
@@ -153,19 +162,18 @@ class SegmentationDataset(Dataset):
 
     def find_cases(self):
         """Return the list of `Case`s below `self.data_dir`, in a fixed order."""
-        raise TypeError(f"{type(self).__name__} must define find_cases()")
+        raise NotImplementedError  # see `loader_checks.check_methods`
 
     def read_image(self, case):
         """Return the case's raw image as float32 [C, H, W], in the units of the file.
 
         A loader that normalises whole volumes returns normalised slices, and its `normalise` changes nothing.
         """
-        raise TypeError(f"{type(self).__name__} must define read_image(case)")
+        raise NotImplementedError
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        if not self.reads_labels:
-            raise TypeError(f"{type(self).__name__} must define read_mask(case)")
+        check_methods(type(self), SegmentationDataset, need_masks=True)
         return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
 
     def read_labels(self, case):
@@ -180,7 +188,8 @@ class SegmentationDataset(Dataset):
             return read_classes(self.data_dir / "dataset.json")
         cases = [case for case in self.cases if case.masks]
         bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
-        return found_classes((self.load_labels(case) for case in bar), f"--classes auto: {self.data_dir}")
+        own = own_classes(self.class_names, self.class_values, self.shown_name())
+        return found_classes((self.load_labels(case) for case in bar), f"--classes auto: {self.data_dir}", own)
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range. Default: 0..255 to [-1, 1]."""
@@ -202,7 +211,7 @@ class SegmentationDataset(Dataset):
 
     def expected_layout(self):
         """One sentence on the expected folder layout; it ends the message about an empty folder."""
-        return "see its documentation for the layout"
+        return "its find_cases returned none; does it look for the right names below that folder?"
 
     def expected_mask(self, case):
         """The mask file that a case should have; it is part of the message about an image without a mask."""
@@ -216,23 +225,17 @@ class SegmentationDataset(Dataset):
         Raises `UserError` for anything else, and see `own_errors`, as do the other `load_...` methods.
         """
         with own_errors(type(self), "read_image", case):
-            image = np.asarray(self.read_image(case), dtype=np.float32)
-        if image.ndim != 3:
-            raise UserError(f"{case.images[0]}: the loader gave an image of shape {image.shape}, not [C, H, W]")
-        if image.shape[0] != self.image_channels:
-            raise UserError(
-                f"{case.images[0]}: has {image.shape[0]} channels, the data set has {self.image_channels}; "
-                "convert it or leave it out"
-            )
-        if not np.isfinite(image).all():
-            raise UserError(f"{case.images[0]}: holds values that are not finite; repair it or leave it out")
-        return image
+            return checked_image(self.read_image(case), case, self.image_channels, type(self))
 
     def load_normalised(self, case):
         """The case's own image, normalised, at its own size: float32 [C, H, W]."""
         raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
         with own_errors(type(self), "normalise", case):
-            return torch.as_tensor(self.normalise(raw), dtype=torch.float32)
+            image = self.normalise(raw)
+            if image is None or tuple(image.shape) != tuple(raw.shape):
+                given = None if image is None else tuple(image.shape)
+                raise UserError(f"{case.images[0]}: normalise made {given} of the shape {tuple(raw.shape)}; keep it")
+            return torch.as_tensor(image, dtype=torch.float32)
 
     def load_mask(self, case, image_size=None):
         """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) where that is given.
@@ -240,12 +243,7 @@ class SegmentationDataset(Dataset):
         Works only for a case with `masks`, whatever `need_masks` is.
         """
         with own_errors(type(self), "read_mask", case):
-            mask = np.asarray(self.read_mask(case))
-        if mask.ndim != 4 or mask.shape[1] != len(self.class_names):
-            raise UserError(
-                f"{case.masks[0]}: the loader gave a mask of shape {mask.shape}, "
-                f"not [raters, {len(self.class_names)}, H, W]"
-            )
+            mask = checked_mask(self.read_mask(case), case, len(self.class_names), type(self))
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -259,7 +257,7 @@ class SegmentationDataset(Dataset):
                 f"{case.masks[0]}: the mask has {mask.shape[-2]}x{mask.shape[-1]} pixels, its image "
                 f"{case.images[0].name} has {image_size[0]}x{image_size[1]}; they must agree"
             )
-        return mask.astype(bool)
+        return mask
 
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
@@ -269,7 +267,9 @@ class SegmentationDataset(Dataset):
     def load_geometry(self, case):
         """`geometry`: the `Geometry` of the case's volume, or None."""
         with own_errors(type(self), "geometry", case):
-            return self.geometry(case)
+            geometry = self.geometry(case)
+            check_geometry(geometry, case, type(self))
+            return geometry
 
     def load_shared(self):
         """`preload`."""
@@ -329,7 +329,7 @@ class SegmentationDataset(Dataset):
             return []
         asked, self.split = self.split, split
         try:
-            return list(self.find_cases())
+            return checked_cases(self.find_cases(), type(self))
         finally:
             self.split = asked
 
@@ -390,7 +390,11 @@ class SegmentationDataset(Dataset):
         and does not find."""
         seen = {}
         for case in self.cases:
+            if not case.images:
+                raise UserError(f"{self.data_dir}: case {case.name!r} has no image file; give one, or leave it out")
             check_encodable(*case.images, case.name)
+            if case.name in seen and seen[case.name] == case.images[0]:
+                raise UserError(f"{case.images[0]}: is given twice as case {case.name!r}; give it once")
             if case.name in seen:
                 raise UserError(
                     f"{case.images[0]}: its case name {case.name!r} is also that of {seen[case.name]}; "
@@ -422,6 +426,7 @@ class SegmentationDataset(Dataset):
 
     def _choose_classes(self, text):
         """The `Classes` of `--classes`, or the loader's own."""
+        check_class_names(self.class_names, type(self))
         if not text:
             return own_classes(self.class_names, self.class_values, self.shown_name())
         if not self.reads_labels:

@@ -56,7 +56,10 @@ def find_loader(data_name):
     """Return the `SegmentationDataset` subclass of a data name other than AUTO (see `build_dataset`)."""
     place, class_name, loader = _named_object(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
-        raise UserError(f"--data_name {data_name}: {place} has no class {class_name} that extends SegmentationDataset")
+        raise UserError(
+            f"--data_name {data_name}: {place} has no class {class_name} that extends SegmentationDataset"
+            + _classes_there(data_name)
+        )
     return loader
 
 
@@ -77,6 +80,19 @@ def _named_object(data_name):
         path, _, class_name = LOADERS[data_name.upper()].partition(":")
         return path, class_name, getattr(importlib.import_module(path), class_name)
     return _registered(data_name)
+
+
+def _classes_there(data_name):
+    """The loaders in the file of a data name, for the message about another class."""
+    if ".py:" not in data_name:
+        return ""
+    module = sys.modules[f"_loader_{Path(data_name.rpartition(':')[0]).stem}"]
+    names = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, SegmentationDataset) and value.__module__ == module.__name__
+    ]
+    return f"; it has {', '.join(names)}" if names else "; it has none"
 
 
 def _registered(data_name):

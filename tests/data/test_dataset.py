@@ -54,7 +54,7 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: is a file"):
         ArrayDataset(tmp_path / "file", 16)
-    with pytest.raises(UserError, match="no cases found for Made; see its"):
+    with pytest.raises(UserError, match="no cases found for Made; its find_cases returned none"):
         array_dataset(tmp_path, names=())
 
 
@@ -66,8 +66,11 @@ def test_messages_call_a_loader_by_its_data_name(name):
 
 
 def test_duplicate_names_are_refused(tmp_path):
-    with pytest.raises(UserError, match="c1: its case name 'c1' is also that of"):
-        array_dataset(tmp_path, names=("c1", "c2", "c1"))
+    def by_number(self):
+        return [Case(name, (self.data_dir / f"{k}{name}",), ("m",)) for k, name in enumerate(self.names)]
+
+    with pytest.raises(UserError, match="2c1: its case name 'c1' is also that of .*0c1"):
+        array_dataset(tmp_path, names=("c1", "c2", "c1"), find_cases=by_number)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden"])

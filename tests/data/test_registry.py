@@ -104,5 +104,8 @@ def test_unknown_loaders_are_refused_with_the_way_out(tmp_path):
         find_loader(f"{tmp_path}/gone.py:A")
     (tmp_path / "other.py").write_text("class A: pass\n")
     for name in ("A", "B"):
-        with pytest.raises(UserError, match=f"other.py has no class {name} that extends SegmentationDataset"):
+        with pytest.raises(UserError, match=f"other.py has no class {name} that extends .*; it has none"):
             find_loader(f"{tmp_path}/other.py:{name}")
+    (tmp_path / "mine.py").write_text(LOADER)
+    with pytest.raises(UserError, match="mine.py has no class polyps that extends SegmentationDataset; it has Polyps$"):
+        find_loader(f"{tmp_path}/mine.py:polyps")

@@ -88,7 +88,9 @@ def test_what_cannot_be_used_names_the_file_and_the_method(polyps, not_trained, 
     line = not_trained(polyps(READ, "return [[[1, 2], [3]]]"))
     assert f": {tmp_path / 'own.py'}, read_image: ValueError: setting an array element with a sequence" in line
     line = not_trained(polyps("cases.append(", "cases.append(str(truth)); ("))
-    assert f"error: find_cases: {tmp_path / 'own.py'}, find_cases: AttributeError: 'str' object has no" in line
+    assert f"error: {tmp_path / 'own.py'}: Polyps: find_cases returned a str" in line
+    line = not_trained(polyps("(image,), (truth,)", "(image), (truth)"))
+    assert line.endswith("with the comma") and f"find_cases: {tmp_path / 'own.py'}, line " in line
 
 
 def test_other_methods(polyps, line_of, not_trained, refusal, trained, tmp_path):
