@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import FAST, TINY, rows
@@ -67,6 +68,29 @@ def test_the_guide_works_as_it_stands(script, tmp_path, monkeypatch, capsys):
     assert [row["name"] for row in rows(Path(given(evaluate, "--pred_dir")))] == [case.name for case in held.cases]
 
 
+def test_the_guide_s_volumes_are_checked_and_their_masks_lie_over_them(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (loader,) = re.findall(r"```python\n(# my_volumes.py\n.*?)```", GUIDE, re.DOTALL)
+    Path("my_volumes.py").write_text(loader)
+    affine = np.array([[-0.8, 0, 0, 40], [0, -0.8, 0.1, 30], [0, 0.2, 2.5, -20], [0, 0, 0, 1]])
+    for index in (1, 2):
+        rng, folder = np.random.default_rng(index), Path(f"SCANS/P{index}")
+        folder.mkdir(parents=True)
+        mask = np.zeros((24, 20, 3), bool)
+        mask[5 : 12 + index, 6:14, :2] = True
+        np.save(folder / "image.npy", (rng.normal(0, 30, mask.shape) + 100 * mask).astype(np.int16))
+        np.save(folder / "mask.npy", mask)
+        np.save(folder / "affine.npy", affine)
+    data = "--data_name my_volumes.py:Scans --data_dir SCANS"
+    assert script("check_data", f"{data} --out_dir checked --num_workers 0") == 0
+    assert "0 errors" in capsys.readouterr().out
+    script("segmentation_train", f"{data} --out_dir run {TINY} --max_steps 1")
+    script("segmentation_sample", f"--model_path run/last.pt --data_dir SCANS --out_dir out {FAST}")
+    written = nibabel.load("out/P2_seg.nii.gz")
+    assert written.shape == (24, 20, 3)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+
+
 # ---- the messages ------------------------------------------------------------------------------------------------
 
 
@@ -82,8 +106,6 @@ class Spoilt:
         Image.fromarray(array).save(path)
 
     def nifti(self, path, array, axes=(1, 1, 1)):
-        import nibabel
-
         path = self.folder / path
         path.parent.mkdir(parents=True, exist_ok=True)
         image = nibabel.Nifti1Image(array, np.eye(4))
