@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..io.images import stacked
-from ..io.nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
+from ..io.nifti import (
+    as_3d,
+    is_nifti,
+    nifti_channels,
+    nifti_geometry,
+    read_nifti_channels,
+    read_nifti_header,
+    read_nifti_labels,
+)
 from ..runtime.errors import UserError
 from .cases import Case, Geometry
 from .volume_cache import Entry, VolumeCache
@@ -102,11 +110,11 @@ class VolumeReader:
         check_masks: False leaves the masks' shapes to `labels`, so that sampling does not fail on a damaged mask.
         """
         images, masks = tuple(images), tuple(masks)
-        depth = _as_volume(read_nifti_header(images[0])[0])[2]
+        depth = as_3d(read_nifti_header(images[0])[0])[2]
         if depth == 1:
             return [Case(name, images, masks, label, raters=raters)]  # shapes are compared when the data are read
         checked = images + masks if check_masks else images
-        _check_shapes({path: _as_volume(read_nifti_header(path, like=images[0])[0]) for path in checked})
+        _check_shapes({path: as_3d(read_nifti_header(path, like=images[0])[0]) for path in checked})
         return [
             Case(f"{name}_slice_{index:03d}", images, masks, label, name, index, raters=raters)
             for index in range(depth)
@@ -142,10 +150,19 @@ class VolumeReader:
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
-        if case.volume is None:
-            return None
-        shape, affine, spacing = read_nifti_header(case.images[0])
-        return Geometry(affine, spacing, shape, *nifti_grid(case.images[0]))
+        return None if case.volume is None else self.file_geometry(case)
+
+    def file_geometry(self, case):
+        """The `Geometry` of the case's first file, also of a 2-D image."""
+        return Geometry(*nifti_geometry(case.images[0]))
+
+
+def image_geometry(dataset, case):
+    """Where the case's image lies: `load_geometry`, and for a 2-D image in a NIfTI file that file's `Geometry`; None
+    for a picture."""
+    if case.volume is None and dataset.volumes is not None and is_nifti(case.images[0]):
+        return dataset.volumes.file_geometry(case)
+    return dataset.load_geometry(case)
 
 
 def _labels_of(case):
@@ -174,9 +191,7 @@ class ImageDecoder:
         channels, shapes = [], {}
         for path in paths:
             values = read_nifti_channels(path, like=paths[0])
-            if not np.isfinite(values).all():
-                raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
-            shapes[path] = _as_volume(values.shape[:-1])
+            shapes[path] = as_3d(values.shape[:-1])
             channels += [values[..., k].reshape(shapes[path]) for k in range(values.shape[-1])]
         _check_shapes(shapes)
         return channels
@@ -187,10 +202,10 @@ def _decode_labels(files):
     path, *images = files
     labels = read_nifti_labels(path, *images)
     for image in images:
-        _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
+        _check_shapes({image: as_3d(read_nifti_header(image)[0]), path: as_3d(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
-    return np.ascontiguousarray(labels.reshape(_as_volume(labels.shape)).transpose(2, 0, 1))
+    return np.ascontiguousarray(labels.reshape(as_3d(labels.shape)).transpose(2, 0, 1))
 
 
 def _slice_of(case, path, slices):
@@ -200,11 +215,6 @@ def _slice_of(case, path, slices):
         wanted = "a 2-D slice" if case.slice_index is None else f"slice {index}"
         raise UserError(f"{path}: holds {len(slices)} slices where {wanted} is expected; check the file")
     return slices[index]
-
-
-def _as_volume(shape):
-    """The shape (X, Y) or (X, Y, Z) as (X, Y, Z)."""
-    return (*shape, 1) if len(shape) == 2 else tuple(shape)
 
 
 def _check_shapes(shapes):

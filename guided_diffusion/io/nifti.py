@@ -9,6 +9,7 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
+from .nifti_header import Placement, forms_apart, length_unit, open_nifti
 
 # ---- orientation: to right, front and up when a volume is read, and back when it is written ----------------------
 
@@ -23,8 +24,8 @@ def canonical_turn(affine, shape):
     becomes axis turn[i, 0], in the direction turn[i, 1] (1 or -1).
 
     Canonical indices grow towards the patient's right, front (anterior) and up (superior), with axial slices: [R, A,
-    S]. Slices acquired in another plane, which much thicker voxels reveal, stay in that plane: sagittal [A, S, R] or
-    coronal [R, S, A]. A 2-D image, of shape (X, Y) or (X, Y, 1), is not turned.
+    S]. Slices acquired in another plane, which a single slice or much thicker voxels reveal, stay in that plane:
+    sagittal [A, S, R] or coronal [R, S, A]. A 2-D image, of shape (X, Y) or (X, Y, 1), is not turned.
     """
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
@@ -35,7 +36,9 @@ def canonical_turn(affine, shape):
         return NO_TURN
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     second, thickest = np.sort(sizes)[1:]
-    slices = "RAS"[int(lies[sizes.argmax(), 0])] if thickest > THICK * second else "S"
+    single = np.flatnonzero(np.array(shape[:3]) == 1)
+    along = single[0] if len(single) == 1 else sizes.argmax() if thickest > THICK * second else None
+    slices = "S" if along is None else "RAS"[int(lies[along, 0])]
     return ornt_transform(lies, axcodes2ornt(AXES[slices]))
 
 
@@ -121,13 +124,17 @@ def read_nifti(path, like=None, onto=None):
 
 def read_nifti_channels(path, like=None):
     """Read the values of a NIfTI file with one or more channels as float32 [X, Y, C] or [X, Y, Z, C], turned as by
-    `read_nifti`."""
-    return _open_nifti(path, like).values()
+    `read_nifti`. Raises `UserError` for values that are not finite."""
+    return _open_nifti(path, like).finite_values()
 
 
 def read_nifti_labels(path, like=None, onto=None):
     """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels stored as floats are rounded."""
-    values = read_nifti(path, like, onto)[0]
+    return as_labels(read_nifti(path, like, onto)[0], path)
+
+
+def as_labels(values, path):
+    """Values of a label map as int32. path: the file, for the message about values that are not finite."""
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     return np.rint(values).astype(np.int32)
@@ -147,10 +154,86 @@ def nifti_channels(path):
     return _open_nifti(path).channels
 
 
-def nifti_grid(path):
-    """(the file's own affine, the turn that `read_nifti` applies, whether the affine has codes: see `Grid`)."""
+def nifti_geometry(path):
+    """The fields of the `data.Geometry` of a file in their order, from the header alone."""
     opened = _open_nifti(path)
-    return opened.file_affine, opened.turn, opened.grid.has_codes
+    placement = Placement.of_header(opened.image.header)
+    own = (opened.file_affine, opened.turn, opened.grid.has_codes, placement)
+    return (opened.affine, opened.spacing, opened.shape, *own)
+
+
+def nifti_notes(path):
+    """Lines on a file's header that a user should know: a unit other than mm, an sform that is not the qform."""
+    opened = _open_nifti(path)
+    factor, unit = length_unit(opened.image.header)
+    if unit:
+        yield f"{path}: has {unit} as its unit: distances and volumes are converted to mm and ml (x {factor:g})"
+    apart = forms_apart(opened.image.header, opened.grid.shape)
+    if apart > opened.grid.tolerance:
+        yield (
+            f"{path}: its sform and its qform lie {apart:.1f} mm apart: the sform is used here, and masks are written "
+            "with both; other programs may use the qform"
+        )
+
+
+def read_nifti_onto(path, geometry):
+    """(the values of a NIfTI file on the voxels of a `Geometry`, float32 of its shape; "", or how the grids differ).
+
+    A file on the same grid, whatever the order and direction of its axes, is read as it is. One on another grid of the
+    same space, such as a crop or one of another resolution, is resampled by nearest neighbour, with 0 outside.
+    Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
+    """
+    opened = _open_nifti(path, onto=geometry)
+    if opened.channels > 1:
+        raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
+    values = opened.values()[..., 0]
+    if not geometry.shape:
+        return values, ""
+    own, image = opened.grid, Grid.of_file(geometry)
+    is_alike = as_3d(opened.shape) == as_3d(geometry.shape)
+    if is_alike and (own.is_lost or image.is_lost or own.distance(image) <= image.tolerance):
+        return values.reshape(geometry.shape), ""
+    grids = f"{own}, its image {image}"
+    if own.is_lost or is_degenerate(own.affine):
+        raise UserError(
+            f"{path}: has lost its affine, so that its place is unknown: it has {grids}; save it with its affine"
+        )
+    if not image.has_codes or is_degenerate(image.affine) or (image.is_lost and not own.is_inside(image)):
+        raise UserError(
+            f"{path}: has {grids}, which has lost its affine, so that the place of one in the other is unknown; save "
+            "it on its image's grid"
+        )
+    resampled = _resampled(values.reshape(as_3d(opened.shape)), opened.affine, geometry)
+    if resampled is None:
+        raise UserError(
+            f"{path}: lies beside its image and shares no voxel with it: it has {grids}; save it with the affine of "
+            "its image"
+        )
+    return resampled.reshape(geometry.shape), f"{path} has {grids}"
+
+
+def as_3d(shape):
+    """The shape (X, Y) or (X, Y, Z) as (X, Y, Z)."""
+    return (*shape, 1)[:3]
+
+
+def _resampled(values, affine, geometry):
+    """Values [X, Y, Z] with this affine on the voxels of a `Geometry` by nearest neighbour, 0 outside; None if no voxel
+    lies inside."""
+    shape = as_3d(geometry.shape)
+    result, is_apart = np.zeros(shape, values.dtype), True
+    step = np.linalg.inv(affine) @ geometry.affine
+    plane = np.indices(shape[:2]).reshape(2, -1)
+    for k in range(shape[2]):  # slice by slice, since the places of all voxels are large
+        places = step[:3, :2] @ plane + (step[:3, 2] * k + step[:3, 3])[:, None]
+        nearest = np.floor(places + 0.5 + 1e-6).astype(np.int64)
+        inside = ((nearest >= 0) & (nearest < np.array(values.shape)[:, None])).all(axis=0)
+        if inside.any():
+            is_apart = False
+            flat = np.zeros(inside.size, values.dtype)
+            flat[inside] = values[tuple(nearest[:, inside])]
+            result[..., k] = flat.reshape(shape[:2])
+    return None if is_apart else result
 
 
 def lies_elsewhere(path, other):
@@ -204,6 +287,16 @@ class Grid:
         """The Hausdorff distance in mm between the corners of two grids, whatever the order of their axes."""
         distances = np.linalg.norm(self._corners()[:, None] - other._corners(), axis=-1)
         return max(distances.min(axis=0).max(), distances.min(axis=1).max())
+
+    def is_inside(self, other):
+        """Whether the box of this grid lies within the other's, up to its tolerance."""
+        own, others = self._corners(), other._corners()
+        margin = other.tolerance
+        return bool((own.min(0) >= others.min(0) - margin).all() and (own.max(0) <= others.max(0) + margin).all())
+
+    def __str__(self):
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)[: len(self.shape)]
+        return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in sizes)} mm"
 
     def _corners(self):
         """The centres of the eight corner voxels in mm, [8, 3]."""
@@ -275,26 +368,44 @@ class _Nifti:
 
     def values(self):
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
-        with decoding(self.path, "NIfTI file"):
+        with decoding(self.path, "NIfTI file"), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
         values = values.reshape(*self.file_shape, self.channels)
         return reoriented(values, self.turn)
 
+    def finite_values(self):
+        """`values`. Raises `UserError` for NaN, infinite values, and those beyond the range of float32."""
+        values = self.values()
+        finite = np.isfinite(values)
+        if finite.all():
+            return values
+        exact = np.asanyarray(self.image.dataobj, dtype=np.float64)
+        if np.isfinite(exact).all():
+            raise UserError(
+                f"{self.path}: holds values up to {np.abs(exact).max():.3g}, which are beyond the range of float32; "
+                "scale them"
+            )
+        raise UserError(
+            f"{self.path}: holds values that are not finite (NaN or infinite in {100 * (1 - finite.mean()):.2g} % of "
+            "its voxels); repair it or leave it out"
+        )
+
 
 def _open_nifti(path, like=None, onto=None):
     """The `_Nifti` of a file; see `read_nifti`."""
-    import nibabel
-
+    image, _ = open_nifti(path)
     with decoding(path, "NIfTI file"):
-        image = nibabel.load(path)
         affine = np.array(image.affine, dtype=np.float64)
+        affine[:3] *= length_unit(image.header)[0]
         has_codes = bool(image.header["sform_code"] or image.header["qform_code"])
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     channels = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (2, 3, 4):
-        raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and one for channels")
+        vector = len(shape) == 5 and shape[3] == 1  # NIfTI's place for the components of a vector
+        remedy = f"its vectors along the fourth, as {(*shape[:3], shape[4])}" if vector else "one for channels"
+        raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and {remedy}")
     grid = Grid(affine, shape[:3], has_codes)
     other = Grid.of_file(onto) if onto else _grid_of(like) if like and like != path else None
     is_placed = has_codes or other is None
@@ -309,14 +420,26 @@ def _open_nifti(path, like=None, onto=None):
     return _Nifti(path, image, channels, grid, affine, turn)
 
 
-def write_nifti(path, array, affine):
-    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm, keeping the type."""
+def write_nifti(path, array, affine, placement=None):
+    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI, keeping the type.
+
+    placement: the `Placement` of the file that it shall lie over. None: by this affine [4, 4] in mm, as sform and
+    qform, both with the code 2, "aligned"; a qform holds no shear.
+    """
     import nibabel
 
     array = np.asarray(array)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
+    if placement is None:
+        image = nibabel.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, 2)
+        if not is_degenerate(np.asarray(affine)):
+            image.set_qform(affine, 2)
+    else:
+        header = placement.header()
+        header.set_data_dtype(array.dtype)
+        image = (nibabel.Nifti2Image if placement.is_second else nibabel.Nifti1Image)(array, None, header)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

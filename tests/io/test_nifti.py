@@ -17,7 +17,7 @@ from guided_diffusion.io.nifti import (
     is_no_turn,
     lies_elsewhere,
     nifti_channels,
-    nifti_grid,
+    nifti_geometry,
     read_nifti,
     read_nifti_channels,
     read_nifti_header,
@@ -44,7 +44,7 @@ def test_nifti_values_affine_and_spacing(tmp_path, save_nifti, suffix):
     np.testing.assert_array_equal(values, array[::-1].transpose(0, 2, 1))  # to the right, front and up
     np.testing.assert_array_equal(affine, [[2, 0, 0, 84], [0, 3, 0, -126], [0, 0, 0.5, -72], [0, 0, 0, 1]])
     assert spacing == (2.0, 3.0, 0.5)
-    lies, turn, has_codes = nifti_grid(path)
+    *_, lies, turn, has_codes, _ = nifti_geometry(path)
     assert has_codes
     np.testing.assert_array_equal(lies, AFFINE)
     np.testing.assert_array_equal(reoriented(array, turn), values)
@@ -145,7 +145,7 @@ def test_an_affine_that_places_nothing_is_refused(saved, affine):
     data = bytearray(path.read_bytes())
     data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z
     path.write_bytes(data)
-    for read in (read_nifti, read_nifti_header, nifti_grid):
+    for read in (read_nifti, read_nifti_header, nifti_geometry):
         with pytest.raises(UserError, match="a.nii: its affine places no volume in space .*; save it with the right"):
             read(path)
 
@@ -158,7 +158,10 @@ def test_nifti_channels_are_a_fourth_axis(tmp_path, save_nifti):
     flat = save_nifti(tmp_path / "f.nii.gz", array[:, :, :1])
     assert nifti_channels(flat) == 3 and read_nifti_channels(flat).shape == (4, 5, 1, 3)
     with pytest.raises(UserError, match="e.nii: has shape .*; save it with two or three axes and one for channels"):
-        nifti_channels(save_nifti(tmp_path / "e.nii", array[:, :, None, :, :2]))
+        nifti_channels(save_nifti(tmp_path / "e.nii", array[:, :, :, None, :, None].repeat(2, 3)))
+    vectors = r"v.nii: has shape \(4, 5, 6, 1, 3\); .* vectors along the fourth, as \(4, 5, 6, 3\)"
+    with pytest.raises(UserError, match=vectors):
+        nifti_channels(save_nifti(tmp_path / "v.nii", array[:, :, :, None]))
 
 
 def test_nifti_axes_of_length_one(tmp_path, save_nifti):
