@@ -1,5 +1,7 @@
 """Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and cached on disk or in memory."""
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +12,20 @@ from ..io.nifti import (
     is_nifti,
     nifti_channels,
     nifti_geometry,
+    nifti_notes,
+    nifti_ranges,
     read_nifti_channels,
     read_nifti_header,
     read_nifti_labels,
 )
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, reason_of
 from .cases import Case, Geometry
 from .volume_cache import Entry, VolumeCache
 
 # ---- normalisation: z-scores for MRI, windows for CT -------------------------------------------------------------
 
 CLIP = 5.0  # z-scores beyond it are noise or bright vessels
+TOO_LOW = -50  # values this low are neither MRI nor z-scores
 
 
 def zscore(values):
@@ -54,6 +59,59 @@ class CTWindow:
 def normaliser(window):
     """The `CTWindow` of (low, high), or `zscore` without a window."""
     return CTWindow(*window) if window else zscore
+
+
+SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # usual CT windows, HU
+
+
+def usual_window(task):
+    """The usual CT window for a task or folder of this name: that of the lung if the name says so."""
+    return LUNG if "lung" in str(task).lower() else SOFT_TISSUE
+
+
+def window_for(asked, images, folder, strict):
+    """(the CT window for NIfTI images of an unknown kind, or () for z-scores; lines that say so).
+
+    asked: the window of `--ct_window`, () for none, None where the flag is empty: values like Hounsfield units then
+    get the usual window, since z-scores leave out voxels of 0 HU. A few images, spread over the data, are looked at.
+    strict: whether to raise `UserError`, rather than to take z-scores, where only some of them are like CT.
+    """
+    if asked is not None:
+        return asked, ()
+    looked = [(path, found) for path in spread(images) for found in _ranges_of(path)]
+    like = [(path, found) for path, found in looked if found.is_like_ct]
+    unlike = [(path, found) for path, found in looked if not found.is_like_ct]
+    if not like:
+        return (), ()
+    (path, found), remedy = like[0], "--ct_window LOW,HIGH reads all as CT, --ct_window none takes z-scores"
+    if unlike:
+        other, values = unlike[0]
+        other = "another channel of it" if other == path else other.name
+        text = f"{path}: has {found}, as CT in Hounsfield units, but {other} has {values}: {remedy}"
+        if strict:
+            raise UserError(text)
+        return (), (f"warning: {text}",)
+    low, high = usual_window(folder.resolve().name)
+    return (low, high), (
+        f"CT: {path.name} has {found}, as Hounsfield units: {low:g} to {high:g} HU become -1 to 1 ({remedy})",
+    )
+
+
+SPREAD_FILES = 3
+
+
+def spread(items):
+    """Up to `SPREAD_FILES` of these items, evenly spaced."""
+    places = {round(k * (len(items) - 1) / (SPREAD_FILES - 1)) for k in range(SPREAD_FILES)}
+    return [items[place] for place in sorted(places)] if items else []
+
+
+def _ranges_of(path):
+    """`nifti_ranges`, or () for a file that cannot be read; reading all of it gives the message."""
+    try:
+        return nifti_ranges(path)
+    except (UserError, OSError):
+        return ()
 
 
 def normalised(values, normalise=zscore):
@@ -93,23 +151,36 @@ class VolumeReader:
     store: the `volume_cache.VolumeStore` that keeps decoded volumes on disk. None: each process keeps up to
     `cache_bytes` of them in memory. The default is enough for about 55 BraTS cases (240 x 240 x 155 voxels, four
     modalities, 71 MB). 2-D images are cached in memory only.
+    is_chosen: whether the user chose `zscore`, so that no values speak against it.
+    unreadable: messages about volumes whose headers cannot be read. Each of them still has a case, which fails when it
+    is read, so that a check of the data finds them all.
     """
 
     cache_bytes = 4 * 2**30
 
-    def __init__(self, normalise=zscore):
-        self.normalise = normalise
-        self.store = None
+    def __init__(self, normalise=zscore, is_chosen=False):
+        self.normalise, self.is_chosen = normalise, is_chosen
+        self.store, self.unreadable = None, []
+        self._found = []  # the image files of each volume
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, raters=(), check_masks=True):
         """Return the cases of one volume, `NAME_slice_KKK` for each slice, or of a 2-D image the single case `NAME`.
 
         images: files of one or more channels each. masks: one label map per rater. raters: their names. Only headers
-        are read. Raises `UserError` if the files of a volume differ in shape.
+        are read. A header that cannot be read, and files that differ in shape, go to `unreadable`.
         check_masks: False leaves the masks' shapes to `labels`, so that sampling does not fail on a damaged mask.
         """
         images, masks = tuple(images), tuple(masks)
+        try:
+            found = self._cases(name, images, masks, label, raters, check_masks)
+        except (UserError, OSError) as error:
+            self.unreadable.append(reason_of(error))
+            return [Case(f"{name}_slice_000", images, masks, label, name, 0, raters=raters)]
+        self._found.append(images)
+        return found
+
+    def _cases(self, name, images, masks, label, raters, check_masks):
         depth = as_3d(read_nifti_header(images[0])[0])[2]
         if depth == 1:
             return [Case(name, images, masks, label, raters=raters)]  # shapes are compared when the data are read
@@ -119,6 +190,51 @@ class VolumeReader:
             Case(f"{name}_slice_{index:03d}", images, masks, label, name, index, raters=raters)
             for index in range(depth)
         ]
+
+    def check_readable(self):
+        """Raise `UserError` with the first of the `unreadable` volumes and their number."""
+        if self.unreadable:
+            count = len(self.unreadable)
+            more = f" ({count} volumes in all cannot be read: python scripts/check_data.py names them)"
+            raise UserError(self.unreadable[0] + (more if count > 1 else ""))
+
+    def channels(self, paths):
+        """The number of channels of the first of these files that can be read; 1 where none can."""
+        for path in paths:
+            with suppress(UserError, OSError):
+                return nifti_channels(path)
+        return 1
+
+    def notes(self):
+        """Lines on units, forms and values of the volumes found that users should know; see `nifti_notes`."""
+        first, counts = {}, Counter()
+        for images in self._found:
+            for kind, text in nifti_notes(images[0]).items():
+                first.setdefault(kind, text)
+                counts[kind] += 1
+        texts = [text + (f" ({counts[kind]} such files)" if counts[kind] > 1 else "") for kind, text in first.items()]
+        for images in spread(self._found):
+            channels = [(path, found) for path in images for found in _ranges_of(path)]
+            steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
+            doubts = [self._doubt(*channel, step) for channel, step in zip(channels, steps, strict=False)]
+            if any(doubts):
+                return (*texts, next(filter(None, doubts)))
+        return tuple(texts)
+
+    def _doubt(self, path, found, step):
+        """A warning where a channel's values do not suit its normalisation, or "". found: its `ValueRange`."""
+        if isinstance(step, CTWindow) and step.low < 0 <= found.low:
+            offset = ", perhaps HU + 1024: subtract the offset" if found.high > 1000 else ""
+            return (
+                f"warning: {path}: has {found} and none below 0, which is no CT in Hounsfield units{offset}; the "
+                f"window {step.low:g} to {step.high:g} cuts them (--ct_window)"
+            )
+        if step is zscore and not self.is_chosen and found.low <= TOO_LOW:
+            return (
+                f"warning: {path}: has {found}; z-scores take 0 for the background. If it is CT, in Hounsfield units, "
+                "add --ct_window LOW,HIGH, as -160,240"
+            )
+        return ""
 
     def image(self, case):
         """Return the case's slice as float32 [C, X, Y], each channel normalised over the whole volume."""
@@ -134,7 +250,13 @@ class VolumeReader:
         return [self._images_of(case), *(_labels_of(case) if masks else ())]
 
     def stored_bytes(self, entry):
-        """The approximate size of an entry in a store, in bytes, from the headers of its files."""
+        """The approximate size of an entry in a store, in bytes, from the headers of its files; 0 if one cannot be
+        read."""
+        with suppress(UserError, OSError):
+            return self._stored_bytes(entry)
+        return 0
+
+    def _stored_bytes(self, entry):
         voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
         is_image = isinstance(entry.decode, ImageDecoder)
         return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)

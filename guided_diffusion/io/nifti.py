@@ -163,17 +163,74 @@ def nifti_geometry(path):
 
 
 def nifti_notes(path):
-    """Lines on a file's header that a user should know: a unit other than mm, an sform that is not the qform."""
+    """What users should know of a file's header, {kind: line}: a unit other than mm, an sform that is not the qform."""
     opened = _open_nifti(path)
-    factor, unit = length_unit(opened.image.header)
+    notes, (factor, unit) = {}, length_unit(opened.image.header)
     if unit:
-        yield f"{path}: has {unit} as its unit: distances and volumes are converted to mm and ml (x {factor:g})"
+        notes["unit"] = f"{path}: lengths are in {unit}; they become mm here (x {factor:g}), and volumes ml"
     apart = forms_apart(opened.image.header, opened.grid.shape)
     if apart > opened.grid.tolerance:
-        yield (
-            f"{path}: its sform and its qform lie {apart:.1f} mm apart: the sform is used here, and masks are written "
-            "with both; other programs may use the qform"
+        notes["forms"] = (
+            f"{path}: its sform and its qform lie {apart:.1f} mm apart: the sform counts here, other programs may go "
+            "by the qform; masks are written with both"
         )
+    return notes
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The values of one channel, from the first `LOOKED_AT` voxels of a file.
+
+    low, high: the least and the largest finite value. air: the share of values as of air in CT, -1300 to -500 HU.
+    below: the share of lower values, without the least, which pads the field of view in CT.
+    """
+
+    low: float
+    high: float
+    air: float
+    below: float
+
+    @property
+    def is_like_ct(self):
+        """Whether the values are like Hounsfield units: some are of air, nearly none are below."""
+        return self.air >= 0.01 and self.below <= 0.01
+
+    def __str__(self):
+        return f"values from {self.low:.6g} to {self.high:.6g}"
+
+
+LOOKED_AT = 2**20  # voxels of a channel: decompressed in some 10 ms, and their slices show the air around the patient
+AIR_HU = (-1300, -500)  # HU; noise makes some of the air lower than -1000
+
+
+def nifti_ranges(path):
+    """The `ValueRange` of each channel of a file. Raises `UserError` for a file that cannot be read so far."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        stat = None
+    return _ranges(path, stat and stat.st_size, stat and stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)  # the data sets of a command's splits look at the same files
+def _ranges(path, _size, _time):
+    opened = _open_nifti(path)
+    shape = as_3d(opened.file_shape)
+    depth = max(1, LOOKED_AT // (shape[0] * shape[1]))
+    ranges = []
+    for k in range(opened.channels):
+        place = (slice(None), slice(None), *((slice(depth),) if opened.image.ndim > 2 else ()))
+        place += (k,) if opened.channels > 1 else (0,) * (opened.image.ndim - 3)
+        with decoding(path, "NIfTI file"):
+            values = np.asarray(opened.image.dataobj[place], dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if values.size == 0:
+            values = np.zeros(1)
+        low = values.min()
+        air = (values >= AIR_HU[0]) & (values <= AIR_HU[1])
+        below = (values < AIR_HU[0]) & (values > low)
+        ranges.append(ValueRange(float(low), float(values.max()), float(air.mean()), float(below.mean())))
+    return tuple(ranges)
 
 
 def read_nifti_onto(path, geometry):
@@ -386,7 +443,7 @@ class _Nifti:
                 "scale them"
             )
         raise UserError(
-            f"{self.path}: holds values that are not finite (NaN or infinite in {100 * (1 - finite.mean()):.2g} % of "
+            f"{self.path}: holds values that are not finite (NaN or infinite in {100 * (1 - finite.mean()):.3g} % of "
             "its voxels); repair it or leave it out"
         )
 

@@ -137,7 +137,7 @@ def test_distances_and_volumes_are_in_mm_and_ml(tmp_path, unit, factor):
     assert dataset.load_geometry(dataset.cases[0]).spacing == pytest.approx((2, 2, 4))
     figures = evaluate(tmp_path / "pred", dataset)
     assert figures["ensemble"]["hd95"]["mean"] == pytest.approx(2)
-    assert any("as its unit" in note for note in dataset.notes) == (factor != 1)
+    assert any("become mm here" in note for note in dataset.notes) == (factor != 1)
 
 
 # ---- predictions on other grids ----------------------------------------------------------------------------------
