@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.nifti import NO_TURN, reoriented_back
 from ..io.nifti_header import Placement
+from ..io.orientation import NO_TURN, reoriented_back
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 
@@ -40,8 +40,9 @@ class Geometry:
 
     Of a 2-D NIfTI image (see `volumes.image_geometry`) `shape` is (X, Y) or (X, Y, 1).
 
-    file_affine, turn: the file's own affine and the turn from the file to this volume (see `nifti.canonical_turn`);
-    None where the two agree. has_codes: False if the file has lost its affine and knows only the size of its voxels.
+    file_affine, turn: the file's own affine and the turn from the file to this volume, see
+    `orientation.canonical_turn`; None where the two agree. has_codes: False if the file has lost its affine and knows
+    only the size of its voxels.
     placement: the file's `nifti_header.Placement`, by which masks are written; None where no NIfTI file holds the
     volume: masks then have `affine`.
     """

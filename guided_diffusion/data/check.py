@@ -7,7 +7,7 @@ import numpy as np
 
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
-from .volumes import zscore
+from .intensities import zscore
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
 DOUBT = "warning: "  # how a data set's notes begin that name a doubt

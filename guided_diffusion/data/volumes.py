@@ -13,130 +13,14 @@ from ..io.nifti import (
     nifti_channels,
     nifti_geometry,
     nifti_notes,
-    nifti_ranges,
     read_nifti_channels,
     read_nifti_header,
     read_nifti_labels,
 )
 from ..runtime.errors import UserError, reason_of
 from .cases import Case, Geometry
+from .intensities import doubt_of, normalisation_text, normalised, ranges_of, spread, zscore
 from .volume_cache import Entry, VolumeCache
-
-# ---- normalisation: z-scores for MRI, windows for CT -------------------------------------------------------------
-
-CLIP = 5.0  # z-scores beyond it are noise or bright vessels
-TOO_LOW = -50  # values this low are neither MRI nor z-scores
-
-
-def zscore(values):
-    """Normalise one channel, float32 of any shape: (x - mean) / std over its non-zero values, clipped to +-5.
-
-    Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
-    """
-    foreground = values != 0
-    inside = values[foreground]
-    if inside.size == 0:
-        return np.zeros_like(values)
-    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    if std <= 1e-6 * abs(mean):  # constant, up to rounding
-        return np.zeros_like(values)
-    scores = (values - np.float32(mean)) / np.float32(std)
-    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
-
-
-@dataclass(frozen=True)
-class CTWindow:
-    """Normalises CT: HU from `low` to `high` become -1 to 1, and values beyond are clipped."""
-
-    low: float
-    high: float
-
-    def __call__(self, values):
-        """Float32 of any shape, in HU -> the same shape in [-1, 1]."""
-        return (np.clip(values, self.low, self.high) - self.low) * np.float32(2 / (self.high - self.low)) - 1
-
-
-def normaliser(window):
-    """The `CTWindow` of (low, high), or `zscore` without a window."""
-    return CTWindow(*window) if window else zscore
-
-
-SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # usual CT windows, HU
-
-
-def usual_window(task):
-    """The usual CT window for a task or folder of this name: that of the lung if the name says so."""
-    return LUNG if "lung" in str(task).lower() else SOFT_TISSUE
-
-
-def window_for(asked, images, folder, strict):
-    """(the CT window for NIfTI images of an unknown kind, or () for z-scores; lines that say so).
-
-    asked: the window of `--ct_window`, () for none, None where the flag is empty: values like Hounsfield units then
-    get the usual window, since z-scores leave out voxels of 0 HU. A few images, spread over the data, are looked at.
-    strict: whether to raise `UserError`, rather than to take z-scores, where only some of them are like CT.
-    """
-    if asked is not None:
-        return asked, ()
-    looked = [(path, found) for path in spread(images) for found in _ranges_of(path)]
-    like = [(path, found) for path, found in looked if found.is_like_ct]
-    unlike = [(path, found) for path, found in looked if not found.is_like_ct]
-    if not like:
-        return (), ()
-    (path, found), remedy = like[0], "--ct_window LOW,HIGH reads all as CT, --ct_window none takes z-scores"
-    if unlike:
-        other, values = unlike[0]
-        other = "another channel of it" if other == path else other.name
-        text = f"{path}: has {found}, as CT in Hounsfield units, but {other} has {values}: {remedy}"
-        if strict:
-            raise UserError(text)
-        return (), (f"warning: {text}",)
-    low, high = usual_window(folder.resolve().name)
-    return (low, high), (
-        f"CT: {path.name} has {found}, as Hounsfield units: {low:g} to {high:g} HU become -1 to 1 ({remedy})",
-    )
-
-
-SPREAD_FILES = 3
-
-
-def spread(items):
-    """Up to `SPREAD_FILES` of these items, evenly spaced."""
-    places = {round(k * (len(items) - 1) / (SPREAD_FILES - 1)) for k in range(SPREAD_FILES)}
-    return [items[place] for place in sorted(places)] if items else []
-
-
-def _ranges_of(path):
-    """`nifti_ranges`, or () for a file that cannot be read; reading all of it gives the message."""
-    try:
-        return nifti_ranges(path)
-    except (UserError, OSError):
-        return ()
-
-
-def normalised(values, normalise=zscore):
-    """A normalised channel as float16, the type of the caches; it is exact enough within +-5."""
-    return normalise(values).astype(np.float16)
-
-
-def normalised_channels(raw, normalise=zscore):
-    """An image or volume [C, ...] with raw values, normalised by channel as `VolumeReader` does: float32 [C, ...].
-
-    normalise: a function for all channels, or a tuple of one for each.
-    """
-    raw = np.asarray(raw, dtype=np.float32)
-    steps = normalise if isinstance(normalise, tuple) else (normalise,) * len(raw)
-    return np.stack([normalised(channel, step) for channel, step in zip(raw, steps, strict=True)]).astype(np.float32)
-
-
-def normalisation_text(normalise):
-    """Text that identifies a normalisation in the cache's keys."""
-    if isinstance(normalise, tuple):
-        return " ".join(map(normalisation_text, normalise))
-    return getattr(normalise, "__name__", repr(normalise))
-
-
-# ---- reading -----------------------------------------------------------------------------------------------------
 
 DECODED = "3"  # the version of the decoding; a new one makes caches on disk stale
 
@@ -214,27 +98,12 @@ class VolumeReader:
                 counts[kind] += 1
         texts = [text + (f" ({counts[kind]} such files)" if counts[kind] > 1 else "") for kind, text in first.items()]
         for images in spread(self._found):
-            channels = [(path, found) for path in images for found in _ranges_of(path)]
+            channels = [(path, found) for path in images for found in ranges_of(path)]
             steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
-            doubts = [self._doubt(*channel, step) for channel, step in zip(channels, steps, strict=False)]
+            doubts = [doubt_of(*channel, step, self.is_chosen) for channel, step in zip(channels, steps, strict=False)]
             if any(doubts):
                 return (*texts, next(filter(None, doubts)))
         return tuple(texts)
-
-    def _doubt(self, path, found, step):
-        """A warning where a channel's values do not suit its normalisation, or "". found: its `ValueRange`."""
-        if isinstance(step, CTWindow) and step.low < 0 <= found.low:
-            offset = ", perhaps HU + 1024: subtract the offset" if found.high > 1000 else ""
-            return (
-                f"warning: {path}: has {found} and none below 0, which is no CT in Hounsfield units{offset}; the "
-                f"window {step.low:g} to {step.high:g} cuts them (--ct_window)"
-            )
-        if step is zscore and not self.is_chosen and found.low <= TOO_LOW:
-            return (
-                f"warning: {path}: has {found}; z-scores take 0 for the background. If it is CT, in Hounsfield units, "
-                "add --ct_window LOW,HIGH, as -160,240"
-            )
-        return ""
 
     def image(self, case):
         """Return the case's slice as float32 [C, X, Y], each channel normalised over the whole volume."""

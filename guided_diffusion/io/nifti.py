@@ -9,92 +9,8 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
-from .nifti_header import Placement, forms_apart, length_unit, open_nifti
-
-# ---- orientation: to right, front and up when a volume is read, and back when it is written ----------------------
-
-# The canonical order of axes, by the direction of the slices, which lie along the last axis. Axial slices are the rule.
-AXES = {"R": "ASR", "A": "RSA", "S": "RAS"}
-NO_TURN = np.array([[0.0, 1], [1, 1], [2, 1]])  # the identity
-THICK = 1.5  # slices were acquired along the longest side of a voxel if it is longer than the second by this factor
-
-
-def canonical_turn(affine, shape):
-    """The turn of a file's axes to canonical ones: an array [3, 2] as in `nibabel.orientations`. Axis i of the file
-    becomes axis turn[i, 0], in the direction turn[i, 1] (1 or -1).
-
-    Canonical indices grow towards the patient's right, front (anterior) and up (superior), with axial slices: [R, A,
-    S]. Slices acquired in another plane, which a single slice or much thicker voxels reveal, stay in that plane:
-    sagittal [A, S, R] or coronal [R, S, A]. A 2-D image, of shape (X, Y) or (X, Y, 1), is not turned.
-    """
-    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-
-    if len(shape) < 3 or shape[2] == 1:
-        return NO_TURN
-    lies = io_orientation(affine)
-    if np.isnan(lies).any():  # an axis of zero length points nowhere
-        return NO_TURN
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    second, thickest = np.sort(sizes)[1:]
-    single = np.flatnonzero(np.array(shape[:3]) == 1)
-    along = single[0] if len(single) == 1 else sizes.argmax() if thickest > THICK * second else None
-    slices = "S" if along is None else "RAS"[int(lies[along, 0])]
-    return ornt_transform(lies, axcodes2ornt(AXES[slices]))
-
-
-def is_degenerate(affine):
-    """Whether an affine [4, 4] is not finite, or has axes of zero length or of the same direction."""
-    from nibabel.orientations import io_orientation
-
-    return not np.isfinite(affine).all() or bool(np.isnan(io_orientation(affine)).any())
-
-
-def turn_onto(affine, other, other_turn):
-    """The turn that brings a file with this affine into the orientation of another file, with the affine `other`, after
-    its turn `other_turn`."""
-    from nibabel.orientations import io_orientation, ornt_transform
-
-    lies, others = io_orientation(affine), io_orientation(other)
-    if np.isnan(lies).any() or np.isnan(others).any() or (lies == others).all():
-        return other_turn
-    between = ornt_transform(lies, others)
-    axes = other_turn[between[:, 0].astype(int)]
-    return np.column_stack([axes[:, 0], between[:, 1] * axes[:, 1]])
-
-
-def reoriented(array, turn):
-    """An array [X, Y, Z, ...] with its first three axes flipped and permuted by a turn."""
-    from nibabel.orientations import apply_orientation
-
-    return array if is_no_turn(turn) else apply_orientation(array, turn)
-
-
-def turned_affine(affine, turn, shape):
-    """The affine [4, 4] of a volume after a turn. shape: (X, Y, Z) before it."""
-    from nibabel.orientations import inv_ornt_aff
-
-    return affine if is_no_turn(turn) else affine @ inv_ornt_aff(turn, shape)
-
-
-def turned_shape(shape, turn):
-    """The shape of a volume after a turn."""
-    result = list(shape)
-    for axis, (target, _) in enumerate(turn[: len(shape)]):
-        result[int(target)] = shape[axis]
-    return tuple(result)
-
-
-def reoriented_back(array, turn):
-    """The inverse of `reoriented`, for the last three axes of an array [..., X, Y, Z]."""
-    first = array.ndim - 3
-    array = array.transpose(*range(first), *(first + turn[:, 0].astype(int)))
-    return np.flip(array, tuple(first + np.flatnonzero(turn[:, 1] < 0)))
-
-
-def is_no_turn(turn):
-    """Whether a turn is the identity."""
-    return bool((turn == NO_TURN).all())
-
+from .nifti_header import Placement, decoding_values, forms_apart, length_unit, open_nifti
+from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -177,60 +93,23 @@ def nifti_notes(path):
     return notes
 
 
-@dataclass(frozen=True)
-class ValueRange:
-    """The values of one channel, from the first `LOOKED_AT` voxels of a file.
+def nifti_sample(path, voxels):
+    """The first values of each channel of a file, about as many as `voxels`: a list of float64 arrays, decoded alone.
 
-    low, high: the least and the largest finite value. air: the share of values as of air in CT, -1300 to -500 HU.
-    below: the share of lower values, without the least, which pads the field of view in CT.
+    Values that are not finite are left out.
     """
-
-    low: float
-    high: float
-    air: float
-    below: float
-
-    @property
-    def is_like_ct(self):
-        """Whether the values are like Hounsfield units: some are of air, nearly none are below."""
-        return self.air >= 0.01 and self.below <= 0.01
-
-    def __str__(self):
-        return f"values from {self.low:.6g} to {self.high:.6g}"
-
-
-LOOKED_AT = 2**20  # voxels of a channel: decompressed in some 10 ms, and their slices show the air around the patient
-AIR_HU = (-1300, -500)  # HU; noise makes some of the air lower than -1000
-
-
-def nifti_ranges(path):
-    """The `ValueRange` of each channel of a file. Raises `UserError` for a file that cannot be read so far."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        stat = None
-    return _ranges(path, stat and stat.st_size, stat and stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)  # the data sets of a command's splits look at the same files
-def _ranges(path, _size, _time):
     opened = _open_nifti(path)
     shape = as_3d(opened.file_shape)
-    depth = max(1, LOOKED_AT // (shape[0] * shape[1]))
-    ranges = []
+    depth = max(1, voxels // (shape[0] * shape[1]))
+    place = (slice(None), slice(None), slice(depth))[: opened.image.ndim]
+    samples = []
     for k in range(opened.channels):
-        place = (slice(None), slice(None), *((slice(depth),) if opened.image.ndim > 2 else ()))
-        place += (k,) if opened.channels > 1 else (0,) * (opened.image.ndim - 3)
-        with decoding(path, "NIfTI file"):
-            values = np.asarray(opened.image.dataobj[place], dtype=np.float64)
-        values = values[np.isfinite(values)]
-        if values.size == 0:
-            values = np.zeros(1)
-        low = values.min()
-        air = (values >= AIR_HU[0]) & (values <= AIR_HU[1])
-        below = (values < AIR_HU[0]) & (values > low)
-        ranges.append(ValueRange(float(low), float(values.max()), float(air.mean()), float(below.mean())))
-    return tuple(ranges)
+        channel = ((k if opened.channels > 1 else 0),) if opened.image.ndim > 3 else ()
+        rest = (0,) * (opened.image.ndim - len(place) - len(channel))
+        with decoding_values(path):
+            values = np.asarray(opened.image.dataobj[place + channel + rest], dtype=np.float64)
+        samples.append(values[np.isfinite(values)])
+    return samples
 
 
 def read_nifti_onto(path, geometry):
@@ -425,7 +304,7 @@ class _Nifti:
 
     def values(self):
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
-        with decoding(self.path, "NIfTI file"), np.errstate(over="ignore"):
+        with decoding_values(self.path), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
         values = values.reshape(*self.file_shape, self.channels)
         return reoriented(values, self.turn)

@@ -1,6 +1,7 @@
 """The start of a NIfTI file: whether the content is NIfTI at all, and where the header places the voxels."""
 
 import gzip
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from .files import decoding
 
 HEADER_BYTES = 560  # bytes, enough for either header and for the signatures below
 GZIP = b"\x1f\x8b"
-SIGNATURES = (
+OTHER_CONTENT = (
     (0, b"BZh", "is compressed by bzip2", "unpack it, and compress it by gzip or not at all"),
     (0, b"\xfd7zXZ\0", "is compressed by xz", "unpack it, and compress it by gzip or not at all"),
     (0, b"\x28\xb5\x2f\xfd", "is compressed by Zstandard", "unpack it, and compress it by gzip or not at all"),
@@ -78,16 +79,27 @@ def _kind_of(path, head):
             f"{path}: is an Analyze header without the mark of NIfTI (n+1); save it as NIfTI, whose affine says which "
             "side is left"
         )
-    for place, mark, what, remedy in SIGNATURES:
+    for place, mark, what, remedy in OTHER_CONTENT:
         if head[place : place + len(mark)] == mark:
             raise UserError(f"{path}: {what}, no NIfTI file; {remedy}")
     if head.lstrip().lower().startswith(WEB_PAGES):
         raise UserError(f"{path}: is a web page, no NIfTI file; download the file itself")
     if not head:
         raise UserError(f"{path}: is truncated or damaged: it is empty; copy it again")
-    raise UserError(
-        f"{path}: is truncated or damaged, or is no NIfTI file (it does not begin with a header); copy it again"
-    )
+    with decoding(path, "NIfTI file"):
+        raise ValueError("it does not begin with a header")
+
+
+@contextmanager
+def decoding_values(path):
+    """Turn an exception of decoding the values of an opened NIfTI file, whose header is fine, into a `UserError`."""
+    try:
+        yield
+    except Exception as error:  # decompression raises nearly anything
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from error
 
 
 NO_NUMBERS = {

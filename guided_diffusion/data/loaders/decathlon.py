@@ -7,8 +7,9 @@ from ...io.nifti import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..dataset import SegmentationDataset
+from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..truth import RaterFolders
-from ..volumes import VolumeReader, normalised_channels, normaliser, usual_window, zscore
+from ..volumes import VolumeReader
 
 
 class DecathlonDataset(SegmentationDataset):

@@ -34,9 +34,10 @@ from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
+from ..intensities import normalised_channels, normaliser, window_for
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import MASK_ENDINGS, SUFFIXES, RaterFolders
-from ..volumes import VolumeReader, normalised_channels, normaliser, window_for
+from ..volumes import VolumeReader
 
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 
