@@ -123,6 +123,12 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             evaluation.without_truth += 1
         else:
             _evaluate_case(evaluation, dataset, unit, predictions, read_raters)
+    if predictions.assumed:
+        number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
+        console().warning(
+            f"warning: {counted(number, 'prediction')} {'has' if number == 1 else 'have'} lost the affine and "
+            f"{'is' if number == 1 else 'are'} taken voxel for voxel over the image: {first}"
+        )
     if predictions.elsewhere:
         first = next(iter(predictions.elsewhere.values()))
         console().warning(

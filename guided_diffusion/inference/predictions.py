@@ -24,7 +24,8 @@ class Predictions:
     volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
     num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far. elsewhere:
-    {name: text} of the masks that lie on another grid than their image.
+    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those without an
+    affine, which are taken to lie voxel for voxel over their image.
     Raises `UserError` without the folder, and for files that do not fit.
     """
 
@@ -39,7 +40,7 @@ class Predictions:
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
-        self.used, self.elsewhere = set(), {}
+        self.used, self.elsewhere, self.assumed = set(), {}, {}
 
     def mask(self, name, is_volume, k=0):
         """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
@@ -70,10 +71,11 @@ class Predictions:
         geometry = self.geometry_of(name)
         if geometry is None:
             return read_nifti(path)[0]
-        values, how = read_nifti_onto(path, geometry)
-        if how:
-            self.elsewhere.setdefault(name, how)
-        return values if is_volume else values.reshape(values.shape[:2])
+        found = read_nifti_onto(path, geometry)
+        for known, text in ((self.elsewhere, found.resampled), (self.assumed, found.assumed)):
+            if text:
+                known.setdefault(name, text)
+        return found.values if is_volume else found.values.reshape(found.values.shape[:2])
 
     def _read_labels(self, name, path, is_volume):
         """`_read_values` of a label map, int32. Raises `UserError` for values that are not finite."""

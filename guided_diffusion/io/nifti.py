@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -86,9 +87,9 @@ def nifti_notes(path):
         notes["unit"] = f"{path}: lengths are in {unit}; they become mm here (x {factor:g}), and volumes ml"
     apart = forms_apart(opened.image.header, opened.grid.shape)
     if apart > opened.grid.tolerance:
+        how = f"its sform and its qform lie {apart:.1f} mm apart" if np.isfinite(apart) else "its qform is no rotation"
         notes["forms"] = (
-            f"{path}: its sform and its qform lie {apart:.1f} mm apart: the sform counts here, other programs may go "
-            "by the qform; masks are written with both"
+            f"{path}: {how}: the sform counts here, other programs may go by the qform; masks are written with both"
         )
     return notes
 
@@ -112,11 +113,21 @@ def nifti_sample(path, voxels):
     return samples
 
 
-def read_nifti_onto(path, geometry):
-    """(the values of a NIfTI file on the voxels of a `Geometry`, float32 of its shape; "", or how the grids differ).
+class OntoImage(NamedTuple):
+    """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
+    assumed: the file's path if it has lost its affine, so that its place is a guess, else ""."""
 
-    A file on the same grid, whatever the order and direction of its axes, is read as it is. One on another grid of the
-    same space, such as a crop or one of another resolution, is resampled by nearest neighbour, with 0 outside.
+    values: np.ndarray
+    resampled: str = ""
+    assumed: str = ""
+
+
+def read_nifti_onto(path, geometry):
+    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`.
+
+    A file on the same grid, whatever the order and direction of its axes, is read as it is, and so is one of the same
+    shape that has lost its affine. One on another grid of the same space, such as a crop or one of another resolution,
+    is resampled by nearest neighbour, with 0 outside.
     Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
     """
     opened = _open_nifti(path, onto=geometry)
@@ -124,11 +135,12 @@ def read_nifti_onto(path, geometry):
         raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
     values = opened.values()[..., 0]
     if not geometry.shape:
-        return values, ""
+        return OntoImage(values)
     own, image = opened.grid, Grid.of_file(geometry)
     is_alike = as_3d(opened.shape) == as_3d(geometry.shape)
     if is_alike and (own.is_lost or image.is_lost or own.distance(image) <= image.tolerance):
-        return values.reshape(geometry.shape), ""
+        is_guess = own.is_lost and not image.is_lost
+        return OntoImage(values.reshape(geometry.shape), assumed=str(path) if is_guess else "")
     grids = f"{own}, its image {image}"
     if own.is_lost or is_degenerate(own.affine):
         raise UserError(
@@ -145,7 +157,7 @@ def read_nifti_onto(path, geometry):
             f"{path}: lies beside its image and shares no voxel with it: it has {grids}; save it with the affine of "
             "its image"
         )
-    return resampled.reshape(geometry.shape), f"{path} has {grids}"
+    return OntoImage(resampled.reshape(geometry.shape), resampled=f"{path} has {grids}")
 
 
 def as_3d(shape):

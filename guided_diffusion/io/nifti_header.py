@@ -1,6 +1,7 @@
 """The start of a NIfTI file: whether the content is NIfTI at all, and where the header places the voxels."""
 
 import gzip
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -123,9 +124,21 @@ def _check_header(path, kind, head):
             f"{path}: its header is damaged: it gives {dim[0]} axes of lengths {', '.join(map(str, dim[1:]))}; "
             "copy it again or save it anew"
         )
+    if header["qform_code"] and not header["sform_code"] and _qform_of(header) is None:
+        raise UserError(
+            f"{path}: its qform places no volume in space (its quaternion is no rotation); save it with the right one"
+        )
     what, remedy = NO_NUMBERS.get(int(header["datatype"]), ("", ""))
     if what:
         raise UserError(f"{path}: holds {what}, not a grey value for each voxel; {remedy}")
+
+
+def _qform_of(header):
+    """The affine [4, 4] of a header's qform, or None for a quaternion that is no rotation."""
+    try:
+        return header.get_qform()
+    except ValueError:
+        return None
 
 
 # ---- where the header places the voxels --------------------------------------------------------------------------
@@ -175,12 +188,16 @@ def length_unit(header):
 
 
 def forms_apart(header, shape):
-    """The distance in mm between the corners of a volume by its sform and by its qform, 0.0 unless it has both.
+    """The distance in mm between the corners of a volume by its sform and by its qform, 0.0 unless it has both;
+    infinite for a qform that is no rotation.
 
     Readers that use the other form than this program, the sform, see the volume there.
     """
     if not (header["sform_code"] and header["qform_code"]):
         return 0.0
     corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array((*shape, 1, 1)[:3]) - 1)
-    apart = header.get_sform() - header.get_qform()
+    qform = _qform_of(header)
+    if qform is None:
+        return math.inf
+    apart = header.get_sform() - qform
     return length_unit(header)[0] * float(np.linalg.norm(corners @ apart[:3, :3].T + apart[:3, 3], axis=1).max())

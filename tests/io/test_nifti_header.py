@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.io.nifti import read_nifti, read_nifti_channels, read_nifti_header
+from guided_diffusion.io.nifti import nifti_notes, read_nifti, read_nifti_channels, read_nifti_header
 from guided_diffusion.io.nifti_header import Placement, forms_apart, length_unit
 from guided_diffusion.runtime.errors import UserError
 
@@ -141,6 +141,19 @@ def test_fields_that_make_no_sense_are_named(plain, place, value, words):
     with pytest.raises(UserError, match=words) as caught:
         read_nifti(plain)
     assert "\n" not in str(caught.value)
+
+
+def test_a_qform_that_is_no_rotation(plain):
+    data = bytearray(plain.read_bytes())
+    data[256:264] = np.array([9, 9], np.float32).tobytes()  # quatern_b, quatern_c
+    data[252:254] = np.int16(1).tobytes()  # qform_code
+    plain.write_bytes(data)
+    assert nifti_notes(plain)["forms"].startswith(f"{plain}: its qform is no rotation: the sform counts here")
+    np.testing.assert_array_equal(read_nifti(plain)[0], ARRAY)
+    data[254:256] = np.int16(0).tobytes()  # sform_code
+    plain.write_bytes(data)
+    with pytest.raises(UserError, match="its qform places no volume in space .*; save it with the right one"):
+        read_nifti(plain)
 
 
 def test_values_that_float32_cannot_hold_are_named(tmp_path):
