@@ -12,6 +12,7 @@ from ..runtime.errors import UserError
 from .fields import numbers, option
 from .presets import PRESETS
 
+NO_WINDOW = "none"  # of --ct_window: z-scores, whatever the values look like
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # by synonym
 
 
@@ -83,9 +84,9 @@ class DataOptions:
     )
     ct_window: str = option(
         "",
-        "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. Empty: the "
-        "checkpoint's window when sampling or resuming; in a new run, MSD takes the task's window and FOLDER "
-        "normalises by z-scores, as for MRI",
+        "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. none: z-scores, "
+        "as for MRI. Empty: the checkpoint's window when sampling or resuming; in a new run, MSD takes the task's "
+        "window, and FOLDER -160,240 (-1000,400 in a folder named lung) where the values are like Hounsfield units",
     )
     num_workers: int = option(2, "processes that read and resize images; 0: the main process reads them", minimum=0)
     cache_dir: str = option(
@@ -116,10 +117,14 @@ class DataOptions:
         return self
 
     def window(self):
-        """`ct_window` as (low, high) in HU, or None if it is empty."""
+        """`ct_window` as (low, high) in HU, () for none, or None if it is empty."""
+        if self.ct_window.strip().lower() == NO_WINDOW:
+            return ()
         bounds = numbers("ct_window", self.ct_window, float)
         if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
-            raise UserError(f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240")
+            raise UserError(
+                f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240, or none"
+            )
         return bounds or None
 
 

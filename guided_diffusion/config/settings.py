@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..io.storage import is_same_folder
 from ..runtime.errors import UserError
 from .fields import build, check_variant
-from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
+from .options import NO_WINDOW, DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from .presets import PRESETS
 from .recipe import recipe_values
 from .sample_options import SampleOptions
@@ -47,9 +47,9 @@ class Saved:
 class DataFacts:
     """Facts of the training data that decide open options.
 
-    data_name: the loader that recognised the folder. orientation: "any" or "upright". ct_window: "LOW,HIGH" in HU, ""
-    without CT. classes: in the syntax of --classes. count: the number of classes. is_exclusive: whether a pixel has at
-    most one of them.
+    data_name: the loader that recognised the folder. orientation: "any" or "upright". ct_window: "LOW,HIGH" in HU,
+    "none" for volumes that have z-scores though they may be CT, "" for other data. classes: in the syntax of
+    --classes. count: the number of classes. is_exclusive: whether a pixel has at most one of them.
     """
 
     data_name: str
@@ -92,7 +92,7 @@ def _training(parts, given, saved, facts):
         binding = _binding_names(parts, given, saved)
         model = unless_contradicted(model, binding, saved.config["model"], saved.where)
         diffusion = unless_contradicted(diffusion, binding, saved.config["diffusion"], saved.where)
-        data = _over(data, binding, saved.config["data"])
+        data = _over(data, binding, trained_data(saved.config))
         train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
     if data.group_key and not (data.val_fraction or data.test_fraction):
@@ -218,9 +218,16 @@ def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
     return replace(sample, symmetries=symmetries, scales=scales, coupling=coupling, fuse=fuse)
 
 
+def trained_data(config):
+    """A checkpoint's values of `DataOptions`. In older ones an empty ct_window may mean z-scores; it is "none" then."""
+    data, kept = config["data"], config.get("loader", {})
+    has_scores = kept.get("is_nifti") and not kept.get("ct_window")
+    return {**data, "ct_window": NO_WINDOW} if has_scores and not data.get("ct_window") else data
+
+
 def _data_as_trained(data, given, config):
     """The data options: open ones as in training, and the training folder is divided as training divided it."""
-    trained = config["data"]
+    trained = trained_data(config)
     left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
     values = {name: value for name, value in left_open.items() if name not in given}
     is_divided = trained.get("val_fraction") or trained.get("test_fraction")

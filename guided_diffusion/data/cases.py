@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.nifti import NO_TURN, reoriented_back
+from ..io.nifti_header import Placement
+from ..io.orientation import NO_TURN, reoriented_back
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 
@@ -45,8 +46,13 @@ class Case:
 class Geometry:
     """Where a volume lies in space: `affine` [4, 4] (NIfTI, mm), `spacing` (mm per axis) and `shape` (X, Y, Z).
 
-    file_affine, turn: the file's own affine and the turn from the file to this volume (see `nifti.canonical_turn`);
-    None where the two agree. has_codes: False if the file has lost its affine and knows only the size of its voxels.
+    Of a 2-D NIfTI image (see `volumes.image_geometry`) `shape` is (X, Y) or (X, Y, 1).
+
+    file_affine, turn: the file's own affine and the turn from the file to this volume, see
+    `orientation.canonical_turn`; None where the two agree. has_codes: False if the file has lost its affine and knows
+    only the size of its voxels.
+    placement: the file's `nifti_header.Placement`, by which masks are written; None where no NIfTI file holds the
+    volume: masks then have `affine`.
     """
 
     affine: np.ndarray
@@ -55,6 +61,7 @@ class Geometry:
     file_affine: np.ndarray | None = None
     turn: np.ndarray | None = None
     has_codes: bool = True
+    placement: Placement | None = None
 
     @property
     def in_file(self):
@@ -62,8 +69,10 @@ class Geometry:
         return (self.affine, NO_TURN) if self.turn is None else (self.file_affine, self.turn)
 
     def as_in_file(self, array):
-        """An array [X, Y, Z] of this volume in the file's orientation, and the file's affine."""
-        return (array, self.affine) if self.turn is None else (reoriented_back(array, self.turn), self.file_affine)
+        """An array [X, Y, Z] of this volume in the file's orientation and number of axes, and the file's affine."""
+        affine, turn = self.in_file
+        back = reoriented_back(array, turn)
+        return back[..., 0] if len(self.shape) == 2 else back, affine
 
 
 LISTED_SLICES = 5  # slices that a message names

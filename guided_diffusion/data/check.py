@@ -7,8 +7,10 @@ import numpy as np
 
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
+from .intensities import zscore
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
+DOUBT = "warning: "  # how a data set's notes begin that name a doubt
 RARE_CLASS = 1e-3  # a class with a smaller share of the pixels is hard to learn
 
 
@@ -36,6 +38,8 @@ def findings(parts):
     found = []
     for part in parts:
         found += [*_unreadable_files(part), *_masks(part), *_classes(part), *_images(part)]
+        doubts = [note.removeprefix(DOUBT) for note in part.dataset.notes if note.startswith(DOUBT)]
+        found += [_warning(f"{part.name}: {doubt}") for doubt in doubts]
     found += [*_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
     return sorted(found, key=lambda finding: not finding.is_error)
 
@@ -115,6 +119,16 @@ def _images(part):
     blank = _names(part, lambda one: one.digest is None and one.sizes and not one.problems)
     if blank:
         yield _warning(f"{part.name}: {counted(len(blank), 'image')} of one value alone: {listed(blank)}")
+    flat = [one.name for one in part.inspections if _is_flat(part, one)]
+    if flat:
+        yield _warning(
+            f"{part.name}: {counted(len(flat), 'volume')} nearly flat as z-scores, since a few values lie far from all "
+            f"others: {listed(flat)}; clip these values or leave the volumes out"
+        )
+    one_value = _names(part, lambda one: one.digest and (one.low == one.high).any())
+    if one_value:
+        images = counted(len(one_value), "image")
+        yield _warning(f"{part.name}: {images} with a channel of one value alone: {listed(one_value)}")
     elsewhere = [one.elsewhere for one in part.inspections if one.elsewhere]
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
@@ -123,6 +137,18 @@ def _images(part):
         dark = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
         if dark:
             yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(dark)}; save them as 0-255")
+
+
+FLAT_SCORES = 0.3  # z-scores have a standard deviation of 1, or a little less since they are clipped
+
+
+def _is_flat(part, one):
+    """Whether the z-scores of a channel of an `Inspection` hardly differ."""
+    reader = part.dataset.volumes
+    if reader is None or one.spread is None or not is_nifti(part.dataset.cases[0].images[0]):
+        return False
+    steps = reader.normalise if isinstance(reader.normalise, tuple) else (reader.normalise,) * len(one.spread)
+    return any(step is zscore and spread < FLAT_SCORES for step, spread in zip(steps, one.spread, strict=True))
 
 
 # ---- all splits --------------------------------------------------------------------------------------------------

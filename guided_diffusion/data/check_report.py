@@ -8,6 +8,7 @@ from ..io.drawing import captions, class_colour, displayed, grey, mosaic, outlin
 from ..io.images import write_png
 from ..runtime.console import text_table
 from .cases import group_cases
+from .check import DOUBT
 
 SHEET_TILE = 160  # pixels
 SHEET_COLUMNS = 8
@@ -21,7 +22,7 @@ def layout_lines(parts):
     for part in parts:
         if part.dataset.layout:
             lines.append(f"layout ({part.name}): {part.dataset.layout}")
-        lines += [f"note ({part.name}): {note}" for note in part.dataset.notes]
+        lines += [f"note ({part.name}): {note}" for note in part.dataset.notes if not note.startswith(DOUBT)]
     number = len(dataset.class_names)
     lines.append(f"{number} {'class' if number == 1 else 'classes'}: {', '.join(dataset.class_names)}")
     return lines

@@ -1,5 +1,6 @@
 """Whether data fit a checkpoint: the same CT window and kind of image, and no case that it was trained on."""
 
+from ..config.options import NO_WINDOW
 from ..config.settings import HOLD_OUT_FLAGS
 from ..io.storage import cached
 from ..runtime.console import console, counted
@@ -22,7 +23,7 @@ def used_window(kept, asked=""):
     elif "is_nifti" in kept:
         window = kept["ct_window"] if kept["is_nifti"] else None
     else:
-        window = asked.split(",") if asked else None
+        window = asked.split(",") if asked and asked.lower() != NO_WINDOW else None
     return ",".join(f"{float(bound):.10g}" for bound in window) if window else ""
 
 
@@ -69,7 +70,8 @@ def _kinds(kept, loader):
     kept: its `kept_values()`. loader: its class, or None.
     """
     if "modalities" in kept:
-        return tuple(CT if name == "CT" else OTHER_VOLUMES for name in kept["modalities"])
+        has_window = bool(kept.get("window", True))
+        return tuple(CT if name == "CT" and has_window else OTHER_VOLUMES for name in kept["modalities"])
     if "is_nifti" in kept:
         return (BYTES if not kept["is_nifti"] else CT if kept["ct_window"] else OTHER_VOLUMES,)
     is_plain = loader is not None and all(

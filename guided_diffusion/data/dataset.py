@@ -94,13 +94,15 @@ class SegmentationDataset(Dataset):
         "val", the validation cases, only where `finds_validation` is True; else there are none.
     need_masks: True for training: items have a mask, and a case without one is an error. False for sampling: items
         have no mask, and the truth may be partly or wholly absent. Evaluation then calls `load_mask`.
-    ct_window: (low, high) in HU, to which a loader of CT volumes clips them; None: the loader's default.
+    ct_window: (low, high) in HU, to which a loader of CT volumes clips them; (): z-scores; None: the loader's default.
     hold_out: a `splits.HoldOut` that divides the training cases into "train", "val" and "test". Without a share for
         testing, "test" is the part for validation, if the data has no test cases of its own, that is, if `find_cases`
         gives the same for "test" as for "train" or "val".
     classes: the value of `--classes`; "": the loader's own classes. It becomes `self.classes`, a `classes.Classes`, and
         `class_names`.
     view: a `resizing.View`, which part of a case an item shows.
+    keep_unreadable: whether volumes with an unreadable header have a case too, which raises its `UserError` when it is
+        read; else the first of them raises it here.
     """
 
     data_name = ""  # how --data_name calls the loaders of this package; a subclass of one does not inherit it
@@ -128,6 +130,7 @@ class SegmentationDataset(Dataset):
         ct_window=None,
         classes="",
         view=WHOLE,
+        keep_unreadable=False,
     ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
@@ -148,6 +151,10 @@ class SegmentationDataset(Dataset):
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
+        if self.volumes is not None:
+            if not keep_unreadable:
+                self.volumes.check_readable()
+            self.notes = tuple(dict.fromkeys((*self.notes, *self.volumes.notes())))
         with own_errors(type(self), "find_cases"):
             self._check_cases()
         self.classes = self._choose_classes(classes)

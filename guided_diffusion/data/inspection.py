@@ -26,8 +26,9 @@ class Inspection:
     raters: number of masks. sizes: (H, W) of the images. low, high: [C], the range of each channel as the loader gives
     it. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with nothing
     marked. values: how often each value occurs in the mask files. is_soft: a mask picture has more than two values.
-    is_photograph: see `like_photograph`. elsewhere: see `_misplaced_file`. digest: a hash of the images, None if they
-    are blank. problems: messages about what could not be read.
+    is_photograph: see `like_photograph`. spread: [C], the standard deviation of each channel's values other than 0, NaN
+    where there are none. elsewhere: see `_misplaced_file`. digest: a hash of the images, None if they are blank.
+    problems: messages about what could not be read.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Inspection:
     values: Counter = field(default_factory=Counter)
     is_soft: bool = False
     is_photograph: bool = False
+    spread: np.ndarray | None = None
     elsewhere: str = ""
     digest: str | None = None
     problems: list = field(default_factory=list)
@@ -79,12 +81,15 @@ def find_parts(data_name, data_dir, **settings):
     Raises `UserError` for what the loader refuses, and where there are no cases.
     """
     parts, errors = {}, []
+    settings["keep_unreadable"] = True
     for split in SPLIT_FOLDERS:
         try:
             dataset = build_dataset(data_name, data_dir, 1, split=split, **settings)
             parts[split] = Part(split, dataset)
             if settings.get("classes") == "auto":
                 settings["classes"] = str(dataset.classes)  # as training, sampling and evaluation do
+            if "ct_window" in dataset.kept and settings.get("ct_window") is None:
+                settings["ct_window"] = dataset.ct_window or ()  # as training does
         except NoCasesError as error:
             errors += [error] if split == "train" else []
         except NoSplitError:
@@ -124,7 +129,7 @@ def inspect_unit(dataset, unit, group_key=""):
     """The `Inspection` of a `cases.Unit`. A file that cannot be read becomes one of its `problems`."""
     first = unit.cases[0]
     found = Inspection(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
-    digest, blank, marked = hashlib.sha256(), True, []
+    digest, blank, marked, sums = hashlib.sha256(), True, [], 0
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         if image is None:
@@ -134,6 +139,8 @@ def inspect_unit(dataset, unit, group_key=""):
         found.sizes.add(tuple(size))
         found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
         found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
+        exact = flat.astype(np.float64)
+        sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         blank &= bool((image == image.flat[0]).all())
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         if case.masks:
@@ -144,10 +151,17 @@ def inspect_unit(dataset, unit, group_key=""):
             found.empty += not mask.any()
             _try_read(found, _count_mask_values, dataset, case, found)
     found.digest = None if blank else digest.hexdigest()
+    found.spread = _deviation(*sums)
     found.marked = np.mean(marked, axis=0) if marked else None
-    if unit.is_volume:
+    if unit.is_volume and not found.problems:
         found.elsewhere = _try_read(found, _misplaced_file, first) or ""
     return found
+
+
+def _deviation(count, total, squares):
+    """The standard deviation of values from their number, sum and sum of squares; NaN where there are none."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
 
 
 def _try_read(inspection, read, *arguments):
@@ -182,7 +196,7 @@ def _value_counts(array):
 def _misplaced_file(case):
     """The first file of a volume that lies elsewhere in space than its first image, and where; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
-        how = lies_elsewhere(path, case.images[0])
+        how = is_nifti(path) and is_nifti(case.images[0]) and lies_elsewhere(path, case.images[0])
         if how:
             return f"{path} ({how})"
     return ""

@@ -27,7 +27,7 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
 
     data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
     a loader of your own, or AUTO.
-    split, need_masks, settings (view, hold_out, ct_window, classes): see `SegmentationDataset`.
+    split, need_masks, settings (view, hold_out, ct_window, classes, keep_unreadable): see `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir))

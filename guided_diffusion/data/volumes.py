@@ -1,76 +1,26 @@
 """Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and cached on disk or in memory."""
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..io.images import stacked
-from ..io.nifti import nifti_channels, nifti_grid, read_nifti_channels, read_nifti_header, read_nifti_labels
-from ..runtime.errors import UserError
+from ..io.nifti import (
+    as_3d,
+    is_nifti,
+    nifti_channels,
+    nifti_geometry,
+    nifti_notes,
+    read_nifti_channels,
+    read_nifti_header,
+    read_nifti_labels,
+)
+from ..runtime.errors import UserError, reason_of
 from .cases import Case, Geometry
+from .intensities import doubt_of, normalisation_text, normalised, ranges_of, spread, zscore
 from .volume_cache import Entry, VolumeCache
-
-# ---- normalisation: z-scores for MRI, windows for CT -------------------------------------------------------------
-
-CLIP = 5.0  # z-scores beyond it are noise or bright vessels
-
-
-def zscore(values):
-    """Normalise one channel, float32 of any shape: (x - mean) / std over its non-zero values, clipped to +-5.
-
-    Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
-    """
-    foreground = values != 0
-    inside = values[foreground]
-    if inside.size == 0:
-        return np.zeros_like(values)
-    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    if std <= 1e-6 * abs(mean):  # constant, up to rounding
-        return np.zeros_like(values)
-    scores = (values - np.float32(mean)) / np.float32(std)
-    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
-
-
-@dataclass(frozen=True)
-class CTWindow:
-    """Normalises CT: HU from `low` to `high` become -1 to 1, and values beyond are clipped."""
-
-    low: float
-    high: float
-
-    def __call__(self, values):
-        """Float32 of any shape, in HU -> the same shape in [-1, 1]."""
-        return (np.clip(values, self.low, self.high) - self.low) * np.float32(2 / (self.high - self.low)) - 1
-
-
-def normaliser(window):
-    """The `CTWindow` of (low, high), or `zscore` without a window."""
-    return CTWindow(*window) if window else zscore
-
-
-def normalised(values, normalise=zscore):
-    """A normalised channel as float16, the type of the caches; it is exact enough within +-5."""
-    return normalise(values).astype(np.float16)
-
-
-def normalised_channels(raw, normalise=zscore):
-    """An image or volume [C, ...] with raw values, normalised by channel as `VolumeReader` does: float32 [C, ...].
-
-    normalise: a function for all channels, or a tuple of one for each.
-    """
-    raw = np.asarray(raw, dtype=np.float32)
-    steps = normalise if isinstance(normalise, tuple) else (normalise,) * len(raw)
-    return np.stack([normalised(channel, step) for channel, step in zip(raw, steps, strict=True)]).astype(np.float32)
-
-
-def normalisation_text(normalise):
-    """Text that identifies a normalisation in the cache's keys."""
-    if isinstance(normalise, tuple):
-        return " ".join(map(normalisation_text, normalise))
-    return getattr(normalise, "__name__", repr(normalise))
-
-
-# ---- reading -----------------------------------------------------------------------------------------------------
 
 DECODED = "3"  # the version of the decoding; a new one makes caches on disk stale
 
@@ -85,32 +35,75 @@ class VolumeReader:
     store: the `volume_cache.VolumeStore` that keeps decoded volumes on disk. None: each process keeps up to
     `cache_bytes` of them in memory. The default is enough for about 55 BraTS cases (240 x 240 x 155 voxels, four
     modalities, 71 MB). 2-D images are cached in memory only.
+    is_chosen: whether the user chose `zscore`, so that no values speak against it.
+    unreadable: messages about volumes whose headers cannot be read. Each of them still has a case, which fails when it
+    is read, so that a check of the data finds them all.
     """
 
     cache_bytes = 4 * 2**30
 
-    def __init__(self, normalise=zscore):
-        self.normalise = normalise
-        self.store = None
+    def __init__(self, normalise=zscore, is_chosen=False):
+        self.normalise, self.is_chosen = normalise, is_chosen
+        self.store, self.unreadable = None, []
+        self._found = []  # the image files of each volume
         self._cache = VolumeCache(self.cache_bytes)
 
     def cases(self, name, images, masks=(), label=None, *, raters=(), check_masks=True):
         """Return the cases of one volume, `NAME_slice_KKK` for each slice, or of a 2-D image the single case `NAME`.
 
         images: files of one or more channels each. masks: one label map per rater. raters: their names. Only headers
-        are read. Raises `UserError` if the files of a volume differ in shape.
+        are read. A header that cannot be read, and files that differ in shape, go to `unreadable`.
         check_masks: False leaves the masks' shapes to `labels`, so that sampling does not fail on a damaged mask.
         """
         images, masks = tuple(images), tuple(masks)
-        depth = _as_volume(read_nifti_header(images[0])[0])[2]
+        try:
+            found = self._cases(name, images, masks, label, raters, check_masks)
+        except (UserError, OSError) as error:
+            self.unreadable.append(reason_of(error))
+            return [Case(f"{name}_slice_000", images, masks, label, name, 0, raters=raters)]
+        self._found.append(images)
+        return found
+
+    def _cases(self, name, images, masks, label, raters, check_masks):
+        depth = as_3d(read_nifti_header(images[0])[0])[2]
         if depth == 1:
             return [Case(name, images, masks, label, raters=raters)]  # shapes are compared when the data are read
         checked = images + masks if check_masks else images
-        _check_shapes({path: _as_volume(read_nifti_header(path, like=images[0])[0]) for path in checked})
+        _check_shapes({path: as_3d(read_nifti_header(path, like=images[0])[0]) for path in checked})
         return [
             Case(f"{name}_slice_{index:03d}", images, masks, label, name, index, raters=raters)
             for index in range(depth)
         ]
+
+    def check_readable(self):
+        """Raise `UserError` with the first of the `unreadable` volumes and their number."""
+        if self.unreadable:
+            count = len(self.unreadable)
+            more = f" ({count} volumes in all cannot be read: python scripts/check_data.py names them)"
+            raise UserError(self.unreadable[0] + (more if count > 1 else ""))
+
+    def channels(self, paths):
+        """The number of channels of the first of these files that can be read; 1 where none can."""
+        for path in paths:
+            with suppress(UserError, OSError):
+                return nifti_channels(path)
+        return 1
+
+    def notes(self):
+        """Lines on units, forms and values of the volumes found that users should know; see `nifti_notes`."""
+        first, counts = {}, Counter()
+        for images in self._found:
+            for kind, text in nifti_notes(images[0]).items():
+                first.setdefault(kind, text)
+                counts[kind] += 1
+        texts = [text + (f" ({counts[kind]} such files)" if counts[kind] > 1 else "") for kind, text in first.items()]
+        for images in spread(self._found):
+            channels = [(path, found) for path in images for found in ranges_of(path)]
+            steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
+            doubts = [doubt_of(*channel, step, self.is_chosen) for channel, step in zip(channels, steps, strict=False)]
+            if any(doubts):
+                return (*texts, next(filter(None, doubts)))
+        return tuple(texts)
 
     def image(self, case):
         """Return the case's slice as float32 [C, X, Y], each channel normalised over the whole volume."""
@@ -126,7 +119,13 @@ class VolumeReader:
         return [self._images_of(case), *(_labels_of(case) if masks else ())]
 
     def stored_bytes(self, entry):
-        """The approximate size of an entry in a store, in bytes, from the headers of its files."""
+        """The approximate size of an entry in a store, in bytes, from the headers of its files; 0 if one cannot be
+        read."""
+        with suppress(UserError, OSError):
+            return self._stored_bytes(entry)
+        return 0
+
+    def _stored_bytes(self, entry):
         voxels = int(np.prod(read_nifti_header(entry.files[0])[0]))
         is_image = isinstance(entry.decode, ImageDecoder)
         return voxels * (2 * sum(nifti_channels(path) for path in entry.files) if is_image else 1)
@@ -142,10 +141,19 @@ class VolumeReader:
 
     def geometry(self, case):
         """Return the `Geometry` of the case's volume, or None for a 2-D image."""
-        if case.volume is None:
-            return None
-        shape, affine, spacing = read_nifti_header(case.images[0])
-        return Geometry(affine, spacing, shape, *nifti_grid(case.images[0]))
+        return None if case.volume is None else self.file_geometry(case)
+
+    def file_geometry(self, case):
+        """The `Geometry` of the case's first file, also of a 2-D image."""
+        return Geometry(*nifti_geometry(case.images[0]))
+
+
+def image_geometry(dataset, case):
+    """Where the case's image lies: `load_geometry`, and for a 2-D image in a NIfTI file that file's `Geometry`; None
+    for a picture."""
+    if case.volume is None and dataset.volumes is not None and is_nifti(case.images[0]):
+        return dataset.volumes.file_geometry(case)
+    return dataset.load_geometry(case)
 
 
 def _labels_of(case):
@@ -174,9 +182,7 @@ class ImageDecoder:
         channels, shapes = [], {}
         for path in paths:
             values = read_nifti_channels(path, like=paths[0])
-            if not np.isfinite(values).all():
-                raise UserError(f"{path}: holds values that are not finite; repair it or leave it out")
-            shapes[path] = _as_volume(values.shape[:-1])
+            shapes[path] = as_3d(values.shape[:-1])
             channels += [values[..., k].reshape(shapes[path]) for k in range(values.shape[-1])]
         _check_shapes(shapes)
         return channels
@@ -187,10 +193,10 @@ def _decode_labels(files):
     path, *images = files
     labels = read_nifti_labels(path, *images)
     for image in images:
-        _check_shapes({image: _as_volume(read_nifti_header(image)[0]), path: _as_volume(labels.shape)})
+        _check_shapes({image: as_3d(read_nifti_header(image)[0]), path: as_3d(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
-    return np.ascontiguousarray(labels.reshape(_as_volume(labels.shape)).transpose(2, 0, 1))
+    return np.ascontiguousarray(labels.reshape(as_3d(labels.shape)).transpose(2, 0, 1))
 
 
 def _slice_of(case, path, slices):
@@ -200,11 +206,6 @@ def _slice_of(case, path, slices):
         wanted = "a 2-D slice" if case.slice_index is None else f"slice {index}"
         raise UserError(f"{path}: holds {len(slices)} slices where {wanted} is expected; check the file")
     return slices[index]
-
-
-def _as_volume(shape):
-    """The shape (X, Y) or (X, Y, Z) as (X, Y, Z)."""
-    return (*shape, 1) if len(shape) == 2 else tuple(shape)
 
 
 def _check_shapes(shapes):

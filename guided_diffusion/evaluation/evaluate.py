@@ -12,10 +12,11 @@ import torch
 from ..data.cases import check_volumes, group_cases
 from ..data.splits import group_of
 from ..data.truth import majority, on_grid, rater_names, raters_of
+from ..data.volumes import image_geometry
 from ..inference.ensemble import staple
 from ..inference.predictions import Predictions
 from ..io.files import atomic_path, write_json
-from ..runtime.console import counted
+from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .calibration import ReliabilityTable, boundary_band
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_sets, mean_over_pairs, pair_dice, shared_pixels
@@ -122,6 +123,18 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             evaluation.without_truth += 1
         else:
             _evaluate_case(evaluation, dataset, unit, predictions, read_raters)
+    if predictions.assumed:
+        number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
+        console().warning(
+            f"warning: {counted(number, 'prediction')} {'has' if number == 1 else 'have'} lost the affine and "
+            f"{'is' if number == 1 else 'are'} taken voxel for voxel over the image: {first}"
+        )
+    if predictions.elsewhere:
+        first = next(iter(predictions.elsewhere.values()))
+        console().warning(
+            f"warning: {counted(len(predictions.elsewhere), 'prediction')} on another grid than the image, brought to "
+            f"it by nearest neighbour{' (with 0 outside)' if units[0].is_volume else ''}: {first}"
+        )
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)
     if not evaluation.rows:
@@ -136,7 +149,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
 def predictions_of(pred_dir, dataset, units):
     """The `Predictions` below `pred_dir` for these `cases.Unit`s, in the geometry of the data set's volumes."""
     firsts = {unit.name: unit.cases[0] for unit in units}
-    return Predictions(pred_dir, firsts, dataset.classes, lambda name: dataset.load_geometry(firsts[name]))
+    return Predictions(pred_dir, firsts, dataset.classes, lambda name: image_geometry(dataset, firsts[name]))
 
 
 def write_evaluation(evaluation, out_dir, compared=None):
@@ -193,12 +206,26 @@ class ClassTruth:
 
 
 def read_prediction(predictions, unit, shape, k=0):
-    """The `ClassPrediction` of class k of a predicted case, on a grid of this shape."""
+    """The `ClassPrediction` of class k of a predicted case, on a grid of this shape.
+
+    A picture of another size is stretched, which `predictions.elsewhere` then says. Raises `UserError` for a volume of
+    another shape: its place in space is unknown.
+    """
     key = (unit.name, unit.is_volume, k)
+    mask = predictions.mask(*key)
+    if mask.shape != tuple(shape):
+        sizes = ["x".join(map(str, size)) for size in (mask.shape, shape)]
+        where = f"{predictions.masks}: the mask of {unit.name}"
+        if unit.is_volume:
+            raise UserError(
+                f"{where} has {sizes[0]} voxels, its image {sizes[1]}, and the loader gives no geometry by which they "
+                "could be compared; save it on its image's grid"
+            )
+        predictions.elsewhere.setdefault(unit.name, f"{where} has {sizes[0]} pixels, its image {sizes[1]}")
     members = [on_grid(member, shape) for member in predictions.members(*key)]
     probability, coarse = predictions.probability(*key), predictions.coarse(*key)
     return ClassPrediction(
-        on_grid(predictions.mask(*key), shape),
+        on_grid(mask, shape),
         members,
         None if probability is None else on_grid(probability, shape),
         None if coarse is None else on_grid(coarse, shape),

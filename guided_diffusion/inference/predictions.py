@@ -10,7 +10,7 @@ from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, files_by_name
 from ..io.files import read_json
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
-from ..io.nifti import is_nifti, read_nifti, read_nifti_labels
+from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
 from ..runtime.errors import UserError
 from .results import soft_files
 
@@ -21,8 +21,11 @@ class Predictions:
     names: those of all cases. In a folder that sampling did not write, a case's mask is the picture (the NIfTI file of
     a volume) of its name, or of its name and one of `truth.MASK_ENDINGS` unless another case has that name.
     classes: the `Classes` of the masks; every method reads one class, k. geometry_of(name): the `data.Geometry` of a
-    volume, into whose orientation its files are turned; None: that of `nifti.read_nifti`.
-    num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far.
+    volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
+    picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
+    num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far. elsewhere:
+    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those without an
+    affine, which are taken to lie voxel for voxel over their image.
     Raises `UserError` without the folder, and for files that do not fit.
     """
 
@@ -37,7 +40,7 @@ class Predictions:
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
-        self.used = set()
+        self.used, self.elsewhere, self.assumed = set(), {}, {}
 
     def mask(self, name, is_volume, k=0):
         """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
@@ -48,14 +51,14 @@ class Predictions:
         return self._read_mask(name, path, is_volume, k)
 
     def _read_mask(self, name, path, is_volume, k):
-        geometry = self.geometry_of(name) if is_volume else None
         if self.classes.is_binary:
-            return read_nifti_labels(path, onto=geometry) > 0 if is_volume else read_picture_mask(path)
+            return self._read_labels(name, path, is_volume) > 0 if is_nifti(path) else read_picture_mask(path)
         if self._labels[0] != name:
             self._labels = (name, {})
         maps = self._labels[1]
         if path not in maps:
-            maps[path] = read_nifti_labels(path, onto=geometry) if is_volume else read_picture_labels(path)
+            read = self._read_labels if is_nifti(path) else lambda *_: read_picture_labels(path)
+            maps[path] = read(name, path, is_volume)
             if maps[path].any() and not self.classes.masks_of(maps[path]).any():
                 raise UserError(
                     f"{path}: holds the values {', '.join(map(str, np.unique(maps[path])[:5]))} and none of the "
@@ -63,11 +66,28 @@ class Predictions:
                 )
         return self.classes.mask_of(maps[path], k)
 
+    def _read_values(self, name, path, is_volume):
+        """The values of a NIfTI file on its image's grid, float32 [X, Y, Z], or [X, Y] of a 2-D image."""
+        geometry = self.geometry_of(name)
+        if geometry is None:
+            return read_nifti(path)[0]
+        found = read_nifti_onto(path, geometry)
+        for known, text in ((self.elsewhere, found.resampled), (self.assumed, found.assumed)):
+            if text:
+                known.setdefault(name, text)
+        return found.values if is_volume else found.values.reshape(found.values.shape[:2])
+
+    def _read_labels(self, name, path, is_volume):
+        """`_read_values` of a label map, int32. Raises `UserError` for values that are not finite."""
+        return as_labels(self._read_values(name, path, is_volume), path)
+
     def unmatched(self):
         """The mask files that `mask` has not read, sorted."""
         if self.is_ours:
             files = [*self.folder.glob("masks/*.png"), *self.folder.glob("*_seg.nii.gz")]
             files = [path for path in files if not path.name.startswith(".")]  # temporary ones
+            # a 2-D image's mask is written twice, as a picture and as NIfTI
+            files = [p for p in files if p.suffix == ".png" or not (self.masks / f"{p.name[:-11]}.png").exists()]
         else:
             files = [path for paths in self._files.values() for path in paths]
         return sorted(set(files) - self.used)
@@ -77,7 +97,10 @@ class Predictions:
             path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
             return path if path.exists() else None
         stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
-        found = [path for stem in stems for path in self._files.get(stem, ()) if is_nifti(path) == is_volume]
+        named = [path for stem in stems for path in self._files.get(stem, ())]
+        found = [path for path in named if is_nifti(path) == is_volume]
+        if not found and not is_volume and self.geometry_of(name) is not None:  # a 2-D image in a NIfTI file
+            found = named
         if len(found) > 1:
             raise UserError(f"{found[1]}: is a second mask of {name} beside {found[0].name}; keep one")
         return found[0] if found else None
@@ -112,7 +135,7 @@ class Predictions:
         path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
         if not path.exists():
             return None
-        values = read_nifti(path, onto=self.geometry_of(name))[0] if is_volume else read_picture(path)[0] / 255
+        values = self._read_values(name, path, is_volume) if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
             raise UserError(
                 f"{path}: holds values outside 0 to 1, which are not probabilities; remove it or save it again"

@@ -10,9 +10,10 @@ overlay/NAME.png          the input with the outlines of the mask (red) and the 
 variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
 debug/NAME.gif            with --debug: the denoising, step by step
-NAME_seg.nii.gz           a volume's fused mask in its own geometry; beside it NAME_prob and NAME_uncertainty, with
-                          --save_samples NAME_sample_kk and NAME_coarse, with --uncertainty_maps NAME_variance and so
-                          on, in their own units
+NAME_seg.nii.gz           a volume's fused mask, with sform, qform, codes, units and sizes of voxels of its image;
+                          beside it NAME_prob and NAME_uncertainty, with --save_samples NAME_sample_kk and NAME_coarse,
+                          with --uncertainty_maps NAME_variance and so on, in their own units. For a 2-D image in a
+                          NIfTI file the mask alone is written so, besides its picture
 
 With `--classes` the masks are label maps in the data's own label values. With several classes each has its own soft
 maps: probability/CLASS/NAME.png, NAME_prob_CLASS.nii.gz and so on.
@@ -102,6 +103,7 @@ class ResultsFolder:
     def _existing_files(self, name, is_volume, members):
         """A case's existing files without those of --debug, its mask last."""
         extra = [self._member_path(name, is_volume, e) for e in range(members)]
+        extra += [] if is_volume else [self._mask_path(name, True)]  # of an image in a NIfTI file
         for what in ("coarse", *PIXEL_MAPS):
             extra += self._soft_paths(name, is_volume, what)
         return [path for path in (*extra, *self._required_files(name, is_volume)) if path.exists()]
@@ -112,10 +114,11 @@ class ResultsFolder:
     def _mask_path(self, name, is_volume):
         return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"
 
-    def write_image(self, name, maps, image, truth=None):
+    def write_image(self, name, maps, image, truth=None, geometry=None):
         """Write the `CaseMaps` of a 2-D case, and the overlay.
 
-        image: raw [C, H, W]. truth: bool [K, H, W] or None.
+        image: raw [C, H, W]. truth: bool [K, H, W] or None. geometry: the `data.Geometry` of an image in a NIfTI file,
+        over which the mask is then also written.
         """
 
         def write(what, values, top, dtype):
@@ -135,6 +138,9 @@ class ResultsFolder:
                 self._write_masks(self._member_path(name, False, e), member)
             if maps.coarse is not None:
                 write("coarse", maps.coarse, 255, np.uint8)
+        if geometry is not None:
+            labels = self.classes.labels_of(maps.mask)[..., None]
+            write_nifti(self._mask_path(name, True), *geometry.as_in_file(labels), geometry.placement)
         self._write_masks(self._mask_path(name, False), maps.mask)
         self.written(self._existing_files(name, False, len(maps.members)))
 
@@ -145,7 +151,7 @@ class ResultsFolder:
         """
 
         def write_one(path, values):
-            write_nifti(path, *geometry.as_in_file(values))
+            write_nifti(path, *geometry.as_in_file(values), geometry.placement)
 
         def write(what, values):
             for path, value in zip(self._soft_paths(name, True, what), values, strict=True):

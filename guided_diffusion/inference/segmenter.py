@@ -21,7 +21,7 @@ from ..config.settings import settle
 from ..data.batches import collate
 from ..data.dataset import own_errors
 from ..data.registry import find_loader
-from ..io.nifti import NO_TURN, canonical_turn, reoriented, reoriented_back
+from ..io.orientation import NO_TURN, canonical_turn, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError

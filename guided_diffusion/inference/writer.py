@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 from ..data.truth import on_grid, raters_of, truths_of
+from ..data.volumes import image_geometry
 from ..io.drawing import denoising_frames, displayed
 from ..runtime.console import console
 from ..runtime.errors import UserError, reason_of
@@ -67,7 +68,8 @@ class ResultWriter:
             geometry = self.dataset.load_geometry(unit.cases[0])
             self.folder.write_volume(unit.name, answer, geometry, image_of, truth)
         else:
-            self.folder.write_image(unit.name, answer, image_of(0), truth)
+            geometry = image_geometry(self.dataset, unit.cases[0])
+            self.folder.write_image(unit.name, answer, image_of(0), truth, geometry)
         self.empty += not answer.mask.any()
 
 

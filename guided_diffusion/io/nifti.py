@@ -4,94 +4,14 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
-
-# ---- orientation: to right, front and up when a volume is read, and back when it is written ----------------------
-
-# The canonical order of axes, by the direction of the slices, which lie along the last axis. Axial slices are the rule.
-AXES = {"R": "ASR", "A": "RSA", "S": "RAS"}
-NO_TURN = np.array([[0.0, 1], [1, 1], [2, 1]])  # the identity
-THICK = 1.5  # slices were acquired along the longest side of a voxel if it is longer than the second by this factor
-
-
-def canonical_turn(affine, shape):
-    """The turn of a file's axes to canonical ones: an array [3, 2] as in `nibabel.orientations`. Axis i of the file
-    becomes axis turn[i, 0], in the direction turn[i, 1] (1 or -1).
-
-    Canonical indices grow towards the patient's right, front (anterior) and up (superior), with axial slices: [R, A,
-    S]. Slices acquired in another plane, which much thicker voxels reveal, stay in that plane: sagittal [A, S, R] or
-    coronal [R, S, A]. A 2-D image, of shape (X, Y) or (X, Y, 1), is not turned.
-    """
-    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-
-    if len(shape) < 3 or shape[2] == 1:
-        return NO_TURN
-    lies = io_orientation(affine)
-    if np.isnan(lies).any():  # an axis of zero length points nowhere
-        return NO_TURN
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    second, thickest = np.sort(sizes)[1:]
-    slices = "RAS"[int(lies[sizes.argmax(), 0])] if thickest > THICK * second else "S"
-    return ornt_transform(lies, axcodes2ornt(AXES[slices]))
-
-
-def is_degenerate(affine):
-    """Whether an affine [4, 4] is not finite, or has axes of zero length or of the same direction."""
-    from nibabel.orientations import io_orientation
-
-    return not np.isfinite(affine).all() or bool(np.isnan(io_orientation(affine)).any())
-
-
-def turn_onto(affine, other, other_turn):
-    """The turn that brings a file with this affine into the orientation of another file, with the affine `other`, after
-    its turn `other_turn`."""
-    from nibabel.orientations import io_orientation, ornt_transform
-
-    lies, others = io_orientation(affine), io_orientation(other)
-    if np.isnan(lies).any() or np.isnan(others).any() or (lies == others).all():
-        return other_turn
-    between = ornt_transform(lies, others)
-    axes = other_turn[between[:, 0].astype(int)]
-    return np.column_stack([axes[:, 0], between[:, 1] * axes[:, 1]])
-
-
-def reoriented(array, turn):
-    """An array [X, Y, Z, ...] with its first three axes flipped and permuted by a turn."""
-    from nibabel.orientations import apply_orientation
-
-    return array if is_no_turn(turn) else apply_orientation(array, turn)
-
-
-def turned_affine(affine, turn, shape):
-    """The affine [4, 4] of a volume after a turn. shape: (X, Y, Z) before it."""
-    from nibabel.orientations import inv_ornt_aff
-
-    return affine if is_no_turn(turn) else affine @ inv_ornt_aff(turn, shape)
-
-
-def turned_shape(shape, turn):
-    """The shape of a volume after a turn."""
-    result = list(shape)
-    for axis, (target, _) in enumerate(turn[: len(shape)]):
-        result[int(target)] = shape[axis]
-    return tuple(result)
-
-
-def reoriented_back(array, turn):
-    """The inverse of `reoriented`, for the last three axes of an array [..., X, Y, Z]."""
-    first = array.ndim - 3
-    array = array.transpose(*range(first), *(first + turn[:, 0].astype(int)))
-    return np.flip(array, tuple(first + np.flatnonzero(turn[:, 1] < 0)))
-
-
-def is_no_turn(turn):
-    """Whether a turn is the identity."""
-    return bool((turn == NO_TURN).all())
-
+from .nifti_header import Placement, decoding_values, forms_apart, length_unit, open_nifti
+from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -121,13 +41,17 @@ def read_nifti(path, like=None, onto=None):
 
 def read_nifti_channels(path, like=None):
     """Read the values of a NIfTI file with one or more channels as float32 [X, Y, C] or [X, Y, Z, C], turned as by
-    `read_nifti`."""
-    return _open_nifti(path, like).values()
+    `read_nifti`. Raises `UserError` for values that are not finite."""
+    return _open_nifti(path, like).finite_values()
 
 
 def read_nifti_labels(path, like=None, onto=None):
     """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels stored as floats are rounded."""
-    values = read_nifti(path, like, onto)[0]
+    return as_labels(read_nifti(path, like, onto)[0], path)
+
+
+def as_labels(values, path):
+    """Values of a label map as int32. path: the file, for the message about values that are not finite."""
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     return np.rint(values).astype(np.int32)
@@ -147,10 +71,117 @@ def nifti_channels(path):
     return _open_nifti(path).channels
 
 
-def nifti_grid(path):
-    """(the file's own affine, the turn that `read_nifti` applies, whether the affine has codes: see `Grid`)."""
+def nifti_geometry(path):
+    """The fields of the `data.Geometry` of a file in their order, from the header alone."""
     opened = _open_nifti(path)
-    return opened.file_affine, opened.turn, opened.grid.has_codes
+    placement = Placement.of_header(opened.image.header)
+    own = (opened.file_affine, opened.turn, opened.grid.has_codes, placement)
+    return (opened.affine, opened.spacing, opened.shape, *own)
+
+
+def nifti_notes(path):
+    """What users should know of a file's header, {kind: line}: a unit other than mm, an sform that is not the qform."""
+    opened = _open_nifti(path)
+    notes, (factor, unit) = {}, length_unit(opened.image.header)
+    if unit:
+        notes["unit"] = f"{path}: lengths are in {unit}; they become mm here (x {factor:g}), and volumes ml"
+    apart = forms_apart(opened.image.header, opened.grid.shape)
+    if apart > opened.grid.tolerance:
+        how = f"its sform and its qform lie {apart:.1f} mm apart" if np.isfinite(apart) else "its qform is no rotation"
+        notes["forms"] = (
+            f"{path}: {how}: the sform counts here, other programs may go by the qform; masks are written with both"
+        )
+    return notes
+
+
+def nifti_sample(path, voxels):
+    """The first values of each channel of a file, about as many as `voxels`: a list of float64 arrays, decoded alone.
+
+    Values that are not finite are left out.
+    """
+    opened = _open_nifti(path)
+    shape = as_3d(opened.file_shape)
+    depth = max(1, voxels // (shape[0] * shape[1]))
+    place = (slice(None), slice(None), slice(depth))[: opened.image.ndim]
+    samples = []
+    for k in range(opened.channels):
+        channel = ((k if opened.channels > 1 else 0),) if opened.image.ndim > 3 else ()
+        rest = (0,) * (opened.image.ndim - len(place) - len(channel))
+        with decoding_values(path):
+            values = np.asarray(opened.image.dataobj[place + channel + rest], dtype=np.float64)
+        samples.append(values[np.isfinite(values)])
+    return samples
+
+
+class OntoImage(NamedTuple):
+    """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
+    assumed: the file's path if it has lost its affine, so that its place is a guess, else ""."""
+
+    values: np.ndarray
+    resampled: str = ""
+    assumed: str = ""
+
+
+def read_nifti_onto(path, geometry):
+    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`.
+
+    A file on the same grid, whatever the order and direction of its axes, is read as it is, and so is one of the same
+    shape that has lost its affine. One on another grid of the same space, such as a crop or one of another resolution,
+    is resampled by nearest neighbour, with 0 outside.
+    Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
+    """
+    opened = _open_nifti(path, onto=geometry)
+    if opened.channels > 1:
+        raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
+    values = opened.values()[..., 0]
+    if not geometry.shape:
+        return OntoImage(values)
+    own, image = opened.grid, Grid.of_file(geometry)
+    is_alike = as_3d(opened.shape) == as_3d(geometry.shape)
+    if is_alike and (own.is_lost or image.is_lost or own.distance(image) <= image.tolerance):
+        is_guess = own.is_lost and not image.is_lost
+        return OntoImage(values.reshape(geometry.shape), assumed=str(path) if is_guess else "")
+    grids = f"{own}, its image {image}"
+    if own.is_lost or is_degenerate(own.affine):
+        raise UserError(
+            f"{path}: has lost its affine, so that its place is unknown: it has {grids}; save it with its affine"
+        )
+    if not image.has_codes or is_degenerate(image.affine) or (image.is_lost and not own.is_inside(image)):
+        raise UserError(
+            f"{path}: has {grids}, which has lost its affine, so that the place of one in the other is unknown; save "
+            "it on its image's grid"
+        )
+    resampled = _resampled(values.reshape(as_3d(opened.shape)), opened.affine, geometry)
+    if resampled is None:
+        raise UserError(
+            f"{path}: lies beside its image and shares no voxel with it: it has {grids}; save it with the affine of "
+            "its image"
+        )
+    return OntoImage(resampled.reshape(geometry.shape), resampled=f"{path} has {grids}")
+
+
+def as_3d(shape):
+    """The shape (X, Y) or (X, Y, Z) as (X, Y, Z)."""
+    return (*shape, 1)[:3]
+
+
+def _resampled(values, affine, geometry):
+    """Values [X, Y, Z] with this affine on the voxels of a `Geometry` by nearest neighbour, 0 outside; None if no voxel
+    lies inside."""
+    shape = as_3d(geometry.shape)
+    result, is_apart = np.zeros(shape, values.dtype), True
+    step = np.linalg.inv(affine) @ geometry.affine
+    plane = np.indices(shape[:2]).reshape(2, -1)
+    for k in range(shape[2]):  # slice by slice, since the places of all voxels are large
+        places = step[:3, :2] @ plane + (step[:3, 2] * k + step[:3, 3])[:, None]
+        nearest = np.floor(places + 0.5 + 1e-6).astype(np.int64)
+        inside = ((nearest >= 0) & (nearest < np.array(values.shape)[:, None])).all(axis=0)
+        if inside.any():
+            is_apart = False
+            flat = np.zeros(inside.size, values.dtype)
+            flat[inside] = values[tuple(nearest[:, inside])]
+            result[..., k] = flat.reshape(shape[:2])
+    return None if is_apart else result
 
 
 def lies_elsewhere(path, other):
@@ -204,6 +235,16 @@ class Grid:
         """The Hausdorff distance in mm between the corners of two grids, whatever the order of their axes."""
         distances = np.linalg.norm(self._corners()[:, None] - other._corners(), axis=-1)
         return max(distances.min(axis=0).max(), distances.min(axis=1).max())
+
+    def is_inside(self, other):
+        """Whether the box of this grid lies within the other's, up to its tolerance."""
+        own, others = self._corners(), other._corners()
+        margin = other.tolerance
+        return bool((own.min(0) >= others.min(0) - margin).all() and (own.max(0) <= others.max(0) + margin).all())
+
+    def __str__(self):
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)[: len(self.shape)]
+        return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in sizes)} mm"
 
     def _corners(self):
         """The centres of the eight corner voxels in mm, [8, 3]."""
@@ -275,26 +316,44 @@ class _Nifti:
 
     def values(self):
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
-        with decoding(self.path, "NIfTI file"):
+        with decoding_values(self.path), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
         values = values.reshape(*self.file_shape, self.channels)
         return reoriented(values, self.turn)
 
+    def finite_values(self):
+        """`values`. Raises `UserError` for NaN, infinite values, and those beyond the range of float32."""
+        values = self.values()
+        finite = np.isfinite(values)
+        if finite.all():
+            return values
+        exact = np.asanyarray(self.image.dataobj, dtype=np.float64)
+        if np.isfinite(exact).all():
+            raise UserError(
+                f"{self.path}: holds values up to {np.abs(exact).max():.3g}, which are beyond the range of float32; "
+                "scale them"
+            )
+        raise UserError(
+            f"{self.path}: holds values that are not finite (NaN or infinite in {100 * (1 - finite.mean()):.3g} % of "
+            "its voxels); repair it or leave it out"
+        )
+
 
 def _open_nifti(path, like=None, onto=None):
     """The `_Nifti` of a file; see `read_nifti`."""
-    import nibabel
-
+    image, _ = open_nifti(path)
     with decoding(path, "NIfTI file"):
-        image = nibabel.load(path)
         affine = np.array(image.affine, dtype=np.float64)
+        affine[:3] *= length_unit(image.header)[0]
         has_codes = bool(image.header["sform_code"] or image.header["qform_code"])
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     channels = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (2, 3, 4):
-        raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and one for channels")
+        vector = len(shape) == 5 and shape[3] == 1  # NIfTI's place for the components of a vector
+        remedy = f"its vectors along the fourth, as {(*shape[:3], shape[4])}" if vector else "one for channels"
+        raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and {remedy}")
     grid = Grid(affine, shape[:3], has_codes)
     other = Grid.of_file(onto) if onto else _grid_of(like) if like and like != path else None
     is_placed = has_codes or other is None
@@ -309,14 +368,26 @@ def _open_nifti(path, like=None, onto=None):
     return _Nifti(path, image, channels, grid, affine, turn)
 
 
-def write_nifti(path, array, affine):
-    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI with this affine [4, 4] in mm, keeping the type."""
+def write_nifti(path, array, affine, placement=None):
+    """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI, keeping the type.
+
+    placement: the `Placement` of the file that it shall lie over. None: by this affine [4, 4] in mm, as sform and
+    qform, both with the code 2, "aligned"; a qform holds no shear.
+    """
     import nibabel
 
     array = np.asarray(array)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
+    if placement is None:
+        image = nibabel.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, 2)
+        if not is_degenerate(np.asarray(affine)):
+            image.set_qform(affine, 2)
+    else:
+        header = placement.header()
+        header.set_data_dtype(array.dtype)
+        image = (nibabel.Nifti2Image if placement.is_second else nibabel.Nifti1Image)(array, None, header)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

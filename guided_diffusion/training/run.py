@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
 from ..config.config_file import run_values
+from ..config.options import NO_WINDOW
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
@@ -134,10 +135,11 @@ def prepare_run(options, given, processes):
 
 def facts_of(dataset, data):
     """The `DataFacts` of a data set. data: the `DataOptions` it was built with."""
+    is_without_window = bool(dataset.kept_values().get("is_nifti")) or data.ct_window == NO_WINDOW
     return DataFacts(
         data_name=data.data_name,
         orientation=dataset.orientation,
-        ct_window=used_window(dataset.kept_values(), data.ct_window),
+        ct_window=used_window(dataset.kept_values(), data.ct_window) or (NO_WINDOW if is_without_window else ""),
         classes=str(dataset.classes),
         count=len(dataset.classes),
         is_exclusive=dataset.classes.is_exclusive,

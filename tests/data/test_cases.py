@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from guided_diffusion.data.cases import Case, Geometry, check_volumes, group_cases
-from guided_diffusion.io.nifti import NO_TURN, canonical_turn, reoriented
+from guided_diffusion.io.orientation import NO_TURN, canonical_turn, reoriented
 from guided_diffusion.runtime.errors import UserError
 
 

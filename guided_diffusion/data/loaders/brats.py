@@ -13,8 +13,9 @@ from ...runtime.errors import UserError
 from ..cases import Case
 from ..classes import Classes
 from ..dataset import SegmentationDataset
+from ..intensities import normalised_channels
 from ..splits import split_folders
-from ..volumes import VolumeReader, normalised_channels
+from ..volumes import VolumeReader
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 

@@ -7,10 +7,9 @@ from ...io.nifti import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..dataset import SegmentationDataset
+from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..truth import RaterFolders
-from ..volumes import CTWindow, VolumeReader, normalised_channels, zscore
-
-SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # usual CT windows, HU
+from ..volumes import VolumeReader
 
 
 class DecathlonDataset(SegmentationDataset):
@@ -45,11 +44,11 @@ class DecathlonDataset(SegmentationDataset):
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(self.description)
-        task = str(self.description.get("name", "")).lower()
-        self.window = self.ct_window or (LUNG if "lung" in task else SOFT_TISSUE)
-        self.background = None if "CT" in self.modalities else 0.0
-        self.volumes = VolumeReader(self._normalise())
-        if "CT" in self.modalities:
+        self.window = usual_window(self.description.get("name", "")) if self.ct_window is None else self.ct_window
+        has_window = "CT" in self.modalities and bool(self.window)
+        self.background = None if has_window else 0.0
+        self.volumes = VolumeReader(self._normalise(), is_chosen=self.ct_window == ())
+        if has_window:
             self.notes = (f"CT: {self.window[0]:g} to {self.window[1]:g} HU become -1 to 1 (--ct_window)",)
         found = self._find_volumes(path)
         cases = []
@@ -82,7 +81,7 @@ class DecathlonDataset(SegmentationDataset):
         return f"{self.data_dir / 'labelsTr'}/{name}.nii.gz"
 
     def _normalise(self):
-        return tuple(CTWindow(*self.window) if kind == "CT" else zscore for kind in self.modalities)
+        return tuple(normaliser(self.window) if kind == "CT" else zscore for kind in self.modalities)
 
     def _channels(self):
         """ "2 channels (CT, PET)", for messages."""

@@ -29,14 +29,15 @@ and NIfTI volumes.
 
 from ...io.files import list_files, read_csv, read_json, split_suffix
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
-from ...io.nifti import is_nifti, nifti_channels
+from ...io.nifti import is_nifti
 from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
+from ..intensities import normalised_channels, normaliser, window_for
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import MASK_ENDINGS, SUFFIXES, RaterFolders
-from ..volumes import VolumeReader, normalised_channels, normaliser
+from ..volumes import VolumeReader
 
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 
@@ -61,7 +62,7 @@ class FolderDataset(SegmentationDataset):
     finds_validation = True
 
     def find_cases(self):
-        self.volumes = VolumeReader(normaliser(self.ct_window))
+        self.volumes = VolumeReader()
         found = self._find_images()
         if found:
             self._set_kind(found)
@@ -196,9 +197,22 @@ class FolderDataset(SegmentationDataset):
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
         self.layout = self._describe_layout(found)
-        self.image_channels = nifti_channels(first) if self.is_nifti else self._picture_channels(found)
+        if self.is_nifti:
+            images = [image for image, *_ in found]
+            self._set_window(images)
+            self.image_channels = self.volumes.channels(images)
+        else:
+            self.image_channels = self._picture_channels(found)
         self.left_right_axis = -2 if self.is_nifti else -1
         self.background = 0.0 if self.is_nifti and not self.ct_window else None
+
+    def _set_window(self, images):
+        """Set `ct_window`, by the images' values where --ct_window is empty, and the reader of volumes."""
+        asked = vars(self).setdefault("asked_window", self.ct_window)  # each split is found in its turn
+        window, notes = window_for(asked, images, self.data_dir, self.need_masks)
+        self.ct_window = window or None
+        self.notes = (*self.notes, *notes)
+        self.volumes = VolumeReader(normaliser(window), is_chosen=asked == () or bool(notes))
 
     def _picture_channels(self, found):
         """The number of channels of the first picture, or in sampling of the first readable one."""

@@ -1,0 +1,188 @@
+"""Normalisation of volumes, z-scores for MRI and windows for CT, and whether it suits a volume's values."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..io.nifti import nifti_sample
+from ..runtime.errors import UserError
+
+# ---- the two normalisations --------------------------------------------------------------------------------------
+
+CLIP = 5.0  # z-scores beyond it are noise or bright vessels
+
+
+def zscore(values):
+    """Normalise one channel, float32 of any shape: (x - mean) / std over its non-zero values, clipped to +-5.
+
+    Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
+    """
+    foreground = values != 0
+    inside = values[foreground]
+    if inside.size == 0:
+        return np.zeros_like(values)
+    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    if std <= 1e-6 * abs(mean):  # constant, up to rounding
+        return np.zeros_like(values)
+    scores = (values - np.float32(mean)) / np.float32(std)
+    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
+
+
+@dataclass(frozen=True)
+class CTWindow:
+    """Normalises CT: HU from `low` to `high` become -1 to 1, and values beyond are clipped."""
+
+    low: float
+    high: float
+
+    def __call__(self, values):
+        """Float32 of any shape, in HU -> the same shape in [-1, 1]."""
+        return (np.clip(values, self.low, self.high) - self.low) * np.float32(2 / (self.high - self.low)) - 1
+
+
+def normaliser(window):
+    """The `CTWindow` of (low, high), or `zscore` without a window."""
+    return CTWindow(*window) if window else zscore
+
+
+def normalised(values, normalise=zscore):
+    """A normalised channel as float16, the type of the caches; it is exact enough within +-5."""
+    return normalise(values).astype(np.float16)
+
+
+def normalised_channels(raw, normalise=zscore):
+    """An image or volume [C, ...] with raw values, normalised by channel as `VolumeReader` does: float32 [C, ...].
+
+    normalise: a function for all channels, or a tuple of one for each.
+    """
+    raw = np.asarray(raw, dtype=np.float32)
+    steps = normalise if isinstance(normalise, tuple) else (normalise,) * len(raw)
+    return np.stack([normalised(channel, step) for channel, step in zip(raw, steps, strict=True)]).astype(np.float32)
+
+
+def normalisation_text(normalise):
+    """Text that identifies a normalisation in the cache's keys."""
+    if isinstance(normalise, tuple):
+        return " ".join(map(normalisation_text, normalise))
+    return getattr(normalise, "__name__", repr(normalise))
+
+
+# ---- which of them the values suit -------------------------------------------------------------------------------
+
+LOOKED_AT = 2**20  # voxels of a channel: decompressed in some 10 ms, and their slices show the air around the patient
+AIR_HU = (-1300, -500)  # noise makes some of the air lower than -1000
+TOO_LOW = -50  # values this low, and not a mere undershoot of interpolation, are neither MRI nor z-scores
+UNDERSHOOT = 0.1  # of the highest value
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The values of one channel, from the first `LOOKED_AT` voxels of a file.
+
+    low, high: the least and the largest finite value. air: the share of values as of air in CT. below: the share of
+    lower values, without the least, which pads the field of view in CT.
+    """
+
+    low: float
+    high: float
+    air: float
+    below: float
+
+    @classmethod
+    def of(cls, values):
+        """The `ValueRange` of an array, zeros where it is empty."""
+        if values.size == 0:
+            return cls(0.0, 0.0, 0.0, 0.0)
+        low, high = float(values.min()), float(values.max())
+        air = (values >= AIR_HU[0]) & (values <= AIR_HU[1])
+        below = (values < AIR_HU[0]) & (values > low)
+        return cls(low, high, float(air.mean()), float(below.mean()))
+
+    @property
+    def is_like_ct(self):
+        """Whether the values are like Hounsfield units: some are of air, nearly none are below."""
+        return self.air >= 0.01 and self.below <= 0.01
+
+    def __str__(self):
+        return f"values from {self.low:.6g} to {self.high:.6g}"
+
+
+def ranges_of(path):
+    """The `ValueRange` of each channel of a NIfTI file; () for a file that cannot be read, which reading all of it
+    says."""
+    try:
+        stat = os.stat(path)
+        return _cached_ranges(path, stat.st_size, stat.st_mtime_ns)
+    except (UserError, OSError):
+        return ()
+
+
+@lru_cache(maxsize=256)  # the data sets of a command's splits look at the same files
+def _cached_ranges(path, _size, _time):
+    return tuple(map(ValueRange.of, nifti_sample(path, LOOKED_AT)))
+
+
+SOFT_TISSUE, LUNG = (-160, 240), (-1000, 400)  # usual CT windows, HU
+
+
+def usual_window(task):
+    """The usual CT window for a task or folder of this name: that of the lung if the name says so."""
+    return LUNG if "lung" in str(task).lower() else SOFT_TISSUE
+
+
+def window_for(asked, images, folder, strict):
+    """(the CT window for NIfTI images of an unknown kind, or () for z-scores; lines that say so).
+
+    asked: the window of `--ct_window`, () for none, None where the flag is empty: values like Hounsfield units then
+    get the usual window, since z-scores leave out voxels of 0 HU. A few images, spread over the data, are looked at.
+    strict: whether to raise `UserError`, rather than to take z-scores, where only some of them are like CT.
+    """
+    if asked is not None:
+        return asked, ()
+    looked = [(path, found) for path in spread(images) for found in ranges_of(path)]
+    like = [(path, found) for path, found in looked if found.is_like_ct]
+    unlike = [(path, found) for path, found in looked if not found.is_like_ct]
+    if not like:
+        return (), ()
+    (path, found), remedy = like[0], "--ct_window LOW,HIGH reads all as CT, --ct_window none takes z-scores"
+    if unlike:
+        other, values = unlike[0]
+        other = "another channel of it" if other == path else other.name
+        text = f"{path}: has {found}, as CT in Hounsfield units, but {other} has {values}: {remedy}"
+        if strict:
+            raise UserError(text)
+        return (), (f"warning: {text}",)
+    low, high = usual_window(folder.resolve().name)
+    return (low, high), (
+        f"CT: {path.name} has {found}, as Hounsfield units: {low:g} to {high:g} HU become -1 to 1 ({remedy})",
+    )
+
+
+SPREAD_FILES = 3
+
+
+def spread(items):
+    """Up to `SPREAD_FILES` of these items, evenly spaced."""
+    places = {round(k * (len(items) - 1) / (SPREAD_FILES - 1)) for k in range(SPREAD_FILES)}
+    return [items[place] for place in sorted(places)] if items else []
+
+
+def doubt_of(path, found, step, is_chosen=False):
+    """A warning where the values of a channel do not suit its normalisation, or "".
+
+    found: its `ValueRange`. step: `zscore` or a `CTWindow`. is_chosen: whether the user chose z-scores.
+    """
+    if isinstance(step, CTWindow) and step.low < 0 <= found.low:
+        offset = ", perhaps HU + 1024: subtract the offset" if found.high > 1000 else ""
+        return (
+            f"warning: {path}: has {found} and none below 0, which is no CT in Hounsfield units{offset}; the window "
+            f"{step.low:g} to {step.high:g} cuts them (--ct_window)"
+        )
+    if step is zscore and not is_chosen and found.low <= min(TOO_LOW, -UNDERSHOOT * found.high):
+        return (
+            f"warning: {path}: has {found}; z-scores take 0 for the background. If it is CT, in Hounsfield units, add "
+            "--ct_window LOW,HIGH, as -160,240"
+        )
+    return ""

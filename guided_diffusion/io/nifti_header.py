@@ -1,0 +1,203 @@
+"""The start of a NIfTI file: whether the content is NIfTI at all, and where the header places the voxels."""
+
+import gzip
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..runtime.errors import UserError
+from .files import decoding
+
+# ---- what a file is, by its content ------------------------------------------------------------------------------
+
+HEADER_BYTES = 560  # bytes, enough for either header and for the signatures below
+GZIP = b"\x1f\x8b"
+OTHER_CONTENT = (
+    (0, b"BZh", "is compressed by bzip2", "unpack it, and compress it by gzip or not at all"),
+    (0, b"\xfd7zXZ\0", "is compressed by xz", "unpack it, and compress it by gzip or not at all"),
+    (0, b"\x28\xb5\x2f\xfd", "is compressed by Zstandard", "unpack it, and compress it by gzip or not at all"),
+    (0, b"PK\3\4", "is a zip archive", "unpack it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive", "unpack it"),
+    (257, b"ustar", "is a tar archive", "unpack it"),
+    (0, GZIP, "is compressed twice by gzip", "unpack it once"),
+    (0, b"version https://git-lfs", "is a placeholder of Git LFS, not the file itself", "fetch it by git lfs pull"),
+    (128, b"DICM", "is a DICOM file", "convert the series, for example by dcm2niix"),
+    (0, b"\x89PNG", "is a PNG picture", "name it .png"),
+    (0, b"\xff\xd8\xff", "is a JPEG picture", "name it .jpg"),
+    (0, b"II*\0", "is a TIFF picture", "name it .tif"),
+    (0, b"MM\0*", "is a TIFF picture", "name it .tif"),
+    (0, b"\x89HDF", "is an HDF5 or MINC file", "convert it to NIfTI"),
+    (0, b"CDF", "is a MINC or NetCDF file", "convert it to NIfTI"),
+    (0, b"NRRD", "is an NRRD file", "convert it to NIfTI"),
+    (0, b"ObjectType", "is a MetaImage file", "convert it to NIfTI"),
+    (0, b"\x93NUMPY", "is a NumPy array", "save it as NIfTI, with its affine"),
+    (0, b"\0\0\0\1\0\0", "is an MGH file of FreeSurfer", "convert it by mri_convert to .nii.gz"),
+)
+WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
+
+
+def open_nifti(path):
+    """(nibabel's image, whether it is compressed) of a NIfTI file; its data are not read.
+
+    The content decides, not the name: plain files named .nii.gz and compressed ones named .nii are read. Raises
+    `UserError` for a missing file, one of another format, which the message names, one with a header that makes no
+    sense, and colours or complex numbers.
+    """
+    import nibabel
+
+    with decoding(path, "NIfTI file"):
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+        is_compressed = head.startswith(GZIP)
+        if is_compressed:
+            with gzip.open(path) as file:
+                head = file.read(HEADER_BYTES)
+    kind = _kind_of(path, head)
+    _check_header(path, kind.header_class, head)
+    with decoding(path, "NIfTI file"):
+        holder = nibabel.FileHolder(filename=str(path))
+        if is_compressed != str(path).lower().endswith(".gz"):  # nibabel goes by the name
+            holder = nibabel.FileHolder(str(path), gzip.open(path) if is_compressed else open(path, "rb"))  # noqa: SIM115
+        image = kind.from_file_map({"image": holder, "header": holder})
+    return image, is_compressed
+
+
+def _kind_of(path, head):
+    """nibabel's class for a file that begins with these bytes, not compressed."""
+    import nibabel
+
+    size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    if 540 in size and head[4:8] == b"n+2\0":
+        return nibabel.Nifti2Image
+    if 348 in size and head[344:348] == b"n+1\0":
+        return nibabel.Nifti1Image
+    if (348 in size and head[344:348] == b"ni1\0") or (540 in size and head[4:8] == b"ni2\0"):
+        raise UserError(f"{path}: is the header of a pair .hdr and .img; save the two as one file .nii.gz")
+    if 348 in size and len(head) >= 348:
+        raise UserError(
+            f"{path}: is an Analyze header without the mark of NIfTI (n+1); save it as NIfTI, whose affine says which "
+            "side is left"
+        )
+    for place, mark, what, remedy in OTHER_CONTENT:
+        if head[place : place + len(mark)] == mark:
+            raise UserError(f"{path}: {what}, no NIfTI file; {remedy}")
+    if head.lstrip().lower().startswith(WEB_PAGES):
+        raise UserError(f"{path}: is a web page, no NIfTI file; download the file itself")
+    if not head:
+        raise UserError(f"{path}: is truncated or damaged: it is empty; copy it again")
+    with decoding(path, "NIfTI file"):
+        raise ValueError("it does not begin with a header")
+
+
+@contextmanager
+def decoding_values(path):
+    """Turn an exception of decoding the values of an opened NIfTI file, whose header is fine, into a `UserError`."""
+    try:
+        yield
+    except Exception as error:  # decompression raises nearly anything
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from error
+
+
+NO_NUMBERS = {
+    1: ("single bits", "save it as uint8"),
+    32: ("complex numbers", "save their magnitude"),
+    1792: ("complex numbers", "save their magnitude"),
+    2048: ("complex numbers", "save their magnitude"),
+    128: ("colours (RGB24)", "save it in grey, or its channels as a fourth axis"),
+    2304: ("colours (RGBA32)", "save it in grey, or its channels as a fourth axis"),
+}
+
+
+def _check_header(path, kind, head):
+    """Raise `UserError` for a header with a shape that no volume has, or with values that are no real numbers."""
+    order = "<" if head[0] else ">"  # 348 and 540 end in another byte than 0
+    header = kind(head[: kind.template_dtype.itemsize], order, check=False)
+    dim = header["dim"].tolist()
+    shape = tuple(dim[1 : dim[0] + 1]) if 1 <= dim[0] <= 7 else ()
+    if not shape or min(shape) < 1:
+        raise UserError(
+            f"{path}: its header is damaged: it gives {dim[0]} axes of lengths {', '.join(map(str, dim[1:]))}; "
+            "copy it again or save it anew"
+        )
+    if header["qform_code"] and not header["sform_code"] and _qform_of(header) is None:
+        raise UserError(
+            f"{path}: its qform places no volume in space (its quaternion is no rotation); save it with the right one"
+        )
+    what, remedy = NO_NUMBERS.get(int(header["datatype"]), ("", ""))
+    if what:
+        raise UserError(f"{path}: holds {what}, not a grey value for each voxel; {remedy}")
+
+
+def _qform_of(header):
+    """The affine [4, 4] of a header's qform, or None for a quaternion that is no rotation."""
+    try:
+        return header.get_qform()
+    except ValueError:
+        return None
+
+
+# ---- where the header places the voxels --------------------------------------------------------------------------
+
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # the length of xyzt_units' codes for metres and micrometres
+UNITS = {1: "metres", 3: "micrometres"}
+FORMS = (
+    *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The fields of a NIfTI header that say where voxels lie: qform and sform with their codes, the sizes, the units.
+
+    Programs differ in which form they use, so a result with all of these fields lies over its image in each of them.
+    fields: {name: value} of `FORMS`. pixdim: the sign of the qform's third axis and the sizes along three axes.
+    is_second: whether it is NIfTI-2.
+    """
+
+    fields: dict = field(default_factory=dict)
+    pixdim: tuple[float, ...] = ()
+    is_second: bool = False
+
+    @classmethod
+    def of_header(cls, header):
+        """The `Placement` in nibabel's header."""
+        fields = {name: header[name].tolist() for name in FORMS}
+        return cls(fields, tuple(header["pixdim"][:4].tolist()), int(header["sizeof_hdr"]) == 540)
+
+    def header(self):
+        """A new header of nibabel's with these fields alone."""
+        import nibabel
+
+        header = (nibabel.Nifti2Header if self.is_second else nibabel.Nifti1Header)()
+        for name, value in self.fields.items():
+            header[name] = value
+        header["pixdim"][:4] = self.pixdim
+        return header
+
+
+def length_unit(header):
+    """(the length in mm of the header's unit, its name); (1, "") for mm and for an unknown unit."""
+    code = int(header["xyzt_units"]) & 7
+    return MILLIMETRES.get(code, 1.0), UNITS.get(code, "")
+
+
+def forms_apart(header, shape):
+    """The distance in mm between the corners of a volume by its sform and by its qform, 0.0 unless it has both;
+    infinite for a qform that is no rotation.
+
+    Readers that use the other form than this program, the sform, see the volume there.
+    """
+    if not (header["sform_code"] and header["qform_code"]):
+        return 0.0
+    corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array((*shape, 1, 1)[:3]) - 1)
+    qform = _qform_of(header)
+    if qform is None:
+        return math.inf
+    apart = header.get_sform() - qform
+    return length_unit(header)[0] * float(np.linalg.norm(corners @ apart[:3, :3].T + apart[:3, 3], axis=1).max())
