@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..io.files import check_encodable
-from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
+from ..runtime.console import counted
+from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .resizing import WHOLE
 from .splits import SPLIT_FOLDERS
@@ -135,6 +136,11 @@ class SegmentationDataset(Dataset):
             self.cases = self._find_split(split) if hold_out is None or split is None else self._find_held_out(hold_out)
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
+        if split == "val" and need_masks and not any(case.masks for case in self.cases):
+            raise NoTruthError(
+                f"{self.data_dir}: its {counted(len(self.cases), 'validation case')} have no masks and are not used in "
+                "training (challenges publish them so); hold cases out with --val_fraction"
+            )
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
         with own_errors(type(self), "find_cases"):
@@ -333,7 +339,7 @@ class SegmentationDataset(Dataset):
 
     def _find_held_out(self, hold_out):
         """The cases of `self.split` where `hold_out` divides the training cases."""
-        if self._find_split("val"):
+        if any(case.masks for case in self._find_split("val")):
             raise UserError(f"{self.data_dir}: has validation cases of its own; leave out --val_fraction")
         if self.split == "test":
             try:
