@@ -16,7 +16,9 @@ def used_window(kept, asked=""):
 
     kept: the data set's `kept_values()`. asked: the flag's value, which counts if the loader keeps no window.
     """
-    if "modalities" in kept:
+    if kept.get("is_picture"):
+        window = None
+    elif "modalities" in kept:
         window = kept["window"] if "CT" in kept["modalities"] else None
     elif "is_nifti" in kept:
         window = kept["ct_window"] if kept["is_nifti"] else None
@@ -67,6 +69,8 @@ def _kinds(kept, loader):
 
     kept: its `kept_values()`. loader: its class, or None.
     """
+    if kept.get("is_picture"):
+        return (BYTES,)
     if "modalities" in kept:
         return tuple(CT if name == "CT" else OTHER_VOLUMES for name in kept["modalities"])
     if "is_nifti" in kept:

@@ -7,7 +7,7 @@ from ..io.files import list_files, split_suffix
 from ..io.nifti import NIFTI_SUFFIXES, is_nifti
 
 
-def walk(root):
+def folders_below(root):
     """(folder, {name: path of the file}) of `root` and each folder below it, sorted by their paths.
 
     Links are followed, but not to a folder that holds them. Hidden files are left out. A folder that stands for a file

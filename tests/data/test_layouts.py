@@ -2,7 +2,7 @@
 
 import pytest
 
-from guided_diffusion.data.layouts import files_of, named_file, unpacked, unwrapped, walk
+from guided_diffusion.data.layouts import files_of, folders_below, named_file, unpacked, unwrapped
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tree(tmp_path):
 
 
 def walked(root):
-    return {str(folder.relative_to(root)): list(files) for folder, files in walk(root)}
+    return {str(folder.relative_to(root)): list(files) for folder, files in folders_below(root)}
 
 
 def test_folders_that_stand_for_files_are_files(tree):

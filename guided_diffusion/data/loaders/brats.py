@@ -13,7 +13,7 @@ from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..classes import Classes
 from ..dataset import SegmentationDataset
-from ..layouts import named_file, walk
+from ..layouts import folders_below, named_file
 from ..splits import SPLIT_FOLDERS, split_of
 from ..volumes import VolumeReader, normalised_channels
 
@@ -75,7 +75,7 @@ class BraTSDataset(SegmentationDataset):
     @classmethod
     def recognises(cls, data_dir):
         """Whether the folder, or one below it, has a file of each modality."""
-        for folder, files in walk(data_dir):
+        for folder, files in folders_below(data_dir):
             for (case, _), group in _group(folder, files, strict=False)[0].items():
                 if all(modality in group for modality in _modalities_of(case)):
                     return True
@@ -84,6 +84,7 @@ class BraTSDataset(SegmentationDataset):
     def find_cases(self):
         self.volumes = VolumeReader()
         self.found = Counter()  # the number of slices or volumes of each kind, for `layout`
+        self.notes = ()
         self.renamed = []  # (case, truth of another name)
         groups = [
             (folder, *key, group)
@@ -180,7 +181,7 @@ class BraTSDataset(SegmentationDataset):
 
     def _folders_of_split(self):
         """(folder, {name: path}) of each folder below data_dir that is of the split (see `splits.split_folders`)."""
-        found = [(self._split_below(folder), folder, files) for folder, files in walk(self.data_dir)]
+        found = [(self._split_below(folder), folder, files) for folder, files in folders_below(self.data_dir)]
         found.sort(key=lambda entry: [None, *SPLIT_FOLDERS].index(entry[0]))
         splits = {split: folder for split, folder, _ in reversed(found) if split}
         if self.split == "val" and "val" not in splits:
