@@ -1,6 +1,7 @@
 """Folders as archives leave them: files in folders of their own name, folders of the same name in each other, links."""
 
 import os
+import re
 from pathlib import Path
 
 from ..io.files import list_files, split_suffix
@@ -53,16 +54,22 @@ def files_of(folder, suffixes):
 
 
 def unwrapped(folder, suffixes):
-    """The folder that holds the files: `folder`, or without files of these suffixes its only sub-folder's, and so on.
+    """The folder that holds the files: `folder` itself, or without files of these suffixes the one of its name in it.
 
-    Copies of archives often hold NAME/NAME/FILES.
+    Copies of archives often hold NAME/NAME/FILES, or NAME (1)/NAME/FILES.
     """
-    while not files_of(folder, suffixes):
-        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
+    while folder.is_dir() and not files_of(folder, suffixes):
+        name = plain_name(folder)
+        below = [path for path in sorted(folder.iterdir()) if plain_name(path) == name and path.is_dir()]
         if len(below) != 1 or _is_loop(below[0]):
             break
         folder = below[0]
     return folder
+
+
+def plain_name(folder):
+    """The folder's name in lower case, without the " (1)" of a second download."""
+    return re.sub(r" *\(\d+\)$", "", os.path.basename(os.path.abspath(folder))).lower()
 
 
 def _is_loop(folder):

@@ -45,8 +45,10 @@ def test_links_are_followed_but_never_upwards(tree):
 
 
 def test_folders_of_the_same_name_in_each_other(tree):
-    root = tree("D/D/D/a.png", "D/__MACOSX/D/._a.png", "E/a.txt", "F/x/a.png", "F/y/a.png")
-    assert unwrapped(root / "D", (".png",)) == root / "D/D/D"
-    assert unwrapped(root / "E", (".png",)) == root / "E" and unwrapped(root / "F", (".png",)) == root / "F"
-    (root / "E" / "up").symlink_to(root / "E")
+    root = tree("D (1)/D/d/a.png", "D (1)/__MACOSX/D/._a.png", "E/a.txt", "F/x/a.png", "G/G/a.png", "G/b.png")
+    assert unwrapped(root / "D (1)", (".png",)) == root / "D (1)/D/d"
+    for name in "EFG":
+        assert unwrapped(root / name, (".png",)) == root / name
+    (root / "E" / "E").symlink_to(root / "E")
     assert unwrapped(root / "E", (".png",)) == root / "E"
+    assert unwrapped(root / "none", (".png",)) == root / "none"

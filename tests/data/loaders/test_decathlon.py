@@ -178,9 +178,8 @@ def test_version_1_lists_names_without_the_channels(raw, tmp_path):
         "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"],
         "test": ["./imagesTs/c.nii.gz"],
     }
-    files = {
-        f"images{part}/{n}_{k:04d}.nii.gz": VOLUME + k for part, n in zip(("Tr", "Tr", "Ts"), "abc") for k in (0, 1)
-    }
+    names = ("imagesTr/a", "imagesTr/b", "imagesTs/c")
+    files = {f"{name}_{k:04d}.nii.gz": VOLUME + k for name in names for k in (0, 1)}
     files |= {f"labelsTr/{n}.nii.gz": LABEL for n in "ab"}
     raw(description, {**files, "imagesTr/._a_0000.nii.gz": None}, "nnUNet_raw_data/Task500_X")
     train = load(tmp_path, split="train", need_masks=True)
@@ -316,7 +315,7 @@ def test_grey_pictures_have_a_file_for_each_channel(raw, ending):
             "imagesTr: holds 3-D TIFF files with their spacing in .json files, which are not read; convert",
         ),
         ({"file_ending": ".png"}, {"imagesTr/a_0000.bmp": RGB}, 'file_ending": ".png", but imagesTr/ holds .bmp files'),
-        ({"file_ending": None}, {"imagesTr/a_0000.png": RGB}, 'no "file_ending", and imagesTr/ holds .png'),
+        ({"file_ending": None}, {"imagesTr/a_0000.png": RGB}, 'no "file_ending", but imagesTr/ holds .png'),
         (
             {"labels": ["background", "x"]},
             {"imagesTr/a_0000.nii.gz": VOLUME},
