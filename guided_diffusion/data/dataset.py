@@ -137,7 +137,7 @@ class SegmentationDataset(Dataset):
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if split == "val" and need_masks and not any(case.masks for case in self.cases):
-            number = len(self.cases)
+            number = len({case.volume or case.name for case in self.cases})
             have = "have no masks and are" if number > 1 else "has no mask and is"
             raise NoTruthError(
                 f"{self.data_dir}: its {counted(number, 'validation case')} {have} not used in training (challenges "

@@ -92,7 +92,8 @@ def _open_picture(path):
         picture.load()
         picture = ImageOps.exif_transpose(picture)
     if pages > 1:
-        raise UserError(f"{path}: holds {pages} {what}; save each as a file of its own")
+        volume = ", or all as a NIfTI volume" if what == "pages" else ""
+        raise UserError(f"{path}: holds {pages} {what}; save each as a file of its own{volume}")
     return picture
 
 

@@ -181,42 +181,53 @@ class BraTSDataset(SegmentationDataset):
 
     def _folders_of_split(self):
         """(folder, {name: path}) of each folder below data_dir that is of the split (see `splits.split_folders`)."""
-        found = [(self._split_below(folder), folder, files) for folder, files in folders_below(self.data_dir)]
-        found.sort(key=lambda entry: [None, *SPLIT_FOLDERS].index(entry[0]))
-        splits = {split: folder for split, folder, _ in reversed(found) if split}
-        if self.split == "val" and "val" not in splits:
-            return []
-        wanted = "val" if self.split == "test" and "test" not in splits else self.split
-        if splits and wanted and wanted not in splits:
-            other = next(iter(splits.values())).relative_to(self.data_dir)
+        found = [(self._part_of(folder), folder, files) for folder, files in folders_below(self.data_dir)]
+        parts = {}  # {split: the first of its folders}
+        for part, folder, files in found:
+            if part is None or split_of(part.name) in parts:
+                continue
+            if folder.parent == self.data_dir or _group(folder, files, strict=False)[0]:
+                parts[split_of(part.name)] = part  # an empty folder of such a name deep down may be anything
+        if not parts and self.split != "val":
+            return [(folder, files) for _, folder, files in found]
+        wanted = "val" if self.split == "test" and "test" not in parts else self.split
+        if self.split not in (None, "val") and wanted not in parts:
             raise NoSplitError(
-                f"{self.data_dir}: holds {other}/ but no {self.split}/ or {self.split}ing/; name the folder to use "
-                "with --data_dir"
+                f"{self.data_dir}: holds {next(iter(parts.values())).relative_to(self.data_dir)}/ but no {self.split}/ "
+                f"or {self.split}ing/; name the folder to use with --data_dir"
             )
+        splits = [split for split in SPLIT_FOLDERS if split in parts and wanted in (None, split)]
         return [
             (folder, files)
-            for split, folder, files in found
-            if not splits or (split if wanted is None else split == wanted)
+            for split in splits
+            for part, folder, files in found
+            if part and split_of(part.name) == split
         ]
 
-    def _split_below(self, folder):
-        """The split of a folder by its name or that of the topmost folder below data_dir that has one; else None."""
-        names = map(split_of, folder.relative_to(self.data_dir).parts)
-        return next(filter(None, names), None)
+    def _part_of(self, folder):
+        """The topmost folder below data_dir that holds this one, or is it, and has the name of a split; else None."""
+        below = folder.relative_to(self.data_dir).parts
+        number = next((k for k, name in enumerate(below, 1) if split_of(name)), None)
+        return number and self.data_dir.joinpath(*below[:number])
 
     def _groups_in(self, folder, files):
-        """`_group`, in which a truth of another name belongs to the only case of its folder."""
+        """The groups of `_group` that are cases. A truth of another name belongs to the only case of its folder.
+
+        Left over are groups without an image, and a single file beside complete cases.
+        """
         groups, others = _group(folder, files)
-        cases = [key for key, group in groups.items() if any(kind in group for kind in MODALITIES)]
-        if len(cases) != 1 or any(kind.startswith("seg") for kind in groups[cases[0]]):
-            return groups
-        alone = {key: group["seg"] for key, group in groups.items() if list(group) == ["seg"]}
-        truths = [*alone.values(), *(path for path in others if LIKE_SEG.fullmatch(split_suffix(named_file(path))[0]))]
-        if len(truths) != 1:
-            return groups
-        groups[cases[0]]["seg"] = truths[0]
-        self.renamed.append((_case_name(folder, *cases[0]), truths[0]))
-        return {key: group for key, group in groups.items() if key not in alone}
+        numbers = {key: sum(kind in group for kind in MODALITIES) for key, group in groups.items()}
+        is_complete = {key: number == len(_modalities_of(key[0])) for key, number in numbers.items()}
+        least = 2 if any(is_complete.values()) else 1
+        cases = {key: group for key, group in groups.items() if is_complete[key] or numbers[key] >= least}
+        if len(cases) == 1:
+            alone = [group["seg"] for key, group in groups.items() if key not in cases and list(group) == ["seg"]]
+            truths = [*alone, *(path for path in others if LIKE_SEG.fullmatch(split_suffix(named_file(path))[0]))]
+            ((key, group),) = cases.items()
+            if len(truths) == 1 and not any(kind.startswith("seg") for kind in group):
+                group["seg"] = truths[0]
+                self.renamed.append((_case_name(folder, *key), truths[0]))
+        return cases
 
     def _cases_of(self, folder, case, rest, files):
         """The cases of one group of files: a single one for a 2-D slice, one per slice for a volume."""

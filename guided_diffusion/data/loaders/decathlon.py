@@ -48,7 +48,7 @@ class DecathlonDataset(SegmentationDataset):
     kept = ("modalities", "window", "is_picture")
     is_picture = False  # as in checkpoints that do not keep it
     left_right_axis = -2  # a slice is [X, Y]
-    other_files = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", "splits_final.pkl", "plans*.json")
+    other_files = ("dataset.json", "dataset_fingerprint.json")
 
     @classmethod
     def recognises(cls, data_dir):
@@ -169,12 +169,12 @@ class DecathlonDataset(SegmentationDataset):
                 f'{path}: has "file_ending": "{ending}", which is not read; convert the images and labels to .nii.gz '
                 'and write "file_ending": ".nii.gz"'
             )
-        if suffix in (".tif", ".tiff") and have[".json"]:
+        alike = next((group for group in (NIFTI_SUFFIXES, (".tif", ".tiff")) if suffix in group), (suffix,))
+        if ".tif" in alike and have[".json"] and _have_spacings(folder, alike):
             raise UserError(
                 f"{folder}: holds 3-D TIFF files with their spacing in .json files, which are not read; convert the "
                 'images and labels to .nii.gz and write "file_ending": ".nii.gz" in dataset.json'
             )
-        alike = next((group for group in (NIFTI_SUFFIXES, (".tif", ".tiff")) if suffix in group), (suffix,))
         if ending is not None and have and not any(have[one] for one in alike):
             raise UserError(
                 f'{path}: has "file_ending": "{ending}", but imagesTr/ holds {have.most_common(1)[0][0]} files; '
@@ -213,11 +213,11 @@ class DecathlonDataset(SegmentationDataset):
         listed = [*_list_of(self.description, "training"), *_list_of(self.description, "test")]
         listed = {Path(_image_of(entry)).name for entry in listed}
         matches = [CHANNEL.fullmatch(split_suffix(name)[0]) for name in names]
-        if not names or listed.intersection(names) or not all(matches):
-            return False
         channels = defaultdict(set)
-        for match in matches:
+        for match in filter(None, matches):
             channels[match[1]].add(int(match[2]))
+        if listed.intersection(names) or 2 * sum(map(bool, matches)) <= len(names):
+            return False
         return bool(listed) or all(found == set(range(self.image_channels)) for found in channels.values())
 
     def _listed_volumes(self, path, files):
@@ -285,6 +285,8 @@ class DecathlonDataset(SegmentationDataset):
         for name, file in files.items():
             stem, suffix = split_suffix(name)
             match = CHANNEL.fullmatch(stem)
+            if not match and any(CHANNEL.fullmatch(split_suffix(other)[0]) for other in files):
+                continue  # left over
             if not match:
                 raise UserError(f"{file}: is not called NAME_0000{suffix}, as nnU-Net's channels are; rename it")
             other = volumes.setdefault(match[1], {}).setdefault(int(match[2]), file)
@@ -327,6 +329,14 @@ def _task_folders(data_dir):
         below = [path for folder in level for path in sorted(folder.iterdir()) if path.is_dir()]
         level = [path for path in below if not path.name.startswith((".", "__"))]
     return []
+
+
+def _have_spacings(folder, suffixes):
+    """Whether an image in the folder has a file of its spacing beside it, NAME.json for NAME_0000.tif."""
+    stems = {split_suffix(name)[0] for name in files_of(folder, (".json",))}
+    return any(
+        stems & {stem, stem[: -len("_0000")]} for stem in (split_suffix(n)[0] for n in files_of(folder, suffixes))
+    )
 
 
 def _is_task(folder):

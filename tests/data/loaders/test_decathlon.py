@@ -229,6 +229,19 @@ def test_the_list_of_the_decathlon_stays_below_data_dir_too(task, tmp_path):
         load(tmp_path, split="train")
 
 
+@pytest.mark.parametrize(
+    "odd", ["imagesTr/odd.nii.gz", "imagesTr/a.png", "imagesTr/x.json", "labelsTr/a.txt", "x/y.nii"]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_odd_file_does_not_change_what_is_read(raw, odd, version):
+    files = {f"imagesTr/{n}_0000.nii.gz": VOLUME for n in "ab"} | {f"labelsTr/{n}.nii.gz": LABEL for n in "ab"}
+    listed = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    old = {"modality": {"0": "MRI"}, "labels": {"1": "x"}, "training": listed}
+    before = load(raw(V2 if version == 2 else old, files), need_masks=True).cases
+    dataset = load(raw(V2 if version == 2 else old, {odd: None}), need_masks=True)
+    assert dataset.cases == before and volumes(dataset) == ["a", "b"]
+
+
 def test_several_tasks_below_data_dir(raw, tmp_path):
     for number in (1, 2):
         raw(V2, {"imagesTr/a_0000.nii.gz": VOLUME}, f"raw/Dataset00{number}_X")
@@ -264,6 +277,11 @@ COLOURS = {
     "labels": {"background": 0, "road": 1},
     "file_ending": ".png",
 }
+
+
+def test_a_json_file_beside_flat_tiffs_is_no_spacing(raw):
+    task = raw({**COLOURS, "file_ending": ".tif"}, {"imagesTr/a_0000.tif": RGB, "imagesTr/notes.json": None})
+    assert volumes(load(task)) == ["a"]
 
 
 def test_pictures_in_colour(raw):
