@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..runtime.errors import NoSplitError, UserError
@@ -121,6 +122,7 @@ def given_split(word):
     return None if word == "all" else word
 
 
+@lru_cache(maxsize=1024)  # the same few names stand above thousands of cases
 def split_of(folder_name):
     """The split that a folder is of by its name (any case), None if the name does not say.
 
