@@ -1,22 +1,16 @@
-"""Reading PNG, JPEG, TIFF, BMP, GIF, WebP and JPEG 2000 files as images, masks and label maps; writing PNG files."""
+"""Reading PNG, JPEG, TIFF and BMP files as images, masks and label maps; writing PNG files."""
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
 
-PILLOW_MAY_LACK = {".webp": "webp", ".jp2": "jpg_2000"}
-PICTURE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"),
-    *(suffix for suffix, feature in PILLOW_MAY_LACK.items() if features.check(feature)),
-)
-LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG", ".jp2": "JPEG 2000", ".webp": "WebP"}  # the last may be without loss
-FRAMES = {"TIFF": "pages", "GIF": "frames", "WEBP": "frames", "PNG": "frames"}  # a JPEG may hold a preview
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
 
 def read_picture(path):
-    """Read a file with one of `PICTURE_SUFFIXES` as float32 [C, H, W] in 0..255: C is 1 for grey pictures, else 3.
+    """Read a PNG, JPEG, TIFF or BMP file as float32 [C, H, W] in 0..255: C is 1 for grey pictures, 3 for all others.
 
     16-bit grey is scaled to 0..255 and 1-bit becomes 0 and 255. Palettes and other colour spaces become RGB. An alpha
     channel is dropped, and the EXIF orientation is applied.
@@ -54,13 +48,11 @@ def read_picture_mask(path):
 def read_picture_labels(path):
     """Read a label map, a picture of class numbers, as int32 [H, W]. A palette picture gives its indices.
 
-    Raises `UserError` for a missing or damaged file, for colours, and for JPEG, JPEG 2000 and lossy WebP, which change
-    values.
+    Raises `UserError` for a missing or damaged file, for colours, and for JPEG, which changes values.
     """
     picture = _open_picture(path)
-    kind = LOSSY.get(split_suffix(path)[1].lower())
-    if kind and not (kind == "WebP" and _is_lossless_webp(path)):
-        raise UserError(f"{path}: is a {kind} file, and {kind} changes label values; save label maps as PNG")
+    if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
+        raise UserError(f"{path}: is a JPEG file, and JPEG changes label values; save label maps as PNG")
     with decoding(path, "picture"):
         if _is_wide(picture):
             values = _wide_values(path, picture)
@@ -85,23 +77,14 @@ def _cut_mask(path, values, full):
 
 
 def _open_picture(path):
-    """The decoded PIL image, upright. Raises `UserError` for a file of several pages or frames."""
+    """The decoded PIL image, upright. Raises `UserError` for a TIFF file of several pages."""
     with decoding(path, "picture"), Image.open(path) as picture:
-        what = FRAMES.get(picture.format)
-        pages = getattr(picture, "n_frames", 1) if what else 1
+        pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
         picture.load()
         picture = ImageOps.exif_transpose(picture)
     if pages > 1:
-        volume = ", or all as a NIfTI volume" if what == "pages" else ""
-        raise UserError(f"{path}: holds {pages} {what}; save each as a file of its own{volume}")
+        raise UserError(f"{path}: holds {pages} pages; save each as a file of its own")
     return picture
-
-
-def _is_lossless_webp(path):
-    """Whether a WebP file keeps every value: its bitstream is VP8L, not VP8."""
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    return head[12:16] == b"VP8L" or (head[12:16] == b"VP8X" and b"VP8L" in head[30:] and b"VP8 " not in head[30:])
 
 
 def _is_wide(picture):

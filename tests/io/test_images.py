@@ -10,7 +10,6 @@ from guided_diffusion.io.files import split_suffix
 from guided_diffusion.io.images import (
     PICTURE_SUFFIXES,
     read_picture,
-    read_picture_labels,
     read_picture_mask,
     write_png,
 )
@@ -188,21 +187,3 @@ def test_a_mask_in_a_gif_of_two_colours(tmp_path):
     picture.save(tmp_path / "a.gif")
     np.testing.assert_array_equal(read_picture_mask(tmp_path / "a.gif"), values > 0)
     assert read_picture(tmp_path / "a.gif").max() == 255
-
-
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_animations_are_refused_with_their_frames(tmp_path, name):
-    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 90, 200)]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    for read in (read_picture, read_picture_mask):
-        with pytest.raises(UserError, match=f"{name}: holds 3 frames; save each as a file of its own"):
-            read(tmp_path / name)
-
-
-def test_label_maps_need_a_format_without_loss(tmp_path, save_picture):
-    labels = np.arange(192, dtype=np.uint8).reshape(12, 16) // 48
-    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True})):
-        np.testing.assert_array_equal(read_picture_labels(save_picture(tmp_path / name, labels, **options)), labels)
-    for name, kind in (("b.webp", "WebP"), ("b.jp2", "JPEG 2000")):
-        with pytest.raises(UserError, match=f"is a {kind} file, and {kind} changes label values; save label maps as"):
-            read_picture_labels(save_picture(tmp_path / name, labels))

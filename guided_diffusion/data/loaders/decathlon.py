@@ -131,9 +131,10 @@ class DecathlonDataset(SegmentationDataset):
     def _choose_classes(self, text):
         chosen = super()._choose_classes(text)
         number = len(_label_names(self.description))
-        if not text and number > 1:
-            note = f"{number} labels are joined as {chosen.names[0]}; --classes auto keeps them apart"
-            self.notes = (*self.notes, note)
+        if not text and number != 1:
+            labels = f"{number} labels are joined as {chosen.names[0]}; --classes auto keeps them apart"
+            without = f'{self.task / "dataset.json"}: has no "labels"; every value but 0 is {chosen.names[0]}'
+            self.notes = (*self.notes, labels if number else without)
         return chosen
 
     def _normalise(self):
@@ -191,7 +192,7 @@ class DecathlonDataset(SegmentationDataset):
             return self._volumes_in(path, tests, "labelsTs")
         if isinstance(self.description.get("dataset"), dict):
             found = [self._described_volume(path, *entry) for entry in sorted(self.description["dataset"].items())]
-        elif self.description.get("training") is not None and "channel_names" not in self.description:
+        elif self.description.get("training") and "channel_names" not in self.description:
             found = self._listed_volumes(path, training)
         else:
             found = self._volumes_in(path, training, "labelsTr")

@@ -10,7 +10,7 @@ import numpy as np
 from ...io.files import list_files, read_csv, split_suffix
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
 from ...runtime.console import counted
-from ...runtime.errors import UserError
+from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..layouts import folders_below, plain_name, unwrapped
@@ -104,7 +104,9 @@ class ISICDataset(SegmentationDataset):
         if self.split == "val" and (len(parts) <= 1 or wanted not in parts):
             return []
         if wanted not in parts:
-            raise UserError(f"{self.data_dir}: holds {' and '.join(sorted(parts))} folders, but none for {self.split}")
+            raise NoSplitError(
+                f"{self.data_dir}: holds {' and '.join(sorted(parts))} folders, but none for {self.split}"
+            )
         return [folder for folder in folders if folder.part == wanted]
 
     def _cases_in(self, folder):

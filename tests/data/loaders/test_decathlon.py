@@ -195,8 +195,9 @@ def test_version_1_lists_names_without_the_channels(raw, tmp_path):
 
 def test_version_1_without_a_list(raw):
     files = {f"imagesTr/a_{k:04d}.nii.gz": VOLUME for k in (0, 1)}
-    task = raw({"modality": ["T1", "T2"], "labels": {"0": "background"}}, files)
+    task = raw({"modality": ["T1", "T2"], "labels": {"0": "background"}, "training": []}, files)
     assert volumes(load(task)) == ["a"]
+    assert load(task).notes == (f'{task / "dataset.json"}: has no "labels"; every value but 0 is foreground',)
     (task / "imagesTr" / "a_0001.nii.gz").rename(task / "imagesTr" / "a_0007.nii.gz")  # numbers of cases, not channels
     task = raw({"modality": ["T1"], "labels": {"0": "background"}}, {})
     assert volumes(load(task)) == ["a_0000", "a_0007"]
