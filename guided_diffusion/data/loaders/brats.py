@@ -34,6 +34,7 @@ PATIENT = re.compile(r"(BraTS-.+-\d{4,5})-\d{1,3}", re.IGNORECASE)
 # A truth by another name, where the case's folder holds no seg: W39_1998.09.19_Segm.nii of BraTS20_Training_355.
 LIKE_SEG = re.compile(r"(.*[^a-z])?(seg|segm|segmentation|manuallycorrected)([^a-z].*)?", re.IGNORECASE)
 
+ENHANCING = re.compile(r"^ET$|^enhanc", re.IGNORECASE)  # a class's name
 MEN_RT = re.compile(r"BraTS-MEN-RT-.*", re.IGNORECASE)  # of 2024: t1c alone, and the tumour as gtv
 PEDIATRIC = re.compile(r"BraTS-PED-.*", re.IGNORECASE)
 AFTER_TREATMENT = re.compile(r"BraTS-GLI-\d{5}-1\d\d", re.IGNORECASE)  # gliomas of 2024; those of 2023 have -000, -001
@@ -68,7 +69,8 @@ class BraTSDataset(SegmentationDataset):
     finds_validation = True
     left_right_axis = -2  # a slice is [X, Y]
     background = 0.0
-    foreign = None  # with --classes regions or labels: the enhancing tumour's label in the other years' files
+    foreign = None  # a label that the files should not hold, such as the enhancing tumour's of other years
+    why = ""  # what is wrong with it, and what to do
     modalities = MODALITIES
     other_files = ("survival*.csv", "name_mapping*.csv", "*mapping*.xlsx", "*mapping*.csv", "*metadata*.xlsx")
 
@@ -113,10 +115,7 @@ class BraTSDataset(SegmentationDataset):
     def read_labels(self, case):
         labels = self.volumes.labels(case)
         if self.foreign is not None and (labels == self.foreign).any():
-            raise UserError(
-                f"{case.masks[0]}: holds the label {self.foreign}, which files of these names do not have; write what "
-                f"the labels mean, as --classes WT=1+2+{self.foreign},TC=1+{self.foreign},ET={self.foreign}"
-            )
+            raise UserError(f"{case.masks[0]}: holds the label {self.foreign}, {self.why}")
         return labels
 
     def read_mask(self, case):
@@ -143,6 +142,10 @@ class BraTSDataset(SegmentationDataset):
         enhancing, self.foreign = (3, 4) if True in layouts else (4, 3)
         cavity = any(map(is_after_treatment, self.cases))
         self.foreign = None if cavity else self.foreign
+        self.why = (
+            "which files of these names do not have; write what the labels mean, as "
+            f"--classes WT=1+2+{self.foreign},TC=1+{self.foreign},ET={self.foreign}"
+        )
         more = (("RC",), ((CAVITY,),)) if cavity else ((), ())
         if word == "regions":
             regions = ((1, 2, enhancing), (1, enhancing), (enhancing,))
@@ -171,6 +174,7 @@ class BraTSDataset(SegmentationDataset):
 
     def _choose_classes(self, text):
         chosen = super()._choose_classes(text)
+        self._expect_other_year(chosen)
         if chosen.is_binary and any(map(is_after_treatment, self.cases)):
             self.notes = (
                 *self.notes,
@@ -178,6 +182,21 @@ class BraTSDataset(SegmentationDataset):
                 "regions or labels has it as RC",
             )
         return chosen
+
+    def _expect_other_year(self, chosen):
+        """Refuse the label of the enhancing tumour where the `Classes` have that of the other years in its place, as
+        those of a checkpoint that was trained on files of such a year."""
+        layouts = {is_of_2023(case) for case in self.cases}
+        own, other = (3, 4) if True in layouts else (4, 3)
+        pairs = zip(chosen.names, chosen.values, strict=False)
+        enhancing = next((set(values) for name, values in pairs if ENHANCING.search(name)), set())
+        is_known = len(layouts) == 1 and not any(PEDIATRIC.fullmatch(_unit_name(case)) for case in self.cases)
+        if is_known and other in enhancing and own not in enhancing:
+            self.foreign = own
+            self.why = (
+                f"the enhancing tumour in files of these names; the classes {chosen} have {other} in its place: write "
+                f"--classes {str(chosen).replace(str(other), str(own))}, or take data of the same years"
+            )
 
     def _folders_of_split(self):
         """(folder, {name: path}) of each folder below data_dir that is of the split (see `splits.split_folders`)."""

@@ -96,6 +96,11 @@ class DecathlonDataset(SegmentationDataset):
             return self.volumes.image(case)
         parts = [read_picture(path) for path in case.images]
         if len(parts) == 1:
+            if len(parts[0]) == 3 and self.image_channels == 1:
+                raise UserError(
+                    f"{case.images[0]}: is in colour, but dataset.json names one channel; save it in grey, or name the "
+                    'channels: "channel_names": {"0": "R", "1": "G", "2": "B"}'
+                )
             is_grey = len(parts[0]) == 1 and self.image_channels == 3  # among pictures in colour
             return np.repeat(parts[0], 3, axis=0) if is_grey else parts[0]
         for path, part in zip(case.images, parts, strict=True):

@@ -359,6 +359,26 @@ def test_labels_that_depend_on_the_year_are_not_guessed(tmp_path, save_nifti):
         dataset.load_mask(dataset.cases[0])
 
 
+def test_classes_of_other_years_are_refused(tmp_path, save_nifti, put):
+    """As those of a checkpoint that was trained on BraTS 2021 where its masks are compared with the truth of 2023."""
+    labelled(tmp_path / "new", save_nifti, "BraTS-GLI-00002-000", (1, 2, 3))
+    put("old/A_{}.nii.gz", (6, 8, 2))
+    for folder, classes, words in (
+        (
+            "new",
+            "WT=1+2+4,ET=4",
+            "the label 3, the enhancing tumour in .* 4 in its place: write --classes WT=1.2.3,ET=3",
+        ),
+        ("old", "NCR=1,ED=2,ET=3", "holds the label 4, the enhancing tumour in .*write --classes NCR=1,ED=2,ET=4"),
+    ):
+        dataset = load(tmp_path / folder, classes=classes)
+        with pytest.raises(UserError, match=words):
+            dataset.load_mask(dataset.cases[0])
+    for folder, classes in (("new", "WT=1+2+3,RC=4"), ("new", "ED=2,RC=4"), ("old", "ET=4,x=3"), ("old", "NCR=1")):
+        dataset = load(tmp_path / folder, classes=classes)
+        assert dataset.load_mask(dataset.cases[0]).any()
+
+
 def test_men_rt_has_one_channel_and_one_label(tmp_path, save_nifti):
     for kind in ("t1c", "gtv"):
         save_nifti(tmp_path / f"a/BraTS-MEN-RT-0402-1_{kind}.nii.gz", np.ones((4, 5, 2), np.uint8))

@@ -280,6 +280,14 @@ COLOURS = {
 }
 
 
+def test_a_colour_picture_of_one_channel(raw):
+    dataset = load(raw({**COLOURS, "channel_names": {"0": "RGB"}}, {"imagesTr/a_0000.png": RGB}))
+    with pytest.raises(
+        UserError, match="a_0000.png: is in colour, but dataset.json names one channel; save it in grey"
+    ):
+        dataset.load_image(dataset.cases[0])
+
+
 def test_a_json_file_beside_flat_tiffs_is_no_spacing(raw):
     task = raw({**COLOURS, "file_ending": ".tif"}, {"imagesTr/a_0000.tif": RGB, "imagesTr/notes.json": None})
     assert volumes(load(task)) == ["a"]
