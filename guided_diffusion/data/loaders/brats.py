@@ -34,7 +34,7 @@ PATIENT = re.compile(r"(BraTS-.+-\d{4,5})-\d{1,3}", re.IGNORECASE)
 # A truth by another name, where the case's folder holds no seg: W39_1998.09.19_Segm.nii of BraTS20_Training_355.
 LIKE_SEG = re.compile(r"(.*[^a-z])?(seg|segm|segmentation|manuallycorrected)([^a-z].*)?", re.IGNORECASE)
 
-ENHANCING = re.compile(r"^ET$|^enhanc", re.IGNORECASE)  # a class's name
+ENHANCING_NAME = re.compile(r"^ET$|^enhanc", re.IGNORECASE)  # a class's name
 MEN_RT = re.compile(r"BraTS-MEN-RT-.*", re.IGNORECASE)  # of 2024: t1c alone, and the tumour as gtv
 PEDIATRIC = re.compile(r"BraTS-PED-.*", re.IGNORECASE)
 AFTER_TREATMENT = re.compile(r"BraTS-GLI-\d{5}-1\d\d", re.IGNORECASE)  # gliomas of 2024; those of 2023 have -000, -001
@@ -189,7 +189,7 @@ class BraTSDataset(SegmentationDataset):
         layouts = {is_of_2023(case) for case in self.cases}
         own, other = (3, 4) if True in layouts else (4, 3)
         pairs = zip(chosen.names, chosen.values, strict=False)
-        enhancing = next((set(values) for name, values in pairs if ENHANCING.search(name)), set())
+        enhancing = next((set(values) for name, values in pairs if ENHANCING_NAME.search(name)), set())
         is_known = len(layouts) == 1 and not any(PEDIATRIC.fullmatch(_unit_name(case)) for case in self.cases)
         if is_known and other in enhancing and own not in enhancing:
             self.foreign = own
