@@ -53,7 +53,7 @@ def files_of(folder, suffixes):
     return dict(sorted(files.items()))
 
 
-def unwrapped(folder, suffixes):
+def innermost(folder, suffixes):
     """The folder that holds the files: `folder` itself, or without files of these suffixes the one of its name in it.
 
     Copies of archives often hold NAME/NAME/FILES, or NAME (1)/NAME/FILES.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from guided_diffusion.data.layouts import files_of, folders_below, named_file, unpacked, unwrapped
+from guided_diffusion.data.layouts import files_of, folders_below, named_file, unpacked, innermost
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_links_are_followed_but_never_upwards(tree):
 
 def test_folders_of_the_same_name_in_each_other(tree):
     root = tree("D (1)/D/d/a.png", "D (1)/__MACOSX/D/._a.png", "E/a.txt", "F/x/a.png", "G/G/a.png", "G/b.png")
-    assert unwrapped(root / "D (1)", (".png",)) == root / "D (1)/D/d"
+    assert innermost(root / "D (1)", (".png",)) == root / "D (1)/D/d"
     for name in "EFG":
-        assert unwrapped(root / name, (".png",)) == root / name
+        assert innermost(root / name, (".png",)) == root / name
     (root / "E" / "E").symlink_to(root / "E")
-    assert unwrapped(root / "E", (".png",)) == root / "E"
-    assert unwrapped(root / "none", (".png",)) == root / "none"
+    assert innermost(root / "E", (".png",)) == root / "E"
+    assert innermost(root / "none", (".png",)) == root / "none"

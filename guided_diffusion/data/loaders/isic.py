@@ -13,7 +13,7 @@ from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
-from ..layouts import folders_below, plain_name, unwrapped
+from ..layouts import folders_below, plain_name, innermost
 from ..truth import RaterFolders, files_by_name
 
 # Name: (image folder, its ground truth folder), any case. The regular expression's group is the part.
@@ -113,7 +113,7 @@ class ISICDataset(SegmentationDataset):
         """The cases of an `ImageFolder`."""
         truth = folder.truth(self.data_dir)
         are_beside = truth == folder.outer  # Part 3B has its masks among the images
-        raters = None if are_beside else RaterFolders(unwrapped(truth, PICTURE_SUFFIXES), self.need_masks)
+        raters = None if are_beside else RaterFolders(innermost(truth, PICTURE_SUFFIXES), self.need_masks)
         beside = files_by_name(folder.path) if are_beside else {}
         cases = []
         for image in list_files(folder.path, PICTURE_SUFFIXES):
@@ -216,7 +216,7 @@ def _image_folder(path):
                 outer = outer.parent
             part = next(part for part in ISIC_PARTS if match[1].startswith(part.lower()))
             written = truth_name.replace(r"\1", part + match[1][len(part) :])
-            return ImageFolder(unwrapped(path, PICTURE_SUFFIXES), outer, layout, part, written)
+            return ImageFolder(innermost(path, PICTURE_SUFFIXES), outer, layout, part, written)
     return None
 
 
