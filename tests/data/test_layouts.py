@@ -2,7 +2,7 @@
 
 import pytest
 
-from guided_diffusion.data.layouts import files_of, folders_below, named_file, unpacked, innermost
+from guided_diffusion.data.layouts import files_of, folders_below, innermost, named_file, unpacked
 
 
 @pytest.fixture

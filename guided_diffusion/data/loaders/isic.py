@@ -13,7 +13,7 @@ from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
-from ..layouts import folders_below, plain_name, innermost
+from ..layouts import folders_below, innermost, plain_name
 from ..truth import RaterFolders, files_by_name
 
 # Name: (image folder, its ground truth folder), any case. The regular expression's group is the part.
