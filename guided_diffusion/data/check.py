@@ -64,7 +64,10 @@ def _unreadable_files(part):
 def _masks(part):
     """Missing and empty masks, missing raters, and masks with greys."""
     without = _names(part, lambda one: not one.raters)
-    if without and part.trains:
+    is_unpublished = part.name == "val" and len(without) == len(part.inspections)
+    if is_unpublished:
+        yield _warning(f"val: no case has a mask ({counted(len(without), 'case')}): training will not validate on them")
+    elif without and part.trains:
         yield _error(f"{part.name}: {counted(len(without), 'case')} without a mask: {listed(without)}")
     elif without:
         cases = counted(len(without), "case")

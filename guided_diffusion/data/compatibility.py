@@ -18,7 +18,9 @@ def used_window(kept, asked=""):
 
     kept: the data set's `kept_values()`. asked: the flag's value, which counts if the loader keeps no window.
     """
-    if "modalities" in kept:
+    if kept.get("is_picture"):
+        window = None
+    elif "modalities" in kept:
         window = kept["window"] if "CT" in kept["modalities"] else None
     elif "is_nifti" in kept:
         window = kept["ct_window"] if kept["is_nifti"] else None
@@ -69,6 +71,8 @@ def _kinds(kept, loader):
 
     kept: its `kept_values()`. loader: its class, or None.
     """
+    if kept.get("is_picture"):
+        return (BYTES,)
     if "modalities" in kept:
         has_window = bool(kept.get("window", True))
         return tuple(CT if name == "CT" and has_window else OTHER_VOLUMES for name in kept["modalities"])
@@ -93,7 +97,7 @@ def selection_warning(dataset):
 
     Training chooses best.pt by the Dice of these cases.
     """
-    if dataset.split != "test" or dataset.part != "val":
+    if dataset.split != "test" or not any(case.masks for case in dataset.cases) or dataset.part != "val":
         return None
     cases = counted(len(group_cases(dataset.cases)), "case")
     return (

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..io.files import check_encodable
 from ..runtime.console import counted
-from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
+from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .loader_checks import (
     check_class_names,
@@ -149,6 +149,13 @@ class SegmentationDataset(Dataset):
             self.cases = self._find_split(split) if hold_out is None or split is None else self._find_held_out(hold_out)
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
+        if split == "val" and need_masks and not any(case.masks for case in self.cases):
+            number = len({case.volume or case.name for case in self.cases})
+            have = "have no masks and are" if number > 1 else "has no mask and is"
+            raise NoTruthError(
+                f"{self.data_dir}: its {counted(number, 'validation case')} {have} not used in training (challenges "
+                "publish them so); hold cases out with --val_fraction"
+            )
         if not self.cases:
             raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
         if self.volumes is not None:
@@ -342,14 +349,16 @@ class SegmentationDataset(Dataset):
 
     def _find_held_out(self, hold_out):
         """The cases of `self.split` where `hold_out` divides the training cases."""
-        own_val = self._find_split("val")
+        own_val = [case for case in self._find_split("val") if case.masks]
         if own_val and hold_out.fraction:
             raise UserError(f"{self.data_dir}: has validation cases of its own; leave out --val_fraction")
         training, tests = self._find_split("train"), []
         if self.split == "test" or hold_out.test_fraction:
             tests = self._find_own_tests(training, own_val)
-        if tests and hold_out.test_fraction:
-            raise UserError(f"{self.data_dir}: has test cases of its own; leave out --test_fraction")
+        if hold_out.test_fraction:
+            if any(case.masks for case in tests):
+                raise UserError(f"{self.data_dir}: has test cases of its own; leave out --test_fraction")
+            tests = []  # without truth they can wait: the cases kept for testing have some
         if self.split == "test" and tests:
             return tests
         if not training:

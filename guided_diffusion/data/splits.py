@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..config.settings import check_division
@@ -16,6 +17,10 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+DATA_WORDS = ("data", "dataset", "set")
+SPLIT_WORD = re.compile(
+    rf"({'|'.join(word for words in SPLIT_FOLDERS.values() for word in words)})({'|'.join(DATA_WORDS)})?"
+)
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,26 @@ def given_split(word):
     return None if word == "all" else word
 
 
+@lru_cache(maxsize=1024)  # the same few names stand above thousands of cases
 def split_of(folder_name):
-    """The split of a folder by its name (any case): a name in `SPLIT_FOLDERS`, or one such as MICCAI_TrainingData; else
-    None."""
-    name = folder_name.lower()
-    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
-    data = (
-        split
-        for split, names in SPLIT_FOLDERS.items()
-        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
-    )
-    return next(exact, None) or next(data, None)
+    """The split that a folder is of by its name (any case), None if the name does not say.
+
+    It is a name in `SPLIT_FOLDERS`, or has the word of one split beside "data" or "set", as MICCAI_TrainingData and
+    training_data1_v2, or anywhere if it names BraTS, as BraTS-MEN-RT-Train-v2. A name with the words of two splits is
+    of none, nor is that of a single case, as BraTS20_Training_001.
+    """
+    name = re.sub(r" *\(\d+\)$", "", folder_name)  # a second download
+    parts = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    matches = [SPLIT_WORD.fullmatch(part) for part in parts]
+    found = {_split_of_word(match[1]) for match in matches if match}
+    if len(found) != 1:
+        return None
+    place = next(k for k, match in enumerate(matches) if match)
+    is_case = place == len(parts) - 2 and len(parts[-1]) > 2 and parts[-1].isdecimal()
+    beside = [matches[place][2], *parts[max(place - 1, 0) : place], *parts[place + 1 : place + 2]]
+    is_said = len(parts) == 1 or "brats" in name.lower() or any(word in DATA_WORDS for word in beside)
+    return found.pop() if is_said and not is_case else None
+
+
+def _split_of_word(word):
+    return next(split for split, words in SPLIT_FOLDERS.items() if word in words)

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
 
 def read_picture(path):

@@ -25,6 +25,10 @@ class NoCasesError(UserError):
     """The loader finds nothing in a folder; it may be the wrong loader."""
 
 
+class NoTruthError(NoCasesError):
+    """Cases are there, but none has a mask, as in the validation part of many challenges."""
+
+
 class NoSplitError(UserError):
     """A folder holds another split of a data set than the requested one."""
 

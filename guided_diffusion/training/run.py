@@ -15,17 +15,21 @@ from ..data.splits import hold_out_of, loading_of
 from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder, on_this_machine
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
-from ..runtime.errors import NoCasesError, UserError
+from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .validation import spread_cases
 
 
 @dataclass(frozen=True)
 class ValidationData:
-    """A data set for validation. noun: for its cases, in the singular. trained_on: whether they are training cases."""
+    """A data set for validation. noun: for its cases, in the singular. trained_on: whether they are training cases.
+
+    warning: why the data's own validation cases are not used, or "".
+    """
 
     dataset: SegmentationDataset
     noun: str
     trained_on: bool = False
+    warning: str = ""
 
     def summary_line(self, train):
         """A line for the user. train: the run's `TrainOptions`."""
@@ -126,7 +130,14 @@ def prepare_run(options, given, processes):
     validation = find_validation(replace(settings.data, data_dir=data_dir), settings, dataset, processes)
     changed = saved and changes(settings, saved)
     changed = changed and f"changed from step {start.step} on: {changed}"
-    warnings = (changed, lacking, condition_model_warning(settings.train, start), no_diffusion_warning(settings, start))
+    unused = validation.warning if validation else ""
+    warnings = (
+        unused,
+        changed,
+        lacking,
+        condition_model_warning(settings.train, start),
+        no_diffusion_warning(settings, start),
+    )
     return Run(settings, precision, dataset, folder, start, validation, tuple(filter(None, warnings)))
 
 
@@ -195,8 +206,9 @@ def _validation_cases(data, train, dataset, val_dir):
     try:
         options = {"split": "val", "need_masks": True, "view": dataset.view, **loading_of(data)}
         found = build_dataset(data.data_name, data.data_dir, dataset.image_size, **options)
-    except NoCasesError:
-        return ValidationData(dataset, "training case", trained_on=True)
+    except NoCasesError as error:
+        warning = str(error) if isinstance(error, NoTruthError) else ""
+        return ValidationData(dataset, "training case", trained_on=True, warning=warning)
     return ValidationData(found, "held-out case" if data.val_fraction else "validation case")
 
 

@@ -6,7 +6,7 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from conftest import LOADER, write_folder
+from conftest import LOADER, TINY, write_folder
 from PIL import Image
 
 from guided_diffusion.data import phantoms as phantom
@@ -68,6 +68,21 @@ def test_a_sound_data_set(check, divided, tmp_path):
     assert sheet.shape == (160 + CAPTION, 6 * 162 - 2, 3)  # four and two cases in a row
     for tile in range(6):  # each mask is outlined
         assert (sheet[CAPTION:, 162 * tile : 162 * tile + 160] == MASK_COLOUR).all(axis=-1).sum() > 50
+
+
+def test_validation_cases_without_masks_are_a_warning_and_training_says_so(check, divided, script, tmp_path, capsys):
+    """As challenges publish their validation part. One mask that lacks among others is an error."""
+    (divided / "test").rename(divided / "val")
+    (divided / "val" / "masks" / "case4.png").unlink()
+    status, text = check(divided)
+    assert status == 1 and lines(text, "error") == ["val: 1 case without a mask: case4"]
+    (divided / "val" / "masks" / "case5.png").unlink()
+    status, text = check(divided)
+    assert status == 0
+    assert lines(text, "warning") == ["val: no case has a mask (2 cases): training will not validate on them"]
+    flags = f"{TINY.replace('--sample_interval 0', '--sample_interval 1')} --dry_run"
+    script("segmentation_train", ["--data_name FOLDER --data_dir", divided, "--out_dir", tmp_path / "o", flags])
+    assert f"# {divided}: its 2 validation cases have no masks and are not used in training" in capsys.readouterr().out
 
 
 def test_workers_see_the_same(check, divided):

@@ -180,8 +180,8 @@ def csv_lacks(data):
     data.write("ISBI2016_ISIC_Part3B_Training_GroundTruth.csv", "ISIC_0000009,benign\n")
 
 
-def in_both_parts(data):
-    for path in (PART1, PART3B, TRUTH):
+def of_two_years(data):
+    for path in (PART1, "ISIC-2017_Training_Data/ISIC_0000000.jpg", TRUTH):
         data.picture(path, IMAGE)
 
 
@@ -241,7 +241,7 @@ SCENARIOS = {
     ("FOLDER", "all in one group"): lambda data: (data.pair("P1"), data.pair("P2")),
     ("ISIC", "an image without a mask"): lambda data: data.picture(PART1, IMAGE),
     ("ISIC", "a label that lacks"): csv_lacks,
-    ("ISIC", "an image in Part 1 and Part 3B"): in_both_parts,
+    ("ISIC", "an image of 2016 and of 2017"): of_two_years,
     ("BRATS", "a modality that lacks"): lambda data: data.brats(kinds=("t1", "t2", "flair")),
     ("BRATS", "files of different shapes"): lambda data: data.brats(shapes={"t2": (6, 8, 4)}),
     ("BRATS", "values that are no numbers"): not_finite,

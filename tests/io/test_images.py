@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.io.images import read_picture, read_picture_mask, write_png
+from guided_diffusion.io.files import split_suffix
+from guided_diffusion.io.images import (
+    PICTURE_SUFFIXES,
+    read_picture,
+    read_picture_mask,
+    write_png,
+)
 from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -156,3 +162,28 @@ def test_write_png_refuses_other_arrays(tmp_path, array):
     with pytest.raises(ValueError, match="write_png takes"):
         write_png(tmp_path / "a.png", array)
     assert os.listdir(tmp_path) == []
+
+
+# ---- GIF, WebP and JPEG 2000 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.WEBP", "a.jp2"])
+def test_images_and_masks_of_other_formats(tmp_path, save_picture, name):
+    values = np.zeros((12, 16), np.uint8)
+    values[3:9, 4:12] = 255
+    options = {} if name != "a.webp" else {"lossless": True}
+    path = save_picture(tmp_path / name, values, **options)
+    np.testing.assert_array_equal(read_picture_mask(path), values > 0)
+    assert split_suffix(path)[1].lower() in PICTURE_SUFFIXES
+    np.testing.assert_allclose(read_picture(path)[0], values, atol=20)
+
+
+def test_a_mask_in_a_gif_of_two_colours(tmp_path):
+    """As DRIVE's 21_manual1.gif: a palette of black and white."""
+    values = np.zeros((12, 16), np.uint8)
+    values[3:9, 4:12] = 1
+    picture = Image.fromarray(values)
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "a.gif")
+    np.testing.assert_array_equal(read_picture_mask(tmp_path / "a.gif"), values > 0)
+    assert read_picture(tmp_path / "a.gif").max() == 255

@@ -32,6 +32,7 @@ class LIDCDataset(SegmentationDataset):
     image_channels = 1
     class_names = ("nodule",)
     orientation = "any"
+    other_files = ("README*", "*metadata*.csv", "*metadata*.xlsx")
 
     @classmethod
     def recognises(cls, data_dir):

@@ -9,8 +9,9 @@ import torch
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.loaders.brats import MODALITIES, BraTSDataset
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.data.volumes import VolumeReader
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import NoTruthError, UserError
 
 KINDS = (*MODALITIES, "seg")
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -160,6 +161,233 @@ def test_several_raters(tmp_path, put, save_nifti):
     assert [path.name for path in dataset.cases[0].masks] == ["A_seg1.nii.gz", "A_seg2.nii.gz", "A_seg10.nii.gz"]
     assert {case.raters for case in dataset.cases} == {("seg1", "seg2", "seg10")}
     assert dataset.load_mask(dataset.cases[2]).any(axis=(1, 2, 3)).tolist() == [False, True, False]
+
+
+# ---- the folders of each year, as published ------------------------------------------------------------------------
+
+OLD, NEW = ("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f")
+YEARS = {  # folders of training and validation cases, a case of each, the modalities' names, the separator
+    2017: ("Brats17TrainingData/HGG", "Brats17ValidationData", "Brats17_TCIA_1_1", "Brats17_TCIA_2_1", OLD, "_"),
+    2018: (
+        "MICCAI_BraTS_2018_Data_Training/LGG",
+        "MICCAI_BraTS_2018_Data_Validation",
+        "Brats18_CBICA_AAB_1",
+        "Brats18_CBICA_AAM_1",
+        OLD,
+        "_",
+    ),
+    2019: (
+        "MICCAI_BraTS_2019_Data_Training/HGG",
+        "MICCAI_BraTS_2019_Data_Validation",
+        "BraTS19_2013_10_1",
+        "BraTS19_CBICA_AAM_1",
+        OLD,
+        "_",
+    ),
+    2020: (
+        "MICCAI_BraTS2020_TrainingData",
+        "MICCAI_BraTS2020_ValidationData",
+        "BraTS20_Training_001",
+        "BraTS20_Validation_001",
+        OLD,
+        "_",
+    ),
+    "2020 of Kaggle": (
+        "brats20-dataset-training-validation/BraTS2020_TrainingData/MICCAI_BraTS2020_TrainingData",
+        "brats20-dataset-training-validation/BraTS2020_ValidationData/MICCAI_BraTS2020_ValidationData",
+        "BraTS20_Training_001",
+        "BraTS20_Validation_001",
+        OLD,
+        "_",
+    ),
+    2021: (
+        "RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021",
+        "RSNA_ASNR_MICCAI_BraTS2021_ValidationData",
+        "BraTS2021_00000",
+        "BraTS2021_00001",
+        OLD,
+        "_",
+    ),
+    2023: (
+        "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData",
+        "ASNR-MICCAI-BraTS2023-GLI-Challenge-ValidationData",
+        "BraTS-GLI-00000-000",
+        "BraTS-GLI-00001-000",
+        NEW,
+        "-",
+    ),
+    "2023 Africa": (
+        "ASNR-MICCAI-BraTS2023-SSA-Challenge-TrainingData_V2",
+        "ASNR-MICCAI-BraTS2023-SSA-Challenge-ValidationData",
+        "BraTS-SSA-00002-000",
+        "BraTS-SSA-00126-000",
+        NEW,
+        "-",
+    ),
+    2024: (
+        "BraTS2024-BraTS-GLI-TrainingData/training_data1_v2",
+        "BraTS2024-BraTS-GLI-ValidationData/validation_data",
+        "BraTS-GLI-02064-100",
+        "BraTS-GLI-02065-100",
+        NEW,
+        "-",
+    ),
+    "2024 GoAT": (
+        "MICCAI2024-BraTS-GoAT-TrainingData-With-GroundTruth",
+        "MICCAI2024-BraTS-GoAT-ValidationData",
+        "BraTS-GoAT-00000",
+        "BraTS-GoAT-00003",
+        NEW,
+        "-",
+    ),
+    "2024 MEN-RT": (
+        "BraTS-MEN-RT-Train-v2",
+        "BraTS-MEN-RT-Val-v1",
+        "BraTS-MEN-RT-0001-1",
+        "BraTS-MEN-RT-0002-1",
+        ("t1c",),
+        "_",
+    ),
+}
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_the_folders_of_each_year(tmp_path, save_nifti, year):
+    training, validation, first, second, kinds, separator = YEARS[year]
+    for kind in kinds:
+        values = content(OLD[(NEW if kind in NEW else OLD).index(kind)], (4, 5, 2))
+        save_nifti(tmp_path / training / first / f"{first}{separator}{kind}.nii.gz", values)
+        save_nifti(tmp_path / validation / second / f"{second}{separator}{kind}.nii.gz", values)
+    truth = tmp_path / training / first / f"{first}{separator}{'gtv' if len(kinds) == 1 else 'seg'}.nii.gz"
+    save_nifti(truth, np.ones((4, 5, 2), np.uint8))
+    (tmp_path / training / "name_mapping.csv").touch()
+
+    def found(split, **keywords):
+        return [case.volume for case in load(tmp_path, split=split, **keywords).cases][::2]
+
+    train = load(tmp_path, split="train")
+    assert train.image_channels == len(kinds) and train.load_image(train.cases[0]).shape == (len(kinds), 4, 5)
+    assert found("train") == [first] and train.load_mask(train.cases[0]).all()
+    assert found("test", need_masks=False) == found("val", need_masks=False) == [second]
+    assert build_dataset("AUTO", tmp_path, 16, split="train").data_name == "BRATS"
+    with pytest.raises(NoTruthError, match="its 1 validation case has no mask and is not used in training"):
+        found("val")
+    held = HoldOut(0.5)  # a validation part without masks is none
+    with pytest.raises(UserError, match="all 2 cases are of one group"):
+        found("train", hold_out=held)
+
+
+def test_folders_that_stand_for_files(tmp_path, put):
+    """x_flair.nii/FILE.nii, as copies of 2021 and 2023 have it; what the file itself is called means nothing."""
+    put("P/BraTS2021_00000_{}.nii/00000057_brain_x.nii", (4, 5, 2))
+    put("Q/{}.nii.gz/a file.nii", (4, 5, 2), kinds=MODALITIES)
+    dataset = load(tmp_path, need_masks=False)
+    assert [case.volume for case in dataset.cases] == ["BraTS2021_00000"] * 2 + ["Q"] * 2
+    assert dataset.layout == "2 volumes with the names of BraTS to 2021"
+    assert dataset.load_mask(dataset.cases[0]).shape == (1, 1, 4, 5)
+    assert dataset.expected_mask(dataset.cases[2]) == "seg.nii.gz"
+
+
+@pytest.mark.parametrize("name", ["W39_1998.09.19_Segm.nii", "x_final_seg.nii.gz", "P_ManuallyCorrected.nii.gz"])
+def test_a_truth_of_another_name(tmp_path, put, save_nifti, name):
+    put("P/P_{}.nii.gz", (4, 5, 2), kinds=MODALITIES)
+    put("Q/Q_{}.nii.gz", (4, 5, 2))
+    save_nifti(tmp_path / "P" / name, np.ones((4, 5, 2), np.uint8), AFFINE)
+    save_nifti(tmp_path / "P" / "P_brainmask.nii.gz", np.ones((4, 5, 2), np.uint8), AFFINE)
+    dataset = load(tmp_path)
+    assert dataset.load_mask(dataset.cases[0]).all() and dataset.notes == (f"P: {name} is taken as its seg",)
+    save_nifti(tmp_path / "P" / "other_segmentation.nii.gz", np.ones((4, 5, 2), np.uint8), AFFINE)
+    with pytest.raises(UserError, match="has no mask; add P_seg.nii.gz"):
+        load(tmp_path)  # two such files: which one is not guessed
+
+
+def test_cases_outside_the_folders_of_the_splits_are_not_taken(tmp_path, put):
+    put("copy/training/A/A_{}.nii.gz", (4, 5, 2))
+    put("copy/extra/B/B_{}.nii.gz", (4, 5, 2))
+    assert {case.volume for case in load(tmp_path).cases} == {"A"}
+    with pytest.raises(UserError, match="holds copy/training/ but no test/ or testing/; name the folder"):
+        load(tmp_path, split="test")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["A/A_t1_copy.nii.gz", "A/x_seg.nii.gz", "A/brain.nii.gz", "masks/A_seg.nii.gz", "A/validation/a.png", "A/t1.png"],
+)
+def test_an_odd_file_does_not_change_what_is_read(tmp_path, put, save_nifti, odd):
+    put("A/A_{}.nii.gz", (4, 5, 2))
+    put("B/B_{}.nii.gz", (4, 5, 2))
+    before = load(tmp_path).cases
+    save_nifti(tmp_path / odd, np.ones((4, 5, 2), np.uint8)) if ".nii" in odd else None
+    (tmp_path / odd).parent.mkdir(exist_ok=True)
+    (tmp_path / odd).touch()
+    assert load(tmp_path).cases == load(tmp_path, split="train").cases == before
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path, put):
+    put("A/A_{}.nii.gz", (4, 5, 2))
+    (tmp_path / "A" / "again").symlink_to(tmp_path)
+    assert len(load(tmp_path)) == 2
+
+
+def labelled(tmp_path, save_nifti, name, labels=(1, 2, 3, 4)):
+    for kind in NEW:
+        save_nifti(tmp_path / name / f"{name}-{kind}.nii.gz", np.ones((4, 5, 2), np.int16))
+    values = np.zeros((4, 5, 2), np.uint8)
+    values[: len(labels), 0] = np.array(labels)[:, None]
+    save_nifti(tmp_path / name / f"{name}-seg.nii.gz", values)
+    return values[..., 0]
+
+
+def test_the_cavity_of_2024_is_no_tumour(tmp_path, save_nifti):
+    labels = labelled(tmp_path, save_nifti, "BraTS-GLI-02064-100")
+    dataset = load(tmp_path)
+    np.testing.assert_array_equal(dataset.load_mask(dataset.cases[0])[0, 0], (labels > 0) & (labels < 4))
+    assert "the label 4 of BraTS-GLI files of 2024, the resection cavity, is no tumour here" in dataset.notes[0]
+    regions = load(tmp_path, classes="regions")
+    assert str(regions.classes) == "WT=1+2+3,TC=1+3,ET=3,RC=4" and regions.notes == ()
+    assert regions.load_mask(regions.cases[0])[0, :, 3, 0].tolist() == [False, False, False, True]
+    assert str(load(tmp_path, classes="labels").classes) == "NCR=1,ED=2,ET=3,RC=4"
+
+
+def test_labels_that_depend_on_the_year_are_not_guessed(tmp_path, save_nifti):
+    labelled(tmp_path / "a", save_nifti, "BraTS-PED-00001-000")
+    with pytest.raises(UserError, match=r"labels of BraTS-PED files depend on their year; write .*TC=1\+2\+3,ET=1 for"):
+        load(tmp_path / "a", classes="regions")
+    labelled(tmp_path / "b", save_nifti, "BraTS-MET-00002-000")
+    dataset = load(tmp_path / "b", classes="regions")
+    with pytest.raises(UserError, match="holds the label 4, which files of these names do not have"):
+        dataset.load_mask(dataset.cases[0])
+
+
+def test_classes_of_other_years_are_refused(tmp_path, save_nifti, put):
+    """As those of a checkpoint that was trained on BraTS 2021 where its masks are compared with the truth of 2023."""
+    labelled(tmp_path / "new", save_nifti, "BraTS-GLI-00002-000", (1, 2, 3))
+    put("old/A_{}.nii.gz", (6, 8, 2))
+    for folder, classes, words in (
+        (
+            "new",
+            "WT=1+2+4,ET=4",
+            "the label 3, the enhancing tumour in .* 4 in its place: write --classes WT=1.2.3,ET=3",
+        ),
+        ("old", "NCR=1,ED=2,ET=3", "holds the label 4, the enhancing tumour in .*write --classes NCR=1,ED=2,ET=4"),
+    ):
+        dataset = load(tmp_path / folder, classes=classes)
+        with pytest.raises(UserError, match=words):
+            dataset.load_mask(dataset.cases[0])
+    for folder, classes in (("new", "WT=1+2+3,RC=4"), ("new", "ED=2,RC=4"), ("old", "ET=4,x=3"), ("old", "NCR=1")):
+        dataset = load(tmp_path / folder, classes=classes)
+        assert dataset.load_mask(dataset.cases[0]).any()
+
+
+def test_men_rt_has_one_channel_and_one_label(tmp_path, save_nifti):
+    for kind in ("t1c", "gtv"):
+        save_nifti(tmp_path / f"a/BraTS-MEN-RT-0402-1_{kind}.nii.gz", np.ones((4, 5, 2), np.uint8))
+    with pytest.raises(UserError, match=r"--classes regions: cases of MEN-RT have one label, the tumour \(gtv\)"):
+        load(tmp_path, classes="regions")
+    assert load(tmp_path).cases[0].group == "BraTS-MEN-RT-0402"
+    labelled(tmp_path, save_nifti, "BraTS-MEN-00004-000")
+    with pytest.raises(UserError, match="of MEN-RT has one; keep them in data sets of their own"):
+        load(tmp_path)
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------

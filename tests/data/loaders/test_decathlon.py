@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import FAST, rows
 from helpers import TASK_AFFINE, write_task
+from PIL import Image
 
 from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.data.registry import build_dataset
@@ -124,6 +125,242 @@ def test_nnunet_has_a_file_for_each_channel(tmp_path, save_nifti):
         UserError, match=r"has 2 channels \(FLAIR, T1\), but case_7 has the files 0000; they must agree"
     ):
         load(tmp_path)
+
+
+# ---- nnU-Net's raw folders ---------------------------------------------------------------------------------------
+
+SHAPE = (4, 5, 2)
+VOLUME = np.arange(1, 41, dtype=np.int16).reshape(SHAPE)
+LABEL = (VOLUME > 30).astype(np.uint8)
+
+
+@pytest.fixture
+def raw(tmp_path, save_nifti):
+    """A function (description, files) that writes dataset.json and files into a task below tmp_path, and returns that.
+
+    files: {path: array}, NIfTI or pictures; None makes an empty file.
+    """
+
+    def write(description, files, folder="Dataset042_X"):
+        task = tmp_path / folder
+        for path, array in files.items():
+            (task / path).parent.mkdir(parents=True, exist_ok=True)
+            if array is None:
+                (task / path).touch()
+            elif ".nii" in path.rpartition("/")[2]:
+                save_nifti(task / path, array)
+            else:
+                Image.fromarray(array).save(task / path)
+        (task / "dataset.json").write_text(json.dumps(description))
+        return task
+
+    return write
+
+
+V2 = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "tumor": 1},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
+
+
+def volumes(dataset):
+    return sorted({case.volume or case.name for case in dataset.cases})
+
+
+def test_version_1_lists_names_without_the_channels(raw, tmp_path):
+    """dataset.json looks like the Decathlon's, with ./imagesTr/a.nii.gz for imagesTr/a_0000.nii.gz."""
+    description = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "tumor"},
+        "numTraining": 2,
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"],
+        "test": ["./imagesTs/c.nii.gz"],
+    }
+    names = ("imagesTr/a", "imagesTr/b", "imagesTs/c")
+    files = {f"{name}_{k:04d}.nii.gz": VOLUME + k for name in names for k in (0, 1)}
+    files |= {f"labelsTr/{n}.nii.gz": LABEL for n in "ab"}
+    raw(description, {**files, "imagesTr/._a_0000.nii.gz": None}, "nnUNet_raw_data/Task500_X")
+    train = load(tmp_path, split="train", need_masks=True)
+    assert volumes(train) == ["a", "b"] and train.layout == "nnU-Net, Task500_X: 2 volumes of 2 channels (T1, T2)"
+    assert [path.name for path in train.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"] and train.notes == ()
+    assert train.load_mask(train.cases[0]).shape == (1, 1, 4, 5)
+    assert volumes(load(tmp_path, split="test")) == ["c"] and volumes(load(tmp_path)) == ["a", "b", "c"]
+    description["training"] = description["training"][:1]  # the other volume is left over
+    raw(description, {}, "nnUNet_raw_data/Task500_X")
+    again = load(tmp_path, split="train")
+    assert volumes(again) == ["a"] and '"numTraining": 2, but 1 training case is there' in again.notes[0]
+
+
+def test_version_1_without_a_list(raw):
+    files = {f"imagesTr/a_{k:04d}.nii.gz": VOLUME for k in (0, 1)}
+    task = raw({"modality": ["T1", "T2"], "labels": {"0": "background"}, "training": []}, files)
+    assert volumes(load(task)) == ["a"]
+    assert load(task).notes == (f'{task / "dataset.json"}: has no "labels"; every value but 0 is foreground',)
+    (task / "imagesTr" / "a_0001.nii.gz").rename(task / "imagesTr" / "a_0007.nii.gz")  # numbers of cases, not channels
+    task = raw({"modality": ["T1"], "labels": {"0": "background"}}, {})
+    assert volumes(load(task)) == ["a_0000", "a_0007"]
+
+
+def test_version_2_may_list_files_anywhere_below(raw, tmp_path):
+    files = {"imagesTr/x.nii.gz": VOLUME, "elsewhere/y.nii.gz": LABEL, "imagesTs/t_0000.nii.gz": VOLUME}
+    listed = {"case1": {"images": ["imagesTr/x.nii.gz"], "label": "./elsewhere/y.nii.gz"}}
+    task = raw({**V2, "dataset": listed}, {**files, "labelsTs/t.nii.gz": LABEL})
+    dataset = load(task, split="train", need_masks=True)
+    assert volumes(dataset) == ["case1"] and dataset.load_mask(dataset.cases[1]).any()
+    assert len(load(task, split="test", need_masks=True)) == 2  # with labelsTs
+    for wrong, words in (
+        ({"images": []}, r"correct 'case1'"),
+        ({"images": ["imagesTr/gone.nii.gz"]}, "gone.nii.gz for case1, but there is no such file"),
+        ({"images": ["../../secret.nii.gz"]}, "names ../../secret.nii.gz, which is not below --data_dir"),
+        ({"images": [str(tmp_path.parent / "secret.nii.gz")]}, "secret.nii.gz, which is not below --data_dir"),
+    ):
+        raw({**V2, "dataset": {"case1": wrong}}, {})
+        with pytest.raises(UserError, match=words):
+            load(task, split="train")
+
+
+def test_the_list_of_the_decathlon_stays_below_data_dir_too(task, tmp_path):
+    description = json.loads((task / "dataset.json").read_text())
+    description["training"] = [{"image": "./imagesTr/../../other/a.nii.gz", "label": ""}]
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="names ./imagesTr/../../other/a.nii.gz, which is not below --data_dir"):
+        load(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    "odd", ["imagesTr/odd.nii.gz", "imagesTr/a.png", "imagesTr/x.json", "labelsTr/a.txt", "x/y.nii"]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_odd_file_does_not_change_what_is_read(raw, odd, version):
+    files = {f"imagesTr/{n}_0000.nii.gz": VOLUME for n in "ab"} | {f"labelsTr/{n}.nii.gz": LABEL for n in "ab"}
+    listed = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    old = {"modality": {"0": "MRI"}, "labels": {"1": "x"}, "training": listed}
+    before = load(raw(V2 if version == 2 else old, files), need_masks=True).cases
+    dataset = load(raw(V2 if version == 2 else old, {odd: None}), need_masks=True)
+    assert dataset.cases == before and volumes(dataset) == ["a", "b"]
+
+
+def test_several_tasks_below_data_dir(raw, tmp_path):
+    for number in (1, 2):
+        raw(V2, {"imagesTr/a_0000.nii.gz": VOLUME}, f"raw/Dataset00{number}_X")
+    with pytest.raises(UserError, match="holds 2 tasks, Dataset001_X, Dataset002_X; name one of them with --data_dir"):
+        load(tmp_path)
+    assert len(load(tmp_path / "raw" / "Dataset001_X")) == 2
+
+
+def test_regions_and_joined_labels(raw):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    task = raw(
+        {**V2, "labels": labels, "regions_class_order": [1, 2, 3]},
+        {"imagesTr/a_0000.nii.gz": VOLUME, "labelsTr/a.nii.gz": LABEL * 3},
+    )
+    assert str(load(task, classes="auto").classes) == "whole=1+2+3,core=2+3,enhancing=3"
+    dataset = load(task, split="train")
+    assert dataset.notes == ("3 labels are joined as foreground; --classes auto keeps them apart",)
+    assert load(task, split="train", classes="auto").notes == ()
+
+
+def test_files_that_were_unpacked_into_folders(raw):
+    files = {"imagesTr/a.nii/a.nii": VOLUME, "labelsTr/a.nii/x.nii": LABEL, "imagesTr/b.nii": VOLUME}
+    listed = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    task = raw({"modality": {"0": "MRI"}, "labels": {"1": "x"}, "training": listed}, files)
+    dataset = load(task)
+    assert volumes(dataset) == ["a", "b"] and [len(case.masks) for case in dataset.cases] == [1, 1, 0, 0]
+    assert dataset.load_mask(dataset.cases[1]).any() and dataset.cases[0].raters == ()
+
+
+RGB = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+COLOURS = {
+    "channel_names": {"0": "R", "1": "G", "2": "B"},
+    "labels": {"background": 0, "road": 1},
+    "file_ending": ".png",
+}
+
+
+def test_a_colour_picture_of_one_channel(raw):
+    dataset = load(raw({**COLOURS, "channel_names": {"0": "RGB"}}, {"imagesTr/a_0000.png": RGB}))
+    with pytest.raises(
+        UserError, match="a_0000.png: is in colour, but dataset.json names one channel; save it in grey"
+    ):
+        dataset.load_image(dataset.cases[0])
+
+
+def test_a_json_file_beside_flat_tiffs_is_no_spacing(raw):
+    task = raw({**COLOURS, "file_ending": ".tif"}, {"imagesTr/a_0000.tif": RGB, "imagesTr/notes.json": None})
+    assert volumes(load(task)) == ["a"]
+
+
+def test_pictures_in_colour(raw):
+    truth = (RGB[..., 0] > 30).astype(np.uint8)
+    files = {"imagesTr/a_0000.png": RGB, "imagesTr/b_0000.png": RGB[..., 0], "labelsTr/a.png": truth}
+    task = raw(COLOURS, {**files, "labelsTr/b.png": truth})
+    dataset = load(task, split="train", need_masks=True)
+    assert (
+        volumes(dataset) == ["a", "b"] and dataset.layout == "nnU-Net, Dataset042_X: 2 pictures of 3 channels (R, G, B)"
+    )
+    np.testing.assert_array_equal(dataset.load_image(dataset.cases[0]), RGB.transpose(2, 0, 1))
+    assert dataset.load_normalised(dataset.cases[0]).min() == -1 and dataset[1]["image"].shape == (3, 32, 32)
+    np.testing.assert_array_equal(dataset.load_mask(dataset.cases[0])[0, 0], truth > 0)
+    assert dataset.geometry(dataset.cases[0]) is None and dataset.left_right_axis == -1
+    again = dataset.without_data(dataset.kept_values(), dataset.class_names)
+    assert again.normalise_raw(np.zeros((3, 2, 2), np.float32)).max() == -1
+
+
+@pytest.mark.parametrize("ending", [".tif", ".bmp", "png"])
+def test_grey_pictures_have_a_file_for_each_channel(raw, ending):
+    grey = [RGB[..., k] for k in range(2)]
+    suffix = f".{ending.lstrip('.')}"
+    files = {f"imagesTr/a_{k:04d}{suffix}": grey[k] for k in (0, 1)} | {f"labelsTr/a{suffix}": grey[0] // 30}
+    description = {
+        "channel_names": {"0": "CT", "1": "other"},
+        "labels": {"background": 0, "x": 1},
+        "file_ending": ending,
+    }
+    dataset = load(raw(description, files), need_masks=True, classes="auto")
+    np.testing.assert_array_equal(dataset.load_image(dataset.cases[0]), np.stack(grey))
+    assert str(dataset.classes) == "x=1" and dataset.load_mask(dataset.cases[0]).any()
+    Image.fromarray(RGB).save(dataset.cases[0].images[1])
+    with pytest.raises(UserError, match="is in colour, but is one channel of 2; save it in grey"):
+        dataset.load_image(dataset.cases[0])
+
+
+@pytest.mark.parametrize(
+    "change, files, words",
+    [
+        (
+            {"file_ending": ".nrrd"},
+            {"imagesTr/a_0000.nrrd": None},
+            '"file_ending": ".nrrd", which is not read; convert',
+        ),
+        ({"file_ending": "mha"}, {"imagesTr/a_0000.mha": None}, '"file_ending": "mha", which is not read; convert the'),
+        (
+            {"file_ending": ".tif"},
+            {"imagesTr/a_0000.tif": None, "imagesTr/a.json": None},
+            "imagesTr: holds 3-D TIFF files with their spacing in .json files, which are not read; convert",
+        ),
+        ({"file_ending": ".png"}, {"imagesTr/a_0000.bmp": RGB}, 'file_ending": ".png", but imagesTr/ holds .bmp files'),
+        ({"file_ending": None}, {"imagesTr/a_0000.png": RGB}, 'no "file_ending", but imagesTr/ holds .png'),
+        (
+            {"labels": ["background", "x"]},
+            {"imagesTr/a_0000.nii.gz": VOLUME},
+            '"labels" is no list of names with values',
+        ),
+        ({"channel_names": None}, {"imagesTr/a_0000.nii.gz": VOLUME}, 'calls it "channel_names"'),
+        ({"channel_names": None, "modality": ["MRI"], "training": 3}, {"imagesTr/a.nii.gz": VOLUME}, '"training" must'),
+        (
+            {},
+            {"imagesTr/a_0000.nii.gz": VOLUME, "imagesTr/a_0000.nii": VOLUME},
+            "a_0000.nii.gz: is a second file of this channel beside a_0000.nii; keep one",
+        ),
+    ],
+)
+def test_fields_that_are_missing_or_do_not_fit_are_named(raw, change, files, words):
+    description = {key: value for key, value in {**V2, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=words):
+        load(raw(description, files), split="train")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import NoTruthError, UserError
 
 IMAGE = np.full((24, 32, 3), 255, np.uint8)
 IMAGE[:, :16] = 0
@@ -59,6 +59,68 @@ def test_every_layout(tmp_path, put, save_picture, layout, below):
     expected[4:12, 4:12] = 1
     assert torch.equal(item["mask"][0, 0], expected)
     assert item["image"][:, :, :6].max() < -0.9 and item["image"][:, :, 10:].min() > 0.9
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "images, truths",
+    [
+        ("{0}/{0}", "{0}/{0}"),  # as Kaggle's copies are
+        ("{0} (1)/{0}", "{0} (2)"),  # downloaded twice
+        ("a/b/{0}", "c/{0}/{0}"),  # anywhere
+    ],
+)
+def test_copies_of_the_published_folders(tmp_path, put, layout, images, truths):
+    folder, truth, ending = LAYOUTS[layout]
+    inside = folder == truth
+    put(images.format(folder), ["ISIC_0000001"], images.format(folder) if inside else truths.format(truth), ending)
+    for name in ("ATTRIBUTION.txt", "LICENSE.txt"):
+        (tmp_path / images.format(folder) / name).touch()
+    dataset = load(tmp_path)
+    assert names(dataset) == ["ISIC_0000001"] and dataset.load_mask(dataset.cases[0]).any()
+    below = tmp_path / images.format(folder)
+    if "/b/" not in images and not inside:  # the truth is beside it, though not below data_dir
+        assert len(load(below)) == 1
+
+
+def test_upper_case_and_other_suffixes(tmp_path, save_picture):
+    save_picture(tmp_path / "isic2018_task1-2_training_input" / "ISIC_1.JPG", IMAGE)
+    save_picture(tmp_path / "ISIC2018_Task1_Training_groundtruth" / "ISIC_1_segmentation.PNG", MASK)
+    dataset = load(tmp_path)
+    assert dataset.cases[0].masks and dataset.layout == "ISIC 2018 Training"
+
+
+def test_two_folders_that_may_be_the_truth(tmp_path, put):
+    folder, truth, ending = LAYOUTS["2018"]
+    put(folder, ["ISIC_1"], f"{truth} (1)", ending)
+    put(folder, ["ISIC_1"], f"{truth} (2)", ending)
+    with pytest.raises(UserError, match=r"\(1\): may be the ground truth of .*, and so may .*\(2\); keep one"):
+        load(tmp_path)
+    put(folder, ["ISIC_1"], truth, ending)  # its very name
+    assert load(tmp_path).cases[0].masks[0].parent.name == truth
+
+
+def test_part_3b_beside_part_1(tmp_path, put):
+    """Its images are those of Part 1: each is taken once, with the masks that are there and the labels."""
+    one, three = LAYOUTS["2016 part 1"], LAYOUTS["2016 part 3B"]
+    put(one[0], ["ISIC_1", "ISIC_2"])
+    put(one[0], ["ISIC_1"], one[1])
+    put(three[0], ["ISIC_1", "ISIC_2"], three[1])
+    (tmp_path / three[0] / "ISBI2016_ISIC_Part3B_Training_GroundTruth.csv").write_text("ISIC_1,benign\nISIC_2,benign\n")
+    dataset = load(tmp_path)
+    assert [case.masks[0].parent.name for case in dataset.cases] == [one[1], three[0]]
+    assert dataset.notes == ("Part 3B holds 2 images of Part 1 again; each is taken once",)
+    assert [case.label for case in dataset.cases] == [0, 0]
+    used = {path for case in dataset.cases for path in (*case.images, *case.masks, *dataset.further_files(case))}
+    assert len(used) == len(list(tmp_path.rglob("*.jpg"))) + len(list(tmp_path.rglob("*.png")))
+
+
+def test_a_validation_part_without_truth(tmp_path, put):
+    put("ISIC2018_Task1-2_Training_Input", ["ISIC_1"], "ISIC2018_Task1_Training_GroundTruth", "_segmentation")
+    put("ISIC2018_Task1-2_Validation_Input", ["ISIC_2"])
+    with pytest.raises(NoTruthError, match="its 1 validation case has no mask and is not used in training"):
+        load(tmp_path, split="val")
+    assert names(load(tmp_path, split="val", need_masks=False)) == ["ISIC_2"]
 
 
 def test_data_dir_may_be_the_image_folder_itself(tmp_path, put):
@@ -159,7 +221,7 @@ def test_empty_folder_twice_the_same_name_and_damage(tmp_path, put, truncate):
     ):
         load(tmp_path)
     put("ISBI2016_ISIC_Part1_Training_Data", ["ISIC_0000000"])
-    put("ISBI2016_ISIC_Part3B_Training_Data", ["ISIC_0000000"])
+    put("ISIC-2017_Training_Data", ["ISIC_0000000"])
     with pytest.raises(UserError, match="its case name 'ISIC_0000000' is also that of"):
         load(tmp_path, need_masks=False)
     only = tmp_path / "ISBI2016_ISIC_Part1_Training_Data"
