@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
+from ..io.pictures import MAX_MEGAPIXELS
 from ..runtime.errors import UserError
 from .fields import numbers, option
 from .presets import PRESETS
@@ -76,6 +77,12 @@ class DataOptions:
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. Empty: the "
         "checkpoint's window when sampling or resuming; in a new run, MSD takes the task's window and FOLDER "
         "normalises by z-scores, as for MRI",
+    )
+    max_megapixels: float = option(
+        float(MAX_MEGAPIXELS),
+        "pictures with more million pixels are refused, since a small file may decode to more than the memory holds; "
+        "the free memory is checked as well",
+        above=0,
     )
     num_workers: int = option(2, "processes that read and resize images; 0: the main process reads them", minimum=0)
     cache_dir: str = option(

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..io.files import read_json
+from ..io.masks import void_among
 from ..runtime.errors import UserError
 
 KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...
 MAX_LABEL = 65535  # the largest value of a 16-bit picture
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
 MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
+# Names in dataset.json of pixels that nobody annotated, which nnU-Net leaves out of the loss and of the figures.
+RESERVED = ("ignore", "ignored", "ignore_label", "void", "unlabeled", "unlabelled", "unannotated", "not annotated")
 MEAN = "mean"  # in tables, the row of all classes together; no class may have this name
 
 
@@ -170,11 +173,25 @@ def read_classes(path):
     """The `Classes` in a dataset.json of the Medical Segmentation Decathlon or of nnU-Net, without the background, 0.
 
     Its "labels" are {"1": "liver"}, {"liver": 1} or, for regions, {"whole tumour": [1, 2]}. Raises `UserError` where
-    the file has none.
+    the file has none, and for a reserved label (see `reserved_label`).
     """
-    labels = read_json(path)
-    labels = labels.get("labels") if isinstance(labels, dict) else None
-    names, values = [], []
+    description = read_json(path)
+    labels = read_labels_of(path, description)
+    if not labels:
+        raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
+    reserved = reserved_label(path, description)
+    if reserved:
+        raise UserError(reserved)
+    return checked_classes([re.sub(r"[^\w .+()-]", "-", name).strip() for name in labels], list(labels.values()), path)
+
+
+def read_labels_of(path, description):
+    """{name: label values} of the "labels" in a dataset.json, without the background; {} without them.
+
+    path: the file, for messages. description: what it holds. Raises `UserError` for values that are no numbers.
+    """
+    labels = description.get("labels") if isinstance(description, dict) else None
+    found = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         name, numbers = (value, key) if isinstance(value, str) else (key, value)
         numbers = numbers if isinstance(numbers, list) else [numbers]
@@ -182,11 +199,25 @@ def read_classes(path):
             raise UserError(f'{path}: {key!r}: {value!r} in "labels" is no name with its label value; correct it')
         numbers = tuple(map(int, numbers))
         if numbers != (0,):
-            names.append(re.sub(r"[^\w .+()-]", "-", name).strip())
-            values.append(numbers)
-    if not names:
-        raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
-    return checked_classes(names, values, path)
+            found[name] = numbers
+    return found
+
+
+def reserved_label(path, description):
+    """The message about a label of a dataset.json that means "not annotated", or "" if there is none.
+
+    Loss and figures here know no such pixels.
+    """
+    labels = read_labels_of(path, description)
+    reserved = next((name for name in labels if name.strip().lower() in RESERVED), None)
+    if reserved is None:
+        return ""
+    others = ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in labels.items() if name != reserved)
+    return (
+        f"{path}: its label {reserved!r} ({'+'.join(map(str, labels[reserved]))}) means pixels that nobody annotated, "
+        f"which training and figures here cannot leave out; --classes {others or 'NAME=VALUE,...'} takes them as "
+        "background"
+    )
 
 
 def found_classes(label_maps, where):
@@ -205,4 +236,11 @@ def found_classes(label_maps, where):
     values = sorted(value for value in values if value > 0)
     if not values:
         raise UserError(f"{where}: the masks hold no value but 0; write --classes NAME=VALUE,...")
+    void = void_among(values)
+    if void:
+        others = ",".join(f"class_{value}={value}" for value in values if value not in void)
+        raise UserError(
+            f"{where}: the masks hold {void[0]} beside small values, which usually means void (not annotated); write "
+            f"--classes {others}, which takes it as background, or with class_{void[0]}={void[0]} as a class"
+        )
     return checked_classes([f"class_{value}" for value in values], [(value,) for value in values], where)

@@ -148,7 +148,7 @@ def content_of(path, kind):
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
-        return "is empty (0 bytes); copy it again"
+        return "is empty (0 bytes): truncated or damaged; copy it again"
     if not any(head):
         return "begins with zeros alone, as a copy that did not end does; copy it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -8,7 +8,7 @@ from ..runtime.errors import UserError
 
 LOW, HIGH = 0.12, 0.88  # of the foreground's value: values beyond are the ringing of JPEG or of a smooth resizing
 MOST_BETWEEN = 1 / 4  # of the pixels: edges take fewer, a photograph more
-FLAT = 1 / 20  # of the pixels between: more that equal their neighbours are regions of a value of their own
+FLAT_SHARE = 1 / 20  # of the pixels between: more that equal their neighbours are regions of a value of their own
 FEW = 8  # values: a lossless file with no more may be a label map
 FAINT = 32  # a foreground below this value is not told from JPEG's noise
 VOID = (255, 65535)  # beside small label values: pixels that nobody annotated
@@ -18,7 +18,7 @@ GREYISH = 40  # how far the channels of a grey JPEG picture may be apart
 NEAR, BEYOND = {False: 0.02, True: 0.1}, {False: 1.12, True: 1.3}  # by is_lossy: how far one value spreads, in all
 WHITE_8 = 255
 LISTED, NAMED = 6, 12  # values listed in a message; classes that a message suggests
-WHITE = frozenset({1, 255, 1023, 4095, 16383, 65535})  # what "foreground" is written as, by bits
+WHITES = frozenset({1, 255, 1023, 4095, 16383, 65535})  # what "foreground" is written as, by bits
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def read_as_mask(pixels):
 
 def read_label_array(values, path):
     """The `Reading` of a label map, integers of any shape, as one class: {0, v}. Raises `UserError` for more values."""
-    found, counts = np.unique(values, return_counts=True)
-    shares = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    shares = counts_of_values(np.asarray(values))
     marked = [value for value in shares if value != 0]
     if len(marked) > 1 or (marked and marked[0] < 0):
         raise UserError(_not_one_class(path, shares))
@@ -95,7 +94,7 @@ def differ(one, other):
 
 
 def _is_white(foreground):
-    return foreground in ("transparency", "#ffffff") or (foreground[0].isdigit() and float(foreground) in WHITE)
+    return foreground in ("transparency", "#ffffff") or (foreground[0].isdigit() and float(foreground) in WHITES)
 
 
 # ---- grey ----------------------------------------------------------------------------------------------------------
@@ -114,8 +113,8 @@ def _by_grey(path, values, white, is_lossy, what="grey"):
         if top in (1, white):
             return Reading(np.ones(values.shape, bool), f"{_plain(top):g}", counts={_plain(top): values.size})
     if is_lossy and low >= HIGH * white:
-        return Reading(np.ones(values.shape, bool), str(white), counts=_shares(values))
-    shares = _shares(values)
+        return Reading(np.ones(values.shape, bool), str(white), counts=counts_of_values(values))
+    shares = counts_of_values(values)
     soft = _soft_top(values, is_lossy) if low >= 0 and values.dtype.kind in "iu" and top <= 65535 else None
     if soft is None:
         is_photograph = len(shares) > FAINT and not _has_regions(
@@ -143,7 +142,7 @@ def _soft_top(values, is_lossy):
     beyond = counts[int(BEYOND[is_lossy] * top) + 1 :].sum()
     near = int(NEAR[is_lossy] * top)
     alike = counts[max(top - near, 0) : top + near + 1].sum()
-    if beyond > FLAT * plateau or (alike < bright / 2 and top < HIGH * WHITE_8):
+    if beyond > FLAT_SHARE * plateau or (alike < bright / 2 and top < HIGH * WHITE_8):
         return None
     between = (values > low) & (values < high)
     faint = (values != base) & (values <= low)
@@ -174,7 +173,7 @@ def _is_flat(values, tolerance):
 
 
 def _has_regions(is_flat, where):
-    return np.count_nonzero(is_flat & where) > max(FEW, FLAT * np.count_nonzero(where))
+    return np.count_nonzero(is_flat & where) > max(FEW, FLAT_SHARE * np.count_nonzero(where))
 
 
 def _plain(value):
@@ -182,7 +181,7 @@ def _plain(value):
     return int(value) if value.is_integer() else value
 
 
-def _shares(values):
+def counts_of_values(values):
     """{value: number of pixels}."""
     if values.dtype in (np.uint8, np.uint16):
         counts = np.bincount(values.ravel())
@@ -209,7 +208,7 @@ def _by_colour(pixels):
     packed = eight.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     colours, counts = np.unique(packed, return_counts=True)
     if len(colours) == 2 and colours[0] == 0:
-        return Reading(packed > 0, f"#{colours[1]:06x}", counts=_shares(eight.max(axis=-1)))
+        return Reading(packed > 0, f"#{colours[1]:06x}", counts=counts_of_values(eight.max(axis=-1)))
     brightness = eight.max(axis=-1)
     top = _bright_colour(colours, counts)
     predicted = brightness[..., None] * (top / top.max())
@@ -218,7 +217,7 @@ def _by_colour(pixels):
         soft = _soft_top(brightness, pixels.is_lossy)
         if soft is not None:
             name = "#" + "".join(f"{int(channel):02x}" for channel in top)
-            return Reading(brightness > soft / 2, name, True, _shares(brightness))
+            return Reading(brightness > soft / 2, name, True, counts_of_values(brightness))
     raise UserError(_several_colours(pixels, colours, counts))
 
 
@@ -271,9 +270,19 @@ def _advice(shares, is_lossy, what, is_photograph):
     return classes_advice(marked) + f", or {save}"
 
 
+def void_among(marked):
+    """[255] (or [65535]) if it lies beside small label values alone, and so means void, else [].
+
+    marked: the values besides 0.
+    """
+    void = [value for value in marked if value in VOID]
+    others = [value for value in marked if value not in VOID]
+    return void if others and max(others) <= SMALL else []
+
+
 def classes_advice(marked):
     """Which --classes would read a label map with these values besides 0, as the beginning of a sentence."""
-    void = [value for value in marked if value in VOID and min(marked) <= SMALL]
+    void = void_among(marked)
     inner = [value for value in marked if value not in void]
     if void and len(inner) == 1:
         reads = f"--classes foreground={inner[0]} takes it as background"

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
+from .masks import check_whole
 
 # ---- orientation: to right, front and up when a volume is read, and back when it is written ----------------------
 
@@ -126,10 +127,14 @@ def read_nifti_channels(path, like=None):
 
 
 def read_nifti_labels(path, like=None, onto=None):
-    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels stored as floats are rounded."""
+    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels may be stored as floats.
+
+    Raises `UserError` also for negative labels, and for fractions as interpolation makes them.
+    """
     values = read_nifti(path, like, onto)[0]
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
+    check_whole(values, path)
     return np.rint(values).astype(np.int32)
 
 

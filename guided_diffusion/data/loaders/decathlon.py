@@ -6,6 +6,7 @@ from ...io.files import list_files, read_json, split_suffix
 from ...io.nifti import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
+from ..classes import read_labels_of, reserved_label
 from ..dataset import SegmentationDataset
 from ..truth import RaterFolders
 from ..volumes import CTWindow, VolumeReader, normalised_channels, zscore
@@ -45,6 +46,8 @@ class DecathlonDataset(SegmentationDataset):
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(self.description)
+        self.declared_labels = tuple(sum(read_labels_of(path, self.description).values(), ()))
+        self.reserved = reserved_label(path, self.description)
         task = str(self.description.get("name", "")).lower()
         self.window = self.ct_window or (LUNG if "lung" in task else SOFT_TISSUE)
         self.background = None if "CT" in self.modalities else 0.0
