@@ -303,13 +303,13 @@ def manifest_of(run, processes):
 
 
 def turned_line(units):
-    """A line on the images that an EXIF tag turns; "" if there are none. The results lie over them as they are shown."""
+    """A line on the images that an EXIF tag turns, over which the results lie as they are shown; "" without any."""
     turned = [unit.name for unit in units if not unit.is_volume and turning_tag(unit.cases[0].images[0])[0] != 1]
     if not turned:
         return ""
     return (
-        f"{counted(len(turned), 'image')} with an EXIF tag that turns or mirrors them ({listed(turned)}): they are read, "
-        "and their masks written, as they are shown, not as they are stored"
+        f"{counted(len(turned), 'image')} with an EXIF tag that turns or mirrors them ({listed(turned)}): they are "
+        "read, and their masks written, as they are shown, not as they are stored"
     )
 
 

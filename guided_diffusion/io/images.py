@@ -68,9 +68,7 @@ def read_picture_labels(path):
     """
     pixels = read_pixels(path)
     if pixels.is_lossy:
-        raise UserError(
-            f"{path}: is a JPEG file or another with loss, which changes label values; save label maps as PNG"
-        )
+        raise UserError(f"{path}: is a JPEG file, or another with loss, and JPEG changes label values; save as PNG")
     values = pixels.values
     if values.ndim == 3 and pixels.indices is None:
         if (values[..., :1] != values).any():

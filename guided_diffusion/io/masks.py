@@ -115,7 +115,7 @@ def _by_grey(path, values, white, is_lossy, what="grey"):
     if is_lossy and low >= HIGH * white:
         return Reading(np.ones(values.shape, bool), str(white), counts=counts_of_values(values))
     shares = counts_of_values(values)
-    soft = _soft_top(values, is_lossy) if low >= 0 and values.dtype.kind in "iu" and top <= 65535 else None
+    soft = _soft_top(values, is_lossy) if 0 <= low < top and values.dtype.kind in "iu" and top <= 65535 else None
     if soft is None:
         is_photograph = len(shares) > FAINT and not _has_regions(
             _is_flat(values, 0), (values > LOW * top) & (values < HIGH * top)

@@ -185,7 +185,7 @@ def _tiff_tag(picture, tag, default):
 
 def _pixels(path, picture):
     """The `Pixels` of a loaded Pillow image, not turned."""
-    mode, lossy = picture.mode, _is_lossy(picture)
+    mode, lossy = picture.mode, _is_lossy(path, picture)
     if mode == "F" or mode.startswith("I"):
         return _wide_grey(path, picture)
     if mode == "1":
@@ -219,11 +219,13 @@ def _key_alpha(picture, values):
     return _unless_opaque(np.where(values == key, 0, 255).astype(np.uint8), 255) if isinstance(key, int) else None
 
 
-def _is_lossy(picture):
+def _is_lossy(path, picture):
     """Whether the format changed the values that were saved."""
     if picture.format == "TIFF":
         return "jpeg" in str(picture.info.get("compression", ""))
-    return picture.format in ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+    if picture.format == "WEBP":
+        return b"VP8L" not in _starts(path, 64)
+    return picture.format in ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 
 def _grey_as_stored(path, picture):

@@ -113,7 +113,7 @@ def test_what_training_would_trip_over(check, divided, truncate, save_picture):
     for words in (
         f"train: {divided}/train/images/case1.png: is truncated or damaged",
         f"train: {divided}/train/masks/case2.png: the mask has 40x32 pixels, its image case2.png has 32x40",
-        f"test: {divided}/test/masks/case4.png: its values reach from 0 to 7, which is neither",
+        f"test: {divided}/test/masks/case4.png: its values 7 (100 %) are no mask of one class; one value everywhere is",
         "train: 1 case without a mask: case0",
         "1 image in two splits, so that what is trained on is also tested on: case3 (train) = copy (test); keep each",
     ):
@@ -125,7 +125,8 @@ def test_what_training_would_trip_over(check, divided, truncate, save_picture):
 def test_what_may_be_intended(check, divided, save_picture):
     save_picture(divided / "train/masks/case0.png", np.zeros((32, 40), np.uint8))
     soft = np.asarray(Image.open(divided / "train/masks/case1.png")).copy()
-    soft[0, :5] = 90
+    soft[:, -2:] = (60, 90)  # as a smooth edge is cut off at the border
+    soft[0, :5] = (30, 90, 120, 180, 220)
     save_picture(divided / "train/masks/case1.png", soft)
     save_picture(divided / "train/images/case2.png", np.full((32, 40, 3), 9, np.uint8))
     save_picture(divided / "train/masks/case3.png", np.full((32, 40), 255, np.uint8))
