@@ -277,11 +277,11 @@ def _wide_colours(path, picture):
     """The `Pixels` of a PNG or TIFF file of several channels with 16 bits each."""
     if picture.format == "TIFF":
         return _by_tifffile(path)
-    import torch
-    from torchvision.io import decode_image
-
-    data = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
-    return _of_channels(path, np.ascontiguousarray(decode_image(data).numpy().transpose(1, 2, 0)))
+    if picture.mode not in ("RGB", "RGBA") or picture.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
+        raise UserError(f"{path}: is grey with an alpha channel, of 16 bits each; save it without the alpha channel")
+    with _open(path) as low:  # Pillow's decoder of the other byte order gives the other byte
+        low.tile = [(*tile[:3], tile[3].replace("16B", "16L")) for tile in low.tile]
+        return _of_channels(path, np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low))
 
 
 def _by_tifffile(path):

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from guided_diffusion.io.images import read_picture, read_picture_labels, read_picture_mask, write_png
@@ -82,7 +83,8 @@ def test_values_without_a_white_are_named(tmp_path, save_picture):
     with pytest.raises(UserError, match=r"a.tif: holds negative values \(-5 to 300, signed 32-bit\).*save it as NIfTI"):
         read_picture(save_picture(tmp_path / "a.tif", np.array([[-5, 300]], np.int32)))
     with pytest.raises(UserError, match=r"b.tif: is a 32-bit picture \(0 to 4000000000\)"):
-        read_picture(save_picture(tmp_path / "b.tif", np.array([[0, 4_000_000_000]], np.uint32)))
+        tifffile.imwrite(tmp_path / "b.tif", np.array([[0, 4_000_000_000]], np.uint32))
+        read_picture(tmp_path / "b.tif")
 
 
 def test_float_picture_and_page_stack_are_refused(tmp_path, save_picture):
@@ -108,25 +110,11 @@ TRUTH = np.array([[True, False, True], [False, False, True]])
         TRUTH.astype(np.uint16),
         TRUTH.astype(np.uint8) * 7,
         TRUTH.astype(np.uint16) * 4095,
-        TRUTH.astype(np.int32) * 2,
         TRUTH.astype(np.uint8)[..., None] * np.array([0, 128, 0], np.uint8),
         np.repeat(TRUTH[..., None], 3, -1).astype(np.uint8) * 255,
         np.dstack([TRUTH.astype(np.uint8) * 255] * 3 + [np.full(TRUTH.shape, 255, np.uint8)]),
     ],
-    ids=[
-        "0/255",
-        "0/1",
-        "1 bit",
-        "16 bit",
-        "255 in 16 bit",
-        "1 in 16 bit",
-        "0/7",
-        "12 in 16 bit",
-        "32 bit",
-        "green",
-        "rgb",
-        "rgba",
-    ],
+    ids="0/255,0/1,1 bit,16 bit,255 in 16 bit,1 in 16 bit,0/7,12 in 16 bit,green,rgb,rgba".split(","),
 )
 def test_mask_encodings(tmp_path, save_picture, array):
     mask = read_picture_mask(save_picture(tmp_path / "m.png", array))
