@@ -39,7 +39,7 @@ def findings(parts):
     """The `Finding`s about inspected `inspection.Part`s, errors first."""
     found = []
     for part in parts:
-        found += [*_unreadable_files(part), *_masks(part), *_mask_values(part), *_classes(part), *_images(part)]
+        found += [*_unreadable_files(part), *_masks(part), *_odd_masks(part), *_classes(part), *_images(part)]
         found += _intensities(part)
     found += [*_foregrounds(parts), *_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
     return sorted(found, key=lambda finding: not finding.is_error)
@@ -47,7 +47,7 @@ def findings(parts):
 
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
-    found = [*_unreadable_files(part), *_foregrounds([part]), *_mask_values(part), *_label_values(part)]
+    found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
     return [*found, *_intensities(part)]
 
 
@@ -92,7 +92,7 @@ def _masks(part):
         yield _warning(f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
 
 
-def _mask_values(part):
+def _odd_masks(part):
     """Masks of one class with greys, or inside out."""
     if not part.dataset.classes.is_binary:
         return

@@ -118,9 +118,9 @@ def read_pixels(path):
                 return _by_tifffile(path)
             raise
         with picture:
-            tag = _orientation(picture)
             _check_size(path, picture.size, len(picture.getbands()))
             _check_frames(path, picture)
+            tag = _orientation(picture)
             if _has_wide_colours(path, picture):
                 found = _wide_colours(path, picture)
             else:
@@ -277,9 +277,9 @@ def _wide_colours(path, picture):
     """The `Pixels` of a PNG or TIFF file of several channels with 16 bits each."""
     if picture.format == "TIFF":
         return _by_tifffile(path)
-    if picture.mode not in ("RGB", "RGBA") or picture.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
-        raise UserError(f"{path}: is grey with an alpha channel, of 16 bits each; save it without the alpha channel")
     with _open(path) as low:  # Pillow's decoder of the other byte order gives the other byte
+        if any(tile[3] not in ("RGB;16B", "RGBA;16B") for tile in low.tile):
+            raise UserError(f"{path}: is grey with an alpha channel, of 16 bits each; save it without the channel")
         low.tile = [(*tile[:3], tile[3].replace("16B", "16L")) for tile in low.tile]
         return _of_channels(path, np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low))
 
@@ -334,10 +334,25 @@ def turning_tag(path):
 def _cached_tag(path, _size, _time):
     try:
         with _open(path) as picture:
-            tag, (width, height) = _orientation(picture), picture.size
+            known = picture.format != "PNG" or _png_has_metadata(
+                path
+            )  # without any Pillow would look for it at the end
+            tag, (width, height) = _orientation(picture) if known else 1, picture.size
     except (OSError, ValueError, SyntaxError, struct.error):
         return 1, None
     return tag, (width, height) if tag in QUARTERS else (height, width)
+
+
+def _png_has_metadata(path):
+    """Whether a PNG has a chunk that may hold an orientation, before or after its pixels, which are not read."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 # ---- what was read, for those who compare files --------------------------------------------------------------------
