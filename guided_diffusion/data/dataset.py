@@ -77,15 +77,20 @@ def _check_turns(case, note, size):
     tag, shown = turning_tag(case.images[0])
     if tag == note.turn:
         return
-    if note.turn == 1 and tag in QUARTERS and shown[0] != shown[1] and tuple(size) == tuple(shown):
-        return
     turned, other, number = (case.images[0], note.path, tag) if tag != 1 else (note.path, case.images[0], note.turn)
-    how = f"an EXIF tag (orientation {number}: shown {TURNS[number][0]})"
-    raise UserError(
-        f"{turned}: has {how}, and {other} has not the same: the mask may lie over the image as stored or as "
-        "shown; save the image as it is shown, without the tag (exiftran -ai, PIL.ImageOps.exif_transpose), or remove "
-        "the tag if the mask was drawn on the stored pixels (exiftool -Orientation=)"
+    advice = (
+        "the mask may lie over the image as stored or as shown; save the image as it is shown, without the tag "
+        "(exiftran -ai, PIL.ImageOps.exif_transpose), or remove the tag if the mask was drawn on the stored pixels "
+        "(exiftool -Orientation=)"
     )
+    if note.turn == 1 and tag in QUARTERS and shown[0] != shown[1]:
+        if tuple(size) == tuple(shown):
+            return
+        if tuple(size) != tuple(shown[::-1]):
+            return  # it fits neither way, which is another message
+        advice = "the mask has the size of the image as stored; remove the tag (exiftool -Orientation=)"
+    how = f"an EXIF tag (orientation {number}: shown {TURNS[number][0]})"
+    raise UserError(f"{turned}: has {how}, and {other} has not the same: {advice}")
 
 
 # ---- The base of every loader ----------------------------------------------------------------------------------------

@@ -334,24 +334,25 @@ def turning_tag(path):
 def _cached_tag(path, _size, _time):
     try:
         with _open(path) as picture:
-            known = picture.format != "PNG" or _png_has_metadata(
-                path
-            )  # without any Pillow would look for it at the end
-            tag, (width, height) = _orientation(picture) if known else 1, picture.size
-    except (OSError, ValueError, SyntaxError, struct.error):
+            width, height = picture.size
+            if picture.format == "PNG":  # Pillow decodes the pixels to look for a tag behind them
+                _check_size(path, picture.size, len(picture.getbands()))
+            tag = _orientation(picture) if picture.format != "PNG" or _may_have_tag(path) else 1
+    except (UserError, OSError, ValueError, SyntaxError, struct.error):
         return 1, None
     return tag, (width, height) if tag in QUARTERS else (height, width)
 
 
-def _png_has_metadata(path):
+def _may_have_tag(path):
     """Whether a PNG has a chunk that may hold an orientation, before or after its pixels, which are not read."""
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
-            if kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+            begins = file.read(min(length, 32))
+            if kind == b"eXIf" or (kind.endswith(b"Xt") and begins.startswith((b"XML:com.adobe", b"Raw profile"))):
                 return True
-            file.seek(length + 4, os.SEEK_CUR)
+            file.seek(length - len(begins) + 4, os.SEEK_CUR)
     return False
 
 
