@@ -172,6 +172,7 @@ def _intensities(part):
             )
             seen = [one for one in seen if one not in dark]
     flat = [one for one in seen if one.typical[1] - one.typical[0] < FLAT_RANGE * (one.high.max() - one.low.min())]
+    flat = [one for one in flat if one.count > 1 or not part.is_volumes]  # a volume's last slices are nearly empty
     flat = [one for one in flat if one.high.max() > 1 or not takes_photographs(part.dataset)]
     if flat:
         one = flat[0]

@@ -11,6 +11,7 @@ from ..runtime.errors import UserError
 
 KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...
 MAX_LABEL = 65535  # the largest value of a 16-bit picture
+SHORTENED = 4  # label values that follow each other and are written as a range
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
 MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
 # Names in dataset.json of pixels that nobody annotated, which nnU-Net leaves out of the loss and of the figures.
@@ -35,7 +36,7 @@ class Classes:
     def __str__(self):
         """The value of `--classes`: "liver=1,tumour=2", or "" for one class without values."""
         pairs = zip(self.names, self.values, strict=False)
-        return ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in pairs)
+        return ",".join(f"{name}={values_text(values)}" for name, values in pairs)
 
     def described(self):
         """The classes for a message: "liver=1, tumour=2 (one of many)"."""
@@ -118,13 +119,28 @@ def parse_classes(text):
     names, values = [], []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, found, numbers = (part.strip() for part in item.rpartition("="))
-        numbers = [number.strip() for number in numbers.split("+")]
-        if not found or not all(number.isdecimal() for number in numbers):
+        spans = [number.strip().partition("-") for number in numbers.split("+")]
+        bounds = [(low.strip(), high.strip() if dash else low.strip()) for low, dash, high in spans]
+        if not found or not all(low.isdecimal() and high.isdecimal() for low, high in bounds):
             others = ", ".join(KEYWORDS)
             raise UserError(f"--classes {text}: {item!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {others}")
+        bounds = [(int(low), int(high)) for low, high in bounds]
+        if any(low > high or high > MAX_LABEL for low, high in bounds if low != high):
+            raise UserError(f"--classes {text}: {item!r} must go from the lower to the higher value, up to {MAX_LABEL}")
         names.append(name)
-        values.append(tuple(dict.fromkeys(map(int, numbers))))
+        values.append(tuple(dict.fromkeys(value for low, high in bounds for value in range(low, high + 1))))
     return checked_classes(names, values, f"--classes {text}")
+
+
+def values_text(values):
+    """Label values as `--classes` writes them: "1+2+4", and "1-250" for four or more that follow each other."""
+    text, values = [], list(values)
+    while values:
+        run = next((k for k in range(1, len(values)) if values[k] != values[0] + k), len(values))
+        run = run if run >= SHORTENED else 1
+        text.append(f"{values[0]}-{values[run - 1]}" if run > 1 else str(values[0]))
+        values = values[run:]
+    return "+".join(text)
 
 
 def checked_classes(names, values, where):
@@ -144,7 +160,7 @@ def checked_classes(names, values, where):
     for group, what in ((names, "name"), (values, "label value")):
         twice = next((item for i, item in enumerate(group) if item in group[:i]), None)
         if twice is not None:
-            text = twice if what == "name" else "+".join(map(str, twice))
+            text = twice if what == "name" else values_text(twice)
             raise UserError(f"{where}: two classes have the {what} {text}; give each its own")
     if not names:
         raise UserError(f"{where}: names no class")

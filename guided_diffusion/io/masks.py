@@ -288,7 +288,10 @@ def classes_advice(marked):
         reads = f"--classes foreground={inner[0]} takes it as background"
         return f"{void[0]} beside small values is void (not annotated): {reads}"
     if len(inner) > NAMED:
-        return f"if they number {len(inner)} instances of one class, its mask is wherever the value is not 0"
+        span = f"{inner[0]}-{inner[-1]}"
+        return (
+            f"if they number {len(inner)} instances of one class: --classes object={span} (or up to the most in a file)"
+        )
     together = "+".join(map(str, inner))
     apart = ",".join(f"class_{value}={value}" for value in inner)
     text = f"--classes object={together} reads them as one class (instances), --classes {apart} as {len(inner)}"

@@ -49,9 +49,19 @@ def test_what_the_flag_says():
     assert BINARY.is_binary and BINARY.is_exclusive and str(BINARY) == "" and not parse_classes("a=1").is_binary
 
 
+def test_instances_are_one_class_by_a_range_of_values():
+    cells = parse_classes("cell=1-250+255,other=300")
+    assert cells.values == ((*range(1, 251), 255), (300,)) and str(cells) == "cell=1-250+255,other=300"
+    assert parse_classes(str(cells)) == cells and str(parse_classes("a=1-3")) == "a=1+2+3"
+    assert cells.masks_of(np.array([0, 7, 251, 255, 300])).tolist() == [[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
+        ("a=5-2", "'a=5-2' must go from the lower to the higher value"),
+        ("a=1-99999", "up to 65535"),
+        ("a=1-", "'a=1-' is not NAME=VALUE"),
         ("liver", "'liver' is not NAME=VALUE; write liver=1,tumour=2, or one of auto"),
         ("liver=one", "'liver=one' is not NAME=VALUE"),
         ("a=1,a=2", "two classes have the name a"),

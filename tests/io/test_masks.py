@@ -138,7 +138,7 @@ def test_label_maps_and_instances():
     for values in (labels * 85, np.where(RING, 128, WHITE), labels.astype(np.int32) * 300):
         assert "are no mask of one class" in message(values)
     many = np.kron(np.arange(36).reshape(6, 6), np.ones((6, 6))).astype(np.uint8)
-    assert "if they number 35 instances of one class" in message(many)
+    assert "if they number 35 instances of one class: --classes object=1-35" in message(many)
     assert "JPEG changes label values" in message(as_jpeg(np.kron(labels, np.ones((8, 8), np.uint8)) * 127, 90), True)
 
 
