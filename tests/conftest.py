@@ -89,6 +89,20 @@ def save_picture():
 
 
 @pytest.fixture
+def save_palette():
+    """A function (path, indices, colours) that writes a palette picture, makes the folder, returns path."""
+
+    def save(path, indices, colours, **options):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(np.asarray(indices, np.uint8))
+        picture.putpalette(np.asarray(colours, np.uint8).tobytes())
+        picture.save(path, **options)
+        return path
+
+    return save
+
+
+@pytest.fixture
 def save_nifti():
     """A function (path, array, affine) that writes a NIfTI file, makes the folder, returns path."""
 

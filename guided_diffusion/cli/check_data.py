@@ -19,6 +19,7 @@ from ..data.registry import recognised
 from ..data.splits import loading_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..io.files import check_writable
+from ..io.pictures import allow_megapixels
 from ..io.storage import fetch_folder, is_remote
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
@@ -33,6 +34,7 @@ def main(argv=None):
         raise UserError("--data_dir: is needed; it names the folder that holds the data")
     out = Path(options.out_dir)
     check_writable(out)
+    allow_megapixels(data.max_megapixels)
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
     name = recognised(options.data_name, data_dir)
     console().info(f"--data_name {name}")

@@ -15,6 +15,7 @@ from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from ..inference.predictions import Predictions
 from ..io.files import read_json
+from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
 from ..report.model_card import write_card
 from ..report.results_page import try_report
@@ -80,6 +81,7 @@ def find_truth(options, manifest):
     a move: a hold-out depends on the names of cases only.
     """
     recorded = manifest.get("data", {})
+    allow_megapixels(options.max_megapixels or recorded.get("max_megapixels", MAX_MEGAPIXELS))
     data_name = options.data_name or recorded.get("data_name")
     data_dir = options.data_dir or recorded.get("data_dir")
     missing = [flag for flag, value in (("--data_name", data_name), ("--data_dir", data_dir)) if not value]

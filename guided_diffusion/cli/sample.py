@@ -26,6 +26,7 @@ from ..evaluation.summary_table import format_summary
 from ..inference.results import ResultsFolder
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
+from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
 from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
@@ -97,6 +98,7 @@ def prepare_sampling(options, given, processes):
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
     checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
     settings = settle(options, given, checkpoint.saved(path))
+    allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)
     sampler = build_sampler(checkpoint, settings, processes.device, precision)
     if settings.model.version == "unet":
@@ -178,7 +180,7 @@ def print_sampling_summary(run, waiting, processes):
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
     leak = leakage_warning(dataset, units, run.checkpoint.config["data"])
-    for line in (*dataset.notes, selection_warning(dataset), leak):
+    for line in (*dataset.notes, turned_line(waiting), selection_warning(dataset), leak):
         if line:
             console().warning(line)
     if waiting and run.has_diffusion and not run.settings.sample.save_samples and processes.is_first:
@@ -288,6 +290,7 @@ def manifest_of(run, processes):
             "ct_window": used_window(dataset.kept_values(), data.ct_window),
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
+            **({"max_megapixels": data.max_megapixels} if data.max_megapixels != MAX_MEGAPIXELS else {}),
         },
         "config": checkpoint.config,
         "class_names": checkpoint.class_names,
@@ -298,6 +301,17 @@ def manifest_of(run, processes):
 
 
 # ---- checks and warnings -------------------------------------------------------------------------------------------
+
+
+def turned_line(units):
+    """A line on the images that an EXIF tag turns, over which the results lie as they are shown; "" without any."""
+    turned = [unit.name for unit in units if not unit.is_volume and turning_tag(unit.cases[0].images[0])[0] != 1]
+    if not turned:
+        return ""
+    return (
+        f"{counted(len(turned), 'image')} with an EXIF tag that turns or mirrors them ({listed(turned)}): they are "
+        "read, and their masks written, as they are shown, not as they are stored"
+    )
 
 
 def warn_of_raters(dataset, cases):

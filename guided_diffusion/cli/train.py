@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 
 from ..checkpoint import CheckpointFolder, checkpoint_path
@@ -12,7 +13,10 @@ from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.train_options import TrainOptions
-from ..data.inspection import like_photograph, mask_pictures
+from ..data.cases import Unit
+from ..data.check import training_findings
+from ..data.dataset import REMEDY
+from ..data.inspection import Part, inspect_unit
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote
@@ -27,7 +31,7 @@ from ..runtime.distributed import (
     pick_device,
     training_memory_format,
 )
-from ..runtime.errors import run_script
+from ..runtime.errors import UserError, run_script
 from ..training.hints import sampling_command
 from ..training.loop import TrainLoop
 from ..training.run import prepare_run
@@ -38,6 +42,7 @@ EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir 
       --test_fraction 0.2 --out_dir runs/first --image_size 128 --patch_size 2 --num_channels 16 \\
       --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
+CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over the data
 
 
 def main(argv=None):
@@ -140,7 +145,7 @@ def print_run_summary(run, model, processes):
     kept = "; updated there at each save" if is_remote(train.out_dir) else ""
     console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
     if processes.is_first:
-        warn_of_masks(run.dataset)
+        warn_of_data(run.dataset)
     if run.start is not None and train.max_minutes and "max_minutes" not in run.settings.given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
 
@@ -229,25 +234,26 @@ def data_lines(dataset):
     return [found, *layout, *classes, *dataset.notes]
 
 
-def warn_of_masks(dataset):
-    """Warn if no mask of a few, spread over the cases, has anything marked, or if they look like photographs."""
-    marked = marked_cases(dataset, MASKS_LOOKED_AT)
-    first = next(marked, None)
-    if first is None:
+def warn_of_data(dataset):
+    """Warn if no mask of a few, spread over the cases, has anything marked, and of what check_data finds in a few.
+
+    Raises `UserError` for what it calls an error.
+    """
+    if next(marked_cases(dataset, MASKS_LOOKED_AT), None) is None:
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
         console().warning(
             f"warning: nothing is marked{classes} in any mask looked at, of training cases from all over the data; "
             "nothing can be learned from such masks. python scripts/check_data.py lists the values in all masks"
         )
-    elif dataset.classes.is_binary and (pictures := mask_pictures(first)):
-        looked_at = [(first, pictures), *((case, mask_pictures(case)) for case in marked)]
-        photographs = [case.masks[0] for case, pictures in looked_at if any(map(like_photograph, pictures))]
-        if 2 * len(photographs) >= len(looked_at):
-            console().warning(
-                f"warning: {len(photographs)} of {counted(len(looked_at), 'mask')} looked at have the many greys of a "
-                f"photograph, as {photographs[0]}: are images/ and masks/ swapped, or these the wrong files? "
-                "python scripts/check_data.py draws them"
-            )
+    count = min(CASES_LOOKED_AT, len(dataset))
+    indices = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, count)})
+    units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
+    found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit) for unit in units]))
+    for finding in found:
+        text = finding.text.removeprefix("train: ")
+        if finding.is_error:
+            raise UserError(text + REMEDY)
+        console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; scripts/check_data.py reads all)")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
+from ..io.pictures import MAX_MEGAPIXELS
 from ..runtime.errors import UserError
 from .fields import numbers, option
 from .presets import PRESETS
@@ -78,15 +79,21 @@ class DataOptions:
     classes: str = option(
         "",
         "classes of the masks, by their values in label maps. liver=1,tumour=2: classes that exclude one another "
-        "(softmax). WT=1+2+4,TC=1+4,ET=4: regions that overlap. auto: the values in the training masks, with the "
-        "names of dataset.json. BRATS also takes regions (WT, TC, ET) and labels (NCR, ED, ET). Results are label "
-        "maps with the same values. Empty: one class, every value but 0",
+        "(softmax). WT=1+2+4,TC=1+4,ET=4: regions that overlap. cell=1-250: a range of values, such as instances. "
+        "auto: the values in the training masks, with the names of dataset.json. BRATS also takes regions (WT, TC, ET) "
+        "and labels (NCR, ED, ET). Results are label maps with the same values. Empty: one class, every value but 0",
     )
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. none: z-scores, "
         "as for MRI. Empty: the checkpoint's window when sampling or resuming; in a new run, MSD takes the task's "
         "window, and FOLDER -160,240 (-1000,400 in a folder named lung) where the values are like Hounsfield units",
+    )
+    max_megapixels: float = option(
+        float(MAX_MEGAPIXELS),
+        "pictures with more million pixels are refused, since a small file may decode to more than the memory holds; "
+        "the free memory is checked as well",
+        above=0,
     )
     num_workers: int = option(2, "processes that read and resize images; 0: the main process reads them", minimum=0)
     cache_dir: str = option(

@@ -163,6 +163,9 @@ class EvalOptions:
         "classes to score in label maps: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or auto, as in "
         "training. They need not be the trained ones; empty: from the results folder's manifest",
     )
+    max_megapixels: float = option(
+        0.0, "pictures with more million pixels are refused; 0: as when sampling, by default 179", minimum=0
+    )
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )

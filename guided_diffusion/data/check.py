@@ -4,13 +4,18 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from ..io.masks import differ, void_among
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
+from .dataset import mixed_advice
 from .intensities import zscore
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
 DOUBT = "warning: "  # how a data set's notes begin that name a doubt
+DARK = 64  # of 255: 14 bits in a file of 16
+FLAT_RANGE = 1 / 20  # of an image's range: fewer hold nearly all pixels
 RARE_CLASS = 1e-3  # a class with a smaller share of the pixels is hard to learn
 
 
@@ -37,11 +42,18 @@ def findings(parts):
     """The `Finding`s about inspected `inspection.Part`s, errors first."""
     found = []
     for part in parts:
-        found += [*_unreadable_files(part), *_masks(part), *_classes(part), *_images(part)]
+        found += [*_unreadable_files(part), *_masks(part), *_odd_masks(part), *_classes(part), *_images(part)]
+        found += _intensities(part)
         doubts = [note.removeprefix(DOUBT) for note in part.dataset.notes if note.startswith(DOUBT)]
         found += [_warning(f"{part.name}: {doubt}") for doubt in doubts]
-    found += [*_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
+    found += [*_foregrounds(parts), *_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
     return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def training_findings(part):
+    """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
+    found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
+    return [*found, *_intensities(part)]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -53,7 +65,7 @@ def _names(part, condition):
 
 
 def _unreadable_files(part):
-    problems = [problem for one in part.inspections for problem in one.problems]
+    problems = list(dict.fromkeys(problem for one in part.inspections for problem in one.problems))
     yield from (_error(f"{part.name}: {problem}") for problem in problems[:LISTED_PROBLEMS])
     if len(problems) > LISTED_PROBLEMS:
         names = _names(part, lambda one: one.problems)[LISTED_PROBLEMS:]
@@ -62,7 +74,7 @@ def _unreadable_files(part):
 
 
 def _masks(part):
-    """Missing and empty masks, missing raters, and masks with greys."""
+    """Missing and empty masks, and missing raters."""
     without = _names(part, lambda one: not one.raters)
     is_unpublished = part.name == "val" and len(without) == len(part.inspections)
     if is_unpublished:
@@ -86,17 +98,24 @@ def _masks(part):
     full = [one.name for one in seen if one.marked.max() > 0.98]
     if full:
         yield _warning(f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
-    photographs = _names(part, lambda one: one.is_photograph)
-    if photographs and part.dataset.classes.is_binary:
-        yield _warning(
-            f"{part.name}: {counted(len(photographs), 'mask')} with the many greys of a photograph: "
-            f"{listed(photographs)}; are images/ and masks/ swapped, or these the wrong files?"
-        )
-    soft = _names(part, lambda one: one.is_soft and not one.is_photograph)
-    if soft and part.dataset.classes.is_binary:
+
+
+def _odd_masks(part):
+    """Masks of one class with greys, or inside out."""
+    if not part.dataset.classes.is_binary:
+        return
+    soft = _names(part, lambda one: one.is_soft)
+    if soft:
         yield _warning(
             f"{part.name}: {counted(len(soft), 'mask')} with greys between background and foreground, which are cut at "
             f"half: {listed(soft)}"
+        )
+    seen = [one for one in part.inspections if one.marked is not None]
+    turned = _names(part, lambda one: one.is_inside_out)
+    if turned and 2 * len(turned) > len(seen):
+        yield _warning(
+            f"{part.name}: {counted(len(turned), 'mask')} with the foreground all along the border: {listed(turned)}; "
+            "are background and foreground exchanged?"
         )
 
 
@@ -109,20 +128,36 @@ def _classes(part):
             yield Finding(part.trains, f"{part.name}: no pixel is {name}")
         elif 0 < share < RARE_CLASS:
             yield _warning(f"{part.name}: {name} is {100 * share:.2g} % of the pixels, which is hard to learn")
-    if part.dataset.reads_labels and not part.dataset.classes.is_binary:
-        known = {value for values in part.dataset.classes.values for value in values} | {0}
-        others = sorted({value for one in part.inspections for value in one.values} - known)
+    yield from _label_values(part)
+
+
+def _label_values(part):
+    """Label values that no class has, or that the layout does not declare."""
+    dataset, found = part.dataset, sorted({value for one in part.inspections for value in one.values})
+    if not dataset.reads_labels:
+        return
+    if not dataset.classes.is_binary:
+        known = {value for values in dataset.classes.values for value in values} | {0}
+        others = [value for value in found if value not in known]
         if others:
+            void = " (usually void: not annotated)" if void_among([*known - {0}, *others]) else ""
             text = ", ".join(f"{value:g}" for value in others)
-            yield _warning(f"{part.name}: no class has the label value {text}: it counts as background")
+            yield _warning(f"{part.name}: no class has the label value {text}{void}: it counts as background")
+    elif dataset.declared_labels:
+        others = [value for value in found if value not in {0, *dataset.declared_labels}]
+        if others:
+            text, known = (", ".join(f"{value:g}" for value in values) for values in (others, dataset.declared_labels))
+            yield _warning(
+                f"{part.name}: the label value {text} is none of those declared ({known}): it counts as foreground"
+            )
 
 
 def _images(part):
-    """Blank and nearly black images, and files that do not lie over their image."""
+    """Blank images, and files that do not lie over their image."""
     blank = _names(part, lambda one: one.digest is None and one.sizes and not one.problems)
     if blank:
         yield _warning(f"{part.name}: {counted(len(blank), 'image')} of one value alone: {listed(blank)}")
-    flat = [one.name for one in part.inspections if _is_flat(part, one)]
+    flat = [one.name for one in part.inspections if _has_flat_scores(part, one)]
     if flat:
         yield _warning(
             f"{part.name}: {counted(len(flat), 'volume')} nearly flat as z-scores, since a few values lie far from all "
@@ -136,16 +171,51 @@ def _images(part):
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield _warning(f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
-    if not part.is_volumes and not is_nifti(part.dataset.cases[0].images[0]):
-        dark = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
-        if dark:
-            yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(dark)}; save them as 0-255")
+
+
+def _intensities(part):
+    """Images whose values fill a small part of their range, so that the network would see them as black or flat."""
+    seen = [one for one in part.inspections if one.digest]
+    if takes_photographs(part.dataset):
+        black = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
+        if black:
+            yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(black)}; save them as 0-255")
+        dark = [one for one in seen if one.high.max() > 1 and 0 <= one.typical[1] <= DARK]
+        if dark and 2 * len(dark) >= len(seen):
+            top = max(one.typical[1] for one in dark)
+            yield _warning(
+                f"{part.name}: {counted(len(dark), 'image')} nearly black: 99 % of pixels are below {top:.3g} of 255, "
+                "as with 12 bits in a file of 16; save them with white as 255, or as 65535 in 16 bits: "
+                f"{listed([one.name for one in dark])}"
+            )
+            seen = [one for one in seen if one not in dark]
+    flat = [one for one in seen if one.typical[1] - one.typical[0] < FLAT_RANGE * (one.high.max() - one.low.min())]
+    flat = [one for one in flat if one.count > 1 or not part.is_volumes]  # a volume's last slices are nearly empty
+    flat = [one for one in flat if one.high.max() > 1 or not takes_photographs(part.dataset)]
+    flat = [one for one in flat if not _has_flat_scores(part, one)]  # `_images` names these
+    if flat:
+        one = flat[0]
+        low, high = one.low.min(), one.high.max()
+        yield _warning(
+            f"{part.name}: {counted(len(flat), 'image')} with a few outliers, which leave little contrast to the rest "
+            f"({one.name}: 99 % lie in {one.typical[0]:.3g} to {one.typical[1]:.3g} of {low:.3g} to {high:.3g}): "
+            f"{listed([one.name for one in flat])}"
+        )
+
+
+def takes_photographs(dataset):
+    """Whether the data set's `normalise` is that of pictures, 0..255 to -1..1."""
+    probe = torch.tensor([0.0, 255.0]).expand(dataset.image_channels, 1, 2)
+    try:
+        return torch.allclose(torch.as_tensor(dataset.normalise(probe.clone())).float(), 2 * probe / 255 - 1)
+    except Exception:  # a user's own may take images of another form alone
+        return False
 
 
 FLAT_SCORES = 0.3  # z-scores have a standard deviation of 1, or a little less since they are clipped
 
 
-def _is_flat(part, one):
+def _has_flat_scores(part, one):
     """Whether the z-scores of a channel of an `Inspection` hardly differ."""
     reader = part.dataset.volumes
     if reader is None or one.spread is None or not is_nifti(part.dataset.cases[0].images[0]):
@@ -155,6 +225,25 @@ def _is_flat(part, one):
 
 
 # ---- all splits --------------------------------------------------------------------------------------------------
+
+
+def _foregrounds(parts):
+    """Masks of one class whose foreground has another value from file to file."""
+    files, count = {}, Counter()
+    for part in parts:
+        if len(part.dataset.class_names) > 1 or not part.dataset.classes.is_binary:
+            return
+        for one in part.inspections:
+            for foreground, path in one.foregrounds.items():
+                files.setdefault(foreground, path)
+                count[foreground] += 1
+    usual = [foreground for foreground, _ in count.most_common()]
+    text = ", ".join(f"{each} in {counted(count[each], 'case')} (as {files[each]})" for each in usual[:LISTED_PROBLEMS])
+    text += f" and {len(usual) - LISTED_PROBLEMS} more" if len(usual) > LISTED_PROBLEMS else ""
+    if any(differ(one, other) for one in usual for other in usual):
+        yield _error(f"the foreground of masks is {text}; {mixed_advice(usual)}")
+    elif len(usual) > 1 and any(not one.startswith("#") for one in usual):
+        yield _warning(f"the foreground of masks is {text}; all are read as foreground")
 
 
 def _duplicates(parts):

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..io.files import read_json
+from ..io.masks import void_among
 from ..runtime.errors import UserError
 
 KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...
 MAX_LABEL = 65535  # the largest value of a 16-bit picture
+SHORTENED = 4  # label values that follow each other and are written as a range
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
 MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
+# Names in dataset.json of pixels that nobody annotated, which nnU-Net leaves out of the loss and of the figures.
+RESERVED = ("ignore", "ignored", "ignore_label", "void", "unlabeled", "unlabelled", "unannotated", "not annotated")
 MEAN = "mean"  # in tables, the row of all classes together; no class may have this name
 
 
@@ -32,7 +36,7 @@ class Classes:
     def __str__(self):
         """The value of `--classes`: "liver=1,tumour=2", or "" for one class without values."""
         pairs = zip(self.names, self.values, strict=False)
-        return ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in pairs)
+        return ",".join(f"{name}={values_text(values)}" for name, values in pairs)
 
     def described(self):
         """The classes for a message: "liver=1, tumour=2 (one of many)"."""
@@ -115,13 +119,28 @@ def parse_classes(text):
     names, values = [], []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, found, numbers = (part.strip() for part in item.rpartition("="))
-        numbers = [number.strip() for number in numbers.split("+")]
-        if not found or not all(number.isdecimal() for number in numbers):
+        spans = [number.strip().partition("-") for number in numbers.split("+")]
+        bounds = [(low.strip(), high.strip() if dash else low.strip()) for low, dash, high in spans]
+        if not found or not all(low.isdecimal() and high.isdecimal() for low, high in bounds):
             others = ", ".join(KEYWORDS)
             raise UserError(f"--classes {text}: {item!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {others}")
+        bounds = [(int(low), int(high)) for low, high in bounds]
+        if any(low > high or high > MAX_LABEL for low, high in bounds if low != high):
+            raise UserError(f"--classes {text}: {item!r} must go from the lower to the higher value, up to {MAX_LABEL}")
         names.append(name)
-        values.append(tuple(dict.fromkeys(map(int, numbers))))
+        values.append(tuple(dict.fromkeys(value for low, high in bounds for value in range(low, high + 1))))
     return checked_classes(names, values, f"--classes {text}")
+
+
+def values_text(values):
+    """Label values as `--classes` writes them: "1+2+4", and "1-250" for four or more that follow each other."""
+    text, values = [], list(values)
+    while values:
+        run = next((k for k in range(1, len(values)) if values[k] != values[0] + k), len(values))
+        run = run if run >= SHORTENED else 1
+        text.append(f"{values[0]}-{values[run - 1]}" if run > 1 else str(values[0]))
+        values = values[run:]
+    return "+".join(text)
 
 
 def checked_classes(names, values, where):
@@ -141,7 +160,7 @@ def checked_classes(names, values, where):
     for group, what in ((names, "name"), (values, "label value")):
         twice = next((item for i, item in enumerate(group) if item in group[:i]), None)
         if twice is not None:
-            text = twice if what == "name" else "+".join(map(str, twice))
+            text = twice if what == "name" else values_text(twice)
             raise UserError(f"{where}: two classes have the {what} {text}; give each its own")
     if not names:
         raise UserError(f"{where}: names no class")
@@ -170,11 +189,25 @@ def read_classes(path):
     """The `Classes` in a dataset.json of the Medical Segmentation Decathlon or of nnU-Net, without the background, 0.
 
     Its "labels" are {"1": "liver"}, {"liver": 1} or, for regions, {"whole tumour": [1, 2]}. Raises `UserError` where
-    the file has none.
+    the file has none, and for a reserved label (see `reserved_label`).
     """
-    labels = read_json(path)
-    labels = labels.get("labels") if isinstance(labels, dict) else None
-    names, values = [], []
+    description = read_json(path)
+    labels = read_labels_of(path, description)
+    if not labels:
+        raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
+    reserved = reserved_label(path, description)
+    if reserved:
+        raise UserError(reserved)
+    return checked_classes([re.sub(r"[^\w .+()-]", "-", name).strip() for name in labels], list(labels.values()), path)
+
+
+def read_labels_of(path, description):
+    """{name: label values} of the "labels" in a dataset.json, without the background; {} without them.
+
+    path: the file, for messages. description: what it holds. Raises `UserError` for values that are no numbers.
+    """
+    labels = description.get("labels") if isinstance(description, dict) else None
+    found = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         name, numbers = (value, key) if isinstance(value, str) else (key, value)
         numbers = numbers if isinstance(numbers, list) else [numbers]
@@ -182,11 +215,25 @@ def read_classes(path):
             raise UserError(f'{path}: {key!r}: {value!r} in "labels" is no name with its label value; correct it')
         numbers = tuple(map(int, numbers))
         if numbers != (0,):
-            names.append(re.sub(r"[^\w .+()-]", "-", name).strip())
-            values.append(numbers)
-    if not names:
-        raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
-    return checked_classes(names, values, path)
+            found[name] = numbers
+    return found
+
+
+def reserved_label(path, description):
+    """The message about a label of a dataset.json that means "not annotated", or "" if there is none.
+
+    Loss and figures here know no such pixels.
+    """
+    labels = read_labels_of(path, description)
+    reserved = next((name for name in labels if name.strip().lower() in RESERVED), None)
+    if reserved is None:
+        return ""
+    others = ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in labels.items() if name != reserved)
+    return (
+        f"{path}: its label {reserved!r} ({'+'.join(map(str, labels[reserved]))}) means pixels that nobody annotated, "
+        f"which training and figures here cannot leave out; --classes {others or 'NAME=VALUE,...'} takes them as "
+        "background"
+    )
 
 
 def found_classes(label_maps, where, own=BINARY):
@@ -206,5 +253,12 @@ def found_classes(label_maps, where, own=BINARY):
     values = sorted(value for value in values if value > 0)
     if not values:
         raise UserError(f"{where}: the masks hold no value but 0; write --classes NAME=VALUE,...")
+    void = void_among(values)
+    if void:
+        others = ",".join(f"class_{value}={value}" for value in values if value not in void)
+        raise UserError(
+            f"{where}: the masks hold {void[0]} beside small values, which usually means void (not annotated); write "
+            f"--classes {others}, which takes it as background, or with class_{void[0]}={void[0]} as a class"
+        )
     names = {group[0]: name for name, group in zip(own.names, own.values, strict=False) if len(group) == 1}
     return checked_classes([names.get(value, f"class_{value}") for value in values], [(v,) for v in values], where)

@@ -1,7 +1,8 @@
 """The contract of a data set: what a loader provides, what is checked, and what an item is."""
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..io.files import check_encodable
+from ..io.masks import classes_advice, differ, read_label_array
+from ..io.pictures import QUARTERS, TURNS, MaskNote, note_mask, noted_masks, turning_tag
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
@@ -27,6 +30,7 @@ from .splits import SPLIT_FOLDERS
 # ---- Exceptions in a loader of the user's own ------------------------------------------------------------------------
 
 REMEDY = "; python scripts/check_data.py tries every case"
+COMPARED = 16  # masks, spread over the data, among which one with a foreground is looked for
 
 
 @contextmanager
@@ -59,6 +63,43 @@ def own_errors(loader, method, case=None):
 
 def _is_ours(cls):
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+# ---- Masks that do not fit their image or each other -----------------------------------------------------------------
+
+
+def mixed_advice(foregrounds):
+    """What to do about masks of one class whose foregrounds are written in several ways, such as "1" and "2"."""
+    if all(text[0].isdigit() for text in foregrounds):
+        return "are they slices of a label map? " + classes_advice(sorted(int(float(text)) for text in foregrounds))
+    return "are they slices of a label map in colours? save it in grey or with a palette, and name classes by --classes"
+
+
+def _check_turns(case, note, size):
+    """Raise `UserError` where EXIF tags turn an image and not its mask, or the reverse, unless only one reading fits.
+
+    note: the `MaskNote` of a mask of `size` (H, W). A mask without a tag that fits the image as shown, and would not
+    fit it as stored, was drawn on the image as shown.
+    """
+    if note.path in case.images:
+        return
+    tag, shown = turning_tag(case.images[0])
+    if tag == note.turn:
+        return
+    turned, other, number = (case.images[0], note.path, tag) if tag != 1 else (note.path, case.images[0], note.turn)
+    advice = (
+        "the mask may lie over the image as stored or as shown; save the image as it is shown, without the tag "
+        "(exiftran -ai, PIL.ImageOps.exif_transpose), or remove the tag if the mask was drawn on the stored pixels "
+        "(exiftool -Orientation=)"
+    )
+    if note.turn == 1 and tag in QUARTERS and shown[0] != shown[1]:
+        if tuple(size) == tuple(shown):
+            return
+        if tuple(size) != tuple(shown[::-1]):
+            return  # it fits neither way, which is another message
+        advice = "the mask has the size of the image as stored; remove the tag (exiftool -Orientation=)"
+    how = f"an EXIF tag (orientation {number}: shown {TURNS[number][0]})"
+    raise UserError(f"{turned}: has {how}, and {other} has not the same: {advice}")
 
 
 # ---- The base of every loader ----------------------------------------------------------------------------------------
@@ -114,6 +155,8 @@ class SegmentationDataset(Dataset):
     left_right_axis = -1
     background = None
     kept = ()
+    declared_labels = ()  # with one class: the label values besides 0 that are foreground; (): there may be only one
+    reserved = ""  # a message, if masks of one class cannot be read since a label means "not annotated"
     volumes = None  # the loader's `volumes.VolumeReader`, if it has one
     finds_validation = False
     layout = ""  # one line that describes what was found
@@ -166,6 +209,8 @@ class SegmentationDataset(Dataset):
             self._check_cases()
         self.classes = self._choose_classes(classes)
         self.class_names = self.classes.names
+        if need_masks and self.reserved and self.classes.is_binary:
+            raise UserError(self.reserved)
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -188,7 +233,13 @@ class SegmentationDataset(Dataset):
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
         check_methods(type(self), SegmentationDataset, need_masks=True)
-        return self.classes.masks_of(self.read_labels(case)).swapaxes(0, 1)
+        labels = np.asarray(self.read_labels(case))
+        if self.classes.is_binary and not self.declared_labels:
+            for rater, values in enumerate(labels):
+                path = case.masks[min(rater, len(case.masks) - 1)]
+                found = read_label_array(values, path)
+                note_mask(MaskNote(path, found.foreground, counts=found.counts))
+        return self.classes.masks_of(labels).swapaxes(0, 1)
 
     def read_labels(self, case):
         """Return the case's label maps as integers [R, H, W]. Called only if `case.masks` is set."""
@@ -251,13 +302,20 @@ class SegmentationDataset(Dataset):
                 raise UserError(f"{case.images[0]}: normalise made {given} of the shape {tuple(raw.shape)}; keep it")
             return torch.as_tensor(image, dtype=torch.float32)
 
-    def load_mask(self, case, image_size=None):
+    def load_mask(self, case, image_size=None, compare=True):
         """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) where that is given.
 
         Works only for a case with `masks`, whatever `need_masks` is.
+        compare: whether the value of the foreground must be that of the other masks; see `foreground`.
         """
-        with own_errors(type(self), "read_mask", case):
+        if self.reserved and self.classes.is_binary:
+            raise UserError(self.reserved)
+        with noted_masks() as notes, own_errors(type(self), "read_mask", case):
             mask = checked_mask(self.read_mask(case), case, len(self.class_names), type(self))
+        for note in notes:
+            _check_turns(case, note, mask.shape[-2:])
+        if compare and len(self.class_names) == 1:
+            self._check_foreground(notes)
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -272,6 +330,30 @@ class SegmentationDataset(Dataset):
                 f"{case.images[0].name} has {image_size[0]}x{image_size[1]}; they must agree"
             )
         return mask
+
+    @cached_property
+    def foreground(self):
+        """The `pictures.MaskNote` of the mask with whose foreground that of all others is compared, or None.
+
+        It is the first with something marked among a few spread over the data, so that it is the same in every process
+        and in any order of reading. Slices of a label map, some with 1 and some with 2, are no masks of one class.
+        """
+        cases = [case for case in self.cases if case.masks]
+        for index in np.unique(np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)):
+            with suppress(UserError, OSError), noted_masks() as notes:
+                self.load_mask(cases[index], compare=False)
+                if marked := [note for note in notes if note.foreground]:
+                    return marked[0]
+        return None
+
+    def _check_foreground(self, notes):
+        """Raise `UserError` for a mask whose foreground has another value than that of `foreground`."""
+        for note in notes:
+            if note.foreground and self.foreground and differ(note.foreground, self.foreground.foreground):
+                raise UserError(
+                    f"{note.path}: its foreground is {note.foreground}, that of {self.foreground.path} is "
+                    f"{self.foreground.foreground}; {mixed_advice([note.foreground, self.foreground.foreground])}"
+                )
 
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""

@@ -2,15 +2,13 @@
 
 import hashlib
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..io.files import split_suffix
-from ..io.images import PICTURE_SUFFIXES, read_picture
 from ..io.nifti import is_nifti, lies_elsewhere
+from ..io.pictures import noted_masks
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import group_cases
 from .dataset import REMEDY
@@ -24,11 +22,12 @@ class Inspection:
 
     name, group: of the case or volume; see `splits.known_group`. count: number of images. label: the class label.
     raters: number of masks. sizes: (H, W) of the images. low, high: [C], the range of each channel as the loader gives
-    it. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with nothing
-    marked. values: how often each value occurs in the mask files. is_soft: a mask picture has more than two values.
-    is_photograph: see `like_photograph`. spread: [C], the standard deviation of each channel's values other than 0, NaN
-    where there are none. elsewhere: see `_misplaced_file`. digest: a hash of the images, None if they are blank.
-    problems: messages about what could not be read.
+    it. typical: the range without the lowest and the highest `RARE` of the pixels. spread: [C], the standard deviation
+    of each channel's values other than 0, NaN where there are none. marked: [K], the share of pixels in each class,
+    over raters and slices. empty: number of images with nothing marked. values: how often each value occurs in the mask
+    files. is_soft: a mask has greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the
+    foreground is written, see `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. digest: a
+    hash of the images, None if they are blank. problems: messages about what could not be read.
     """
 
     name: str
@@ -39,11 +38,13 @@ class Inspection:
     sizes: set = field(default_factory=set)
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    typical: tuple = ()
     marked: np.ndarray | None = None
     empty: int = 0
     values: Counter = field(default_factory=Counter)
     is_soft: bool = False
-    is_photograph: bool = False
+    is_inside_out: bool = False
+    foregrounds: dict = field(default_factory=dict)
     spread: np.ndarray | None = None
     elsewhere: str = ""
     digest: str | None = None
@@ -139,17 +140,21 @@ def inspect_unit(dataset, unit, group_key=""):
         found.sizes.add(tuple(size))
         found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
         found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
+        found.typical = _typical_range(image, found.typical)
         exact = flat.astype(np.float64)
         sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         blank &= bool((image == image.flat[0]).all())
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         if case.masks:
-            mask = _try_read(found, dataset.load_mask, case, size)
+            with noted_masks() as notes:
+                mask = _try_read(found, dataset.load_mask, case, size, False)
             if mask is None:
                 break
             marked.append(mask.mean(axis=(0, 2, 3)))
             found.empty += not mask.any()
-            _try_read(found, _count_mask_values, dataset, case, found)
+            found.is_inside_out |= mask.shape[1] == 1 and _is_inside_out(mask[:, 0])
+            _add_notes(found, notes)
+            _try_read(found, _count_mask_values, dataset, case, found, notes)
     found.digest = None if blank else digest.hexdigest()
     found.spread = _deviation(*sums)
     found.marked = np.mean(marked, axis=0) if marked else None
@@ -173,18 +178,40 @@ def _try_read(inspection, read, *arguments):
         return None
 
 
-def _count_mask_values(dataset, case, inspection):
+def _add_notes(inspection, notes):
+    """Add what the `MaskNote`s of a case say."""
+    for note in notes:
+        inspection.is_soft |= note.is_soft
+        if note.foreground:
+            inspection.foregrounds.setdefault(note.foreground, note.path)
+
+
+def _count_mask_values(dataset, case, inspection, notes):
     """Count the values in a case's mask files, if they are label maps or pictures."""
     if is_nifti(case.masks[0]) and dataset.volumes is not None:
         inspection.values.update(_value_counts(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
         inspection.values.update(_value_counts(dataset.load_labels(case)))
     else:
-        for picture in mask_pictures(case):
-            counts = _value_counts(picture)
-            inspection.is_photograph |= like_photograph(picture)
-            inspection.is_soft |= len(counts) > 2
-            inspection.values.update(counts)
+        for note in notes:
+            inspection.values.update(note.counts or {})
+
+
+RARE = 0.005  # of the pixels: fewer do not make an image bright
+SEEN_PIXELS = 2**16  # of an image, for the range without outliers
+
+
+def _typical_range(image, before):
+    """The range (low, high) of an image [C, H, W] without `RARE` of the pixels at either end, joined with another."""
+    step = max(int(np.sqrt(image[0].size / SEEN_PIXELS)), 1)
+    low, high = np.quantile(image[:, ::step, ::step], (RARE, 1 - RARE)).tolist()
+    return (min(low, before[0]), max(high, before[1])) if before else (low, high)
+
+
+def _is_inside_out(mask):
+    """Whether masks [R, H, W] mark nearly all of the border and most pixels, but not all, as inverted masks do."""
+    border = np.concatenate([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], axis=1)
+    return bool(border.mean() > 0.9 and 0.5 < mask.mean() < 0.98)
 
 
 def _value_counts(array):
@@ -200,33 +227,3 @@ def _misplaced_file(case):
         if how:
             return f"{path} ({how})"
     return ""
-
-
-# ---- photographs in place of masks -------------------------------------------------------------------------------
-
-# Greys well between background and foreground. A mask's two values, and JPEG's noise around them, lie outside. A
-# photograph has nearly all of its pixels inside (a head on black a third), a mask only its smoothed edges. A mask in
-# grey instead of white may have all of them inside, but with one or two values.
-BETWEEN = (32, 223)
-PHOTOGRAPH_PIXELS = 1 / 4
-PHOTOGRAPH_VALUES = 32
-
-
-def mask_pictures(case):
-    """The case's mask files that are pictures, read by `read_picture`: a list of float32 [C, H, W].
-
-    A picture that cannot be read is left out: a user's own loader may read it in another way.
-    """
-    pictures = []
-    for path in case.masks:
-        if split_suffix(path)[1].lower() in PICTURE_SUFFIXES and path not in case.images:
-            with suppress(UserError):
-                pictures.append(read_picture(path))
-    return pictures
-
-
-def like_photograph(picture):
-    """Whether a picture [C, H, W] in 0..255 has the many grey values of a photograph, not the few of a mask."""
-    grey = picture.mean(axis=0).round()
-    between = grey[(grey > BETWEEN[0]) & (grey < BETWEEN[1])]
-    return between.size >= PHOTOGRAPH_PIXELS * grey.size and len(np.unique(between)) >= PHOTOGRAPH_VALUES

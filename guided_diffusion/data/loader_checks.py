@@ -79,7 +79,7 @@ def checked_image(image, case, channels, loader):
     share = 1 - np.isfinite(image).mean()
     if share:
         raise UserError(
-            f"{where}: {100 * share:.2g} % of its values are not finite (NaN or infinite); repair it or leave it out"
+            f"{where}: {100 * share:.3g} % of its values are not finite (NaN or infinite); repair it or leave it out"
         )
     return image
 

@@ -79,18 +79,96 @@ def read_npz(path, name):
 # ---- errors of decoders ------------------------------------------------------------------------------------------
 
 
+# A decoder that lacks a feature says so; the file is whole.
+LACKING = re.compile(r"unsupported|not supported|not available|not implemented|no support|requires the", re.IGNORECASE)
+
+# What other files begin with: (bytes, where, what such a file is, what to do).
+SIGNATURES = (
+    (b"version https://git-lfs", 0, "is a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
+    (b"/annex/objects/", 0, "is a git-annex pointer, not the file itself", "fetch it with git annex get"),
+    (b"<!doctype html", 0, "is an HTML page, such as a download's log-in or error page", "download the file again"),
+    (b"<html", 0, "is an HTML page, such as a download's log-in or error page", "download the file again"),
+    (b"<svg", 0, "is an SVG drawing", "save it as PNG"),
+    (b"<?xml", 0, "is an XML text", "look into it: it may be a download's error message"),
+    (b"{", 0, "is a JSON text", "look into it: it may be a download's error message"),
+    (b"%PDF", 0, "is a PDF document", "save its picture as PNG"),
+    (b"PK\3\4", 0, "is a ZIP archive", "unpack it"),
+    (b"\x1f\x8b", 0, "is packed by gzip", "unpack it"),
+    (b"Rar!", 0, "is a RAR archive", "unpack it"),
+    (b"7z\xbc\xaf", 0, "is a 7z archive", "unpack it"),
+    (b"\x89HDF", 0, "is an HDF5 file", "write a loader for it"),
+    (b"\x93NUMPY", 0, "is a NumPy array", "save it as a picture, or write a loader for it"),
+    (b"DICM", 128, "is a DICOM file", "convert it, for example with dcm2niix or dcmj2pnm"),
+    (b"ftypheic", 4, "is a HEIC photograph", "save it as PNG or JPEG"),
+    (b"ftypmif1", 4, "is a HEIC photograph", "save it as PNG or JPEG"),
+    (b"\x89PNG", 0, "is a PNG picture", "give it its suffix"),
+    (b"\xff\xd8\xff", 0, "is a JPEG picture", "give it its suffix"),
+    (b"n+1\0", 344, "is a NIfTI file", "give it its suffix"),
+)
+OF_KIND = {
+    "picture": ("PNG", "JPEG"),
+    "NIfTI file": ("NIfTI", "gzip"),
+    ".npz file": ("ZIP",),
+}  # are what they should be
+
+
 @contextmanager
 def decoding(path, kind):
-    """Turn any exception of a decoder into a `UserError` that names the file. kind: such as "picture"."""
+    """Turn any exception of a decoder into a `UserError` that names the file and the true reason.
+
+    kind: such as "picture". A file is called damaged only where it is no other kind of file, and where the decoder
+    lacks no feature.
+    """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {_why_no_file(path)}")
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise  # no permission, a failing disk: the system's message is better
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: is truncated or damaged, or is no {kind} ({reason}); copy it again") from error
+        other = content_of(path, kind)
+        if other:
+            message = f"{path}: {other}"
+        elif isinstance(error, MemoryError):
+            message = f"{path}: does not fit into the free memory; make it smaller or use fewer --num_workers"
+        elif isinstance(error, NotImplementedError) or LACKING.search(reason):
+            message = f"{path}: is a {kind} of a form that cannot be read here ({reason}); save it in a usual form"
+        elif "MAX_TEXT" in reason or "Decompressed data too large" in reason:
+            message = f"{path}: holds more text (metadata) than is read ({reason}); remove it, as by exiftool -all="
+        else:
+            message = f"{path}: is truncated or damaged, or is no {kind} ({reason}); copy it again"
+        raise UserError(message) from error
+
+
+def content_of(path, kind):
+    """What a file is that cannot be read as a `kind`, and what to do, by its first bytes; "" where they do not say."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        return "is empty (0 bytes): truncated or damaged; copy it again"
+    if not any(head):
+        return "begins with zeros alone, as a copy that did not end does; copy it again"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for begins, place, what, remedy in SIGNATURES:
+        if (head[place:] if place else text)[: len(begins)].lower() == begins.lower():
+            ours = any(word in what for word in OF_KIND.get(kind, ()))
+            return "" if ours else f"{what}, no {kind}; {remedy}" if "not the" not in what else f"{what}; {remedy}"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        shown = " ".join(head.decode().split())[:40]
+        return f"is a text that begins {shown!r}, no {kind}; copy or download the file again"
+    return ""
+
+
+def _why_no_file(path):
+    """Why there is no file of this path: nothing, a folder, or a link whose target is not there."""
+    if os.path.islink(path):
+        target = os.readlink(path)
+        remedy = "fetch it with git annex get" if "/annex/objects/" in target else "copy the file, not the link"
+        return f"is a link to {target}, which is not there; {remedy}"
+    return "is a folder, not a file" if Path(path).is_dir() else "no such file"
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Reading PNG, JPEG, TIFF and BMP files as images, masks and label maps; writing PNG files."""
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..runtime.errors import UserError
-from .files import atomic_path, decoding, split_suffix
+from .files import atomic_path
+from .masks import check_whole, read_as_mask
+from .pictures import MaskNote, note_mask, read_pixels
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
@@ -12,92 +14,76 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".
 def read_picture(path):
     """Read a PNG, JPEG, TIFF or BMP file as float32 [C, H, W] in 0..255: C is 1 for grey pictures, 3 for all others.
 
-    16-bit grey is scaled to 0..255 and 1-bit becomes 0 and 255. Palettes and other colour spaces become RGB. An alpha
-    channel is dropped, and the EXIF orientation is applied.
+    White is 255, whatever the number of bits: 16-bit values are divided by 257. Palettes and other colour spaces become
+    RGB. An alpha channel is dropped, and the EXIF orientation is applied.
     Raises `UserError` for a missing, damaged or unsupported file.
     """
-    picture = _open_picture(path)
-    if _is_wide(picture):
-        return _wide_values(path, picture)[None] / np.float32(257)
-    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-    with decoding(path, "picture"):
-        values = np.asarray(picture.convert(mode), dtype=np.float32)
-    return values[None] if mode == "L" else np.ascontiguousarray(values.transpose(2, 0, 1))
+    pixels = read_pixels(path)
+    values = pixels.values
+    if values.dtype != np.uint8:
+        values = _checked_range(path, values) / np.float32(pixels.white / 255)
+    values = values.astype(np.float32, copy=False)
+    return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _checked_range(path, values):
+    """Values of more than 8 bits as float32. Raises `UserError` unless they lie in 0..65535."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        raise UserError(
+            f"{path}: is a picture of decimal numbers (32-bit, from {low:.4g} to {high:.4g}), which has no white; save "
+            "it with 8 or 16 bits per pixel, or as NIfTI"
+        )
+    if low < 0:
+        raise UserError(
+            f"{path}: holds negative values ({low} to {high}, signed {8 * values.itemsize}-bit), which a picture of "
+            "0..65535 has not; add an offset, or save it as NIfTI, which --ct_window reads as CT"
+        )
+    if high > 65535:
+        raise UserError(f"{path}: is a 32-bit picture ({low} to {high}); save it with 8 or 16 bits per pixel")
+    return values.astype(np.float32)
 
 
 def read_picture_mask(path):
     """Read a binary mask as bool [H, W]; True is foreground.
 
-    0/255 and 16-bit 0/65535 masks are cut at half of the range, since JPEG and resizing leave grey edges. A file with
-    maximum 1 is a 0/1 mask. Colours count by their brightness. A palette picture counts by its index (0 is background),
-    unless its colours are only black and white.
-    Raises `UserError` for a missing or damaged file, and for a maximum between 1 and half of the range: such a file
-    holds something else, for example class numbers.
+    The file decides what its pixels mean (see `masks.read_as_mask`): 0 and any other value, with JPEG's ringing or
+    smooth edges cut at half; black and one other colour, also in a palette; or the alpha channel over one colour. White
+    is foreground where the file says that 0 is white. The EXIF orientation is applied.
+    Raises `UserError` for a missing or damaged file, and with the values and their shares for one that can be read in
+    another way, such as a label map.
     """
-    picture = _open_picture(path)
-    if _is_wide(picture):
-        values = _wide_values(path, picture)
-        return _cut_mask(path, values, 255 if values.max() <= 255 else 65535)
-    with decoding(path, "picture"):
-        grey = np.asarray(picture.convert("L"))
-        if picture.mode == "P" and not np.isin(grey, (0, 255)).all():
-            return np.asarray(picture) > 0
-    return _cut_mask(path, grey, 255)
+    pixels = read_pixels(path)
+    found = read_as_mask(pixels)
+    note_mask(MaskNote(path, found.foreground, found.is_soft, found.counts, pixels.turn))
+    return found.mask
 
 
 def read_picture_labels(path):
-    """Read a label map, a picture of class numbers, as int32 [H, W]. A palette picture gives its indices.
+    """Read a label map, a picture of class numbers, as int32 [H, W]: the numbers in the file, of a palette picture its
+    indices.
 
-    Raises `UserError` for a missing or damaged file, for colours, and for JPEG, which changes values.
+    Raises `UserError` for a missing or damaged file, for colours, for negative numbers and fractions, and for JPEG,
+    which changes values.
     """
-    picture = _open_picture(path)
-    if split_suffix(path)[1].lower() in (".jpg", ".jpeg"):
-        raise UserError(f"{path}: is a JPEG file, and JPEG changes label values; save label maps as PNG")
-    with decoding(path, "picture"):
-        if _is_wide(picture):
-            values = _wide_values(path, picture)
-        else:
-            values = np.asarray(picture)
-    if values.ndim == 3:
-        if values.shape[2] >= 3 and (values[..., :1] != values[..., :3]).any():
+    pixels = read_pixels(path)
+    if pixels.is_lossy:
+        raise UserError(f"{path}: is a JPEG file, or another with loss, and JPEG changes label values; save as PNG")
+    values = pixels.values
+    if values.ndim == 3 and pixels.indices is None:
+        if (values[..., :1] != values).any():
             raise UserError(f"{path}: is in colour; save label maps in grey or with a palette, a value for each class")
         values = values[..., 0]
+    else:
+        values = pixels.as_stored()
+    if pixels.alpha is not None and len(np.unique(pixels.alpha)) > 1 and pixels.indices is None:
+        if values[pixels.alpha == 0].any() or not values.any():
+            raise UserError(f"{path}: has an alpha channel besides its labels; save label maps without one")
+    if values.dtype.kind in "if":
+        check_whole(values, path)
+        values = np.rint(values)
+    note_mask(MaskNote(path, None, turn=pixels.turn))
     return values.astype(np.int32)
-
-
-def _cut_mask(path, values, full):
-    """Values [H, W] in 0..1 or 0..full as a mask, bool [H, W]."""
-    top = values.max()
-    if 1 < top <= full / 2:
-        raise UserError(
-            f"{path}: its values reach from 0 to {top:g}, which is neither a 0/1 nor a 0/{full} mask; "
-            f"save the mask with 0 for background and {full} for foreground"
-        )
-    return values > (0 if top <= 1 else full / 2)
-
-
-def _open_picture(path):
-    """The decoded PIL image, upright. Raises `UserError` for a TIFF file of several pages."""
-    with decoding(path, "picture"), Image.open(path) as picture:
-        pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-    if pages > 1:
-        raise UserError(f"{path}: holds {pages} pages; save each as a file of its own")
-    return picture
-
-
-def _is_wide(picture):
-    """Whether a picture is grey with more than 8 bits per pixel."""
-    return picture.mode == "F" or picture.mode.startswith("I")
-
-
-def _wide_values(path, picture):
-    """The values of a wide picture, float32 [H, W] in 0..65535. Raises `UserError` for 32-bit values."""
-    values = np.asarray(picture, dtype=np.float32)
-    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: is a 32-bit picture; save it with 8 or 16 bits per pixel")
-    return values
 
 
 def stacked(paths, arrays):

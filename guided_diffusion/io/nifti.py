@@ -10,6 +10,7 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
+from .masks import check_whole
 from .nifti_header import Placement, decoding_values, forms_apart, length_unit, open_nifti
 from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
@@ -46,14 +47,19 @@ def read_nifti_channels(path, like=None):
 
 
 def read_nifti_labels(path, like=None, onto=None):
-    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels stored as floats are rounded."""
+    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`."""
     return as_labels(read_nifti(path, like, onto)[0], path)
 
 
 def as_labels(values, path):
-    """Values of a label map as int32. path: the file, for the message about values that are not finite."""
+    """Values of a label map, which may be stored as floats, as int32. path: the file, for messages.
+
+    Raises `UserError` for values that are not finite, for negative labels, and for fractions as interpolation makes
+    them.
+    """
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
+    check_whole(values, path)
     return np.rint(values).astype(np.int32)
 
 

@@ -12,6 +12,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.registry import AUTO, build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
+from ..io.pictures import allow_megapixels
 from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder, on_this_machine
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
@@ -111,6 +112,7 @@ def prepare_run(options, given, processes):
     start = find_start(asked, folder, processes)
     saved = None if start is None else start.saved("to go on from")
     settings = settle(options, given, saved)
+    allow_megapixels(settings.data.max_megapixels)
     if start is not None:
         check_hold_out(settings.data, start.config)
         folder = begun_folder(settings.train.out_dir, processes)  # the checkpoint's, unless the flag was given

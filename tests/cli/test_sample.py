@@ -6,6 +6,9 @@ from conftest import FAST, files, strict_json, write_folder
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from guided_diffusion.cli.sample import turned_line
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.registry import build_dataset
 
 
 @pytest.mark.parametrize(
@@ -90,3 +93,17 @@ def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
     )
     with Image.open(results / "debug" / "case0.gif") as gif:
         assert 40 <= gif.n_frames <= 51  # and the answer; equal frames are one
+
+
+def test_images_that_a_tag_turns_are_named(tmp_path):
+    write_folder(tmp_path, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "images/case1.png"
+    Image.open(path).save(path, exif=exif)
+    units = group_cases(build_dataset("FOLDER", tmp_path, 16).cases)
+    assert turned_line(units[:1]) == ""
+    assert turned_line(units) == (
+        "1 image with an EXIF tag that turns or mirrors them (case1): they are read, and their masks written, as they "
+        "are shown, not as they are stored"
+    )

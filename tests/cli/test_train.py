@@ -1,11 +1,15 @@
-"""--dry_run: what it prints, and that it writes nothing."""
+"""--dry_run: what it prints, and that it writes nothing. What training says of its data before the first step."""
 
+import numpy as np
 import pytest
 import yaml
 from conftest import TINY, files
 from helpers import values
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.cli.train import warn_of_data
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -58,3 +62,37 @@ def test_of_several_processes_the_first_prints(dry, monkeypatch):
     assert "nothing was written" in dry()[1]
     monkeypatch.setenv("RANK", "1")
     assert dry()[1] == ""
+
+
+@pytest.fixture
+def said(tmp_path, save_picture, capsys):
+    """A function (masks, image, flags) that returns what training says of such a FOLDER data set."""
+
+    def say(masks, image=None, **settings):
+        ramp = np.add.outer(np.arange(32) * 4, np.arange(32) * 3).astype(np.uint8)
+        for k, mask in enumerate(masks):
+            save_picture(tmp_path / f"images/{k}.png", ramp if image is None else image)
+            save_picture(tmp_path / f"masks/{k}.png", mask)
+        capsys.readouterr()
+        warn_of_data(build_dataset("FOLDER", tmp_path, 16, split="train", need_masks=True, **settings))
+        return capsys.readouterr().out.splitlines()
+
+    return say
+
+
+def test_training_says_of_its_data_what_check_data_says(said):
+    disc = (np.hypot(*np.mgrid[-16:16, -16:16]) < 9).astype(np.uint8)
+    end = " (of 3 cases looked at; scripts/check_data.py reads all)"
+    assert said([disc * 255] * 3) == []
+    (line,) = said([disc, disc, disc * 255])
+    assert line.startswith("warning: the foreground of masks is 1 in 2 cases") and line.endswith(end)
+    (line,) = said([disc * 255] * 3, image=np.add.outer(np.arange(32), np.arange(32)).astype(np.uint16) * 60)
+    assert line.startswith("warning: 3 images nearly black: 99 % of pixels are below") and line.endswith(end)
+    void = np.where(np.eye(32) > 0, 255, disc).astype(np.uint8)
+    assert said([void] * 3, classes="a=1") == [
+        f"warning: no class has the label value 255 (usually void: not annotated): it counts as background{end}"
+    ]
+    with pytest.raises(UserError, match="its values 0 .* 255 beside small values is void"):
+        said([void] * 3)
+    with pytest.raises(UserError, match="the foreground of masks is 1 in 2 cases .*2 in 1 case .*label map"):
+        said([disc, disc * 2, disc])

@@ -80,7 +80,10 @@ def test_errors_of_workers_stay_one_line(tmp_path, num_workers):
     dataset = array_dataset(tmp_path, images={**ArrayDataset.images, "c2": np.full((2, 20, 30), np.inf)})
     with pytest.raises(UserError) as caught:
         list(sampling_batches(dataset, [[0], [2]], num_workers=num_workers))
-    assert str(caught.value) == (f"{tmp_path / 'c2'}: holds values that are not finite; repair it or leave it out")
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'c2'}: 100 % of its values are not finite (NaN or infinite); repair it or leave it out"
+    )
 
 
 # ---- workers that cannot deliver -----------------------------------------------------------------------------------

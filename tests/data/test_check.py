@@ -7,9 +7,13 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import LOADER, TINY, write_folder
+from helpers import write_task
 from PIL import Image
 
 from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.check import findings
+from guided_diffusion.data.inspection import find_parts, inspect_unit
 from guided_diffusion.data.phantoms import write_lidc
 from guided_diffusion.io.drawing import CAPTION, MASK_COLOUR
 from guided_diffusion.io.images import write_label_png
@@ -128,7 +132,7 @@ def test_what_training_would_trip_over(check, divided, truncate, save_picture):
     for words in (
         f"train: {divided}/train/images/case1.png: is truncated or damaged",
         f"train: {divided}/train/masks/case2.png: the mask has 40x32 pixels, its image case2.png has 32x40",
-        f"test: {divided}/test/masks/case4.png: its values reach from 0 to 7, which is neither",
+        f"test: {divided}/test/masks/case4.png: its values 7 (100 %) are no mask of one class; one value everywhere is",
         "train: 1 case without a mask: case0",
         "1 image in two splits, so that what is trained on is also tested on: case3 (train) = copy (test); keep each",
     ):
@@ -140,7 +144,8 @@ def test_what_training_would_trip_over(check, divided, truncate, save_picture):
 def test_what_may_be_intended(check, divided, save_picture):
     save_picture(divided / "train/masks/case0.png", np.zeros((32, 40), np.uint8))
     soft = np.asarray(Image.open(divided / "train/masks/case1.png")).copy()
-    soft[0, :5] = 90
+    soft[:, -2:] = (60, 90)  # as a smooth edge is cut off at the border
+    soft[0, :5] = (30, 90, 120, 180, 220)
     save_picture(divided / "train/masks/case1.png", soft)
     save_picture(divided / "train/images/case2.png", np.full((32, 40, 3), 9, np.uint8))
     save_picture(divided / "train/masks/case3.png", np.full((32, 40), 255, np.uint8))
@@ -277,3 +282,81 @@ def test_masks_that_a_loader_of_ones_own_reads_as_classes_hold_no_label_values(c
     save_picture(tmp_path / "data/p/truth.png", np.eye(24, 40, dtype=np.uint8) * 255)
     _, text = check(tmp_path / "data", f"--data_name {tmp_path}/my_loader.py:Polyps")
     assert "no class has the label value" not in text and cells(text, "values in masks") == ["0", "255"]
+
+
+# ---- what masks and images hold ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def findings_of(tmp_path, save_picture):
+    """A function (masks, images, flags) that writes a FOLDER data set of arrays and returns its findings as text."""
+
+    def find(masks=(), images=(), **settings):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        for k in range(max(len(masks), len(images))):
+            mask = masks[k] if len(masks) else DISC.astype(np.uint8) * 255
+            image = (
+                images[k] if len(images) else np.add.outer(np.arange(32) * 4, np.arange(32) * 3 + k).astype(np.uint8)
+            )
+            save_picture(tmp_path / f"data/images/{k}.png", image)
+            save_picture(tmp_path / f"data/masks/{k}.png", mask)
+        parts = find_parts("FOLDER", tmp_path / "data", **settings)
+        for part in parts:
+            part.inspections += [inspect_unit(part.dataset, unit) for unit in group_cases(part.dataset.cases)]
+        return [str(finding) for finding in findings(parts) if "not divided" not in finding.text]
+
+    return find
+
+
+DISC = np.hypot(*np.mgrid[-16:16, -16:16]) < 9
+ONES = DISC.astype(np.uint8)
+
+
+def test_the_foreground_s_value_over_all_files(findings_of):
+    (error,) = findings_of([ONES, ONES, ONES * 2])
+    assert error.startswith("error: the foreground of masks is 1 in 2 cases (as ") and "2 in 1 case (as " in error
+    assert error.endswith("--classes class_1=1,class_2=2 as 2")
+    (warning,) = findings_of([ONES, ONES * 255, ONES * 255])
+    assert warning.startswith("warning: the foreground of masks is 255 in 2 cases") and "all are read as" in warning
+    assert findings_of([ONES * 255, ONES * np.uint16(65535)])[0].startswith("warning: ")
+    assert findings_of([ONES, ONES * 2], classes="a=1,b=2") == []
+
+
+def test_masks_inside_out_are_warned_of(findings_of):
+    (warning,) = findings_of([255 - ONES * 255] * 3)
+    assert warning.startswith("warning: all: 3 masks with the foreground all along the border: 0, 1, 2; are background")
+    assert findings_of([255 - ONES * 255, ONES * 255, ONES * 255]) == []
+
+
+def test_values_that_no_class_has(findings_of):
+    (warning,) = findings_of([np.where(DISC, 1, np.where(np.eye(32), 255, 0)).astype(np.uint8)], classes="a=1")
+    assert warning == (
+        "warning: all: no class has the label value 255 (usually void: not annotated): it counts as background"
+    )
+
+
+def test_values_that_dataset_json_does_not_declare(tmp_path, save_nifti):
+    truth = np.zeros((6, 6, 2), np.uint8)
+    truth[2:4, 2:4], truth[4, 4] = 1, 7
+    description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "liver"}}
+    write_task(tmp_path, description, {"a": truth.astype(np.int16) + 3}, {"a": truth})
+    (part,) = find_parts("MSD", tmp_path)
+    part.inspections += [inspect_unit(part.dataset, unit) for unit in group_cases(part.dataset.cases)]
+    texts = [finding.text for finding in findings([part])]
+    assert "all: the label value 7 is none of those declared (1): it counts as foreground" in texts
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+def test_fewer_bits_than_the_file_has(findings_of, bits):
+    ramp = np.linspace(0, 2**bits - 1, 32 * 32).reshape(32, 32).astype(np.uint16)
+    (warning,) = findings_of(images=[ramp, ramp.T])
+    assert warning.startswith("warning: all: 2 images nearly black: 99 % of pixels are below ") and "0, 1" in warning
+    assert findings_of(images=[ramp << (16 - bits), ramp.T << (16 - bits)]) == []
+
+
+def test_one_bright_outlier(findings_of):
+    ramp = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint16)
+    spoilt = ramp.copy()
+    spoilt[3, 3] = 60000
+    (warning,) = findings_of(images=[spoilt, ramp * 900, ramp.T * 800])
+    assert warning.startswith("warning: all: 1 image with a few outliers, which leave little contrast to the rest (0: ")

@@ -2,17 +2,28 @@
 
 import csv
 import itertools
+import json
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 from conftest import strict_json
+from helpers import write_task
 from PIL import Image
 
 from guided_diffusion.data.cases import Case, group_cases
-from guided_diffusion.data.classes import BINARY, Classes, checked_classes, parse_classes
+from guided_diffusion.data.classes import (
+    BINARY,
+    Classes,
+    checked_classes,
+    found_classes,
+    parse_classes,
+    read_classes,
+    reserved_label,
+)
 from guided_diffusion.data.dataset import SegmentationDataset
+from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.evaluate import evaluate
 from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.answer import fuse_cases, stack_slices
@@ -38,9 +49,19 @@ def test_what_the_flag_says():
     assert BINARY.is_binary and BINARY.is_exclusive and str(BINARY) == "" and not parse_classes("a=1").is_binary
 
 
+def test_instances_are_one_class_by_a_range_of_values():
+    cells = parse_classes("cell=1-250+255,other=300")
+    assert cells.values == ((*range(1, 251), 255), (300,)) and str(cells) == "cell=1-250+255,other=300"
+    assert parse_classes(str(cells)) == cells and str(parse_classes("a=1-3")) == "a=1+2+3"
+    assert cells.masks_of(np.array([0, 7, 251, 255, 300])).tolist() == [[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
+        ("a=5-2", "'a=5-2' must go from the lower to the higher value"),
+        ("a=1-99999", "up to 65535"),
+        ("a=1-", "'a=1-' is not NAME=VALUE"),
         ("liver", "'liver' is not NAME=VALUE; write liver=1,tumour=2, or one of auto"),
         ("liver=one", "'liver=one' is not NAME=VALUE"),
         ("a=1,a=2", "two classes have the name a"),
@@ -107,6 +128,37 @@ def test_a_loader_s_own_classes(tmp_path):
         Two(tmp_path, 8)
     with pytest.raises(UserError, match="63 regions overlap; 62 are the most"):
         checked_classes([str(k) for k in range(63)], [range(1, k + 2) for k in range(63)], "x")
+
+
+@pytest.mark.parametrize("name", ["ignore", "Ignore", "void", "unlabelled"])
+def test_labels_of_pixels_that_nobody_annotated_are_refused_by_name(tmp_path, name):
+    labels = {"background": 0, "tumour": 1, "whole": [1, 2], name: 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    words = rf"dataset.json: its label '{name}' \(3\) .*; --classes tumour=1,whole=1\+2 takes them as background"
+    with pytest.raises(UserError, match=words):
+        read_classes(tmp_path / "dataset.json")
+    assert reserved_label("dataset.json", {"labels": {"0": "background", "1": "liver"}}) == ""
+
+
+def test_void_is_no_class_that_is_found():
+    with pytest.raises(UserError, match="hold 255 beside small values, .* write --classes class_1=1,class_2=2, which"):
+        found_classes([np.array([0, 1, 255]), np.array([2])], "data")
+    assert str(found_classes([np.array([0, 128, 255])], "data")) == "class_128=128,class_255=255"
+
+
+def test_an_ignore_label_stops_training_but_not_sampling(tmp_path):
+    labels = {"background": 0, "tumour": 1, "edema": 2, "ignore": 3}
+    truth = np.arange(5 * 4 * 3).reshape(5, 4, 3).astype(np.uint8) % 4
+    description = {"modality": {"0": "MRI"}, "labels": labels}
+    write_task(tmp_path, description, {"a": truth.astype(np.int16)}, {"a": truth})
+    with pytest.raises(UserError, match="its label 'ignore'"):
+        build_dataset("MSD", tmp_path, 8, split="train", need_masks=True)
+    sampled = build_dataset("MSD", tmp_path, 8)
+    assert sampled[0]["image"].any()
+    with pytest.raises(UserError, match="its label 'ignore'"):
+        sampled.load_mask(sampled.cases[0])
+    named = build_dataset("MSD", tmp_path, 8, split="train", need_masks=True, classes="tumour=1,edema=2")
+    assert named[0]["mask"].shape == (1, 2, 8, 8)
 
 
 # ---- fusing ------------------------------------------------------------------------------------------------------

@@ -1,50 +1,43 @@
-"""Inspection of a data set: photographs in place of masks, as where images/ and masks/ are swapped, are found."""
-
-import io
+"""Inspection of a data set: photographs in place of masks, ranges without outliers, masks inside out, foregrounds."""
 
 import numpy as np
 import pytest
 from conftest import LOADER, TINY, write_folder
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from guided_diffusion.data import phantoms as phantom
-from guided_diffusion.data.inspection import like_photograph
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.inspection import inspect_unit
+from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.runtime.errors import UserError
 
 WARNING = "of a photograph"
 
 
-def picture(image):
-    values = np.asarray(image.convert("RGB"), np.float32)
-    return values.transpose(2, 0, 1)
+def inspected(folder):
+    """The inspections of a FOLDER data set."""
+    dataset = build_dataset("FOLDER", folder, 1)
+    return [inspect_unit(dataset, unit) for unit in group_cases(dataset.cases)]
 
 
-def as_jpeg(mask, quality):
-    data = io.BytesIO()
-    mask.save(data, "JPEG", quality=quality)
-    return Image.open(data)
+def test_a_range_leaves_out_a_few_outliers(pictures, tmp_path, save_picture):
+    image = np.tile(np.arange(16, dtype=np.uint8), (64, 4))
+    image[3, 4] = 255
+    save_picture(tmp_path / "images/a.png", image)
+    (one,) = inspected(tmp_path)
+    assert one.high == [255] and one.typical == (0, 15)
+    assert all(one.typical[1] > 100 for one in inspected(pictures))
 
 
-def with_background(image):
-    """The image as a small head on black."""
-    values = np.asarray(image).copy()
-    rows, columns = np.mgrid[-1 : 1 : values.shape[0] * 1j, -1 : 1 : values.shape[1] * 1j]
-    values[rows**2 + columns**2 > 0.45] = 0
-    return Image.fromarray(values)
-
-
-@pytest.mark.parametrize("size", [32, 256])
-@pytest.mark.parametrize("index", range(3))
-def test_photographs_differ_from_masks_however_they_were_saved(index, size):
-    image, mask, _ = phantom.isic_case(index, size=size)
-    image, mask = Image.fromarray(image), Image.fromarray(mask.astype(np.uint8) * 255)
-    photographs = [image, image.convert("L"), as_jpeg(image, 30), with_background(image)]
-    grey = Image.fromarray(np.asarray(mask) // 2 + 60)  # background 60, foreground 187
-    larger = mask.resize((4 * mask.width, 4 * mask.height), Image.Resampling.BICUBIC)
-    smaller = mask.resize((mask.width // 2, mask.height // 2), Image.Resampling.BOX)
-    blurred = mask.filter(ImageFilter.GaussianBlur(size / 32))
-    masks = [mask, grey, larger, smaller, blurred, *(as_jpeg(mask, quality) for quality in (10, 50, 90))]
-    assert [like_photograph(picture(one)) for one in photographs] == [True] * 4
-    assert [like_photograph(picture(one)) for one in masks] == [False] * 8
+def test_what_the_masks_are_written_as(tmp_path, save_picture):
+    disc = np.hypot(*np.mgrid[-16:16, -16:16]) < 9
+    for name, mask in {"a": disc * 255, "b": disc, "c": ~disc * 255, "d": disc * 0}.items():
+        save_picture(tmp_path / f"images/{name}.png", np.eye(32, dtype=np.uint8) * 200)
+        save_picture(tmp_path / f"masks/{name}.png", mask.astype(np.uint8))
+    found = inspected(tmp_path)
+    assert [list(one.foregrounds) for one in found] == [["255"], ["1"], ["255"], []]
+    assert [one.is_inside_out for one in found] == [False, False, True, False]
+    assert found[1].values == {0: (~disc).sum(), 1: disc.sum()} and found[3].empty == 1
 
 
 @pytest.fixture
@@ -60,34 +53,30 @@ def trained_on(script, tmp_path, capsys):
     return run
 
 
-def test_swapped_folders_are_warned_of(trained_on, script, tmp_path, capsys):
+def test_swapped_folders_are_refused_by_training_and_check_data(trained_on, script, tmp_path, capsys):
     for name in ("whole", "swapped"):
-        write_folder(tmp_path / name, 5)
+        write_folder(tmp_path / name, 3)
     data = tmp_path / "swapped"
     for old, new in (("images", "x"), ("masks", "images"), ("x", "masks")):
         (data / old).rename(data / new)
     assert trained_on(tmp_path / "whole") == []
-    assert trained_on(data) == [
-        f"warning: 4 of 4 masks looked at have the many greys of a photograph, as {data / 'masks' / 'case0.png'}: are "
-        "images/ and masks/ swapped, or these the wrong files? python scripts/check_data.py draws them"
-    ]
-    assert script("check_data", ["--data_dir", data, "--num_workers 0 --out_dir", tmp_path / "checked"]) == 0
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "greys" in line]
-    assert warnings == [
-        "warning: all: 5 masks with the many greys of a photograph: case0, case1, case2, case3, case4; are images/ and "
-        "masks/ swapped, or these the wrong files?"
-    ]
+    with pytest.raises(UserError, match="case0.png: its colours .* are images/ and masks/ swapped"):
+        trained_on(data)
+    assert script("check_data", ["--data_dir", data, "--num_workers 0 --out_dir", tmp_path / "checked"]) == 1
+    errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3 and all("are images/ and masks/ swapped" in line for line in errors)
+    for path in (data / "masks").iterdir():
+        Image.open(path).convert("L").save(path)
+    with pytest.raises(UserError, match="case0.png: its values .* are the many greys of a photograph: are images/ and"):
+        trained_on(data)
 
 
-def test_one_odd_mask_among_several_and_label_maps_are_not(trained_on, tmp_path):
+def test_photographs_are_label_maps_with_classes(trained_on, tmp_path):
     data = tmp_path / "data"
     write_folder(data, 4)
-    (data / "masks" / "case0.png").write_bytes((data / "images" / "case0.png").read_bytes())
-    assert trained_on(data) == []  # check_data names it
     for path in (data / "masks").iterdir():
         Image.open(data / "images" / path.name).convert("L").save(path)
-    data.rename(tmp_path / "maps")
-    assert trained_on(tmp_path / "maps", flags="--classes lesion=120+130+140+150") == []
+    assert trained_on(data, flags="--classes lesion=120+130+140+150") == []
 
 
 def test_masks_in_files_that_are_no_pictures(trained_on, script, tmp_path, save_picture, capsys):

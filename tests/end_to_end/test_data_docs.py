@@ -141,6 +141,7 @@ class Spoilt:
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 MASK = np.eye(20, 30, dtype=np.uint8) * 255
+CLASSES = np.eye(20, 30, dtype=np.uint8) + 2 * np.eye(20, 30, 5, dtype=np.uint8)
 TRUTH = "ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000000_Segmentation.png"
 PART1, PART3B = (f"ISBI2016_ISIC_{part}_Training_Data/ISIC_0000000.jpg" for part in ("Part1", "Part3B"))
 
@@ -229,7 +230,7 @@ SCENARIOS = {
     ("FOLDER", "two masks of an image"): lambda data: (data.pair("a"), data.picture("masks/a_mask.png", MASK)),
     ("FOLDER", "a file cut short"): cut_short,
     ("FOLDER", "a mask of another size"): lambda data: data.pair("a", mask=MASK.T.copy()),
-    ("FOLDER", "class numbers in a mask, without `--classes`"): lambda data: data.pair("a", mask=MASK // 85),
+    ("FOLDER", "class numbers in a mask, without `--classes`"): lambda data: data.pair("a", mask=CLASSES),
     ("FOLDER", "a file name that is not in UTF-8"): lambda data: data.pair(os.fsdecode(b"caf\xe9")),
     ("FOLDER", "grey among colour"): lambda data: (data.pair("a"), data.pair("b", image=MASK)),
     ("FOLDER", "pictures and NIfTI"): nifti_beside,

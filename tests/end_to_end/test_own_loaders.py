@@ -178,7 +178,8 @@ def test_bugs_of_the_programs_own_loaders_keep_their_traceback(script, pictures,
 
 
 def test_sigterm_ends_a_run_whose_disk_hangs(polyps, script, capsys, tmp_path):
-    hang = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1000)\n        "
+    hang = "import os, signal, time, torch.utils.data as data\n        if data.get_worker_info():\n            "
+    hang += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(1000)\n        "
     line = [f"--data_name {polyps(READ, hang + READ)} --data_dir", tmp_path / "data", "--out_dir", tmp_path / "run"]
     assert script("segmentation_train", [*line, TINY, "--max_steps 2 --num_workers 1 --sample_interval 0"]) == 0
     out = capsys.readouterr().out

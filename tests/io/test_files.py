@@ -81,7 +81,7 @@ def test_npz_files_that_cannot_be_read(tmp_path, truncate):
         path.unlink(missing_ok=True)
         with pytest.raises(UserError, match="x.npz: no such file"):
             read(path)
-        path.write_bytes(b"PK no archive")
+        path.write_bytes(b"PK\3\4 no archive")
         with pytest.raises(UserError, match="x.npz: is truncated or damaged, or is no .npz file"):
             read(path)
     np.savez(path, a=np.array([{"of": "objects"}], dtype=object))

@@ -4,12 +4,14 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from guided_diffusion.io.files import split_suffix
 from guided_diffusion.io.images import (
     PICTURE_SUFFIXES,
     read_picture,
+    read_picture_labels,
     read_picture_mask,
     write_png,
 )
@@ -78,10 +80,18 @@ def test_truncated_picture_is_one_line_with_its_name(tmp_path, save_picture, tru
 
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("<html>404</html>")
-    with pytest.raises(UserError, match="a.png: is truncated or damaged, or is no picture"):
+    with pytest.raises(UserError, match="a.png: is an HTML page, such as .*, no picture; download the file again"):
         read_picture(tmp_path / "a.png")
     with pytest.raises(UserError, match="b.png: no such file"):
         read_picture(tmp_path / "b.png")
+
+
+def test_values_without_a_white_are_named(tmp_path, save_picture):
+    with pytest.raises(UserError, match=r"a.tif: holds negative values \(-5 to 300, signed 32-bit\).*save it as NIfTI"):
+        read_picture(save_picture(tmp_path / "a.tif", np.array([[-5, 300]], np.int32)))
+    with pytest.raises(UserError, match=r"b.tif: is a 32-bit picture \(0 to 4000000000\)"):
+        tifffile.imwrite(tmp_path / "b.tif", np.array([[0, 4_000_000_000]], np.uint32))
+        read_picture(tmp_path / "b.tif")
 
 
 def test_float_picture_and_page_stack_are_refused(tmp_path, save_picture):
@@ -105,11 +115,13 @@ TRUTH = np.array([[True, False, True], [False, False, True]])
         TRUTH.astype(np.uint16) * 65535,
         TRUTH.astype(np.uint16) * 255,
         TRUTH.astype(np.uint16),
-        np.where(TRUTH, 140, 110).astype(np.uint8),
+        TRUTH.astype(np.uint8) * 7,
+        TRUTH.astype(np.uint16) * 4095,
+        TRUTH.astype(np.uint8)[..., None] * np.array([0, 128, 0], np.uint8),
         np.repeat(TRUTH[..., None], 3, -1).astype(np.uint8) * 255,
         np.dstack([TRUTH.astype(np.uint8) * 255] * 3 + [np.full(TRUTH.shape, 255, np.uint8)]),
     ],
-    ids=["0/255", "0/1", "1 bit", "16 bit", "255 in 16 bit", "1 in 16 bit", "grey edges", "rgb", "rgba"],
+    ids="0/255,0/1,1 bit,16 bit,255 in 16 bit,1 in 16 bit,0/7,12 in 16 bit,green,rgb,rgba".split(","),
 )
 def test_mask_encodings(tmp_path, save_picture, array):
     mask = read_picture_mask(save_picture(tmp_path / "m.png", array))
@@ -129,24 +141,34 @@ def test_jpeg_mask_is_cut_at_half(tmp_path, save_picture):
     assert (read_picture_mask(path) != (disc > 0)).mean() < 0.01
 
 
-@pytest.mark.parametrize(
-    "palette, indices, expected",
-    [
-        ([0, 0, 0, 90, 0, 0, 0, 0, 90], [[0, 1, 2]], [[False, True, True]]),
-        ([255, 255, 255, 0, 0, 0], [[0, 1, 0]], [[True, False, True]]),
-    ],
-    ids=["class colours, all dark", "white first"],
-)
-def test_palette_masks(tmp_path, palette, indices, expected):
-    picture = Image.fromarray(np.array(indices, np.uint8), mode="P")
-    picture.putpalette(palette)
-    picture.save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_picture_mask(tmp_path / "m.png"), expected)
+def test_labels_are_the_numbers_in_the_file(tmp_path, save_picture, save_palette):
+    labels = np.array([[0, 1, 3], [2, 0, 1]], np.uint8)
+    for name, array in {"a": labels, "b": labels.astype(np.uint16) * 300, "c": np.dstack([labels] * 3)}.items():
+        read = read_picture_labels(save_picture(tmp_path / f"{name}.png", array))
+        assert read.dtype == np.int32
+        np.testing.assert_array_equal(read, array if array.ndim == 2 else labels)
+    path = save_palette(tmp_path / "p.png", labels, [[9, 9, 9], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
+    np.testing.assert_array_equal(read_picture_labels(path), labels)
+    one_bit = save_picture(tmp_path / "d.png", np.array([[True, False]]))
+    np.testing.assert_array_equal(read_picture_labels(one_bit), [[1, 0]])
+    whole = save_picture(tmp_path / "e.tif", labels.astype(np.float32))
+    np.testing.assert_array_equal(read_picture_labels(whole), labels)
 
 
-def test_class_numbers_are_refused_rather_than_read_as_empty(tmp_path, save_picture):
-    with pytest.raises(UserError, match="m.png: its values reach from 0 to 3.*0 for background and 255"):
-        read_picture_mask(save_picture(tmp_path / "m.png", np.array([[0, 1, 2, 3]], np.uint8)))
+def test_what_is_no_label_map(tmp_path, save_picture):
+    labels = np.array([[0, 1], [2, 0]], np.uint8)
+    jpeg = save_picture(tmp_path / "a.jpg", labels).rename(tmp_path / "a.png")  # what it is, not what it is called
+    with pytest.raises(UserError, match="a.png: is a JPEG file.*save as PNG"):
+        read_picture_labels(jpeg)
+    with pytest.raises(UserError, match="b.png: is in colour"):
+        read_picture_labels(save_picture(tmp_path / "b.png", COLOUR))
+    with pytest.raises(UserError, match=r"c.tif: holds the label values 0.5 \(25 %.*nearest neighbour"):
+        read_picture_labels(save_picture(tmp_path / "c.tif", labels.astype(np.float32) * 0.5))
+    with pytest.raises(UserError, match="d.tif: holds the label values -2.*0 .background. or more"):
+        read_picture_labels(save_picture(tmp_path / "d.tif", -labels.astype(np.int32)))
+    only_alpha = np.dstack([np.zeros((2, 2, 3), np.uint8), labels])
+    with pytest.raises(UserError, match="e.png: has an alpha channel besides its labels"):
+        read_picture_labels(save_picture(tmp_path / "e.png", only_alpha))
 
 
 @pytest.mark.parametrize("array", [GREY, COLOUR, GREY.astype(np.uint16) * 257 + 3], ids=["grey", "rgb", "16 bit"])

@@ -181,9 +181,9 @@ def test_truncated_nifti_is_one_line_with_its_name(tmp_path, save_nifti, truncat
 def test_what_is_no_nifti_is_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"not an image" * 100))
     (tmp_path / "b.nii.gz").write_bytes(b"not even gzip" * 100)
-    for name in ("a.nii.gz", "b.nii.gz"):
-        with pytest.raises(UserError, match=f"{name}: is truncated or damaged, or is no NIfTI file"):
-            read_nifti(tmp_path / name)
+    for name, words in (("a", "is truncated or damaged, or is no NIfTI file"), ("b", "is a text .*, no NIfTI file")):
+        with pytest.raises(UserError, match=f"{name}.nii.gz: {words}"):
+            read_nifti(tmp_path / f"{name}.nii.gz")
     with pytest.raises(UserError, match="c.nii.gz: no such file"):
         read_nifti_header(tmp_path / "c.nii.gz")
 

@@ -67,6 +67,7 @@ class BraTSDataset(SegmentationDataset):
     data_name = "BRATS"
     image_channels = len(MODALITIES)
     class_names = ("tumour",)
+    declared_labels = (1, 2, 3, 4)
     finds_validation = True
     left_right_axis = -2  # a slice is [X, Y]
     background = 0.0

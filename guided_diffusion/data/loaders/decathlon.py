@@ -13,7 +13,7 @@ from ...io.nifti import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
-from ..classes import read_classes
+from ..classes import read_classes, read_labels_of, reserved_label
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..layouts import files_of
@@ -71,6 +71,8 @@ class DecathlonDataset(SegmentationDataset):
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(path, self.description)
+        self.declared_labels = tuple(sum(read_labels_of(path, self.description).values(), ()))
+        self.reserved = reserved_label(path, self.description)
         self.suffixes = self._suffixes(path)
         self.is_picture = self.suffixes[0] in PICTURE_SUFFIXES
         task = str(self.description.get("name") or self.task.resolve().name)

@@ -257,7 +257,7 @@ def test_volumes_become_slices(tmp_path, save_nifti, suffix, reads):
     truth = (volume((8, 10, 5), seed=1) % 3).astype(np.uint8)
     save_nifti(tmp_path / "images" / f"p.{suffix}", volume((8, 10, 5)), affine)
     save_nifti(tmp_path / "masks" / "p_seg.nii.gz", truth, affine)
-    dataset = load(tmp_path)
+    dataset = load(tmp_path, classes="foreground=1+2")
     assert names(dataset) == [f"p_slice_{k:03d}" for k in range(5)] and dataset.image_channels == 1
     assert reads == []
     images = np.stack([dataset.load_image(case)[0] for case in dataset.cases], axis=-1)
