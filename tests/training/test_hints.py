@@ -5,7 +5,8 @@ import math
 import pytest
 
 from guided_diffusion.config.options import DiffusionOptions
-from guided_diffusion.training.hints import symptoms, testing_folder
+from guided_diffusion.training import hints
+from guided_diffusion.training.hints import symptoms
 
 GOOD = {"dice": 0.8, "member_dice": 0.8, "coarse_dice": 0.8, "agreement": 0.9, "empty": 0.0, "full": 0.0}
 
@@ -53,4 +54,4 @@ def test_the_folder_to_sample_after_training(tmp_path, folders, training, expect
     for name in folders:
         (tmp_path / name).mkdir()
     expected = folders[expected] if isinstance(expected, int) else expected
-    assert testing_folder(tmp_path / training) == tmp_path / expected
+    assert hints.testing_folder(tmp_path / training) == tmp_path / expected
