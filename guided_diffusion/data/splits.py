@@ -17,10 +17,9 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-DATA_WORDS = ("data", "dataset", "set")
-SPLIT_WORD = re.compile(
-    rf"({'|'.join(word for words in SPLIT_FOLDERS.values() for word in words)})({'|'.join(DATA_WORDS)})?"
-)
+SPLIT_WORDS = "|".join(word for words in SPLIT_FOLDERS.values() for word in words)
+SPLIT_WORD = re.compile(rf"({SPLIT_WORDS})(data)?")
+SPLIT_SET = re.compile(rf"({SPLIT_WORDS})([_ -]?(data)?set)?")
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,14 @@ def given_split(word):
 def split_of(folder_name):
     """The split that a folder is of by its name (any case), None if the name does not say.
 
-    It is a name in `SPLIT_FOLDERS`, or has the word of one split beside "data" or "set", as MICCAI_TrainingData and
-    training_data1_v2, or anywhere if it names BraTS, as BraTS-MEN-RT-Train-v2. A name with the words of two splits is
-    of none, nor is that of a single case, as BraTS20_Training_001.
+    It is a name in `SPLIT_FOLDERS`, or one such as TestSet, or has the word of one split beside "data", as
+    MICCAI_TrainingData and training_data1_v2, or anywhere if it names BraTS, as BraTS-MEN-RT-Train-v2. A name with the
+    words of two splits is of none, nor is that of a single case, as BraTS20_Training_001.
     """
     name = re.sub(r" *\(\d+\)$", "", folder_name)  # a second download
+    whole = SPLIT_SET.fullmatch(name.lower())
+    if whole:
+        return _split_of_word(whole[1])
     parts = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     matches = [SPLIT_WORD.fullmatch(part) for part in parts]
     found = {_split_of_word(match[1]) for match in matches if match}
@@ -172,8 +174,7 @@ def split_of(folder_name):
     place = next(k for k, match in enumerate(matches) if match)
     is_case = place == len(parts) - 2 and len(parts[-1]) > 2 and parts[-1].isdecimal()
     beside = [matches[place][2], *parts[max(place - 1, 0) : place], *parts[place + 1 : place + 2]]
-    is_said = len(parts) == 1 or "brats" in name.lower() or any(word in DATA_WORDS for word in beside)
-    return found.pop() if is_said and not is_case else None
+    return found.pop() if ("brats" in name.lower() or "data" in beside) and not is_case else None
 
 
 def _split_of_word(word):

@@ -4,7 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..data.splits import SPLIT_FOLDERS, split_folders
+from ..data.splits import split_folders, split_of
 from ..io.storage import folder_and_name, is_remote, join, list_folders
 from ..runtime.errors import UserError
 
@@ -98,10 +98,12 @@ def _command(name, words):
 
 
 def testing_folder(data_dir):
-    """The folder of test images beside or below the training folder `data_dir`; without any, the training images'."""
-    if data_dir.name.lower() in SPLIT_FOLDERS["train"]:
-        beside = [path for path in sorted(data_dir.parent.iterdir()) if path.name.lower() in SPLIT_FOLDERS["test"]]
-        return beside[0] if beside else data_dir
+    """The folder of test images beside or below the training folder `data_dir`, else that of validation images; without
+    any, the training images'."""
+    if split_of(data_dir.name) == "train":
+        folders = [path for path in sorted(data_dir.parent.iterdir(), reverse=True) if path.is_dir()]
+        beside = {split_of(path.name): path for path in folders}
+        return beside.get("test") or beside.get("val") or data_dir
     try:
         split_folders(data_dir, "test")
     except UserError:  # it holds train/ alone
@@ -112,8 +114,9 @@ def testing_folder(data_dir):
 def remote_testing_folder(data_dir, fetched):
     """The same for a remote `data_dir`. fetched: its local path; folders beside it may not have been fetched."""
     parent, name = folder_and_name(data_dir)
-    if name.lower() in SPLIT_FOLDERS["train"]:
-        beside = [other for other in list_folders(parent) if other.lower() in SPLIT_FOLDERS["test"]]
-        return join(parent, beside[0]) if beside else data_dir
+    if split_of(name) == "train":
+        beside = {split_of(other): other for other in reversed(list_folders(parent))}
+        other = beside.get("test") or beside.get("val")
+        return join(parent, other) if other else data_dir
     testing = testing_folder(fetched)
     return data_dir if testing == fetched else join(data_dir, testing.name)

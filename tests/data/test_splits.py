@@ -300,6 +300,11 @@ def test_split_folders(tmp_path):
         ("train_images", None),
         ("latest_data", None),
         ("dataset", None),
+        ("TrainDataset", "train"),
+        ("test set", "test"),
+        ("Validation_Set", "val"),
+        ("testset2", None),
+        ("test_set_old", None),
         ("trainee", None),
     ],
 )

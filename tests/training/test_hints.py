@@ -5,6 +5,7 @@ import math
 import pytest
 
 from guided_diffusion.config.options import DiffusionOptions
+from guided_diffusion.training import hints
 from guided_diffusion.training.hints import symptoms
 
 GOOD = {"dice": 0.8, "member_dice": 0.8, "coarse_dice": 0.8, "agreement": 0.9, "empty": 0.0, "full": 0.0}
@@ -37,3 +38,20 @@ def test_a_symptom_needs_two_losses_and_knows_the_plain_unet():
     options = DiffusionOptions()
     diffusion = {"objective": options.objective, "mask_loss": options.mask_loss, "input_scale": options.input_scale}
     assert symptoms(figures, (None, 1.0), diffusion, {"lr": 1e-3, "overfit": 0}) == {}
+
+
+@pytest.mark.parametrize(
+    "folders, training, expected",
+    [
+        (["train", "val", "test"], "train", "test"),
+        (["MICCAI_BraTS2020_TrainingData", "MICCAI_BraTS2020_ValidationData"], "MICCAI_BraTS2020_TrainingData", 1),
+        (["training_data1_v2", "other"], "training_data1_v2", "training_data1_v2"),
+        (["train", "test"], "", ""),
+        (["train"], "", "train"),
+    ],
+)
+def test_the_folder_to_sample_after_training(tmp_path, folders, training, expected):
+    for name in folders:
+        (tmp_path / name).mkdir()
+    expected = folders[expected] if isinstance(expected, int) else expected
+    assert hints.testing_folder(tmp_path / training) == tmp_path / expected

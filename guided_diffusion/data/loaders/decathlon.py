@@ -36,8 +36,9 @@ class DecathlonDataset(SegmentationDataset):
 
     In dataset.json "modality" (or "channel_names") lists the channels and which of them are CT, and "labels" names the
     values of label maps. Where it has "training" (a list of image and label) or "dataset" (of version 2), these are
-    the training cases. `split` "train" takes imagesTr. "test" takes imagesTs, whose labels are not published, or
-    imagesTr if there is no imagesTs. With several raters the masks are labelsTr/RATER/NAME.nii.gz.
+    the training cases. `split` "train" takes imagesTr, "val" the list "validation". "test" takes imagesTs, whose labels
+    are not published, else the validation cases, else imagesTr. With several raters the masks are
+    labelsTr/RATER/NAME.nii.gz.
 
     CT is clipped to `ct_window` in HU and mapped to [-1, 1]. The default window is -1000 to 400 for a task with "lung"
     in its name, else -160 to 240. Other channels are z-scores over a volume's non-zero voxels, clipped to +-5. Pictures
@@ -46,6 +47,7 @@ class DecathlonDataset(SegmentationDataset):
 
     data_name = "MSD"
     kept = ("modalities", "window", "is_picture")
+    finds_validation = True
     is_picture = False  # as in checkpoints that do not keep it
     left_right_axis = -2  # a slice is [X, Y]
     other_files = ("dataset.json", "dataset_fingerprint.json")
@@ -196,8 +198,11 @@ class DecathlonDataset(SegmentationDataset):
         training = files_of(self.task / "imagesTr", self.suffixes)
         tests = files_of(self.task / "imagesTs", self.suffixes)
         self._is_per_channel = self._channels_have_files([*training, *tests])
-        if self.split == "test" and tests:
-            return self._volumes_in(path, tests, "labelsTs")
+        validation = self._validation_volumes(path)
+        if self.split == "val":
+            return validation
+        if self.split == "test" and (tests or validation):
+            return self._volumes_in(path, tests, "labelsTs") if tests else validation
         if isinstance(self.description.get("dataset"), dict):
             found = [self._described_volume(path, *entry) for entry in sorted(self.description["dataset"].items())]
         elif self.description.get("training") and "channel_names" not in self.description:
@@ -208,8 +213,8 @@ class DecathlonDataset(SegmentationDataset):
         if isinstance(number, int) and number != len(found):
             there = f"{counted(len(found), 'training case')} {'is' if len(found) == 1 else 'are'} there"
             self.notes = (*self.notes, f'{path}: has "numTraining": {number}, but {there}')
-        if self.split is None and tests:
-            found += self._volumes_in(path, tests, "labelsTs")
+        if self.split is None:
+            found += [*validation, *self._volumes_in(path, tests, "labelsTs")]
         return found
 
     def _channels_have_files(self, names):
@@ -252,6 +257,21 @@ class DecathlonDataset(SegmentationDataset):
             label = entry.get("label") if isinstance(entry.get("label"), str) else name
             masks, raters = truth.of(image.name, split_suffix(label)[0])
             found.append((name, images, masks, raters))
+        return found
+
+    def _validation_volumes(self, path):
+        """The volumes in the list "validation" of dataset.json, as AMOS has it with imagesVa/ and labelsVa/; [] if none
+        of its files is there (see `_find_volumes`)."""
+        entries = [entry for entry in _list_of(self.description, "validation") if isinstance(entry, dict)]
+        pairs = [(self._below(path, _image_of(entry)), entry.get("label")) for entry in entries if _image_of(entry)]
+        there = [image.is_file() for image, _ in pairs]
+        if any(there) and not all(there):
+            lacking = pairs[there.index(False)][0]
+            raise UserError(f"{path}: lists {lacking} for validation, but there is no such file; correct the list")
+        found = []
+        for image, text in pairs if any(there) else ():
+            label = self._below(path, text) if isinstance(text, str) else None
+            found.append((split_suffix(image)[0], (image,), (label,) if label and label.is_file() else (), ()))
         return found
 
     def _described_volume(self, path, name, entry):

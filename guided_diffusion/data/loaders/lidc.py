@@ -9,15 +9,24 @@ from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
+from ..layouts import innermost
 
 KEYS = ("images", "masks", "patient", "is_test")
 LAZY = ("_images", "_packed_masks")  # the attributes that hold the large arrays
 
 
+def _holds_patches(path):
+    """Whether an .npz file has images and masks, or is damaged, so that it may have them."""
+    try:
+        return {"images", "masks"} <= set(read_npz_headers(path))
+    except UserError:
+        return True
+
+
 class LIDCDataset(SegmentationDataset):
     """Lung nodules: CT patches [1, H, W] in [-1, 1], each with the masks of R readers.
 
-    data_dir holds one .npz file of N patches:
+    data_dir, or the folder of its name in it, holds one .npz file of N patches:
 
         images   uint8 [N, H, W]
         masks    uint8 [N, R, H, W / 8], eight pixels per byte: `numpy.packbits(masks, axis=-1)`
@@ -36,11 +45,12 @@ class LIDCDataset(SegmentationDataset):
 
     @classmethod
     def recognises(cls, data_dir):
-        """Whether the folder holds an .npz file."""
-        return bool(list_files(data_dir, (".npz",)))
+        """Whether the folder, or the one of its name in it, holds an .npz file of images and masks."""
+        return any(map(_holds_patches, list_files(innermost(data_dir, (".npz",)), (".npz",))))
 
     def find_cases(self):
-        found = list_files(self.data_dir, (".npz",))
+        found = list_files(innermost(self.data_dir, (".npz",)), (".npz",))
+        found = list(filter(_holds_patches, found)) or found  # others are left over
         if len(found) > 1:
             raise UserError(
                 f"{self.data_dir}: holds {len(found)} .npz files ({found[0].name}, {found[1].name}, ...); "

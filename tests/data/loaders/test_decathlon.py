@@ -11,7 +11,7 @@ from PIL import Image
 
 from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import NoTruthError, UserError
 
 MRI = {"name": "BRATS", "modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd", "3": "T2w"}}
 LABELS = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
@@ -228,6 +228,31 @@ def test_the_list_of_the_decathlon_stays_below_data_dir_too(task, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match="names ./imagesTr/../../other/a.nii.gz, which is not below --data_dir"):
         load(tmp_path, split="train")
+
+
+def test_a_list_of_validation_cases(raw):
+    """As AMOS has it, with names that end like nnU-Net's channels."""
+
+    def listed(part, *numbers):
+        pairs = [(f"./images{part}/amos_000{n}.nii.gz", f"./labels{part}/amos_000{n}.nii.gz") for n in numbers]
+        return [{"image": image, "label": label} for image, label in pairs]
+
+    labels = {"0": "background", "1": "liver"}
+    description = {"modality": {"0": "CT"}, "labels": labels, "training": listed("Tr", 1)}
+    description["validation"] = listed("Va", 8, 9)
+    task = raw(description, {"imagesTr/amos_0001.nii.gz": VOLUME, "labelsTr/amos_0001.nii.gz": LABEL})
+    assert volumes(load(task)) == volumes(load(task, split="test")) == ["amos_0001"]  # a part not downloaded is none
+    raw(description, {"imagesVa/amos_0008.nii.gz": VOLUME})
+    with pytest.raises(UserError, match="imagesVa/amos_0009.nii.gz for validation, but there is no such file; correct"):
+        load(task)
+    raw(description, {"imagesVa/amos_0009.nii.gz": VOLUME})
+    with pytest.raises(NoTruthError, match="its 2 validation cases have no masks"):
+        load(task, split="val", need_masks=True)
+    raw(description, {f"labelsVa/amos_000{n}.nii.gz": LABEL for n in (8, 9)})
+    held = load(task, split="val", need_masks=True)
+    assert volumes(held) == volumes(load(task, split="test")) == ["amos_0008", "amos_0009"]
+    assert held.load_mask(held.cases[1]).any() and volumes(load(task, split="train")) == ["amos_0001"]
+    assert len(volumes(load(task))) == 3
 
 
 @pytest.mark.parametrize(

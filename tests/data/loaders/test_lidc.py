@@ -118,7 +118,7 @@ def test_no_file_and_several_files(save, tmp_path):
         UserError, match="no cases found for LIDC; it must hold one .npz file with images, masks, patient"
     ):
         load(tmp_path)
-    np.savez(save() / "other.npz", x=np.zeros(1))
+    np.savez(save() / "other.npz", images=np.zeros(1), masks=np.zeros(1))
     with pytest.raises(UserError, match=r"holds 2 .npz files \(data.npz, other.npz, ...\); keep each in a folder"):
         load(tmp_path)
 
@@ -179,3 +179,22 @@ def test_training_on_one_half_of_the_file_is_no_leak_into_the_other(tmp_path):
     for split, warned in (("test", False), ("train", True)):
         dataset = build_dataset("LIDC", tmp_path, 32, split=split)
         assert (leakage_warning(dataset, group_cases(dataset.cases), trained) is not None) == warned
+
+
+def test_an_odd_file_does_not_change_what_is_read(save, pictures, tmp_path):
+    folder = save()
+    before = load(folder).cases
+    np.savez(folder / "embeddings.npz", features=np.zeros(3))
+    assert load(folder).cases == before and len(build_dataset("AUTO", folder, 16)) == 5
+    (tmp_path / "pictures").mkdir()
+    for part in ("images", "masks"):
+        (tmp_path / "pictures" / part).symlink_to(pictures / part)
+    np.savez(tmp_path / "pictures" / "embeddings.npz", features=np.zeros(3))
+    assert build_dataset("AUTO", tmp_path / "pictures", 16).data_name == "FOLDER"
+
+
+def test_a_folder_of_its_name_inside(save, tmp_path):
+    inner = tmp_path / "LIDC" / "LIDC"
+    inner.mkdir(parents=True)
+    (save() / "data.npz").rename(inner / "data.npz")
+    assert len(load(tmp_path / "LIDC")) == 5 and build_dataset("AUTO", tmp_path / "LIDC", 16).data_name == "LIDC"
