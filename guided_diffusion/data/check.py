@@ -133,6 +133,12 @@ def _images(part):
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield _warning(f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
+    unplaced = [one.unplaced for one in part.inspections if one.unplaced]
+    if unplaced:
+        more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+        yield _warning(
+            f"{part.name}: a file has lost its affine and is taken voxel for voxel over its image: {unplaced[0]}{more}"
+        )
     if not part.is_volumes and not is_nifti(part.dataset.cases[0].images[0]):
         dark = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
         if dark:

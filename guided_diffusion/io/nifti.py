@@ -197,6 +197,11 @@ def lies_elsewhere(path, other):
     return f"its corner is {distance:.1f} mm from that of {Path(other).name}"
 
 
+def is_unplaced(path, other):
+    """Whether a file has lost its affine, and the file `other`, over which it is taken to lie, has not."""
+    return _grid_of(path).is_lost and not _grid_of(other).is_lost
+
+
 # ---- where a file's voxels lie -----------------------------------------------------------------------------------
 
 TOLERANCE = 0.25  # of a voxel, between corners of volumes in the same place, since affines are rounded

@@ -1,5 +1,6 @@
 """Where results lie: nibabel and SimpleITK lay each written volume over its image."""
 
+import csv
 from itertools import permutations, product
 
 import nibabel
@@ -13,7 +14,7 @@ from guided_diffusion.data.volumes import VolumeReader, image_geometry
 from guided_diffusion.evaluation.evaluate import evaluate
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.inference.results import ResultsFolder
-from guided_diffusion.io.nifti import read_nifti_labels
+from guided_diffusion.io.nifti import read_nifti_labels, write_nifti
 from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -126,6 +127,16 @@ def test_a_2d_image_has_its_mask_as_nifti_too(tmp_path):
     assert predictions.unmatched() == []
 
 
+def test_a_loaders_own_affine_is_written_in_both_forms(tmp_path):
+    for affine in (PLAIN, OBLIQUE):
+        write_nifti(tmp_path / "v.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+        ours, itk = nibabel.load(tmp_path / "v.nii.gz"), SimpleITK.ReadImage(str(tmp_path / "v.nii.gz"))
+        for form, code in (ours.get_sform(coded=True), ours.get_qform(coded=True)):
+            assert code == 2 and np.allclose(form, affine, atol=1e-5)
+        assert np.allclose(itk.GetOrigin(), affine[:3, 3] * [-1, -1, 1]) and np.allclose(itk.GetSpacing(), (1, 1, 2))
+        assert ours.header.get_xyzt_units()[0] == "mm"
+
+
 @pytest.mark.parametrize("unit, factor", [("mm", 1), ("unknown", 1), ("micron", 1000), ("meter", 0.001)])
 def test_distances_and_volumes_are_in_mm_and_ml(tmp_path, unit, factor):
     affine = np.diag([2 * factor, 2 * factor, 4 * factor, 1])
@@ -137,6 +148,8 @@ def test_distances_and_volumes_are_in_mm_and_ml(tmp_path, unit, factor):
     assert dataset.load_geometry(dataset.cases[0]).spacing == pytest.approx((2, 2, 4))
     figures = evaluate(tmp_path / "pred", dataset)
     assert figures["ensemble"]["hd95"]["mean"] == pytest.approx(2)
+    with open(tmp_path / "pred" / "metrics.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["truth_volume"]) == pytest.approx(5 * 5 * 3 * 16 / 1000)
     assert any("become mm here" in note for note in dataset.notes) == (factor != 1)
 
 
