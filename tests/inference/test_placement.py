@@ -45,6 +45,7 @@ PLACES = {
     "oblique coronal slice": ((5, 1, 4), (OBLIQUE, 1), (OBLIQUE, 1), "mm"),
     "slice of four axes": ((5, 6, 1, 1), (PLAIN, 1), (PLAIN, 1), "mm"),
     "four axes": ((*SHAPE, 1), (PLAIN, 1), (PLAIN, 1), "mm"),
+    "channels": ((*SHAPE, 2), (OBLIQUE, 2), (MOVED, 1), "micron"),
 }
 for axes, signs in list(product(permutations(range(3)), product((1, -1), repeat=3)))[1::7]:
     turned = np.eye(4)
@@ -88,6 +89,7 @@ def test_results_lie_over_their_image_in_every_reader(tmp_path, name):
     mask, case, paths = written(tmp_path / "results", path)
     assert len(paths) == (6 if case.volume else 1)  # mask, probability, uncertainty, coarse mask and two members
     image, seen = nibabel.load(path), SimpleITK.ReadImage(str(path))
+    seen = seen[..., 0] if seen.GetDimension() == 4 else seen  # a channel
     for found in paths:
         ours, itk = nibabel.load(found), SimpleITK.ReadImage(str(found))
         assert np.array_equal(ours.get_sform(), image.get_sform()) and np.array_equal(ours.affine, image.affine)
