@@ -10,6 +10,7 @@ from ..runtime.console import counted, listed
 from .intensities import zscore
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
+MOST_NAMED = 200  # cases that cannot be read
 DOUBT = "warning: "  # how a data set's notes begin that name a doubt
 RARE_CLASS = 1e-3  # a class with a smaller share of the pixels is hard to learn
 
@@ -58,7 +59,7 @@ def _unreadable_files(part):
     if len(problems) > LISTED_PROBLEMS:
         names = _names(part, lambda one: one.problems)[LISTED_PROBLEMS:]
         more = len(problems) - LISTED_PROBLEMS
-        yield _error(f"{part.name}: {more} more that cannot be read: {listed(names)}")
+        yield _error(f"{part.name}: {more} more that cannot be read: {listed(names, MOST_NAMED)}")
 
 
 def _masks(part):

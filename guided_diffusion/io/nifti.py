@@ -147,6 +147,11 @@ def read_nifti_onto(path, geometry):
         is_guess = own.is_lost and not image.is_lost
         return OntoImage(values.reshape(geometry.shape), assumed=str(path) if is_guess else "")
     grids = f"{own}, its image {image}"
+    if (own.affine == ITK_DEFAULT).all():
+        raise UserError(
+            f"{path}: has the affine that SimpleITK gives to an array without CopyInformation, so that its place is "
+            f"unknown: it has {grids}; save it with the affine of its image"
+        )
     if own.is_lost or is_degenerate(own.affine):
         raise UserError(
             f"{path}: has lost its affine, so that its place is unknown: it has {grids}; save it with its affine"
@@ -209,6 +214,7 @@ def is_unplaced(path, other):
 
 # ---- where a file's voxels lie -----------------------------------------------------------------------------------
 
+ITK_DEFAULT = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's identity, whose axes point to the left and to the back
 TOLERANCE = 0.25  # of a voxel, between corners of volumes in the same place, since affines are rounded
 
 

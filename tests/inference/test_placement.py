@@ -228,6 +228,7 @@ def test_the_same_shape_in_another_place_is_resampled_too(scored):
 
 @pytest.mark.parametrize("affine, words", [
     (np.eye(4), "v.nii.gz: has lost its affine, so that its place is unknown: it has 20x14x8 voxels of 1x1x1 mm, its "),
+    (np.diag([-1.0, -1, 1, 1]), "v.nii.gz: has the affine that SimpleITK gives to an array without CopyInformation, "),
     (None, "v.nii.gz: has lost its affine, so that its place is unknown: "),
     (MOVED, "v.nii.gz: lies beside its image and shares no voxel with it: it has 20x14x8 voxels of 1x1x2 mm, its "),
 ])  # fmt: skip
