@@ -23,17 +23,16 @@ def is_nifti(path):
     return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
 
 
-def read_nifti(path, like=None, onto=None):
+def read_nifti(path, like=None):
     """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
 
     A volume is turned by `canonical_turn`, with its affine and spacing; a 2-D image is not. Further axes of length 1
     are dropped.
     like: the path of another file of the case. If one of the two has lost its affine (see `Grid`), this file is taken
     to lie voxel for voxel over `like`, see `Grid.affine_beside`.
-    onto: a `Geometry` to whose orientation the volume is turned instead; it also replaces `like`.
     Raises `UserError` for a missing or damaged file, for several channels, and for a degenerate affine.
     """
-    opened = _open_nifti(path, like, onto)
+    opened = _open_nifti(path, like)
     if opened.channels > 1:
         raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
     return opened.values()[..., 0], opened.affine, opened.spacing
@@ -45,9 +44,9 @@ def read_nifti_channels(path, like=None):
     return _open_nifti(path, like).finite_values()
 
 
-def read_nifti_labels(path, like=None, onto=None):
+def read_nifti_labels(path, like=None):
     """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti`. Labels stored as floats are rounded."""
-    return as_labels(read_nifti(path, like, onto)[0], path)
+    return as_labels(read_nifti(path, like)[0], path)
 
 
 def as_labels(values, path):
@@ -120,7 +119,7 @@ def nifti_sample(path, voxels):
 
 class OntoImage(NamedTuple):
     """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
-    assumed: the file's path if it has lost its affine, so that its place is a guess, else ""."""
+    assumed: the file's path if it or its image has lost its affine, so that its place is a guess, else ""."""
 
     values: np.ndarray
     resampled: str = ""
@@ -143,8 +142,9 @@ def read_nifti_onto(path, geometry):
         return OntoImage(values)
     own, image = opened.grid, Grid.of_file(geometry)
     is_alike = as_3d(opened.shape) == as_3d(geometry.shape)
-    if is_alike and (own.is_lost or image.is_lost or own.distance(image) <= image.tolerance):
-        is_guess = own.is_lost and not image.is_lost
+    is_same = is_alike and own.distance(image) <= image.tolerance
+    if is_same or (is_alike and (own.is_lost or image.is_lost)):
+        is_guess = not is_same and own.is_lost != image.is_lost
         return OntoImage(values.reshape(geometry.shape), assumed=str(path) if is_guess else "")
     grids = f"{own}, its image {image}"
     if (own.affine == ITK_DEFAULT).all():
@@ -356,7 +356,8 @@ class _Nifti:
 
 
 def _open_nifti(path, like=None, onto=None):
-    """The `_Nifti` of a file; see `read_nifti`."""
+    """The `_Nifti` of a file. like: see `read_nifti`. onto: a `Geometry` to whose orientation the volume is turned
+    instead, and which replaces `like`."""
     image, _ = open_nifti(path)
     with decoding(path, "NIfTI file"):
         affine = np.array(image.affine, dtype=np.float64)

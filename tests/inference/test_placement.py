@@ -240,7 +240,7 @@ def test_without_a_common_place_it_is_refused(scored, affine, words):
 def test_without_an_affine_the_same_shape_is_voxel_for_voxel(scored):
     for affine in (np.eye(4), None):
         dice, said = scored(TRUTH, affine)
-        assert dice == 1 and said.startswith("warning: 1 prediction has lost the affine and is taken voxel for voxel ")
+        assert dice == 1 and said.startswith("warning: 1 prediction taken voxel for voxel over the image, since ")
 
 
 def test_pictures_of_another_size_are_said(tmp_path, save_picture, capsys):
