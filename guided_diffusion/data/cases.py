@@ -63,6 +63,9 @@ class Geometry:
     has_codes: bool = True
     placement: Placement | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))  # users' loaders may give lists
+
     @property
     def in_file(self):
         """(the file's affine [4, 4], the turn [3, 2] from the file to this volume)."""

@@ -13,6 +13,7 @@ from .dataset import mixed_advice
 from .intensities import zscore
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
+MOST_NAMED = 200  # cases that cannot be read
 DOUBT = "warning: "  # how a data set's notes begin that name a doubt
 DARK = 64  # of 255: 14 bits in a file of 16
 FLAT_RANGE = 1 / 20  # of an image's range: fewer hold nearly all pixels
@@ -70,7 +71,7 @@ def _unreadable_files(part):
     if len(problems) > LISTED_PROBLEMS:
         names = _names(part, lambda one: one.problems)[LISTED_PROBLEMS:]
         more = len(problems) - LISTED_PROBLEMS
-        yield _error(f"{part.name}: {more} more that cannot be read: {listed(names)}")
+        yield _error(f"{part.name}: {more} more that cannot be read: {listed(names, MOST_NAMED)}")
 
 
 def _masks(part):
@@ -171,6 +172,12 @@ def _images(part):
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield _warning(f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
+    unplaced = [one.unplaced for one in part.inspections if one.unplaced]
+    if unplaced:
+        more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+        yield _warning(
+            f"{part.name}: a file has lost its affine and is taken voxel for voxel over its image: {unplaced[0]}{more}"
+        )
 
 
 def _intensities(part):

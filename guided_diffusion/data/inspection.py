@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..io.nifti import is_nifti, lies_elsewhere
+from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import group_cases
@@ -26,8 +26,9 @@ class Inspection:
     of each channel's values other than 0, NaN where there are none. marked: [K], the share of pixels in each class,
     over raters and slices. empty: number of images with nothing marked. values: how often each value occurs in the mask
     files. is_soft: a mask has greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the
-    foreground is written, see `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. digest: a
-    hash of the images, None if they are blank. problems: messages about what could not be read.
+    foreground is written, see `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced:
+    see `_unplaced_file`. digest: a hash of the images, None if they are blank. problems: messages about what could not
+    be read.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Inspection:
     foregrounds: dict = field(default_factory=dict)
     spread: np.ndarray | None = None
     elsewhere: str = ""
+    unplaced: str = ""
     digest: str | None = None
     problems: list = field(default_factory=list)
 
@@ -160,6 +162,7 @@ def inspect_unit(dataset, unit, group_key=""):
     found.marked = np.mean(marked, axis=0) if marked else None
     if unit.is_volume and not found.problems:
         found.elsewhere = _try_read(found, _misplaced_file, first) or ""
+        found.unplaced = _try_read(found, _unplaced_file, first) or ""
     return found
 
 
@@ -226,4 +229,12 @@ def _misplaced_file(case):
         how = is_nifti(path) and is_nifti(case.images[0]) and lies_elsewhere(path, case.images[0])
         if how:
             return f"{path} ({how})"
+    return ""
+
+
+def _unplaced_file(case):
+    """The first file of a volume that has lost its affine, unlike its first image; "" if there is none."""
+    for path in (*case.images[1:], *case.masks):
+        if is_nifti(path) and is_nifti(case.images[0]) and is_unplaced(path, case.images[0]):
+            return str(path)
     return ""

@@ -44,7 +44,7 @@ class CTWindow:
 
 def normaliser(window):
     """The `CTWindow` of (low, high), or `zscore` without a window."""
-    return CTWindow(*window) if window else zscore
+    return CTWindow(*map(float, window)) if window else zscore
 
 
 def normalised(values, normalise=zscore):
@@ -72,7 +72,7 @@ def normalisation_text(normalise):
 # ---- which of them the values suit -------------------------------------------------------------------------------
 
 LOOKED_AT = 2**20  # voxels of a channel: decompressed in some 10 ms, and their slices show the air around the patient
-AIR_HU = (-1300, -500)  # noise makes some of the air lower than -1000
+AIR_HU = (-1300, -750, -500)  # air, lung: noise makes some of the air lower than -1000
 TOO_LOW = -50  # values this low, and not a mere undershoot of interpolation, are neither MRI nor z-scores
 UNDERSHOOT = 0.1  # of the highest value
 
@@ -81,29 +81,32 @@ UNDERSHOOT = 0.1  # of the highest value
 class ValueRange:
     """The values of one channel, from the first `LOOKED_AT` voxels of a file.
 
-    low, high: the least and the largest finite value. air: the share of values as of air in CT. below: the share of
-    lower values, without the least, which pads the field of view in CT.
+    low, high: the least and the largest finite value. air, lung: the shares of values as of air in CT, and of those
+    above, up to -500 HU. below: the share of lower values, without the least, which pads the field of view in CT.
     """
 
     low: float
     high: float
-    air: float
-    below: float
+    air: float = 0.0
+    lung: float = 0.0
+    below: float = 0.0
 
     @classmethod
     def of(cls, values):
         """The `ValueRange` of an array, zeros where it is empty."""
         if values.size == 0:
-            return cls(0.0, 0.0, 0.0, 0.0)
+            return cls(0.0, 0.0)
         low, high = float(values.min()), float(values.max())
-        air = (values >= AIR_HU[0]) & (values <= AIR_HU[1])
-        below = (values < AIR_HU[0]) & (values > low)
-        return cls(low, high, float(air.mean()), float(below.mean()))
+        lowest, middle, highest = AIR_HU
+        air, lung = (values >= lowest) & (values <= middle), (values > middle) & (values <= highest)
+        below = (values < lowest) & (values > low)
+        return cls(low, high, *(float(part.mean()) for part in (air, lung, below)))
 
     @property
     def is_like_ct(self):
-        """Whether the values are like Hounsfield units: some are of air, nearly none are below."""
-        return self.air >= 0.01 and self.below <= 0.01
+        """Whether the values are like Hounsfield units: some are of air, few of them only nearly, as at the edge of
+        a distribution around 0, and hardly any are lower."""
+        return self.air >= 0.01 and 2 * self.air >= self.lung and self.below <= 0.01
 
     def __str__(self):
         return f"values from {self.low:.6g} to {self.high:.6g}"

@@ -126,8 +126,8 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
     if predictions.assumed:
         number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
         console().warning(
-            f"warning: {counted(number, 'prediction')} {'has' if number == 1 else 'have'} lost the affine and "
-            f"{'is' if number == 1 else 'are'} taken voxel for voxel over the image: {first}"
+            f"warning: {counted(number, 'prediction')} taken voxel for voxel over the image, since one of the two has "
+            f"lost its affine: {first}"
         )
     if predictions.elsewhere:
         first = next(iter(predictions.elsewhere.values()))

@@ -24,8 +24,8 @@ class Predictions:
     volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
     num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far. elsewhere:
-    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those without an
-    affine, which are taken to lie voxel for voxel over their image.
+    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those that
+    are taken to lie voxel for voxel over their image, since one of the two has lost its affine.
     Raises `UserError` without the folder, and for files that do not fit.
     """
 

@@ -66,11 +66,22 @@ class ResultWriter:
             truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
         if unit.is_volume:
             geometry = self.dataset.load_geometry(unit.cases[0])
+            _check_geometry(unit, geometry, answer.mask.shape[1:])
             self.folder.write_volume(unit.name, answer, geometry, image_of, truth)
         else:
             geometry = image_geometry(self.dataset, unit.cases[0])
             self.folder.write_image(unit.name, answer, image_of(0), truth, geometry)
         self.empty += not answer.mask.any()
+
+
+def _check_geometry(unit, geometry, shape):
+    """Raise `UserError` for the geometry of a user's own loader that has another shape than the volume's slices."""
+    if geometry is not None and len(geometry.shape) and tuple(geometry.shape) != tuple(shape):
+        given, there = ("x".join(map(str, size)) for size in (geometry.shape, shape))
+        raise UserError(
+            f"{unit.cases[0].images[0]}: the geometry of the volume {unit.name} has the shape {given}, its slices make "
+            f"{there}; correct geometry(case) of the loader"
+        )
 
 
 class ReadableRaters:

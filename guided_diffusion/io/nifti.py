@@ -24,17 +24,16 @@ def is_nifti(path):
     return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
 
 
-def read_nifti(path, like=None, onto=None):
+def read_nifti(path, like=None):
     """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
 
     A volume is turned by `canonical_turn`, with its affine and spacing; a 2-D image is not. Further axes of length 1
     are dropped.
     like: the path of another file of the case. If one of the two has lost its affine (see `Grid`), this file is taken
     to lie voxel for voxel over `like`, see `Grid.affine_beside`.
-    onto: a `Geometry` to whose orientation the volume is turned instead; it also replaces `like`.
     Raises `UserError` for a missing or damaged file, for several channels, and for a degenerate affine.
     """
-    opened = _open_nifti(path, like, onto)
+    opened = _open_nifti(path, like)
     if opened.channels > 1:
         raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
     return opened.values()[..., 0], opened.affine, opened.spacing
@@ -46,9 +45,9 @@ def read_nifti_channels(path, like=None):
     return _open_nifti(path, like).finite_values()
 
 
-def read_nifti_labels(path, like=None, onto=None):
+def read_nifti_labels(path, like=None):
     """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`."""
-    return as_labels(read_nifti(path, like, onto)[0], path)
+    return as_labels(read_nifti(path, like)[0], path)
 
 
 def as_labels(values, path):
@@ -100,10 +99,13 @@ def nifti_notes(path):
     return notes
 
 
+FAR = 2**25  # values
+
+
 def nifti_sample(path, voxels):
     """The first values of each channel of a file, about as many as `voxels`: a list of float64 arrays, decoded alone.
 
-    Values that are not finite are left out.
+    Values that are not finite are left out, and channels far into the file, which take seconds to reach.
     """
     opened = _open_nifti(path)
     shape = as_3d(opened.file_shape)
@@ -111,6 +113,8 @@ def nifti_sample(path, voxels):
     place = (slice(None), slice(None), slice(depth))[: opened.image.ndim]
     samples = []
     for k in range(opened.channels):
+        if k * int(np.prod(shape)) > FAR:
+            break
         channel = ((k if opened.channels > 1 else 0),) if opened.image.ndim > 3 else ()
         rest = (0,) * (opened.image.ndim - len(place) - len(channel))
         with decoding_values(path):
@@ -121,7 +125,7 @@ def nifti_sample(path, voxels):
 
 class OntoImage(NamedTuple):
     """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
-    assumed: the file's path if it has lost its affine, so that its place is a guess, else ""."""
+    assumed: the file's path if it or its image has lost its affine, so that its place is a guess, else ""."""
 
     values: np.ndarray
     resampled: str = ""
@@ -144,10 +148,16 @@ def read_nifti_onto(path, geometry):
         return OntoImage(values)
     own, image = opened.grid, Grid.of_file(geometry)
     is_alike = as_3d(opened.shape) == as_3d(geometry.shape)
-    if is_alike and (own.is_lost or image.is_lost or own.distance(image) <= image.tolerance):
-        is_guess = own.is_lost and not image.is_lost
+    is_same = is_alike and own.distance(image) <= image.tolerance
+    if is_same or (is_alike and (own.is_lost or image.is_lost)):
+        is_guess = not is_same and own.is_lost != image.is_lost
         return OntoImage(values.reshape(geometry.shape), assumed=str(path) if is_guess else "")
     grids = f"{own}, its image {image}"
+    if (own.affine == ITK_DEFAULT).all():
+        raise UserError(
+            f"{path}: has the affine that SimpleITK gives to an array without CopyInformation, so that its place is "
+            f"unknown: it has {grids}; save it with the affine of its image"
+        )
     if own.is_lost or is_degenerate(own.affine):
         raise UserError(
             f"{path}: has lost its affine, so that its place is unknown: it has {grids}; save it with its affine"
@@ -203,8 +213,14 @@ def lies_elsewhere(path, other):
     return f"its corner is {distance:.1f} mm from that of {Path(other).name}"
 
 
+def is_unplaced(path, other):
+    """Whether a file has lost its affine, and the file `other`, over which it is taken to lie, has not."""
+    return _grid_of(path).is_lost and not _grid_of(other).is_lost
+
+
 # ---- where a file's voxels lie -----------------------------------------------------------------------------------
 
+ITK_DEFAULT = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's identity, whose axes point to the left and to the back
 TOLERANCE = 0.25  # of a voxel, between corners of volumes in the same place, since affines are rounded
 
 
@@ -346,7 +362,8 @@ class _Nifti:
 
 
 def _open_nifti(path, like=None, onto=None):
-    """The `_Nifti` of a file; see `read_nifti`."""
+    """The `_Nifti` of a file. like: see `read_nifti`. onto: a `Geometry` to whose orientation the volume is turned
+    instead, and which replaces `like`."""
     image, _ = open_nifti(path)
     with decoding(path, "NIfTI file"):
         affine = np.array(image.affine, dtype=np.float64)

@@ -71,7 +71,7 @@ def _kind_of(path, head):
     size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
     if 540 in size and head[4:8] == b"n+2\0":
         return nibabel.Nifti2Image
-    if 348 in size and head[344:348] == b"n+1\0":
+    if head[344:348] == b"n+1\0":
         return nibabel.Nifti1Image
     if (348 in size and head[344:348] == b"ni1\0") or (540 in size and head[4:8] == b"ni2\0"):
         raise UserError(f"{path}: is the header of a pair .hdr and .img; save the two as one file .nii.gz")
@@ -115,8 +115,12 @@ NO_NUMBERS = {
 
 def _check_header(path, kind, head):
     """Raise `UserError` for a header with a shape that no volume has, or with values that are no real numbers."""
-    order = "<" if head[0] else ">"  # 348 and 540 end in another byte than 0
-    header = kind(head[: kind.template_dtype.itemsize], order, check=False)
+    length = kind.template_dtype.itemsize
+    if len(head) < length:
+        with decoding(path, "NIfTI file"):
+            raise ValueError("its header is cut short")
+    orders = {length.to_bytes(4, "little"): "<", length.to_bytes(4, "big"): ">"}
+    header = kind(head[:length], orders.get(head[:4]), check=False)
     dim = header["dim"].tolist()
     shape = tuple(dim[1 : dim[0] + 1]) if 1 <= dim[0] <= 7 else ()
     if not shape or min(shape) < 1:

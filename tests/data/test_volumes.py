@@ -89,6 +89,18 @@ def test_where_no_header_can_be_read_a_check_still_names_all(volumes):
     assert [one.problems[0].partition("is ")[2][:19] for one in part.inspections] == ["compressed by bzip2"] * 2
 
 
+def test_a_check_names_masks_without_an_affine(volumes, save_nifti):
+    folder = volumes(mri(), mri(1))
+    for number in range(2):
+        save_nifti(folder / "masks" / f"v{number}.nii.gz", BODY.astype(np.uint8))
+    (part,) = find_parts("FOLDER", folder)
+    part.inspections = [Inspections(part.dataset)[k] for k in range(2)]
+    said = f"over its image: {folder / 'masks' / 'v0.nii.gz'} and 1 more"
+    assert [str(one) for one in findings([part]) if "affine" in str(one)] == [
+        f"warning: all: a file has lost its affine and is taken voxel for voxel {said}"
+    ]
+
+
 class Arrays(SegmentationDataset):
     """Volumes in .npy files."""
 

@@ -1,5 +1,6 @@
 """Where results lie: nibabel and SimpleITK lay each written volume over its image."""
 
+import csv
 from itertools import permutations, product
 
 import nibabel
@@ -13,7 +14,7 @@ from guided_diffusion.data.volumes import VolumeReader, image_geometry
 from guided_diffusion.evaluation.evaluate import evaluate
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.inference.results import ResultsFolder
-from guided_diffusion.io.nifti import read_nifti_labels
+from guided_diffusion.io.nifti import read_nifti_labels, write_nifti
 from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -44,6 +45,7 @@ PLACES = {
     "oblique coronal slice": ((5, 1, 4), (OBLIQUE, 1), (OBLIQUE, 1), "mm"),
     "slice of four axes": ((5, 6, 1, 1), (PLAIN, 1), (PLAIN, 1), "mm"),
     "four axes": ((*SHAPE, 1), (PLAIN, 1), (PLAIN, 1), "mm"),
+    "channels": ((*SHAPE, 2), (OBLIQUE, 2), (MOVED, 1), "micron"),
 }
 for axes, signs in list(product(permutations(range(3)), product((1, -1), repeat=3)))[1::7]:
     turned = np.eye(4)
@@ -87,6 +89,7 @@ def test_results_lie_over_their_image_in_every_reader(tmp_path, name):
     mask, case, paths = written(tmp_path / "results", path)
     assert len(paths) == (6 if case.volume else 1)  # mask, probability, uncertainty, coarse mask and two members
     image, seen = nibabel.load(path), SimpleITK.ReadImage(str(path))
+    seen = seen[..., 0] if seen.GetDimension() == 4 else seen  # a channel
     for found in paths:
         ours, itk = nibabel.load(found), SimpleITK.ReadImage(str(found))
         assert np.array_equal(ours.get_sform(), image.get_sform()) and np.array_equal(ours.affine, image.affine)
@@ -126,6 +129,16 @@ def test_a_2d_image_has_its_mask_as_nifti_too(tmp_path):
     assert predictions.unmatched() == []
 
 
+def test_a_loaders_own_affine_is_written_in_both_forms(tmp_path):
+    for affine in (PLAIN, OBLIQUE):
+        write_nifti(tmp_path / "v.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+        ours, itk = nibabel.load(tmp_path / "v.nii.gz"), SimpleITK.ReadImage(str(tmp_path / "v.nii.gz"))
+        for form, code in (ours.get_sform(coded=True), ours.get_qform(coded=True)):
+            assert code == 2 and np.allclose(form, affine, atol=1e-5)
+        assert np.allclose(itk.GetOrigin(), affine[:3, 3] * [-1, -1, 1]) and np.allclose(itk.GetSpacing(), (1, 1, 2))
+        assert ours.header.get_xyzt_units()[0] == "mm"
+
+
 @pytest.mark.parametrize("unit, factor", [("mm", 1), ("unknown", 1), ("micron", 1000), ("meter", 0.001)])
 def test_distances_and_volumes_are_in_mm_and_ml(tmp_path, unit, factor):
     affine = np.diag([2 * factor, 2 * factor, 4 * factor, 1])
@@ -137,6 +150,8 @@ def test_distances_and_volumes_are_in_mm_and_ml(tmp_path, unit, factor):
     assert dataset.load_geometry(dataset.cases[0]).spacing == pytest.approx((2, 2, 4))
     figures = evaluate(tmp_path / "pred", dataset)
     assert figures["ensemble"]["hd95"]["mean"] == pytest.approx(2)
+    with open(tmp_path / "pred" / "metrics.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["truth_volume"]) == pytest.approx(5 * 5 * 3 * 16 / 1000)
     assert any("become mm here" in note for note in dataset.notes) == (factor != 1)
 
 
@@ -213,6 +228,7 @@ def test_the_same_shape_in_another_place_is_resampled_too(scored):
 
 @pytest.mark.parametrize("affine, words", [
     (np.eye(4), "v.nii.gz: has lost its affine, so that its place is unknown: it has 20x14x8 voxels of 1x1x1 mm, its "),
+    (np.diag([-1.0, -1, 1, 1]), "v.nii.gz: has the affine that SimpleITK gives to an array without CopyInformation, "),
     (None, "v.nii.gz: has lost its affine, so that its place is unknown: "),
     (MOVED, "v.nii.gz: lies beside its image and shares no voxel with it: it has 20x14x8 voxels of 1x1x2 mm, its "),
 ])  # fmt: skip
@@ -224,7 +240,7 @@ def test_without_a_common_place_it_is_refused(scored, affine, words):
 def test_without_an_affine_the_same_shape_is_voxel_for_voxel(scored):
     for affine in (np.eye(4), None):
         dice, said = scored(TRUTH, affine)
-        assert dice == 1 and said.startswith("warning: 1 prediction has lost the affine and is taken voxel for voxel ")
+        assert dice == 1 and said.startswith("warning: 1 prediction taken voxel for voxel over the image, since ")
 
 
 def test_pictures_of_another_size_are_said(tmp_path, save_picture, capsys):

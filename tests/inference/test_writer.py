@@ -2,13 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from networks import Stack
 
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
-from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.cases import Geometry, group_cases
 from guided_diffusion.inference import writer
 from guided_diffusion.inference.members import Members
 from guided_diffusion.inference.writer import ReadableRaters, ResultWriter
@@ -83,3 +84,10 @@ def test_truth_that_cannot_be_read_is_warned_of_once(monkeypatch, capsys):
     case, raters = SimpleNamespace(name="c1", masks=("mask.png",)), ReadableRaters()
     assert raters(None, [case]) is None and raters(None, [case]) is None
     assert capsys.readouterr().out.count("c1: goes on without its truth: mask.png: is truncated") == 1
+
+
+def test_a_geometry_of_another_shape_is_refused(dataset):
+    dataset.load_geometry = lambda case: Geometry(np.eye(4).tolist(), (), (8, 9, 4))
+    results = writer_of(dataset, Written())
+    with pytest.raises(UserError, match="volume a has the shape 8x9x4, its slices make 8x8x4; correct geometry"):
+        take_in(results, dataset, [0, 1, 2, 3])

@@ -15,6 +15,7 @@ from guided_diffusion.io.nifti import (
     read_nifti_channels,
     read_nifti_header,
     read_nifti_labels,
+    read_nifti_onto,
     reoriented,
     write_nifti,
 )
@@ -80,7 +81,7 @@ def test_where_an_affine_is_lost_files_lie_voxel_for_voxel(saved, image, mask):
     assert read_nifti_header(mask, like=image)[0] == read_nifti_header(image)[0]
     assert read_nifti_header(mask, like=image)[2] == read_nifti_header(image)[2]
     (case, *_) = VolumeReader().cases("v", [image], [mask])
-    np.testing.assert_array_equal(read_nifti(mask, onto=VolumeReader().geometry(case))[0], read_nifti(image)[0])
+    np.testing.assert_array_equal(read_nifti_onto(mask, VolumeReader().geometry(case)).values, read_nifti(image)[0])
 
 
 @pytest.mark.parametrize("image, mask", [(np.eye(4), SAME_BOX), (SAME_BOX, np.eye(4)), (AFFINE, LPS), (LPS, AFFINE)])
@@ -97,7 +98,7 @@ def test_a_mask_of_an_image_that_was_turned_and_lost_its_affine_keeps_its_own(sa
     image = saved("i.nii", read_nifti(mask)[0], np.eye(4))
     np.testing.assert_array_equal(read_nifti(mask, like=image)[0], read_nifti(image)[0])
     (case, *_) = VolumeReader().cases("v", [image], [mask])
-    np.testing.assert_array_equal(read_nifti(mask, onto=VolumeReader().geometry(case))[0], read_nifti(image)[0])
+    np.testing.assert_array_equal(read_nifti_onto(mask, VolumeReader().geometry(case)).values, read_nifti(image)[0])
 
 
 def shifted(by):

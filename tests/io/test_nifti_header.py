@@ -47,6 +47,20 @@ def test_big_endian_files_are_read(tmp_path):
     np.testing.assert_array_equal(placement.header().get_best_affine(), AFFINE)
 
 
+def test_a_wrong_size_of_the_header_alone_does_not_matter(plain):
+    data = bytearray(plain.read_bytes())
+    data[:4] = bytes(4)
+    plain.write_bytes(data)
+    np.testing.assert_array_equal(read_nifti(plain)[0], ARRAY)
+
+
+def test_a_second_version_cut_short_is_refused(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(ARRAY, AFFINE), tmp_path / "b.nii")
+    (tmp_path / "b.nii").write_bytes((tmp_path / "b.nii").read_bytes()[:400])
+    with pytest.raises(UserError, match="b.nii: is truncated or damaged"):
+        read_nifti_header(tmp_path / "b.nii")
+
+
 def picture(kind):
     def make(path, _):
         Image.fromarray(np.zeros((40, 40), np.uint8)).save(path, kind)
@@ -93,6 +107,7 @@ OTHERS = {
     "DICOM": (lambda path, _: path.write_bytes(bytes(128) + b"DICM" + bytes(500)), "is a DICOM file"),
     "PNG": (picture("PNG"), "is a PNG picture"),
     "HDF5": (lambda path, _: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500)), "is an HDF5 or MINC file"),
+    "short": (lambda path, data: path.write_bytes(data[:200]), "is truncated or damaged, or is no NIfTI file"),
     "empty": (lambda path, _: path.write_bytes(b""), "is truncated or damaged: it is empty; copy it again"),
     "Analyze": (analyze, "is an Analyze header without the mark of NIfTI"),
     "pair": (pair, "is the header of a pair .hdr and .img; save the two as one file .nii.gz"),
@@ -100,7 +115,8 @@ OTHERS = {
     "RGB24": (of_type(RGB), r"holds colours \(RGB24\), not a grey value for each voxel; save it in grey"),
     "RGBA32": (of_type([*RGB, ("A", "u1")]), r"holds colours \(RGBA32\)"),
     "complex": (of_type(np.complex64), "holds complex numbers, .*; save their magnitude"),
-    "noise": (lambda path, _: path.write_bytes(b"not an image" * 100), "is truncated or damaged, or is no NIfTI file"),
+    "noise": (lambda path, _: path.write_bytes(b"\x07\x80no" * 100), "is truncated or damaged, or is no NIfTI file"),
+    "text": (lambda path, _: path.write_bytes(b"not an image" * 100), "is a text that begins 'not an image"),
 }
 
 
