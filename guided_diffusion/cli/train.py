@@ -236,7 +236,7 @@ def data_lines(dataset):
 def warn_of_data(dataset):
     """Warn if no mask of a few, spread over the cases, has anything marked, and of what check_data finds in a few.
 
-    Raises `UserError` for what it calls an error.
+    Raises `UserError` for what it calls an error, and the error of a file that cannot be read.
     """
     if next(marked_cases(dataset, MASKS_LOOKED_AT), None) is None:
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
@@ -247,7 +247,7 @@ def warn_of_data(dataset):
     count = min(CASES_LOOKED_AT, len(dataset))
     indices = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, count)})
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
-    found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit) for unit in units]))
+    found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit, strict=True) for unit in units]))
     for finding in found:
         text = finding.text.removeprefix("train: ")
         if finding.is_error:
