@@ -24,8 +24,8 @@ def read_picture(path):
     values = pixels.values
     if values.dtype != np.uint8:
         values = _checked_range(path, values) / np.float32(pixels.white / 255)
-    values = values.astype(np.float32, copy=False)
-    return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    channels = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    return np.ascontiguousarray(channels, dtype=np.float32)
 
 
 def _checked_range(path, values):
