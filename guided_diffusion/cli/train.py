@@ -145,7 +145,7 @@ def print_run_summary(run, model, processes):
     kept = "; updated there at each save" if is_remote(train.out_dir) else ""
     console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
     if processes.is_first:
-        warn_of_data(run.dataset)
+        warn_of_data(run.dataset, None if run.validation is None else run.validation.dataset)
     if run.start is not None and train.max_minutes and "max_minutes" not in run.settings.given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
 
@@ -234,10 +234,11 @@ def data_lines(dataset):
     return [found, *layout, *classes, *dataset.notes]
 
 
-def warn_of_data(dataset):
+def warn_of_data(dataset, validation=None):
     """Warn if no mask of a few, spread over the cases, has anything marked, and of what check_data finds in a few.
 
-    Raises `UserError` for what it calls an error.
+    validation: the data set of the validation cases, whose masks must write their foreground alike.
+    Raises `UserError` for what it calls an error, and the error of a file that cannot be read.
     """
     if next(marked_cases(dataset, MASKS_LOOKED_AT), None) is None:
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
@@ -248,7 +249,9 @@ def warn_of_data(dataset):
     count = min(CASES_LOOKED_AT, len(dataset))
     indices = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, count)})
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
-    found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit) for unit in units]))
+    found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit, strict=True) for unit in units]))
+    if validation is not None and validation is not dataset and len(dataset.class_names) == 1:
+        validation.check_foreground([note for note in [dataset.foreground] if note])
     for finding in found:
         text = finding.text.removeprefix("train: ")
         if finding.is_error:

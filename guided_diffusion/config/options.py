@@ -81,7 +81,8 @@ class DataOptions:
         "classes of the masks, by their values in label maps. liver=1,tumour=2: classes that exclude one another "
         "(softmax). WT=1+2+4,TC=1+4,ET=4: regions that overlap. cell=1-250: a range of values, such as instances. "
         "auto: the values in the training masks, with the names of dataset.json. BRATS also takes regions (WT, TC, ET) "
-        "and labels (NCR, ED, ET). Results are label maps with the same values. Empty: one class, every value but 0",
+        "and labels (NCR, ED, ET). Results are label maps with the same values. Empty: one class, masks with one value "
+        "besides 0 (MSD and BRATS: every value but 0)",
     )
     ct_window: str = option(
         "",

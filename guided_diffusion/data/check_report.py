@@ -181,12 +181,12 @@ def _tile(dataset, unit):
     class of each rater's mask."""
     case = unit.cases[0]
     if unit.is_volume and case.masks:
-        case = max(unit.cases, key=lambda each: dataset.load_mask(each).sum())
+        case = max(unit.cases, key=lambda each: dataset.load_mask(each, compare=False).sum())
     elif unit.is_volume:
         case = unit.cases[len(unit.cases) // 2]
     image, layers = displayed(dataset.load_image(case)), []
     if case.masks:
-        masks = dataset.load_mask(case)  # [R, K, H, W]
+        masks = dataset.load_mask(case, compare=False)  # [R, K, H, W]
         layers = masks[0] if masks.shape[1] > 1 else masks[:, 0]
     geometry = dataset.load_geometry(case)
     if geometry is not None:

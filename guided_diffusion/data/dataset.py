@@ -117,6 +117,8 @@ class SegmentationDataset(Dataset):
       `normalise_raw` too. `Segmenter` normalises images that lie in no folder, so `normalise` may use only those
       attributes that `kept` names (plain types, which the checkpoint stores), not what `find_cases` found.
     - `read_labels` instead of `read_mask`: the files are label maps, and --classes defines the values.
+    - `declared_labels`: with one class, the label values besides 0 that are foreground. Without them a label map of one
+      class may hold one value besides 0.
     - `class_values`: the label value of each class in the maps that sampling writes (default 1, 2, ...). A class with
       several values is a region, and regions may overlap: ((1, 2, 4), (1, 4), (4,)).
     - `label_names`: the names of class labels, for class-conditional models.
@@ -315,7 +317,7 @@ class SegmentationDataset(Dataset):
         for note in notes:
             _check_turns(case, note, mask.shape[-2:])
         if compare and len(self.class_names) == 1:
-            self._check_foreground(notes)
+            self.check_foreground(notes)
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -346,7 +348,7 @@ class SegmentationDataset(Dataset):
                     return marked[0]
         return None
 
-    def _check_foreground(self, notes):
+    def check_foreground(self, notes):
         """Raise `UserError` for a mask whose foreground has another value than that of `foreground`."""
         for note in notes:
             if note.foreground and self.foreground and differ(note.foreground, self.foreground.foreground):

@@ -28,7 +28,7 @@ class Inspection:
     files. is_soft: a mask has greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the
     foreground is written, see `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced:
     see `_unplaced_file`. digest: a hash of the images, None if they are blank. problems: messages about what could not
-    be read.
+    be read. strict: what cannot be read raises instead.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Inspection:
     unplaced: str = ""
     digest: str | None = None
     problems: list = field(default_factory=list)
+    strict: bool = False
 
 
 @dataclass
@@ -128,10 +129,12 @@ class Inspections(Dataset):
         return inspect_unit(self.dataset, self.units[index], self.group_key)
 
 
-def inspect_unit(dataset, unit, group_key=""):
-    """The `Inspection` of a `cases.Unit`. A file that cannot be read becomes one of its `problems`."""
+def inspect_unit(dataset, unit, group_key="", strict=False):
+    """The `Inspection` of a `cases.Unit`. A file that cannot be read becomes one of its `problems`, or with `strict`
+    raises."""
     first = unit.cases[0]
-    found = Inspection(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
+    group = known_group(first, group_key)
+    found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
     digest, blank, marked, sums = hashlib.sha256(), True, [], 0
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
@@ -177,6 +180,8 @@ def _try_read(inspection, read, *arguments):
     try:
         return read(*arguments)
     except (UserError, OSError) as error:
+        if inspection.strict:
+            raise
         inspection.problems.append(reason_of(error).removesuffix(REMEDY))
         return None
 

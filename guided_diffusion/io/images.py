@@ -1,5 +1,7 @@
 """Reading PNG, JPEG, TIFF and BMP files as images, masks and label maps; writing PNG files."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -22,8 +24,8 @@ def read_picture(path):
     values = pixels.values
     if values.dtype != np.uint8:
         values = _checked_range(path, values) / np.float32(pixels.white / 255)
-    values = values.astype(np.float32, copy=False)
-    return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    channels = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    return np.ascontiguousarray(channels, dtype=np.float32)
 
 
 def _checked_range(path, values):
@@ -68,7 +70,8 @@ def read_picture_labels(path):
     """
     pixels = read_pixels(path)
     if pixels.is_lossy:
-        raise UserError(f"{path}: is a JPEG file, or another with loss, and JPEG changes label values; save as PNG")
+        kind = "lossy WebP" if Path(path).suffix.lower() == ".webp" else "JPEG"
+        raise UserError(f"{path}: is a {kind} file, and {kind} changes label values; save label maps as PNG")
     values = pixels.values
     if values.ndim == 3 and pixels.indices is None:
         if (values[..., :1] != values).any():

@@ -16,7 +16,7 @@ SMALL = 64  # label values beside which `VOID` is void
 SAME_HUE = {False: 3, True: 64}  # by is_lossy: how far colours of one hue may be apart
 GREYISH = 40  # how far the channels of a grey JPEG picture may be apart
 NEAR, BEYOND = {False: 0.02, True: 0.1}, {False: 1.12, True: 1.3}  # by is_lossy: how far one value spreads, in all
-WHITE_8 = 255
+WHITE_8, LOSS = 255, 8  # white in 8 bits; the values that JPEG makes of an area of one colour
 LISTED, NAMED = 6, 12  # values listed in a message; classes that a message suggests
 WHITES = frozenset({1, 255, 1023, 4095, 16383, 65535})  # what "foreground" is written as, by bits
 
@@ -69,7 +69,7 @@ def read_label_array(values, path):
 def check_whole(values, path):
     """Raise `UserError` unless label values are whole numbers from 0 up; they may be floats."""
     rounded = np.rint(values)
-    wrong = (np.abs(values - rounded) > 1e-3) | (rounded < 0)
+    wrong = ~(np.abs(values - rounded) <= 1e-3) | (rounded < 0)  # NaN too
     if not wrong.any():
         return
     found = ", ".join(f"{value:.4g}" for value in np.unique(values[wrong])[:LISTED])
@@ -145,11 +145,11 @@ def _soft_top(values, is_lossy):
     if beyond > FLAT_SHARE * plateau or (alike < bright / 2 and top < HIGH * WHITE_8):
         return None
     between = (values > low) & (values < high)
-    faint = (values != base) & (values <= low)
+    faint = (values > base + 1) & (values <= low)  # loss makes a background of two neighbouring values
     if between.mean() > MOST_BETWEEN:
         return None
     is_flat = _is_flat(values, 2 if is_lossy else 0)
-    if _has_regions(is_flat, between) or np.count_nonzero(is_flat & faint) > plateau / 2:
+    if _has_regions(is_flat, between) or np.count_nonzero(is_flat & faint) > plateau / 2 or _is_void(values, low):
         return None
     if is_lossy:
         return top
@@ -162,6 +162,15 @@ def _soft_top(values, is_lossy):
     if len(others) <= FEW and (middle == 1 or _has_regions(is_flat, (values != 0) & (values != top))):
         return None
     return top
+
+
+def _is_void(values, low):
+    """Whether bright rings enclose another dark value than that around them, as void encloses an object of value 1."""
+    from scipy.ndimage import binary_fill_holes
+
+    bright = values > low
+    inside = binary_fill_holes(bright) & ~bright
+    return inside.sum() > FEW and np.median(values[inside]) != np.median(values[~bright & ~inside])
 
 
 def _is_flat(values, tolerance):
@@ -259,6 +268,8 @@ def _advice(shares, is_lossy, what, is_photograph):
         return f"they are the many greys of a photograph: are images/ and masks/ swapped, or the wrong file? {save}"
     if any(value < 0 for value in marked):
         return f"negative values mean nothing here; {save}"
+    if any(value != value for value in marked):
+        return f"NaN means nothing here; {save}"
     if any(value != value // 1 for value in marked):
         return f"fractions may be probabilities, or come from resampling; {save}"
     if len(marked) == 1:
@@ -315,6 +326,9 @@ def _several_colours(pixels, colours, counts):
     more = f" and {len(colours) - LISTED} more" if len(colours) > LISTED else ""
     text = f"{pixels.path}: its colours {', '.join(shown)}{more} are no mask of one class, black and one other colour; "
     if len(colours) > 256:
+        is_drawn = _is_flat(pixels.values.max(axis=-1), LOSS).mean() > 0.5 and counts.max() > total / 10
+        if is_drawn and pixels.is_lossy:
+            return text + "JPEG changes colours; save a grey or palette PNG with a number for each class"
         return text + "are images/ and masks/ swapped, or is it the wrong file?"
     marked = sorted(value for value in set(names.values()) if value != 0)
     if pixels.indices is not None and 0 < len(marked) <= NAMED:

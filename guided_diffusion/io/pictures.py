@@ -68,9 +68,11 @@ def _free_memory():
     except (OSError, KeyError, ValueError):
         pass
     try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        found.append(int(limit) - int(used))
-    except (OSError, ValueError):  # "max" is no number: there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        lines = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        found.append(limit - used + int(lines["inactive_file"]))  # files' pages are given up where memory is needed
+    except (OSError, KeyError, ValueError):  # "max" is no number: there is no limit
         pass
     return min(found, default=None)
 

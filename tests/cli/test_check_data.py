@@ -29,3 +29,13 @@ def test_the_limit_of_pixels_reaches_the_workers(script, tmp_path, capsys, monke
     text = capsys.readouterr().out
     assert "case1.png: has 40x32 pixels, more than --max_megapixels 0.001 allows" in text and "1 error," in text
     assert script("check_data", line) == 0 and os.environ[LIMIT] == "179"
+
+
+def test_masks_of_several_foregrounds_are_one_error_and_are_drawn(script, tmp_path, capsys):
+    write_folder(tmp_path / "data", 3)
+    path = tmp_path / "data/masks/case1.png"
+    Image.open(path).point(lambda value: value // 255 * 2).save(path)
+    line = ["--data_dir", tmp_path / "data", "--num_workers 0 --out_dir", tmp_path / "checked"]
+    assert script("check_data", line) == 1 and (tmp_path / "checked/contact_sheet.png").is_file()
+    text = capsys.readouterr().out
+    assert "error: the foreground of masks is 255 in 2 cases" in text and "1 error, 1 warning" in text

@@ -96,3 +96,12 @@ def test_training_says_of_its_data_what_check_data_says(said):
         said([void] * 3)
     with pytest.raises(UserError, match="the foreground of masks is 1 in 2 cases .*2 in 1 case .*label map"):
         said([disc, disc * 2, disc])
+
+
+def test_validation_masks_write_their_foreground_as_the_training_masks(tmp_path, save_picture):
+    for part, value in (("train", 1), ("val", 2)):
+        save_picture(tmp_path / part / "images/a.png", np.eye(32, dtype=np.uint8) * 255)
+        save_picture(tmp_path / part / "masks/a.png", np.eye(32, dtype=np.uint8) * value)
+    training, validation = (build_dataset("FOLDER", tmp_path, 16, split=split) for split in ("train", "val"))
+    with pytest.raises(UserError, match="train/masks/a.png: its foreground is 1, that of .*val/masks/a.png is 2"):
+        warn_of_data(training, validation)

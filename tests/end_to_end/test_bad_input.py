@@ -123,11 +123,15 @@ def test_truncated_nifti(not_trained, brats, truncate, tmp_path, workers):
     assert f"{path}: is truncated or damaged" in line
 
 
+FAILS_IN_A_WORKER = (
+    "return open('/root/none/photo.png') if __import__('torch').utils.data.get_worker_info() else "
+    "read_picture(case.images[0])"
+)
+
+
 def test_what_the_system_says_in_a_worker_is_one_line(not_trained, bad, tmp_path):
     """An error of the system (no permission, a failing disk) in a loader's process, whose traceback comes with it."""
-    (tmp_path / "failing.py").write_text(
-        LOADER.replace("return read_picture(case.images[0])", "open('/root/none/photo.png')")
-    )
+    (tmp_path / "failing.py").write_text(LOADER.replace("return read_picture(case.images[0])", FAILS_IN_A_WORKER))
     (bad / "case0").mkdir()
     for source, name in (("images", "photo"), ("masks", "truth")):
         shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")

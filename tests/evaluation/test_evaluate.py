@@ -357,7 +357,9 @@ def test_script_refusals(folder, refusal, tmp_path):
     (predicted / "manifest.json").write_text('{"of": "another program"}')
     assert "--data_name and --data_dir: needed" in refusal("segmentation_eval", ["--pred_dir", predicted])
     (predicted / "half.png").write_bytes(b"no picture")
-    assert "half.png: is truncated or damaged" in refusal("segmentation_eval", ["--pred_dir", predicted, *truth])
+    assert "half.png: is a text that begins 'no picture', no picture" in refusal(
+        "segmentation_eval", ["--pred_dir", predicted, *truth]
+    )
 
 
 def test_affines_do_not_matter_to_the_overlap(volumes):

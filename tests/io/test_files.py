@@ -12,6 +12,8 @@ import pytest
 
 from guided_diffusion.io.files import (
     atomic_path,
+    content_of,
+    decoding,
     list_files,
     read_csv,
     read_json,
@@ -173,3 +175,54 @@ def opened_by_locale(path):
 def test_text_is_utf_8_whatever_the_machine_s_encoding_is():
     code = [*(ROOT / "guided_diffusion").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     assert len(code) > 50 and [line for path in code for line in opened_by_locale(path)] == []
+
+
+# ---- why a file cannot be read -----------------------------------------------------------------------------------
+
+
+def reason(path, error, kind="NIfTI file"):
+    with pytest.raises(UserError) as caught, decoding(path, kind):
+        raise error
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_a_file_is_damaged_only_where_nothing_else_is_known(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(bytes(range(256)))
+    assert (
+        reason(path, ValueError("bad\nbytes"))
+        == "is truncated or damaged, or is no NIfTI file (bad bytes); copy it again"
+    )
+    for error in (
+        OSError("unsupported code 2048"),
+        NotImplementedError("zstd"),
+        ValueError("LZW requires the 'x' package"),
+    ):
+        assert reason(path, error).startswith("is a NIfTI file of a form that cannot be read here (")
+    assert reason(path, MemoryError()).startswith("does not fit into the free memory")
+    assert reason(path, UserError("its own")) == "its own"
+    with pytest.raises(PermissionError), decoding(path, "picture"):
+        raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    "content, kind, expected",
+    [
+        (b"<html>", "NIfTI file", "is an HTML page, such as a download's log-in or error page, no NIfTI file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "NIfTI file",
+            "is a Git LFS pointer, not the file itself",
+        ),
+        (b"\x89PNG\r\n", "NIfTI file", "is a PNG picture, no NIfTI file; give it its suffix"),
+        (b"\x89PNG\r\n", "picture", ""),
+        (b"\x1f\x8b\x08\0", "picture", "is packed by gzip, no picture; unpack it"),
+        (b"\x1f\x8b\x08\0", "NIfTI file", ""),
+        (b"\x93NUMPY", ".npz file", "is a NumPy array, no .npz file"),
+        (b"\xef\xbb\xbf {", "picture", "is a JSON text, no picture"),
+    ],
+)
+def test_what_a_file_is_by_its_first_bytes(tmp_path, content, kind, expected):
+    (tmp_path / "a").write_bytes(content + b"\0\xff" * 200)
+    found = content_of(tmp_path / "a", kind)
+    assert found.startswith(expected) and bool(found) == bool(expected)

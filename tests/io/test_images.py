@@ -158,7 +158,7 @@ def test_labels_are_the_numbers_in_the_file(tmp_path, save_picture, save_palette
 def test_what_is_no_label_map(tmp_path, save_picture):
     labels = np.array([[0, 1], [2, 0]], np.uint8)
     jpeg = save_picture(tmp_path / "a.jpg", labels).rename(tmp_path / "a.png")  # what it is, not what it is called
-    with pytest.raises(UserError, match="a.png: is a JPEG file.*save as PNG"):
+    with pytest.raises(UserError, match="a.png: is a JPEG file, and JPEG changes label values; save label maps"):
         read_picture_labels(jpeg)
     with pytest.raises(UserError, match="b.png: is in colour"):
         read_picture_labels(save_picture(tmp_path / "b.png", COLOUR))

@@ -131,6 +131,16 @@ def test_void_beside_small_values():
     assert "object=1+2 reads them as one class" in message(two) and "255 is void" in message(two)
 
 
+def test_void_is_found_after_loss_too(tmp_path):
+    large = np.kron(np.where(RING, 255, DISC), np.ones((4, 4))).astype(np.uint8)
+    for quality in (75, 95):
+        assert "JPEG changes label values" in message(as_jpeg(large, quality), lossy=True)
+    ring = np.where(np.kron(RING, np.ones((4, 4))) > 0, 255, 0).astype(np.uint8)
+    assert reading(as_jpeg(ring, 75), lossy=True).is_soft  # a mask with a hole
+    Image.fromarray(WHITE).convert("RGB").save(tmp_path / "m.webp", quality=60)
+    assert (read_picture_mask(tmp_path / "m.webp") != DISC).mean() < 0.01
+
+
 def test_label_maps_and_instances():
     labels = DISC.astype(np.uint8) + binary_erosion(DISC, iterations=4)
     text = message(labels)
@@ -157,6 +167,8 @@ def test_several_colours(tmp_path, save_picture, save_palette):
         np.where(DISC[..., None], [253, 231, 36], [68, 1, 84]).astype(np.uint8)
     )
     assert "are no mask" in message(np.full((4, 4, 3), RED))
+    large = np.kron(rgb, np.ones((4, 4, 1), np.uint8))
+    assert "JPEG changes colours; save a grey or palette PNG" in message(as_jpeg(large, 90), lossy=True)
 
 
 def test_colours_and_alpha_that_disagree():
@@ -168,6 +180,7 @@ def test_colours_and_alpha_that_disagree():
 
 def test_fractions_negative_values_and_photographs():
     assert "fractions may be probabilities" in message(np.where(DISC, 0.7, 0.1).astype(np.float32), white=1)
+    assert "NaN means nothing" in message(np.where(DISC, np.nan, 0).astype(np.float32), white=1)
     assert "negative values mean nothing" in message(DISC.astype(np.int32) * 2 - 1)
     grey = np.asarray(Image.fromarray(phantom.isic_case(0, size=64)[0]).convert("L"))
     assert "many greys of a photograph" in message(grey)
@@ -189,6 +202,8 @@ def test_labels_are_whole_numbers():
     check_whole(np.array([0, 1.0001, 3]), "a")
     with pytest.raises(UserError, match=r"a: holds the label values 0.25, 0.5 \(50 %.*nearest neighbour"):
         check_whole(np.array([0, 0.25, 0.5, 2]), "a")
+    with pytest.raises(UserError, match="a: holds the label values nan "):
+        check_whole(np.array([0, np.nan]), "a")
     with pytest.raises(UserError, match="a: holds the label values -1 "):
         check_whole(np.array([0, -1]), "a")
 
