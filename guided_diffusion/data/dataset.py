@@ -106,6 +106,7 @@ class SegmentationDataset(Dataset):
     finds_validation = False
     layout = ""  # one line that describes what was found
     notes = ()  # lines about the data that the commands print
+    other_files = ("split.json", "labels.csv")  # patterns (fnmatch, any case) of the layout's files beside its cases
 
     def __init__(
         self,
