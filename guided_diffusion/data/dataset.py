@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..io.files import check_encodable
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, in_one_line, innermost_place
+from .accounting import links_without_target, unread_kinds
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .resizing import WHOLE
 from .splits import SPLIT_FOLDERS
@@ -137,7 +138,10 @@ class SegmentationDataset(Dataset):
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if not self.cases:
-            raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
+            raise NoCasesError(
+                f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}"
+                f"{unread_kinds(self.data_dir)}"
+            )
         with own_errors(type(self), "find_cases"):
             self._check_cases()
         self.classes = self._choose_classes(classes)
@@ -206,6 +210,17 @@ class SegmentationDataset(Dataset):
     def expected_mask(self, case):
         """The mask file that a case should have; it is part of the message about an image without a mask."""
         return "a mask"
+
+    def further_files(self, case):
+        """Files that belong to a case beside its `images` and `masks`, such as the second part of a mask."""
+        return ()
+
+    def explain(self, path):
+        """Why a file is in no case, an `accounting.Reason`, in the words of this layout; None for the usual reasons.
+
+        path: from data_dir, a str. See `other_files` for files that belong to the layout without being in a case.
+        """
+        return None
 
     # ---- what the program calls --------------------------------------------------------------------------------
 
@@ -369,7 +384,7 @@ class SegmentationDataset(Dataset):
                 raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
             if self.need_masks and not case.masks:
                 message = f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image"
-                raise UserError(message + self._count_without_mask())
+                raise UserError(message + self._count_without_mask() + links_without_target(self.data_dir))
             seen[case.name] = case.images[0]
 
     def _count_without_mask(self):

@@ -1,0 +1,417 @@
+"""Every file below data_dir is accounted for: used by a case, known rubbish, or left over for a reason."""
+
+import copy
+import os
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from fnmatch import translate
+from pathlib import Path
+
+from ..io.files import is_found, is_rubbish, split_suffix
+from ..runtime.console import counted, listed
+from ..runtime.errors import NoCasesError, NoSplitError, UserError
+from .splits import SPLIT_FOLDERS, split_of
+from .truth import SUFFIXES
+from .volumes import FILES_ONLY
+
+NAMED = 3  # files that a line names
+
+# ---- why a file is left over -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a file is in no case. one, many: what follows "1 file " and "2 files ". remedy: what to do, "" for nothing.
+    is_data: whether the file looks like data, so that check_data calls it an error."""
+
+    one: str
+    many: str
+    remedy: str = ""
+    is_data: bool = True
+
+    def line(self, names):
+        """A line that names up to `NAMED` of the files and says what to do."""
+        text = f"{counted(len(names), 'file')} {self.one if len(names) == 1 else self.many}: {listed(names, NAMED)}"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def short(self, names):
+        """ "4 links without a target, as images/e.png", for the one line of training and sampling."""
+        return f"{len(names)} {self.many.removeprefix('are ')}, as {names[0]}"
+
+
+LINK = Reason(
+    "is a link without a target",
+    "are links without a target",
+    "fetch them (git annex get, git lfs pull) or remove them",
+)
+CLOSED = Reason("is a folder that cannot be opened", "are folders that cannot be opened", "change their permissions")
+ORPHAN = Reason(
+    "is a mask that belongs to no image",
+    "are masks that belong to no image",
+    "give them the names of their images, or remove them",
+)
+SECOND = Reason(
+    "is a second mask of an image", "are second masks of an image", "keep one; several raters have a folder each"
+)
+PART = Reason(
+    "is in a folder that looks like a part of the split and is none",
+    "are in folders that look like a part of the split and are none",
+    "rename the folder to train/, val/ or test/, or move it away",
+)
+EMPTY_FILE = Reason("is empty (0 bytes)", "are empty (0 bytes)", "copy them again or remove them")
+NAMELESS = Reason(
+    "among the images has no suffix",
+    "among the images have no suffix",
+    "DICOM files often look so: export them as NIfTI (dcm2niix)",
+)
+UNUSED = Reason("is in no case", "are in no case", "move them to where the layout has its images and masks, or away")
+OWN_UNUSED = Reason(
+    "is in no case",
+    "are in no case",
+    "give each a case in find_cases, or name what is no data in the loader's other_files",
+)
+DOCUMENT = Reason("is a table or document", "are tables and documents", is_data=False)
+ARCHIVE = Reason("is an archive", "are archives, not unpacked", is_data=False)
+HIDDEN = Reason("is hidden", "are hidden", is_data=False)
+OTHER = Reason("is of another kind", "are of other kinds", is_data=False)
+
+DOCUMENTS = set(
+    ".txt .csv .tsv .pdf .xlsx .xls .ods .doc .docx .md .rst .html .htm .rtf .json .jsonl .xml .yaml .yml .toml .log "
+    ".bval .bvec .py .ipynb .m .sh".split()
+)
+ARCHIVES = set(".zip .tar .tgz .gz .bz2 .xz .7z .rar .zst".split())
+
+# Images and volumes of kinds that no loader of this package reads: {suffix: how they become what is read}.
+FOREIGN_KINDS = {
+    ".dcm .dicom .ima": "DICOM is not read: export it as NIfTI, as dcm2niix does",
+    ".mha .mhd .raw .nrrd .nhdr .mgz .mgh .mnc .img .hdr .par .rec .vtk .vti .gipl .mrc": "export NIfTI (.nii.gz)",
+    ".jp2 .j2k .jpx .heic .heif .avif .jxl .psd .svg .eps .cr2 .nef .dng .gif .webp .ppm .pgm .pbm .pnm .jfif "
+    ".jpe .tga .exr": "save them as PNG or TIFF",
+    ".svs .ndpi .mrxs .scn .czi .nd2 .lif .lsm .oib .vsi .qptiff": "export tiles as PNG",
+    ".mp4 .avi .mov .mkv .wmv": "export the frames as PNG",
+    ".npy .npz .h5 .hdf5 .mat .pt .pkl": "write a loader of your own",
+}
+FOREIGN = {suffix: remedy for suffixes, remedy in FOREIGN_KINDS.items() for suffix in suffixes.split()}
+ARRAYS = {".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".pkl", ".raw", ".rec"}  # of data only beside cases
+
+
+def foreign(suffix):
+    """The `Reason` of files with a suffix in `FOREIGN`."""
+    kind = f"of a kind that is not read ({suffix})"
+    return Reason(f"is {kind}", f"are {kind}", FOREIGN[suffix])
+
+
+# ---- the walk ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Listing:
+    """What lies below a folder, as paths from it. files: those that exist. links: without a target. closed: folders
+    that cannot be opened. rubbish: files and whole folders known to be no data. hidden: other hidden ones. has_aliases:
+    whether a link leads to a file or folder, so that one file may have two names."""
+
+    files: list = field(default_factory=list)
+    links: list = field(default_factory=list)
+    closed: list = field(default_factory=list)
+    rubbish: list = field(default_factory=list)
+    hidden: list = field(default_factory=list)
+    has_aliases: bool = False
+
+
+def walk(folder):
+    """The `Listing` of everything below a folder. Links are followed, each real folder is entered once, and no file is
+    opened: one `os.scandir` for each folder."""
+    found, entered, waiting = Listing(), set(), [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            status = os.stat(os.path.join(folder, below))
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(folder, below)) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            found.closed.append(below or ".")
+            continue
+        if below and _is_our_output({entry.name for entry in entries}):
+            found.rubbish.append(below)
+            continue
+        folders = []
+        for entry in entries:
+            path = os.path.join(below, entry.name)
+            if is_rubbish(entry.name):
+                found.rubbish.append(path)
+            elif entry.name.startswith("."):
+                found.hidden.append(path)
+            elif entry.is_symlink() and not is_found(entry.is_dir) and not is_found(entry.is_file):
+                found.links.append(path)
+            else:
+                (folders if is_found(entry.is_dir) else found.files).append(path)
+                found.has_aliases |= entry.is_symlink()
+        waiting += reversed(folders)
+    return found
+
+
+def _is_our_output(names):
+    """Whether a folder of these names is one that sampling or training wrote."""
+    return ("manifest.json" in names and bool(names & {"report.html", "overlays", "metrics.csv", "summary.json"})) or (
+        {"config.yaml", "log.jsonl"} <= names
+    )
+
+
+# ---- the account -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Account:
+    """Where each file below data_dir went. used, rubbish: paths from data_dir. left_over: {`Reason`: such paths}.
+
+    failed: messages of the parts of the data whose cases could not be listed, so that their files seem left over.
+    """
+
+    folder: Path
+    used: list
+    rubbish: list
+    left_over: dict
+    failed: list = field(default_factory=list)
+
+    @property
+    def data_like(self):
+        """The left-over files that look like data, by their reasons, the most frequent first."""
+        found = {reason: names for reason, names in self.left_over.items() if reason.is_data}
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+    def error_lines(self):
+        """A line for each reason why files that look like data are in no case."""
+        return [reason.line(names) for reason, names in self.data_like.items()]
+
+    def note(self):
+        """A line that counts the left-over files that do not look like data; "" if there are none."""
+        counts = [f"{len(n)} {r.many.removeprefix('are ')}" for r, n in self.left_over.items() if not r.is_data]
+        return f"beside the data there are files that are not read: {', '.join(counts)}" if counts else ""
+
+    def warning(self):
+        """The one line of training and sampling; "" if nothing that looks like data is left over."""
+        found = self.data_like
+        if not found:
+            return ""
+        number = sum(map(len, found.values()))
+        why = "; ".join(reason.short(names) for reason, names in found.items())
+        failed = f" ({self.failed[0]})" if self.failed else ""
+        return (
+            f"warning: {counted(number, 'file')} of {self.folder} {'is' if number == 1 else 'are'} not used ({why})"
+            f"{failed}; python scripts/check_data.py names them"
+        )
+
+
+def account(datasets):
+    """The `Account` of the files below the first data set's folder.
+
+    datasets: those in use, such as training's and validation's. Cases of other splits are looked for only if a file
+    that looks like data is in no case of these.
+    """
+    first = datasets[0]
+    listing = walk(first.data_dir)
+    used = _Used(first.data_dir)
+    for dataset in datasets:
+        used.add(dataset, dataset.cases)
+    others = re.compile("|".join(map(translate, first.other_files)) or r"(?!)", re.IGNORECASE)
+    left, belonging = [], []
+    for path in listing.files:
+        (belonging if path in used or others.match(os.path.basename(path)) else left).append(path)
+    failed = []
+    for split in (*SPLIT_FOLDERS, None):
+        if not any(map(_is_read, left)):
+            break
+        if split is not None and split in {dataset.split for dataset in datasets}:
+            continue
+        cases, problem = _cases_of_split(first, split)
+        failed += [problem] if problem else []
+        used.add(first, cases)
+        belonging += [path for path in left if path in used]
+        left = [path for path in left if path not in used]
+    aliases = used.aliases(left) if any(map(_is_read, left)) and (listing.has_aliases or used.is_elsewhere) else set()
+    belonging += sorted(aliases)
+    reasons = defaultdict(list)
+    explain = _Explanation(first, used)
+    for path in left:
+        if path not in aliases:
+            reasons[explain(path)].append(path)
+    for path in listing.links:
+        reasons[LINK].append(path)
+    for path in listing.closed:
+        reasons[CLOSED].append(path)
+    for path in listing.hidden:
+        reasons[HIDDEN].append(path)
+    return Account(first.data_dir, belonging, listing.rubbish, dict(reasons), failed)
+
+
+def _is_read(path):
+    return split_suffix(path)[1].lower() in SUFFIXES
+
+
+def _cases_of_split(dataset, split):
+    """(the cases of another split of the data set, a message if they cannot be listed). No header is read."""
+    probe = copy.copy(dataset)
+    probe.need_masks = False
+    token = FILES_ONLY.set(True)
+    try:
+        return probe._find_split(split), ""
+    except (NoCasesError, NoSplitError):
+        return [], ""
+    except UserError as error:
+        return [], str(error)
+    except Exception:  # a loader of a user's own may know only the splits that it is asked for
+        return [], ""
+    finally:
+        FILES_ONLY.reset(token)
+
+
+class _Used:
+    """The files of cases, as paths below `folder`."""
+
+    def __init__(self, folder):
+        self.root = os.path.abspath(folder)
+        self.paths = set()
+        self.images, self.masks = {}, {}  # {folder: names of such files in it}
+        self.is_elsewhere = False  # whether a file is not below the folder, as far as paths show
+
+    def add(self, dataset, cases):
+        """Add the files of these cases."""
+        seen = None
+        for case in cases:
+            if seen is not None and case.images is seen.images and case.masks is seen.masks:
+                continue  # the slices of a volume
+            seen = case
+            for path in case.images:
+                self._add(path, self.images)
+            for path in (*case.masks, *dataset.further_files(case)):
+                self._add(path, self.masks)
+
+    def _add(self, path, places):
+        path = os.path.abspath(path)
+        folder, name = os.path.split(path)
+        self.paths.add(path)
+        self.is_elsewhere |= not path.startswith(self.root + os.sep)
+        places.setdefault(folder, set()).add(name)
+
+    def __contains__(self, below):
+        path = os.path.join(self.root, below)
+        return path in self.paths or self._is_in_a_used_folder(below)
+
+    def _is_in_a_used_folder(self, below):
+        """Whether a case's image is a folder, such as a series, that holds the file."""
+        folder = os.path.dirname(below)
+        while folder:
+            if os.path.join(self.root, folder) in self.paths:
+                return True
+            folder = os.path.dirname(folder)
+        return False
+
+    def aliases(self, candidates):
+        """Those of the candidates, paths below `root`, that are used under another name of the same file."""
+        real = _RealPaths()
+        targets = {real.file(path) for path in self.paths}
+        return {path for path in candidates if real.file(os.path.join(self.root, path)) in targets}
+
+
+class _RealPaths:
+    """Paths without links, a look at the disk for each folder and each link only."""
+
+    def __init__(self):
+        self.folders = {}
+
+    def file(self, path):
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        path = os.path.join(self.folders[folder], name)
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+
+class _Explanation:
+    """Gives the `Reason` of a left-over file."""
+
+    def __init__(self, dataset, used):
+        self.dataset, self.used = dataset, used
+        self.is_ours = bool(vars(type(dataset)).get("data_name"))
+        self.stems = {folder: {split_suffix(name)[0] for name in names} for folder, names in used.masks.items()}
+
+    def __call__(self, below):
+        reason = self.dataset.explain(below)
+        if reason is not None:
+            return reason
+        suffix = split_suffix(below)[1].lower()
+        folder = os.path.dirname(os.path.join(self.used.root, below))
+        if suffix in SUFFIXES:
+            return self._of_data(below, folder)
+        if suffix in FOREIGN and self.is_ours and (suffix not in ARRAYS or self._is_beside_cases(folder)):
+            return foreign(suffix)
+        if not suffix and self.is_ours and folder in self.used.images and folder != self.used.root:
+            return NAMELESS
+        if suffix in DOCUMENTS:
+            return DOCUMENT
+        return ARCHIVE if suffix in ARCHIVES else OTHER
+
+    def _of_data(self, below, folder):
+        """The reason of a picture or volume."""
+        if self._is_empty(os.path.join(self.used.root, below)):
+            return EMPTY_FILE
+        if folder in self.used.masks and folder not in self.used.images:
+            stem = split_suffix(below)[0]
+            return SECOND if COPY_MARK.sub("", stem) in self.stems[folder] else ORPHAN
+        top = below.split(os.sep)[:-1]
+        if any(looks_like_a_part(name) for name in top):
+            return PART
+        return UNUSED if self.is_ours else OWN_UNUSED
+
+    def _is_beside_cases(self, folder):
+        return folder != self.used.root and (folder in self.used.images or folder in self.used.masks)
+
+    def _is_empty(self, path):
+        try:
+            return os.stat(path).st_size == 0
+        except OSError:
+            return False
+
+
+COPY_MARK = re.compile(r"[-_ .]*(\(?\d+\)?|copy|old|new|mask|seg)$", re.IGNORECASE)  # what a copy's name adds
+PART_WORDS = re.compile(
+    r"(?<![a-z])(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?|holdout|fold)(?![a-z])", re.IGNORECASE
+)
+
+
+def looks_like_a_part(name):
+    """Whether a folder's name, such as train2 or valid_images, looks like a split's and is none."""
+    return split_of(name) is None and PART_WORDS.search(name) is not None
+
+
+# ---- a folder without cases --------------------------------------------------------------------------------------
+
+
+def unread_kinds(folder):
+    """What a folder holds in place of images that can be read, for a message: "; it holds 12 .dcm files: ..." or ""."""
+    listing = walk(folder)
+    kinds = Counter(split_suffix(path)[1].lower() for path in listing.files)
+    kinds = Counter(
+        {suffix: number for suffix, number in kinds.items() if suffix in FOREIGN and suffix not in SUFFIXES}
+    )
+    archives = [path for path in listing.files if split_suffix(path)[1].lower() in ARCHIVES]
+    if listing.links:
+        return f"; {LINK.line(listing.links)}"
+    if kinds:
+        suffix, number = kinds.most_common(1)[0]
+        return f"; it holds {counted(number, suffix + ' file')}: {FOREIGN[suffix]}"
+    if archives:
+        return f"; it holds the archive {archives[0]}: unpack it"
+    if listing.closed:
+        return f"; {CLOSED.line(listing.closed)}"
+    return ""
+
+
+def links_without_target(folder):
+    """ "; 4 files are links without a target: ..." where there are such, for a message about a file that lacks."""
+    links = walk(folder).links
+    return f"; {LINK.line(links)}" if links else ""
