@@ -221,21 +221,22 @@ def account(datasets):
     left, belonging = [], []
     for path in listing.files:
         (belonging if path in used or others.match(os.path.basename(path)) else left).append(path)
-    failed = []
+    failed, probes = [], []
     for split in (*SPLIT_FOLDERS, None):
         if not any(map(_is_read, left)):
             break
         if split is not None and split in {dataset.split for dataset in datasets}:
             continue
-        cases, problem = _cases_of_split(first, split)
+        probe, cases, problem = _probe(first, split)
+        probes.append(probe)
         failed += [problem] if problem else []
-        used.add(first, cases)
+        used.add(probe, cases)
         belonging += [path for path in left if path in used]
         left = [path for path in left if path not in used]
     aliases = used.aliases(left) if any(map(_is_read, left)) and (listing.has_aliases or used.is_elsewhere) else set()
     belonging += sorted(aliases)
     reasons = defaultdict(list)
-    explain = _Explanation(first, used)
+    explain = _Explanation([*datasets, *probes], used)
     for path in left:
         if path not in aliases:
             reasons[explain(path)].append(path)
@@ -252,19 +253,22 @@ def _is_read(path):
     return split_suffix(path)[1].lower() in SUFFIXES
 
 
-def _cases_of_split(dataset, split):
-    """(the cases of another split of the data set, a message if they cannot be listed). No header is read."""
+def _probe(dataset, split):
+    """(a copy of the data set that looked for the cases of a split, the cases, a message if they cannot be listed).
+
+    No header is read.
+    """
     probe = copy.copy(dataset)
     probe.need_masks = False
     token = FILES_ONLY.set(True)
     try:
-        return probe._find_split(split), ""
+        return probe, probe._find_split(split), ""
     except (NoCasesError, NoSplitError):
-        return [], ""
+        return probe, [], ""
     except UserError as error:
-        return [], str(error)
+        return probe, [], str(error)
     except Exception:  # a loader of a user's own may know only the splits that it is asked for
-        return [], ""
+        return probe, [], ""
     finally:
         FILES_ONLY.reset(token)
 
@@ -334,13 +338,13 @@ class _RealPaths:
 class _Explanation:
     """Gives the `Reason` of a left-over file."""
 
-    def __init__(self, dataset, used):
-        self.dataset, self.used = dataset, used
-        self.is_ours = bool(vars(type(dataset)).get("data_name"))
+    def __init__(self, datasets, used):
+        self.datasets, self.used = datasets, used
+        self.is_ours = bool(vars(type(datasets[0])).get("data_name"))
         self.stems = {folder: {split_suffix(name)[0] for name in names} for folder, names in used.masks.items()}
 
     def __call__(self, below):
-        reason = self.dataset.explain(below)
+        reason = next((reason for dataset in self.datasets if (reason := dataset.explain(below))), None)
         if reason is not None:
             return reason
         suffix = split_suffix(below)[1].lower()

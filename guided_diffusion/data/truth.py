@@ -56,12 +56,22 @@ class NearNames:
 
     def find_listed(self, text):
         """`find` for a name in a list that a person wrote: also NAME.png, and folder/NAME.png."""
-        text = text.strip().replace("\\", "/").removeprefix("./")
-        base = text.rpartition("/")[2]
-        for name in (text, _without_suffix(text), base, _without_suffix(base)):
-            if found := self.find(name):
-                return found
-        return []
+        readings = _readings_of(text)
+        exact = next((name for name in readings if name in self.names), None)
+        if exact is not None:
+            return self.find(exact)
+        return next((found for name in readings if (found := self.find(name))), [])
+
+    def has_listed(self, text):
+        """Whether such a name is exact, but for suffix and folder."""
+        return any(name in self.names for name in _readings_of(text))
+
+
+def _readings_of(text):
+    """The names that a person may mean by NAME, NAME.png or folder/NAME.png, the most literal first."""
+    text = text.strip().replace("\\", "/").removeprefix("./")
+    base = text.rpartition("/")[2]
+    return [text, _without_suffix(text), base, _without_suffix(base)]
 
 
 def _without_repetition(values):
@@ -96,6 +106,11 @@ class RaterFolders:
         own = files_by_name(folder) if not below else {}
         folders = [path for path in folders_in(folder) if path.name not in leave_out]
         self.raters = {path: masks for path in folders if (masks := files_by_name(path / below))}
+        if self.known:  # else any folder of pictures below masks/, such as one of old files, would be a rater
+            keys = set(map(near_key, self.known))
+            self.raters = {
+                path: masks for path, masks in self.raters.items() if not keys.isdisjoint(map(near_key, masks))
+            }
         if own and self.raters:
             raise UserError(
                 f"{folder}: holds masks and folders of masks ({min(self.raters).name}/); with several raters give "

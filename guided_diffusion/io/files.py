@@ -80,11 +80,20 @@ def list_files(folder, suffixes):
 
 
 def folders_in(folder):
-    """The folders in a folder, sorted by name, without hidden ones and rubbish; [] where it cannot be listed."""
+    """The folders in a folder, sorted by name; [] where it cannot be listed.
+
+    Hidden ones, rubbish, and links to the folder itself or to one above it are left out.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_hidden(entry.name) and is_found(entry.is_dir)]
+        found = [entry for entry in entries if not is_hidden(entry.name) and is_found(entry.is_dir)]
+        names = [entry.name for entry in found if not (entry.is_symlink() and _leads_up(entry.path, folder))]
         return [Path(folder, name) for name in sorted(names)]
     return []
+
+
+def _leads_up(link, folder):
+    """Whether a link leads to the folder or to one above it."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def is_found(test):

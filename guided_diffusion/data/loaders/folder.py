@@ -33,9 +33,9 @@ from pathlib import Path
 from ...io.files import folders_in, read_csv, read_json, split_suffix
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti, nifti_channels
-from ...runtime.console import counted
+from ...runtime.console import counted, listed
 from ...runtime.errors import NoSplitError, UserError
-from ..accounting import Reason
+from ..accounting import NAMED, Reason
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..pairing import has_reader, holds_pairs, pairs_in, unwrapped
@@ -101,10 +101,7 @@ class FolderDataset(SegmentationDataset):
     def read_labels(self, case):
         if self.is_nifti:
             return self.volumes.labels(case)
-        if further := self.further_files(case):
-            raise UserError(
-                f"{further[0]}: is a second label map of {case.images[0].name}; label maps cannot be united: keep one"
-            )
+        self._check_not_united(case)
         return stacked(case.masks, [read_picture_labels(path) for path in case.masks])
 
     def normalise(self, image):
@@ -137,6 +134,20 @@ class FolderDataset(SegmentationDataset):
         image = case.images[0]
         return f"{split_suffix(image)[0]}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
 
+    def _choose_classes(self, text):
+        classes = super()._choose_classes(text)
+        if not classes.is_binary:
+            for case in self.cases:
+                self._check_not_united(case)
+        return classes
+
+    def _check_not_united(self, case):
+        """Raise `UserError` for a label map of several files: a later one would hide the values of another."""
+        if further := self.further_files(case):
+            raise UserError(
+                f"{further[0]}: is a second label map of {case.images[0].name}; label maps cannot be united: keep one"
+            )
+
     def _read_united(self, path):
         """A mask file, with further files of the same mask: bool [H, W]."""
         paths = (path, *self.further.get(path, ()))
@@ -151,7 +162,11 @@ class FolderDataset(SegmentationDataset):
         path = self._beside_images("split.json")
         is_listed = self.split is not None and path.is_file()
         parts = split_folders(self.root, None if is_listed else self.split)
-        is_retina = any(map(has_reader, split_folders(self.root, None)))
+        every = split_folders(self.root, None)
+        is_undivided = every == [self.root] and not is_listed
+        if self.split == "val" and is_undivided:
+            parts = every  # images/val/ may hold them
+        is_retina = any(map(has_reader, every))
         found = []
         for folder in parts:
             pairs = pairs_in(folder, self.need_masks, is_retina)
@@ -160,6 +175,8 @@ class FolderDataset(SegmentationDataset):
             found += pairs.pairs
         if any(split_of(pair.below) for pair in found):
             return self._of_split(found, is_listed)
+        if self.split == "val" and is_undivided:
+            return []
         return self._listed_pairs(path, found) if is_listed else found
 
     def _beside_images(self, name):
@@ -181,7 +198,7 @@ class FolderDataset(SegmentationDataset):
         if is_listed:
             raise UserError(f"{self.root}: has split.json and images/ in sub-folders of splits; keep one of them")
         splits = {split_of(pair.below) for pair in found}
-        wanted = "val" if self.split == "test" and "test" not in splits else self.split
+        wanted = "val" if self.split == "test" and "test" not in splits and "val" in splits else self.split
         if wanted not in (*splits, None, "val"):
             raise NoSplitError(
                 f"{self.root}: images/ has no sub-folder {wanted}/; name the folder to use with --data_dir"
@@ -192,7 +209,7 @@ class FolderDataset(SegmentationDataset):
         """The pairs of the split in split.json, the file `path`."""
         lists = self._read_split_file(path)
         names = _names_of(found)
-        seen, chosen = {}, {split: set() for split in lists}
+        seen, chosen, near = {}, {split: set() for split in lists}, []
         for split, entries in lists.items():
             for entry in entries:
                 images = names.find_listed(entry)
@@ -202,8 +219,10 @@ class FolderDataset(SegmentationDataset):
                     raise UserError(f"{path}: names {entry!r} in {split!r}, but there is no such image; correct it")
                 for name in images:
                     chosen[split].add(name)
+                    near += [] if names.has_listed(entry) else [entry]
                     if seen.setdefault(name, split) != split:
                         self._raise_twice(path, entry, seen[name], split)
+        self._note_near_entries(path, near)
         left_out = len(found) - len(set().union(*chosen.values()))
         if left_out:
             self.notes += (f"{path}: {counted(left_out, 'image')} in no list, left out",)
@@ -211,6 +230,12 @@ class FolderDataset(SegmentationDataset):
         if split != "val" and split not in lists:
             raise NoSplitError(f'{path}: has no list "{split}"; write {SPLIT_FORM}')
         return [pair for pair in found if pair.image in chosen.get(split, ())]
+
+    def _note_near_entries(self, path, entries):
+        """Add a note on names in a file that differ from those of their images in Unicode form or case."""
+        if entries:
+            verb = "differs from its image" if len(entries) == 1 else "differ from their images"
+            self.notes += (f"{path}: {listed(entries, NAMED)} {verb} in Unicode form or case: taken",)
 
     def _raise_twice(self, path, entry, one, other):
         raise UserError(
@@ -249,7 +274,7 @@ class FolderDataset(SegmentationDataset):
 
     def _labels_of(self, found):
         """{image: its class label, an index into `label_names`} by labels.csv, {} without the file."""
-        labels, names, chosen = self._read_class_labels(), _names_of(found), {}
+        labels, names, chosen, near = self._read_class_labels(), _names_of(found), {}, []
         if not labels:
             return {}
         path = self._beside_images("labels.csv")
@@ -260,6 +285,8 @@ class FolderDataset(SegmentationDataset):
                 raise UserError(f"{path}: {name!r} may be {images[0]} and {images[1]}; write one of them")
             if images and (name in own or images[0] not in chosen):
                 chosen[images[0]] = self.label_names.index(labels[name])
+                near += [] if names.has_listed(name) else [name]
+        self._note_near_entries(path, near)
         for pair in found:
             if pair.image not in chosen:
                 raise UserError(f"{path}: has no line for the image {pair.name}; add one")
