@@ -12,7 +12,7 @@ from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.train_options import TrainOptions
-from ..data.accounting import account
+from ..data.accounting import warn_of_left_over
 from ..data.inspection import like_photograph, mask_pictures
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
@@ -141,7 +141,7 @@ def print_run_summary(run, model, processes):
     kept = "; updated there at each save" if is_remote(train.out_dir) else ""
     console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
     if processes.is_first:
-        warn_of_left_over(run)
+        warn_of_left_over(run.dataset, *([] if run.validation is None else [run.validation.dataset]))
         warn_of_masks(run.dataset)
     if run.start is not None and train.max_minutes and "max_minutes" not in run.settings.given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")
@@ -229,13 +229,6 @@ def data_lines(dataset):
     classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
     found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
     return [found, *layout, *classes, *dataset.notes]
-
-
-def warn_of_left_over(run):
-    """Warn of files of the data that look like data and are in no case."""
-    others = [] if run.validation is None else [run.validation.dataset]
-    if line := account([run.dataset, *others]).warning():
-        console().warning(line)
 
 
 def warn_of_masks(dataset):

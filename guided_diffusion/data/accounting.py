@@ -9,7 +9,7 @@ from fnmatch import translate
 from pathlib import Path
 
 from ..io.files import is_found, is_rubbish, split_suffix
-from ..runtime.console import counted, listed
+from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
 from .splits import SPLIT_FOLDERS, split_of
 from .truth import SUFFIXES
@@ -37,7 +37,11 @@ class Reason:
 
     def short(self, names):
         """ "4 links without a target, as images/e.png", for the one line of training and sampling."""
-        return f"{len(names)} {self.many.removeprefix('are ')}, as {names[0]}"
+        return f"{self.counted(names)}, as {names[0]}"
+
+    def counted(self, names):
+        """ "1 link without a target", "2 links without a target"."""
+        return f"{len(names)} {re.sub(r'^(is|are) (an? )?', '', self.one if len(names) == 1 else self.many)}"
 
 
 LINK = Reason(
@@ -72,7 +76,7 @@ OWN_UNUSED = Reason(
     "give each a case in find_cases, or name what is no data in the loader's other_files",
 )
 DOCUMENT = Reason("is a table or document", "are tables and documents", is_data=False)
-ARCHIVE = Reason("is an archive", "are archives, not unpacked", is_data=False)
+ARCHIVE = Reason("is an archive, not unpacked", "are archives, not unpacked", is_data=False)
 HIDDEN = Reason("is hidden", "are hidden", is_data=False)
 OTHER = Reason("is of another kind", "are of other kinds", is_data=False)
 
@@ -189,8 +193,8 @@ class Account:
 
     def note(self):
         """A line that counts the left-over files that do not look like data; "" if there are none."""
-        counts = [f"{len(n)} {r.many.removeprefix('are ')}" for r, n in self.left_over.items() if not r.is_data]
-        return f"beside the data there are files that are not read: {', '.join(counts)}" if counts else ""
+        counts = [reason.counted(names) for reason, names in self.left_over.items() if not reason.is_data]
+        return f"files beside the data that are not read: {', '.join(counts)}" if counts else ""
 
     def warning(self):
         """The one line of training and sampling; "" if nothing that looks like data is left over."""
@@ -222,10 +226,10 @@ def account(datasets):
     for path in listing.files:
         (belonging if path in used or others.match(os.path.basename(path)) else left).append(path)
     failed, probes = [], []
-    for split in (*SPLIT_FOLDERS, None):
-        if not any(map(_is_read, left)):
-            break
-        if split is not None and split in {dataset.split for dataset in datasets}:
+    asked = {dataset.split for dataset in datasets if dataset.data_dir == first.data_dir}
+    # None means all cases, but a loader of a user's own may know only the splits that training and sampling ask for.
+    for split in (None,) if _is_of_this_package(first) else (None, *SPLIT_FOLDERS):
+        if split in asked or not any(map(_is_read, left)):
             continue
         probe, cases, problem = _probe(first, split)
         probes.append(probe)
@@ -247,6 +251,10 @@ def account(datasets):
     for path in listing.hidden:
         reasons[HIDDEN].append(path)
     return Account(first.data_dir, belonging, listing.rubbish, dict(reasons), failed)
+
+
+def _is_of_this_package(dataset):
+    return bool(vars(type(dataset)).get("data_name"))
 
 
 def _is_read(path):
@@ -271,6 +279,12 @@ def _probe(dataset, split):
         return probe, [], ""
     finally:
         FILES_ONLY.reset(token)
+
+
+def warn_of_left_over(*datasets):
+    """Warn in one line of files that look like data and are in no case. Only the first process calls it."""
+    if line := account(datasets).warning():
+        console().warning(line)
 
 
 class _Used:
@@ -340,7 +354,7 @@ class _Explanation:
 
     def __init__(self, datasets, used):
         self.datasets, self.used = datasets, used
-        self.is_ours = bool(vars(type(datasets[0])).get("data_name"))
+        self.is_ours = _is_of_this_package(datasets[0])
         self.stems = {folder: {split_suffix(name)[0] for name in names} for folder, names in used.masks.items()}
 
     def __call__(self, below):

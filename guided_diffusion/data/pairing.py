@@ -165,9 +165,9 @@ class _Folders:
     def _doubled(self, folder):
         """images/images for images/, where nothing else is in it."""
         below = folders_in(folder)
-        if folder != self.folder and not list_files(folder, SUFFIXES):
-            same = [one for one in below if near_key(one.name) == near_key(folder.name)]
-            if len(same) == 1 and all(one in same or not _count_data(one) for one in below):
+        same = [one for one in below if near_key(one.name) == near_key(folder.name)]
+        if folder != self.folder and len(same) == 1 and not list_files(folder, SUFFIXES):
+            if all(one in same or not _count_data(one) for one in below):
                 self.notes.append(f"{folder}: the folder of the same name inside it is read")
                 return same[0]
         return folder

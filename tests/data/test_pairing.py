@@ -169,7 +169,7 @@ def test_a_folder_of_other_files_is_no_folder_of_masks(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/a.xml").write_text("<a/>")
     dataset = load(tmp_path)
-    assert dataset.notes == () and account([dataset]).note().endswith("are not read: 1 tables and documents")
+    assert dataset.notes == () and account([dataset]).note().endswith("not read: 1 table or document")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_splits_below_images_are_splits(tmp_path):
     assert "images/train2/x.png; rename the folder to train/" in account([load(tmp_path)]).error_lines()[0]
     (tmp_path / "only").mkdir()
     put(tmp_path / "only", "images/train/a.png", "masks/train/a.png")
-    with pytest.raises(NoSplitError, match="images/ has no folder test/"):
+    with pytest.raises(NoSplitError, match="images/ has no sub-folder test/"):
         load(tmp_path / "only", split="test")
 
 
