@@ -29,11 +29,6 @@ def near_key(name):
     return in_one_form(in_one_form(name).casefold())
 
 
-def how_differs(name, other):
-    """What tells two names of one `near_key` apart, for messages."""
-    return "Unicode form" if in_one_form(name) == in_one_form(other) else "case"
-
-
 class NearNames:
     """Finds a name among others: itself, else the one that differs in Unicode form alone, else in case too.
 
