@@ -11,100 +11,33 @@ from pathlib import Path
 from ..io.files import is_found, is_rubbish, split_suffix
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
-from .splits import SPLIT_FOLDERS, split_of
+from .left_over import (
+    ARCHIVE,
+    ARCHIVES,
+    ARRAYS,
+    CLOSED,
+    COMPRESSED,
+    COPY_MARK,
+    DOCUMENT,
+    DOCUMENTS,
+    EMPTY_FILE,
+    FOREIGN,
+    HIDDEN,
+    LINK,
+    NAMED,
+    NAMELESS,
+    ORPHAN,
+    OTHER,
+    OWN_UNUSED,
+    PART,
+    SECOND,
+    UNUSED,
+    foreign,
+    looks_like_a_part,
+)
+from .splits import SPLIT_FOLDERS
 from .truth import SUFFIXES
 from .volumes import FILES_ONLY
-
-NAMED = 3  # files that a line names
-
-# ---- why a file is left over -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a file is in no case. one, many: what follows "1 file " and "2 files ". remedy: what to do, "" for nothing.
-    is_data: whether the file looks like data, so that check_data calls it an error."""
-
-    one: str
-    many: str
-    remedy: str = ""
-    is_data: bool = True
-
-    def line(self, names):
-        """A line that names up to `NAMED` of the files and says what to do."""
-        text = f"{counted(len(names), 'file')} {self.one if len(names) == 1 else self.many}: {listed(names, NAMED)}"
-        return f"{text}; {self.remedy}" if self.remedy else text
-
-    def short(self, names):
-        """ "4 links without a target, as images/e.png", for the one line of training and sampling."""
-        return f"{self.counted(names)}, as {names[0]}"
-
-    def counted(self, names):
-        """ "1 link without a target", "2 links without a target"."""
-        return f"{len(names)} {re.sub(r'^(is|are) (an? )?', '', self.one if len(names) == 1 else self.many)}"
-
-
-LINK = Reason(
-    "is a link without a target",
-    "are links without a target",
-    "fetch them (git annex get, git lfs pull) or remove them",
-)
-CLOSED = Reason("is a folder that cannot be opened", "are folders that cannot be opened", "change their permissions")
-ORPHAN = Reason(
-    "is a mask that belongs to no image",
-    "are masks that belong to no image",
-    "give them the names of their images, or remove them",
-)
-SECOND = Reason(
-    "is a second mask of an image", "are second masks of an image", "keep one; several raters have a folder each"
-)
-PART = Reason(
-    "is in a folder that looks like a part of the split and is none",
-    "are in folders that look like a part of the split and are none",
-    "rename the folder to train/, val/ or test/, or move it away",
-)
-EMPTY_FILE = Reason("is empty (0 bytes)", "are empty (0 bytes)", "copy them again or remove them")
-NAMELESS = Reason(
-    "among the images has no suffix",
-    "among the images have no suffix",
-    "DICOM files often look so: export them as NIfTI (dcm2niix)",
-)
-UNUSED = Reason("is in no case", "are in no case", "move them to where the layout has its images and masks, or away")
-OWN_UNUSED = Reason(
-    "is in no case",
-    "are in no case",
-    "give each a case in find_cases, or name what is no data in the loader's other_files",
-)
-DOCUMENT = Reason("is a table or document", "are tables and documents", is_data=False)
-ARCHIVE = Reason("is an archive, not unpacked", "are archives, not unpacked", is_data=False)
-HIDDEN = Reason("is hidden", "are hidden", is_data=False)
-OTHER = Reason("is of another kind", "are of other kinds", is_data=False)
-
-DOCUMENTS = set(
-    ".txt .csv .tsv .pdf .xlsx .xls .ods .doc .docx .md .rst .html .htm .rtf .json .jsonl .xml .yaml .yml .toml .log "
-    ".bval .bvec .py .ipynb .m .sh".split()
-)
-ARCHIVES = set(".zip .tar .tgz .gz .bz2 .xz .7z .rar .zst".split())
-
-# Images and volumes of kinds that no loader of this package reads: {suffix: how they become what is read}.
-FOREIGN_KINDS = {
-    ".dcm .dicom .ima": "DICOM is not read: export it as NIfTI, as dcm2niix does",
-    ".mha .mhd .raw .nrrd .nhdr .mgz .mgh .mnc .img .hdr .par .rec .vtk .vti .gipl .mrc": "export NIfTI (.nii.gz)",
-    ".jp2 .j2k .jpx .heic .heif .avif .jxl .psd .svg .eps .cr2 .nef .dng .gif .webp .ppm .pgm .pbm .pnm .jfif "
-    ".jpe .tga .exr": "save them as PNG or TIFF",
-    ".svs .ndpi .mrxs .scn .czi .nd2 .lif .lsm .oib .vsi .qptiff": "export tiles as PNG",
-    ".mp4 .avi .mov .mkv .wmv": "export the frames as PNG",
-    ".npy .npz .h5 .hdf5 .mat .pt .pkl": "write a loader of your own",
-}
-FOREIGN = {suffix: remedy for suffixes, remedy in FOREIGN_KINDS.items() for suffix in suffixes.split()}
-ARRAYS = {".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".pkl", ".raw", ".rec"}  # of data only beside cases
-
-
-def foreign(suffix):
-    """The `Reason` of files with a suffix in `FOREIGN`."""
-    kind = f"of a kind that is not read ({suffix})"
-    return Reason(f"is {kind}", f"are {kind}", FOREIGN[suffix])
-
 
 # ---- the walk ----------------------------------------------------------------------------------------------------
 
@@ -257,6 +190,10 @@ def _is_of_this_package(dataset):
     return bool(vars(type(dataset)).get("data_name"))
 
 
+def _is_data_suffix(suffix):
+    return suffix.lower() in SUFFIXES or suffix.lower() in FOREIGN
+
+
 def _is_read(path):
     return split_suffix(path)[1].lower() in SUFFIXES
 
@@ -369,6 +306,8 @@ class _Explanation:
             return foreign(suffix)
         if not suffix and self.is_ours and folder in self.used.images and folder != self.used.root:
             return NAMELESS
+        if suffix in ARCHIVES and _is_data_suffix(split_suffix(below.removesuffix(suffix))[1]):
+            return COMPRESSED
         if suffix in DOCUMENTS:
             return DOCUMENT
         return ARCHIVE if suffix in ARCHIVES else OTHER
@@ -395,22 +334,14 @@ class _Explanation:
             return False
 
 
-COPY_MARK = re.compile(r"[-_ .]*(\(?\d+\)?|copy|old|new|mask|seg)$", re.IGNORECASE)  # what a copy's name adds
-PART_WORDS = re.compile(
-    r"(?<![a-z])(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?|holdout|fold)(?![a-z])", re.IGNORECASE
-)
-
-
-def looks_like_a_part(name):
-    """Whether a folder's name, such as train2 or valid_images, looks like a split's and is none."""
-    return split_of(name) is None and PART_WORDS.search(name) is not None
-
-
 # ---- a folder without cases --------------------------------------------------------------------------------------
 
 
 def unread_kinds(folder):
-    """What a folder holds in place of images that can be read, for a message: "; it holds 12 .dcm files: ..." or ""."""
+    """What a folder holds in place of images that a loader finds, for a message: "; it holds 12 .dcm files: ..." or "".
+
+    Links without a target come first, then kinds of files that are not read, archives, and pictures elsewhere.
+    """
     listing = walk(folder)
     kinds = Counter(split_suffix(path)[1].lower() for path in listing.files)
     kinds = Counter(
@@ -426,6 +357,10 @@ def unread_kinds(folder):
         return f"; it holds the archive {archives[0]}: unpack it"
     if listing.closed:
         return f"; {CLOSED.line(listing.closed)}"
+    places = Counter(os.path.dirname(path) for path in listing.files if _is_read(path))
+    if places:
+        held = [f"{place or '.'}/ has {number}" for place, number in places.most_common()]
+        return f"; pictures or volumes are elsewhere: {listed(held, NAMED)}; rename or move their folder"
     return ""
 
 

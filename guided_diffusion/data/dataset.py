@@ -140,7 +140,7 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(
                 f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}"
-                f"{unread_kinds(self.data_dir)}"
+                f"{unread_kinds(self.data_dir) if _is_ours(type(self)) else links_without_target(self.data_dir)}"
             )
         with own_errors(type(self), "find_cases"):
             self._check_cases()

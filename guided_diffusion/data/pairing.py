@@ -8,7 +8,7 @@ from ..io.files import folders_in, list_files, split_suffix
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
 from ..runtime.errors import UserError
-from .accounting import NAMED
+from .left_over import NAMED
 from .splits import split_of
 from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key
 
@@ -51,23 +51,25 @@ class Pairs:
 # ---- folders -----------------------------------------------------------------------------------------------------
 
 
-def unwrapped(folder, depth=3):
+def unwrapped(folder, depth=3, is_part=False):
     """The folder itself, or the one inside it that holds the layout, as archives often have it: DATA/DATA/images.
 
     A folder inside is taken if it alone holds images/ and the like, or if it has its parent's name and holds images.
+    is_part: the folder is a split's, so that test/ in it is no other split.
     """
     below = folders_in(folder)
-    if depth == 0 or _holds_layout(folder, below) or list_files(folder, SUFFIXES):
+    if depth == 0 or _holds_layout(below, is_part) or list_files(folder, SUFFIXES):
         return folder
-    inner = [one for one in below if _holds_layout(deeper := unwrapped(one, depth - 1), folders_in(deeper))]
+    inner = [one for one in below if _holds_layout(folders_in(unwrapped(one, depth - 1, is_part)), is_part)]
     same = [one for one in below if near_key(one.name) == near_key(Path(folder).absolute().name)]
     chosen = inner if len(inner) == 1 else [one for one in same if one in inner or list_files(one, SUFFIXES)]
-    return unwrapped(chosen[0], depth - 1) if len(chosen) == 1 else folder
+    return unwrapped(chosen[0], depth - 1, is_part) if len(chosen) == 1 else folder
 
 
-def _holds_layout(folder, below):
-    """Whether the folder holds folders of images or of splits, or images with masks beside them in its sub-folders."""
-    return any(_plain(one.name) in IMAGE_FOLDERS or split_of(one.name) for one in below) or any(map(_has_pairs, below))
+def _holds_layout(below, is_part):
+    """Whether a folder's sub-folders are of images or of splits, or have images with masks beside them."""
+    named = any(_plain(one.name) in IMAGE_FOLDERS or (split_of(one.name) and not is_part) for one in below)
+    return named or any(map(_has_pairs, below))
 
 
 def holds_pairs(folder):
@@ -203,13 +205,16 @@ def _images_below(folders, found):
     root = folders.images
     images = {"": list_files(root, SUFFIXES)}
     below = {one.name: files for one in folders_in(root) if (files := list_files(one, SUFFIXES))}
+    below = {name: files for name, files in below.items() if _plain(name) not in MASK_FOLDERS | FIRST_READER}
     if root == folders.folder:  # beside other folders: only those with masks in them
         below = {name: files for name, files in below.items() if folders.masks is None and _has_pairs(root / name)}
     elif any(map(split_of, below)):
         below = {name: files for name, files in below.items() if split_of(name)}
     elif sum(map(len, below.values())) <= len(images[""]):
-        with_masks = {one.name for one in folders_in(folders.masks)} if folders.masks else set()
-        below = {name: files for name, files in below.items() if name in with_masks or _has_pairs(root / name)}
+        with_masks = {near_key(one.name) for one in folders_in(folders.masks)} if folders.masks else set()
+        below = {
+            name: files for name, files in below.items() if near_key(name) in with_masks or _has_pairs(root / name)
+        }
     if below and not any(map(split_of, below)):
         names = listed([f"{name}/" for name in below], NAMED)
         how = "each taken as one patient" if _are_patients(below) else "not taken as patients"
@@ -247,21 +252,25 @@ def _mask_names(stem, stems):
 def _pairs_with(masks, images, complete, found):
     """The pairs with a folder of masks. images: from `_images_below`."""
     groups, pairs, seen = _groups(images), [], []
-    folders = {one.name for one in folders_in(masks)}
-    flat = None
+    folders = [one.name for one in folders_in(masks)]
+    near, flat = NearNames({name: name for name in folders}), None
+    no_raters = {name for below in images if below for name in near.find(below)}
     for below, files in images.items():
         stems = {split_suffix(path)[0] for path in files}
         known = {name for stem in stems for name in _mask_names(stem, stems)}
-        if below in folders:
-            raters = RaterFolders(masks / below, complete, known)
+        same = near.find(below) if below else []
+        if len(same) > 1:
+            raise UserError(f"{masks}: {same[0]}/ and {same[1]}/ may both have the masks of {below}/; keep one")
+        if same:
+            raters = RaterFolders(masks / same[0], complete, known)
         elif below and any((masks / rater / below).is_dir() for rater in folders):
-            raters = RaterFolders(masks, complete, known, set(images), below)
+            raters = RaterFolders(masks, complete, known, no_raters, below)
         elif below and flat is not None:
             raters = flat
         else:
             every = {split_suffix(path)[0] for paths in images.values() for path in paths}
             known = {name for stem in every for name in _mask_names(stem, every)}
-            raters = flat = RaterFolders(masks, complete, known, set(images))
+            raters = flat = RaterFolders(masks, complete, known, no_raters)
         for image in files:
             stem = split_suffix(image)[0]
             shown = image.name if not below else f"{below}/{image.name}"

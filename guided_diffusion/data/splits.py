@@ -118,13 +118,13 @@ def given_split(word):
 
 
 def split_of(folder_name):
-    """The split of a folder by its name (any case): a name in `SPLIT_FOLDERS`, or one such as MICCAI_TrainingData; else
-    None."""
+    """The split of a folder by its name in any case: a name in `SPLIT_FOLDERS`, one such as TestSet or
+    MICCAI_TrainingData, or None."""
     name = folder_name.lower()
-    exact = (split for split, names in SPLIT_FOLDERS.items() if name in names)
-    data = (
-        split
-        for split, names in SPLIT_FOLDERS.items()
-        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name)
-    )
-    return next(exact, None) or next(data, None)
+    for split, names in SPLIT_FOLDERS.items():
+        if name in names or re.fullmatch(rf"({'|'.join(names)})[_ -]?(data)?set", name):
+            return split
+    for split, names in SPLIT_FOLDERS.items():
+        if re.fullmatch(rf"(.*[_-])?(({'|'.join(names)})_?data|data_({'|'.join(names)}))([_-].*)?", name):
+            return split
+    return None

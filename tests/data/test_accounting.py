@@ -16,7 +16,7 @@ from PIL import Image
 from guided_diffusion.cli.sample import print_sampling_summary
 from guided_diffusion.cli.train import print_run_summary
 from guided_diffusion.data import volumes
-from guided_diffusion.data.accounting import account, looks_like_a_part, walk, warn_of_left_over
+from guided_diffusion.data.accounting import account, walk, warn_of_left_over
 from guided_diffusion.data.inspection import find_parts
 from guided_diffusion.data.registry import build_dataset, recognised
 from guided_diffusion.runtime.distributed import Processes
@@ -276,6 +276,7 @@ def test_each_reason_has_its_line(root):
     mask(root / "masks/a_copy.png")
     picture(root / "train2/x.png")
     picture(root / "other/x.png")
+    touch(root, "images/c.png.gz", "masks/scan.mha.bz2")
     touch(root, "images/scan.nrrd", "images/IM0001", "images/b.npy", "code/model.pt", "notes.txt", "old.zip", ".secret")
     (root / "masks/none.png").write_bytes(b"")
     found = of_folder(root)
@@ -285,6 +286,7 @@ def test_each_reason_has_its_line(root):
         "1 file is empty (0 bytes)": "masks/none.png",
         "1 file is in a folder that looks like a part of the split and is none": "train2/x.png",
         "1 file is in no case": "other/x.png",
+        "2 files are compressed": "images/c.png.gz, masks/scan.mha.bz2",
         "1 file is of a kind that is not read (.nrrd)": "images/scan.nrrd",
         "1 file is of a kind that is not read (.npy)": "images/b.npy",
         "1 file among the images has no suffix": "images/IM0001",
@@ -293,7 +295,7 @@ def test_each_reason_has_its_line(root):
         "files beside the data that are not read: 1 table or document, 1 archive, not unpacked, 1 of another kind, "
         "1 hidden"
     )
-    assert found.warning().startswith(f"warning: 8 files of {root} are not used (1 ")
+    assert found.warning().startswith(f"warning: 10 files of {root} are not used (2 compressed, as im")
 
 
 def test_a_folder_that_cannot_be_opened(root, monkeypatch):
@@ -356,21 +358,6 @@ def test_a_part_that_cannot_be_listed_is_said(tmp_path):
     assert "test/masks/a_mask.png: is a second mask of a.png beside a.png; keep one)" in line
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("train2", True),
-        ("Test_old", True),
-        ("valid_images", True),
-        ("fold", True),
-        ("trainees", False),
-        ("test", False),
-    ],
-)
-def test_folders_that_look_like_a_part(name, expected):
-    assert looks_like_a_part(name) == expected
-
-
 # ---- a data set that is not all there ------------------------------------------------------------------------------
 
 
@@ -406,6 +393,11 @@ def test_a_folder_without_cases_says_what_it_holds(tmp_path, name, words):
     with pytest.raises(UserError, match=f"name a loader with --data_name; {words}"):
         recognised("AUTO", tmp_path)
     (tmp_path / "images").mkdir()
+    picture(tmp_path / "deeper/pixels/a.png")
+    if name == "images/a.h5":
+        (tmp_path / "pixels/a.h5").unlink()
+        with pytest.raises(NoCasesError, match="; pictures or volumes are elsewhere: deeper/pixels/ has 1; rename or"):
+            build_dataset("FOLDER", tmp_path, 8)
     (tmp_path / "images/a.png").symlink_to("gone")
     with pytest.raises(NoCasesError, match="; 1 file is a link without a target: images/a.png; fetch"):
         build_dataset("FOLDER", tmp_path, 8)

@@ -186,6 +186,13 @@ def test_a_folder_inside_another(tmp_path, below):
     assert recognised("AUTO", root) == "FOLDER"
 
 
+def test_a_folder_inside_the_folder_of_a_split(tmp_path):
+    put(tmp_path, "TrainDataset/image/a.png", "TrainDataset/masks/a.png", "test/test/images/b.png")
+    assert pairs(load(tmp_path, split="train")) == {"a": ["TrainDataset/masks/a.png"]}
+    dataset = load(tmp_path, split="test", need_masks=False)
+    assert pairs(dataset) == {"b": []} and "the folder inside" in dataset.notes[0]
+
+
 def test_of_two_folders_inside_another_none_is_taken(tmp_path):
     put(tmp_path, "one/images/a.png", "two/images/a.png")
     assert unwrapped(tmp_path) == tmp_path
@@ -248,8 +255,16 @@ def test_sub_folders_beside_more_images_need_masks(tmp_path):
     assert list(pairs(dataset)) == ["a", "b"] and account([dataset]).error_lines() == [
         "1 file is in no case: images/small/a.png; move them to where the layout has its images and masks, or away"
     ]
-    put(tmp_path, "masks/small/a.png")
+    put(tmp_path, "masks/Small/a.png")
     assert list(pairs(load(tmp_path))) == ["a", "b", "small_a"]
+
+
+def test_masks_below_images_are_no_images(tmp_path):
+    put(tmp_path, "images/a.png", "images/masks/a.png", "images/masks/b.png")
+    dataset = load(tmp_path, need_masks=False)
+    assert (
+        pairs(dataset) == {"a": []} and "2 files are in no case: images/masks/a" in account([dataset]).error_lines()[0]
+    )
 
 
 def test_splits_below_images_are_splits(tmp_path):

@@ -224,6 +224,11 @@ def test_split_folders(tmp_path):
         ("ASNR-MICCAI-BraTS2023-GLI-Challenge-ValidationData", "val"),
         ("images", None),
         ("latest_data", None),
+        ("TrainDataset", "train"),
+        ("test set", "test"),
+        ("Validation_Set", "val"),
+        ("testset2", None),
+        ("test_set_old", None),
         ("trainee", None),
     ],
 )

@@ -35,9 +35,9 @@ from ...io.images import read_picture, read_picture_labels, read_picture_mask, s
 from ...io.nifti import is_nifti, nifti_channels
 from ...runtime.console import counted, listed
 from ...runtime.errors import NoSplitError, UserError
-from ..accounting import NAMED, Reason
 from ..cases import Case
 from ..dataset import SegmentationDataset
+from ..left_over import NAMED, Reason
 from ..pairing import has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
@@ -57,6 +57,9 @@ class FolderDataset(SegmentationDataset):
     `ct_window`. Each slice of a volume is a case, and the fourth axis holds its channels.
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. With several raters the masks
     are masks/RATER/NAME.png. Sampling needs no masks/, and takes images from data_dir itself if there is no images/.
+    What is near to this is read too, with a note (see `pairing`): names that differ in Unicode form or case, folders
+    such as imgs/ and labels/, a folder inside one of the same name, sub-folders of patients, masks beside their images,
+    NAME_mask_1.png as a part of NAME_mask.png, and DRIVE with its fields of view left out.
     Optional files:
     - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images of each split. "val" may be left
       out, and replaces a missing "test". The alternative is sub-folders train/, val/ and test/, each with images/ and
@@ -125,7 +128,8 @@ class FolderDataset(SegmentationDataset):
     def recognises(cls, data_dir):
         """Whether the folder or a split's folder in it holds images/ or the like, or images themselves."""
         root = unwrapped(data_dir)
-        return any(map(holds_pairs, [root, *(path for path in folders_in(root) if split_of(path.name))]))
+        parts = (unwrapped(path, is_part=True) for path in folders_in(root) if split_of(path.name))
+        return any(map(holds_pairs, (root, *parts)))
 
     def expected_layout(self):
         return "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz)"
@@ -169,10 +173,14 @@ class FolderDataset(SegmentationDataset):
         is_retina = any(map(has_reader, every))
         found = []
         for folder in parts:
-            pairs = pairs_in(folder, self.need_masks, is_retina)
+            inner = unwrapped(folder, is_part=folder != self.root)
+            if inner != folder:
+                self.notes += (f"{inner}: is read, the folder inside {folder}",)
+            pairs = pairs_in(inner, self.need_masks, is_retina)
             self.notes += tuple(pairs.notes)
             self._remember(pairs)
             found += pairs.pairs
+        self.notes = tuple(dict.fromkeys(self.notes))  # parts may share one
         if any(split_of(pair.below) for pair in found):
             return self._of_split(found, is_listed)
         if self.split == "val" and is_undivided:
