@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ..io.files import folders_in, list_files, split_suffix
@@ -19,6 +20,7 @@ MASK_FOLDERS = {
     *("segmentations", "segmentation", "segs", "seg", "truth", "truths"),
 }
 FIRST_READER, SECOND_READER = {"1stmanual", "manual1", "manual"}, {"2ndmanual", "manual2"}  # as in DRIVE and HRF
+NOT_EXACT = MASK_FOLDERS | FIRST_READER | SECOND_READER
 RETINA = re.compile(r"(\d+)_(?:training|test)", re.IGNORECASE)  # DRIVE: 21_training.tif has the truth 21_manual1.gif
 FIELD_OF_VIEW = re.compile(r"\d+_(?:training|test)_mask", re.IGNORECASE)
 
@@ -57,13 +59,21 @@ def unwrapped(folder, depth=3, is_part=False):
     A folder inside is taken if it alone holds images/ and the like, or if it has its parent's name and holds images.
     is_part: the folder is a split's, so that test/ in it is no other split.
     """
-    below = folders_in(folder)
-    if depth == 0 or _holds_layout(below, is_part) or list_files(folder, SUFFIXES):
+    if depth == 0:
         return folder
-    inner = [one for one in below if _holds_layout(folders_in(unwrapped(one, depth - 1, is_part)), is_part)]
+    below = folders_in(folder)
+    inner = {one: unwrapped(one, depth - 1, is_part) for one in below} if not _holds_layout(below, is_part) else {}
     same = [one for one in below if near_key(one.name) == near_key(Path(folder).absolute().name)]
-    chosen = inner if len(inner) == 1 else [one for one in same if one in inner or list_files(one, SUFFIXES)]
-    return unwrapped(chosen[0], depth - 1, is_part) if len(chosen) == 1 else folder
+    if len(same) == 1:
+        deeper = inner.get(same[0]) or unwrapped(same[0], depth - 1, is_part)
+        is_whole = _holds_layout(folders_in(deeper), is_part)
+        if is_whole and 2 * count_data(deeper, 4) > count_data(folder, 8):
+            return deeper
+    if not inner or list_files(folder, SUFFIXES):
+        return folder
+    whole = [deeper for deeper in inner.values() if _holds_layout(folders_in(deeper), is_part)]
+    loose = [one for one in same if list_files(one, SUFFIXES)]
+    return whole[0] if len(whole) == 1 else loose[0] if len(loose) == 1 and not whole else folder
 
 
 def _holds_layout(below, is_part):
@@ -95,15 +105,21 @@ def image_of(stem):
     return stem.removesuffix(ending)
 
 
-def _count_data(folder, depth=2):
+def count_data(folder, depth=2):
     """The number of pictures and volumes in a folder and its sub-folders."""
-    deeper = sum(_count_data(one, depth - 1) for one in folders_in(folder)) if depth else 0
+    deeper = sum(count_data(one, depth - 1) for one in folders_in(folder)) if depth else 0
     return len(list_files(folder, SUFFIXES)) + deeper
 
 
 def has_reader(folder):
     """Whether the folder has the truth of a reader as DRIVE and HRF name it, so that mask/ is the field of view."""
     return any(_plain(one.name) in FIRST_READER | SECOND_READER for one in folders_in(folder))
+
+
+def _near_keys(image):
+    """The `near_key`s of names that a mask of the image may have."""
+    stem = split_suffix(image)[0]
+    return [near_key(name) for name in (*_mask_names(stem, ()), *(image.name + ending for ending in MASK_ENDINGS))]
 
 
 class _Folders:
@@ -126,36 +142,69 @@ class _Folders:
         self.images, self.masks = self._doubled(self.images), self.masks and self._doubled(self.masks)
 
     def _choose_images(self):
+        """images/, else the only folder of a name near to that, else the folder itself."""
         exact = self.folder / "images"
-        if exact in self.below:
+        named = [one for one in self.below if _plain(one.name) in IMAGE_FOLDERS]
+        others = [one for one in self.below if one not in named and _plain(one.name) not in MASK_FOLDERS]
+        paired = sum(len(list_files(one, SUFFIXES)) for one in (self.folder, *others) if _has_pairs(one))
+        if named == [exact] and not paired:
             return exact
-        near = {one: number for one in self.below if _plain(one.name) in IMAGE_FOLDERS and (number := _count_data(one))}
-        if len(near) > 1:
-            names = " and ".join(f"{one.name}/" for one in near)
-            raise UserError(f"{self.folder}: {names} may both hold the images; rename one to images/")
-        loose = len(list_files(self.folder, SUFFIXES))
-        return next((one for one, number in near.items() if number >= loose), self.folder)
+        held = {one: number for one in named if (number := count_data(one)) or one == exact}
+        if not held:
+            return self.folder
+        filled = [one for one, number in held.items() if number]
+        if held.get(exact) == max(held.values()):
+            chosen, loose = exact, paired
+        elif len(filled) == 1:
+            chosen, loose = filled[0], max(paired, len(list_files(self.folder, SUFFIXES)))
+        else:
+            names = " and ".join(f"{one.name}/" for one in filled)
+            raise UserError(f"{self.folder}: {names} may both hold the images; keep one, called images/")
+        return chosen if held[chosen] >= loose else self.folder
 
     def _choose_masks(self, is_retina, complete):
-        exact = [one for one in self.below if one == self.folder / "masks"]
-        named = [one for one in self.below if one != self.images and _plain(one.name) in MASK_FOLDERS]
-        near = [one for one in named if one not in exact and _count_data(one)]
-        first = [one for one in self.below if _plain(one.name) in FIRST_READER and _count_data(one)]
-        second = [one for one in self.below if _plain(one.name) in SECOND_READER and _count_data(one)]
-        views = [one for one in near if _plain(one.name) == "mask" and (is_retina or first or _holds_views(one))]
+        """masks/, or another folder whose files have more of the images' names; None where they lie beside images."""
+        exact = self.folder / "masks"
+        below = [one for one in self.below if one != self.images]
+        if not self._beside and not any(_plain(one.name) in NOT_EXACT and one != exact for one in below):
+            return exact if exact in below else None
+        named = {one: self._matches(one) for one in below if _plain(one.name) in MASK_FOLDERS}
+        first = {one: number for one in below if _plain(one.name) in FIRST_READER and (number := self._matches(one))}
+        views = [one for one in named if _plain(one.name) == "mask" and (is_retina or first or _holds_views(one))]
         self.set_aside |= dict.fromkeys(views, "field of view")
         if first:
+            second = [one for one in below if _plain(one.name) in SECOND_READER]
             self.set_aside |= dict.fromkeys(second, "second reader")
-        near = [one for one in near if one not in views]
-        if exact and first:
-            self._ambiguous([*exact, *first], complete)
+        matches = {one: number for one, number in (named | first).items() if one not in views}
+        most = max(matches.values(), default=0)
+        if most < self._beside or not matches:
             return None
-        if exact or first:
-            return (exact or first)[0]
-        if len(near) > 1:
-            self._ambiguous(near, complete)
+        best = [one for one, number in matches.items() if number == most]
+        if most == 0:
+            return exact if exact in best else None
+        if len(best) > 1 and (exact not in best or first):
+            self._ambiguous(best, complete)
             return None
-        return near[0] if near else None
+        return exact if exact in best else best[0]
+
+    @cached_property
+    def _image_files(self):
+        files = [list_files(one, SUFFIXES) for one in (self.images, *folders_in(self.images))]
+        return [path for some in (files[:1] if self.images == self.folder else files) for path in some]
+
+    @cached_property
+    def _beside(self):
+        """The number of masks beside their images."""
+        folders = [one for one in self.below if one != self.images and _plain(one.name) not in MASK_FOLDERS]
+        folders = folders if self.images == self.folder else []
+        return sum(len(list_files(one, SUFFIXES)) for one in (self.images, *folders) if _has_pairs(one)) // 2
+
+    def _matches(self, folder):
+        """The number of images that have a mask in the folder or its sub-folders, by names that nearly fit."""
+        folders = [folder, *folders_in(folder)]
+        folders += [deeper for one in folders[1:] for deeper in folders_in(one)]
+        keys = {near_key(split_suffix(path)[0]) for one in folders for path in list_files(one, SUFFIXES)}
+        return sum(any(key in keys for key in _near_keys(path)) for path in self._image_files) if keys else 0
 
     def _ambiguous(self, folders, complete):
         names = " and ".join(f"{one.name}/" for one in folders)
@@ -169,7 +218,7 @@ class _Folders:
         below = folders_in(folder)
         same = [one for one in below if near_key(one.name) == near_key(folder.name)]
         if folder != self.folder and len(same) == 1 and not list_files(folder, SUFFIXES):
-            if all(one in same or not _count_data(one) for one in below):
+            if all(one in same or not count_data(one) for one in below):
                 self.notes.append(f"{folder}: the folder of the same name inside it is read")
                 return same[0]
         return folder
@@ -208,18 +257,26 @@ def _images_below(folders, found):
     below = {name: files for name, files in below.items() if _plain(name) not in MASK_FOLDERS | FIRST_READER}
     if root == folders.folder:  # beside other folders: only those with masks in them
         below = {name: files for name, files in below.items() if folders.masks is None and _has_pairs(root / name)}
-    elif any(map(split_of, below)):
+    elif _is_divided(images[""], below):
         below = {name: files for name, files in below.items() if split_of(name)}
     elif sum(map(len, below.values())) <= len(images[""]):
         with_masks = {near_key(one.name) for one in folders_in(folders.masks)} if folders.masks else set()
         below = {
             name: files for name, files in below.items() if near_key(name) in with_masks or _has_pairs(root / name)
         }
+    if not _is_divided(images[""], below):
+        below = {name: files for name, files in below.items() if not split_of(name)}
     if below and not any(map(split_of, below)):
         names = listed([f"{name}/" for name in below], NAMED)
         how = "each taken as one patient" if _are_patients(below) else "not taken as patients"
         found.notes.append(f"{root}: {counted(len(below), 'sub-folder')} ({names}), {how}; --group_key overrides that")
     return images | below
+
+
+def _is_divided(loose, below):
+    """Whether most images lie in sub-folders of splits. loose: the others. below: {sub-folder: files}."""
+    inside = sum(len(files) for name, files in below.items() if split_of(name))
+    return inside > len(loose) + sum(map(len, below.values())) - inside
 
 
 def _are_patients(names):

@@ -158,7 +158,7 @@ def test_folders_of_which_two_nearly_fit(tmp_path):
         "labels/a.png",
     }
     put(tmp_path / "images", "imgs/a.png", "photos/a.png")
-    with pytest.raises(UserError, match="imgs/ and photos/ may both hold the images; rename one to images/"):
+    with pytest.raises(UserError, match="imgs/ and photos/ may both hold the images; keep one, called images/"):
         load(tmp_path / "images", need_masks=False)
     put(tmp_path / "images", "images/a.png", "masks/a.png", "labels/a.png")  # the exact names win
     assert pairs(load(tmp_path / "images")) == {"a": ["masks/a.png"]}

@@ -38,7 +38,7 @@ from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..left_over import NAMED, Reason
-from ..pairing import has_reader, holds_pairs, pairs_in, unwrapped
+from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
 from ..volumes import VolumeReader, normalised_channels, normaliser
@@ -165,11 +165,10 @@ class FolderDataset(SegmentationDataset):
         self.notes = () if self.root == self.data_dir else (f"{self.root}: is read, the folder inside {self.data_dir}",)
         path = self._beside_images("split.json")
         is_listed = self.split is not None and path.is_file()
-        parts = split_folders(self.root, None if is_listed else self.split)
-        every = split_folders(self.root, None)
+        every = self._split_folders()
         is_undivided = every == [self.root] and not is_listed
-        if self.split == "val" and is_undivided:
-            parts = every  # images/val/ may hold them
+        # In undivided data images/val/ may hold the validation cases.
+        parts = every if is_listed or is_undivided else split_folders(self.root, self.split)
         is_retina = any(map(has_reader, every))
         found = []
         for folder in parts:
@@ -186,6 +185,25 @@ class FolderDataset(SegmentationDataset):
         if self.split == "val" and is_undivided:
             return []
         return self._listed_pairs(path, found) if is_listed else found
+
+    def _split_folders(self):
+        """The folders of all splits, or the root alone if these hold no images.
+
+        Raises `UserError` where images lie both in them and, most of them, beside them.
+        """
+        every = split_folders(self.root, None)
+        if every == [self.root]:
+            return every
+        inside = sum(count_data(folder, 4) for folder in every)
+        if not inside:
+            return [self.root]
+        if holds_pairs(self.root) and count_data(self.root, 5) > 2 * inside:
+            names = " and ".join(f"{folder.name}/" for folder in every)
+            raise UserError(
+                f"{self.root}: holds images and {names}, so that their split is unclear; move the images into train/, "
+                f"or {names} away"
+            )
+        return every
 
     def _beside_images(self, name):
         """The path of a file that may lie in data_dir, or in the folder of the same name inside it."""
