@@ -64,15 +64,16 @@ def unwrapped(folder, depth=3, is_part=False):
     below = folders_in(folder)
     inner = {one: unwrapped(one, depth - 1, is_part) for one in below} if not _holds_layout(below, is_part) else {}
     same = [one for one in below if near_key(one.name) == near_key(Path(folder).absolute().name)]
+    same = [one for one in same if is_part or not split_of(one.name)]
     if len(same) == 1:
         deeper = inner.get(same[0]) or unwrapped(same[0], depth - 1, is_part)
         is_whole = _holds_layout(folders_in(deeper), is_part)
         if is_whole and 2 * count_data(deeper, 4) > count_data(folder, 8):
             return deeper
-    if not inner or list_files(folder, SUFFIXES):
+    if not inner or _pictures(folder):
         return folder
     whole = [deeper for deeper in inner.values() if _holds_layout(folders_in(deeper), is_part)]
-    loose = [one for one in same if list_files(one, SUFFIXES)]
+    loose = [one for one in same if _pictures(one)]
     return whole[0] if len(whole) == 1 else loose[0] if len(loose) == 1 and not whole else folder
 
 
@@ -86,7 +87,15 @@ def holds_pairs(folder):
     """Whether `pairs_in` finds images in the folder; it looks at no more than their names."""
     below = folders_in(folder)
     named = [one for one in below if _plain(one.name) in IMAGE_FOLDERS]
-    return bool(named or list_files(folder, SUFFIXES) or any(map(_has_pairs, below)))
+    return bool(named or _pictures(folder) or any(map(_has_pairs, below)))
+
+
+def _pictures(folder):
+    """The pictures and volumes in a folder that may not matter; [] where it cannot be listed."""
+    try:
+        return list_files(folder, SUFFIXES)
+    except OSError:  # named by `accounting`
+        return []
 
 
 def _plain(name):
@@ -95,7 +104,7 @@ def _plain(name):
 
 def _has_pairs(folder):
     """Whether a picture NAME_mask lies beside its image NAME."""
-    stems = {split_suffix(path)[0] for path in list_files(folder, SUFFIXES)}
+    stems = {split_suffix(path)[0] for path in _pictures(folder)}
     return any(stem.endswith(BESIDE_ENDINGS) and image_of(stem) in stems for stem in stems)
 
 
@@ -108,7 +117,7 @@ def image_of(stem):
 def count_data(folder, depth=2):
     """The number of pictures and volumes in a folder and its sub-folders."""
     deeper = sum(count_data(one, depth - 1) for one in folders_in(folder)) if depth else 0
-    return len(list_files(folder, SUFFIXES)) + deeper
+    return len(_pictures(folder)) + deeper
 
 
 def has_reader(folder):
@@ -146,7 +155,7 @@ class _Folders:
         exact = self.folder / "images"
         named = [one for one in self.below if _plain(one.name) in IMAGE_FOLDERS]
         others = [one for one in self.below if one not in named and _plain(one.name) not in MASK_FOLDERS]
-        paired = sum(len(list_files(one, SUFFIXES)) for one in (self.folder, *others) if _has_pairs(one))
+        paired = sum(len(_pictures(one)) for one in (self.folder, *others) if _has_pairs(one))
         if named == [exact] and not paired:
             return exact
         held = {one: number for one in named if (number := count_data(one)) or one == exact}
@@ -156,7 +165,7 @@ class _Folders:
         if held.get(exact) == max(held.values()):
             chosen, loose = exact, paired
         elif len(filled) == 1:
-            chosen, loose = filled[0], max(paired, len(list_files(self.folder, SUFFIXES)))
+            chosen, loose = filled[0], max(paired, len(_pictures(self.folder)))
         else:
             names = " and ".join(f"{one.name}/" for one in filled)
             raise UserError(f"{self.folder}: {names} may both hold the images; keep one, called images/")
@@ -189,7 +198,7 @@ class _Folders:
 
     @cached_property
     def _image_files(self):
-        files = [list_files(one, SUFFIXES) for one in (self.images, *folders_in(self.images))]
+        files = [_pictures(one) for one in (self.images, *folders_in(self.images))]
         return [path for some in (files[:1] if self.images == self.folder else files) for path in some]
 
     @cached_property
@@ -197,13 +206,13 @@ class _Folders:
         """The number of masks beside their images."""
         folders = [one for one in self.below if one != self.images and _plain(one.name) not in MASK_FOLDERS]
         folders = folders if self.images == self.folder else []
-        return sum(len(list_files(one, SUFFIXES)) for one in (self.images, *folders) if _has_pairs(one)) // 2
+        return sum(len(_pictures(one)) for one in (self.images, *folders) if _has_pairs(one)) // 2
 
     def _matches(self, folder):
         """The number of images that have a mask in the folder or its sub-folders, by names that nearly fit."""
         folders = [folder, *folders_in(folder)]
         folders += [deeper for one in folders[1:] for deeper in folders_in(one)]
-        keys = {near_key(split_suffix(path)[0]) for one in folders for path in list_files(one, SUFFIXES)}
+        keys = {near_key(split_suffix(path)[0]) for one in folders for path in _pictures(one)}
         return sum(any(key in keys for key in _near_keys(path)) for path in self._image_files) if keys else 0
 
     def _ambiguous(self, folders, complete):
@@ -217,7 +226,7 @@ class _Folders:
         """images/images for images/, where nothing else is in it."""
         below = folders_in(folder)
         same = [one for one in below if near_key(one.name) == near_key(folder.name)]
-        if folder != self.folder and len(same) == 1 and not list_files(folder, SUFFIXES):
+        if folder != self.folder and len(same) == 1 and not _pictures(folder):
             if all(one in same or not count_data(one) for one in below):
                 self.notes.append(f"{folder}: the folder of the same name inside it is read")
                 return same[0]
@@ -226,7 +235,7 @@ class _Folders:
 
 def _holds_views(folder):
     """Whether all pictures of a folder are called as DRIVE's fields of view."""
-    stems = [split_suffix(path)[0] for path in list_files(folder, SUFFIXES)]
+    stems = [split_suffix(path)[0] for path in _pictures(folder)]
     return bool(stems) and all(map(FIELD_OF_VIEW.fullmatch, stems))
 
 
@@ -253,7 +262,7 @@ def _images_below(folders, found):
     """{sub-folder, "" for the folder itself: image files}. Sub-folders count if they have masks or most images."""
     root = folders.images
     images = {"": list_files(root, SUFFIXES)}
-    below = {one.name: files for one in folders_in(root) if (files := list_files(one, SUFFIXES))}
+    below = {one.name: files for one in folders_in(root) if (files := _pictures(one))}
     below = {name: files for name, files in below.items() if _plain(name) not in MASK_FOLDERS | FIRST_READER}
     if root == folders.folder:  # beside other folders: only those with masks in them
         below = {name: files for name, files in below.items() if folders.masks is None and _has_pairs(root / name)}

@@ -71,6 +71,26 @@ def folder_of_patients(root):
             mask(root / part / "masks" / name / f"{part}.png")
 
 
+def folder_of_other_names(root):
+    for name in "abc":
+        picture(root / "imgs" / f"{name}.JPG")
+        mask(root / "labels" / f"{name}.png")
+
+
+def drive(root):
+    for part, number in (("training", 21), ("training", 22), ("test", 11)):
+        picture(root / part / "images" / f"{number}_{part}.tif")
+        mask(root / part / "1st_manual" / f"{number}_manual1.png")
+        mask(root / part / "mask" / f"{number}_{part}_mask.png")
+
+
+def folder_of_raters(root):
+    for name in "ab":
+        picture(root / "data/images" / f"{name}.png")
+        for rater in ("anna", "ben"):
+            mask(root / "data/masks" / rater / f"{name}.png")
+
+
 def isic(root):
     for part in ("Training", "Test"):
         for k in range(2):
@@ -100,6 +120,9 @@ LAYOUTS = {
     "FOLDER beside": folder_with_beside_masks,
     "FOLDER volumes": folder_of_volumes,
     "FOLDER patients": folder_of_patients,
+    "FOLDER other names": folder_of_other_names,
+    "FOLDER drive": drive,
+    "FOLDER raters": folder_of_raters,
     "ISIC": isic,
     "BRATS": brats,
     "MSD": decathlon,
@@ -157,6 +180,16 @@ ODD_FILES = {
     "train2/extra.png": picture,
     "Test_old/extra.png": picture,
     "old/extra_mask.png": mask,
+    "images/x.png": picture,
+    "imgs/x.png": picture,
+    "masks/x.png": mask,
+    "mask/x.png": mask,
+    "gt/x.png": mask,
+    "1st_manual/x.png": mask,
+    "test/x.png": picture,
+    "train/notes.txt": text("x"),
+    "P9/x_mask.png": mask,
+    "A.PNG": picture,
     "m.json": text("{}"),
     "model.pt": text("x"),
 }
