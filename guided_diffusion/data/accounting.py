@@ -24,13 +24,13 @@ from .left_over import (
     FOREIGN,
     HIDDEN,
     LINK,
-    NAMED,
     NAMELESS,
     ORPHAN,
     OTHER,
     OWN_UNUSED,
     PART,
     SECOND,
+    SHOWN_FILES,
     UNUSED,
     foreign,
     looks_like_a_part,
@@ -360,7 +360,7 @@ def unread_kinds(folder):
     places = Counter(os.path.dirname(path) for path in listing.files if _is_read(path))
     if places:
         held = [f"{place or '.'}/ has {number}" for place, number in places.most_common()]
-        return f"; pictures or volumes are elsewhere: {listed(held, NAMED)}; rename or move their folder"
+        return f"; pictures or volumes are elsewhere: {listed(held, SHOWN_FILES)}; rename or move their folder"
     return ""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..runtime.console import counted, listed
 from .splits import split_of
 
-NAMED = 3  # files that a line names
+SHOWN_FILES = 3  # files that a line names
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Reason:
     is_data: bool = True
 
     def line(self, names):
-        """A line that names up to `NAMED` of the files and says what to do."""
-        text = f"{counted(len(names), 'file')} {self.one if len(names) == 1 else self.many}: {listed(names, NAMED)}"
+        """A line that names up to `SHOWN_FILES` of the files and says what to do."""
+        text = (
+            f"{counted(len(names), 'file')} {self.one if len(names) == 1 else self.many}: {listed(names, SHOWN_FILES)}"
+        )
         return f"{text}; {self.remedy}" if self.remedy else text
 
     def short(self, names):

@@ -9,7 +9,7 @@ from ..io.files import folders_in, list_files, split_suffix
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
 from ..runtime.errors import UserError
-from .left_over import NAMED
+from .left_over import SHOWN_FILES
 from .splits import split_of
 from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key
 
@@ -79,14 +79,14 @@ def unwrapped(folder, depth=3, is_part=False):
 
 def _holds_layout(below, is_part):
     """Whether a folder's sub-folders are of images or of splits, or have images with masks beside them."""
-    named = any(_plain(one.name) in IMAGE_FOLDERS or (split_of(one.name) and not is_part) for one in below)
+    named = any(_letters(one.name) in IMAGE_FOLDERS or (split_of(one.name) and not is_part) for one in below)
     return named or any(map(_has_pairs, below))
 
 
 def holds_pairs(folder):
     """Whether `pairs_in` finds images in the folder; it looks at no more than their names."""
     below = folders_in(folder)
-    named = [one for one in below if _plain(one.name) in IMAGE_FOLDERS]
+    named = [one for one in below if _letters(one.name) in IMAGE_FOLDERS]
     return bool(named or _pictures(folder) or any(map(_has_pairs, below)))
 
 
@@ -98,7 +98,7 @@ def _pictures(folder):
         return []
 
 
-def _plain(name):
+def _letters(name):
     return re.sub(r"[\s_-]+", "", near_key(name))
 
 
@@ -122,7 +122,7 @@ def count_data(folder, depth=2):
 
 def has_reader(folder):
     """Whether the folder has the truth of a reader as DRIVE and HRF name it, so that mask/ is the field of view."""
-    return any(_plain(one.name) in FIRST_READER | SECOND_READER for one in folders_in(folder))
+    return any(_letters(one.name) in FIRST_READER | SECOND_READER for one in folders_in(folder))
 
 
 def _near_keys(image):
@@ -153,8 +153,8 @@ class _Folders:
     def _choose_images(self):
         """images/, else the only folder of a name near to that, else the folder itself."""
         exact = self.folder / "images"
-        named = [one for one in self.below if _plain(one.name) in IMAGE_FOLDERS]
-        others = [one for one in self.below if one not in named and _plain(one.name) not in MASK_FOLDERS]
+        named = [one for one in self.below if _letters(one.name) in IMAGE_FOLDERS]
+        others = [one for one in self.below if one not in named and _letters(one.name) not in MASK_FOLDERS]
         paired = sum(len(_pictures(one)) for one in (self.folder, *others) if _has_pairs(one))
         if named == [exact] and not paired:
             return exact
@@ -175,14 +175,14 @@ class _Folders:
         """masks/, or another folder whose files have more of the images' names; None where they lie beside images."""
         exact = self.folder / "masks"
         below = [one for one in self.below if one != self.images]
-        if not self._beside and not any(_plain(one.name) in NOT_EXACT and one != exact for one in below):
+        if not self._beside and not any(_letters(one.name) in NOT_EXACT and one != exact for one in below):
             return exact if exact in below else None
-        named = {one: self._matches(one) for one in below if _plain(one.name) in MASK_FOLDERS}
-        first = {one: number for one in below if _plain(one.name) in FIRST_READER and (number := self._matches(one))}
-        views = [one for one in named if _plain(one.name) == "mask" and (is_retina or first or _holds_views(one))]
+        named = {one: self._matches(one) for one in below if _letters(one.name) in MASK_FOLDERS}
+        first = {one: number for one in below if _letters(one.name) in FIRST_READER and (number := self._matches(one))}
+        views = [one for one in named if _letters(one.name) == "mask" and (is_retina or first or _holds_views(one))]
         self.set_aside |= dict.fromkeys(views, "field of view")
         if first:
-            second = [one for one in below if _plain(one.name) in SECOND_READER]
+            second = [one for one in below if _letters(one.name) in SECOND_READER]
             self.set_aside |= dict.fromkeys(second, "second reader")
         matches = {one: number for one, number in (named | first).items() if one not in views}
         most = max(matches.values(), default=0)
@@ -204,7 +204,7 @@ class _Folders:
     @cached_property
     def _beside(self):
         """The number of masks beside their images."""
-        folders = [one for one in self.below if one != self.images and _plain(one.name) not in MASK_FOLDERS]
+        folders = [one for one in self.below if one != self.images and _letters(one.name) not in MASK_FOLDERS]
         folders = folders if self.images == self.folder else []
         return sum(len(_pictures(one)) for one in (self.images, *folders) if _has_pairs(one)) // 2
 
@@ -263,7 +263,7 @@ def _images_below(folders, found):
     root = folders.images
     images = {"": list_files(root, SUFFIXES)}
     below = {one.name: files for one in folders_in(root) if (files := _pictures(one))}
-    below = {name: files for name, files in below.items() if _plain(name) not in MASK_FOLDERS | FIRST_READER}
+    below = {name: files for name, files in below.items() if _letters(name) not in MASK_FOLDERS | FIRST_READER}
     if root == folders.folder:  # beside other folders: only those with masks in them
         below = {name: files for name, files in below.items() if folders.masks is None and _has_pairs(root / name)}
     elif _is_divided(images[""], below):
@@ -276,7 +276,7 @@ def _images_below(folders, found):
     if not _is_divided(images[""], below):
         below = {name: files for name, files in below.items() if not split_of(name)}
     if below and not any(map(split_of, below)):
-        names = listed([f"{name}/" for name in below], NAMED)
+        names = listed([f"{name}/" for name in below], SHOWN_FILES)
         how = "each taken as one patient" if _are_patients(below) else "not taken as patients"
         found.notes.append(f"{root}: {counted(len(below), 'sub-folder')} ({names}), {how}; --group_key overrides that")
     return images | below
@@ -393,7 +393,7 @@ def _owned(marks, images):
 def _note_near(near, folder, found):
     """Add a note on masks whose names differ a little. near: (mask, how). folder: that paths in it start from."""
     if near:
-        names = listed([str(path.relative_to(folder)) for path, _ in near], NAMED)
+        names = listed([str(path.relative_to(folder)) for path, _ in near], SHOWN_FILES)
         kinds = " or ".join(dict.fromkeys(how for _, how in near))
         verb = "differs from its image's name" if len(near) == 1 else "differ from their images' names"
         found.notes.append(f"{names} {verb} in {kinds}: taken")
@@ -403,5 +403,7 @@ def _note_united(pairs, found):
     """Add a note on masks of several files."""
     united = {mask: parts for pair in pairs for mask, parts in pair.further.items()}
     if united:
-        names = listed([" + ".join(path.name for path in (mask, *parts)) for mask, parts in united.items()], NAMED)
+        names = listed(
+            [" + ".join(path.name for path in (mask, *parts)) for mask, parts in united.items()], SHOWN_FILES
+        )
         found.notes.append(f"{counted(len(united), 'mask')} united from several files: {names}")

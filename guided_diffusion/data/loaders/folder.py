@@ -37,13 +37,13 @@ from ...runtime.console import counted, listed
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
-from ..left_over import NAMED, Reason
+from ..left_over import SHOWN_FILES, Reason
 from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
-from ..volumes import VolumeReader, normalised_channels, normaliser
+from ..volumes import FILES_ONLY, VolumeReader, normalised_channels, normaliser
 
-KNOWN = {  # folders that no case has files of
+SET_ASIDE = {  # folders that no case has files of
     "field of view": Reason("is a field of view", "are fields of view", is_data=False),
     "second reader": Reason("is of a second reader", "are of a second reader", is_data=False),
 }
@@ -72,11 +72,13 @@ class FolderDataset(SegmentationDataset):
     kept = ("is_nifti", "ct_window")
     finds_validation = True
     further = {}  # {mask: files that are united with it}
-    set_aside = {}  # {folder, from data_dir: why it is not read, a key of KNOWN}
+    set_aside = {}  # {folder, from data_dir: why it is not read, a key of SET_ASIDE}
 
     def find_cases(self):
         self.volumes = VolumeReader(normaliser(self.ct_window))
         found = self._find_pairs()
+        if FILES_ONLY.get():
+            return [Case(pair.name, (pair.image,), pair.masks) for pair in found]
         if found:
             self._set_kind(found)
         labels = self._labels_of(found)
@@ -122,7 +124,7 @@ class FolderDataset(SegmentationDataset):
     def explain(self, path):
         """Fields of view and second readers are known, and not needed."""
         places = [str(Path(path).parent), *map(str, Path(path).parent.parents)]
-        return next((KNOWN[self.set_aside[place]] for place in places if place in self.set_aside), None)
+        return next((SET_ASIDE[self.set_aside[place]] for place in places if place in self.set_aside), None)
 
     @classmethod
     def recognises(cls, data_dir):
@@ -215,7 +217,7 @@ class FolderDataset(SegmentationDataset):
         for folder, why in pairs.set_aside.items():
             self.set_aside = self.set_aside | {str(folder.relative_to(self.data_dir)): why}
         if pairs.set_aside:
-            why = {name: [f"{f.name}/" for f, w in pairs.set_aside.items() if w == name] for name in KNOWN}
+            why = {name: [f"{f.name}/" for f, w in pairs.set_aside.items() if w == name] for name in SET_ASIDE}
             self.notes += tuple(f"{', '.join(f)}: not read, the {name}" for name, f in why.items() if f)
         self.further = self.further | {mask: parts for pair in pairs.pairs for mask, parts in pair.further.items()}
 
@@ -261,7 +263,7 @@ class FolderDataset(SegmentationDataset):
         """Add a note on names in a file that differ from those of their images in Unicode form or case."""
         if entries:
             verb = "differs from its image" if len(entries) == 1 else "differ from their images"
-            self.notes += (f"{path}: {listed(entries, NAMED)} {verb} in Unicode form or case: taken",)
+            self.notes += (f"{path}: {listed(entries, SHOWN_FILES)} {verb} in Unicode form or case: taken",)
 
     def _raise_twice(self, path, entry, one, other):
         raise UserError(
