@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.options import DataOptions
 from ..config.sample_options import CheckOptions
+from ..data.accounting import account
 from ..data.batches import single_items
 from ..data.check import findings
 from ..data.check_report import class_lines, layout_lines, table, write_sheet
@@ -40,10 +41,11 @@ def main(argv=None):
     console().info(f"--data_name {name}")
     parts = find_parts(name, data_dir, **loading_of(data))
     read_cases(parts, data)
-    for line in layout_lines(parts):
+    files = account([part.dataset for part in parts])
+    for line in layout_lines(parts) + ([f"note: {files.note()}"] if files.note() else []):
         console().info(line)
     console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
-    found = findings(parts)
+    found = findings(parts, files.error_lines())
     for finding in found:
         console().info(str(finding))
     sheet = out / "contact_sheet.png"

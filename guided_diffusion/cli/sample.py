@@ -14,6 +14,7 @@ from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
+from ..data.accounting import warn_of_left_over
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import check_channels, check_reading, leakage_warning, selection_warning, used_window
 from ..data.dataset import SegmentationDataset
@@ -183,6 +184,8 @@ def print_sampling_summary(run, waiting, processes):
     for line in (*dataset.notes, turned_line(waiting), selection_warning(dataset), leak):
         if line:
             console().warning(line)
+    if processes.is_first:
+        warn_of_left_over(dataset)
     if waiting and run.has_diffusion and not run.settings.sample.save_samples and processes.is_first:
         warn_of_raters(dataset, waiting[0].cases[:1])
 

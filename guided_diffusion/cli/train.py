@@ -13,6 +13,7 @@ from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.train_options import TrainOptions
+from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit
 from ..data.check import training_findings
 from ..data.dataset import REMEDY
@@ -145,6 +146,7 @@ def print_run_summary(run, model, processes):
     kept = "; updated there at each save" if is_remote(train.out_dir) else ""
     console().info(f"logs: {train.out_dir} (training.html, log.jsonl; tensorboard --logdir {train.out_dir}){kept}")
     if processes.is_first:
+        warn_of_left_over(run.dataset, *([] if run.validation is None else [run.validation.dataset]))
         warn_of_data(run.dataset, None if run.validation is None else run.validation.dataset)
     if run.start is not None and train.max_minutes and "max_minutes" not in run.settings.given:
         console().info(f"--max_minutes {train.max_minutes:g} is kept from before, counted anew; 0 lifts it")

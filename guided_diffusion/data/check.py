@@ -39,9 +39,10 @@ def _warning(text):
     return Finding(False, text)
 
 
-def findings(parts):
-    """The `Finding`s about inspected `inspection.Part`s, errors first."""
-    found = []
+def findings(parts, left_over=()):
+    """The `Finding`s about inspected `inspection.Part`s, errors first. left_over: lines about files in no case, see
+    `accounting.Account.error_lines`."""
+    found = [_error(line) for line in left_over]
     for part in parts:
         found += [*_unreadable_files(part), *_masks(part), *_odd_masks(part), *_classes(part), *_images(part)]
         found += _intensities(part)
@@ -301,5 +302,7 @@ def _splits(parts):
     if len(channels) > 1:
         text = ", ".join(f"{part.name} {part.dataset.image_channels}" for part in parts)
         yield _error(f"the splits differ in their number of channels: {text}; they must agree")
+    if [part.name for part in parts] == ["train"]:
+        yield _warning("there is only a training part: nothing to sample; hold some out, as --val_fraction 0.2")
     if [part.name for part in parts] == ["all"]:
         yield _warning("the data are not divided: all are trained on and sampled; hold some out, as --val_fraction 0.2")

@@ -15,6 +15,7 @@ from ..io.masks import classes_advice, differ, read_label_array
 from ..io.pictures import QUARTERS, TURNS, MaskNote, note_mask, noted_masks, turning_tag
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
+from .accounting import links_without_target, unread_kinds
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .loader_checks import (
     check_class_names,
@@ -163,6 +164,7 @@ class SegmentationDataset(Dataset):
     finds_validation = False
     layout = ""  # one line that describes what was found
     notes = ()  # lines about the data that the commands print
+    other_files = ("split.json", "labels.csv")  # patterns (fnmatch, any case) of the layout's files beside its cases
 
     def __init__(
         self,
@@ -202,7 +204,10 @@ class SegmentationDataset(Dataset):
                 "publish them so); hold cases out with --val_fraction"
             )
         if not self.cases:
-            raise NoCasesError(f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}")
+            raise NoCasesError(
+                f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}"
+                f"{unread_kinds(self.data_dir) if _is_ours(type(self)) else links_without_target(self.data_dir)}"
+            )
         if self.volumes is not None:
             if not keep_unreadable:
                 self.volumes.check_readable()
@@ -283,6 +288,17 @@ class SegmentationDataset(Dataset):
     def expected_mask(self, case):
         """The mask file that a case should have; it is part of the message about an image without a mask."""
         return "a mask"
+
+    def further_files(self, case):
+        """Files that belong to a case beside its `images` and `masks`, such as the second part of a mask."""
+        return ()
+
+    def explain(self, path):
+        """Why a file is in no case, an `accounting.Reason`, in the words of this layout; None for the usual reasons.
+
+        path: from data_dir, a str. See `other_files` for files that belong to the layout without being in a case.
+        """
+        return None
 
     # ---- what the program calls --------------------------------------------------------------------------------
 
@@ -504,7 +520,7 @@ class SegmentationDataset(Dataset):
                 raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
             if self.need_masks and not case.masks:
                 message = f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image"
-                raise UserError(message + self._count_without_mask())
+                raise UserError(message + self._count_without_mask() + links_without_target(self.data_dir))
             seen[case.name] = case.images[0]
 
     def _count_without_mask(self):

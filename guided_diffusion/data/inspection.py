@@ -101,7 +101,7 @@ def find_parts(data_name, data_dir, **settings):
     if not parts:
         raise errors[0] if errors else NoCasesError(f"{data_dir}: no cases found")
     cases = {split: part.dataset.cases for split, part in parts.items()}
-    if cases.get("test") in (cases.get("train"), cases.get("val")):
+    if "test" in cases and cases["test"] in (cases.get("train"), cases.get("val")):
         if "val" not in parts:
             parts["train"].name = "all"
         del parts["test"]

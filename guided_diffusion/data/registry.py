@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..runtime.errors import UserError, in_one_line, innermost_place
+from .accounting import unread_kinds
 from .dataset import SegmentationDataset, own_errors
 
 LOADERS = {
@@ -49,7 +50,10 @@ def recognised(data_name, data_dir):
         with own_errors(loader, "recognises"):
             if loader.recognises(Path(data_dir)):
                 return name
-    raise UserError(f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name")
+    raise UserError(
+        f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name"
+        f"{unread_kinds(data_dir)}"
+    )
 
 
 def find_loader(data_name):

@@ -20,9 +20,10 @@ from ..runtime.errors import UserError
 
 def split_suffix(path):
     """(stem, suffix) of a file name. `.nii.gz` is one suffix; other dots belong to the stem."""
-    path = Path(path)
-    suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
-    return path.name.removesuffix(suffix), suffix
+    name = os.path.basename(path)
+    suffix = name[-len(".nii.gz") :] if name.lower().endswith(".nii.gz") else os.path.splitext(name)[1]
+    suffix = "" if suffix == "." else suffix
+    return name.removesuffix(suffix), suffix
 
 
 def check_encodable(*names):
@@ -38,13 +39,69 @@ def check_encodable(*names):
             raise UserError(f"{printable}: its name is not in UTF-8; rename it") from None
 
 
+# Files that come with data and are none, by their names in any case. Those of systems, of archives, of version control;
+# licences and sums; ISIC's superpixels; the temporaries of `atomic_path` and the pictures of check_data.
+RUBBISH = re.compile(
+    r"\.ds_store|\._.*|\.nfs.*|\.git.*|\.dvc.*|\.lfsconfig|\.hgignore|\.directory|\.bids.*|\.ipynb_checkpoints|\.datalad.*|"
+    r"\.\w*cache|\.trash.*|\.spotlight.*|\.fseventsd|\.appledouble|\.temporaryitems|\.snapshots?|\.svn|\.idea|\.vscode|"
+    r"\..+\.\d+(\.\w+)*|\.lock|\.writable|~\$.*|.*~|"
+    r"__macosx|__pycache__|lost\+found|@eadir|#recycle|\$recycle\.bin|system volume information|(eh)?thumbs\.db|"
+    r"desktop\.ini|icon\r|"
+    r"(licen[cs]e|readme|citation|copying|notice|changelog|changes|authors|attribution)"
+    r"([-_ ]?\w*)?(\.(txt|md|rst|html?|pdf|rtf|cff|bib|docx?))?|"
+    r"(md5|sha1|sha256|sha512|b2)sums?(\.txt)?|checksums?(\.\w+)?|.*\.(md5|sha1|sha256|sha512)|"
+    r".*_superpixels\.png|contact_sheet\.png",
+    re.IGNORECASE,
+)
+
+
+def is_rubbish(name):
+    """Whether a file or folder of this name is known to be no data (see `RUBBISH`)."""
+    return RUBBISH.fullmatch(name) is not None
+
+
+def is_hidden(name):
+    """Whether the name is hidden or known rubbish, so that loaders do not look at it."""
+    return name.startswith(".") or is_rubbish(name)
+
+
 def list_files(folder, suffixes):
-    """The files in a folder with one of these suffixes (any case), sorted by name, without hidden ones."""
-    return sorted(
-        path
-        for path in Path(folder).iterdir()
-        if split_suffix(path)[1].lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    """The files in a folder with one of these suffixes (any case), sorted by name, without hidden ones and rubbish.
+
+    A link without a target is left out here, and named by `data.accounting`.
+    """
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if split_suffix(entry.name)[1].lower() in suffixes and not is_hidden(entry.name) and is_found(entry.is_file)
+        ]
+    return [Path(folder, name) for name in sorted(names)]
+
+
+def folders_in(folder):
+    """The folders in a folder, sorted by name; [] where it cannot be listed.
+
+    Hidden ones, rubbish, and links to the folder itself or to one above it are left out.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        found = [entry for entry in entries if not is_hidden(entry.name) and is_found(entry.is_dir)]
+        names = [entry.name for entry in found if not (entry.is_symlink() and _leads_up(entry.path, folder))]
+        return [Path(folder, name) for name in sorted(names)]
+    return []
+
+
+def _leads_up(link, folder):
+    """Whether a link leads to the folder or to one above it."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
+
+
+def is_found(test):
+    """`entry.is_file()` or `entry.is_dir()` of a directory entry; False for a link to nowhere or in a circle."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 # ---- NumPy archives ----------------------------------------------------------------------------------------------

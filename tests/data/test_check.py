@@ -203,7 +203,8 @@ def test_names_that_begin_anew_in_each_split_are_no_patients(check, divided):
     assert lines(text, "warning") == [
         "1 name in two splits, of different images: case0; if that is one patient, keep each in one"
     ]
-    (divided / "test" / "images" / "case1.png").unlink()
+    for part in ("images", "masks"):
+        (divided / "test" / part / "case1.png").unlink()
     assert check(divided)[0] == 0
 
 

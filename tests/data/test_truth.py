@@ -5,7 +5,15 @@ import pytest
 
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.dataset import SegmentationDataset
-from guided_diffusion.data.truth import majority, on_grid, rater_names, raters_of
+from guided_diffusion.data.truth import (
+    NearNames,
+    RaterFolders,
+    majority,
+    near_key,
+    on_grid,
+    rater_names,
+    raters_of,
+)
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -50,3 +58,56 @@ def test_truth_is_the_majority_and_a_tie_is_background(tmp_path):
     three, two = Raters(tmp_path, 8), type("Two", (Raters,), {"count": 2})(tmp_path, 8)
     assert majority(raters_of(three, three.cases)).tolist() == [[True, True, False, False]]
     assert majority(raters_of(two, two.cases)).tolist() == [[True, True, False, False]]
+
+
+# ---- names that stand for one another ----------------------------------------------------------------------------
+
+NFC, NFD = "M\u00fcller", "Mu\u0308ller"
+
+
+def test_near_names():
+    assert near_key(NFC) == near_key(NFD) == near_key("M\u00dcLLER") != near_key("Muller")
+
+
+def test_a_name_is_found_exactly_then_by_form_then_by_case():
+    names = NearNames([(NFC, 1), (NFD, 2), ("A", 3), ("a", 4), ("a.png", 5), ("b", 6), ("B", 7), ("x", 8), ("x", 9)])
+    assert [names.find(name) for name in (NFC, NFD, "A", "a")] == [[1], [2], [3], [4]]
+    assert names.find("M\u00dcLLER") == [1, 2] and names.find("c") == [] and names.find("x") == [8, 9]
+    assert NearNames({NFD: 1, "M\u00dcLLER": 2}).find(NFC) == [1]  # the form is nearer than the case
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("a.png", 5), ("images/a.png", 5), ("a.jpg", 4), ("x/b.nii.gz", 6), ("x\\A.TIF", 3), ("./b", 6), ("b.txt", None)],
+)
+def test_a_name_that_a_person_listed(text, expected):
+    names = NearNames({"A": 3, "a": 4, "a.png": 5, "b": 6})
+    assert names.find_listed(text) == ([expected] if expected else [])
+    assert names.has_listed(text) == bool(expected)
+    assert NearNames({"Scan": 1}).find_listed("scan.png") == [1] and not NearNames({"Scan": 1}).has_listed("scan.png")
+
+
+def test_masks_are_matched_exactly_where_no_names_are_known(tmp_path):
+    """Loaders that give no `known` names get exact matches alone."""
+    for name in ("A.png", "b.jpg.png", "c_mask.png", "c_mask_1.png"):
+        (tmp_path / name).touch()
+    raters = RaterFolders(tmp_path)
+    assert [raters.masks_of(f"{name}.png", [name]) for name in ("a", "b")] == [(), ()] and not raters.near
+    assert len(raters.masks_of("c.png", ["c", "c_mask"])) == 1 and not raters.united
+    raters = RaterFolders(tmp_path, known=("a", "b", "c", "c_mask"))
+    found = [raters.masks_of(image, [image[0], f"{image[0]}_mask"]) for image in ("a.png", "b.jpg", "c.png")]
+    assert [path.name for (path,) in found] == ["A.png", "b.jpg.png", "c_mask.png"]
+    assert [how for _, how in raters.near] == ["case", "suffix"]
+    assert raters.united == {tmp_path / "c_mask.png": (tmp_path / "c_mask_1.png",)}
+
+
+def test_a_sub_folder_without_masks_of_images_is_no_rater(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("a.png", "old/x.png"):
+        (tmp_path / name).touch()
+    assert RaterFolders(tmp_path, known=("a",)).is_one
+    with pytest.raises(UserError, match="holds masks and folders of masks"):
+        RaterFolders(tmp_path)
+    (tmp_path / "old/A.png").touch()
+    with pytest.raises(UserError, match="holds masks and folders of masks"):
+        RaterFolders(tmp_path, known=("a",))

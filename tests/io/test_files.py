@@ -14,6 +14,8 @@ from guided_diffusion.io.files import (
     atomic_path,
     content_of,
     decoding,
+    folders_in,
+    is_rubbish,
     list_files,
     read_csv,
     read_json,
@@ -49,6 +51,54 @@ def test_list_files_leaves_out_hidden_files_folders_and_other_kinds(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_files(tmp_path, (".png",))] == ["a.png", "b.PNG"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX", "._a.png", ".nfs000001", ".git", ".gitattributes"),
+        *("LICENSE", "LICENCE.txt", "README.md", "readme", "README_isic.txt", "CITATION.cff", "a.sha256", "MD5SUMS"),
+        *("checksums.txt", ".ipynb_checkpoints", "ISIC_0000000_superpixels.png", ".a.1234.png", "@eaDir", "a.png~"),
+        *("contact_sheet.png", "~$table.xlsx", "ehthumbs.db", ".Trash-1000", "System Volume Information"),
+    ],
+)
+def test_known_rubbish(name):
+    assert is_rubbish(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.png",
+        "license_plate.png",
+        "readme.png",
+        "notice.jpg",
+        "superpixels.png",
+        "checksum.nii.gz",
+        "git.png",
+        "images",
+    ],
+)
+def test_what_only_sounds_like_rubbish(name):
+    assert not is_rubbish(name)
+
+
+def test_folders_in_leaves_out_files_rubbish_and_links_that_lead_up(tmp_path):
+    inner = tmp_path / "inner"
+    for name in ("b", "a", ".git", "__MACOSX"):
+        (inner / name).mkdir(parents=True)
+    (inner / "file").touch()
+    for name, target in (
+        ("self", inner),
+        ("up", tmp_path),
+        ("gone", "nowhere"),
+        ("round", "round"),
+        ("link", inner / "a"),
+    ):
+        (inner / name).symlink_to(target)
+    assert [path.name for path in folders_in(inner)] == ["a", "b", "link"]
+    assert folders_in(tmp_path / "nowhere") == []
+    assert list_files(inner, ("",)) == [inner / "file"]
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------

@@ -27,18 +27,27 @@ A case without truth has no masks: sampling needs none. Override `normalise` too
 and NIfTI volumes.
 """
 
-from ...io.files import list_files, read_csv, read_json, split_suffix
+from dataclasses import replace
+from pathlib import Path
+
+from ...io.files import folders_in, read_csv, read_json, split_suffix
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti
-from ...runtime.console import counted
+from ...runtime.console import counted, listed
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, window_for
+from ..left_over import SHOWN_FILES, Reason
+from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
-from ..truth import MASK_ENDINGS, SUFFIXES, RaterFolders
-from ..volumes import VolumeReader
+from ..truth import NearNames
+from ..volumes import FILES_ONLY, VolumeReader
 
+SET_ASIDE = {  # folders that no case has files of
+    "field of view": Reason("is a field of view", "are fields of view", is_data=False),
+    "second reader": Reason("is of a second reader", "are of a second reader", is_data=False),
+}
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 
 
@@ -49,6 +58,9 @@ class FolderDataset(SegmentationDataset):
     `ct_window`. Each slice of a volume is a case, and the fourth axis holds its channels.
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. With several raters the masks
     are masks/RATER/NAME.png. Sampling needs no masks/, and takes images from data_dir itself if there is no images/.
+    What is near to this is read too, with a note (see `pairing`): names that differ in Unicode form or case, folders
+    such as imgs/ and labels/, a folder inside one of the same name, sub-folders of patients, masks beside their images,
+    NAME_mask_1.png as a part of NAME_mask.png, and DRIVE with its fields of view left out.
     Optional files:
     - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images of each split. "val" may be left
       out, and replaces a missing "test". The alternative is sub-folders train/, val/ and test/, each with images/ and
@@ -60,21 +72,26 @@ class FolderDataset(SegmentationDataset):
     class_names = ("foreground",)
     kept = ("is_nifti", "ct_window")
     finds_validation = True
+    further = {}  # {mask: files that are united with it}
+    set_aside = {}  # {folder, from data_dir: why it is not read, a key of SET_ASIDE}
 
     def find_cases(self):
         self.volumes = VolumeReader()
-        found = self._find_images()
+        found = self._find_pairs()
+        if FILES_ONLY.get():
+            return [Case(pair.name, (pair.image,), pair.masks) for pair in found]
         if found:
             self._set_kind(found)
-        labels = self._read_class_labels()
+        labels = self._labels_of(found)
         cases = []
-        for image, masks, raters in found:
-            name = split_suffix(image)[0]
-            label = self._label(name, labels) if labels else None
+        for pair in found:
+            label = labels.get(pair.image)
             if self.is_nifti:
-                cases += self.volumes.cases(name, (image,), masks, label, raters=raters, check_masks=self.need_masks)
+                checked = {"check_masks": self.need_masks}
+                new = self.volumes.cases(pair.name, (pair.image,), pair.masks, label, raters=pair.raters, **checked)
+                cases += [replace(case, group=pair.group) for case in new] if pair.group else new
             else:
-                cases.append(Case(name, (image,), masks, label, raters=raters))
+                cases.append(Case(pair.name, (pair.image,), pair.masks, label, group=pair.group, raters=pair.raters))
         return cases
 
     def read_image(self, case):
@@ -85,11 +102,12 @@ class FolderDataset(SegmentationDataset):
     def read_mask(self, case):
         if self.is_nifti or not self.classes.is_binary:
             return super().read_mask(case)  # from label maps
-        return stacked(case.masks, [read_picture_mask(path) for path in case.masks])[:, None]
+        return stacked(case.masks, [self._read_united(path) for path in case.masks])[:, None]
 
     def read_labels(self, case):
         if self.is_nifti:
             return self.volumes.labels(case)
+        self._check_not_united(case)
         return stacked(case.masks, [read_picture_labels(path) for path in case.masks])
 
     def normalise(self, image):
@@ -101,11 +119,20 @@ class FolderDataset(SegmentationDataset):
     def geometry(self, case):
         return self.volumes.geometry(case)
 
+    def further_files(self, case):
+        return tuple(path for mask in case.masks for path in self.further.get(mask, ()))
+
+    def explain(self, path):
+        """Fields of view and second readers are known, and not needed."""
+        places = [str(Path(path).parent), *map(str, Path(path).parent.parents)]
+        return next((SET_ASIDE[self.set_aside[place]] for place in places if place in self.set_aside), None)
+
     @classmethod
     def recognises(cls, data_dir):
-        """Whether the folder or a split's folder in it holds images/, or images themselves."""
-        folders = [data_dir, *(path for path in sorted(data_dir.iterdir()) if split_of(path.name))]
-        return any((folder / "images").is_dir() or list_files(folder, SUFFIXES) for folder in folders)
+        """Whether the folder or a split's folder in it holds images/ or the like, or images themselves."""
+        root = unwrapped(data_dir)
+        parts = (unwrapped(path, is_part=True) for path in folders_in(root) if split_of(path.name))
+        return any(map(holds_pairs, (root, *parts)))
 
     def expected_layout(self):
         return "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz)"
@@ -114,39 +141,136 @@ class FolderDataset(SegmentationDataset):
         image = case.images[0]
         return f"{split_suffix(image)[0]}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
 
+    def _choose_classes(self, text):
+        classes = super()._choose_classes(text)
+        if not classes.is_binary:
+            for case in self.cases:
+                self._check_not_united(case)
+        return classes
+
+    def _check_not_united(self, case):
+        """Raise `UserError` for a label map of several files: a later one would hide the values of another."""
+        if further := self.further_files(case):
+            raise UserError(
+                f"{further[0]}: is a second label map of {case.images[0].name}; label maps cannot be united: keep one"
+            )
+
+    def _read_united(self, path):
+        """A mask file, with further files of the same mask: bool [H, W]."""
+        paths = (path, *self.further.get(path, ()))
+        return stacked(paths, [read_picture_mask(one) for one in paths]).any(axis=0)
+
     # ---- this layout's own: splits, labels and kinds of files ------------------------------------------------------
 
-    def _find_images(self):
-        """(image, masks, raters' names) of each image of the split, in the order of their names."""
-        found, path = [], self.data_dir / "split.json"
+    def _find_pairs(self):
+        """The `Pair`s of the split, in the order of their files."""
+        self.root = unwrapped(self.data_dir)
+        self.notes = () if self.root == self.data_dir else (f"{self.root}: is read, the folder inside {self.data_dir}",)
+        path = self._beside_images("split.json")
         is_listed = self.split is not None and path.is_file()
-        for folder in split_folders(self.data_dir, None if is_listed else self.split):
-            images = folder / "images"
-            raters = RaterFolders(folder / "masks", self.need_masks)
-            for image in list_files(images if images.is_dir() else folder, SUFFIXES):
-                name = split_suffix(image)[0]
-                masks = raters.masks_of(image.name, [name + ending for ending in MASK_ENDINGS])
-                found.append((image, masks, raters.names_of(masks)))
-        if not is_listed:
-            return found
-        chosen = self._chosen_names(path, {split_suffix(image)[0] for image, *_ in found})
-        return [entry for entry in found if split_suffix(entry[0])[0] in chosen]
+        every = self._split_folders()
+        is_undivided = every == [self.root] and not is_listed
+        # In undivided data images/val/ may hold the validation cases.
+        parts = every if is_listed or is_undivided else split_folders(self.root, self.split)
+        is_retina = any(map(has_reader, every))
+        found = []
+        for folder in parts:
+            inner = unwrapped(folder, is_part=folder != self.root)
+            if inner != folder:
+                self.notes += (f"{inner}: is read, the folder inside {folder}",)
+            pairs = pairs_in(inner, self.need_masks, is_retina)
+            self.notes += tuple(pairs.notes)
+            self._remember(pairs)
+            found += pairs.pairs
+        self.notes = tuple(dict.fromkeys(self.notes))  # parts may share one
+        if any(split_of(pair.below) for pair in found):
+            return self._of_split(found, is_listed)
+        if self.split == "val" and is_undivided:
+            return []
+        return self._listed_pairs(path, found) if is_listed else found
 
-    def _chosen_names(self, path, names):
-        """The names of the split in split.json. path: the file. names: those of all images."""
+    def _split_folders(self):
+        """The folders of all splits, or the root alone if these hold no images.
+
+        Raises `UserError` where images lie both in them and, most of them, beside them.
+        """
+        every = split_folders(self.root, None)
+        if every == [self.root]:
+            return every
+        inside = sum(count_data(folder, 4) for folder in every)
+        if not inside:
+            return [self.root]
+        if holds_pairs(self.root) and count_data(self.root, 5) > 2 * inside:
+            names = " and ".join(f"{folder.name}/" for folder in every)
+            raise UserError(
+                f"{self.root}: holds images and {names}, so that their split is unclear; move the images into train/, "
+                f"or {names} away"
+            )
+        return every
+
+    def _beside_images(self, name):
+        """The path of a file that may lie in data_dir, or in the folder of the same name inside it."""
+        path = self.data_dir / name
+        return path if path.is_file() else self.root / name
+
+    def _remember(self, pairs):
+        """Keep what later calls need of the `Pairs` of any split."""
+        for folder, why in pairs.set_aside.items():
+            self.set_aside = self.set_aside | {str(folder.relative_to(self.data_dir)): why}
+        if pairs.set_aside:
+            why = {name: [f"{f.name}/" for f, w in pairs.set_aside.items() if w == name] for name in SET_ASIDE}
+            self.notes += tuple(f"{', '.join(f)}: not read, the {name}" for name, f in why.items() if f)
+        self.further = self.further | {mask: parts for pair in pairs.pairs for mask, parts in pair.further.items()}
+
+    def _of_split(self, found, is_listed):
+        """The pairs of the split where images/ has sub-folders train, val and test."""
+        if is_listed:
+            raise UserError(f"{self.root}: has split.json and images/ in sub-folders of splits; keep one of them")
+        splits = {split_of(pair.below) for pair in found}
+        wanted = "val" if self.split == "test" and "test" not in splits and "val" in splits else self.split
+        if wanted not in (*splits, None, "val"):
+            raise NoSplitError(
+                f"{self.root}: images/ has no sub-folder {wanted}/; name the folder to use with --data_dir"
+            )
+        return [pair for pair in found if wanted in (None, split_of(pair.below))]
+
+    def _listed_pairs(self, path, found):
+        """The pairs of the split in split.json, the file `path`."""
         lists = self._read_split_file(path)
-        for split, chosen in lists.items():
-            for name in chosen if self.split in ("train", split) else ():  # sampling works without the training images
-                if name not in names:
-                    raise UserError(f"{path}: names {name!r} in {split!r}, but there is no such image; correct it")
-        left_out = len(names.difference(*lists.values()))
+        names = _names_of(found)
+        seen, chosen, near = {}, {split: set() for split in lists}, []
+        for split, entries in lists.items():
+            for entry in entries:
+                images = names.find_listed(entry)
+                if len(images) > 1:
+                    raise UserError(f"{path}: {entry!r} may be {images[0]} and {images[1]}; write one of them")
+                if not images and self.split in ("train", split):  # sampling works without the training images
+                    raise UserError(f"{path}: names {entry!r} in {split!r}, but there is no such image; correct it")
+                for name in images:
+                    chosen[split].add(name)
+                    near += [] if names.has_listed(entry) else [entry]
+                    if seen.setdefault(name, split) != split:
+                        self._raise_twice(path, entry, seen[name], split)
+        self._note_near_entries(path, near)
+        left_out = len(found) - len(set().union(*chosen.values()))
         if left_out:
-            self.notes = (f"{path}: {counted(left_out, 'image')} in no list, left out",)
-        if self.split == "test" and "test" not in lists and "val" in lists:
-            return set(lists["val"])
-        if self.split != "val" and self.split not in lists:
-            raise NoSplitError(f'{path}: has no list "{self.split}"; write {SPLIT_FORM}')
-        return set(lists.get(self.split, ()))
+            self.notes += (f"{path}: {counted(left_out, 'image')} in no list, left out",)
+        split = "val" if self.split == "test" and "test" not in lists and "val" in lists else self.split
+        if split != "val" and split not in lists:
+            raise NoSplitError(f'{path}: has no list "{split}"; write {SPLIT_FORM}')
+        return [pair for pair in found if pair.image in chosen.get(split, ())]
+
+    def _note_near_entries(self, path, entries):
+        """Add a note on names in a file that differ from those of their images in Unicode form or case."""
+        if entries:
+            verb = "differs from its image" if len(entries) == 1 else "differ from their images"
+            self.notes += (f"{path}: {listed(entries, SHOWN_FILES)} {verb} in Unicode form or case: taken",)
+
+    def _raise_twice(self, path, entry, one, other):
+        raise UserError(
+            f"{path}: names {entry!r} in {one!r} and in {other!r}; keep it in one list: results on training images "
+            "mean nothing"
+        )
 
     def _read_split_file(self, path):
         """{split: names} of split.json. Raises `UserError` for a malformed list and for a name in two lists."""
@@ -160,15 +284,12 @@ class FolderDataset(SegmentationDataset):
                 raise UserError(f'{path}: "{split}" is no list of names; write {SPLIT_FORM}')
             for name in names:
                 if seen.setdefault(name, split) != split:
-                    raise UserError(
-                        f"{path}: names {name!r} in {seen[name]!r} and in {split!r}; keep it in one list: results "
-                        "on training images mean nothing"
-                    )
+                    self._raise_twice(path, name, seen[name], split)
         return lists
 
     def _read_class_labels(self):
-        """{image name: label text} of labels.csv, {} without the file; sets `label_names`, sorted."""
-        path = self.data_dir / "labels.csv"
+        """{name: label} of labels.csv as written there, {} without the file; sets `label_names`, sorted."""
+        path = self._beside_images("labels.csv")
         if not path.is_file():
             return {}
         labels = {}
@@ -180,25 +301,39 @@ class FolderDataset(SegmentationDataset):
         self.label_names = tuple(sorted(set(labels.values())))
         return labels
 
-    def _label(self, name, labels):
-        """The class label of an image, an index into `label_names`."""
-        if name not in labels:
-            raise UserError(f"{self.data_dir / 'labels.csv'}: has no line for the image {name}; add one")
-        return self.label_names.index(labels[name])
+    def _labels_of(self, found):
+        """{image: its class label, an index into `label_names`} by labels.csv, {} without the file."""
+        labels, names, chosen, near = self._read_class_labels(), _names_of(found), {}, []
+        if not labels:
+            return {}
+        path = self._beside_images("labels.csv")
+        own = {pair.name for pair in found}
+        for name in sorted(labels, key=lambda name: name not in own):  # exact names first
+            images = names.find_listed(name)
+            if len(images) > 1:
+                raise UserError(f"{path}: {name!r} may be {images[0]} and {images[1]}; write one of them")
+            if images and (name in own or images[0] not in chosen):
+                chosen[images[0]] = self.label_names.index(labels[name])
+                near += [] if names.has_listed(name) else [name]
+        self._note_near_entries(path, near)
+        for pair in found:
+            if pair.image not in chosen:
+                raise UserError(f"{path}: has no line for the image {pair.name}; add one")
+        return chosen
 
     def _set_kind(self, found):
         """Set the attributes that depend on the kind of files, pictures or NIfTI, and on the first image's channels."""
-        first = found[0][0]
+        first = found[0].image
         self.is_nifti = is_nifti(first)
-        for image, masks, _ in found:
-            for path in (image, *masks):
+        for pair in found:
+            for path in (pair.image, *pair.masks):
                 if is_nifti(path) != self.is_nifti:
                     raise UserError(
                         f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
                     )
         self.layout = self._describe_layout(found)
         if self.is_nifti:
-            images = [image for image, *_ in found]
+            images = [pair.image for pair in found]
             self._set_window(images)
             self.image_channels = self.volumes.channels(images)
         else:
@@ -217,9 +352,9 @@ class FolderDataset(SegmentationDataset):
     def _picture_channels(self, found):
         """The number of channels of the first picture, or in sampling of the first readable one."""
         failed = None
-        for image, *_ in found:
+        for pair in found:
             try:
-                return read_picture(image).shape[0]
+                return read_picture(pair.image).shape[0]
             except UserError as error:
                 failed = failed or error
                 if self.need_masks:
@@ -229,11 +364,20 @@ class FolderDataset(SegmentationDataset):
     def _describe_layout(self, found):
         """The text of `layout`."""
         parts = [f"folder of {counted(len(found), 'NIfTI file' if self.is_nifti else 'picture')}"]
-        if (self.data_dir / "split.json").is_file():
+        if self._beside_images("split.json").is_file():
             parts.append("divided by split.json")
-        elif split_folders(self.data_dir, None) != [self.data_dir]:
+        elif split_folders(self.root, None) != [self.root] or any(split_of(pair.below) for pair in found):
             parts.append("divided into folders")
         else:
             parts.append("not divided")
-        raters = max(len(masks) for _, masks, _ in found)
+        raters = max(len(pair.masks) for pair in found)
         return ", ".join([*parts, f"{raters} raters"] if raters > 1 else parts)
+
+
+def _names_of(pairs):
+    """`NearNames` of images: by their cases' names, and by their files' with and without a sub-folder."""
+    names = []
+    for pair in pairs:
+        stem = split_suffix(pair.image)[0]
+        names += [(name, pair.image) for name in {pair.name, stem, f"{pair.below}/{stem}"}]
+    return NearNames(names)
