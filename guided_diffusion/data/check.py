@@ -16,6 +16,7 @@ LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the c
 MOST_NAMED = 200  # cases that cannot be read
 DOUBT = "warning: "  # how a data set's notes begin that name a doubt
 DARK = 64  # of 255: 14 bits in a file of 16
+MOST_SEEN = 20  # of the values that a network sees; z-scores stay below it
 FLAT_RANGE = 1 / 20  # of an image's range: fewer hold nearly all pixels
 RARE_CLASS = 1e-3  # a class with a smaller share of the pixels is hard to learn
 
@@ -184,6 +185,13 @@ def _images(part):
 def _intensities(part):
     """Images whose values fill a small part of their range, so that the network would see them as black or flat."""
     seen = [one for one in part.inspections if one.digest]
+    high = max((max(abs(one.network_low), abs(one.network_high)) for one in seen), default=0)
+    if high > MOST_SEEN:
+        low, high = min(one.network_low for one in seen), max(one.network_high for one in seen)
+        yield _warning(
+            f"{part.name}: the network sees values from {low:.3g} to {high:.3g}, and learns well from about -1 to 1; "
+            f"let normalise of {type(part.dataset).__name__} map them there, or to zero mean and unit variance"
+        )
     if takes_photographs(part.dataset):
         black = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
         if black:

@@ -81,6 +81,13 @@ def _range(part):
     return f"{low:.4g} to {high:.4g}"
 
 
+def _network_range(part):
+    seen = [one for one in part.inspections if one.network_low <= one.network_high]
+    if not seen:
+        return ""
+    return f"{min(one.network_low for one in seen):.3g} to {max(one.network_high for one in seen):.3g}"
+
+
 def _mask_values(part):
     values = Counter()
     for one in part.inspections:
@@ -115,6 +122,7 @@ ROWS = {
     "channels": _channels,
     "sizes, most often (H x W)": _image_sizes,
     "values that the loader gives": _range,
+    "values that the network sees": _network_range,
     "raters": _raters,
     "values in masks": _mask_values,
     "images with empty masks": _empty,

@@ -312,7 +312,11 @@ class SegmentationDataset(Dataset):
 
     def load_normalised(self, case):
         """The case's own image, normalised, at its own size: float32 [C, H, W]."""
-        raw = torch.from_numpy(np.ascontiguousarray(self.load_image(case)))
+        return self.normalised(self.load_image(case), case)
+
+    def normalised(self, image, case):
+        """`normalise`, checked, of a case's image as `load_image` gives it: float32 [C, H, W]."""
+        raw = torch.from_numpy(np.ascontiguousarray(image))
         with own_errors(type(self), "normalise", case):
             image = self.normalise(raw)
             if image is None or tuple(image.shape) != tuple(raw.shape):

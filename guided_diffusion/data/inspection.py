@@ -1,6 +1,7 @@
 """Reads every case of a data set once and records what a check needs: sizes, ranges, mask values, unreadable files."""
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -22,13 +23,14 @@ class Inspection:
 
     name, group: of the case or volume; see `splits.known_group`. count: number of images. label: the class label.
     raters: number of masks. sizes: (H, W) of the images. low, high: [C], the range of each channel as the loader gives
-    it. typical: the range without the lowest and the highest `RARE` of the pixels. spread: [C], the standard deviation
-    of each channel's values other than 0, NaN where there are none. marked: [K], the share of pixels in each class,
-    over raters and slices. empty: number of images with nothing marked. values: how often each value occurs in the mask
-    files. is_soft: a mask has greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the
-    foreground is written, see `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced:
-    see `_unplaced_file`. digest: a hash of the images, None if they are blank. problems: messages about what could not
-    be read. strict: what cannot be read raises instead.
+    it. network_low, network_high: the range that the network sees, after `normalise`. typical: the range without the
+    lowest and the highest `RARE` of the pixels. spread: [C], the standard deviation of each channel's values other than
+    0, NaN where there are none. marked: [K], the share of pixels in each class, over raters and slices. empty: number
+    of images with nothing marked. values: how often each value occurs in the mask files. is_soft: a mask has greys that
+    were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
+    `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest:
+    a hash of the images, None if they are blank. problems: messages about what could not be read. strict: what cannot
+    be read raises instead.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Inspection:
     sizes: set = field(default_factory=set)
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    network_low: float = math.inf
+    network_high: float = -math.inf
     typical: tuple = ()
     marked: np.ndarray | None = None
     empty: int = 0
@@ -146,6 +150,11 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
         found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
         found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
         found.typical = _typical_range(image, found.typical)
+        normalised = _try_read(found, dataset.normalised, image, case)
+        if normalised is None:
+            return found
+        found.network_low = min(found.network_low, normalised.min().item())
+        found.network_high = max(found.network_high, normalised.max().item())
         exact = flat.astype(np.float64)
         sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         blank &= bool((image == image.flat[0]).all())

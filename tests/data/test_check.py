@@ -361,3 +361,27 @@ def test_one_bright_outlier(findings_of):
     spoilt[3, 3] = 60000
     (warning,) = findings_of(images=[spoilt, ramp * 900, ramp.T * 800])
     assert warning.startswith("warning: all: 1 image with a few outliers, which leave little contrast to the rest (0: ")
+
+
+@pytest.mark.parametrize(
+    ("result", "read", "warned"),
+    [
+        ("image", "read_picture(case.images[0])", "the network sees values from 0 to 2"),  # 0..255 as they are
+        ("image / 255", "read_picture(case.images[0])", None),
+        ("image * 2 - 1", "read_picture(case.images[0]) / 255", None),  # no black pictures: 0 to 1 is their range
+        (None, "read_picture(case.images[0]) / 255", "nearly black, with values from 0 to 1"),
+        (None, "read_picture(case.images[0]) * 100", "the network sees values from "),
+    ],
+)
+def test_the_range_that_the_network_sees(check, tmp_path, save_picture, result, read, warned):
+    own = f"\n\n    def normalise(self, image):\n        return {result}\n" if result else "\n"
+    loader = LOADER.replace("read_picture(case.images[0])", read).rstrip() + own
+    (tmp_path / "own.py").write_text(loader)
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    for name in ("p0", "p1"):
+        save_picture(tmp_path / "data" / name / "photo.png", image + np.uint8(name == "p1"))
+        save_picture(tmp_path / "data" / name / "truth.png", np.eye(32, 40, dtype=np.uint8) * 255)
+    status, text = check(tmp_path / "data", f"--data_name {tmp_path}/own.py:Polyps")
+    assert status == 0 and "values that the network sees" in text
+    found = [line for line in lines(text, "warning") if "divided" not in line]
+    assert found == [] if warned is None else len(found) == 1 and warned in found[0]
