@@ -294,7 +294,7 @@ class SegmentationDataset(Dataset):
         return ()
 
     def explain(self, path):
-        """Why a file is in no case, an `accounting.Reason`, in the words of this layout; None for the usual reasons.
+        """Why a file is in no case, a `left_over.Reason`, in the words of this layout; None for the usual reasons.
 
         path: from data_dir, a str. See `other_files` for files that belong to the layout without being in a case.
         """

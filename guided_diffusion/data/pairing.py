@@ -59,22 +59,19 @@ def unwrapped(folder, depth=3, is_part=False):
     A folder inside is taken if it alone holds images/ and the like, or if it has its parent's name and holds images.
     is_part: the folder is a split's, so that test/ in it is no other split.
     """
-    if depth == 0:
+    below, name = folders_in(folder), Path(folder).absolute().name
+    same = [one for one in below if near_key(one.name) == near_key(name) and (is_part or not split_of(one.name))]
+    is_itself = _holds_layout(below, is_part) or bool(_pictures(folder))
+    if depth == 0 or (is_itself and not same):
         return folder
-    below = folders_in(folder)
-    inner = {one: unwrapped(one, depth - 1, is_part) for one in below} if not _holds_layout(below, is_part) else {}
-    same = [one for one in below if near_key(one.name) == near_key(Path(folder).absolute().name)]
-    same = [one for one in same if is_part or not split_of(one.name)]
-    if len(same) == 1:
-        deeper = inner.get(same[0]) or unwrapped(same[0], depth - 1, is_part)
-        is_whole = _holds_layout(folders_in(deeper), is_part)
-        if is_whole and 2 * count_data(deeper, 4) > count_data(folder, 8):
-            return deeper
-    if not inner or _pictures(folder):
+    inner = {one: unwrapped(one, depth - 1, is_part) for one in (same if is_itself else below)}
+    whole = {one: deeper for one, deeper in inner.items() if _holds_layout(folders_in(deeper), is_part)}
+    if len(same) == 1 and same[0] in whole and 2 * count_data(whole[same[0]], 4) > count_data(folder, 8):
+        return whole[same[0]]
+    if is_itself or len(whole) > 1:
         return folder
-    whole = [deeper for deeper in inner.values() if _holds_layout(folders_in(deeper), is_part)]
     loose = [one for one in same if _pictures(one)]
-    return whole[0] if len(whole) == 1 else loose[0] if len(loose) == 1 and not whole else folder
+    return next(iter(whole.values()), loose[0] if len(loose) == 1 else folder)
 
 
 def _holds_layout(below, is_part):
