@@ -103,7 +103,7 @@ def test_single_file_volume_is_taken_apart_and_restacked(train, sample, brats, t
         (tmp_path / "data" / part).mkdir(parents=True)
         source = brats / "training" / "BraTS2021_00000" / f"BraTS2021_00000_{kind}.nii.gz"
         shutil.copy(source, tmp_path / "data" / part / "v.nii.gz")
-    checkpoint = train("FOLDER", tmp_path / "data")
+    checkpoint = train("FOLDER", tmp_path / "data", "--classes tumour=1+2+4")
     shutil.rmtree(tmp_path / "data" / "masks")
     results = sample(checkpoint, tmp_path / "data")
     assert nibabel.load(results / "v_seg.nii.gz").shape == (32, 32, 3)

@@ -2,21 +2,22 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, messages, run_of, words
+from conftest import SCRIPTS, TINY, messages, run_of, words, write_folder
 from helpers import equal, furthest, logged
 from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.cli.train import CASES_LOOKED_AT
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
@@ -200,15 +201,16 @@ def test_a_signal_to_one_or_all_stops_all_at_one_step(line, tmp_path, rank, numb
     assert ended.outputs[1] == ""
 
 
-def test_a_failure_in_one_process_ends_all_and_is_reported_once(line, pictures, truncate, tmp_path):
+def test_a_failure_in_one_process_ends_all_and_is_reported_once(line, truncate, tmp_path):
     """The launcher, which ends the others once one has failed, is the test here."""
     copy = tmp_path / "data"
-    shutil.copytree(pictures, copy)
-    all_four = Selection.of_all(4)
-    first = {seed: [index for index, _ in next(iter(TrainingOrder(all_four, 2, seed)))] for seed in range(9)}
-    # process 1's case is not case 0, from which all read the channels
-    seed, (_, second) = next(item for item in first.items() if item[1][1])
-    truncate(copy / "images" / f"case{second}.png")
+    write_folder(copy, 20)
+    everything = Selection.of_all(20)
+    first = {seed: [index for index, _ in next(iter(TrainingOrder(everything, 2, seed)))] for seed in range(30)}
+    # process 1's case is none of those at which the first process looks before it trains
+    looked_at = np.linspace(0, 19, CASES_LOOKED_AT).round()
+    seed, (_, second) = next(item for item in first.items() if item[1][1] not in looked_at)
+    path = truncate(sorted((copy / "images").iterdir())[second])
     children = processes.start_ranks(
         2, processes.train, [*line(f"--seed {seed}"), "--data_dir", str(copy)], folder=tmp_path
     )
@@ -217,7 +219,7 @@ def test_a_failure_in_one_process_ends_all_and_is_reported_once(line, pictures, 
     ended = processes.finish(children, tmp_path)
     assert ended.statuses == [-signal.SIGTERM, 2]
     (message,) = messages(ended.outputs[1])
-    assert message.startswith("error: ") and f"case{second}.png" in message
+    assert message.startswith("error: ") and path.name in message
     assert "error" not in ended.outputs[0] and "Traceback" not in ended.outputs[0]
     assert newest_checkpoint(tmp_path / "run") is None
 
