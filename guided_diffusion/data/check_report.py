@@ -104,7 +104,7 @@ def _empty(part):
 def _shares(part, k):
     """The mean share of class k in the pixels, with its range over the cases; "" if no mask was read."""
     shares = [100 * one.marked[k] for one in part.inspections if one.marked is not None]
-    return f"{np.mean(shares):.3g} % ({min(shares):.2g} to {max(shares):.3g})" if shares else ""
+    return f"{np.mean(shares):.3g} % ({min(shares):.3g} to {max(shares):.3g})" if shares else ""
 
 
 def _labels(part):
