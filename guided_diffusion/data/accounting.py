@@ -24,6 +24,7 @@ from .left_over import (
     FOREIGN,
     HIDDEN,
     LINK,
+    MASK_WORDS,
     NAMELESS,
     ORPHAN,
     OTHER,
@@ -319,10 +320,18 @@ class _Explanation:
         if folder in self.used.masks and folder not in self.used.images:
             stem = split_suffix(below)[0]
             return SECOND if COPY_MARK.sub("", stem) in self.stems[folder] else ORPHAN
-        top = below.split(os.sep)[:-1]
-        if any(looks_like_a_part(name) for name in top):
+        if folder in self.used.images:
+            return UNUSED if self.is_ours else OWN_UNUSED
+        places = below.split(os.sep)[:-1]
+        if self.is_ours and places and MASK_WORDS.search(places[-1]) and self._is_beside_images(folder):
+            return ORPHAN
+        if any(map(looks_like_a_part, places)):
             return PART
         return UNUSED if self.is_ours else OWN_UNUSED
+
+    def _is_beside_images(self, folder):
+        """Whether images of cases are in a folder beside this one, so that its name says what it holds."""
+        return any(os.path.dirname(one) == os.path.dirname(folder) for one in self.used.images)
 
     def _is_beside_cases(self, folder):
         return folder != self.used.root and (folder in self.used.images or folder in self.used.masks)

@@ -21,10 +21,12 @@ class Reason:
 
     def line(self, names):
         """A line that names up to `SHOWN_FILES` of the files and says what to do."""
-        text = (
-            f"{counted(len(names), 'file')} {self.one if len(names) == 1 else self.many}: {listed(names, SHOWN_FILES)}"
-        )
-        return f"{text}; {self.remedy}" if self.remedy else text
+        what, remedy = self.many, self.remedy
+        if len(names) == 1:
+            remedy = remedy.replace("names of their images", "name of its image")
+            what, remedy = self.one, remedy.replace("them", "it").replace("their", "its")
+        text = f"{counted(len(names), 'file')} {what}: {listed(names, SHOWN_FILES)}"
+        return f"{text}; {remedy}" if remedy else text
 
     def short(self, names):
         """ "4 links without a target, as images/e.png", for the one line of training and sampling."""
@@ -98,6 +100,7 @@ def foreign(suffix):
     return Reason(f"is {kind}", f"are {kind}", FOREIGN[suffix])
 
 
+MASK_WORDS = re.compile(r"mask|label|seg|annotation|ground[-_ ]?truth|manual|(?<![a-z])gts?(?![a-z])", re.IGNORECASE)
 COPY_MARK = re.compile(r"[-_ .]*(\(?\d+\)?|copy|old|new|mask|seg)$", re.IGNORECASE)  # what a copy's name adds
 PART_WORDS = re.compile(
     r"(?<![a-z])(trn|tst|dev|hold[-_ ]?out|fold|split|(train|val|test|eval)(ing|id|uation|idation|val)?)"

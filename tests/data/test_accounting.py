@@ -341,9 +341,16 @@ def test_a_folder_that_cannot_be_opened(root, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    assert of_folder(root).error_lines() == [
-        "1 file is a folder that cannot be opened: closed; change their permissions"
-    ]
+    assert of_folder(root).error_lines() == ["1 file is a folder that cannot be opened: closed; change its permissions"]
+
+
+def test_masks_of_another_spelling_are_masks_whatever_their_folder_is_called(tmp_path):
+    isic(tmp_path)
+    folder = tmp_path / "ISBI2016_ISIC_Part1_Training_GroundTruth"
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_name(path.name.replace("ISIC", "Lesion")))
+    (line,) = account([build_dataset("ISIC", tmp_path, 8)]).error_lines()
+    assert line.startswith("2 files are masks that belong to no image: ISBI2016_ISIC_Part1_Training_GroundTruth/Lesion")
 
 
 def test_a_walk_enters_each_folder_once(root):

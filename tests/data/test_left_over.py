@@ -8,7 +8,7 @@ from guided_diffusion.io.nifti import NIFTI_SUFFIXES
 
 def test_a_line_names_three_files_and_counts_them():
     assert LINK.line(["a"]) == (
-        "1 file is a link without a target: a; fetch them (git annex get, git lfs pull) or remove them"
+        "1 file is a link without a target: a; fetch it (git annex get, git lfs pull) or remove it"
     )
     assert UNUSED.line(["a", "b", "c", "d"]).startswith("4 files are in no case: a, b, c and 1 more; move them to ")
     assert DOCUMENT.line(["a"]) == "1 file is a table or document: a"
@@ -22,7 +22,7 @@ def test_the_short_form_names_one():
 
 @pytest.mark.parametrize("suffix", [".dcm", ".mha", ".nrrd", ".jp2", ".heic", ".svs", ".mp4", ".npy"])
 def test_each_foreign_kind_has_its_remedy(suffix):
-    assert foreign(suffix).line(["x"]).endswith(FOREIGN[suffix]) and foreign(suffix).is_data
+    assert foreign(suffix).line(["x", "y"]).endswith(FOREIGN[suffix]) and foreign(suffix).is_data
 
 
 def test_what_is_read_is_not_foreign():

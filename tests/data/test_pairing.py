@@ -253,7 +253,7 @@ def test_sub_folders_beside_more_images_need_masks(tmp_path):
     put(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/b.png", "images/small/a.png")
     dataset = load(tmp_path)
     assert list(pairs(dataset)) == ["a", "b"] and account([dataset]).error_lines() == [
-        "1 file is in no case: images/small/a.png; move them to where the layout has its images and masks, or away"
+        "1 file is in no case: images/small/a.png; move it to where the layout has its images and masks, or away"
     ]
     put(tmp_path, "masks/Small/a.png")
     assert list(pairs(load(tmp_path))) == ["a", "b", "small_a"]
@@ -330,8 +330,7 @@ def test_a_second_file_that_may_mean_something_else_is_named(tmp_path):
     assert account([dataset]).error_lines() == [
         "2 files are second masks of an image: masks/a_1.png, masks/a_old.png; keep one; several raters have a folder "
         "each",
-        "1 file is a mask that belongs to no image: masks/other.png; give them the names of their images, or remove "
-        "them",
+        "1 file is a mask that belongs to no image: masks/other.png; give it the name of its image, or remove it",
     ]
 
 
