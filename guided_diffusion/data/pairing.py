@@ -11,7 +11,7 @@ from ..runtime.console import counted, listed
 from ..runtime.errors import UserError
 from .left_over import SHOWN_FILES
 from .splits import split_of
-from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key
+from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key, near_notes
 
 # Names of folders that are read where there is no images/ or masks/, without blanks, hyphens and underscores.
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "original", "originals", "photos", "pictures", "inputs", "input"}
@@ -342,7 +342,7 @@ def _pairs_with(masks, images, complete, found):
             pairs.append(_pair(image, below, groups, masks=own, raters=raters.names_of(own), further=further))
         if raters not in seen:
             seen.append(raters)
-    _note_near([near for raters in seen for near in raters.near], masks.parent, found)
+    found.notes += near_notes(seen, masks.parent)
     _note_united(pairs, found)
     return pairs
 
@@ -385,15 +385,6 @@ def _owned(marks, images):
         elif owners and not match["number"]:
             masks.setdefault(owners[0], []).append(path)
     return masks, numbered
-
-
-def _note_near(near, folder, found):
-    """Add a note on masks whose names differ a little. near: (mask, how). folder: that paths in it start from."""
-    if near:
-        names = listed([str(path.relative_to(folder)) for path, _ in near], SHOWN_FILES)
-        kinds = " or ".join(dict.fromkeys(how for _, how in near))
-        verb = "differs from its image's name" if len(near) == 1 else "differ from their images' names"
-        found.notes.append(f"{names} {verb} in {kinds}: taken")
 
 
 def _note_united(pairs, found):

@@ -10,7 +10,9 @@ import numpy as np
 from ..io.files import folders_in, list_files, split_suffix
 from ..io.images import PICTURE_SUFFIXES
 from ..io.nifti import NIFTI_SUFFIXES, is_nifti
+from ..runtime.console import listed
 from ..runtime.errors import UserError
+from .left_over import SHOWN_FILES
 
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")  # what a mask's name may add to its image's
@@ -173,6 +175,18 @@ class RaterFolders:
             if near:
                 return same or near, kind or ("Unicode form" if same else "case")
         return [], ""
+
+
+def near_notes(several, folder):
+    """A line on the masks of these `RaterFolders` whose names differ a little from their images', in a list; [] if
+    there are none. folder: that the masks' paths in it start from."""
+    near = [found for raters in several for found in raters.near]
+    if not near:
+        return []
+    names = listed([os.path.relpath(path, folder) for path, _ in near], SHOWN_FILES)
+    kinds = " or ".join(dict.fromkeys(how for _, how in near))
+    verb = "differs from its image's name" if len(near) == 1 else "differ from their images' names"
+    return [f"{names} {verb} in {kinds}: taken"]
 
 
 NUMBERED_PART = re.compile(r"(.+_(?:mask|seg|segmentation))[-_]?\d+", re.IGNORECASE)
