@@ -97,7 +97,7 @@ class RaterFolders:
     """
 
     def __init__(self, folder, complete=False, known=(), leave_out=(), below=""):
-        self.complete, self.known = complete, frozenset(known)
+        self.folder, self.complete, self.known = folder, complete, frozenset(known)
         self.near = []  # (mask, how its name differs)
         self.united = {}  # {mask: the further files of it}
         own = files_by_name(folder) if not below else {}

@@ -17,7 +17,7 @@ from ..classes import read_classes, read_labels_of, reserved_label
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..layouts import files_of
-from ..truth import SUFFIXES, RaterFolders
+from ..truth import SUFFIXES, RaterFolders, near_notes
 from ..volumes import VolumeReader
 
 LEVELS = 3  # how deep below data_dir the task may lie, as in nnUNet_raw_data/Task500_X
@@ -236,11 +236,14 @@ class DecathlonDataset(SegmentationDataset):
 
     def _listed_volumes(self, path, files):
         """The volumes in the list "training" of dataset.json (see `_find_volumes`). files: {name: path} of imagesTr."""
-        truth = _Truth(self.task / "labelsTr", self.need_masks)
+        entries = _list_of(self.description, "training", path)
+        texts = [entry.get(key) for entry in entries if isinstance(entry, dict) for key in ("image", "label")]
+        known = {split_suffix(text)[0] for text in texts if isinstance(text, str)}
+        truth = _Truth(self.task / "labelsTr", self.need_masks, known)
         groups = self._group_channels(path, files) if self._is_per_channel else {}
         by_stem = {split_suffix(name)[0]: file for name, file in files.items()}
         found = []
-        for entry in _list_of(self.description, "training", path):
+        for entry in entries:
             text = _image_of(entry)
             if not (text and isinstance(entry, dict)):
                 message = f'"training" must list {{"image": ..., "label": ...}}, not {entry!r}; correct it'
@@ -257,6 +260,7 @@ class DecathlonDataset(SegmentationDataset):
             label = entry.get("label") if isinstance(entry.get("label"), str) else name
             masks, raters = truth.of(image.name, split_suffix(label)[0])
             found.append((name, images, masks, raters))
+        self.notes = (*self.notes, *truth.notes())
         return found
 
     def _validation_volumes(self, path):
@@ -301,12 +305,14 @@ class DecathlonDataset(SegmentationDataset):
 
     def _volumes_in(self, path, files, labels):
         """The volumes of image files, with masks of the same name in the folder `labels` (see `_find_volumes`)."""
-        truth = _Truth(self.task / labels, self.need_masks)
         if self._is_per_channel:
             groups = self._group_channels(path, files)
         else:
             groups = {split_suffix(name)[0]: (file,) for name, file in files.items()}
-        return [(name, images, *truth.of(name, name)) for name, images in groups.items()]
+        truth = _Truth(self.task / labels, self.need_masks, groups)
+        found = [(name, images, *truth.of(name, name)) for name, images in groups.items()]
+        self.notes = (*self.notes, *truth.notes())
+        return found
 
     def _group_channels(self, path, files):
         """{volume: its files in the order of the channels} of nnU-Net's files NAME_0000. files: {name: path}."""
@@ -331,13 +337,16 @@ class DecathlonDataset(SegmentationDataset):
 
 
 class _Truth:
-    """The masks in a folder of labels, as `RaterFolders` finds them, or in folders that stand for files."""
+    """The masks in a folder of labels, as `RaterFolders` finds them, or in folders that stand for files.
 
-    def __init__(self, folder, complete):
+    known: see `RaterFolders`.
+    """
+
+    def __init__(self, folder, complete, known):
         files = files_of(folder, NIFTI_SUFFIXES)
         are_unpacked = any(file.parent != folder for file in files.values())
         self.files = {split_suffix(name)[0]: file for name, file in files.items()} if are_unpacked else {}
-        self.raters = None if are_unpacked else RaterFolders(folder, complete)
+        self.raters = None if are_unpacked else RaterFolders(folder, complete, known)
 
     def of(self, image, name):
         """(mask files, raters' names) of an image. name: the masks', without suffix."""
@@ -345,6 +354,10 @@ class _Truth:
             return ((self.files[name],) if name in self.files else ()), ()
         masks = self.raters.masks_of(image, [name])
         return masks, self.raters.names_of(masks)
+
+    def notes(self):
+        """A line on masks whose names nearly fit, in a list (see `near_notes`)."""
+        return [] if self.raters is None else near_notes([self.raters], self.raters.folder.parent)
 
 
 def _task_folders(data_dir):

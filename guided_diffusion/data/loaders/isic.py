@@ -14,7 +14,7 @@ from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..layouts import folders_below, innermost, plain_name
-from ..truth import RaterFolders, files_by_name
+from ..truth import RaterFolders, files_by_name, near_notes
 
 # Name: (image folder, its ground truth folder), any case. The regular expression's group is the part.
 LAYOUTS = {
@@ -113,10 +113,14 @@ class ISICDataset(SegmentationDataset):
         """The cases of an `ImageFolder`."""
         truth = folder.truth(self.data_dir)
         are_beside = truth == folder.outer  # Part 3B has its masks among the images
-        raters = None if are_beside else RaterFolders(innermost(truth, PICTURE_SUFFIXES), self.need_masks)
+        files = list_files(folder.path, PICTURE_SUFFIXES)
+        known = {
+            f"{split_suffix(image)[0]}{ending}" for image in files for ending in ("_Segmentation", "_segmentation")
+        }
+        raters = None if are_beside else RaterFolders(innermost(truth, PICTURE_SUFFIXES), self.need_masks, known)
         beside = files_by_name(folder.path) if are_beside else {}
         cases = []
-        for image in list_files(folder.path, PICTURE_SUFFIXES):
+        for image in files:
             name = split_suffix(image)[0]
             if name.lower().endswith(("_segmentation", "_superpixels")):
                 continue
@@ -127,6 +131,8 @@ class ISICDataset(SegmentationDataset):
             else:
                 masks = raters.masks_of(image.name, names)
                 cases.append(Case(name, (image,), masks, raters=raters.names_of(masks)))
+        if raters is not None:
+            self.notes = (*self.notes, *near_notes([raters], self.data_dir))
         return cases
 
     def _without_copies(self, found):
@@ -149,7 +155,7 @@ class ISICDataset(SegmentationDataset):
                 taken[other.images] = better
                 self.copies[case.name] = (*copy.images, *copy.masks)
         if taken:
-            self.notes = (f"Part 3B holds {counted(len(taken), 'image')} of Part 1 again; each is taken once",)
+            self.notes += (f"Part 3B holds {counted(len(taken), 'image')} of Part 1 again; each is taken once",)
         return [taken.get(case.images, case) for case in kept]
 
     def _read_labels(self, folder, folders):

@@ -1,6 +1,7 @@
 """The Medical Segmentation Decathlon's layout, and nnU-Net's: channels and labels from dataset.json, CT windows."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -428,3 +429,11 @@ def test_training_and_sampling_by_the_scripts(task, train, sample, capsys):
     mask = nibabel.load(results / "BRATS_001_seg.nii.gz")
     assert mask.shape == image.shape[:3] and np.array_equal(mask.affine, image.affine)
     assert [row["name"] for row in rows(results)] == ["BRATS_001"]
+
+
+def test_masks_whose_names_nearly_fit_are_taken_and_said(task, tmp_path):
+    shutil.copytree(task, tmp_path / "task")
+    (tmp_path / "task/labelsTr/BRATS_002.nii.gz").rename(tmp_path / "task/labelsTr/Brats_002.nii.gz")
+    dataset = load(tmp_path / "task", split="train", need_masks=True)
+    assert {case.masks[0].name for case in dataset.cases} == {"BRATS_001.nii.gz", "Brats_002.nii.gz"}
+    assert "labelsTr/Brats_002.nii.gz differs from its image's name in case: taken" in dataset.notes

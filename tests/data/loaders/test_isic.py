@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from guided_diffusion.data import phantoms as phantom
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.errors import NoTruthError, UserError
@@ -244,3 +245,12 @@ def test_each_rater_may_have_a_folder(tmp_path, put):
         put(images, ["ISIC_0000000"], f"{truth}/{rater}")
     dataset = load(tmp_path)
     assert dataset[0]["mask"].shape == (3, 1, 16, 16) and dataset.cases[0].raters == ("a", "b", "c")
+
+
+def test_masks_whose_names_nearly_fit_are_taken_and_said(tmp_path):
+    phantom.write_isic(tmp_path, num_train=2, num_test=1, size=32)
+    for path in tmp_path.rglob("ISIC_0000000_Segmentation.png"):
+        path.rename(path.with_name("isic_0000000_segmentation.PNG"))
+    dataset = build_dataset("ISIC", tmp_path, 32, split="train", need_masks=True)
+    assert all(case.masks for case in dataset.cases)
+    assert "isic_0000000_segmentation.PNG differs from its image's name in case: taken" in dataset.notes[0]
