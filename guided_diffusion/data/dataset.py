@@ -191,7 +191,8 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir():
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
-        check_methods(type(self), SegmentationDataset, need_masks)
+        reads = ("read_image", "read_mask") if need_masks else ()  # else only what is called need be there
+        check_methods(type(self), SegmentationDataset, ("find_cases", *reads))
         with own_errors(type(self), "find_cases"):
             self.cases = self._find_split(split) if hold_out is None or split is None else self._find_held_out(hold_out)
         if not self.cases and split == "val":
@@ -228,18 +229,18 @@ class SegmentationDataset(Dataset):
 
     def find_cases(self):
         """Return the list of `Case`s below `self.data_dir`, in a fixed order."""
-        raise NotImplementedError  # see `loader_checks.check_methods`
+        raise NotImplementedError  # `check_methods` has refused such a class
 
     def read_image(self, case):
         """Return the case's raw image as float32 [C, H, W], in the units of the file.
 
         A loader that normalises whole volumes returns normalised slices, and its `normalise` changes nothing.
         """
-        raise NotImplementedError
+        check_methods(type(self), SegmentationDataset, ("read_image",))
 
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
-        check_methods(type(self), SegmentationDataset, need_masks=True)
+        check_methods(type(self), SegmentationDataset, ("read_mask",))
         labels = np.asarray(self.read_labels(case))
         if self.classes.is_binary and not self.declared_labels:
             for rater, values in enumerate(labels):

@@ -16,18 +16,19 @@ def loader_place(loader):
         return loader.__name__
 
 
-def check_methods(loader, base, need_masks):
-    """Raise `UserError` if a loader's class lacks a method that `base` leaves to it.
+def check_methods(loader, base, needed):
+    """Raise `UserError` if a loader's class lacks one of the `needed` methods, which `base` leaves to it.
 
-    need_masks: whether the masks are read too.
+    `read_labels` may stand for `read_mask`.
     """
-    lacking = [name for name in ("find_cases", "read_image") if getattr(loader, name) is getattr(base, name)]
-    if need_masks and all(getattr(loader, name) is getattr(base, name) for name in ("read_mask", "read_labels")):
-        lacking.append("read_mask")
+    standing = {"read_mask": ("read_mask", "read_labels")}
+    lacking = [
+        "find_cases(self)" if name == "find_cases" else f"{name}(self, case)"
+        for name in needed
+        if all(getattr(loader, other) is getattr(base, other) for other in standing.get(name, (name,)))
+    ]
     if lacking:
-        needed = {"find_cases": "find_cases(self)", "read_image": "read_image(self, case)"}
-        methods = " and ".join(needed.get(name, f"{name}(self, case)") for name in lacking)
-        raise UserError(f"{loader_place(loader)} must define {methods}; docs/custom_dataset.md shows how")
+        raise UserError(f"{loader_place(loader)} must define {' and '.join(lacking)}; docs/custom_dataset.md shows how")
 
 
 def checked_cases(found, loader):

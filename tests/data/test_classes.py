@@ -110,9 +110,6 @@ def test_a_loader_s_own_classes(tmp_path):
         def find_cases(self):
             return [Case("a", (tmp_path / "a",), (tmp_path / "a",))]
 
-        def read_image(self, case):
-            return np.zeros((3, 1, 3))
-
         def read_mask(self, case):
             return self.mask
 

@@ -29,9 +29,10 @@ def test_methods_that_lack_are_named_at_once(tmp_path):
     class Nothing(SegmentationDataset):
         pass
 
-    line = refused(Nothing, tmp_path, 8)
-    assert line.startswith(f"{__file__}: Nothing must define find_cases(self) and read_image(self, case); docs/")
-    assert "read_mask(self, case)" in refused(lambda: Nothing(tmp_path, 8, need_masks=True))
+    line = refused(lambda: Nothing(tmp_path, 8, need_masks=True))
+    lacking = "find_cases(self) and read_image(self, case) and read_mask(self, case)"
+    assert line.startswith(f"{__file__}: Nothing must define {lacking}; docs/")
+    assert "must define find_cases(self); docs" in refused(Nothing, tmp_path, 8)
 
     class ForSampling(ArrayDataset):
         read_mask = SegmentationDataset.read_mask
@@ -40,6 +41,13 @@ def test_methods_that_lack_are_named_at_once(tmp_path):
     assert dataset[0]["image"].shape == (2, 16, 16)
     assert "ForSampling must define read_mask(self, case)" in refused(dataset.load_mask, dataset.cases[0])
     assert "must define read_mask(self, case)" in refused(lambda: ForSampling(tmp_path, 16, need_masks=True))
+
+    class ForEvaluation(ArrayDataset):
+        read_image = SegmentationDataset.read_image
+
+    dataset = ForEvaluation(tmp_path, 16)  # evaluation needs the truth alone
+    assert dataset.load_mask(dataset.cases[0]).any()
+    assert "ForEvaluation must define read_image(self, case)" in refused(dataset.load_image, dataset.cases[0])
 
 
 def test_one_class_name_without_its_comma(tmp_path):

@@ -42,8 +42,6 @@ def test_dimensions_that_differ_are_refused():
 class Raters(SegmentationDataset):
     """One case with three raters, or with the first two of them."""
 
-    read_image = None
-
     count = 3
 
     def find_cases(self):
