@@ -6,7 +6,7 @@ import processes
 import pytest
 import torch
 from conftest import FAST, TINY, run_of, words
-from helpers import checkpoints, equal, furthest, temporaries, wait_for_more
+from helpers import checkpoints, equal, furthest, wait_for_more
 from networks import Remembered
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
@@ -210,7 +210,7 @@ def test_a_scaler_of_half_precision_skips_a_step_in_all_processes_alike(run, tmp
 
 
 def test_checkpoints_go_from_shards_to_whole_and_back_and_are_sampled(run, script, sample, pictures, tmp_path):
-    """Killed while it trains and while it writes, a run in shards ends with the very weights of one that was not."""
+    """Killed while it trains, a run in shards ends with the very weights of one that was not."""
 
     def line(flags, out="run"):
         base = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / out, TINY]
@@ -223,12 +223,11 @@ def test_checkpoints_go_from_shards_to_whole_and_back_and_are_sampled(run, scrip
         )
 
     shards = "--fsdp True --use_checkpoint True --resume_checkpoint auto"
-    for wait in (checkpoints, temporaries):
-        children = processes.start_ranks(2, processes.train, line(f"{shards} --max_steps 100000"), folder=tmp_path)
-        wait_for_more(lambda wait=wait: wait(tmp_path / "run"), children[0])
-        for child in children:
-            child.kill()
-        assert processes.finish(children, tmp_path).statuses == [-9, -9]
+    children = processes.start_ranks(2, processes.train, line(f"{shards} --max_steps 100000"), folder=tmp_path)
+    wait_for_more(lambda: checkpoints(tmp_path / "run"), children[0])
+    for child in children:
+        child.kill()
+    assert processes.finish(children, tmp_path).statuses == [-9, -9]
     step = load_checkpoint(newest_checkpoint(tmp_path / "run")).step
     ended = run(2, processes.train, line(f"{shards} --max_steps {step + 1}"))
     assert ended.statuses == [0, 0] and f"going on from step {step}" in ended.outputs[0], ended.outputs
