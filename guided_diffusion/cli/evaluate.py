@@ -6,6 +6,7 @@ from ..config.command_line import parse
 from ..config.sample_options import FUSE, EvalOptions
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
+from ..data.division import part_of
 from ..data.registry import build_dataset
 from ..data.splits import given_split, hold_out_of
 from ..evaluation.comparison import compare_runs, format_comparison
@@ -172,7 +173,7 @@ def print_tables(summary, compared, options):
 
 def write_pages(options, out, pred_dir, dataset, summary, manifest, leak):
     """Write the model card, if requested, and the report; returns the names of the written files."""
-    card = write_card(out.path, summary, manifest, dataset, leak) if options.card else None
+    card = write_card(out.path, summary, manifest, dataset, part_of(dataset), leak) if options.card else None
     report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
     return [path.name for path in (card, report) if path]
 

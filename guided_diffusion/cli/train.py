@@ -16,8 +16,9 @@ from ..config.train_options import TrainOptions
 from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit
 from ..data.check import training_findings
-from ..data.dataset import REMEDY
 from ..data.inspection import Part, inspect_unit
+from ..data.loader_checks import REMEDY
+from ..data.mask_checks import check_foreground
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote
@@ -253,7 +254,7 @@ def warn_of_data(dataset, validation=None):
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
     found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit, strict=True) for unit in units]))
     if validation is not None and validation is not dataset and len(dataset.class_names) == 1:
-        validation.check_foreground([note for note in [dataset.foreground] if note])
+        check_foreground([note for note in [dataset.foreground] if note], validation.foreground)
     for finding in found:
         text = finding.text.removeprefix("train: ")
         if finding.is_error:

@@ -208,7 +208,7 @@ def _probe(dataset, split):
     probe.need_masks = False
     token = FILES_ONLY.set(True)
     try:
-        return probe, probe._find_split(split), ""
+        return probe, probe.find_split(split), ""
     except (NoCasesError, NoSplitError):
         return probe, [], ""
     except UserError as error:

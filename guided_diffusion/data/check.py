@@ -9,8 +9,8 @@ import torch
 from ..io.masks import differ, void_among
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
-from .dataset import mixed_advice
 from .intensities import zscore
+from .mask_checks import mixed_advice
 
 LISTED_PROBLEMS = 5  # messages about unreadable files; of the others only the cases are named
 MOST_NAMED = 200  # cases that cannot be read

@@ -7,6 +7,7 @@ from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
 from .cases import group_cases
 from .dataset import SegmentationDataset
+from .division import part_of
 from .registry import LOADERS, build_dataset, find_loader
 from .splits import hold_out_of
 
@@ -97,7 +98,7 @@ def selection_warning(dataset):
 
     Training chooses best.pt by the Dice of these cases.
     """
-    if dataset.split != "test" or not any(case.masks for case in dataset.cases) or dataset.part != "val":
+    if dataset.split != "test" or not any(case.masks for case in dataset.cases) or part_of(dataset) != "val":
         return None
     cases = counted(len(group_cases(dataset.cases)), "case")
     return (

@@ -1,7 +1,5 @@
 """The contract of a data set: what a loader provides, what is checked, and what an item is."""
 
-import sys
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +9,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..io.files import check_encodable
-from ..io.masks import classes_advice, differ, read_label_array
-from ..io.pictures import QUARTERS, TURNS, MaskNote, note_mask, noted_masks, turning_tag
+from ..io.masks import read_label_array
+from ..io.pictures import MaskNote, note_mask, noted_masks
 from ..runtime.console import counted
-from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
+from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .accounting import links_without_target, unread_kinds
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
+from .division import find_held_out
 from .loader_checks import (
     check_class_names,
     check_geometry,
@@ -24,86 +23,12 @@ from .loader_checks import (
     checked_cases,
     checked_image,
     checked_mask,
+    is_ours,
+    own_errors,
 )
+from .mask_checks import check_foreground, check_turns, find_foreground
 from .resizing import WHOLE
 from .splits import SPLIT_FOLDERS
-
-# ---- Exceptions in a loader of the user's own ------------------------------------------------------------------------
-
-REMEDY = "; python scripts/check_data.py tries every case"
-COMPARED = 16  # masks, spread over the data, among which one with a foreground is looked for
-
-
-@contextmanager
-def own_errors(loader, method, case=None):
-    """Turn an exception in a user's own loader into a `UserError` with the case or the method, the file and the line.
-
-    loader: the class. method: the name of the method that is called.
-    Three kinds of exception pass unchanged: a `UserError`, an error of the operating system (no permission, a failing
-    disk), and an exception in a loader of this package, which is a bug of ours.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        if isinstance(error, OSError) and error.errno is not None:  # a decoder such as Pillow's sets no errno
-            raise
-        own = {cls.__module__ for cls in loader.__mro__ if issubclass(cls, SegmentationDataset) and not _is_ours(cls)}
-        place = innermost_place(error, own)
-        if place is not None:
-            where = "{}, line {}, {}".format(*place)
-        else:  # no line of the loader failed: its result could not be used
-            definer = next(cls for cls in loader.__mro__ if method in vars(cls))
-            if _is_ours(definer):
-                raise
-            where = f"{getattr(sys.modules.get(definer.__module__), '__file__', definer.__name__)}, {method}"
-        message = f"{where}: {in_one_line(error)}"
-        raise UserError(f"{method}: {message}" if case is None else f"case {case.name}: {message}{REMEDY}") from error
-
-
-def _is_ours(cls):
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-# ---- Masks that do not fit their image or each other -----------------------------------------------------------------
-
-
-def mixed_advice(foregrounds):
-    """What to do about masks of one class whose foregrounds are written in several ways, such as "1" and "2"."""
-    if all(text[0].isdigit() for text in foregrounds):
-        return "are they slices of a label map? " + classes_advice(sorted(int(float(text)) for text in foregrounds))
-    return "are they slices of a label map in colours? save it in grey or with a palette, and name classes by --classes"
-
-
-def _check_turns(case, note, size):
-    """Raise `UserError` where EXIF tags turn an image and not its mask, or the reverse, unless only one reading fits.
-
-    note: the `MaskNote` of a mask of `size` (H, W). A mask without a tag that fits the image as shown, and would not
-    fit it as stored, was drawn on the image as shown.
-    """
-    if note.path in case.images:
-        return
-    tag, shown = turning_tag(case.images[0])
-    if tag == note.turn:
-        return
-    turned, other, number = (case.images[0], note.path, tag) if tag != 1 else (note.path, case.images[0], note.turn)
-    advice = (
-        "the mask may lie over the image as stored or as shown; save the image as it is shown, without the tag "
-        "(exiftran -ai, PIL.ImageOps.exif_transpose), or remove the tag if the mask was drawn on the stored pixels "
-        "(exiftool -Orientation=)"
-    )
-    if note.turn == 1 and tag in QUARTERS and shown[0] != shown[1]:
-        if tuple(size) == tuple(shown):
-            return
-        if tuple(size) != tuple(shown[::-1]):
-            return  # it fits neither way, which is another message
-        advice = "the mask has the size of the image as stored; remove the tag (exiftool -Orientation=)"
-    how = f"an EXIF tag (orientation {number}: shown {TURNS[number][0]})"
-    raise UserError(f"{turned}: has {how}, and {other} has not the same: {advice}")
-
-
-# ---- The base of every loader ----------------------------------------------------------------------------------------
 
 
 class SegmentationDataset(Dataset):
@@ -194,7 +119,7 @@ class SegmentationDataset(Dataset):
         reads = ("read_image", "read_mask") if need_masks else ()  # else only what is called need be there
         check_methods(type(self), SegmentationDataset, ("find_cases", *reads))
         with own_errors(type(self), "find_cases"):
-            self.cases = self._find_split(split) if hold_out is None or split is None else self._find_held_out(hold_out)
+            self.cases = self.find_split(split) if hold_out is None or split is None else find_held_out(self, hold_out)
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if split == "val" and need_masks and not any(case.masks for case in self.cases):
@@ -207,7 +132,7 @@ class SegmentationDataset(Dataset):
         if not self.cases:
             raise NoCasesError(
                 f"{self.data_dir}: no cases found for {self.shown_name()}; {self.expected_layout()}"
-                f"{unread_kinds(self.data_dir) if _is_ours(type(self)) else links_without_target(self.data_dir)}"
+                f"{unread_kinds(self.data_dir) if is_ours(type(self)) else links_without_target(self.data_dir)}"
             )
         if self.volumes is not None:
             if not keep_unreadable:
@@ -336,9 +261,9 @@ class SegmentationDataset(Dataset):
         with noted_masks() as notes, own_errors(type(self), "read_mask", case):
             mask = checked_mask(self.read_mask(case), case, len(self.class_names), type(self))
         for note in notes:
-            _check_turns(case, note, mask.shape[-2:])
+            check_turns(case, note, mask.shape[-2:])
         if compare and len(self.class_names) == 1:
-            self.check_foreground(notes)
+            check_foreground(notes, self.foreground)
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -356,27 +281,8 @@ class SegmentationDataset(Dataset):
 
     @cached_property
     def foreground(self):
-        """The `pictures.MaskNote` of the mask with whose foreground that of all others is compared, or None.
-
-        It is the first with something marked among a few spread over the data, so that it is the same in every process
-        and in any order of reading. Slices of a label map, some with 1 and some with 2, are no masks of one class.
-        """
-        cases = [case for case in self.cases if case.masks]
-        for index in np.unique(np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)):
-            with suppress(UserError, OSError), noted_masks() as notes:
-                self.load_mask(cases[index], compare=False)
-                if marked := [note for note in notes if note.foreground]:
-                    return marked[0]
-        return None
-
-    def check_foreground(self, notes):
-        """Raise `UserError` for a mask whose foreground has another value than that of `foreground`."""
-        for note in notes:
-            if note.foreground and self.foreground and differ(note.foreground, self.foreground.foreground):
-                raise UserError(
-                    f"{note.path}: its foreground is {note.foreground}, that of {self.foreground.path} is "
-                    f"{self.foreground.foreground}; {mixed_advice([note.foreground, self.foreground.foreground])}"
-                )
+        """See `mask_checks.find_foreground`."""
+        return find_foreground(self)
 
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
@@ -442,7 +348,7 @@ class SegmentationDataset(Dataset):
 
     # ---- which cases and which classes -------------------------------------------------------------------------
 
-    def _find_split(self, split):
+    def find_split(self, split):
         """The cases that `find_cases` finds for a split."""
         if split == "val" and not self.finds_validation:
             return []
@@ -451,60 +357,6 @@ class SegmentationDataset(Dataset):
             return checked_cases(self.find_cases(), type(self))
         finally:
             self.split = asked
-
-    def _find_held_out(self, hold_out):
-        """The cases of `self.split` where `hold_out` divides the training cases."""
-        own_val = [case for case in self._find_split("val") if case.masks]
-        if own_val and hold_out.fraction:
-            raise UserError(f"{self.data_dir}: has validation cases of its own; leave out --val_fraction")
-        training, tests = self._find_split("train"), []
-        if self.split == "test" or hold_out.test_fraction:
-            tests = self._find_own_tests(training, own_val)
-        if hold_out.test_fraction:
-            if any(case.masks for case in tests):
-                raise UserError(f"{self.data_dir}: has test cases of its own; leave out --test_fraction")
-            tests = []  # without truth they can wait: the cases kept for testing have some
-        if self.split == "test" and tests:
-            return tests
-        if not training:
-            return []
-        parts = hold_out.divide(training)
-        held = [(len(parts[name]), what) for name, what in (("val", "validation"), ("test", "testing"))]
-        held = [f"{count} for {what}" for count, what in held if count]
-        self.notes = (
-            *self.notes,
-            f"{hold_out.flags}: of {counted(len(training), 'case')}, {' and '.join(held)} "
-            f"{'is' if held[0].startswith('1 ') and len(held) == 1 else 'are'} held out of training",
-        )
-        if self.split == "val" and own_val:
-            return own_val
-        return parts[self.split] or parts["val"]
-
-    def _find_own_tests(self, training, own_val):
-        """The data's own test cases: [] where its other cases stand for them."""
-        tests = self._find_if_there("test")
-        return [] if tests in (training, own_val) else tests
-
-    def _find_if_there(self, split):
-        """The cases of a split; [] if the folder holds other splits only."""
-        try:
-            return self._find_split(split)
-        except NoSplitError:
-            return []
-
-    @property
-    def part(self):
-        """The part that the cases belong to: "train", "val", "test", or "all" for undivided data.
-
-        It differs from `split` where the data have no test cases: those of validation, or all, then stand for them.
-        """
-        if self.split != "test":
-            return self.split or "all"
-        training, own_val = self._find_if_there("train"), self._find_if_there("val")
-        if self.hold_out is not None:
-            is_own = self.hold_out.test_fraction or self._find_own_tests(training, own_val)
-            return "test" if is_own else "val"
-        return "all" if self.cases == training else "val" if self.cases == own_val else "test"
 
     def _check_cases(self):
         """Raise `UserError` for a name that occurs twice or cannot be a file name, and for a mask that training needs

@@ -12,7 +12,7 @@ from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import group_cases
-from .dataset import REMEDY
+from .loader_checks import REMEDY
 from .registry import build_dataset
 from .splits import SPLIT_FOLDERS, known_group
 

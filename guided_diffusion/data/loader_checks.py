@@ -1,11 +1,55 @@
-"""Checks of what a loader returns, with messages for the mistakes of whoever writes one."""
+"""A loader of the user's own: its exceptions, and checks of what it returns, each with a message of one line."""
 
+import sys
+from contextlib import contextmanager
 from inspect import getsourcefile
 
 import numpy as np
 
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, in_one_line, innermost_place
 from .cases import Case, Geometry
+
+# ---- Exceptions in a loader of the user's own ------------------------------------------------------------------------
+
+OURS = {__name__.partition(".")[0]}
+REMEDY = "; python scripts/check_data.py tries every case"
+
+
+@contextmanager
+def own_errors(loader, method, case=None):
+    """Turn an exception in a user's own loader into a `UserError` with the case or the method, the file and the line.
+
+    loader: the class. method: the name of the method that is called.
+    Three kinds of exception pass unchanged: a `UserError`, an error of the operating system (no permission, a failing
+    disk), and an exception in a loader of this package, which is a bug of ours.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        if isinstance(error, OSError) and error.errno is not None:  # a decoder such as Pillow's sets no errno
+            raise
+        libraries = {"builtins", "typing", "torch"}
+        own = {cls.__module__ for cls in loader.__mro__ if cls.__module__.partition(".")[0] not in libraries | OURS}
+        place = innermost_place(error, own)
+        if place is not None:
+            where = "{}, line {}, {}".format(*place)
+        else:  # no line of the loader failed: its result could not be used
+            definer = next(cls for cls in loader.__mro__ if method in vars(cls))
+            if is_ours(definer):
+                raise
+            where = f"{getattr(sys.modules.get(definer.__module__), '__file__', definer.__name__)}, {method}"
+        message = f"{where}: {in_one_line(error)}"
+        raise UserError(f"{method}: {message}" if case is None else f"case {case.name}: {message}{REMEDY}") from error
+
+
+def is_ours(cls):
+    """Whether a class belongs to this package."""
+    return cls.__module__.partition(".")[0] in OURS
+
+
+# ---- What a loader returns -------------------------------------------------------------------------------------------
 
 
 def loader_place(loader):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..runtime.errors import UserError, in_one_line, innermost_place
 from .accounting import unread_kinds
-from .dataset import SegmentationDataset, own_errors
+from .dataset import SegmentationDataset
+from .loader_checks import own_errors
 
 LOADERS = {
     "BRATS": "guided_diffusion.data.loaders.brats:BraTSDataset",

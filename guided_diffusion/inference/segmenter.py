@@ -19,7 +19,7 @@ from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
 from ..config.settings import settle
 from ..data.batches import collate
-from ..data.dataset import own_errors
+from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
 from ..io.orientation import NO_TURN, canonical_turn, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote

@@ -31,20 +31,20 @@ PARTS = {"train": "the training part", "val": "the validation part", "test": "th
 UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
 
 
-def write_card(out_dir, summary, manifest, dataset, leak=None):
+def write_card(out_dir, summary, manifest, dataset, part, leak=None):
     """Write model_card.md to `out_dir`, whole or not at all; returns its path.
 
     summary: of `summary.summary_of`. manifest: of the results, or {} for masks of another program. dataset: the
-    evaluated one. leak: the line of `compatibility.leakage_warning`, or None.
+    evaluated one. part: see `division.part_of`. leak: the line of `compatibility.leakage_warning`, or None.
     """
     config = manifest.get("config", {})
     parts = [
         f"# Model card: {_card_title(manifest, summary)}",
-        _data(config, manifest, dataset, summary),
+        _data(config, manifest, dataset, part, summary),
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, dataset.part, leak),
+        _limits(summary, part, leak),
         _definitions(summary),
         _citation(config),
     ]
@@ -60,7 +60,7 @@ def _card_title(manifest, summary):
     return f"{names.get(version, 'segmentation')} for {', '.join(summary['class_names'])}"
 
 
-def _data(config, manifest, dataset, summary):
+def _data(config, manifest, dataset, part, summary):
     trained, recorded = config.get("data", {}), manifest.get("data", {})
     lines = ["## Data", ""]
     if trained:
@@ -72,7 +72,7 @@ def _data(config, manifest, dataset, summary):
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = recorded.get("data_name", type(dataset).__name__)
     lines.append(
-        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`: {PARTS[dataset.part]}."
+        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`: {PARTS[part]}."
     )
     raters = len(summary["raters"])
     lines.append(f"- Classes: {', '.join(summary['class_names'])}. Raters of each case: {max(raters, 1)}.")

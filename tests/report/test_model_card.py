@@ -8,7 +8,7 @@ from helpers import evaluation_of
 from guided_diffusion.evaluation.summary import summary_of
 from guided_diffusion.report.model_card import write_card
 
-DATA = SimpleNamespace(data_dir="/data/clinic", part="test")
+DATA = SimpleNamespace(data_dir="/data/clinic")
 MANIFEST = {
     "checkpoint": "m.pt",
     "checkpoint_sha256": "abcdef" * 8,
@@ -25,11 +25,11 @@ MANIFEST = {
 }
 
 
-def card_of(folder, manifest=MANIFEST, leak=None, data=DATA, **changes):
+def card_of(folder, manifest=MANIFEST, leak=None, part="test", **changes):
     evaluation = evaluation_of(a={"dice": 0.5}, b={"dice": 1.0})
     for name, value in changes.items():
         setattr(evaluation, name, value)
-    path = write_card(folder, summary_of(evaluation), manifest, data, leak)
+    path = write_card(folder, summary_of(evaluation), manifest, DATA, part, leak)
     assert path == folder / "model_card.md" and [entry.name for entry in folder.iterdir()] == [path.name]
     return path.read_text()
 
@@ -68,7 +68,6 @@ def test_masks_of_others_have_no_configuration(tmp_path):
 def test_limits_name_what_was_left_out_and_what_was_leaked(tmp_path):
     plain = card_of(tmp_path)
     assert "not a medical device" in plain and "Left out" not in plain and "validation cases" not in plain
-    data = SimpleNamespace(data_dir="/data/clinic", part="val")
-    text = card_of(tmp_path, data=data, leak="warning: 2 cases were trained on", missing=1)
+    text = card_of(tmp_path, part="val", leak="warning: 2 cases were trained on", missing=1)
     assert "- 2 cases were trained on" in text and "Left out: 1 case without a prediction" in text
     assert "These are validation cases" in text
