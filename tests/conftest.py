@@ -114,6 +114,26 @@ def save_nifti():
     return save
 
 
+BODY = np.indices((16, 14, 6))[0] > 4  # of the volumes that `mri` makes
+
+
+def mri(seed=0):
+    return np.where(BODY, np.random.default_rng(seed).integers(20, 900, BODY.shape), 0).astype(np.int16)
+
+
+@pytest.fixture
+def volumes(tmp_path, save_nifti):
+    """A function (array, ...) that writes a FOLDER data set of volumes whose masks are `BODY`; returns its folder."""
+
+    def write(*arrays, folder="data"):
+        for number, array in enumerate(arrays):
+            for part, values in (("images", array), ("masks", BODY.astype(np.uint8))):
+                save_nifti(tmp_path / folder / part / f"v{number}.nii.gz", values, np.diag([1.0, 1, 2, 1]))
+        return tmp_path / folder
+
+    return write
+
+
 @pytest.fixture
 def truncate():
     """A function (path, fraction) that cuts a file short, as a broken download does."""

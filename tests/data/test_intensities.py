@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import BODY, mri
 
 from guided_diffusion.config.options import DataOptions
 from guided_diffusion.config.settings import trained_data
@@ -30,8 +31,7 @@ def test_outliers_are_clipped():
 
 # ---- CT or not ---------------------------------------------------------------------------------------------------
 
-SHAPE = (16, 14, 6)
-BODY = np.indices(SHAPE)[0] > 4
+SHAPE = BODY.shape
 
 
 def ct(seed=0, low=-1000):
@@ -40,23 +40,6 @@ def ct(seed=0, low=-1000):
     values[8:, 2:5] = np.arange(-1, 2)[:, None]
     values[9, 9] = 1200
     return np.where(BODY, values, low).round().astype(np.int16)
-
-
-def mri(seed=0):
-    return np.where(BODY, np.random.default_rng(seed).integers(20, 900, SHAPE), 0).astype(np.int16)
-
-
-@pytest.fixture
-def volumes(tmp_path, save_nifti):
-    """A function (array, ...) that writes a FOLDER data set of these volumes and returns its folder."""
-
-    def write(*arrays, folder="data"):
-        for number, array in enumerate(arrays):
-            for part, values in (("images", array), ("masks", BODY.astype(np.uint8))):
-                save_nifti(tmp_path / folder / part / f"v{number}.nii.gz", values, np.diag([1.0, 1, 2, 1]))
-        return tmp_path / folder
-
-    return write
 
 
 def phase(seed=0):

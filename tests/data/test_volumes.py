@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import BODY, mri
 
 from guided_diffusion.data.cases import Case
 from guided_diffusion.data.check import findings
@@ -30,25 +31,7 @@ def test_cache_stays_within_its_bytes_and_drops_the_least_recently_used():
 # ---- what a check says -------------------------------------------------------------------------------------------
 
 
-SHAPE = (16, 14, 6)
-BODY = np.indices(SHAPE)[0] > 4
-
-
-def mri(seed=0):
-    return np.where(BODY, np.random.default_rng(seed).integers(20, 900, SHAPE), 0).astype(np.int16)
-
-
-@pytest.fixture
-def volumes(tmp_path, save_nifti):
-    """A function (array, ...) that writes a FOLDER data set of these volumes and returns its folder."""
-
-    def write(*arrays, folder="data"):
-        for number, array in enumerate(arrays):
-            for part, values in (("images", array), ("masks", BODY.astype(np.uint8))):
-                save_nifti(tmp_path / folder / part / f"v{number}.nii.gz", values, np.diag([1.0, 1, 2, 1]))
-        return tmp_path / folder
-
-    return write
+SHAPE = BODY.shape
 
 
 def test_a_check_says_what_flattens_an_image_and_what_is_empty(volumes):
