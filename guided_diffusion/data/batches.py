@@ -20,6 +20,7 @@ from ..runtime.console import console, counted
 from ..runtime.errors import SHARED_MEMORY_FULL, UNSENT, UserError, lost_worker_message, reason_of
 from .resizing import crop
 
+PARENT_WATCH = 2  # seconds after which a worker whose reading hangs sees that the main process has ended
 SLOW_READING = 60  # seconds without a batch, after which a warning says so
 
 # ---- the items of an epoch ---------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def _start_worker(_worker):
     # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They ignore both, so that the main process can
     # finish its step and write a checkpoint. It ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -331,7 +332,10 @@ def _end_unsent(error, _batch):
 
 
 def _end_with_parent():
-    """Exit on a SIGTERM from the main process, but from no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    """Exit on a SIGTERM from the main process, but from no other, and when the main process has ended."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_WATCH)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

@@ -5,8 +5,10 @@ import signal
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from networks import ArrayDataset, Stack, array_dataset
@@ -133,6 +135,40 @@ def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
     assert ended.value.code == 2 and "error: a process that reads images was ended by the signal Killed;" in (
         capsys.readouterr().err
     )
+
+
+class Hanging(ArrayDataset):
+    """A disk that hangs. Its worker writes its process id first."""
+
+    def read_image(self, case):
+        (self.data_dir / "pid").write_text(str(os.getpid()))
+        time.sleep(1000)
+
+
+def read_from_a_disk_that_hangs(folder):
+    list(sampling_batches(Hanging(folder, 16), [[0]], num_workers=1))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_that_hangs_does_not_outlive_the_main_process(tmp_path):
+    main = processes.start(read_from_a_disk_that_hangs, tmp_path, log=tmp_path / "log")
+    until = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (pid := (tmp_path / "pid").read_text()):
+        assert main.is_alive() and time.monotonic() < until, (tmp_path / "log").read_text()
+        time.sleep(0.02)
+    assert is_running(pid)
+    main.kill()
+    until = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_slow_reading_is_warned_of_once(dataset, monkeypatch, capsys):
