@@ -56,7 +56,7 @@ def findings(parts, left_over=()):
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
     found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
-    return [*found, *_intensities(part)]
+    return [*found, *_full_masks(part, 0.5), *_intensities(part)]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -98,8 +98,14 @@ def _masks(part):
     empty = [one.name for one in seen if one.empty == one.count]
     if empty and len(empty) < len(seen):
         yield _warning(f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {listed(empty)}")
+    yield from _full_masks(part)
+
+
+def _full_masks(part, least=0.0):
+    """Masks marked all over, if they are more than the share `least` of all."""
+    seen = [one for one in part.inspections if one.marked is not None]
     full = [one.name for one in seen if one.marked.max() > 0.98]
-    if full:
+    if len(full) > least * len(seen):
         yield _warning(f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
 
 
