@@ -9,6 +9,7 @@ import torch
 from ..io.masks import differ, void_among
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
+from .cases import group_cases
 from .dataset import mixed_advice
 from .intensities import zscore
 
@@ -92,6 +93,7 @@ def _masks(part):
         usual = numbers.most_common(1)[0][0]
         odd = listed(_names(part, lambda one: one.raters not in (0, usual)))
         yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {odd}")
+    yield from _other_raters(part, numbers)
     seen = [one for one in part.inspections if one.marked is not None]
     if seen and all(not one.marked.any() for one in seen) and part.trains:
         yield _error(f"{part.name}: all masks are empty: there is nothing to learn; are they the right files?")
@@ -99,6 +101,18 @@ def _masks(part):
     if empty and len(empty) < len(seen):
         yield _warning(f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {listed(empty)}")
     yield from _full_masks(part)
+
+
+def _other_raters(part, numbers):
+    """Cases whose raters are as many as those of others, and not the same. numbers: of raters, without 0."""
+    units = [unit for unit in group_cases(part.dataset.cases) if unit.cases[0].raters]
+    every = set().union(*(unit.cases[0].raters for unit in units))
+    odd = [unit.name for unit in units if set(unit.cases[0].raters) != every]
+    if odd and len(numbers) == 1:
+        names = listed(sorted(every))
+        yield Finding(
+            part.trains, f"{part.name}: {counted(len(odd), 'case')} not masked by each of {names}: {listed(odd)}"
+        )
 
 
 def _full_masks(part, least=0.0):

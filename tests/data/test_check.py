@@ -163,6 +163,14 @@ def test_what_may_be_intended(check, divided, save_picture):
     ]
 
 
+def test_raters_of_one_image_each(check, tmp_path, save_picture):
+    for k, rater in enumerate(("anna", "ben")):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) + k)
+        save_picture(tmp_path / f"masks/{rater}/{k}.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    status, text = check(tmp_path)
+    assert status == 1 and lines(text, "error") == ["all: 2 cases not masked by each of anna, ben: 0, 1"]
+
+
 def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
     for path in (divided / "train/masks").iterdir():
         save_picture(path, np.zeros((32, 40), np.uint8))

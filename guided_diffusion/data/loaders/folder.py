@@ -40,7 +40,7 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
-from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
+from ..pairing import companions, count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
 from ..volumes import FILES_ONLY, VolumeReader
@@ -85,6 +85,7 @@ class FolderDataset(SegmentationDataset):
             return [Case(pair.name, (pair.image,), pair.masks) for pair in found]
         if found:
             self._set_kind(found)
+            self._check_no_masks_among(found)
         labels = self._labels_of(found)
         cases = []
         for pair in found:
@@ -371,6 +372,17 @@ class FolderDataset(SegmentationDataset):
         self.left_right_axis = -2 if self.is_nifti else -1
         self.background = 0.0 if self.is_nifti and not self.ct_window else None
 
+    def _check_no_masks_among(self, found):
+        """Raise `UserError` where images are masks of others, by their names and their values, as NAME_1stHO.png."""
+        for ending, files in companions(found).items() if not self.is_nifti else ():
+            if all(map(_marks_something, list(files.values())[:SHOWN_FILES])):
+                image, mask = next(iter(files.items()))
+                raise UserError(
+                    f"{mask}: is a mask of {image.name} by its name and its values, and is read as an image; rename "
+                    f"*{ending} to *_mask, or move these {len(files)} files to masks/ as NAME (several raters: "
+                    "masks/RATER/NAME)"
+                )
+
     def _set_window(self, images):
         """Set `ct_window`, by the images' values where --ct_window is empty, and the reader of volumes."""
         asked = vars(self).setdefault("asked_window", self.ct_window)  # each split is found in its turn
@@ -402,6 +414,15 @@ class FolderDataset(SegmentationDataset):
             parts.append("not divided")
         raters = max(len(pair.masks) for pair in found)
         return ", ".join([*parts, f"{raters} raters"] if raters > 1 else parts)
+
+
+def _marks_something(path):
+    """Whether a picture is a mask of one class that marks some of its pixels."""
+    try:
+        mask = read_picture_mask(path)
+    except UserError:
+        return False
+    return bool(mask.any() and not mask.all())
 
 
 def _is_header(name, label, labels):
