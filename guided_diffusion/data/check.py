@@ -57,7 +57,7 @@ def findings(parts, left_over=()):
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
     found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
-    return [*found, *_full_masks(part, 0.5), *_intensities(part)]
+    return [*found, *_full_masks(part, 0.5), *_raters_apart(part), *_intensities(part)]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -94,6 +94,7 @@ def _masks(part):
         odd = listed(_names(part, lambda one: one.raters not in (0, usual)))
         yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {odd}")
     yield from _other_raters(part, numbers)
+    yield from _raters_apart(part)
     seen = [one for one in part.inspections if one.marked is not None]
     if seen and all(not one.marked.any() for one in seen) and part.trains:
         yield _error(f"{part.name}: all masks are empty: there is nothing to learn; are they the right files?")
@@ -112,6 +113,18 @@ def _other_raters(part, numbers):
         names = listed(sorted(every))
         yield Finding(
             part.trains, f"{part.name}: {counted(len(odd), 'case')} not masked by each of {names}: {listed(odd)}"
+        )
+
+
+def _raters_apart(part):
+    """Raters who never mark a pixel in common, as folders of classes do."""
+    compared, apart = (sum(getattr(one, name) for one in part.inspections) for name in ("compared", "apart"))
+    if compared > 1 and apart == compared:
+        names = sorted(set().union(*(case.raters for case in part.dataset.cases)))
+        who = f" ({listed(names)})" if names else ""
+        yield _warning(
+            f"{part.name}: the raters{who} mark no pixel in common in any of {compared} images: are they classes? save "
+            "those as one label map, a value for each, and name them by --classes"
         )
 
 

@@ -26,8 +26,9 @@ class Inspection:
     it. network_low, network_high: the range that the network sees, after `normalise`. typical: the range without the
     lowest and the highest `RARE` of the pixels. spread: [C], the standard deviation of each channel's values other than
     0, NaN where there are none. marked: [K], the share of pixels in each class, over raters and slices. empty: number
-    of images with nothing marked. values: how often each value occurs in the mask files. is_soft: a mask has greys that
-    were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
+    of images with nothing marked. compared, apart: number of images in which two raters or more mark something, and of
+    those in which no pixel is marked by two. values: how often each value occurs in the mask files. is_soft: a mask has
+    greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
     `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest:
     a hash of the images, None if they are blank. problems: messages about what could not be read. strict: what cannot
     be read raises instead.
@@ -46,6 +47,8 @@ class Inspection:
     typical: tuple = ()
     marked: np.ndarray | None = None
     empty: int = 0
+    compared: int = 0
+    apart: int = 0
     values: Counter = field(default_factory=Counter)
     is_soft: bool = False
     is_inside_out: bool = False
@@ -166,6 +169,9 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
                 break
             marked.append(mask.mean(axis=(0, 2, 3)))
             found.empty += not mask.any()
+            if len(mask) > 1 and mask.any(axis=(1, 2, 3)).sum() > 1:
+                found.compared += 1
+                found.apart += not (mask.sum(axis=0) > 1).any()
             found.is_inside_out |= mask.shape[1] == 1 and _is_inside_out(mask[:, 0])
             _add_notes(found, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)

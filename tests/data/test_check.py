@@ -171,6 +171,17 @@ def test_raters_of_one_image_each(check, tmp_path, save_picture):
     assert status == 1 and lines(text, "error") == ["all: 2 cases not masked by each of anna, ben: 0, 1"]
 
 
+def test_raters_who_mark_nothing_in_common_may_be_classes(check, tmp_path, save_picture):
+    for k in range(2):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) + k)
+        for shift, organ in enumerate(("liver", "spleen")):
+            save_picture(tmp_path / f"masks/{organ}/{k}.png", np.eye(8, 10, shift, dtype=np.uint8) * 255)
+    warning = "all: the raters (liver, spleen) mark no pixel in common in any of 2 images: are they classes?"
+    assert any(line.startswith(warning) for line in lines(check(tmp_path)[1], "warning"))
+    save_picture(tmp_path / "masks/spleen/1.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    assert "are they classes" not in check(tmp_path)[1]
+
+
 def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
     for path in (divided / "train/masks").iterdir():
         save_picture(path, np.zeros((32, 40), np.uint8))
