@@ -230,7 +230,9 @@ def _intensities(part):
         if black:
             yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(black)}; save them as 0-255")
         dark = [one for one in seen if one.high.max() > 1 and 0 <= one.typical[1] <= DARK]
-        if dark and 2 * len(dark) >= len(seen):
+        if 2 * len(dark) < len(seen):  # a few pictures may be dark; of more than 8 bits they are of fewer than 16
+            dark = [one for one in dark if one.is_fine and one.high.max() <= DARK]
+        if dark:
             top = max(one.typical[1] for one in dark)
             yield _warning(
                 f"{part.name}: {counted(len(dark), 'image')} nearly black: 99 % of pixels are below {top:.3g} of 255, "

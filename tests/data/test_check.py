@@ -182,6 +182,19 @@ def test_raters_who_mark_nothing_in_common_may_be_classes(check, tmp_path, save_
     assert "are they classes" not in check(tmp_path)[1]
 
 
+def test_a_few_images_of_12_bits_among_16(check, tmp_path, save_picture):
+    for k in range(5):
+        image = np.arange(80, dtype=np.uint16).reshape(8, 10) * (50 if k == 1 else 800) + k
+        save_picture(tmp_path / f"images/{k}.png", image)
+        save_picture(tmp_path / f"masks/{k}.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    (warning,) = (line for line in lines(check(tmp_path)[1], "warning") if "black" in line)
+    assert warning.startswith("all: 1 image nearly black") and warning.endswith("in 16 bits: 1")
+    save_picture(tmp_path / "images/1.png", np.arange(80, dtype=np.uint8).reshape(8, 10) // 2)  # a dark one of 8 bits
+    for k in (0, 2, 3, 4):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) * 3)
+    assert "black" not in check(tmp_path)[1]
+
+
 def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
     for path in (divided / "train/masks").iterdir():
         save_picture(path, np.zeros((32, 40), np.uint8))

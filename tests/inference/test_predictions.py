@@ -76,6 +76,8 @@ def test_names_that_differ_in_unicode_form_or_case(tmp_path, save_picture):
     predictions = Predictions(tmp_path, [name, "a"])
     assert predictions.mask(name, False).all() and predictions.mask("a", False).all() and not predictions.unmatched()
     assert Predictions(tmp_path, ["A", "a"]).mask("a", False) is None  # the file is A's
+    (tmp_path / "A.PNG").rename(tmp_path / "aB.png")
+    assert Predictions(tmp_path, ["AB", "ab"]).mask("ab", False) is None  # or that of AB
 
 
 def test_two_masks_of_a_case_in_a_plain_folder_are_an_error(tmp_path, save_picture):
