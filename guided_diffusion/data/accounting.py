@@ -330,8 +330,8 @@ class _Explanation:
         return UNUSED if self.is_ours else OWN_UNUSED
 
     def _is_beside_images(self, folder):
-        """Whether images of cases are in a folder beside this one, so that its name says what it holds."""
-        return any(os.path.dirname(one) == os.path.dirname(folder) for one in self.used.images)
+        """Whether images of cases are in or below a folder beside this one, so that its name says what it holds."""
+        return any(one.startswith(os.path.dirname(folder) + os.sep) for one in self.used.images)
 
     def _is_beside_cases(self, folder):
         return folder != self.used.root and (folder in self.used.images or folder in self.used.masks)

@@ -9,6 +9,7 @@ import torch
 from ..io.masks import differ, void_among
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
+from .cases import group_cases
 from .intensities import zscore
 from .mask_checks import mixed_advice
 
@@ -56,7 +57,7 @@ def findings(parts, left_over=()):
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
     found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
-    return [*found, *_intensities(part)]
+    return [*found, *_full_masks(part, 0.5), *_raters_apart(part), *_intensities(part)]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -92,14 +93,46 @@ def _masks(part):
         usual = numbers.most_common(1)[0][0]
         odd = listed(_names(part, lambda one: one.raters not in (0, usual)))
         yield Finding(part.trains, f"{part.name}: not masked by {counted(usual, 'rater')} as the others: {odd}")
+    yield from _other_raters(part, numbers)
+    yield from _raters_apart(part)
     seen = [one for one in part.inspections if one.marked is not None]
     if seen and all(not one.marked.any() for one in seen) and part.trains:
         yield _error(f"{part.name}: all masks are empty: there is nothing to learn; are they the right files?")
     empty = [one.name for one in seen if one.empty == one.count]
     if empty and len(empty) < len(seen):
         yield _warning(f"{part.name}: {counted(len(empty), 'case')} with nothing marked: {listed(empty)}")
+    yield from _full_masks(part)
+
+
+def _other_raters(part, numbers):
+    """Cases whose raters are as many as those of others, and not the same. numbers: of raters, without 0."""
+    units = [unit for unit in group_cases(part.dataset.cases) if unit.cases[0].raters]
+    every = set().union(*(unit.cases[0].raters for unit in units))
+    odd = [unit.name for unit in units if set(unit.cases[0].raters) != every]
+    if odd and len(numbers) == 1:
+        names = listed(sorted(every))
+        yield Finding(
+            part.trains, f"{part.name}: {counted(len(odd), 'case')} not masked by each of {names}: {listed(odd)}"
+        )
+
+
+def _raters_apart(part):
+    """Raters who never mark a pixel in common, as folders of classes do."""
+    compared, apart = (sum(getattr(one, name) for one in part.inspections) for name in ("compared", "apart"))
+    if compared > 1 and apart == compared:
+        names = sorted(set().union(*(case.raters for case in part.dataset.cases)))
+        who = f" ({listed(names)})" if names else ""
+        yield _warning(
+            f"{part.name}: the raters{who} mark no pixel in common in any of {compared} images: are they classes? save "
+            "those as one label map, a value for each, and name them by --classes"
+        )
+
+
+def _full_masks(part, least=0.0):
+    """Masks marked all over, if they are more than the share `least` of all."""
+    seen = [one for one in part.inspections if one.marked is not None]
     full = [one.name for one in seen if one.marked.max() > 0.98]
-    if full:
+    if len(full) > least * len(seen):
         yield _warning(f"{part.name}: {counted(len(full), 'case')} marked all over: {listed(full)}")
 
 
@@ -197,7 +230,9 @@ def _intensities(part):
         if black:
             yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(black)}; save them as 0-255")
         dark = [one for one in seen if one.high.max() > 1 and 0 <= one.typical[1] <= DARK]
-        if dark and 2 * len(dark) >= len(seen):
+        if 2 * len(dark) < len(seen):  # a few pictures may be dark; of more than 8 bits they are of fewer than 16
+            dark = [one for one in dark if one.is_fine and one.high.max() <= DARK]
+        if dark:
             top = max(one.typical[1] for one in dark)
             yield _warning(
                 f"{part.name}: {counted(len(dark), 'image')} nearly black: 99 % of pixels are below {top:.3g} of 255, "

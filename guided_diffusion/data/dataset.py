@@ -13,9 +13,10 @@ from ..io.masks import read_label_array
 from ..io.pictures import MaskNote, note_mask, noted_masks
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
-from .accounting import links_without_target, unread_kinds
+from .accounting import account, links_without_target, unread_kinds
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .division import find_held_out
+from .left_over import ORPHAN
 from .loader_checks import (
     check_class_names,
     check_geometry,
@@ -384,6 +385,10 @@ class SegmentationDataset(Dataset):
         """A hint for the message about a case without a mask, if there are more of them."""
         count, lacking = len(self.cases), sum(not case.masks for case in self.cases)
         if lacking == count > 1:
+            orphans = account([self]).left_over.get(ORPHAN)
+            if orphans:
+                named = f"{counted(len(orphans), 'mask')} {'belongs' if len(orphans) == 1 else 'belong'} to no image"
+                return f" (none of {count} has one, and {named}, as {orphans[0]}: their names must agree)"
             return f" (none of {count} has one: is {self.data_dir} the folder that holds the masks too?)"
         return f" ({lacking} of {count} have none; python scripts/check_data.py names them)" if lacking > 1 else ""
 

@@ -24,13 +24,14 @@ class Inspection:
     name, group: of the case or volume; see `splits.known_group`. count: number of images. label: the class label.
     raters: number of masks. sizes: (H, W) of the images. low, high: [C], the range of each channel as the loader gives
     it. network_low, network_high: the range that the network sees, after `normalise`. typical: the range without the
-    lowest and the highest `RARE` of the pixels. spread: [C], the standard deviation of each channel's values other than
-    0, NaN where there are none. marked: [K], the share of pixels in each class, over raters and slices. empty: number
-    of images with nothing marked. values: how often each value occurs in the mask files. is_soft: a mask has greys that
-    were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
-    `pictures.MaskNote`: the first such file}. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest:
-    a hash of the images, None if they are blank. problems: messages about what could not be read. strict: what cannot
-    be read raises instead.
+    lowest and the highest `RARE` of the pixels. is_fine: whether a value is no whole number, as of more than 8 bits.
+    spread: [C], the standard deviation of each channel's values other than 0, NaN where there are none. marked: [K],
+    the share of pixels in each class, over raters and slices. empty: number of images with nothing marked. compared,
+    apart: number of images in which two raters or more mark something, and of those in which no pixel is marked by two.
+    values: how often each value occurs in the mask files. is_soft: a mask has greys that were cut at half.
+    is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first
+    such file}. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the images, None if
+    they are blank. problems: messages about what could not be read. strict: what cannot be read raises instead.
     """
 
     name: str
@@ -44,8 +45,11 @@ class Inspection:
     network_low: float = math.inf
     network_high: float = -math.inf
     typical: tuple = ()
+    is_fine: bool = False
     marked: np.ndarray | None = None
     empty: int = 0
+    compared: int = 0
+    apart: int = 0
     values: Counter = field(default_factory=Counter)
     is_soft: bool = False
     is_inside_out: bool = False
@@ -150,6 +154,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
         found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
         found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
         found.typical = _typical_range(image, found.typical)
+        found.is_fine = found.is_fine or bool((image != np.rint(image)).any())
         normalised = _try_read(found, dataset.normalised, image, case)
         if normalised is None:
             return found
@@ -166,6 +171,9 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
                 break
             marked.append(mask.mean(axis=(0, 2, 3)))
             found.empty += not mask.any()
+            if len(mask) > 1 and mask.any(axis=(1, 2, 3)).sum() > 1:
+                found.compared += 1
+                found.apart += not (mask.sum(axis=0) > 1).any()
             found.is_inside_out |= mask.shape[1] == 1 and _is_inside_out(mask[:, 0])
             _add_notes(found, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)

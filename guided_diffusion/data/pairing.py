@@ -334,6 +334,7 @@ def _pairs_with(masks, images, complete, found):
             every = {split_suffix(path)[0] for paths in images.values() for path in paths}
             known = {name for stem in every for name in _mask_names(stem, every)}
             raters = flat = RaterFolders(masks, complete, known, no_raters)
+            _check_no_splits(raters)
         for image in files:
             stem = split_suffix(image)[0]
             shown = image.name if not below else f"{below}/{image.name}"
@@ -345,6 +346,21 @@ def _pairs_with(masks, images, complete, found):
     found.notes += near_notes(seen, masks.parent)
     _note_united(pairs, found)
     return pairs
+
+
+def companions(pairs):
+    """{"_1stHO": {image: the image NAME_1stHO that is named after it}} of images without masks, for each such ending
+    that at least half of the other images have."""
+    stems = {(pair.below, split_suffix(pair.image)[0]): pair.image for pair in pairs if not pair.masks}
+    found, named_after = {}, set()
+    for (below, stem), image in stems.items():
+        for match in re.finditer(r"[-_. ](?=.*[^\W\d])", stem):
+            owner, ending = stems.get((below, stem[: match.start()])), stem[match.start() :]
+            if owner and ending not in MASK_ENDINGS:
+                found.setdefault(ending, {})[owner] = image
+                named_after.add(image)
+    others = len(stems) - len(named_after)
+    return {ending: files for ending, files in found.items() if 2 * len(files) >= max(others, 2)}
 
 
 BESIDE = re.compile(rf"(?P<base>(?P<name>.+)(?:{'|'.join(BESIDE_ENDINGS)}))(?P<number>[-_]?\d+)?", re.IGNORECASE)
@@ -385,6 +401,17 @@ def _owned(marks, images):
         elif owners and not match["number"]:
             masks.setdefault(owners[0], []).append(path)
     return masks, numbered
+
+
+def _check_no_splits(raters):
+    """Raise `UserError` where the folders of raters are called as those of splits, which the images are not in."""
+    named = sorted(folder for folder in raters.raters if split_of(folder.name) and not raters.is_one)
+    if named:
+        names = " and ".join(f"{folder.name}/" for folder in named)
+        raise UserError(
+            f"{named[0].parent}: has {names}, but the images lie in no such folders; divide the images in the same "
+            "way, or put all masks into one folder"
+        )
 
 
 def _note_united(pairs, found):

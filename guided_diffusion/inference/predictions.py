@@ -1,14 +1,15 @@
 """Predictions read from a results folder, or from any folder of masks."""
 
 import glob
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..data.classes import BINARY
-from ..data.truth import MASK_ENDINGS, files_by_name
-from ..io.files import read_json
+from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
+from ..io.files import read_json, split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
 from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
 from ..runtime.errors import UserError
@@ -19,7 +20,8 @@ class Predictions:
     """Reads the predictions in a results folder, or in any folder of masks that have their cases' names.
 
     names: those of all cases. In a folder that sampling did not write, a case's mask is the picture (the NIfTI file of
-    a volume) of its name, or of its name and one of `truth.MASK_ENDINGS` unless another case has that name.
+    a volume) of its name, or of its name and one of `truth.MASK_ENDINGS` unless another case has that name; else one
+    whose name differs in Unicode form or case, unless another case's name does not differ more.
     classes: the `Classes` of the masks; every method reads one class, k. geometry_of(name): the `data.Geometry` of a
     volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
@@ -98,6 +100,9 @@ class Predictions:
             return path if path.exists() else None
         stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
         named = [path for stem in stems for path in self._files.get(stem, ())]
+        if not named and self._near_keys[near_key(name)] < 2:
+            near = [path for stem in stems for path in self._near_names.find(stem)]
+            named = [path for path in dict.fromkeys(near) if split_suffix(path)[0] not in self._exact_names]
         found = [path for path in named if is_nifti(path) == is_volume]
         if not found and not is_volume and self.geometry_of(name) is not None:  # a 2-D image in a NIfTI file
             found = named
@@ -108,6 +113,18 @@ class Predictions:
     @cached_property
     def _files(self):
         return files_by_name(self.masks)
+
+    @cached_property
+    def _near_names(self):
+        return NearNames([(stem, path) for stem, paths in self._files.items() for path in paths])
+
+    @cached_property
+    def _near_keys(self):
+        return Counter(map(near_key, self.names))
+
+    @cached_property
+    def _exact_names(self):
+        return {name + ending for name in self.names for ending in MASK_ENDINGS}
 
     def members(self, name, is_volume, k=0):
         """The members' masks of a class, a list of bool arrays; empty if none were saved."""

@@ -48,7 +48,8 @@ RUBBISH = re.compile(
     r"__macosx|__pycache__|lost\+found|@eadir|#recycle|\$recycle\.bin|system volume information|(eh)?thumbs\.db|"
     r"desktop\.ini|icon\r|"
     r"(licen[cs]e|readme|citation|copying|notice|changelog|changes|authors|attribution)"
-    r"([-_ ]?\w*)?(\.(txt|md|rst|html?|pdf|rtf|cff|bib|docx?))?|"
+    r"([-_ ]?\w*)?\.(txt|md|rst|html?|pdf|rtf|cff|bib|docx?)|"
+    r"licen[cs]e|readme|citation|copying|notice|changelog|authors|"
     r"(md5|sha1|sha256|sha512|b2)sums?(\.txt)?|checksums?(\.\w+)?|.*\.(md5|sha1|sha256|sha512)|"
     r".*_superpixels\.png|contact_sheet\.png",
     re.IGNORECASE,

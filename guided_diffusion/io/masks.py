@@ -107,7 +107,12 @@ def _by_grey(path, values, white, is_lossy, what="grey"):
         return Reading(np.zeros(values.shape, bool), counts={0: values.size})
     if np.isfinite(top) and low >= 0 and ((values == 0) | (values == top)).all():
         marked = int(np.count_nonzero(values))
-        counts = {0: values.size - marked, _plain(top): marked}
+        counts = {value: count for value, count in ((0, values.size - marked), (_plain(top), marked)) if count}
+        if is_lossy and top < FAINT:
+            raise UserError(
+                f"{path}: its values {listed_shares(counts)} lie so close together that lossy compression (JPEG) "
+                "changes them; save the mask as PNG, from the original"
+            )
         if low == 0:
             return Reading(values > 0, f"{_plain(top):g}", counts=counts)
         if top in (1, white):
@@ -138,6 +143,8 @@ def _soft_top(values, is_lossy):
     if top < FAINT or base > LOW * top / 2:
         return None
     low, high = int(LOW * top), int(np.ceil(HIGH * top))  # the plateaus are 0..low and high..
+    if low < values.min() < HIGH * WHITE_8:  # no background, and not white all over
+        return None
     bright, plateau = counts[top // 2 + 1 :].sum(), counts[high:].sum()
     beyond = counts[int(BEYOND[is_lossy] * top) + 1 :].sum()
     near = int(NEAR[is_lossy] * top)
@@ -278,6 +285,22 @@ def _advice(shares, is_lossy, what, is_photograph):
         return save
     if is_lossy:
         return f"some are regions, not edges, and JPEG changes label values; {save}, as PNG"
+    return _values_advice(shares, marked, save)
+
+
+def _values_advice(shares, marked, save):
+    """What to do about a lossless label map, also where its background seems to be another value than 0."""
+    usual = max(shares, key=shares.get)
+    others = [value for value in marked if value != usual]
+    if 0 not in shares:
+        reads = f"--classes foreground={others[0]} reads {others[0]} as foreground"
+        reads = reads if len(others) == 1 else classes_advice(others)
+        return f"none is 0, the background; if {usual} is: {reads}, or {save}"
+    if usual and shares[0] < FLAT_SHARE * shares[usual]:
+        return (
+            f"0 always means background here; if {usual} is the background, save it as 0 and what is 0 as another "
+            f"value, else {classes_advice(marked)}"
+        )
     return classes_advice(marked) + f", or {save}"
 
 

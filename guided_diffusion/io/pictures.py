@@ -125,6 +125,8 @@ def read_pixels(path):
             tag = _orientation(picture)
             if _has_wide_colours(path, picture):
                 found = _wide_colours(path, picture)
+            elif picture.format == "BMP" and picture.mode == "1" and _bmp_bits(path) > 1:
+                found = _bmp_of_two_greys(path, picture)
             else:
                 picture.load()
                 found = _pixels(path, picture)
@@ -260,6 +262,27 @@ def _wide_grey(path, picture):
     alpha = _key_alpha(picture, values)
     alpha = None if alpha is None else alpha.astype(np.uint16) * 257
     return Pixels(path, values, white=white, alpha=alpha)
+
+
+def _bmp_bits(path):
+    """The bits for each pixel of a BMP file."""
+    head = _starts(path, 30)
+    return int.from_bytes(head[24:26] if head[14] == 12 else head[28:30], "little")
+
+
+def _bmp_of_two_greys(path, picture):
+    """The `Pixels` of a BMP file with black and white as its palette, but 8 bits for each pixel: Pillow takes 1 bit."""
+    data = Path(path).read_bytes()
+    if _bmp_bits(path) != 8 or (data[14] != 12 and any(data[30:34])):
+        raise UserError(f"{path}: is a BMP file of two greys in {_bmp_bits(path)} bits or packed; save it as PNG")
+    (width, height), start = picture.size, int.from_bytes(data[10:14], "little")
+    stride = (width + 3) // 4 * 4
+    rows = np.frombuffer(data, np.uint8, stride * height, start).reshape(height, stride)[:, :width]
+    if rows.max() > 1:
+        raise UserError(f"{path}: has values up to {rows.max()}, and its palette 2 colours; save it as PNG")
+    is_upright = data[14] != 12 and data[25] == 0xFF  # a negative height
+    values = (rows if is_upright else rows[::-1]) * np.uint8(255)
+    return Pixels(path, values, stored=lambda shown: shown // 255)
 
 
 # ---- 16 bits for each colour, of which Pillow keeps 8 --------------------------------------------------------------

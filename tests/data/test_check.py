@@ -163,6 +163,38 @@ def test_what_may_be_intended(check, divided, save_picture):
     ]
 
 
+def test_raters_of_one_image_each(check, tmp_path, save_picture):
+    for k, rater in enumerate(("anna", "ben")):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) + k)
+        save_picture(tmp_path / f"masks/{rater}/{k}.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    status, text = check(tmp_path)
+    assert status == 1 and lines(text, "error") == ["all: 2 cases not masked by each of anna, ben: 0, 1"]
+
+
+def test_raters_who_mark_nothing_in_common_may_be_classes(check, tmp_path, save_picture):
+    for k in range(2):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) + k)
+        for shift, organ in enumerate(("liver", "spleen")):
+            save_picture(tmp_path / f"masks/{organ}/{k}.png", np.eye(8, 10, shift, dtype=np.uint8) * 255)
+    warning = "all: the raters (liver, spleen) mark no pixel in common in any of 2 images: are they classes?"
+    assert any(line.startswith(warning) for line in lines(check(tmp_path)[1], "warning"))
+    save_picture(tmp_path / "masks/spleen/1.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    assert "are they classes" not in check(tmp_path)[1]
+
+
+def test_a_few_images_of_12_bits_among_16(check, tmp_path, save_picture):
+    for k in range(5):
+        image = np.arange(80, dtype=np.uint16).reshape(8, 10) * (50 if k == 1 else 800) + k
+        save_picture(tmp_path / f"images/{k}.png", image)
+        save_picture(tmp_path / f"masks/{k}.png", np.eye(8, 10, dtype=np.uint8) * 255)
+    (warning,) = (line for line in lines(check(tmp_path)[1], "warning") if "black" in line)
+    assert warning.startswith("all: 1 image nearly black") and warning.endswith("in 16 bits: 1")
+    save_picture(tmp_path / "images/1.png", np.arange(80, dtype=np.uint8).reshape(8, 10) // 2)  # a dark one of 8 bits
+    for k in (0, 2, 3, 4):
+        save_picture(tmp_path / f"images/{k}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) * 3)
+    assert "black" not in check(tmp_path)[1]
+
+
 def test_masks_of_nothing_and_a_rater_who_lacks(check, divided, save_picture):
     for path in (divided / "train/masks").iterdir():
         save_picture(path, np.zeros((32, 40), np.uint8))

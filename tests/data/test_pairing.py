@@ -348,6 +348,37 @@ def test_loose_images_with_masks_beside_them(tmp_path):
         load(tmp_path, need_masks=False)
 
 
+@pytest.mark.parametrize("ending", ["_1stHO", "_anno", ".gt", "-mask2"])
+def test_masks_of_another_ending_are_no_images(tmp_path, ending):
+    put(tmp_path, "a.jpg", "b.jpg", f"a{ending}.png", f"b{ending}.png")
+    for need_masks in (False, True):
+        with pytest.raises(
+            UserError, match=rf"a{ending}.png: is a mask of a.jpg by its name and .*rename \*{ending} to"
+        ):
+            load(tmp_path, need_masks=need_masks)
+    for name in ("a", "b"):
+        Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10) * 3).save(tmp_path / f"{name}{ending}.png")
+    assert len(load(tmp_path, need_masks=False).cases) == 4  # another view of each
+
+
+def test_names_with_numbers_are_not_masks_of_one_another(tmp_path):
+    put(tmp_path, "a.png", "a_1.png", "a_2.png", "b.png", "b_1.png", "c.png")
+    assert len(load(tmp_path, need_masks=False).cases) == 6
+
+
+def test_splits_of_masks_alone_are_no_raters(tmp_path):
+    put(tmp_path, "images/a.png", "images/b.png", "masks/train/a.png", "masks/test/b.png")
+    with pytest.raises(UserError, match="masks: has test/ and train/, but the images lie in no such folders"):
+        load(tmp_path, need_masks=False)
+
+
+def test_no_mask_has_its_images_name(tmp_path):
+    put(tmp_path, "images/a.png", "images/b.png", "masks/mask_a.png", "masks/mask_b.png")
+    message = r"\(none of 2 has one, and 2 masks belong to no image, as masks/mask_a.png: their names must agree\)"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
 def test_names_of_cases():
     assert [case_name("a", "P1"), case_name("P1_a", "P1"), case_name("a", "")] == ["P1_a", "P1_a", "a"]
     assert [image_of("a_mask"), image_of("a_seg"), image_of("mask")] == ["a", "a", "mask"]

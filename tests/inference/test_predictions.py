@@ -1,5 +1,7 @@
 """Predictions: what is read back from a results folder or from a plain folder of masks."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from helpers import geometry_of, manifest_with, maps_of
@@ -65,6 +67,17 @@ def test_a_plain_folder_of_masks_with_endings(tmp_path, save_picture, save_nifti
     assert predictions.mask("a", False).all() and predictions.mask("v", True).all()
     assert not predictions.mask(f"b{ending}", False).any()
     assert predictions.mask("b", False) is None  # its only candidate is named like another case
+
+
+def test_names_that_differ_in_unicode_form_or_case(tmp_path, save_picture):
+    name = "M\u00fcller"
+    save_picture(tmp_path / f"{unicodedata.normalize('NFD', name)}_mask.png", np.full((4, 5), 255, np.uint8))
+    save_picture(tmp_path / "A.PNG", np.full((4, 5), 255, np.uint8))
+    predictions = Predictions(tmp_path, [name, "a"])
+    assert predictions.mask(name, False).all() and predictions.mask("a", False).all() and not predictions.unmatched()
+    assert Predictions(tmp_path, ["A", "a"]).mask("a", False) is None  # the file is A's
+    (tmp_path / "A.PNG").rename(tmp_path / "aB.png")
+    assert Predictions(tmp_path, ["AB", "ab"]).mask("ab", False) is None  # or that of AB
 
 
 def test_two_masks_of_a_case_in_a_plain_folder_are_an_error(tmp_path, save_picture):

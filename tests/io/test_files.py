@@ -77,6 +77,9 @@ def test_known_rubbish(name):
         "checksum.nii.gz",
         "git.png",
         "images",
+        "changes",  # a folder of lesions' changes
+        "authors_1",
+        "license_old",
     ],
 )
 def test_what_only_sounds_like_rubbish(name):

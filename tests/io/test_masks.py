@@ -141,6 +141,23 @@ def test_void_is_found_after_loss_too(tmp_path):
     assert (read_picture_mask(tmp_path / "m.webp") != DISC).mean() < 0.01
 
 
+def test_values_without_0_have_no_background():
+    disc = DISC.astype(np.uint8)
+    for base in (1, 126):  # 126 and 127 are no smooth edges of a white mask
+        advice = message(base + disc)
+        assert f"none is 0, the background; if {base} is: --classes foreground={base + 1} reads {base + 1}" in advice
+    assert "if 1 is: --classes foreground=255 reads 255" in message(np.where(DISC, 255, 1).astype(np.uint8))
+    assert "if 1 is: --classes object=2+3 reads them as one class" in message(1 + disc + RING * np.uint8(2))
+    fundus = np.full(DISC.shape, 255, np.uint8)  # REFUGE: the cup is 0, the disc 128
+    fundus[DISC], fundus[18:22, 22:26] = 128, 0
+    assert "0 always means background here; if 255 is the background, save it as 0" in message(fundus)
+
+
+def test_lossy_masks_of_close_values_are_refused():
+    assert "lie so close together that lossy compression (JPEG) changes them" in message(DISC * np.uint8(1), lossy=True)
+    assert reading(DISC * np.uint8(200), lossy=True).mask.sum() == DISC.sum()
+
+
 def test_label_maps_and_instances():
     labels = DISC.astype(np.uint8) + binary_erosion(DISC, iterations=4)
     text = message(labels)

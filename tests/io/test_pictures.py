@@ -100,6 +100,23 @@ def test_labels_of_2_and_4_bits_are_not_stretched(tmp_path):
     np.testing.assert_array_equal(read_picture_labels(path), [[0, 1, 2, 15]])
 
 
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_bmp_of_two_greys_in_8_bits(tmp_path, is_upright):
+    marked = np.random.default_rng(0).random((5, 7)) > 0.5
+    picture = Image.frombytes("P", (7, 5), marked.astype(np.uint8).tobytes())
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    path = tmp_path / "a.bmp"
+    picture.save(path)  # Pillow itself reads this file as one of 1 bit, all black
+    if is_upright:
+        data = bytearray(path.read_bytes())
+        data[22:26] = (-5).to_bytes(4, "little", signed=True)
+        path.write_bytes(data)
+        marked = marked[::-1]
+    np.testing.assert_array_equal(read_picture_mask(path), marked)
+    np.testing.assert_array_equal(read_picture_labels(path), marked)
+    np.testing.assert_array_equal(read_picture(path), marked[None] * 255)
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "PA"])
 def test_other_colour_spaces_become_rgb(tmp_path, mode):
     rgb = Image.fromarray(np.full((4, 4, 3), (200, 40, 90), np.uint8))

@@ -27,6 +27,7 @@ A case without truth has no masks: sampling needs none. Override `normalise` too
 and NIfTI volumes.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
-from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
+from ..pairing import companions, count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
 from ..volumes import FILES_ONLY, VolumeReader
@@ -48,6 +49,8 @@ SET_ASIDE = {  # folders that no case has files of
     "field of view": Reason("is a field of view", "are fields of view", is_data=False),
     "second reader": Reason("is of a second reader", "are of a second reader", is_data=False),
 }
+# What the first column of a table of labels is called.
+COLUMN_NAMES = set("image images imageid imagename img imgname id file filename path case caseid slide patch".split())
 SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may be added'
 
 
@@ -82,6 +85,7 @@ class FolderDataset(SegmentationDataset):
             return [Case(pair.name, (pair.image,), pair.masks) for pair in found]
         if found:
             self._set_kind(found)
+            self._check_no_masks_among(found)
         labels = self._labels_of(found)
         cases = []
         for pair in found:
@@ -273,15 +277,27 @@ class FolderDataset(SegmentationDataset):
         )
 
     def _read_split_file(self, path):
-        """{split: names} of split.json. Raises `UserError` for a malformed list and for a name in two lists."""
+        """{split: names} of split.json, whose lists may be called as folders may ("valid", "Training").
+
+        Raises `UserError` for a malformed list, for two lists of a split, and for a name in two lists.
+        """
         lists = read_json(path)
         if not isinstance(lists, dict):
             raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
-        lists = {split: lists[split] for split in SPLIT_FOLDERS if split in lists}
+        keys = {}
+        for key in lists:
+            if (split := split_of(key)) and keys.setdefault(split, key) != key:
+                raise UserError(f"{path}: has the lists {keys[split]!r} and {key!r}, both of one split; keep one")
+        if not keys:
+            raise UserError(f'{path}: has no list "train", "val" or "test"; write {SPLIT_FORM}')
+        if others := [repr(key) for key in lists if key not in keys.values()]:
+            verb = "is no split's" if len(others) == 1 else "are no splits'"
+            self.notes += (f"{path}: the list {listed(others, SHOWN_FILES)} {verb}: not read",)
+        lists = {split: lists[keys[split]] for split in SPLIT_FOLDERS if split in keys}
         seen = {}
         for split, names in lists.items():
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-                raise UserError(f'{path}: "{split}" is no list of names; write {SPLIT_FORM}')
+                raise UserError(f'{path}: "{keys[split]}" is no list of names; write {SPLIT_FORM}')
             for name in names:
                 if seen.setdefault(name, split) != split:
                     self._raise_twice(path, name, seen[name], split)
@@ -292,34 +308,49 @@ class FolderDataset(SegmentationDataset):
         path = self._beside_images("labels.csv")
         if not path.is_file():
             return {}
-        labels = {}
+        lines = []
         for number, fields in read_csv(path):
             if len(fields) != 2:
                 raise UserError(f"{path}: line {number} is not NAME,LABEL; correct it")
-            if not (number == 1 and fields[0].lower() == "name"):  # the header
-                labels[fields[0]] = fields[1]
+            lines.append((number, *fields))
+        if lines and _is_header(*lines[0][1:], [label for *_, label in lines]):
+            del lines[0]
+        labels = {}
+        for number, name, label in lines:
+            if labels.setdefault(name, label) != label:
+                raise UserError(
+                    f"{path}: line {number} gives {name} the label {label!r}, an earlier line {labels[name]!r}"
+                )
         self.label_names = tuple(sorted(set(labels.values())))
         return labels
 
     def _labels_of(self, found):
         """{image: its class label, an index into `label_names`} by labels.csv, {} without the file."""
-        labels, names, chosen, near = self._read_class_labels(), _names_of(found), {}, []
+        labels, names, entries = self._read_class_labels(), _names_of(found), {}
         if not labels:
             return {}
         path = self._beside_images("labels.csv")
         own = {pair.name for pair in found}
-        for name in sorted(labels, key=lambda name: name not in own):  # exact names first
+        for name in labels:
             images = names.find_listed(name)
             if len(images) > 1:
                 raise UserError(f"{path}: {name!r} may be {images[0]} and {images[1]}; write one of them")
-            if images and (name in own or images[0] not in chosen):
-                chosen[images[0]] = self.label_names.index(labels[name])
-                near += [] if names.has_listed(name) else [name]
-        self._note_near_entries(path, near)
+            for image in images:
+                is_near = not names.has_listed(name)
+                fit = (not _is_in_folders_of(name, image.relative_to(self.data_dir)), is_near, name not in own)
+                entries.setdefault(image, []).append((fit, name))
+        chosen = {}
+        for image, some in entries.items():
+            best = min(some)
+            others = [name for fit, name in some if fit[:2] == best[0][:2] and labels[name] != labels[best[1]]]
+            if others:
+                raise UserError(f"{path}: {best[1]!r} and {others[0]!r} give one image two labels; keep one line")
+            chosen[image] = best
+        self._note_near_entries(path, [name for fit, name in chosen.values() if fit[1]])
         for pair in found:
             if pair.image not in chosen:
                 raise UserError(f"{path}: has no line for the image {pair.name}; add one")
-        return chosen
+        return {image: self.label_names.index(labels[name]) for image, (_, name) in chosen.items()}
 
     def _set_kind(self, found):
         """Set the attributes that depend on the kind of files, pictures or NIfTI, and on the first image's channels."""
@@ -340,6 +371,17 @@ class FolderDataset(SegmentationDataset):
             self.image_channels = self._picture_channels(found)
         self.left_right_axis = -2 if self.is_nifti else -1
         self.background = 0.0 if self.is_nifti and not self.ct_window else None
+
+    def _check_no_masks_among(self, found):
+        """Raise `UserError` where images are masks of others, by their names and their values, as NAME_1stHO.png."""
+        for ending, files in companions(found).items() if not self.is_nifti else ():
+            if all(map(_marks_something, list(files.values())[:SHOWN_FILES])):
+                image, mask = next(iter(files.items()))
+                raise UserError(
+                    f"{mask}: is a mask of {image.name} by its name and its values, and is read as an image; rename "
+                    f"*{ending} to *_mask, or move these {len(files)} files to masks/ as NAME (several raters: "
+                    "masks/RATER/NAME)"
+                )
 
     def _set_window(self, images):
         """Set `ct_window`, by the images' values where --ct_window is empty, and the reader of volumes."""
@@ -372,6 +414,27 @@ class FolderDataset(SegmentationDataset):
             parts.append("not divided")
         raters = max(len(pair.masks) for pair in found)
         return ", ".join([*parts, f"{raters} raters"] if raters > 1 else parts)
+
+
+def _marks_something(path):
+    """Whether a picture is a mask of one class that marks some of its pixels."""
+    try:
+        mask = read_picture_mask(path)
+    except UserError:
+        return False
+    return bool(mask.any() and not mask.all())
+
+
+def _is_header(name, label, labels):
+    """Whether the first line of labels.csv names its columns. labels: of all lines."""
+    word = re.sub(r"[^a-z]", "", name.lower())
+    return name.lower() == "name" or (word in COLUMN_NAMES and labels.count(label) == 1)
+
+
+def _is_in_folders_of(text, image):
+    """Whether the folders in a name that a person wrote, if any, are those of an image."""
+    folders = text.replace("\\", "/").lower().removeprefix("./").split("/")[:-1]
+    return set(folders) <= {part.lower() for part in image.parts[:-1]}
 
 
 def _names_of(pairs):

@@ -14,6 +14,7 @@ from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..layouts import folders_below, innermost, plain_name
+from ..left_over import Reason
 from ..truth import RaterFolders, files_by_name, near_notes
 
 # Name: (image folder, its ground truth folder), any case. The regular expression's group is the part.
@@ -23,6 +24,12 @@ LAYOUTS = {
     "ISIC 2017": (r"ISIC-2017_(Training|Validation|Test_v2)_Data", r"ISIC-2017_\1_Part1_GroundTruth"),
     "ISIC 2018": (r"ISIC2018_Task1-2_(Training|Validation|Test)_Input", r"ISIC2018_Task1_\1_GroundTruth"),
 }
+
+# Published folders of tasks other than the lesion's mask: dermoscopic features, and classes alone.
+OTHER_TASKS = re.compile(
+    r"ISBI2016_ISIC_Part(2|2B|3)_.*|ISIC-2017_.*_Part[23]_GroundTruth|ISIC2018_Task[23]_.*", re.IGNORECASE
+)
+OTHER_TASK = Reason("is of another task of ISIC", "are of other tasks of ISIC", is_data=False)
 
 PART_1, PART_3B = "ISIC 2016 Part 1", "ISIC 2016 Part 3B"
 ISIC_PARTS = ("Training", "Validation", "Test")
@@ -93,6 +100,10 @@ class ISICDataset(SegmentationDataset):
 
     def further_files(self, case):
         return self.copies.get(case.name, ())
+
+    def explain(self, path):
+        """Features and classes, other tasks of the challenges, are known, and not needed."""
+        return OTHER_TASK if any(OTHER_TASKS.fullmatch(plain_name(one)) for one in Path(path).parts[:-1]) else None
 
     def _pick(self, folders):
         """Of these `ImageFolder`s those of the split (see the class)."""

@@ -113,6 +113,42 @@ def test_sizes_that_differ_and_damage(tmp_path, put, truncate):
         load(tmp_path)
 
 
+def test_lists_called_as_folders_may_be(tmp_path, put):
+    for name in "abcd":
+        put(f"{name}.png", f"{name}.png")
+    lists = {"Training": ["a"], "valid": ["b"], "test_set": ["c"], "excluded": ["d"]}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    assert [names(load(tmp_path, split=split)) for split in SPLIT_FOLDERS] == [["a"], ["b"], ["c"]]
+    assert "split.json: the list 'excluded' is no split's: not read" in load(tmp_path, split="train").notes[0]
+    (tmp_path / "split.json").write_text(json.dumps({"val": ["a"], "valid": ["b"]}))
+    with pytest.raises(UserError, match="has the lists 'val' and 'valid', both of one split; keep one"):
+        load(tmp_path, split="val")
+    (tmp_path / "split.json").write_text(json.dumps({"fold 0": ["a"]}))
+    with pytest.raises(UserError, match='has no list "train", "val" or "test"; write'):
+        load(tmp_path, split="train")
+
+
+def test_labels_that_contradict_each_other(tmp_path, put):
+    put("a.png", "a.png")
+    put("b.png", "b.png")
+    for text, message in [
+        ("a,x\nb,x\na,y\n", "line 3 gives a the label 'y', an earlier line 'x'"),
+        ("a,x\nb,x\na.png,y\n", "'a' and 'a.png' give one image two labels; keep one line"),
+    ]:
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(tmp_path)
+    (tmp_path / "labels.csv").write_text("Image ID,diagnosis\na,x\nb,y\na.png,x\n")
+    assert load(tmp_path).label_names == ("x", "y")  # the first line is no label
+
+
+def test_labels_by_the_folder_of_a_split(tmp_path, put):
+    put("a.png", "a.png", below="train")
+    put("a.png", "a.png", below="test")
+    (tmp_path / "labels.csv").write_text("train/a.png,x\ntest/a.png,y\n")
+    assert [load(tmp_path, split=split).cases[0].label for split in ("train", "test")] == [0, 1]
+
+
 def test_empty_and_missing_folders(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "none")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.data.accounting import account
 from guided_diffusion.data.batches import sampling_batches
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.errors import NoTruthError, UserError
@@ -43,6 +44,20 @@ LAYOUTS = {
     "2017 test": ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth", "_segmentation"),
     "2018": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", "_segmentation"),
 }
+
+
+def test_other_tasks_are_no_left_over_data(tmp_path, put, save_picture):
+    put("ISIC2018_Task1-2_Training_Input", ["a", "b"], "ISIC2018_Task1_Training_GroundTruth", "_segmentation")
+    for path in (
+        "ISIC2018_Task2_Training_GroundTruth_v3/a_attribute_globules.png",
+        "Task3/ISIC2018_Task3_Training_Input/c.jpg",
+        "ISBI2016_ISIC_Part2B_Training_GroundTruth (1)/a_streaks.png",
+    ):
+        save_picture(tmp_path / path, IMAGE)
+    found = account([load(tmp_path)])
+    assert found.error_lines() == [] and found.note().endswith("not read: 3 of other tasks of ISIC")
+    save_picture(tmp_path / "ISIC2018_Task1_Training_GroundTruth/lost_segmentation.png", MASK)
+    assert "lost_segmentation.png" in account([load(tmp_path)]).error_lines()[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
