@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.accounting import unread_kinds
 from ..data.cases import check_volumes, group_cases
 from ..data.splits import group_of
 from ..data.truth import majority, on_grid, rater_names, raters_of
@@ -138,7 +139,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)
     if not evaluation.rows:
-        example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
+        example = f"; {unmatched[0].name} is not named like any case" if unmatched else unread_kinds(pred_dir)
         raise UserError(
             f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, "
             f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"
