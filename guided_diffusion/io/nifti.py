@@ -409,7 +409,7 @@ def _open_nifti(path, like=None, onto=None):
         vector = len(shape) == 5 and shape[3] == 1  # NIfTI's place for the components of a vector
         remedy = f"its vectors along the fourth, as {(*shape[:3], shape[4])}" if vector else "one for channels"
         raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and {remedy}")
-    grid = Grid(affine, shape[:3], has_codes)
+    grid = Grid(affine, as_3d(shape) if onto else shape[:3], has_codes)  # an image's turn is of three axes
     other = Grid.of_file(onto) if onto else _grid_of(like) if like and like != path else None
     is_placed = has_codes or other is None
     if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and is_degenerate(affine):
