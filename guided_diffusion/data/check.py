@@ -47,7 +47,7 @@ def findings(parts, left_over=()):
     found = [_error(line) for line in left_over]
     for part in parts:
         found += [*_unreadable_files(part), *_masks(part), *_odd_masks(part), *_classes(part), *_images(part)]
-        found += _intensities(part)
+        found += [*_places(part), *_intensities(part)]
         doubts = [note.removeprefix(DOUBT) for note in part.dataset.notes if note.startswith(DOUBT)]
         found += [_warning(f"{part.name}: {doubt}") for doubt in doubts]
     found += [*_foregrounds(parts), *_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
@@ -57,7 +57,7 @@ def findings(parts, left_over=()):
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
     found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
-    return [*found, *_full_masks(part, 0.5), *_raters_apart(part), *_intensities(part)]
+    return [*found, *_full_masks(part, 0.5), *_raters_apart(part), *_places(part), *_intensities(part)]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def _label_values(part):
 
 
 def _images(part):
-    """Blank images, and files that do not lie over their image."""
+    """Blank and flat images."""
     blank = _names(part, lambda one: one.digest is None and one.sizes and not one.problems)
     if blank:
         yield _warning(f"{part.name}: {counted(len(blank), 'image')} of one value alone: {listed(blank)}")
@@ -203,11 +203,15 @@ def _images(part):
     if one_value:
         images = counted(len(one_value), "image")
         yield _warning(f"{part.name}: {images} with a channel of one value alone: {listed(one_value)}")
-    elsewhere = [one.elsewhere for one in part.inspections if one.elsewhere]
+
+
+def _places(part):
+    """Files that do not lie over their image."""
+    elsewhere = list(dict.fromkeys(one.elsewhere for one in part.inspections if one.elsewhere))
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield _warning(f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
-    unplaced = [one.unplaced for one in part.inspections if one.unplaced]
+    unplaced = list(dict.fromkeys(one.unplaced for one in part.inspections if one.unplaced))
     if unplaced:
         more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
         yield _warning(

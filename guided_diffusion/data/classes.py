@@ -209,7 +209,8 @@ def read_labels_of(path, description):
     labels = description.get("labels") if isinstance(description, dict) else None
     found = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        name, numbers = (value, key) if isinstance(value, str) else (key, value)
+        is_value_first = isinstance(value, str) and (str(key).isdecimal() or not value.isdecimal())
+        name, numbers = (value, key) if is_value_first else (key, value)
         numbers = numbers if isinstance(numbers, list) else [numbers]
         if not all(str(number).isdecimal() for number in numbers):
             raise UserError(f'{path}: {key!r}: {value!r} in "labels" is no name with its label value; correct it')

@@ -8,6 +8,7 @@ from ..runtime.errors import UserError, reason_of
 from .cases import group_cases
 from .dataset import SegmentationDataset
 from .division import part_of
+from .intensities import first_like_ct
 from .registry import LOADERS, build_dataset, find_loader
 from .splits import hold_out_of
 
@@ -47,7 +48,7 @@ def check_channels(dataset, trained):
 def check_reading(dataset, config):
     """Raise `UserError` if a checkpoint was trained on images of another kind, or on the channels in another order.
 
-    Warns if the channels have other names. config: the checkpoint's.
+    Warns if the channels have other names, and of CT where training saw none. config: the checkpoint's.
     """
     kept, name = config.get("loader", {}), config["data"]["data_name"].upper()
     there = _kinds(kept, find_loader(name) if name in LOADERS else None)
@@ -58,6 +59,13 @@ def check_reading(dataset, config):
         raise UserError(
             f"{dataset.data_dir}: holds {_kinds_text(here)}, the checkpoint was trained on {_kinds_text(there)}; "
             "take data of that kind, or another checkpoint"
+        )
+    is_new = dataset.kept_values().get("ct_window") == () and kept.get("ct_window", ()) is None
+    if is_new and there == here and (path_and_range := first_like_ct([case.images[0] for case in dataset.cases])):
+        path, found = path_and_range
+        console().warning(
+            f"warning: {path}: has {found}, as CT in Hounsfield units, but the checkpoint saw other volumes: it was "
+            "trained on z-scores, as MRI has them"
         )
     old, new = (", ".join(values.get("modalities", ())) for values in (kept, dataset.kept_values()))
     if old and new and old.upper() != new.upper():

@@ -30,7 +30,7 @@ class Inspection:
     apart: number of images in which two raters or more mark something, and of those in which no pixel is marked by two.
     values: how often each value occurs in the mask files. is_soft: a mask has greys that were cut at half.
     is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first
-    such file}. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the images, None if
+    such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the images, None if
     they are blank. problems: messages about what could not be read. strict: what cannot be read raises instead.
     """
 
@@ -181,7 +181,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     found.spread = _deviation(*sums)
     found.marked = np.mean(marked, axis=0) if marked else None
     if unit.is_volume and not found.problems:
-        found.elsewhere = _try_read(found, _misplaced_file, first) or ""
+        found.elsewhere = _try_read(found, misplaced_file, first) or ""
         found.unplaced = _try_read(found, _unplaced_file, first) or ""
     return found
 
@@ -245,7 +245,7 @@ def _value_counts(array):
     return dict(zip((round(float(value), 3) for value in values), counts.tolist(), strict=True))
 
 
-def _misplaced_file(case):
+def misplaced_file(case):
     """The first file of a volume that lies elsewhere in space than its first image, and where; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
         how = is_nifti(path) and is_nifti(case.images[0]) and lies_elsewhere(path, case.images[0])

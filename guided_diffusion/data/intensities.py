@@ -163,6 +163,11 @@ def window_for(asked, images, folder, strict):
     )
 
 
+def first_like_ct(images):
+    """(path, its `ValueRange`) of the first of a few images, spread over these, that is like CT; None without one."""
+    return next(((path, found) for path in spread(images) for found in ranges_of(path) if found.is_like_ct), None)
+
+
 SPREAD_FILES = 3
 
 

@@ -1,6 +1,5 @@
 """The truth of a case: the masks of its raters, their majority, and the folders that hold them."""
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -157,7 +156,8 @@ class RaterFolders:
         if not masks:
             return None
         other = self._image_of.setdefault(masks[0], image)
-        if self.known and os.path.splitext(other)[0] != os.path.splitext(image)[0]:  # else their cases have one name
+        stems = {name.removesuffix(split_suffix(name)[1]) for name in (image, other)}
+        if self.known and len(stems) > 1:  # else their cases have one name
             raise UserError(f"{masks[0]}: may be the mask of {other} and of {image}; name each mask as its image")
         parts = self._parts[folder].get(split_suffix(masks[0])[0], ())
         if parts:

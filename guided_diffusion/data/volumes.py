@@ -18,6 +18,7 @@ from ..io.nifti import (
     read_nifti_header,
     read_nifti_labels,
 )
+from ..runtime.console import counted
 from ..runtime.errors import UserError, reason_of
 from .cases import Case, Geometry
 from .intensities import doubt_of, normalisation_text, normalised, ranges_of, spread, zscore
@@ -178,7 +179,10 @@ class ImageDecoder:
         channels = self._channels(paths)
         steps = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(channels)
         if len(steps) != len(channels):
-            raise UserError(f"{paths[0]}: has {len(channels)} channels, the data set has {len(steps)}; leave it out")
+            raise UserError(
+                f"{paths[0]}: has {counted(len(channels), 'channel')}, dataset.json names {len(steps)}; correct it, "
+                "or leave the file out"
+            )
         parts = [normalised(values, step) for step, values in zip(steps, channels, strict=True)]
         return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.accounting import unread_kinds
 from ..data.cases import check_volumes, group_cases
+from ..data.inspection import misplaced_file
 from ..data.splits import group_of
 from ..data.truth import majority, on_grid, rater_names, raters_of
 from ..data.volumes import image_geometry
@@ -116,6 +118,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
         raters=rater_names(dataset.cases),
     )
+    misplaced = []
     for unit in progress(units) if progress else units:
         if predictions.mask(unit.name, unit.is_volume) is None:
             evaluation.missing += 1
@@ -123,6 +126,13 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             evaluation.without_truth += 1
         else:
             _evaluate_case(evaluation, dataset, unit, predictions, read_raters)
+            misplaced += [misplaced_file(unit.cases[0])] if unit.is_volume else []
+    if any(misplaced):
+        number, first = sum(map(bool, misplaced)), next(filter(None, misplaced))
+        console().warning(
+            f"warning: the truth of {counted(number, 'volume')} lies elsewhere in space than the image, and is taken "
+            f"voxel for voxel: {first}"
+        )
     if predictions.assumed:
         number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
         console().warning(
@@ -138,7 +148,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)
     if not evaluation.rows:
-        example = f"; {unmatched[0].name} is not named like any case" if unmatched else ""
+        example = f"; {unmatched[0].name} is not named like any case" if unmatched else unread_kinds(pred_dir)
         raise UserError(
             f"{pred_dir}: nothing to evaluate: of {counted(len(units), 'case')} in {dataset.data_dir}, "
             f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"

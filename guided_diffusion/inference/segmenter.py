@@ -21,7 +21,7 @@ from ..config.settings import settle
 from ..data.batches import collate
 from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
-from ..io.orientation import NO_TURN, canonical_turn, reoriented, reoriented_back
+from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
@@ -135,7 +135,7 @@ class Segmenter:
         raw = raw[None] if raw.ndim == 3 else raw
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
             raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is not [C, X, Y, Z] with {self._channels}")
-        turn = NO_TURN if affine is None else canonical_turn(np.asarray(affine), raw.shape[1:])
+        turn = NO_TURN if affine is None else canonical_turn(_placing(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
@@ -218,6 +218,17 @@ def _usable(device):
             f"device is {str(device)!r}, but torch finds only {found} here; pass one of these or None"
         ) from error
     return usable
+
+
+def _placing(affine):
+    """The affine as float64 [4, 4]. Raises ValueError for one that places no volume in space."""
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or is_degenerate(affine):
+        raise ValueError(
+            f"affine is {affine.tolist()}, which places no volume in space; pass nibabel.load(path).affine, or None "
+            "for axial slices [right, front]"
+        )
+    return affine
 
 
 def _tensor(values, what, reader):

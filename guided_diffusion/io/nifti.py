@@ -11,12 +11,14 @@ import numpy as np
 from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
 from .masks import check_whole
-from .nifti_header import Placement, decoding_values, forms_apart, length_unit, open_nifti
+from .nifti_header import Placement, check_end, decoding_values, forms_apart, length_unit, open_nifti
 from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MOST_LABEL = 2**31 - 1
+EXACT = 2**24  # whole numbers up to it are exact in float32
 
 
 def is_nifti(path):
@@ -33,10 +35,16 @@ def read_nifti(path, like=None):
     to lie voxel for voxel over `like`, see `Grid.affine_beside`.
     Raises `UserError` for a missing or damaged file, for several channels, and for a degenerate affine.
     """
-    opened = _open_nifti(path, like)
+    opened = _single_channel(path, like)
+    return opened.values()[..., 0], opened.affine, opened.spacing
+
+
+def _single_channel(path, like=None, onto=None):
+    """The `_Nifti` of a file, see `_open_nifti`. Raises `UserError` for several channels."""
+    opened = _open_nifti(path, like, onto)
     if opened.channels > 1:
         raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
-    return opened.values()[..., 0], opened.affine, opened.spacing
+    return opened
 
 
 def read_nifti_channels(path, like=None):
@@ -47,18 +55,23 @@ def read_nifti_channels(path, like=None):
 
 def read_nifti_labels(path, like=None):
     """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`."""
-    return as_labels(read_nifti(path, like)[0], path)
+    return as_labels(_single_channel(path, like).label_values(), path)
 
 
 def as_labels(values, path):
     """Values of a label map, which may be stored as floats, as int32. path: the file, for messages.
 
-    Raises `UserError` for values that are not finite, for negative labels, and for fractions as interpolation makes
-    them.
+    Raises `UserError` for values that are not finite, for negative labels, for labels beyond int32, and for fractions
+    as interpolation makes them.
     """
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     check_whole(values, path)
+    highest = values.max()
+    if highest > MOST_LABEL:
+        raise UserError(
+            f"{path}: holds the label {highest:.10g}; labels up to {MOST_LABEL} are read: save it with smaller numbers"
+        )
     return np.rint(values).astype(np.int32)
 
 
@@ -140,9 +153,7 @@ def read_nifti_onto(path, geometry):
     is resampled by nearest neighbour, with 0 outside.
     Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
     """
-    opened = _open_nifti(path, onto=geometry)
-    if opened.channels > 1:
-        raise UserError(f"{path}: has shape {opened.image.shape}; a 2-D or 3-D file is expected here")
+    opened = _single_channel(path, onto=geometry)
     values = opened.values()[..., 0]
     if not geometry.shape:
         return OntoImage(values)
@@ -221,6 +232,7 @@ def is_unplaced(path, other):
 # ---- where a file's voxels lie -----------------------------------------------------------------------------------
 
 ITK_DEFAULT = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's identity, whose axes point to the left and to the back
+MISPLACED = 2  # voxels; a file of another order of axes that lies nearer is merely shifted
 TOLERANCE = 0.25  # of a voxel, between corners of volumes in the same place, since affines are rounded
 
 
@@ -273,6 +285,15 @@ class Grid:
         ends = np.array((*self.shape, 1, 1)[:3]) - 1
         voxels = np.indices((2, 2, 2)).reshape(3, 8).T * ends
         return voxels @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def contradicts(self, other):
+        """Whether this file, read by its own axes, would be turned otherwise than another file of the case, over which
+        it does not lie: one of the two affines is wrong, so which voxel lies over which is unknown."""
+        turns = [canonical_turn(grid.affine, grid.shape) for grid in (self, other)]
+        shapes = {turned_shape(grid.shape, turn) for grid, turn in zip((self, other), turns, strict=True)}
+        if self.is_lost or other.is_lost or (turns[0] == turns[1]).all() or len(shapes) > 1:
+            return False
+        return self.distance(other) > MISPLACED * np.linalg.norm(other.affine[:3, :3], axis=0).max()
 
     def affine_beside(self, other):
         """The affine to read this file by, beside another file of the case: the other's if one of the two is lost, else
@@ -340,8 +361,19 @@ class _Nifti:
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
         with decoding_values(self.path), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
+            check_end(self.image)
         values = values.reshape(*self.file_shape, self.channels)
         return reoriented(values, self.turn)
+
+    def label_values(self):
+        """The values of the only channel, [X, Y] or [X, Y, Z]: float32, or float64 or integers where labels in the file
+        may be too large for float32, as the numbers of structures in brain atlases."""
+        values = self.values()[..., 0]
+        if np.abs(values).max() < EXACT:  # False for NaN
+            return values
+        with decoding_values(self.path):
+            values = np.asanyarray(self.image.dataobj)
+        return reoriented(values.reshape(self.file_shape), self.turn)
 
     def finite_values(self):
         """`values`. Raises `UserError` for NaN, infinite values, and those beyond the range of float32."""
@@ -377,13 +409,18 @@ def _open_nifti(path, like=None, onto=None):
         vector = len(shape) == 5 and shape[3] == 1  # NIfTI's place for the components of a vector
         remedy = f"its vectors along the fourth, as {(*shape[:3], shape[4])}" if vector else "one for channels"
         raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and {remedy}")
-    grid = Grid(affine, shape[:3], has_codes)
+    grid = Grid(affine, as_3d(shape) if onto else shape[:3], has_codes)  # an image's turn is of three axes
     other = Grid.of_file(onto) if onto else _grid_of(like) if like and like != path else None
     is_placed = has_codes or other is None
     if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and is_degenerate(affine):
         raise UserError(
             f"{path}: its affine places no volume in space (an axis has no length or the direction of another, or "
             "values are not finite); save it with the right one"
+        )
+    if like and other is not None and grid.contradicts(other):
+        raise UserError(
+            f"{path}: lies {grid.distance(other):.1f} mm from {Path(like).name}, and its axes point elsewhere, so that "
+            f"which voxel lies over which is unknown; save it with the affine of {Path(like).name}"
         )
     if other is not None:
         affine = grid.affine_beside(other)
@@ -412,5 +449,6 @@ def write_nifti(path, array, affine, placement=None):
         header = placement.header()
         header.set_data_dtype(array.dtype)
         image = (nibabel.Nifti2Image if placement.is_second else nibabel.Nifti1Image)(array, None, header)
+        image.header["pixdim"][:4] = placement.pixdim  # nibabel drops the thickness of a 2-D image
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

@@ -57,9 +57,10 @@ def open_nifti(path):
     kind = _kind_of(path, head)
     _check_header(path, kind.header_class, head)
     with decoding(path, "NIfTI file"):
-        holder = nibabel.FileHolder(filename=str(path))
-        if is_compressed != str(path).lower().endswith(".gz"):  # nibabel goes by the name
-            holder = nibabel.FileHolder(str(path), gzip.open(path) if is_compressed else open(path, "rb"))  # noqa: SIM115
+        # nibabel goes by the name, and stops before the checksum of a compressed file; see check_end
+        is_named = str(path).lower().endswith(".gz")
+        opened = gzip.open(path) if is_compressed else open(path, "rb") if is_named else None  # noqa: SIM115
+        holder = nibabel.FileHolder(str(path), opened)
         image = kind.from_file_map({"image": holder, "header": holder})
     return image, is_compressed
 
@@ -101,6 +102,20 @@ def decoding_values(path):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from error
+
+
+def check_end(image):
+    """Read what follows the values of an `open_nifti` image in a compressed file, up to its checksum, which gzip
+    verifies. Raises EOFError or gzip.BadGzipFile for a file that is cut short or damaged."""
+    file = image.file_map["image"].fileobj
+    if not isinstance(file, gzip.GzipFile):
+        return
+    try:
+        while file.read(2**20):
+            pass
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):  # other bytes follow the end of a whole file
+            raise
 
 
 NO_NUMBERS = {

@@ -20,6 +20,7 @@ from guided_diffusion.data.classes import (
     found_classes,
     parse_classes,
     read_classes,
+    read_labels_of,
     reserved_label,
 )
 from guided_diffusion.data.dataset import SegmentationDataset
@@ -141,6 +142,11 @@ def test_void_is_no_class_that_is_found():
     with pytest.raises(UserError, match="hold 255 beside small values, .* write --classes class_1=1,class_2=2, which"):
         found_classes([np.array([0, 1, 255]), np.array([2])], "data")
     assert str(found_classes([np.array([0, 128, 255])], "data")) == "class_128=128,class_255=255"
+
+
+@pytest.mark.parametrize("labels", [{"background": "0", "PZ": "1"}, {"0": "background", "1": "PZ"}, {"PZ": 1}])
+def test_names_and_values_of_a_dataset_json_in_either_order(labels):
+    assert read_labels_of("dataset.json", {"labels": labels}) == {"PZ": (1,)}
 
 
 def test_an_ignore_label_stops_training_but_not_sampling(tmp_path):

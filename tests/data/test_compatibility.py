@@ -138,6 +138,16 @@ def test_channels_that_mean_something_else(old, new, message, tmp_path):
         check_reading(other, config)
 
 
+def test_ct_is_warned_of_where_the_checkpoint_saw_none(save_nifti, tmp_path, capsys):
+    """An MRI checkpoint takes z-scores of all; one that was trained on CT with --ct_window none says nothing."""
+    save_nifti(tmp_path / "mri" / "images" / "a.nii.gz", HOUNSFIELD.clip(0))
+    save_nifti(tmp_path / "ct" / "images" / "a.nii.gz", HOUNSFIELD)
+    mri, ct = (build_dataset("FOLDER", tmp_path / name, 32, need_masks=False, ct_window=()) for name in ("mri", "ct"))
+    for trained, new, is_warned in ((mri, ct, True), (ct, ct, False), (mri, mri, False), (ct, mri, False)):
+        check_reading(new, {"data": {"data_name": "FOLDER"}, "loader": trained.kept_values()})
+        assert ("as CT in Hounsfield units, but the checkpoint saw other" in "".join(capsys.readouterr())) == is_warned
+
+
 def test_channels_of_other_names_are_warned_of(tmp_path, capsys):
     trained, other = (build_dataset("MSD", task(tmp_path / name, "Clinic", name), 32) for name in ("T2", "MRI"))
     check_reading(other, {"data": {"data_name": "MSD"}, "loader": trained.kept_values()})

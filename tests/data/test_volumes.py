@@ -5,7 +5,7 @@ import pytest
 from conftest import BODY, mri
 
 from guided_diffusion.data.cases import Case
-from guided_diffusion.data.check import findings
+from guided_diffusion.data.check import findings, training_findings
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.inspection import Inspections, find_parts
 from guided_diffusion.data.intensities import zscore
@@ -80,6 +80,9 @@ def test_a_check_names_masks_without_an_affine(volumes, save_nifti):
     part.inspections = [Inspections(part.dataset)[k] for k in range(2)]
     said = f"over its image: {folder / 'masks' / 'v0.nii.gz'} and 1 more"
     assert [str(one) for one in findings([part]) if "affine" in str(one)] == [
+        f"warning: all: a file has lost its affine and is taken voxel for voxel {said}"
+    ]
+    assert [str(one) for one in training_findings(part)] == [
         f"warning: all: a file has lost its affine and is taken voxel for voxel {said}"
     ]
 

@@ -142,6 +142,9 @@ def test_nothing_to_evaluate(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing to evaluate: of 5 cases in .*, 5 have no prediction and 0 no truth"):
         evaluate(tmp_path / "empty", dataset_of(data))
+    (tmp_path / "empty" / "perfect.mha").write_bytes(b"ObjectType = Image")
+    with pytest.raises(UserError, match=r"no truth; it holds 1 .mha file: export NIfTI \(.nii.gz\)"):
+        evaluate(tmp_path / "empty", dataset_of(data))
 
 
 def test_predictions_of_another_size(folder, save_picture):

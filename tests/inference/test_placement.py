@@ -197,6 +197,29 @@ def test_the_same_grid_in_other_orders_of_axes_is_not_resampled(scored):
         assert scored(array, affine) == (1, "")
 
 
+def test_a_2d_file_for_a_slice_along_the_first_axis(tmp_path):
+    """A prediction whose axis of length 1 was dropped: it has its place, or it is refused by name."""
+    image, affine = TRUTH[7:8], PLAIN.copy()
+    for folder in ("images", "masks"):
+        save(tmp_path / folder / "v.nii.gz", image, (affine, 1), (affine, 1))
+    turned = affine[:, [1, 2, 0, 3]]
+    save(tmp_path / "pred" / "v.nii.gz", image[0], (turned, 1), (turned, 1))
+    assert evaluate(tmp_path / "pred", build_dataset("FOLDER", tmp_path, 16))["ensemble"]["dice"]["mean"] == 1
+    save(tmp_path / "pred" / "v.nii.gz", image[0], (np.eye(4), 1), (np.eye(4), 1))
+    with pytest.raises(UserError, match="v.nii.gz: has lost its affine, so that its place is unknown"):
+        evaluate(tmp_path / "pred", build_dataset("FOLDER", tmp_path, 16))
+
+
+def test_a_truth_that_lies_elsewhere_is_said(scored, tmp_path):
+    away = PLAIN.copy()
+    away[:3, 3] += 50
+    save(tmp_path / "masks" / "v.nii.gz", TRUTH, (away, 1), (away, 1))
+    dice, printed = scored(TRUTH, PLAIN)
+    assert (
+        dice == 1 and "warning: the truth of 1 volume lies elsewhere in space than the image, and is taken" in printed
+    )
+
+
 def test_a_crop_a_larger_box_and_another_resolution_are_resampled(scored):
     dice, said = scored(*part((4, 6, 2)))
     assert dice == 1 and said.startswith("warning: 1 prediction on another grid than the image, brought to it by ")

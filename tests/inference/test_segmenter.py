@@ -149,6 +149,12 @@ def test_volumes_that_are_none_are_refused(segmenter, volume, message):
         segmenter.volume(volume)
 
 
+def test_an_affine_that_places_nothing_is_refused(segmenter):
+    for affine in (np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan)):
+        with pytest.raises(ValueError, match="^affine is .* places no volume in space; pass nibabel.load"):
+            segmenter.volume(np.zeros((3, 8, 8, 2)), affine=affine)
+
+
 def test_mri_slices_and_volumes(train, sample, brats, slices):
     """Of raw values: the z-scores are taken as the loaders take them."""
     checkpoint = train("BRATS", brats)

@@ -122,6 +122,26 @@ def test_where_volumes_lie_is_compared_by_their_corners(saved, image, mask, word
     assert lies_elsewhere(mask, image) == words
 
 
+@pytest.mark.parametrize("mask", [LPS, CENTRED @ np.diag([-1, 1, 1, 1])])
+def test_a_mask_that_lies_elsewhere_and_mirrored_is_refused(saved, mask):
+    """SimpleITK's default affine, or one side exchanged: turned by it, the mask would lie mirrored over its image."""
+    affine = np.diag([1.0, 1.0, 1.5, 1.0]) @ CENTRED
+    affine[:3, 3] += 5
+    image, mask = saved("i.nii", np.ones((5, 5, 5)), affine), saved("m.nii", np.ones((5, 5, 5)), mask)
+    with pytest.raises(UserError, match=r"m.nii: lies [\d.]+ mm from i.nii, and its axes point elsewhere"):
+        read_nifti_header(mask, like=image)
+    reader = VolumeReader()
+    reader.cases("v", [image], [mask])
+    assert "its axes point elsewhere" in reader.unreadable[0]
+
+
+def test_a_mask_in_another_order_of_axes_may_be_shifted_by_a_voxel(saved):
+    array = RNG.integers(0, 9, (5, 5, 5)).astype(np.uint8)
+    mirrored = np.array([[-1.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]])
+    image, mask = saved("i.nii", array, CENTRED), saved("m.nii", array[::-1], CENTRED @ mirrored)
+    np.testing.assert_array_equal(read_nifti_labels(mask, like=image), array)
+
+
 def test_a_file_stored_in_another_orientation_lies_alike(saved):
     array = np.ones(SHAPE, np.float32)
     image = saved("i.nii", array, AFFINE)
@@ -179,6 +199,27 @@ def test_truncated_nifti_is_one_line_with_its_name(tmp_path, save_nifti, truncat
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", [-6, None])
+def test_a_compressed_file_is_read_up_to_its_checksum(tmp_path, save_nifti, place):
+    path = save_nifti(tmp_path / "v.nii.gz", RNG.random((30, 30, 30)).astype(np.float32))
+    data = bytearray(path.read_bytes())
+    if place is None:
+        data = data[:-3]
+    else:
+        data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="v.nii.gz: is truncated or damaged"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("added", [b"\0" * 512, b"more bytes"])
+def test_bytes_after_a_whole_compressed_file_do_no_harm(tmp_path, save_nifti, added):
+    array = RNG.random((30, 30, 30)).astype(np.float32)
+    path = save_nifti(tmp_path / "v.nii.gz", array)
+    path.write_bytes(path.read_bytes() + added)
+    np.testing.assert_array_equal(read_nifti(path)[0], array)
+
+
 def test_what_is_no_nifti_is_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"not an image" * 100))
     (tmp_path / "b.nii.gz").write_bytes(b"not even gzip" * 100)
@@ -187,6 +228,18 @@ def test_what_is_no_nifti_is_refused(tmp_path):
             read_nifti(tmp_path / f"{name}.nii.gz")
     with pytest.raises(UserError, match="c.nii.gz: no such file"):
         read_nifti_header(tmp_path / "c.nii.gz")
+
+
+def test_large_labels_are_exact(tmp_path):
+    """Numbers of structures in atlases need more than float32; those beyond int32 are named as they are."""
+    for number, dtype in ((614454277, np.uint32), (2**24 + 1, np.float64), (2**24 + 1, np.int64)):
+        array = np.array([[[0], [number]], [[number - 1], [7]]], dtype)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4), dtype=dtype), tmp_path / "m.nii")
+        np.testing.assert_array_equal(read_nifti_labels(tmp_path / "m.nii"), array.astype(np.int32))
+    array = np.array([[[0, 2**33]]], np.int64)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4), dtype=np.int64), tmp_path / "m.nii")
+    with pytest.raises(UserError, match=r"m.nii: holds the label 8589934592; labels up to 2147483647 are read"):
+        read_nifti_labels(tmp_path / "m.nii")
 
 
 def test_labels_are_rounded_integers(tmp_path, save_nifti):

@@ -143,7 +143,7 @@ class DecathlonDataset(SegmentationDataset):
         number = len(_label_names(self.description))
         if not text and number != 1:
             labels = f"{number} labels are joined as {chosen.names[0]}; --classes auto keeps them apart"
-            without = f'{self.task / "dataset.json"}: has no "labels"; every value but 0 is {chosen.names[0]}'
+            without = f'{self.task / "dataset.json"}: has no "labels", which say what the values in masks mean'
             self.notes = (*self.notes, labels if number else without)
         return chosen
 

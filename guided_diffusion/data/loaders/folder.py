@@ -38,7 +38,7 @@ from ...runtime.console import counted, listed
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
-from ..intensities import normalised_channels, normaliser, window_for
+from ..intensities import first_like_ct, normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
 from ..pairing import companions, count_data, has_reader, holds_pairs, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
@@ -384,10 +384,12 @@ class FolderDataset(SegmentationDataset):
                 )
 
     def _set_window(self, images):
-        """Set `ct_window`, by the images' values where --ct_window is empty, and the reader of volumes."""
+        """Set `ct_window`, by the images' values where --ct_window is empty, and the reader of volumes.
+
+        Without a window it becomes () for CT, None for other volumes."""
         asked = vars(self).setdefault("asked_window", self.ct_window)  # each split is found in its turn
         window, notes = window_for(asked, images, self.data_dir, self.need_masks)
-        self.ct_window = window or None
+        self.ct_window = window or (() if asked == () and first_like_ct(images) else None)
         self.notes = (*self.notes, *notes)
         self.volumes = VolumeReader(normaliser(window), is_chosen=asked == () or bool(notes))
 

@@ -198,7 +198,7 @@ def test_version_1_without_a_list(raw):
     files = {f"imagesTr/a_{k:04d}.nii.gz": VOLUME for k in (0, 1)}
     task = raw({"modality": ["T1", "T2"], "labels": {"0": "background"}, "training": []}, files)
     assert volumes(load(task)) == ["a"]
-    assert load(task).notes == (f'{task / "dataset.json"}: has no "labels"; every value but 0 is foreground',)
+    assert load(task).notes == (f'{task / "dataset.json"}: has no "labels", which say what the values in masks mean',)
     (task / "imagesTr" / "a_0001.nii.gz").rename(task / "imagesTr" / "a_0007.nii.gz")  # numbers of cases, not channels
     task = raw({"modality": ["T1"], "labels": {"0": "background"}}, {})
     assert volumes(load(task)) == ["a_0000", "a_0007"]
@@ -398,7 +398,7 @@ def test_fields_that_are_missing_or_do_not_fit_are_named(raw, change, files, wor
             {"training": [{"image": "./imagesTr/gone.nii.gz"}]},
             "lists ./imagesTr/gone.nii.gz, but there is no such file",
         ),
-        ({"modality": {"0": "MRI"}}, "has 4 channels, the data set has 1; leave it out"),
+        ({"modality": {"0": "MRI"}}, "has 4 channels, dataset.json names 1; correct it"),
     ],
 )
 def test_descriptions_that_do_not_fit(task, tmp_path, change, words):

@@ -100,6 +100,13 @@ def test_pairing_errors(tmp_path, put):
         load(tmp_path)
 
 
+def test_a_volume_beside_its_compressed_copy(tmp_path, save_nifti):
+    for name in ("images/a.nii", "images/a.nii.gz", "masks/a.nii.gz"):
+        save_nifti(tmp_path / name, np.eye(3, dtype=np.uint8)[..., None] * np.ones(2, np.uint8))
+    with pytest.raises(UserError, match="its case name 'a_slice_000' is also that of .*; rename one or keep only one"):
+        load(tmp_path)
+
+
 def test_sizes_that_differ_and_damage(tmp_path, put, truncate):
     put("a.png", "a.png", truth=MASK.T)
     with pytest.raises(UserError, match="the mask has 30x20 pixels, its image a.png has 20x30; they must agree"):
