@@ -22,6 +22,8 @@ from .resizing import crop
 
 SLOW_READING = 60  # seconds without a batch, after which a warning says so
 
+PARENT_CHECKED = 2  # seconds between two looks of a worker, which a hanging disk may hold, for the main process
+
 # ---- the items of an epoch ---------------------------------------------------------------------------------------
 
 
@@ -78,7 +80,7 @@ def _marked(dataset):
 def collate(items):
     """Make a batch of a list of items: images, masks and labels become tensors [B, ...], everything else lists.
 
-    Raises `UserError` for a key that only some items have, such as a label.
+    Raises `UserError` for a key that only some items have, such as a label, and for images or masks of other shapes.
     """
     keys = items[0].keys()
     for item in items:
@@ -88,6 +90,13 @@ def collate(items):
     batch = {key: [item[key] for item in items] for key in keys}
     for key in ("image", "mask"):
         if key in batch:
+            odd = next((item for item in items if item[key].shape != items[0][key].shape), items[0])
+            if odd is not items[0]:
+                shapes = [list(item[key].shape) for item in (odd, items[0])]
+                raise UserError(
+                    f"case {odd['name']}: its {key} has the shape {shapes[0]}, that of {items[0]['name']} {shapes[1]}; "
+                    "all must have as many channels, raters and classes"
+                )
             batch[key] = torch.stack(batch[key])
     if "label" in batch:
         batch["label"] = torch.tensor(batch["label"])
@@ -319,9 +328,9 @@ def _start_worker(_worker):
     # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They ignore both, so that the main process can
     # finish its step and write a checkpoint. It ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 
 
 def _end_unsent(error, _batch):
@@ -330,8 +339,10 @@ def _end_unsent(error, _batch):
     os._exit(SHARED_MEMORY_FULL if is_full else UNSENT)
 
 
-def _end_with_parent():
-    """Exit on a SIGTERM from the main process, but from no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_parent(parent):
+    """Exit on a SIGTERM from the main process `parent`, but from no other, and once that process has ended."""
+    while os.getppid() == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECKED)
+        if found is not None and found.si_pid == parent:
+            break
     os._exit(0)

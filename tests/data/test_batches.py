@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,31 @@ def test_a_worker_that_cannot_deliver_ends_the_loop_with_one_line(tmp_path, fail
     with pytest.raises(UserError) as caught:
         list(sampling_batches(dataset, [[0], [1], [2], [3], [4]], num_workers=2))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+def test_a_worker_that_a_disk_holds_ends_after_its_killed_main_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("guided_diffusion.data.batches.PARENT_CHECKED", 0.1)
+    held = tmp_path / "held"
+
+    def hang(_):
+        held.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    main = os.fork()
+    if not main:
+        with suppress(BaseException):
+            next(iter(sampling_batches(type("Made", (Failing,), {"fail": hang})(tmp_path, 16), [[2]], num_workers=1)))
+        os._exit(0)
+    until = time.monotonic() + 20
+    while not (held.is_file() and held.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(main, signal.SIGKILL)
+    os.waitpid(main, 0)
+    worker = Path(f"/proc/{held.read_text()}")
+    while worker.exists() and worker.joinpath("stat").read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not worker.exists() or worker.joinpath("stat").read_text().split()[2] == "Z"
 
 
 def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
