@@ -1,5 +1,6 @@
 """The folders of a split, and cases held out of training: what stays together, what decides, and what is then taken."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.compatibility import leakage_warning
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.splits import HoldOut, group_of, hold_out_of, split_folders, split_of
-from guided_diffusion.runtime.errors import NoCasesError, UserError
+from guided_diffusion.runtime.errors import NoCasesError, NoSplitError, UserError
 
 
 def cases(names, **keywords):
@@ -194,7 +195,7 @@ def test_an_empty_test_part_holds_no_test_cases(name, folder, brats, tmp_path):
         names(build_dataset(name, tmp_path, 16, split=split, hold_out=SOME).cases) for split in ("train", "val", "test")
     )
     assert train and test and test == val and not set(train) & set(test)
-    with pytest.raises(NoCasesError, match="no cases found"):
+    with pytest.raises((NoCasesError, NoSplitError), match='no cases found|has no list "test", or an empty one'):
         build_dataset(name, tmp_path, 16, split="test")
 
 
@@ -247,9 +248,50 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
     assert strict_json(tmp_path / "results" / "summary.json")["missing"] == 0
 
 
+def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = load(tmp_path / "moved", None, None)
+    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.8, "test_fraction": 0.0}
+    assert "1 of 6 cases has the name of training cases" in leakage_warning(moved, group_cases(moved.cases), trained)
+
+
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
     assert "--group_key belongs to --val_fraction: without it training divides no cases; leave it out" in message
+
+
+def test_slices_of_a_volume_in_two_groups_are_refused():
+    slices = [
+        Case(f"P{volume}_slice_{k}", (Path("v"),), volume=f"P{volume}", slice_index=k)
+        for volume in range(4)
+        for k in range(3)
+    ]
+    with pytest.raises(UserError, match="slices of the volume P0 are of the groups '0' and '1', .*; let --group_key"):
+        HoldOut(0.3, group_key=r"slice_(\d+)").divide(slices)
+    slices = [dataclasses.replace(case, group=case.slice_index) for case in slices]
+    with pytest.raises(UserError, match="of the groups '0' and '1', .*; give its cases one group"):
+        HoldOut(0.3).divide(slices)
+    assert len(HoldOut(0.3, group_key=r"P\d").divide(slices)["val"]) == 3
+
+
+@pytest.mark.parametrize("key", [r"(P\d)?", "X*"])
+def test_a_key_that_finds_nothing_in_a_name_is_refused(key):
+    with pytest.raises(UserError, match="is not found in the case name 'a_1'"):
+        group_of(Case("a_1", (Path("a"),)), key)
+
+
+@pytest.mark.parametrize("key", ["training", "Train"])
+def test_the_lists_of_split_json_may_have_the_names_of_folders(folder, tmp_path, key):
+    for part in ("images", "masks"):
+        (tmp_path / part).symlink_to(folder / part)
+    lists = {key: ["case0", "case1", "case2"], "validation": ["case3"], "fold_2": ["case4"], "seed": 1}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    train, val = (load(tmp_path, split, None) for split in ("train", "val"))
+    assert names(train.cases) == ["case0", "case1", "case2"] and names(val.cases) == ["case3"]
+    assert f"{tmp_path / 'split.json'}: names no split by 'fold_2'; write " in "\n".join(train.notes)
+    (tmp_path / "split.json").write_text(json.dumps({"val": ["case0"], key: ["case1"], "valid": ["case3"]}))
+    with pytest.raises(UserError, match="has two lists of one split, among val, "):
+        load(tmp_path, "train", None)
 
 
 # ---- the folders of a split ---------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
 from ..pairing import count_data, has_reader, holds_pairs, pairs_in, unwrapped
-from ..splits import SPLIT_FOLDERS, split_folders, split_of
+from ..splits import split_folders, split_of
 from ..truth import NearNames
 from ..volumes import FILES_ONLY, VolumeReader
 
@@ -257,7 +257,7 @@ class FolderDataset(SegmentationDataset):
             self.notes += (f"{path}: {counted(left_out, 'image')} in no list, left out",)
         split = "val" if self.split == "test" and "test" not in lists and "val" in lists else self.split
         if split != "val" and split not in lists:
-            raise NoSplitError(f'{path}: has no list "{split}"; write {SPLIT_FORM}')
+            raise NoSplitError(f'{path}: has no list "{split}", or an empty one; write {SPLIT_FORM}')
         return [pair for pair in found if pair.image in chosen.get(split, ())]
 
     def _note_near_entries(self, path, entries):
@@ -277,7 +277,14 @@ class FolderDataset(SegmentationDataset):
         lists = read_json(path)
         if not isinstance(lists, dict):
             raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
-        lists = {split: lists[split] for split in SPLIT_FOLDERS if split in lists}
+        splits = {key: split_of(key) for key, names in lists.items() if names != []}  # an empty list is none
+        others = [repr(key) for key, split in splits.items() if split is None and isinstance(lists[key], list)]
+        if others:
+            self.notes += (f"{path}: names no split by {listed(others, SHOWN_FILES)}; write {SPLIT_FORM}",)
+        known = [split for split in splits.values() if split is not None]
+        if len(set(known)) < len(known):
+            raise UserError(f"{path}: has two lists of one split, among {', '.join(splits)}; write {SPLIT_FORM}")
+        lists = {split: lists[key] for key, split in splits.items() if split is not None}
         seen = {}
         for split, names in lists.items():
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
