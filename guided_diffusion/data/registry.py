@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
@@ -32,8 +33,18 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir))
+    if not settings.get("keep_unreadable"):  # an __init__ written before this setting does not take it
+        settings.pop("keep_unreadable", None)
+    elif not _takes(loader, "keep_unreadable"):
+        del settings["keep_unreadable"]
     with own_errors(loader, "__init__"):
         return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+
+
+def _takes(loader, keyword):
+    """Whether a loader's `__init__` takes a keyword argument."""
+    parameters = inspect.signature(loader.__init__).parameters.values()
+    return any(one.name == keyword or one.kind == one.VAR_KEYWORD for one in parameters)
 
 
 def recognised(data_name, data_dir):
