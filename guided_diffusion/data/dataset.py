@@ -16,13 +16,16 @@ from ..io.pictures import QUARTERS, TURNS, MaskNote, note_mask, noted_masks, tur
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoSplitError, NoTruthError, UserError, in_one_line, innermost_place
 from .accounting import links_without_target, unread_kinds
+from .cases import same_cases
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .loader_checks import (
-    check_class_names,
+    check_attributes,
     check_geometry,
     check_methods,
+    check_volume_name,
     checked_cases,
     checked_image,
+    checked_labels,
     checked_mask,
 )
 from .resizing import WHOLE
@@ -212,6 +215,7 @@ class SegmentationDataset(Dataset):
             if not keep_unreadable:
                 self.volumes.check_readable()
             self.notes = tuple(dict.fromkeys((*self.notes, *self.volumes.notes())))
+        check_attributes(self)
         with own_errors(type(self), "find_cases"):
             self._check_cases()
         self.classes = self._choose_classes(classes)
@@ -240,7 +244,7 @@ class SegmentationDataset(Dataset):
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
         check_methods(type(self), SegmentationDataset, need_masks=True)
-        labels = np.asarray(self.read_labels(case))
+        labels = checked_labels(self.read_labels(case), case, type(self))
         if self.classes.is_binary and not self.declared_labels:
             for rater, values in enumerate(labels):
                 path = case.masks[min(rater, len(case.masks) - 1)]
@@ -322,7 +326,13 @@ class SegmentationDataset(Dataset):
             if image is None or tuple(image.shape) != tuple(raw.shape):
                 given = None if image is None else tuple(image.shape)
                 raise UserError(f"{case.images[0]}: normalise made {given} of the shape {tuple(raw.shape)}; keep it")
-            return torch.as_tensor(image, dtype=torch.float32)
+            image = torch.as_tensor(image, dtype=torch.float32)
+            if not torch.isfinite(image).all():
+                raise UserError(
+                    f"{case.images[0]}: normalise made values that are not finite (NaN or infinite); does it divide by "
+                    "0, as by the standard deviation of a blank image?"
+                )
+            return image
 
     def load_mask(self, case, image_size=None, compare=True):
         """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) where that is given.
@@ -380,7 +390,7 @@ class SegmentationDataset(Dataset):
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
         with own_errors(type(self), "read_labels", case):
-            return np.asarray(self.read_labels(case))
+            return checked_labels(self.read_labels(case), case, type(self))
 
     def load_geometry(self, case):
         """`geometry`: the `Geometry` of the case's volume, or None."""
@@ -482,7 +492,7 @@ class SegmentationDataset(Dataset):
     def _find_own_tests(self, training, own_val):
         """The data's own test cases: [] where its other cases stand for them."""
         tests = self._find_if_there("test")
-        return [] if tests in (training, own_val) else tests
+        return [] if same_cases(tests, training) or same_cases(tests, own_val) else tests
 
     def _find_if_there(self, split):
         """The cases of a split; [] if the folder holds other splits only."""
@@ -503,7 +513,7 @@ class SegmentationDataset(Dataset):
         if self.hold_out is not None:
             is_own = self.hold_out.test_fraction or self._find_own_tests(training, own_val)
             return "test" if is_own else "val"
-        return "all" if self.cases == training else "val" if self.cases == own_val else "test"
+        return "all" if same_cases(self.cases, training) else "val" if same_cases(self.cases, own_val) else "test"
 
     def _check_cases(self):
         """Raise `UserError` for a name that occurs twice or cannot be a file name, and for a mask that training needs
@@ -522,6 +532,7 @@ class SegmentationDataset(Dataset):
                 )
             if not case.name or Path(case.name).name != case.name or case.name.startswith("."):
                 raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
+            check_volume_name(case)
             if self.need_masks and not case.masks:
                 message = f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image"
                 raise UserError(message + self._count_without_mask() + links_without_target(self.data_dir))
@@ -546,7 +557,6 @@ class SegmentationDataset(Dataset):
 
     def _choose_classes(self, text):
         """The `Classes` of `--classes`, or the loader's own."""
-        check_class_names(self.class_names, type(self))
         if not text:
             return own_classes(self.class_names, self.class_values, self.shown_name())
         if not self.reads_labels:
