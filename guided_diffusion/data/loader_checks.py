@@ -130,6 +130,8 @@ def checked_mask(mask, case, classes, loader):
             remedy = ", with its classes last; return mask.transpose(2, 0, 1)[None]"
         elif len(shape) == 4 and shape[0] == classes:
             remedy = ", with the classes first; return mask.swapaxes(0, 1)"
+        elif len(shape) == 4 and abs(shape[1] - classes) == 1:
+            remedy = "; the background is no class: it has neither a mask nor a name in class_names"
         raise UserError(f"{where}: the loader gave a mask of shape {shape}, not [raters, {classes}, H, W]{remedy}")
     if mask.dtype != bool:
         values = np.unique(mask)

@@ -169,6 +169,7 @@ def test_images(tmp_path, image, message):
         (np.zeros((2, 20, 30), bool), "not [raters, 2, H, W]; return mask[None]"),
         (np.zeros((20, 30, 2), bool), "with its classes last; return mask.transpose(2, 0, 1)[None]"),
         (np.zeros((2, 1, 20, 30), bool), "with the classes first; return mask.swapaxes(0, 1)"),
+        (np.zeros((1, 3, 20, 30), bool), "; the background is no class: it has neither a mask nor a name in class_n"),
         (np.arange(1200).reshape(1, 2, 20, 30) % 3, "a mask with the values 0, 1, 2; return True where"),
         (np.full((1, 2, 20, 30), 0.3) * (np.arange(30) < 7) + 0.5, "with the values 0.5, 0.8"),
         (np.full((1, 2, 20, 30), np.nan), "with the values nan"),
@@ -251,6 +252,28 @@ def test_dark_images_of_a_loader_of_ones_own(tmp_path):
 
     texts = [one.text for one in found_in(Dark(tmp_path, 16))]
     assert any("; let read_image of Dark give 0 to 255, or define normalise" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "init, message",
+    [
+        (
+            "(self, data_dir, image_size): super().__init__(data_dir, image_size)",
+            "does not take what the program gives",
+        ),
+        (
+            "(self, data_dir, image_size, **settings): self.data_dir = data_dir",
+            "does not call that of its base; write ",
+        ),
+    ],
+)
+def test_an_init_of_ones_own(tmp_path, init, message):
+    (tmp_path / "own.py").write_text(
+        "from guided_diffusion.data.loaders.folder import FolderDataset\n"
+        f"class Own(FolderDataset):\n    def __init__{init}\n"
+    )
+    line = refused(lambda: build_dataset(f"{tmp_path / 'own.py'}:Own", tmp_path, 4))
+    assert line.startswith(f"{tmp_path / 'own.py'}: Own: its __init__ {message}")
 
 
 def test_a_loader_written_before_unreadable_headers_were_kept(tmp_path):
