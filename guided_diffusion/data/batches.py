@@ -20,8 +20,9 @@ from ..runtime.console import console, counted
 from ..runtime.errors import SHARED_MEMORY_FULL, UNSENT, UserError, lost_worker_message, reason_of
 from .resizing import crop
 
-PARENT_WATCH = 2  # seconds after which a worker whose reading hangs sees that the main process has ended
 SLOW_READING = 60  # seconds without a batch, after which a warning says so
+
+PARENT_CHECKED = 2  # seconds between two looks of a worker, which a hanging disk may hold, for the main process
 
 # ---- the items of an epoch ---------------------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ def _marked(dataset):
 def collate(items):
     """Make a batch of a list of items: images, masks and labels become tensors [B, ...], everything else lists.
 
-    Raises `UserError` for a key that only some items have, such as a label.
+    Raises `UserError` for a key that only some items have, such as a label, and for images or masks of other shapes.
     """
     keys = items[0].keys()
     for item in items:
@@ -89,6 +90,13 @@ def collate(items):
     batch = {key: [item[key] for item in items] for key in keys}
     for key in ("image", "mask"):
         if key in batch:
+            odd = next((item for item in items if item[key].shape != items[0][key].shape), items[0])
+            if odd is not items[0]:
+                shapes = [list(item[key].shape) for item in (odd, items[0])]
+                raise UserError(
+                    f"case {odd['name']}: its {key} has the shape {shapes[0]}, that of {items[0]['name']} {shapes[1]}; "
+                    "all must have as many channels, raters and classes"
+                )
             batch[key] = torch.stack(batch[key])
     if "label" in batch:
         batch["label"] = torch.tensor(batch["label"])
@@ -322,7 +330,7 @@ def _start_worker(_worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 
 
 def _end_unsent(error, _batch):
@@ -331,11 +339,10 @@ def _end_unsent(error, _batch):
     os._exit(SHARED_MEMORY_FULL if is_full else UNSENT)
 
 
-def _end_with_parent():
-    """Exit on a SIGTERM from the main process, but from no other, and when the main process has ended."""
-    parent = os.getppid()
+def _end_with_parent(parent):
+    """Exit on a SIGTERM from the main process `parent`, but from no other, and once that process has ended."""
     while os.getppid() == parent:
-        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_WATCH)
-        if received is not None and received.si_pid == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECKED)
+        if found is not None and found.si_pid == parent:
             break
     os._exit(0)

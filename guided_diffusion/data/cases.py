@@ -1,6 +1,7 @@
 """Cases (the files of one image or slice), units (an image or a whole volume), and where a volume lies in space."""
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,23 @@ class Case:
     raters: tuple[str, ...] = ()
 
     def __post_init__(self):
-        """Make lists tuples, and texts paths. Raises `TypeError` for one path, or name, in place of a tuple."""
+        """Make lists tuples, texts paths, and numbers and paths that are names texts.
+
+        Raises `TypeError` for one path, or name, in place of a tuple, and for a label or index that is no whole number.
+        """
         for name, kind in (("images", Path), ("masks", Path), ("raters", str)):
             given = getattr(self, name)
             if isinstance(given, (str, Path)):
                 raise TypeError(f"{name} must be a tuple, not {given!r} alone: write {name}=(..., ), with the comma")
             object.__setattr__(self, name, tuple(map(kind, given)))
+        for name in ("name", "volume", "group"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+        for name, what in (("label", ", the place of the class in label_names"), ("slice_index", "")):
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, Real) or given != int(given)):
+                raise TypeError(f"{name} must be a whole number{what}, not {given!r}")
+            object.__setattr__(self, name, None if given is None else int(given))
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class Geometry:
         affine, turn = self.in_file
         back = reoriented_back(array, turn)
         return back[..., 0] if len(self.shape) == 2 else back, affine
+
+
+def same_cases(cases, others):
+    """Whether two lists have the same `Case`s, in any order: a loader may list a folder in the order of the disk."""
+    return cases == others or (len(cases) == len(others) and set(cases) == set(others))
 
 
 LISTED_SLICES = 5  # slices that a message names
@@ -133,3 +150,13 @@ def check_volumes(dataset, units, *, to_write=False):
                 f"{len(indices)} (slice_index {given}), so that its masks would not fit it; give a case for each "
                 "slice, at least where need_masks is not set"
             )
+
+
+def check_shape(unit, geometry, shape):
+    """Raise `UserError` for the geometry of a user's own loader that has another shape than the volume's slices."""
+    if geometry is not None and len(geometry.shape) and tuple(geometry.shape) != tuple(shape):
+        given, there = ("x".join(map(str, size)) for size in (geometry.shape, shape))
+        raise UserError(
+            f"{unit.cases[0].images[0]}: the geometry of the volume {unit.name} has the shape {given}, its slices make "
+            f"{there}; correct geometry(case) of the loader"
+        )

@@ -211,6 +211,10 @@ def _places(part):
     if elsewhere:
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield _warning(f"{part.name}: a file lies elsewhere in space than its image: {elsewhere[0]}{more}")
+    unwritable = [one.unwritable for one in part.inspections if one.unwritable]
+    if unwritable:
+        number = counted(len(unwritable), "volume")
+        yield _warning(f"{part.name}: {number} cannot be sampled, only trained on: {unwritable[0]}")
     unplaced = list(dict.fromkeys(one.unplaced for one in part.inspections if one.unplaced))
     if unplaced:
         more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
@@ -232,16 +236,17 @@ def _intensities(part):
     if takes_photographs(part.dataset):
         black = _names(part, lambda one: one.digest and 0 < one.high.max() <= 1)
         if black:
-            yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(black)}; save them as 0-255")
+            what = _brighter(part, "save them as 0-255")
+            yield _warning(f"{part.name}: nearly black, with values from 0 to 1: {listed(black)}; {what}")
         dark = [one for one in seen if one.high.max() > 1 and 0 <= one.typical[1] <= DARK]
         if 2 * len(dark) < len(seen):  # a few pictures may be dark; of more than 8 bits they are of fewer than 16
             dark = [one for one in dark if one.is_fine and one.high.max() <= DARK]
         if dark:
             top = max(one.typical[1] for one in dark)
+            what = _brighter(part, "save them with white as 255, or as 65535 in 16 bits")
             yield _warning(
                 f"{part.name}: {counted(len(dark), 'image')} nearly black: 99 % of pixels are below {top:.3g} of 255, "
-                "as with 12 bits in a file of 16; save them with white as 255, or as 65535 in 16 bits: "
-                f"{listed([one.name for one in dark])}"
+                f"as with 12 bits in a file of 16; {what}: {listed([one.name for one in dark])}"
             )
             seen = [one for one in seen if one not in dark]
     flat = [one for one in seen if one.typical[1] - one.typical[0] < FLAT_RANGE * (one.high.max() - one.low.min())]
@@ -256,6 +261,14 @@ def _intensities(part):
             f"({one.name}: 99 % lie in {one.typical[0]:.3g} to {one.typical[1]:.3g} of {low:.3g} to {high:.3g}): "
             f"{listed([one.name for one in flat])}"
         )
+
+
+def _brighter(part, saved):
+    """What to do about dark images: `saved`, how to save them, or in a user's own loader how to map them."""
+    loader = type(part.dataset)
+    if loader.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return saved
+    return f"let read_image of {loader.__name__} give 0 to 255, or define normalise, which maps them to -1 to 1"
 
 
 def takes_photographs(dataset):

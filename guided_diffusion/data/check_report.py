@@ -110,7 +110,9 @@ def _shares(part, k):
 def _labels(part):
     names = part.dataset.label_names
     counts = Counter(one.label for one in part.inspections if one.label is not None)
-    return ", ".join(f"{names[label]} {count}" for label, count in sorted(counts.items()))
+    return ", ".join(
+        f"{names[label] if label < len(names) else label} {count}" for label, count in sorted(counts.items())
+    )
 
 
 ROWS = {

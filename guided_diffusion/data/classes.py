@@ -176,10 +176,10 @@ def own_classes(names, values, where):
     where: see `checked_classes`, whose errors this raises too.
     """
     names = tuple(names)
-    if len(names) == 1 and not values:
+    if len(names) == 1 and not len(values):
         return Classes(names)
-    values = values or range(1, len(names) + 1)
-    values = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in values]
+    values = values if len(values) else range(1, len(names) + 1)
+    values = [tuple(map(int, value if isinstance(value, (tuple, list)) else (value,))) for value in values]
     if len(values) != len(names):
         raise UserError(f"{where}: has {len(names)} class_names, but {len(values)} class_values")
     return checked_classes(names, values, where)

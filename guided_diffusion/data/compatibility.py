@@ -108,10 +108,11 @@ def selection_warning(dataset):
     """
     if dataset.split != "test" or not any(case.masks for case in dataset.cases) or part_of(dataset) != "val":
         return None
-    cases = counted(len(group_cases(dataset.cases)), "case")
+    count = len(group_cases(dataset.cases))
+    cases = "validation case stands" if count == 1 else f"{count} validation cases stand"
     return (
-        f"warning: {dataset.data_dir} has no test cases: these are the {cases} of validation, which also choose "
-        "best.pt, so that its Dice on them is too good; --test_fraction in training keeps others apart"
+        f"warning: {dataset.data_dir} has no test cases: its {cases} for them, but training also chooses best.pt by "
+        "them, so that their Dice is too good; --test_fraction in training keeps others apart"
     )
 
 
@@ -127,12 +128,14 @@ def leakage_warning(dataset, units, trained):
     is_elsewhere = there != here and there not in here.parents and here not in there.parents
     try:
         held = hold_out_of(trained)
-        cases = build_dataset(trained["data_name"], there, image_size=1, split="train", hold_out=held).cases
+        every = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
+        cases = held.divide(every)["train"] if held else every
     except (UserError, OSError) as error:  # the folder was moved or changed since, or divided by an earlier version
         unknown = f"warning: which cases were trained on is unknown: {reason_of(error)}"
         return _absent_folder_warning(dataset, trained) if is_elsewhere else unknown
     if is_elsewhere:
-        return _same_names_warning(dataset, units, {case.name for case in cases}, trained)
+        names, known = ({case.name for case in those} for those in (cases, every))
+        return _same_names_warning(dataset, units, names, known, trained)
     images = {_image_key(case) for case in cases}
     count = sum(_image_key(unit.cases[0]) in images for unit in units)
     if not count:
@@ -143,10 +146,13 @@ def leakage_warning(dataset, units, trained):
     )
 
 
-def _same_names_warning(dataset, units, names, trained):
-    """The warning for cases of another folder with the names of training cases."""
+def _same_names_warning(dataset, units, names, known, trained):
+    """The warning for cases of another folder with the `names` of training cases.
+
+    known: the names of all cases there, held-out ones too.
+    """
     count = sum(unit.cases[0].name in names for unit in units)
-    if 2 * count < len(units):  # a few may agree by chance
+    if not count or 2 * sum(unit.cases[0].name in known for unit in units) < len(units):  # a few may agree by chance
         return None
     return (
         f"warning: {count} of {counted(len(units), 'case')} {'has the name' if count == 1 else 'have the names'} of "

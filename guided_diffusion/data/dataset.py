@@ -18,11 +18,13 @@ from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classe
 from .division import find_held_out
 from .left_over import ORPHAN
 from .loader_checks import (
-    check_class_names,
+    check_attributes,
     check_geometry,
     check_methods,
+    check_volume_name,
     checked_cases,
     checked_image,
+    checked_labels,
     checked_mask,
     is_ours,
     own_errors,
@@ -139,6 +141,7 @@ class SegmentationDataset(Dataset):
             if not keep_unreadable:
                 self.volumes.check_readable()
             self.notes = tuple(dict.fromkeys((*self.notes, *self.volumes.notes())))
+        check_attributes(self)
         with own_errors(type(self), "find_cases"):
             self._check_cases()
         self.classes = self._choose_classes(classes)
@@ -167,7 +170,7 @@ class SegmentationDataset(Dataset):
     def read_mask(self, case):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
         check_methods(type(self), SegmentationDataset, ("read_mask",))
-        labels = np.asarray(self.read_labels(case))
+        labels = checked_labels(self.read_labels(case), case, type(self))
         if self.classes.is_binary and not self.declared_labels:
             for rater, values in enumerate(labels):
                 path = case.masks[min(rater, len(case.masks) - 1)]
@@ -249,7 +252,13 @@ class SegmentationDataset(Dataset):
             if image is None or tuple(image.shape) != tuple(raw.shape):
                 given = None if image is None else tuple(image.shape)
                 raise UserError(f"{case.images[0]}: normalise made {given} of the shape {tuple(raw.shape)}; keep it")
-            return torch.as_tensor(image, dtype=torch.float32)
+            image = torch.as_tensor(image, dtype=torch.float32)
+            if not torch.isfinite(image).all():
+                raise UserError(
+                    f"{case.images[0]}: normalise made values that are not finite (NaN or infinite); does it divide by "
+                    "0, as by the standard deviation of a blank image?"
+                )
+            return image
 
     def load_mask(self, case, image_size=None, compare=True):
         """`read_mask`, checked: bool [R, K, H, W], of the image's size (H, W) where that is given.
@@ -288,7 +297,7 @@ class SegmentationDataset(Dataset):
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
         with own_errors(type(self), "read_labels", case):
-            return np.asarray(self.read_labels(case))
+            return checked_labels(self.read_labels(case), case, type(self))
 
     def load_geometry(self, case):
         """`geometry`: the `Geometry` of the case's volume, or None."""
@@ -376,6 +385,7 @@ class SegmentationDataset(Dataset):
                 )
             if not case.name or Path(case.name).name != case.name or case.name.startswith("."):
                 raise UserError(f"{case.images[0]}: its case name {case.name!r} cannot be a file name; rename it")
+            check_volume_name(case)
             if self.need_masks and not case.masks:
                 message = f"{case.images[0]}: has no mask; add {self.expected_mask(case)} or remove the image"
                 raise UserError(message + self._count_without_mask() + links_without_target(self.data_dir))
@@ -404,7 +414,6 @@ class SegmentationDataset(Dataset):
 
     def _choose_classes(self, text):
         """The `Classes` of `--classes`, or the loader's own."""
-        check_class_names(self.class_names, type(self))
         if not text:
             return own_classes(self.class_names, self.class_values, self.shown_name())
         if not self.reads_labels:

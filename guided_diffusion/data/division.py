@@ -4,6 +4,7 @@ import copy
 
 from ..runtime.console import counted
 from ..runtime.errors import NoSplitError, UserError
+from .cases import same_cases
 
 
 def find_held_out(dataset, hold_out):
@@ -50,13 +51,15 @@ def part_of(dataset):
     if dataset.hold_out is not None:
         is_own = dataset.hold_out.test_fraction or _own_tests(probe, training, own_val)
         return "test" if is_own else "val"
-    return "all" if dataset.cases == training else "val" if dataset.cases == own_val else "test"
+    if same_cases(dataset.cases, training):
+        return "all"
+    return "val" if same_cases(dataset.cases, own_val) else "test"
 
 
 def _own_tests(dataset, training, own_val):
     """The data's own test cases: [] where its other cases stand for them."""
     tests = _find_if_there(dataset, "test")
-    return [] if tests in (training, own_val) else tests
+    return [] if same_cases(tests, training) or same_cases(tests, own_val) else tests
 
 
 def _find_if_there(dataset, split):

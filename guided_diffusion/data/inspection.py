@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
-from .cases import group_cases
+from .cases import check_shape, check_volumes, group_cases, same_cases
 from .loader_checks import REMEDY
 from .registry import build_dataset
 from .splits import SPLIT_FOLDERS, known_group
@@ -30,8 +30,9 @@ class Inspection:
     apart: number of images in which two raters or more mark something, and of those in which no pixel is marked by two.
     values: how often each value occurs in the mask files. is_soft: a mask has greys that were cut at half.
     is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first
-    such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the images, None if
-    they are blank. problems: messages about what could not be read. strict: what cannot be read raises instead.
+    such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. unwritable: see `_unwritable`. digest:
+    a hash of the images, None if they are blank. problems: messages about what could not be read. strict: what cannot
+    be read raises instead.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Inspection:
     spread: np.ndarray | None = None
     elsewhere: str = ""
     unplaced: str = ""
+    unwritable: str = ""
     digest: str | None = None
     problems: list = field(default_factory=list)
     strict: bool = False
@@ -109,7 +111,7 @@ def find_parts(data_name, data_dir, **settings):
     if not parts:
         raise errors[0] if errors else NoCasesError(f"{data_dir}: no cases found")
     cases = {split: part.dataset.cases for split, part in parts.items()}
-    if "test" in cases and cases["test"] in (cases.get("train"), cases.get("val")):
+    if "test" in cases and any(same_cases(cases["test"], cases.get(other, [])) for other in ("train", "val")):
         if "val" not in parts:
             parts["train"].name = "all"
         del parts["test"]
@@ -143,7 +145,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     first = unit.cases[0]
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
-    digest, blank, marked, sums = hashlib.sha256(), True, [], 0
+    digest, blank, marked, sums, raters = hashlib.sha256(), True, [], 0, set()
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         if image is None:
@@ -169,6 +171,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
                 mask = _try_read(found, dataset.load_mask, case, size, False)
             if mask is None:
                 break
+            raters.add(len(mask))
             marked.append(mask.mean(axis=(0, 2, 3)))
             found.empty += not mask.any()
             if len(mask) > 1 and mask.any(axis=(1, 2, 3)).sum() > 1:
@@ -180,10 +183,31 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     found.digest = None if blank else digest.hexdigest()
     found.spread = _deviation(*sums)
     found.marked = np.mean(marked, axis=0) if marked else None
+    if len(raters) > 1:
+        numbers = " and ".join(map(str, sorted(raters)))
+        found.problems.append(
+            f"{first.masks[0]}: slices of {unit.name} have masks of {numbers} raters; read_mask must return one of each"
+        )
+    found.raters = max(raters, default=found.raters)
+    if unit.is_volume and not found.problems and not strict:
+        found.unwritable = _unwritable(dataset, unit, found) or ""
     if unit.is_volume and not found.problems:
         found.elsewhere = _try_read(found, misplaced_file, first) or ""
         found.unplaced = _try_read(found, _unplaced_file, first) or ""
     return found
+
+
+def _unwritable(dataset, unit, found):
+    """Why masks of a volume could not be written, one line; "" if they can. A wrong geometry is one of the problems."""
+    geometry = _try_read(found, dataset.load_geometry, unit.cases[0])
+    if found.problems:
+        return ""
+    try:
+        check_volumes(dataset, [unit], to_write=True)
+        check_shape(unit, geometry, (*next(iter(found.sizes)), len(unit.cases)))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _deviation(count, total, squares):

@@ -3,11 +3,17 @@
 import sys
 from contextlib import contextmanager
 from inspect import getsourcefile
+from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 
+from ..runtime.console import listed
 from ..runtime.errors import UserError, in_one_line, innermost_place
 from .cases import Case, Geometry
+
+BACKGROUND_NAMES = ("background", "bg", "back ground")
+SAME_LENGTH = 0.01  # of a voxel's size: a larger difference is no rounding
 
 # ---- Exceptions in a loader of the user's own ------------------------------------------------------------------------
 
@@ -91,12 +97,30 @@ def checked_cases(found, loader):
     return cases
 
 
-def check_class_names(names, loader):
-    """Raise `UserError` for class names that are one text: its letters would be classes."""
+def check_attributes(dataset):
+    """Raise `UserError` for `class_names`, `class_values` or `image_channels` of another type than the contract's."""
+    place, names, values = loader_place(type(dataset)), dataset.class_names, dataset.class_values
     if isinstance(names, str):
+        raise UserError(f'{place}: class_names is the text {names!r}; for one class write ("{names}",), with the comma')
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f'{place}: class_names is {names!r}, no tuple of texts; write ("liver", "tumour") or the like')
+    if dataset.reads_labels and len(names) > 1 and not len(values) and names[0].lower() in BACKGROUND_NAMES:
         raise UserError(
-            f'{loader_place(loader)}: class_names is the text {names!r}; for one class write ("{names}",), with the '
-            "comma"
+            f"{place}: class_names begins with {names[0]!r}, which would be the label value 1; leave it out: 0 is the "
+            "background"
+        )
+    for value in values:
+        if not all(isinstance(one, Integral) for one in (value if isinstance(value, (tuple, list)) else (value,))):
+            raise UserError(f"{place}: class_values has {value!r}, no whole number or tuple of such; write (1, 2)")
+    if not isinstance(dataset.image_channels, Integral):
+        raise UserError(f"{place}: image_channels is {dataset.image_channels!r}, no whole number; write 3 or the like")
+
+
+def check_volume_name(case):
+    """Raise `UserError` for a volume whose name would place its results outside the folder of results."""
+    if case.volume is not None and (Path(case.volume).is_absolute() or ".." in Path(case.volume).parts):
+        raise UserError(
+            f"{case.images[0]}: its volume's name {case.volume!r} cannot be a file name; name it as its folder or file"
         )
 
 
@@ -108,6 +132,8 @@ def checked_image(image, case, channels, loader):
     where = case.images[0]
     if image is None:
         raise UserError(f"{where}: read_image of {loader.__name__} returned None, not an array; does it lack return?")
+    if np.iscomplexobj(image):
+        raise UserError(f"{where}: the loader gave complex numbers; return their magnitude, np.abs(image)")
     image = np.asarray(image, dtype=np.float32)
     shape = image.shape
     if len(shape) == 2:
@@ -149,23 +175,51 @@ def checked_mask(mask, case, classes, loader):
             remedy = ", with its classes last; return mask.transpose(2, 0, 1)[None]"
         elif len(shape) == 4 and shape[0] == classes:
             remedy = ", with the classes first; return mask.swapaxes(0, 1)"
+        elif len(shape) == 4 and abs(shape[1] - classes) == 1:
+            remedy = "; the background is no class: it has neither a mask nor a name in class_names"
         raise UserError(f"{where}: the loader gave a mask of shape {shape}, not [raters, {classes}, H, W]{remedy}")
     if mask.dtype != bool:
-        top = mask.max(initial=0)
-        others = mask[(mask != 0) & (mask != top)]
-        if others.size or not 0 <= top < np.inf:
-            value = others[0] if others.size else top
+        values = np.unique(mask)
+        others = values[values != 0]
+        if len(others) > 1 or not all(0 < value < np.inf for value in others):
             raise UserError(
-                f"{where}: the loader gave a mask with the value {value:g} beside 0 and {top:g}; return True where a "
-                "class is, as mask > 127 (for label maps define read_labels instead)"
+                f"{where}: the loader gave a mask with the values {listed([f'{value:g}' for value in values])}; return "
+                "True where a class is, as mask > 127 (for label maps define read_labels instead)"
             )
     return mask.astype(bool)
 
 
+def checked_labels(labels, case, loader):
+    """Label maps as an array [R, H, W]. Raises `UserError` for None and for another number of axes."""
+    where = case.masks[0]
+    if labels is None:
+        raise UserError(f"{where}: read_labels of {loader.__name__} returned None, not an array; does it lack return?")
+    labels = np.asarray(labels)
+    if labels.ndim != 3:
+        remedy = "; return labels[None]" if labels.ndim == 2 else ""
+        raise UserError(f"{where}: the loader gave labels of shape {labels.shape}, not [raters, H, W]{remedy}")
+    return labels
+
+
 def check_geometry(geometry, case, loader):
-    """Raise `UserError` for a geometry that is neither None nor a `Geometry`."""
-    if geometry is not None and not isinstance(geometry, Geometry):
+    """Raise `UserError` for anything but None or a `Geometry` whose fields fit each other."""
+    if geometry is None or (isinstance(geometry, Geometry) and geometry.placement is not None):  # of a NIfTI file
+        return
+    where = f"{case.images[0]}: geometry of {loader.__name__}"
+    if not isinstance(geometry, Geometry):
         raise UserError(
-            f"{case.images[0]}: geometry of {loader.__name__} returned a {type(geometry).__name__}, not a "
-            "guided_diffusion.data.cases.Geometry(affine, spacing, shape)"
+            f"{where} returned a {type(geometry).__name__}, not a "
+            "guided_diffusion.data.Geometry(affine, spacing, shape)"
+        )
+    affine, spacing, shape = geometry.affine, np.asarray(geometry.spacing, float), tuple(geometry.shape)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise UserError(f"{where}: its affine is no invertible matrix [4, 4] from voxels to mm; correct it")
+    if not shape or len(shape) > 3 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+        raise UserError(f"{where}: its shape is {shape}, not (X, Y, Z); correct it")
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.shape not in ((3,), (len(shape),)) or (abs(sizes[: len(spacing)] / spacing - 1) > SAME_LENGTH).any():
+        text = [" x ".join(f"{size:.3g}" for size in each) for each in (spacing.ravel(), sizes)]
+        raise UserError(
+            f"{where}: its spacing is {text[0]} mm, the voxels of its affine have {text[1]} mm; distances would be "
+            "wrong: take numpy.linalg.norm(affine[:3, :3], axis=0)"
         )

@@ -3,13 +3,14 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
 from ..runtime.errors import UserError, in_one_line, innermost_place
 from .accounting import unread_kinds
 from .dataset import SegmentationDataset
-from .loader_checks import own_errors
+from .loader_checks import loader_place, own_errors
 
 LOADERS = {
     "BRATS": "guided_diffusion.data.loaders.brats:BraTSDataset",
@@ -19,6 +20,7 @@ LOADERS = {
     "MSD": "guided_diffusion.data.loaders.decathlon:DecathlonDataset",
 }
 
+INIT_REMEDY = "write def __init__(self, *args, **settings): super().__init__(*args, **settings), or leave it out"
 AUTO = "AUTO"  # the first loader that recognises the folder
 RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: FOLDER takes any folder of NIfTI files
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
@@ -33,8 +35,22 @@ def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=Fal
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir))
+    settings |= {"split": split, "need_masks": need_masks}
+    if not _takes(loader, "keep_unreadable"):  # an __init__ of version 0.2.0
+        settings.pop("keep_unreadable", None)
+    if not all(_takes(loader, name) for name in settings):
+        raise UserError(f"{loader_place(loader)}: its __init__ does not take what the program gives it; {INIT_REMEDY}")
     with own_errors(loader, "__init__"):
-        return loader(data_dir, image_size, split=split, need_masks=need_masks, **settings)
+        dataset = loader(data_dir, image_size, **settings)
+    if "classes" not in vars(dataset):
+        raise UserError(f"{loader_place(loader)}: its __init__ does not call that of its base; {INIT_REMEDY}")
+    return dataset
+
+
+def _takes(loader, keyword):
+    """Whether a loader's `__init__` takes a keyword argument."""
+    parameters = inspect.signature(loader.__init__).parameters.values()
+    return any(one.name == keyword or one.kind == one.VAR_KEYWORD for one in parameters)
 
 
 def recognised(data_name, data_dir):

@@ -49,9 +49,19 @@ class HoldOut:
     def divide(self, cases):
         """{"train": kept, "val": held out, "test": held out}: lists of `Case`s, in their order.
 
-        Raises `UserError` if there are too few groups, or if the group key is not found in a name.
+        Raises `UserError` if there are too few groups, if the group key is not found in a name, and if the slices of a
+        volume are of several groups.
         """
         groups = [group_of(case, self.group_key) for case in cases]
+        of_volume = {}
+        for case, group in zip(cases, groups, strict=True):
+            other = of_volume.setdefault(case.volume or case.name, group)
+            if other != group:
+                remedy = "let --group_key find the patient" if self.group_key else "give its cases one group"
+                raise UserError(
+                    f"{self.flags}: slices of the volume {case.volume} are of the groups {other!r} and {group!r}, so "
+                    f"that both parts would have some; {remedy}"
+                )
         ordered = sorted(set(groups), key=lambda group: (self._place(group), group))
         tests, vals = (self._number(share, len(ordered)) for share in (self.test_fraction, self.fraction))
         if len(ordered) <= bool(tests) + bool(vals):
@@ -93,13 +103,13 @@ def known_group(case, group_key=""):
     unknown.
 
     group_key: a regular expression that is searched in the name. Its first parenthesis, or the whole match, is the
-    group. Raises `UserError` for a name in which it is not found.
+    group. Raises `UserError` for a name in which it is not found, or finds nothing.
     Names and volumes do not count here: they may repeat from split to split, so they identify no patient.
     """
     if not group_key:
         return case.group
     found = re.search(group_key, case.name)
-    if not found:
+    if not found or not (found[1] if found.re.groups else found[0]):
         raise UserError(
             f"--group_key {group_key}: is not found in the case name {case.name!r}; write one that fits all names"
         )

@@ -1,5 +1,6 @@
 """The truth of a case: the masks of its raters, their majority, and the folders that hold them."""
 
+import os
 import re
 import unicodedata
 from collections import defaultdict

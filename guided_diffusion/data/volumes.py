@@ -21,6 +21,7 @@ from ..io.nifti import (
 from ..runtime.console import counted
 from ..runtime.errors import UserError, reason_of
 from .cases import Case, Geometry
+from .intensities import CTWindow as CTWindow  # loaders of version 0.2.0 import it from here
 from .intensities import doubt_of, normalisation_text, normalised, ranges_of, spread, zscore
 from .volume_cache import Entry, VolumeCache
 

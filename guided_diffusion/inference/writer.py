@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from ..data.cases import check_shape
 from ..data.truth import on_grid, raters_of, truths_of
 from ..data.volumes import image_geometry
 from ..io.drawing import denoising_frames, displayed
@@ -66,22 +67,12 @@ class ResultWriter:
             truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
         if unit.is_volume:
             geometry = self.dataset.load_geometry(unit.cases[0])
-            _check_geometry(unit, geometry, answer.mask.shape[1:])
+            check_shape(unit, geometry, answer.mask.shape[1:])
             self.folder.write_volume(unit.name, answer, geometry, image_of, truth)
         else:
             geometry = image_geometry(self.dataset, unit.cases[0])
             self.folder.write_image(unit.name, answer, image_of(0), truth, geometry)
         self.empty += not answer.mask.any()
-
-
-def _check_geometry(unit, geometry, shape):
-    """Raise `UserError` for the geometry of a user's own loader that has another shape than the volume's slices."""
-    if geometry is not None and len(geometry.shape) and tuple(geometry.shape) != tuple(shape):
-        given, there = ("x".join(map(str, size)) for size in (geometry.shape, shape))
-        raise UserError(
-            f"{unit.cases[0].images[0]}: the geometry of the volume {unit.name} has the shape {given}, its slices make "
-            f"{there}; correct geometry(case) of the loader"
-        )
 
 
 class ReadableRaters:

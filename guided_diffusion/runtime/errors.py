@@ -87,7 +87,7 @@ def _exit_status(main):
     except BrokenPipeError:  # the reader of our output, such as head or less, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         lost = lost_worker_message(str(error))  # torch raises it wherever the main process is
         if lost is not None:
             _let_another_print(error)
@@ -117,8 +117,9 @@ def _let_another_print(error):
 
 
 def is_out_of_memory(error):
-    """Whether torch ran out of memory, on a GPU or in main memory."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+    """Whether memory ran out, on a GPU or in main memory. oneDNN says so by "could not create a primitive"."""
+    texts = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def lost_worker_message(text):
@@ -170,5 +171,8 @@ def reason_of(error):
 def describe_os_error(error):
     """The message of an `OSError`: its path and the system's reason, one line."""
     where = f"{error.filename}: " if error.filename else ""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{where}{error.strerror or lines[-1]}"  # a DataLoader's worker puts the message last
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # a worker's error is text, its message last
+    written = re.fullmatch(r"(?:\w+: )?\[Errno \d+\] ([^:]*): (['\"])(.*)\2", last)
+    if error.strerror is None and written:
+        return f"{written[3]}: {written[1]}"
+    return f"{where}{error.strerror or last}"

@@ -113,8 +113,9 @@ def prepare_run(options, given, processes):
     saved = None if start is None else start.saved("to go on from")
     settings = settle(options, given, saved)
     allow_megapixels(settings.data.max_megapixels)
+    divided = None
     if start is not None:
-        check_hold_out(settings.data, start.config)
+        divided = check_hold_out(settings.data, start.config)
         folder = begun_folder(settings.train.out_dir, processes)  # the checkpoint's, unless the flag was given
         check_not_behind(folder, start, processes)
     precision, lacking = choose_precision(settings.device, given, start, processes.device)
@@ -135,6 +136,7 @@ def prepare_run(options, given, processes):
     unused = validation.warning if validation else ""
     warnings = (
         unused,
+        divided,
         changed,
         lacking,
         condition_model_warning(settings.train, start),
@@ -318,18 +320,27 @@ def check_not_behind(folder, start, processes):
 
 
 def check_hold_out(data, config):
-    """Raise `UserError` if options hold out cases that the run has trained on: they would count as unseen.
+    """Raise `UserError` if options divide the data otherwise than before: cases trained on could count as unseen.
 
-    config: the option values of the checkpoint.
+    For data of another folder it is a warning, which this returns; else None. config: the option values of the
+    checkpoint.
     """
     before, now = config["data"], asdict(data)
     was, wanted = hold_out_of(before), hold_out_of(now)
-    if wanted in (None, was) or not is_same_folder(data.data_dir, before["data_dir"]):
-        return
+    if wanted in (None, was):
+        return None
+    if not is_same_folder(data.data_dir, before["data_dir"]):
+        if was is None:
+            return None
+        return (
+            f"warning: {wanted.flags} divides {data.data_dir} otherwise than the run divided {before['data_dir']}; "
+            "if these are the same data, it has learned from cases that now count as unseen"
+        )
     name = next(name for name in HOLD_OUT_FLAGS if now[name] != before.get(name, type(now[name])()))
     raise UserError(
-        f"--{name} {now[name]}: would hold out cases of {data.data_dir} from which the run has learned so far; leave "
-        "it out, or begin anew in another --out_dir"
+        f"--{name} {now[name] or repr(now[name])}: would divide {data.data_dir} otherwise than the run has so far, so "
+        "that cases which trained or selected its network could count as unseen; leave it out, or begin anew in "
+        "another --out_dir"
     )
 
 

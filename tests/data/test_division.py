@@ -12,7 +12,7 @@ from guided_diffusion.data.compatibility import leakage_warning
 from guided_diffusion.data.division import part_of
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.splits import HoldOut
-from guided_diffusion.runtime.errors import NoCasesError, UserError
+from guided_diffusion.runtime.errors import NoCasesError, NoSplitError, UserError
 
 
 def names(found):
@@ -89,7 +89,7 @@ def test_an_empty_test_part_holds_no_test_cases(name, folder, brats, tmp_path):
         names(build_dataset(name, tmp_path, 16, split=split, hold_out=SOME).cases) for split in ("train", "val", "test")
     )
     assert train and test and test == val and not set(train) & set(test)
-    with pytest.raises(NoCasesError, match="no cases found"):
+    with pytest.raises((NoCasesError, NoSplitError), match='no cases found|has no list "test", or an empty one'):
         build_dataset(name, tmp_path, 16, split="test")
 
 
@@ -145,3 +145,24 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
     assert "--group_key belongs to --val_fraction: without it training divides no cases; leave it out" in message
+
+
+def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = load(tmp_path / "moved", None, None)
+    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.8, "test_fraction": 0.0}
+    assert "1 of 6 cases has the name of training cases" in leakage_warning(moved, group_cases(moved.cases), trained)
+
+
+@pytest.mark.parametrize("key", ["training", "Train"])
+def test_the_lists_of_split_json_may_have_the_names_of_folders(folder, tmp_path, key):
+    for part in ("images", "masks"):
+        (tmp_path / part).symlink_to(folder / part)
+    lists = {key: ["case0", "case1", "case2"], "validation": ["case3"], "fold_2": ["case4"], "seed": 1}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    train, val = (load(tmp_path, split, None) for split in ("train", "val"))
+    assert names(train.cases) == ["case0", "case1", "case2"] and names(val.cases) == ["case3"]
+    assert f"{tmp_path / 'split.json'}: the list 'fold_2' is no split's: not read" in "\n".join(train.notes)
+    (tmp_path / "split.json").write_text(json.dumps({"val": ["case0"], key: ["case1"], "valid": ["case3"]}))
+    with pytest.raises(UserError, match="has the lists .* both of one split; keep one"):
+        load(tmp_path, "train", None)

@@ -68,7 +68,7 @@ def test_a_folder_named_lung_gets_the_window_of_the_lung(volumes):
 
 def test_what_was_chosen_stays_without_a_word(volumes):
     folder = volumes(ct(), ct(1))
-    for asked, window in (((), None), ((-100, 300), (-100, 300))):
+    for asked, window in (((), ()), ((-100, 300), (-100, 300))):
         dataset = build_dataset("FOLDER", folder, 16, ct_window=asked)
         assert dataset.ct_window == window and dataset.notes == ()
     assert DataOptions(ct_window="none").window() == () and DataOptions().window() is None

@@ -1,5 +1,6 @@
 """The division of cases: what stays together, what decides, and the folders of a split."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,26 @@ def test_option_values():
     assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
     assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
+
+
+def test_slices_of_a_volume_in_two_groups_are_refused():
+    slices = [
+        Case(f"P{volume}_slice_{k}", (Path("v"),), volume=f"P{volume}", slice_index=k)
+        for volume in range(4)
+        for k in range(3)
+    ]
+    with pytest.raises(UserError, match="slices of the volume P0 are of the groups '0' and '1', .*; let --group_key"):
+        HoldOut(0.3, group_key=r"slice_(\d+)").divide(slices)
+    slices = [dataclasses.replace(case, group=case.slice_index) for case in slices]
+    with pytest.raises(UserError, match="of the groups '0' and '1', .*; give its cases one group"):
+        HoldOut(0.3).divide(slices)
+    assert len(HoldOut(0.3, group_key=r"P\d").divide(slices)["val"]) == 3
+
+
+@pytest.mark.parametrize("key", [r"(P\d)?", "X*"])
+def test_a_key_that_finds_nothing_in_a_name_is_refused(key):
+    with pytest.raises(UserError, match="is not found in the case name 'a_1'"):
+        group_of(Case("a_1", (Path("a"),)), key)
 
 
 # ---- the folders of a split ---------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_what_the_system_says_in_a_worker_is_one_line(not_trained, bad, tmp_path
     for source, name in (("images", "photo"), ("masks", "truth")):
         shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
     line = not_trained("--num_workers 2", data_name=f"{tmp_path / 'failing.py'}:Polyps")
-    assert "No such file or directory: '/root/none/photo.png'" in line
+    assert "/root/none/photo.png" in line and "No such file or directory" in line
 
 
 def test_brats_case_that_lacks_a_modality(not_trained, brats, tmp_path):

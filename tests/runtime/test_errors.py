@@ -17,6 +17,8 @@ from guided_diffusion.runtime.errors import UserError, run_script
             "error: out of memory: train with --microbatch 1",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: out of memory"),
+        (RuntimeError("could not create a primitive"), 1, "error: out of memory"),  # oneDNN's
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), 1, "error: out of memory"),
     ],
 )
 def test_a_users_mistake_is_one_line(capsys, error, status, line):

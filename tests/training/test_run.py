@@ -192,7 +192,7 @@ def test_and_is_refused_where_neither_has_it(begun, tmp_path, pictures, flags, w
     ],
 )
 def test_cases_that_were_learned_from_are_not_held_out_later(begun, before, flags):
-    with pytest.raises(UserError, match=f"{flags.split()[0]} .*: would hold out cases of .* learned so far; leave it"):
+    with pytest.raises(UserError, match=f"{flags.split()[0]} .*: would divide .* could count as unseen; leave it"):
         settled([*begun(before), flags])
 
 
@@ -200,7 +200,8 @@ def test_all_cases_may_be_trained_on_later_and_other_data_be_divided_otherwise(b
     again = begun("--val_fraction 0.4")
     assert settled([*again, "--val_fraction 0"]).settings.data.val_fraction == 0
     shutil.copytree(pictures, tmp_path / "others")
-    assert settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"]).settings.data.split_seed == 3
+    run = settled([*again, "--split_seed 3 --data_dir", tmp_path / "others"])
+    assert run.settings.data.split_seed == 3 and "others otherwise than the run divided" in " ".join(run.warnings)
 
 
 def test_changed_flags_are_reported(begun):

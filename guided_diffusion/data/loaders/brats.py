@@ -102,7 +102,7 @@ class BraTSDataset(SegmentationDataset):
                 "has one; keep them in data sets of their own"
             )
         self.modalities = next(iter(modalities), MODALITIES)
-        self.image_channels = len(self.modalities)
+        self.image_channels = 1 if self.modalities == ONLY_T1CE else type(self).image_channels
         cases = [case for group in groups for case in self._cases_of(*group)]
         self.layout = ", ".join(f"{counted(number, what)} {of}" for (what, of), number in sorted(self.found.items()))
         if self.renamed:

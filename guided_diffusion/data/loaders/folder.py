@@ -261,7 +261,7 @@ class FolderDataset(SegmentationDataset):
             self.notes += (f"{path}: {counted(left_out, 'image')} in no list, left out",)
         split = "val" if self.split == "test" and "test" not in lists and "val" in lists else self.split
         if split != "val" and split not in lists:
-            raise NoSplitError(f'{path}: has no list "{split}"; write {SPLIT_FORM}')
+            raise NoSplitError(f'{path}: has no list "{split}", or an empty one; write {SPLIT_FORM}')
         return [pair for pair in found if pair.image in chosen.get(split, ())]
 
     def _note_near_entries(self, path, entries):
@@ -284,13 +284,14 @@ class FolderDataset(SegmentationDataset):
         lists = read_json(path)
         if not isinstance(lists, dict):
             raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
-        keys = {}
-        for key in lists:
-            if (split := split_of(key)) and keys.setdefault(split, key) != key:
+        splits, keys = {key: split_of(key) for key in lists}, {}
+        for key, split in splits.items():
+            if split and lists[key] != [] and keys.setdefault(split, key) != key:  # an empty list is none
                 raise UserError(f"{path}: has the lists {keys[split]!r} and {key!r}, both of one split; keep one")
-        if not keys:
+        if not any(splits.values()):
             raise UserError(f'{path}: has no list "train", "val" or "test"; write {SPLIT_FORM}')
-        if others := [repr(key) for key in lists if key not in keys.values()]:
+        others = [repr(key) for key, split in splits.items() if split is None and isinstance(lists[key], list)]
+        if others:
             verb = "is no split's" if len(others) == 1 else "are no splits'"
             self.notes += (f"{path}: the list {listed(others, SHOWN_FILES)} {verb}: not read",)
         lists = {split: lists[keys[split]] for split in SPLIT_FOLDERS if split in keys}

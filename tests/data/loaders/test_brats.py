@@ -1,5 +1,6 @@
 """BraTS layouts, volumes, and files that are decoded once."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -108,6 +109,18 @@ def test_modality_names_in_other_cases_and_of_2023(tmp_path, put, save_nifti):
     dataset = load(tmp_path)
     assert names(dataset)[::2] == ["A_slice_000", "BraTS-GLI-00002-000_slice_000"]
     np.testing.assert_array_equal(dataset.load_image(dataset.cases[0]), dataset.load_image(dataset.cases[2]))
+
+
+def test_a_loader_of_ones_own_may_take_some_of_the_modalities(tmp_path, put):
+    put("BraTS2021_00000/BraTS2021_00000_{}.nii.gz", (12, 16, 2))
+
+    class Two(BraTSDataset):
+        image_channels = 2
+
+        def find_cases(self):
+            return [dataclasses.replace(case, images=case.images[:2]) for case in super().find_cases()]
+
+    assert Two(tmp_path, 16, need_masks=True)[0]["image"].shape == (2, 16, 16)
 
 
 def test_split_and_sampling_without_truth(tmp_path, put):

@@ -199,7 +199,7 @@ def test_both_lists_of_split_json_are_checked_at_training(tmp_path, put):
     "text, words",
     [
         ("[]", "holds no lists of names"),
-        ('{"test": []}', 'has no list "train"'),
+        ('{"test": []}', 'has no list "train", or an empty one'),
         ('{"train": "a"}', '"train" is no list of names'),
         ('{"train": [["a"]]}', '"train" is no list of names'),
     ],
