@@ -339,6 +339,8 @@ class SegmentationDataset(Dataset):
             _check_turns(case, note, mask.shape[-2:])
         if compare and len(self.class_names) == 1:
             self.check_foreground(notes)
+        if not self.classes.is_binary and any(note.colours for note in notes):
+            self._check_colours(notes)
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -361,13 +363,18 @@ class SegmentationDataset(Dataset):
         It is the first with something marked among a few spread over the data, so that it is the same in every process
         and in any order of reading. Slices of a label map, some with 1 and some with 2, are no masks of one class.
         """
-        cases = [case for case in self.cases if case.masks]
-        for index in np.unique(np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)):
+        for case in self._compared_cases():
             with suppress(UserError, OSError), noted_masks() as notes:
-                self.load_mask(cases[index], compare=False)
+                self.load_mask(case, compare=False)
                 if marked := [note for note in notes if note.foreground]:
                     return marked[0]
         return None
+
+    def _compared_cases(self):
+        """The cases, spread over the data, with whose masks those of all others are compared."""
+        cases = [case for case in self.cases if case.masks]
+        places = np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)
+        return [cases[place] for place in np.unique(places)]
 
     def check_foreground(self, notes):
         """Raise `UserError` for a mask whose foreground has another value than that of `foreground`."""
@@ -377,6 +384,29 @@ class SegmentationDataset(Dataset):
                     f"{note.path}: its foreground is {note.foreground}, that of {self.foreground.path} is "
                     f"{self.foreground.foreground}; {mixed_advice([note.foreground, self.foreground.foreground])}"
                 )
+
+    @cached_property
+    def _colours(self):
+        """{colour: (number, file)} in the palettes of a few label maps spread over the data; {} without palettes."""
+        found = {}
+        for case in self._compared_cases():
+            with suppress(UserError, OSError), noted_masks() as notes:
+                self.read_mask(case)
+                for note in notes:
+                    for number, colour in note.colours.items():
+                        found.setdefault(colour, (number, note.path))
+        return found
+
+    def _check_colours(self, notes):
+        """Raise `UserError` for a label map whose palette shows a colour for another number than that of others."""
+        for note in notes:
+            for number, colour in note.colours.items():
+                other, path = self._colours.get(colour, (number, ""))
+                if other != number:
+                    raise UserError(
+                        f"{note.path}: its palette shows {number} as {colour}, which is {other} in {path}; the numbers "
+                        "in palettes are the classes: save all label maps with the same palette"
+                    )
 
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
