@@ -74,6 +74,11 @@ def unwrapped(folder, depth=3, is_part=False):
     return next(iter(whole.values()), loose[0] if len(loose) == 1 else folder)
 
 
+def layouts_inside(folder):
+    """The folders inside that each hold a layout of their own."""
+    return [one for one in folders_in(folder) if _holds_layout(folders_in(unwrapped(one, 2)), False)]
+
+
 def _holds_layout(below, is_part):
     """Whether a folder's sub-folders are of images or of splits, or have images with masks beside them."""
     named = any(_letters(one.name) in IMAGE_FOLDERS or (split_of(one.name) and not is_part) for one in below)

@@ -196,7 +196,13 @@ def test_a_folder_inside_the_folder_of_a_split(tmp_path):
 def test_of_two_folders_inside_another_none_is_taken(tmp_path):
     put(tmp_path, "one/images/a.png", "two/images/a.png")
     assert unwrapped(tmp_path) == tmp_path
-    with pytest.raises(UserError, match="no cases found for FOLDER"):
+
+
+@pytest.mark.parametrize("layout", ["{}/images/a.png {}/masks/a.png", "{}/x/P1/a.png {}/x/P1/a_mask.png"])
+def test_of_several_layouts_one_is_asked_for(tmp_path, layout):
+    for folder in ("one", "two"):
+        put(tmp_path, *layout.replace("{}", folder).split())
+    with pytest.raises(UserError, match="no cases found for FOLDER; one/, two/ each hold data of their own: name one"):
         load(tmp_path)
 
 
