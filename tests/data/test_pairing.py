@@ -367,6 +367,12 @@ def test_masks_of_another_ending_are_no_images(tmp_path, ending):
     assert len(load(tmp_path, need_masks=False).cases) == 4  # another view of each
 
 
+def test_a_second_ending_of_masks_beside_the_first(tmp_path):
+    put(tmp_path, "a.jpg", "b.jpg", "a_mask.png", "b_mask.png", "a_2ndHO.png", "b_2ndHO.png")
+    with pytest.raises(UserError, match="a_2ndHO.png: is a mask of a.jpg"):
+        load(tmp_path, need_masks=False)
+
+
 def test_names_with_numbers_are_not_masks_of_one_another(tmp_path):
     put(tmp_path, "a.png", "a_1.png", "a_2.png", "b.png", "b_1.png", "c.png")
     assert len(load(tmp_path, need_masks=False).cases) == 6

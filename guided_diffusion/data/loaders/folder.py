@@ -190,8 +190,8 @@ class FolderDataset(SegmentationDataset):
         if not found and is_undivided and len(inside := layouts_inside(self.root)) > 1:
             names = listed([f"{one.name}/" for one in inside], SHOWN_FILES)
             raise NoCasesError(
-                f"{self.root}: no cases found for FOLDER; {names} each hold data of their own: name one with --data_dir, "
-                "or put all images into one images/ and all masks into one masks/"
+                f"{self.root}: no cases found for FOLDER; {names} each hold data of their own: name one with "
+                "--data_dir, or put all images into one images/ and all masks into one masks/"
             )
         if any(split_of(pair.below) for pair in found):
             return self._of_split(found, is_listed)
