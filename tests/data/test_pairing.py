@@ -47,6 +47,8 @@ def note_of(dataset, word):
     [
         (f"{NFC}.png", f"{NFD}.png", "Unicode form"),
         (f"{NFD}.jpg", f"{NFC}_mask.png", "Unicode form"),
+        ("a\u00a01.png", "a 1.png", "Unicode form"),  # a blank as web pages have it
+        ("a\u200b.png", "a_mask.png", "Unicode form"),  # and one without width
         ("A.PNG", "a.png", "case"),
         ("scan.JPG", "Scan_Mask.PNG", "case"),
         ("scan.jpeg", "scan_SEG.tif", "case"),
