@@ -369,7 +369,8 @@ def unread_kinds(folder):
     places = Counter(os.path.dirname(path) for path in listing.files if _is_read(path))
     if places:
         held = [f"{place or '.'}/ has {number}" for place, number in places.most_common()]
-        return f"; pictures or volumes are elsewhere: {listed(held, SHOWN_FILES)}; rename or move their folder"
+        remedy = "rename or move their folder" + (", or name it with --data_dir" if len(held) == 1 else "")
+        return f"; pictures or volumes are elsewhere: {listed(held, SHOWN_FILES)}; {remedy}"
     return ""
 
 

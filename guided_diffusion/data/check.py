@@ -162,8 +162,10 @@ def _classes(part):
     for name, share in shares.items():
         if share == 0 and len(shares) > 1:
             yield Finding(part.trains, f"{part.name}: no pixel is {name}")
-        elif 0 < share < RARE_CLASS:
-            yield _warning(f"{part.name}: {name} is {100 * share:.2g} % of the pixels, which is hard to learn")
+    rare = {name: share for name, share in shares.items() if 0 < share < RARE_CLASS}
+    if rare:
+        text = listed([f"{name} is {100 * share:.2g} %" for name, share in rare.items()])
+        yield _warning(f"{part.name}: {text} of the pixels, which is hard to learn")
     yield from _label_values(part)
 
 
@@ -177,7 +179,7 @@ def _label_values(part):
         others = [value for value in found if value not in known]
         if others:
             void = " (usually void: not annotated)" if void_among([*known - {0}, *others]) else ""
-            text = ", ".join(f"{value:g}" for value in others)
+            text = listed([f"{value:g}" for value in others])
             yield _warning(f"{part.name}: no class has the label value {text}{void}: it counts as background")
     elif dataset.declared_labels:
         others = [value for value in found if value not in {0, *dataset.declared_labels}]

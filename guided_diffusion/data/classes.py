@@ -13,6 +13,7 @@ KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=
 MAX_LABEL = 65535  # the largest value of a 16-bit picture
 SHORTENED = 4  # label values that follow each other and are written as a range
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
+USUAL = 12  # values in one label map; where there are more, some may be those of smooth edges
 MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
 # Names in dataset.json of pixels that nobody annotated, which nnU-Net leaves out of the loss and of the figures.
 RESERVED = ("ignore", "ignored", "ignore_label", "void", "unlabeled", "unlabelled", "unannotated", "not annotated")
@@ -237,20 +238,36 @@ def reserved_label(path, description):
     )
 
 
+def _is_inside(labels):
+    """The pixels of label maps [..., H, W] that equal their neighbours in H and in W."""
+    wide = np.pad(labels, [(0, 0)] * (labels.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+    middle = wide[..., 1:-1, 1:-1]
+    beside = (wide[..., :-2, 1:-1], wide[..., 2:, 1:-1], wide[..., 1:-1, :-2], wide[..., 1:-1, 2:])
+    return np.logical_and.reduce([middle == other for other in beside])
+
+
 def found_classes(label_maps, where, own=BINARY):
     """The `Classes` of the values in label maps (an iterable of integer arrays): `class_1` for 1 and so on.
 
     own: the loader's own `Classes`, whose names the values keep where one value is one class. where: see
     `checked_classes`. Raises `UserError` for more than `MAX_FOUND` values, or none but 0.
     """
-    values = set()
+    values, inner = set(), set()  # inner: those of more than edges
     for labels in label_maps:
-        values.update(np.unique(labels).tolist())
+        found = np.unique(labels).tolist()
+        values.update(found)
+        inner.update(found if len(found) <= USUAL else np.unique(labels[_is_inside(labels)]).tolist())
         if len(values) > MAX_FOUND:
             raise UserError(
                 f"{where}: the masks hold more than {MAX_FOUND} values, so they seem to be no label maps; write "
                 "--classes NAME=VALUE,..."
             )
+    edges = sorted(values - inner)
+    if len(edges) > len(inner):
+        raise UserError(
+            f"{where}: {len(edges)} of {len(values)} label values, as {edges[0]} and {edges[-1]}, lie at edges alone: "
+            "resizing with smooth edges makes such values; resample label maps by nearest neighbour"
+        )
     values = sorted(value for value in values if value > 0)
     if not values:
         raise UserError(f"{where}: the masks hold no value but 0; write --classes NAME=VALUE,...")

@@ -29,7 +29,7 @@ from .loader_checks import (
     is_ours,
     own_errors,
 )
-from .mask_checks import check_foreground, check_turns, find_foreground
+from .mask_checks import check_foreground, check_palettes, check_turns, find_foreground, find_palette
 from .resizing import WHOLE
 from .splits import SPLIT_FOLDERS
 
@@ -274,6 +274,8 @@ class SegmentationDataset(Dataset):
             check_turns(case, note, mask.shape[-2:])
         if compare and len(self.class_names) == 1:
             check_foreground(notes, self.foreground)
+        if not self.classes.is_binary and any(note.colours for note in notes):
+            check_palettes(notes, self.palette)
         if case.raters and len(set(case.raters)) != len(mask):
             names = ", ".join(case.raters)
             raise UserError(f"{case.masks[0]}: the loader gave {len(mask)} masks; the case names the raters {names}")
@@ -293,6 +295,11 @@ class SegmentationDataset(Dataset):
     def foreground(self):
         """See `mask_checks.find_foreground`."""
         return find_foreground(self)
+
+    @cached_property
+    def palette(self):
+        """See `mask_checks.find_palette`."""
+        return find_palette(self)
 
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""

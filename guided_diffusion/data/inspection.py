@@ -253,7 +253,10 @@ SEEN_PIXELS = 2**16  # of an image, for the range without outliers
 def _typical_range(image, before):
     """The range (low, high) of an image [C, H, W] without `RARE` of the pixels at either end, joined with another."""
     step = max(int(np.sqrt(image[0].size / SEEN_PIXELS)), 1)
-    low, high = np.quantile(image[:, ::step, ::step], (RARE, 1 - RARE)).tolist()
+    seen = image[:, ::step, ::step].ravel()
+    first = int(RARE * (seen.size - 1))
+    last = seen.size - 1 - first
+    low, high = np.partition(seen, (first, last))[[first, last]].tolist()  # np.quantile takes four times as long
     return (min(low, before[0]), max(high, before[1])) if before else (low, high)
 
 

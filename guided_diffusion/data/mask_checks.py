@@ -1,4 +1,4 @@
-"""Masks that do not fit their image, by its EXIF tag, or each other, by the value of their foreground."""
+"""Masks that do not fit their image, by its EXIF tag, or each other, by the value of their foreground or palettes."""
 
 from contextlib import suppress
 
@@ -51,10 +51,9 @@ def find_foreground(dataset):
     It is the first with something marked among a few spread over the data, so that it is the same in every process and
     in any order of reading. Slices of a label map, some with 1 and some with 2, are no masks of one class.
     """
-    cases = [case for case in dataset.cases if case.masks]
-    for index in np.unique(np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)):
+    for case in _compared_cases(dataset):
         with suppress(UserError, OSError), noted_masks() as notes:
-            dataset.load_mask(cases[index], compare=False)
+            dataset.load_mask(case, compare=False)
             if marked := [note for note in notes if note.foreground]:
                 return marked[0]
     return None
@@ -71,3 +70,37 @@ def check_foreground(notes, usual):
                 f"{note.path}: its foreground is {note.foreground}, that of {usual.path} is {usual.foreground}; "
                 f"{mixed_advice([note.foreground, usual.foreground])}"
             )
+
+
+def find_palette(dataset):
+    """{colour: (number, file)} in the palettes of a few label maps spread over the data; {} without palettes."""
+    found = {}
+    for case in _compared_cases(dataset):
+        with suppress(UserError, OSError), noted_masks() as notes:
+            dataset.read_mask(case)
+            for note in notes:
+                for number, colour in note.colours.items():
+                    found.setdefault(colour, (number, note.path))
+    return found
+
+
+def check_palettes(notes, usual):
+    """Raise `UserError` for a label map whose palette shows a colour for another number than that of others.
+
+    notes: `pictures.MaskNote`s. usual: see `find_palette`.
+    """
+    for note in notes:
+        for number, colour in note.colours.items():
+            other, path = usual.get(colour, (number, ""))
+            if other != number:
+                raise UserError(
+                    f"{note.path}: its palette shows {number} as {colour}, which is {other} in {path}; the numbers in "
+                    "palettes are the classes: save all label maps with the same palette"
+                )
+
+
+def _compared_cases(dataset):
+    """The cases, spread over the data, with whose masks those of all others are compared."""
+    cases = [case for case in dataset.cases if case.masks]
+    places = np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)
+    return [cases[place] for place in np.unique(places)]

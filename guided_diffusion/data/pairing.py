@@ -74,6 +74,11 @@ def unwrapped(folder, depth=3, is_part=False):
     return next(iter(whole.values()), loose[0] if len(loose) == 1 else folder)
 
 
+def layouts_inside(folder):
+    """The folders inside that each hold a layout of their own."""
+    return [one for one in folders_in(folder) if _holds_layout(folders_in(unwrapped(one, 2)), False)]
+
+
 def _holds_layout(below, is_part):
     """Whether a folder's sub-folders are of images or of splits, or have images with masks beside them."""
     named = any(_letters(one.name) in IMAGE_FOLDERS or (split_of(one.name) and not is_part) for one in below)
@@ -349,16 +354,17 @@ def _pairs_with(masks, images, complete, found):
 
 
 def companions(pairs):
-    """{"_1stHO": {image: the image NAME_1stHO that is named after it}} of images without masks, for each such ending
-    that at least half of the other images have."""
-    stems = {(pair.below, split_suffix(pair.image)[0]): pair.image for pair in pairs if not pair.masks}
+    """{"_1stHO": {image: the image NAME_1stHO, without a mask, that is named after it}}, for each such ending that at
+    least half of the other images have."""
+    stems = {(pair.below, split_suffix(pair.image)[0]): pair.image for pair in pairs}
     found, named_after = {}, set()
-    for (below, stem), image in stems.items():
-        for match in re.finditer(r"[-_. ](?=.*[^\W\d])", stem):
-            owner, ending = stems.get((below, stem[: match.start()])), stem[match.start() :]
+    for pair in pairs:
+        stem = split_suffix(pair.image)[0]
+        for match in re.finditer(r"[-_. ](?=.*[^\W\d])", stem) if not pair.masks else ():
+            owner, ending = stems.get((pair.below, stem[: match.start()])), stem[match.start() :]
             if owner and ending not in MASK_ENDINGS:
-                found.setdefault(ending, {})[owner] = image
-                named_after.add(image)
+                found.setdefault(ending, {})[owner] = pair.image
+                named_after.add(pair.image)
     others = len(stems) - len(named_after)
     return {ending: files for ending, files in found.items() if 2 * len(files) >= max(others, 2)}
 

@@ -21,9 +21,15 @@ MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")  # what a
 # ---- names that stand for one another ----------------------------------------------------------------------------
 
 
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))  # characters without width
+
+
 def in_one_form(name):
-    """The name with composed letters: macOS writes "ü" as "u" and two dots (NFD), most other systems as one (NFC)."""
-    return unicodedata.normalize("NFC", name)
+    """The name with composed letters, plain blanks and no invisible characters.
+
+    macOS writes "ü" as "u" and two dots (NFD), most other systems as one (NFC); text from the web has other blanks.
+    """
+    return unicodedata.normalize("NFKC", name.translate(INVISIBLE))
 
 
 def near_key(name):

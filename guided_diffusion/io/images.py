@@ -85,7 +85,7 @@ def read_picture_labels(path):
     if values.dtype.kind in "if":
         check_whole(values, path)
         values = np.rint(values)
-    note_mask(MaskNote(path, None, turn=pixels.turn))
+    note_mask(MaskNote(path, None, turn=pixels.turn, colours=pixels.palette()))
     return values.astype(np.int32)
 
 

@@ -9,6 +9,7 @@ from ..runtime.errors import UserError
 LOW, HIGH = 0.12, 0.88  # of the foreground's value: values beyond are the ringing of JPEG or of a smooth resizing
 MOST_BETWEEN = 1 / 4  # of the pixels: edges take fewer, a photograph more
 FLAT_SHARE = 1 / 20  # of the pixels between: more that equal their neighbours are regions of a value of their own
+MOST_OTHER = 1 / 100  # of the pixels of a JPEG file: as many as edges may have another hue
 FEW = 8  # values: a lossless file with no more may be a label map
 FAINT = 32  # a foreground below this value is no different from JPEG's noise
 VOID = (255, 65535)  # beside small label values: pixels that nobody annotated
@@ -228,13 +229,26 @@ def _by_colour(pixels):
     brightness = eight.max(axis=-1)
     top = _bright_colour(colours, counts)
     predicted = brightness[..., None] * (top / top.max())
-    is_hue = np.abs(eight - predicted).max(axis=-1) <= SAME_HUE[pixels.is_lossy]
-    if is_hue.mean() >= (0.99 if pixels.is_lossy else 1) and len(colours) > 2:
+    is_other = np.abs(eight - predicted).max(axis=-1) > SAME_HUE[pixels.is_lossy]
+    is_one_hue = not is_other.any() or (pixels.is_lossy and _are_edges(is_other, brightness))
+    if is_one_hue and len(colours) > 2:
         soft = _soft_top(brightness, pixels.is_lossy)
         if soft is not None:
             name = "#" + "".join(f"{int(channel):02x}" for channel in top)
             return Reading(brightness > soft / 2, name, True, counts_of_values(brightness))
     raise UserError(_several_colours(pixels, colours, counts))
+
+
+def _are_edges(is_other, brightness):
+    """Whether the pixels of another hue are JPEG's edges, few and in no region or object of their own."""
+    from scipy.ndimage import label
+
+    if is_other.mean() > MOST_OTHER or _has_regions(_is_flat(brightness, LOSS), is_other):
+        return False
+    objects, count = label(brightness > brightness.max() / 2)
+    sizes = np.bincount(objects.ravel(), minlength=count + 1)[1:]
+    others = np.bincount(objects[is_other], minlength=count + 1)[1:]
+    return not ((sizes > FEW) & (2 * others > sizes)).any()
 
 
 def _bright_colour(colours, counts):

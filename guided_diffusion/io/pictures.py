@@ -4,7 +4,7 @@ import os
 import struct
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,6 +104,14 @@ class Pixels:
         if self.indices is not None:
             return self.indices
         return self.values if self.stored is None else self.stored(self.values)
+
+    def palette(self):
+        """{number: "#ff0000"} of the numbers in a palette picture, without colours that two numbers share."""
+        if self.indices is None:
+            return {}
+        numbers, places = np.unique(self.indices, return_index=True)
+        colours = ["#" + bytes(colour.astype(np.uint8)).hex() for colour in self.values.reshape(-1, 3)[places]]
+        return {int(n): colour for n, colour in zip(numbers, colours, strict=True) if colours.count(colour) == 1}
 
 
 def read_pixels(path):
@@ -389,7 +397,8 @@ class MaskNote:
     """What a mask file was found to hold.
 
     foreground: how the file writes it, "255", "1", "#ff0000" or "transparency"; None if nothing is marked. is_soft:
-    whether greys between were cut at half. counts: {grey value: number of pixels}. turn: see `Pixels`.
+    whether greys between were cut at half. counts: {grey value: number of pixels}. turn: see `Pixels`. colours:
+    {number: "#ff0000"} of the numbers in a label map with a palette, without colours that two numbers share.
     """
 
     path: object
@@ -397,6 +406,7 @@ class MaskNote:
     is_soft: bool = False
     counts: dict | None = None
     turn: int = 1
+    colours: dict = field(default_factory=dict)
 
 
 class _Listeners(threading.local):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from itertools import islice
@@ -15,11 +16,11 @@ from networks import ArrayDataset, Stack, array_dataset
 
 from guided_diffusion.data.batches import (
     Selection,
+    SlowReading,
     TrainingOrder,
     collate,
     sampling_batches,
     select_slices,
-    slow_reading_warned,
     training_batches,
 )
 from guided_diffusion.runtime.console import console
@@ -165,11 +166,19 @@ def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
 def test_slow_reading_is_warned_of_once(dataset, monkeypatch, capsys):
     monkeypatch.setattr("guided_diffusion.data.batches.SLOW_READING", 0.1)
     console()  # prints to what capsys reads
-    with slow_reading_warned(2):
+    threads = threading.active_count()
+
+    def batches():
         time.sleep(0.3)
-    with slow_reading_warned(2):
-        pass
-    time.sleep(0.2)
+        yield 1
+        yield 2
+
+    reader = batches()
+    with SlowReading(2) as reading:
+        assert reading.next_of(reader) == 1
+        time.sleep(0.2)  # the loop's own work
+        assert reading.next_of(reader) == 2 and reading.next_of(reader) is None
+        assert threading.active_count() == threads + 1
     assert capsys.readouterr().out.count("2 --num_workers read no batch in 0.1 s") == 1
 
 

@@ -329,3 +329,12 @@ def test_a_plain_folder_of_label_maps(tmp_path, save_picture):
     save_picture(tmp_path / "plain" / "a_mask.png", np.uint8(255) * truth_of(dataset.cases[0])[0])
     with pytest.raises(UserError, match="a_mask.png: holds the values 0, 255 and none of the classes liver=7,tumour"):
         evaluate(tmp_path / "plain", dataset)
+
+
+def test_values_of_smooth_edges_are_no_classes():
+    disc = np.hypot(*np.mgrid[-20:20, -20:20]) < 12
+    smooth = np.clip(100 - 10 * (np.hypot(*np.mgrid[-20:20, -20:20]) - 8), 0, 100).astype(np.int32)
+    with pytest.raises(UserError, match="DATA: .* label values, as .* lie at edges alone.* by nearest neighbour"):
+        found_classes([smooth[None]], "DATA")
+    organs = np.arange(1, 21, dtype=np.int32).repeat(4)[:, None].repeat(9, axis=1)  # each 4 rows high
+    assert len(found_classes([organs, disc.astype(np.int32)], "DATA")) == 20

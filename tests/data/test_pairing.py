@@ -47,6 +47,8 @@ def note_of(dataset, word):
     [
         (f"{NFC}.png", f"{NFD}.png", "Unicode form"),
         (f"{NFD}.jpg", f"{NFC}_mask.png", "Unicode form"),
+        ("a\u00a01.png", "a 1.png", "Unicode form"),  # a blank as web pages have it
+        ("a\u200b.png", "a_mask.png", "Unicode form"),  # and one without width
         ("A.PNG", "a.png", "case"),
         ("scan.JPG", "Scan_Mask.PNG", "case"),
         ("scan.jpeg", "scan_SEG.tif", "case"),
@@ -196,7 +198,13 @@ def test_a_folder_inside_the_folder_of_a_split(tmp_path):
 def test_of_two_folders_inside_another_none_is_taken(tmp_path):
     put(tmp_path, "one/images/a.png", "two/images/a.png")
     assert unwrapped(tmp_path) == tmp_path
-    with pytest.raises(UserError, match="no cases found for FOLDER"):
+
+
+@pytest.mark.parametrize("layout", ["{}/images/a.png {}/masks/a.png", "{}/x/P1/a.png {}/x/P1/a_mask.png"])
+def test_of_several_layouts_one_is_asked_for(tmp_path, layout):
+    for folder in ("one", "two"):
+        put(tmp_path, *layout.replace("{}", folder).split())
+    with pytest.raises(UserError, match="no cases found for FOLDER; one/, two/ each hold data of their own: name one"):
         load(tmp_path)
 
 
@@ -359,6 +367,12 @@ def test_masks_of_another_ending_are_no_images(tmp_path, ending):
     for name in ("a", "b"):
         Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10) * 3).save(tmp_path / f"{name}{ending}.png")
     assert len(load(tmp_path, need_masks=False).cases) == 4  # another view of each
+
+
+def test_a_second_ending_of_masks_beside_the_first(tmp_path):
+    put(tmp_path, "a.jpg", "b.jpg", "a_mask.png", "b_mask.png", "a_2ndHO.png", "b_2ndHO.png")
+    with pytest.raises(UserError, match="a_2ndHO.png: is a mask of a.jpg"):
+        load(tmp_path, need_masks=False)
 
 
 def test_names_with_numbers_are_not_masks_of_one_another(tmp_path):

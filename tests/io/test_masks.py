@@ -141,6 +141,17 @@ def test_void_is_found_after_loss_too(tmp_path):
     assert (read_picture_mask(tmp_path / "m.webp") != DISC).mean() < 0.01
 
 
+@pytest.mark.parametrize("at", [(4, 4), (40, 60)], ids=["apart", "inside"])
+def test_a_small_object_of_another_colour_in_a_jpeg(at):
+    colours = np.zeros((128, 160, 3), np.uint8)
+    colours[30:90, 40:120] = RED
+    one = reading(as_jpeg(colours, 75), lossy=True)
+    assert one.is_soft and one.mask.sum() == 60 * 80
+    y, x = at
+    colours[y : y + 10, x : x + 10] = (255, 255, 0) if y == 40 else (0, 255, 0)  # 0.5 % of the pixels
+    assert "are no mask of one class, black and one other colour" in message(as_jpeg(colours, 75), lossy=True)
+
+
 def test_values_without_0_have_no_background():
     disc = DISC.astype(np.uint8)
     for base in (1, 126):  # 126 and 127 are no smooth edges of a white mask

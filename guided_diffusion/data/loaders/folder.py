@@ -35,12 +35,12 @@ from ...io.files import folders_in, read_csv, read_json, split_suffix
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti
 from ...runtime.console import counted, listed
-from ...runtime.errors import NoSplitError, UserError
+from ...runtime.errors import NoCasesError, NoSplitError, UserError
 from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..intensities import first_like_ct, normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
-from ..pairing import companions, count_data, has_reader, holds_pairs, pairs_in, unwrapped
+from ..pairing import companions, count_data, has_reader, holds_pairs, layouts_inside, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
 from ..truth import NearNames
 from ..volumes import FILES_ONLY, VolumeReader
@@ -187,6 +187,12 @@ class FolderDataset(SegmentationDataset):
             self._remember(pairs)
             found += pairs.pairs
         self.notes = tuple(dict.fromkeys(self.notes))  # parts may share one
+        if not found and is_undivided and len(inside := layouts_inside(self.root)) > 1:
+            names = listed([f"{one.name}/" for one in inside], SHOWN_FILES)
+            raise NoCasesError(
+                f"{self.root}: no cases found for FOLDER; {names} each hold data of their own: name one with "
+                "--data_dir, or put all images into one images/ and all masks into one masks/"
+            )
         if any(split_of(pair.below) for pair in found):
             return self._of_split(found, is_listed)
         if self.split == "val" and is_undivided:

@@ -135,6 +135,20 @@ def test_lists_called_as_folders_may_be(tmp_path, put):
         load(tmp_path, split="train")
 
 
+def test_palettes_that_number_the_colours_differently(tmp_path, put, save_palette):
+    labels = MASK // 255
+    labels[:2] = 2
+    red, green = (255, 0, 0), (0, 255, 0)
+    for name, colours in (("a", [(0, 0, 0), red, green]), ("b", [(0, 0, 0), red, green]), ("c", [(9, 9, 9), red])):
+        put(f"{name}.png")
+        save_palette(tmp_path / "masks" / f"{name}.png", labels if name != "c" else labels % 2, colours)
+    dataset = load(tmp_path, classes="x=1,y=2")
+    assert [len(dataset.load_mask(case)) for case in dataset.cases] == [1, 1, 1]
+    save_palette(tmp_path / "masks" / "b.png", labels, [(0, 0, 0), green, red])
+    with pytest.raises(UserError, match="masks/b.png: its palette shows 1 as #00ff00, which is 2 in .*a.png"):
+        load(tmp_path, classes="x=1,y=2").load_mask(dataset.cases[1])
+
+
 def test_labels_that_contradict_each_other(tmp_path, put):
     put("a.png", "a.png")
     put("b.png", "b.png")
