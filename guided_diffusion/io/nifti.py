@@ -291,7 +291,8 @@ class Grid:
         it does not lie: one of the two affines is wrong, so which voxel lies over which is unknown."""
         turns = [canonical_turn(grid.affine, grid.shape) for grid in (self, other)]
         shapes = {turned_shape(grid.shape, turn) for grid, turn in zip((self, other), turns, strict=True)}
-        if self.is_lost or other.is_lost or (turns[0] == turns[1]).all() or len(shapes) > 1:
+        is_one_shape = len(shapes) == 1 or self.shape == other.shape
+        if self.is_lost or other.is_lost or (turns[0] == turns[1]).all() or not is_one_shape:
             return False
         return self.distance(other) > MISPLACED * np.linalg.norm(other.affine[:3, :3], axis=0).max()
 
