@@ -148,7 +148,8 @@ def _check_header(path, kind, head):
     start = float(header["vox_offset"])
     if not start >= length + EXTENSION_BYTES:  # nibabel would read the header as voxels where it is 0
         raise UserError(
-            f"{path}: its header is damaged: it has the values begin at byte {start:.6g}, within the header; save it anew"
+            f"{path}: its header is damaged: it has the values begin at byte {start:.6g}, within the header; save it "
+            "anew"
         )
     if header["qform_code"] and not header["sform_code"] and _qform_of(header) is None:
         raise UserError(
