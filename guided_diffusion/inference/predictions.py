@@ -112,7 +112,9 @@ class Predictions:
     def members(self, name, is_volume, k=0):
         """The members' masks of a class, a list of bool arrays; empty if none were saved."""
         if is_volume:
-            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
+            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_[0-9][0-9]*.nii.gz"))
+            number = slice(len(f"{name}_sample_"), -len(".nii.gz"))
+            paths = [path for path in paths if path.name[number].isdigit()]
         else:
             paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
             paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
