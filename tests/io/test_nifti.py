@@ -154,6 +154,22 @@ def test_a_mask_in_another_order_of_axes_may_be_shifted_by_a_voxel(saved):
     np.testing.assert_array_equal(read_nifti_labels(mask, like=image), array)
 
 
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_2d_mask_is_turned_onto_its_image(saved, is_flat):
+    """Where both lie in one place; elsewhere the affine of a 2-D file says little, and it lies pixel for pixel."""
+    array = RNG.integers(0, 3, (5, 4, 1)).astype(np.uint8)
+    stored = array[..., 0] if is_flat else array
+    image = saved("i.nii", stored, CENTRED)
+    (case,) = VolumeReader().cases("v", [image], [saved("m.nii", stored, CENTRED)])
+    back = np.array([[-1.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for mask, affine in ((stored[::-1], CENTRED @ back), (stored, CENTRED), (stored, LPS), (stored, np.eye(4))):
+        saved("m.nii", mask, affine)
+        np.testing.assert_array_equal(VolumeReader().labels(case)[0], array[..., 0])
+    turned = CENTRED @ np.eye(4)[:, [1, 0, 2, 3]]
+    saved("m.nii", stored.swapaxes(0, 1), turned)
+    np.testing.assert_array_equal(VolumeReader().labels(case)[0], array[..., 0])
+
+
 def test_a_file_stored_in_another_orientation_lies_alike(saved):
     array = np.ones(SHAPE, np.float32)
     image = saved("i.nii", array, AFFINE)
