@@ -81,6 +81,8 @@ def sample(options, given, processes):
     folder = open_results(run, out, processes)
     waiting = unfinished(run, folder, processes)
     print_sampling_summary(run, waiting, processes)
+    if processes.is_first:
+        warn_of_outdated(run, folder, waiting)
     cache_sampled_volumes(run, waiting, processes)
     began, raters = time.monotonic(), ReadableRaters()
     empty, unread = sample_share(run, waiting, folder, raters, processes)
@@ -169,6 +171,21 @@ def unfinished(run, folder, processes):
     """The units without a mask, which all processes take from the first."""
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in run.units])
     return [unit for unit, done in zip(run.units, finished, strict=True) if not done]
+
+
+def warn_of_outdated(run, folder, waiting):
+    """Warn of finished cases whose images changed since: their masks are kept."""
+    if is_remote(run.settings.sample.out_dir) or is_remote(run.settings.data.data_dir):
+        return  # fetched files have the time of their copying
+    names = {unit.name for unit in waiting}
+    finished = [unit for unit in run.units if unit.name not in names]
+    outdated = [u.name for u in finished if folder.is_outdated(u.name, u.is_volume, u.cases[0].images)]
+    if outdated:
+        has = "has an image" if len(outdated) == 1 else "have images"
+        console().warning(
+            f"warning: {counted(len(outdated), 'finished case')}, as {outdated[0]}, {has} newer than the mask: where "
+            "it was changed, remove the mask, and the case is sampled again"
+        )
 
 
 def print_sampling_summary(run, waiting, processes):

@@ -8,7 +8,6 @@ from ..runtime.errors import UserError, reason_of
 from .cases import group_cases
 from .dataset import SegmentationDataset
 from .division import part_of
-from .intensities import first_like_ct
 from .registry import LOADERS, build_dataset, find_loader
 from .splits import hold_out_of
 
@@ -60,11 +59,9 @@ def check_reading(dataset, config):
             f"{dataset.data_dir}: holds {_kinds_text(here)}, the checkpoint was trained on {_kinds_text(there)}; "
             "take data of that kind, or another checkpoint"
         )
-    is_new = dataset.kept_values().get("ct_window") == () and kept.get("ct_window", ()) is None
-    if is_new and there == here and (path_and_range := first_like_ct([case.images[0] for case in dataset.cases])):
-        path, found = path_and_range
+    if CT not in here and _has_ct(dataset.kept_values()) and _has_ct(kept) is False:
         console().warning(
-            f"warning: {path}: has {found}, as CT in Hounsfield units, but the checkpoint saw other volumes: it was "
+            f"warning: {dataset.data_dir}: holds CT in Hounsfield units, but the checkpoint saw other volumes: it was "
             "trained on z-scores, as MRI has them"
         )
     old, new = (", ".join(values.get("modalities", ())) for values in (kept, dataset.kept_values()))
@@ -91,6 +88,15 @@ def _kinds(kept, loader):
         getattr(loader, name) is getattr(SegmentationDataset, name) for name in ("normalise", "normalise_raw")
     )
     return (BYTES,) if is_plain else ()
+
+
+def _has_ct(kept):
+    """Whether a data set holds CT, with a window or without one; None if it is unknown. kept: its `kept_values()`."""
+    if kept.get("is_picture"):
+        return None
+    if "modalities" in kept:
+        return "CT" in kept["modalities"]
+    return kept["ct_window"] is not None if "ct_window" in kept else None
 
 
 def _kinds_text(kinds):

@@ -164,9 +164,8 @@ def image_geometry(dataset, case):
 
 
 def _labels_of(case):
-    """An `Entry` for each rater. Its files are the label map and, for a volume, an image whose shape it must have."""
-    image = () if case.volume is None else case.images[:1]
-    return [Entry(case.volume or case.name, (path, *image), _decode_labels, DECODED) for path in case.masks]
+    """An `Entry` for each rater. Its files are the label map and the image over which it lies."""
+    return [Entry(case.volume or case.name, (path, *case.images[:1]), _decode_labels, DECODED) for path in case.masks]
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,9 @@ def _decode_labels(files):
     path, *images = files
     labels = read_nifti_labels(path, *images)
     for image in images:
-        _check_shapes({image: as_3d(read_nifti_header(image)[0]), path: as_3d(labels.shape)})
+        shape = as_3d(read_nifti_header(image)[0])
+        if shape[2] > 1:  # the sizes of 2-D images are compared when both are read
+            _check_shapes({image: shape, path: as_3d(labels.shape)})
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
     return np.ascontiguousarray(labels.reshape(as_3d(labels.shape)).transpose(2, 0, 1))

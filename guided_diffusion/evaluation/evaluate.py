@@ -18,7 +18,7 @@ from ..data.volumes import image_geometry
 from ..inference.ensemble import staple
 from ..inference.predictions import Predictions
 from ..io.files import atomic_path, write_json
-from ..runtime.console import console, counted
+from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError
 from .calibration import ReliabilityTable, boundary_band
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_sets, mean_over_pairs, pair_dice, shared_pixels
@@ -144,6 +144,12 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         console().warning(
             f"warning: {counted(len(predictions.elsewhere), 'prediction')} on another grid than the image, brought to "
             f"it by nearest neighbour{' (with 0 outside)' if units[0].is_volume else ''}: {first}"
+        )
+    if predictions.unknown:
+        values = listed([str(value) for value in sorted(predictions.unknown)])
+        console().warning(
+            f"warning: no class has the label value {values} of {next(iter(predictions.unknown.values()))}: it counts "
+            "as background; where the truth has another value for the same thing, write that one"
         )
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)

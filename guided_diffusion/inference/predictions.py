@@ -27,7 +27,8 @@ class Predictions:
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
     num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far. elsewhere:
     {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those that
-    are taken to lie voxel for voxel over their image, since one of the two has lost its affine.
+    are taken to lie voxel for voxel over their image, since one of the two has lost its affine. unknown: {label value
+    that no class has: the path of the first mask with it}.
     Raises `UserError` without the folder, and for files that do not fit.
     """
 
@@ -42,7 +43,7 @@ class Predictions:
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
-        self.used, self.elsewhere, self.assumed = set(), {}, {}
+        self.used, self.elsewhere, self.assumed, self.unknown = set(), {}, {}, {}
 
     def mask(self, name, is_volume, k=0):
         """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
@@ -61,11 +62,14 @@ class Predictions:
         if path not in maps:
             read = self._read_labels if is_nifti(path) else lambda *_: read_picture_labels(path)
             maps[path] = read(name, path, is_volume)
-            if maps[path].any() and not self.classes.masks_of(maps[path]).any():
+            values, known = np.unique(maps[path]).tolist(), {0, *sum(self.classes.values, ())}
+            if any(values) and not known.intersection(values) - {0}:
                 raise UserError(
-                    f"{path}: holds the values {', '.join(map(str, np.unique(maps[path])[:5]))} and none of the "
+                    f"{path}: holds the values {', '.join(map(str, values[:5]))} and none of the "
                     f"classes {self.classes}; give its values by --classes"
                 )
+            for value in set(values) - known:
+                self.unknown.setdefault(value, path)
         return self.classes.mask_of(maps[path], k)
 
     def _read_values(self, name, path, is_volume):
@@ -129,7 +133,9 @@ class Predictions:
     def members(self, name, is_volume, k=0):
         """The members' masks of a class, a list of bool arrays; empty if none were saved."""
         if is_volume:
-            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_*.nii.gz"))
+            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_[0-9][0-9]*.nii.gz"))
+            number = slice(len(f"{name}_sample_"), -len(".nii.gz"))
+            paths = [path for path in paths if path.name[number].isdigit()]
         else:
             paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
             paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]

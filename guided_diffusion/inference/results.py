@@ -92,6 +92,11 @@ class ResultsFolder:
         """Whether all required files of the case or volume exist."""
         return all(path.exists() for path in self._required_files(name, is_volume))
 
+    def is_outdated(self, name, is_volume, images):
+        """Whether an image file of a finished case was changed after its mask was written."""
+        written = self._mask_path(name, is_volume).stat().st_mtime
+        return any(path.stat().st_mtime > written for path in images)
+
     def _required_files(self, name, is_volume):
         """The files that every case has, its mask last."""
         maps = self._soft_paths(name, is_volume, "probability") + self._soft_paths(name, is_volume, "uncertainty")

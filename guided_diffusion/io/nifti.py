@@ -12,7 +12,7 @@ from ..runtime.errors import UserError
 from .files import atomic_path, decoding, split_suffix
 from .masks import check_whole
 from .nifti_header import Placement, check_end, decoding_values, forms_apart, length_unit, open_nifti
-from .orientation import canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
+from .orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ def is_unplaced(path, other):
 # ---- where a file's voxels lie -----------------------------------------------------------------------------------
 
 ITK_DEFAULT = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's identity, whose axes point to the left and to the back
-MISPLACED = 2  # voxels; a file of another order of axes that lies nearer is merely shifted
+MISPLACED = 2  # voxels, see Grid.largest_shift
 TOLERANCE = 0.25  # of a voxel, between corners of volumes in the same place, since affines are rounded
 
 
@@ -265,6 +265,12 @@ class Grid:
         """The `distance` in mm up to which two grids lie in the same place."""
         return TOLERANCE * np.linalg.norm(self.affine[:3, :3], axis=0).min()
 
+    @property
+    def largest_shift(self):
+        """The `distance` in mm up to which a file in another order of axes is merely shifted against this one."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return MISPLACED * sizes[np.array(as_3d(self.shape)) > 1].max(initial=0)
+
     def distance(self, other):
         """The Hausdorff distance in mm between the corners of two grids, whatever the order of their axes."""
         distances = np.linalg.norm(self._corners()[:, None] - other._corners(), axis=-1)
@@ -291,9 +297,10 @@ class Grid:
         it does not lie: one of the two affines is wrong, so which voxel lies over which is unknown."""
         turns = [canonical_turn(grid.affine, grid.shape) for grid in (self, other)]
         shapes = {turned_shape(grid.shape, turn) for grid, turn in zip((self, other), turns, strict=True)}
-        if self.is_lost or other.is_lost or (turns[0] == turns[1]).all() or len(shapes) > 1:
+        is_one_shape = len(shapes) == 1 or self.shape == other.shape
+        if self.is_lost or other.is_lost or (turns[0] == turns[1]).all() or not is_one_shape:
             return False
-        return self.distance(other) > MISPLACED * np.linalg.norm(other.affine[:3, :3], axis=0).max()
+        return self.distance(other) > other.largest_shift
 
     def affine_beside(self, other):
         """The affine to read this file by, beside another file of the case: the other's if one of the two is lost, else
@@ -409,8 +416,9 @@ def _open_nifti(path, like=None, onto=None):
         vector = len(shape) == 5 and shape[3] == 1  # NIfTI's place for the components of a vector
         remedy = f"its vectors along the fourth, as {(*shape[:3], shape[4])}" if vector else "one for channels"
         raise UserError(f"{path}: has shape {image.shape}; save it with two or three axes and {remedy}")
-    grid = Grid(affine, as_3d(shape) if onto else shape[:3], has_codes)  # an image's turn is of three axes
     other = Grid.of_file(onto) if onto else _grid_of(like) if like and like != path else None
+    is_2d = other is not None and as_3d(other.shape)[2] == 1
+    grid = Grid(affine, as_3d(shape) if onto or is_2d else shape[:3], has_codes)  # another's turn is of three axes
     is_placed = has_codes or other is None
     if len(grid.shape) == 3 and grid.shape[2] > 1 and is_placed and is_degenerate(affine):
         raise UserError(
@@ -424,7 +432,12 @@ def _open_nifti(path, like=None, onto=None):
         )
     if other is not None:
         affine = grid.affine_beside(other)
-    turn = turn_onto(affine, *onto.in_file) if onto else canonical_turn(affine, grid.shape)
+    if onto:
+        turn = turn_onto(affine, *onto.in_file)
+    elif is_2d and grid.distance(other) <= other.largest_shift:  # a 2-D image is not turned
+        turn = turn_onto(affine, other.affine, NO_TURN)
+    else:
+        turn = canonical_turn(affine, grid.shape)
     return _Nifti(path, image, channels, grid, affine, turn)
 
 

@@ -13,6 +13,7 @@ from .files import decoding
 # ---- what a file is, by its content ------------------------------------------------------------------------------
 
 HEADER_BYTES = 560  # bytes, enough for either header and for the signatures below
+EXTENSION_BYTES = 4  # between a header and the values
 GZIP = b"\x1f\x8b"
 OTHER_CONTENT = (
     (0, b"BZh", "is compressed by bzip2", "unpack it, and compress it by gzip or not at all"),
@@ -61,7 +62,8 @@ def open_nifti(path):
         is_named = str(path).lower().endswith(".gz")
         opened = gzip.open(path) if is_compressed else open(path, "rb") if is_named else None  # noqa: SIM115
         holder = nibabel.FileHolder(str(path), opened)
-        image = kind.from_file_map({"image": holder, "header": holder})
+        with nibabel.imageglobals.LoggingOutputSuppressor():  # it prints what it mends, each time a header is read
+            image = kind.from_file_map({"image": holder, "header": holder})
     return image, is_compressed
 
 
@@ -142,6 +144,12 @@ def _check_header(path, kind, head):
         raise UserError(
             f"{path}: its header is damaged: it gives {dim[0]} axes of lengths {', '.join(map(str, dim[1:]))}; "
             "copy it again or save it anew"
+        )
+    start = float(header["vox_offset"])
+    if not start >= length + EXTENSION_BYTES:  # nibabel would read the header as voxels where it is 0
+        raise UserError(
+            f"{path}: its header is damaged: it has the values begin at byte {start:.6g}, within the header; save it "
+            "anew"
         )
     if header["qform_code"] and not header["sform_code"] and _qform_of(header) is None:
         raise UserError(

@@ -1,5 +1,9 @@
 """The sampling command: its flags, what a second run skips, and what it refuses."""
 
+import os
+import shutil
+import time
+
 import pytest
 import torch
 from conftest import FAST, files, strict_json, write_folder
@@ -30,6 +34,19 @@ def test_sampler_flags(sample, trained, pictures, flags, sampler, steps):
     assert settings["sampler"] == sampler and len(settings["timesteps"]) == steps
     assert settings["timesteps"] == sorted(settings["timesteps"], reverse=True) and max(settings["timesteps"]) < 1000
     assert files(results / "masks") == ["case0.png"]
+
+
+def test_a_case_whose_image_changed_after_it_was_finished_is_said(sample, trained, pictures, capsys, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(pictures, copied)
+    sample(trained, copied, f"{FAST} --num_samples 2")
+    capsys.readouterr()
+    sample(trained, copied, f"{FAST} --num_samples 2")
+    assert "newer than the mask" not in "".join(capsys.readouterr())
+    image = next((copied / "images").glob("case1.*"))
+    os.utime(image, (image.stat().st_atime, time.time() + 1))
+    sample(trained, copied, f"{FAST} --num_samples 2")
+    assert "warning: 1 finished case, as case1, has an image newer than the mask" in "".join(capsys.readouterr())
 
 
 def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):

@@ -320,12 +320,17 @@ def test_scores_of_each_class_and_their_mean(results, tmp_path):
     assert all(name in text for name in ORGANS.names) and "all classes, each case's mean" in text
 
 
-def test_a_plain_folder_of_label_maps(tmp_path, save_picture):
+def test_a_plain_folder_of_label_maps(tmp_path, save_picture, capsys):
     dataset = Drawn(tmp_path, 12)
     for case in dataset.cases:
         save_picture(tmp_path / "plain" / f"{case.name}_mask.png", ORGANS.labels_of(truth_of(case)))
     summary = evaluate(tmp_path / "plain", dataset)
     assert [summary["classes"][name]["ensemble"]["dice"]["mean"] for name in ORGANS.names] == [1, 1, 1]
+    assert "warning" not in capsys.readouterr().out
+    labels = ORGANS.labels_of(truth_of(dataset.cases[0]))
+    save_picture(tmp_path / "plain" / "a_mask.png", np.where(labels == 7, 77, labels))  # as BraTS has 4, others 3
+    evaluate(tmp_path / "plain", dataset)
+    assert "no class has the label value 77 of" in capsys.readouterr().out
     save_picture(tmp_path / "plain" / "a_mask.png", np.uint8(255) * truth_of(dataset.cases[0])[0])
     with pytest.raises(UserError, match="a_mask.png: holds the values 0, 255 and none of the classes liver=7,tumour"):
         evaluate(tmp_path / "plain", dataset)

@@ -143,9 +143,13 @@ def test_ct_is_warned_of_where_the_checkpoint_saw_none(save_nifti, tmp_path, cap
     save_nifti(tmp_path / "mri" / "images" / "a.nii.gz", HOUNSFIELD.clip(0))
     save_nifti(tmp_path / "ct" / "images" / "a.nii.gz", HOUNSFIELD)
     mri, ct = (build_dataset("FOLDER", tmp_path / name, 32, need_masks=False, ct_window=()) for name in ("mri", "ct"))
-    for trained, new, is_warned in ((mri, ct, True), (ct, ct, False), (mri, mri, False), (ct, mri, False)):
+    named = build_dataset("MSD", task(tmp_path / "clinic", "Clinic", "CT"), 32, ct_window=())
+    warned = ((mri, ct), (mri, named))
+    for trained, new in (*warned, (ct, ct), (mri, mri), (ct, mri), (named, ct)):
         check_reading(new, {"data": {"data_name": "FOLDER"}, "loader": trained.kept_values()})
-        assert ("as CT in Hounsfield units, but the checkpoint saw other" in "".join(capsys.readouterr())) == is_warned
+        assert ("holds CT in Hounsfield units, but the checkpoint saw other" in "".join(capsys.readouterr())) == (
+            (trained, new) in warned
+        )
 
 
 def test_channels_of_other_names_are_warned_of(tmp_path, capsys):

@@ -103,3 +103,12 @@ def test_damaged_or_missing_predictions_are_errors(tmp_path, save_picture, trunc
     truncate(save_picture(tmp_path / "a.png", np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8) * 255))
     with pytest.raises(UserError, match="a.png: is truncated or damaged"):
         Predictions(tmp_path).mask("a", False)
+
+
+def test_members_of_another_case_whose_name_begins_alike(tmp_path, save_nifti):
+    """The volumes a and a_sample_1: the latter's maps are no members of the former."""
+    for name in ("a_seg", "a_sample_00", "a_sample_1_seg", "a_sample_1_prob", "a_sample_1_sample_00"):
+        save_nifti(tmp_path / f"{name}.nii.gz", np.ones((3, 3, 2), np.uint8))
+    (tmp_path / "manifest.json").write_text('{"checkpoint_sha256": "0"}')
+    predictions = Predictions(tmp_path, ("a", "a_sample_1"))
+    assert len(predictions.members("a", True)) == len(predictions.members("a_sample_1", True)) == 1

@@ -55,6 +55,7 @@ def test_nifti_without_an_affine_lies_as_another(tmp_path, save_nifti):
 SHAPE = (4, 5, 6)
 LPS = np.diag([-1.0, -1, 1, 1])  # of a file whose corner is the origin
 CENTRED = np.array([[1.0, 0, 0, -1.5], [0, 1, 0, -2], [0, 0, 1, -2.5], [0, 0, 0, 1]])  # as nibabel's, but to the right
+TURNED = AFFINE @ [[-1, 0, 0, 3], [0, 1, 0, 0], [0, 0, -1, 5], [0, 0, 0, 1]]  # as that of AFFINE
 SAME_BOX = np.array([[-1.0, 0, 0, 3], [0, -1, 0, 4], [0, 0, 1, 0], [0, 0, 0, 1]])  # as that of the identity
 
 
@@ -84,7 +85,9 @@ def test_where_an_affine_is_lost_files_lie_voxel_for_voxel(saved, image, mask):
     np.testing.assert_array_equal(read_nifti_onto(mask, VolumeReader().geometry(case)).values, read_nifti(image)[0])
 
 
-@pytest.mark.parametrize("image, mask", [(np.eye(4), SAME_BOX), (SAME_BOX, np.eye(4)), (AFFINE, LPS), (LPS, AFFINE)])
+@pytest.mark.parametrize(
+    "image, mask", [(np.eye(4), SAME_BOX), (SAME_BOX, np.eye(4)), (AFFINE, TURNED), (TURNED, AFFINE)]
+)
 def test_affines_that_are_meant_stay(saved, image, mask):
     """Proper ones, and an identity that agrees with the other file's."""
     image, mask = saved("i.nii", np.ones(SHAPE), image), saved("m.nii", RNG.random(SHAPE), mask)
@@ -135,11 +138,36 @@ def test_a_mask_that_lies_elsewhere_and_mirrored_is_refused(saved, mask):
     assert "its axes point elsewhere" in reader.unreadable[0]
 
 
+def test_a_mask_that_has_lost_the_size_of_its_voxels_is_not_said_to_have_another_shape(saved):
+    """Thick slices make a volume sagittal, and without their thickness the mask would be axial."""
+    image, mask = np.diag([3.0, 1, 1, 1]), np.eye(4)
+    image[:3, 3] = mask[:3, 3] = 5
+    image, mask = saved("i.nii", np.ones((8, 9, 5)), image), saved("m.nii", np.ones((8, 9, 5)), mask)
+    with pytest.raises(UserError, match="m.nii: lies 14.0 mm from i.nii, and its axes point elsewhere"):
+        read_nifti_header(mask, like=image)
+
+
 def test_a_mask_in_another_order_of_axes_may_be_shifted_by_a_voxel(saved):
     array = RNG.integers(0, 9, (5, 5, 5)).astype(np.uint8)
     mirrored = np.array([[-1.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]])
     image, mask = saved("i.nii", array, CENTRED), saved("m.nii", array[::-1], CENTRED @ mirrored)
     np.testing.assert_array_equal(read_nifti_labels(mask, like=image), array)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_2d_mask_is_turned_onto_its_image(saved, is_flat):
+    """Where both lie in one place; elsewhere the affine of a 2-D file says little, and it lies pixel for pixel."""
+    array = RNG.integers(0, 3, (5, 4, 1)).astype(np.uint8)
+    stored = array[..., 0] if is_flat else array
+    image = saved("i.nii", stored, CENTRED)
+    (case,) = VolumeReader().cases("v", [image], [saved("m.nii", stored, CENTRED)])
+    back = np.array([[-1.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for mask, affine in ((stored[::-1], CENTRED @ back), (stored, CENTRED), (stored, LPS), (stored, np.eye(4))):
+        saved("m.nii", mask, affine)
+        np.testing.assert_array_equal(VolumeReader().labels(case)[0], array[..., 0])
+    turned = CENTRED @ np.eye(4)[:, [1, 0, 2, 3]]
+    saved("m.nii", stored.swapaxes(0, 1), turned)
+    np.testing.assert_array_equal(VolumeReader().labels(case)[0], array[..., 0])
 
 
 def test_a_file_stored_in_another_orientation_lies_alike(saved):

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import logging
 import lzma
 import shutil
 import zipfile
@@ -145,9 +146,11 @@ def test_a_file_cut_short_is_truncated(tmp_path, plain):
     (44, np.int16(0), "its header is damaged: it gives 3 axes of lengths 4, 0, 6"),
     (40, np.int16(0), "its header is damaged: it gives 0 axes"),
     (40, np.int16(99), "its header is damaged: it gives 99 axes"),
+    (108, np.float32(0), "its header is damaged: it has the values begin at byte 0, within the header"),
+    (108, np.float32(np.nan), "its header is damaged: it has the values begin at byte nan, within the header"),
     (70, np.int16(12345), "is truncated or damaged, or is no NIfTI file .*data code 12345"),
     (108, np.float32(1e9), "is truncated or damaged"),  # where the data begin
-    (108, np.float32(8), "is truncated or damaged, or is no NIfTI file .*offset 8 too low"),
+    (108, np.float32(8), "it has the values begin at byte 8, within the header"),
     (280, np.float32(0), "its affine places no volume in space"),
 ])  # fmt: skip
 def test_fields_that_make_no_sense_are_named(plain, place, value, words):
@@ -157,6 +160,18 @@ def test_fields_that_make_no_sense_are_named(plain, place, value, words):
     with pytest.raises(UserError, match=words) as caught:
         read_nifti(plain)
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_nibabel_mends_prints_nothing(plain):
+    printed, handler = [], logging.Handler()
+    handler.emit = printed.append
+    data = bytearray(plain.read_bytes())
+    data[80:92] = bytes(12)  # the sizes of the voxels, beside a proper sform
+    plain.write_bytes(data)
+    nibabel.imageglobals.logger.addHandler(handler)
+    assert read_nifti_header(plain)[0] == (4, 5, 6)
+    nibabel.imageglobals.logger.removeHandler(handler)
+    assert not printed
 
 
 def test_a_qform_that_is_no_rotation(plain):
