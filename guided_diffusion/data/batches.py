@@ -235,12 +235,9 @@ class _Batches(DataLoader):
     def __iter__(self):
         batches = super().__iter__()
         try:
-            while True:
-                with slow_reading_warned(self.num_workers):
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                yield batch
+            with slow_reading_warned(self.num_workers) as read:
+                while (batch := read(batches)) is not None:
+                    yield batch
         except (UserError, OSError, EOFError, RuntimeError) as error:
             with _child_signals_off():
                 lost = lost_worker_message(_first_lost(batches, error) or str(error))
@@ -290,16 +287,35 @@ def _dead(workers):
 
 @contextmanager
 def slow_reading_warned(num_workers):
-    """A context that reads a batch; a warning says if that takes longer than `SLOW_READING` seconds."""
+    """A context that gives a function, which reads the next batch of an iterator, None at its end.
+
+    A warning says if that takes longer than `SLOW_READING` seconds.
+    """
     who = f"{num_workers} --num_workers" if num_workers else "this process"
     text = f"warning: {who} read no batch in {SLOW_READING} s: the images are large, or their disk hangs"
-    timer = threading.Timer(SLOW_READING, console().warning, (text,))
-    timer.daemon = True
-    timer.start()
+    since, ended = None, threading.Event()
+
+    def watch():
+        nonlocal since
+        while not ended.wait(SLOW_READING / 20):
+            began = since
+            if began is not None and time.monotonic() - began > SLOW_READING:
+                since = None
+                console().warning(text)
+
+    def read(batches):
+        nonlocal since
+        since = time.monotonic()
+        try:
+            return next(batches, None)
+        finally:
+            since = None
+
+    threading.Thread(target=watch, daemon=True).start()  # a thread for each batch costs more
     try:
-        yield
+        yield read
     finally:
-        timer.cancel()
+        ended.set()
 
 
 def _loader(dataset, num_workers, **keywords):

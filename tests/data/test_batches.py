@@ -165,11 +165,10 @@ def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
 def test_slow_reading_is_warned_of_once(dataset, monkeypatch, capsys):
     monkeypatch.setattr("guided_diffusion.data.batches.SLOW_READING", 0.1)
     console()  # prints to what capsys reads
-    with slow_reading_warned(2):
-        time.sleep(0.3)
-    with slow_reading_warned(2):
-        pass
-    time.sleep(0.2)
+    with slow_reading_warned(2) as read:
+        assert read(time.sleep(wait) or wait for wait in (0.3,)) == 0.3
+        assert read(iter([5])) == 5 and read(iter([])) is None
+        time.sleep(0.2)
     assert capsys.readouterr().out.count("2 --num_workers read no batch in 0.1 s") == 1
 
 
