@@ -96,7 +96,9 @@ def _training(parts, given, saved, facts):
         train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
     if data.group_key and not (data.val_fraction or data.test_fraction):
-        raise UserError("--group_key belongs to --val_fraction: without it training divides no cases; leave it out")
+        raise UserError(
+            "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave it out"
+        )
     check_variant(model, diffusion, train, given=given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")

@@ -120,7 +120,7 @@ def test_option_values():
     assert refused("--val_fraction 0.5 --test_fraction 0.5").endswith("together must be at most 0.9")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
-    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
+    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction and --test_fraction; leave it out"
     assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
 
@@ -257,7 +257,7 @@ def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(fol
 
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
-    assert "--group_key belongs to --val_fraction: without it training divides no cases; leave it out" in message
+    assert "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave" in message
 
 
 def test_slices_of_a_volume_in_two_groups_are_refused():
