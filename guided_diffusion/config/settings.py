@@ -247,12 +247,17 @@ def _data_as_trained(data, given, config):
     return replace(data, **values)
 
 
+def is_of_earlier_version(values):
+    """Whether data options, a dict as in checkpoints and manifests, were divided as `check_division` says."""
+    return bool(values.get("val_fraction")) and "test_fraction" not in values
+
+
 def check_division(values):
     """Raise `UserError` if data options, a dict as in checkpoints and manifests, were divided by an earlier version.
 
     Up to version 0.2.0 --val_fraction held out the groups whose hash lay below the share, other ones than now.
     """
-    if values.get("val_fraction") and "test_fraction" not in values:
+    if is_of_earlier_version(values):
         raise UserError(
             f"{values.get('data_dir', '')}: was divided with --val_fraction by version 0.2.0 or an earlier one, which "
             "held out other cases than this version; use version 0.2.0 with this data (all other data can be sampled)"

@@ -255,6 +255,20 @@ def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(fol
     assert "1 of 6 cases has the name of training cases" in leakage_warning(moved, group_cases(moved.cases), trained)
 
 
+def test_moved_data_that_an_earlier_version_divided_are_not_divided_anew(folder, tmp_path):
+    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.4}
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = load(tmp_path / "moved", None, None)
+    line = leakage_warning(moved, group_cases(moved.cases), trained)
+    assert "6 of 6 cases have the names of training cases" in line
+    assert line.endswith("; only version 0.2.0 takes the held-out cases")
+    for kind in ("images", "masks"):
+        for path in (tmp_path / "moved" / kind).iterdir():
+            path.rename(path.with_name(f"other_{path.name}"))
+    others = load(tmp_path / "moved", None, None)
+    assert leakage_warning(others, group_cases(others.cases), trained) is None
+
+
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
     assert "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave" in message
