@@ -116,7 +116,7 @@ class DataOptions:
     def complete(self, given):
         """Raise `UserError` for --split_seed without a share to hold out, and for shares that leave no case."""
         if self.split_seed and not (self.val_fraction or self.test_fraction):
-            raise UserError("--split_seed belongs to --val_fraction; leave it out")
+            raise UserError("--split_seed belongs to --val_fraction and --test_fraction; leave it out")
         if self.val_fraction + self.test_fraction > MAX_HELD:
             raise UserError(
                 f"--val_fraction {self.val_fraction:g} --test_fraction {self.test_fraction:g}: together must be at "

@@ -96,7 +96,9 @@ def _training(parts, given, saved, facts):
         train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
     if data.group_key and not (data.val_fraction or data.test_fraction):
-        raise UserError("--group_key belongs to --val_fraction: without it training divides no cases; leave it out")
+        raise UserError(
+            "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave it out"
+        )
     check_variant(model, diffusion, train, given=given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
@@ -245,12 +247,17 @@ def _data_as_trained(data, given, config):
     return replace(data, **values)
 
 
+def is_of_earlier_version(values):
+    """Whether data options, a dict as in checkpoints and manifests, were divided as `check_division` says."""
+    return bool(values.get("val_fraction")) and "test_fraction" not in values
+
+
 def check_division(values):
     """Raise `UserError` if data options, a dict as in checkpoints and manifests, were divided by an earlier version.
 
     Up to version 0.2.0 --val_fraction held out the groups whose hash lay below the share, other ones than now.
     """
-    if values.get("val_fraction") and "test_fraction" not in values:
+    if is_of_earlier_version(values):
         raise UserError(
             f"{values.get('data_dir', '')}: was divided with --val_fraction by version 0.2.0 or an earlier one, which "
             "held out other cases than this version; use version 0.2.0 with this data (all other data can be sampled)"

@@ -126,8 +126,15 @@ class Account:
         return [reason.line(names) for reason, names in self.data_like.items()]
 
     def note(self):
-        """A line that counts the left-over files that do not look like data; "" if there are none."""
-        counts = [reason.counted(names) for reason, names in self.left_over.items() if not reason.is_data]
+        """A line that counts the left-over files that do not look like data; "" if there are none.
+
+        It names one of an unknown kind, which a loader of a user's own may have meant to read.
+        """
+        counts = [
+            reason.short(names) if reason is OTHER else reason.counted(names)
+            for reason, names in self.left_over.items()
+            if not reason.is_data
+        ]
         return f"files beside the data that are not read: {', '.join(counts)}" if counts else ""
 
     def warning(self):
@@ -317,7 +324,7 @@ class _Explanation:
         """The reason of a picture or volume."""
         if self._is_empty(os.path.join(self.used.root, below)):
             return EMPTY_FILE
-        if folder in self.used.masks and folder not in self.used.images:
+        if folder in self.used.masks and folder not in self.used.images and self.is_ours:
             stem = split_suffix(below)[0]
             return SECOND if COPY_MARK.sub("", stem) in self.stems[folder] else ORPHAN
         if folder in self.used.images:

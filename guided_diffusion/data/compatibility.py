@@ -1,7 +1,7 @@
 """Whether data fit a checkpoint: the same CT window and kind of image, and no case that it was trained on."""
 
 from ..config.options import NO_WINDOW
-from ..config.settings import HOLD_OUT_FLAGS
+from ..config.settings import HOLD_OUT_FLAGS, is_of_earlier_version
 from ..io.storage import cached
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
@@ -133,8 +133,11 @@ def leakage_warning(dataset, units, trained):
     there, here = cached(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
     is_elsewhere = there != here and there not in here.parents and here not in there.parents
     try:
-        held = hold_out_of(trained)
         every = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
+        if is_elsewhere and is_of_earlier_version(trained):
+            names = {case.name for case in every}  # which of them it held out is unknown
+            return _same_names_warning(dataset, units, names, names, trained)
+        held = hold_out_of(trained)
         cases = held.divide(every)["train"] if held else every
     except (UserError, OSError) as error:  # the folder was moved or changed since, or divided by an earlier version
         unknown = f"warning: which cases were trained on is unknown: {reason_of(error)}"
@@ -157,13 +160,13 @@ def _same_names_warning(dataset, units, names, known, trained):
 
     known: the names of all cases there, held-out ones too.
     """
-    count = sum(unit.cases[0].name in names for unit in units)
+    count, remedy = sum(unit.cases[0].name in names for unit in units), _leakage_remedy(dataset, trained)
     if not count or 2 * sum(unit.cases[0].name in known for unit in units) < len(units):  # a few may agree by chance
         return None
     return (
         f"warning: {count} of {counted(len(units), 'case')} {'has the name' if count == 1 else 'have the names'} of "
         f"training cases of {trained['data_dir']}: if the images are the same, their Dice says nothing about new ones"
-        + _leakage_remedy(dataset, trained)
+        + (f"; {remedy}" if remedy else "")
     )
 
 
@@ -173,15 +176,17 @@ def _absent_folder_warning(dataset, trained):
     if not remedy:
         return None
     there = trained["data_dir"]
-    return f"warning: training held cases out of {there}, which is not here: if these are the same data{remedy}"
+    return f"warning: training held cases out of {there}, which is not here; if these are the same data, {remedy}"
 
 
 def _leakage_remedy(dataset, trained):
-    """The end of a warning: how to sample the held-out cases. "" if nothing was held out, or `dataset` does so."""
+    """How to sample the held-out cases. "" if nothing was held out, or `dataset` does so."""
     if not (trained.get("val_fraction") or trained.get("test_fraction")) or dataset.hold_out is not None:
         return ""
+    if is_of_earlier_version(trained):
+        return "only version 0.2.0 takes the held-out cases"
     flags = " ".join(f"--{name} {trained[name]}" for name in HOLD_OUT_FLAGS if trained.get(name))
-    return f"; {flags} takes the held-out cases"
+    return f"{flags} takes the held-out cases"
 
 
 def _image_key(case):

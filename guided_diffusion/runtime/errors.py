@@ -140,7 +140,17 @@ def lost_worker_message(text):
             "an item of the loader cannot be sent between processes, since it holds more than arrays, numbers and text "
             "(an open file, a function): change its __getitem__, or use --num_workers 0"
         )
-    killed = re.search(r"killed by signal: (\w[\w ]*)", text)
+    status, killed = re.search(r"exit code (\d+)", text), re.search(r"killed by signal: (\w[\w ]*)", text)
+    if status:
+        return (
+            f"a process that reads images ended with the exit status {status[1]}, as by sys.exit() in a loader or a "
+            "library; --num_workers 0 shows where"
+        )
+    if killed and killed[1].strip() not in ("Killed", "Terminated"):
+        return (
+            f"a process that reads images crashed ({killed[1].strip()}) in a library that reads files or a loader of "
+            "your own; python -X faulthandler with --num_workers 0 shows where"
+        )
     how = f"was ended by the signal {killed[1].strip()}" if killed else "ended without an error"
     return (
         f"a process that reads images {how}; most likely memory ran out: give fewer --num_workers (0: none) or a lower "

@@ -18,6 +18,7 @@ from guided_diffusion.cli.train import print_run_summary
 from guided_diffusion.data import volumes
 from guided_diffusion.data.accounting import account, walk, warn_of_left_over
 from guided_diffusion.data.inspection import find_parts
+from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset, recognised
 from guided_diffusion.runtime.distributed import Processes
 from guided_diffusion.runtime.errors import NoCasesError, UserError
@@ -326,7 +327,7 @@ def test_each_reason_has_its_line(root):
     }
     assert found.note() == (
         "files beside the data that are not read: 1 table or document, 1 archive, not unpacked, 1 of another kind, "
-        "1 hidden"
+        "as code/model.pt, 1 hidden"
     )
     assert found.warning().startswith(f"warning: 10 files of {root} are not used (2 compressed, as im")
 
@@ -496,3 +497,16 @@ def test_the_warning_is_one_line(own, tmp_path, capsys):
         f"warning: 7 files of {tmp_path / 'data'} are not used (7 in no case, as p1/x0.png); "
         "python scripts/check_data.py names them\n"
     )
+
+
+def test_a_loader_of_ones_own_that_takes_some_cases_alone(tmp_path, save_picture):
+    for name in ("a", "b"):
+        for kind in ("images", "masks"):
+            save_picture(tmp_path / kind / f"{name}.png", np.eye(4, dtype=np.uint8) * 255)
+
+    class Some(FolderDataset):
+        def find_cases(self):
+            return super().find_cases()[:1]
+
+    (line,) = account([Some(tmp_path, 4)]).error_lines()
+    assert line.startswith("2 files are in no case: images/b.png, masks/b.png; give each a case in find_cases, or name")

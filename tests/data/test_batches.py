@@ -109,7 +109,11 @@ class Failing(ArrayDataset):
 
 FAILURES = {
     "killed": (lambda _: os.kill(os.getpid(), signal.SIGKILL), "was ended by the signal Killed; most likely memory"),
-    "exits": (lambda _: os._exit(3), "ended without an error; most likely memory ran out: give fewer --num_workers"),
+    "exits": (
+        lambda _: os._exit(3),
+        "ended with the exit status 3, as by sys.exit() in a loader or a library",
+    ),
+    "crashes": (lambda _: os.kill(os.getpid(), signal.SIGSEGV), "crashed (Segmentation fault) in a library that reads"),
     "full": (lambda _: NoRoom(), "too little for the batches of the processes that read images: give it more"),
     "function": (lambda _: lambda: 0, "an item of the loader cannot be sent between processes"),
     "file": (lambda _: open(os.devnull), "use --num_workers 0"),

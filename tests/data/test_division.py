@@ -144,7 +144,7 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
 
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
-    assert "--group_key belongs to --val_fraction: without it training divides no cases; leave it out" in message
+    assert "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave" in message
 
 
 def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(folder, tmp_path):
@@ -166,3 +166,17 @@ def test_the_lists_of_split_json_may_have_the_names_of_folders(folder, tmp_path,
     (tmp_path / "split.json").write_text(json.dumps({"val": ["case0"], key: ["case1"], "valid": ["case3"]}))
     with pytest.raises(UserError, match="has the lists .* both of one split; keep one"):
         load(tmp_path, "train", None)
+
+
+def test_moved_data_that_an_earlier_version_divided_are_not_divided_anew(folder, tmp_path):
+    trained = {"data_name": "FOLDER", "data_dir": str(folder), "val_fraction": 0.4}
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = load(tmp_path / "moved", None, None)
+    line = leakage_warning(moved, group_cases(moved.cases), trained)
+    assert "6 of 6 cases have the names of training cases" in line
+    assert line.endswith("; only version 0.2.0 takes the held-out cases")
+    for kind in ("images", "masks"):
+        for path in (tmp_path / "moved" / kind).iterdir():
+            path.rename(path.with_name(f"other_{path.name}"))
+    others = load(tmp_path / "moved", None, None)
+    assert leakage_warning(others, group_cases(others.cases), trained) is None

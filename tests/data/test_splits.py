@@ -113,7 +113,7 @@ def test_option_values():
     assert refused("--val_fraction 0.5 --test_fraction 0.5").endswith("together must be at most 0.9")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
-    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction; leave it out"
+    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction and --test_fraction; leave it out"
     assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
 

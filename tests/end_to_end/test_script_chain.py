@@ -96,7 +96,7 @@ def test_a_copy_of_the_training_data_is_told_and_how_to_take_what_was_held_out(s
     assert "have the names of training cases" in capsys.readouterr().out
     data.rename(tmp_path / "gone")
     sample(checkpoint, moved, FAST, out="second")
-    assert f"training held cases out of {data}, which is not here: if these are the same data; {flags}" in (
+    assert f"training held cases out of {data}, which is not here; if these are the same data, {flags}" in (
         capsys.readouterr().out
     )
     divided = sample(checkpoint, moved, f"{FAST} --val_fraction 0.5", out="third")
