@@ -27,7 +27,7 @@ class Inspection:
     it. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with nothing
     marked. values: how often each value occurs in the mask files. is_soft: a mask picture has more than two values.
     is_photograph: see `like_photograph`. spread: [C], the standard deviation of each channel's values other than 0, NaN
-    where there are none. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the
+    where there are none; None for pictures. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the
     images, None if they are blank. problems: messages about what could not be read.
     """
 
@@ -130,7 +130,8 @@ def inspect_unit(dataset, unit, group_key=""):
     """The `Inspection` of a `cases.Unit`. A file that cannot be read becomes one of its `problems`."""
     first = unit.cases[0]
     found = Inspection(unit.name, known_group(first, group_key), len(unit.cases), first.label, len(first.masks))
-    digest, blank, marked, sums = hashlib.sha256(), True, [], 0
+    digest, blank, marked = hashlib.sha256(), True, []
+    has_spread, sums = dataset.volumes is not None and is_nifti(first.images[0]), 0
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         if image is None:
@@ -140,8 +141,9 @@ def inspect_unit(dataset, unit, group_key=""):
         found.sizes.add(tuple(size))
         found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
         found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
-        exact = flat.astype(np.float64)
-        sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
+        if has_spread:
+            exact = flat.astype(np.float64)
+            sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         blank &= bool((image == image.flat[0]).all())
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         if case.masks:
@@ -152,7 +154,7 @@ def inspect_unit(dataset, unit, group_key=""):
             found.empty += not mask.any()
             _try_read(found, _count_mask_values, dataset, case, found)
     found.digest = None if blank else digest.hexdigest()
-    found.spread = _deviation(*sums)
+    found.spread = _deviation(*sums) if has_spread else None
     found.marked = np.mean(marked, axis=0) if marked else None
     if unit.is_volume and not found.problems:
         found.elsewhere = _try_read(found, _misplaced_file, first) or ""
