@@ -27,8 +27,8 @@ class Inspection:
     it. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with nothing
     marked. values: how often each value occurs in the mask files. is_soft: a mask picture has more than two values.
     is_photograph: see `like_photograph`. spread: [C], the standard deviation of each channel's values other than 0, NaN
-    where there are none; None for pictures. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest: a hash of the
-    images, None if they are blank. problems: messages about what could not be read.
+    where there are none; None for pictures. elsewhere: see `_misplaced_file`. unplaced: see `_unplaced_file`. digest:
+    a hash of the images, None if they are blank. problems: messages about what could not be read.
     """
 
     name: str
