@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from ..io.masks import differ, void_among
-from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
 from .cases import group_cases
 from .intensities import zscore
@@ -288,7 +287,7 @@ FLAT_SCORES = 0.3  # z-scores have a standard deviation of 1, or a little less s
 def _has_flat_scores(part, one):
     """Whether the z-scores of a channel of an `Inspection` hardly differ."""
     reader = part.dataset.volumes
-    if reader is None or one.spread is None or not is_nifti(part.dataset.cases[0].images[0]):
+    if one.spread is None:
         return False
     steps = reader.normalise if isinstance(reader.normalise, tuple) else (reader.normalise,) * len(one.spread)
     return any(step is zscore and spread < FLAT_SCORES for step, spread in zip(steps, one.spread, strict=True))

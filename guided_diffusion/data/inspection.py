@@ -25,14 +25,14 @@ class Inspection:
     raters: number of masks. sizes: (H, W) of the images. low, high: [C], the range of each channel as the loader gives
     it. network_low, network_high: the range that the network sees, after `normalise`. typical: the range without the
     lowest and the highest `RARE` of the pixels. is_fine: whether a value is no whole number, as of more than 8 bits.
-    spread: [C], the standard deviation of each channel's values other than 0, NaN where there are none. marked: [K],
-    the share of pixels in each class, over raters and slices. empty: number of images with nothing marked. compared,
-    apart: number of images in which two raters or more mark something, and of those in which no pixel is marked by two.
-    values: how often each value occurs in the mask files. is_soft: a mask has greys that were cut at half.
-    is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first
-    such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. unwritable: see `_unwritable`. digest:
-    a hash of the images, None if they are blank. problems: messages about what could not be read. strict: what cannot
-    be read raises instead.
+    spread: [C], the standard deviation of each channel's values other than 0, NaN where there are none; None for
+    pictures. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with
+    nothing marked. compared, apart: number of images in which two raters or more mark something, and of those in which
+    no pixel is marked by two. values: how often each value occurs in the mask files. is_soft: a mask has greys that
+    were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
+    `pictures.MaskNote`: the first such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`.
+    unwritable: see `_unwritable`. digest: a hash of the images, None if they are blank. problems: messages about what
+    could not be read. strict: what cannot be read raises instead.
     """
 
     name: str
@@ -146,6 +146,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
     digest, blank, marked, sums, raters = hashlib.sha256(), True, [], 0, set()
+    has_spread = dataset.volumes is not None and is_nifti(first.images[0])
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         if image is None:
@@ -162,8 +163,9 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
             return found
         found.network_low = min(found.network_low, normalised.min().item())
         found.network_high = max(found.network_high, normalised.max().item())
-        exact = flat.astype(np.float64)
-        sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
+        if has_spread:
+            exact = flat.astype(np.float64)
+            sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         blank &= bool((image == image.flat[0]).all())
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         if case.masks:
@@ -181,7 +183,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
             _add_notes(found, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)
     found.digest = None if blank else digest.hexdigest()
-    found.spread = _deviation(*sums)
+    found.spread = _deviation(*sums) if has_spread else None
     found.marked = np.mean(marked, axis=0) if marked else None
     if len(raters) > 1:
         numbers = " and ".join(map(str, sorted(raters)))
