@@ -144,5 +144,7 @@ def _import_file(path):
     except Exception as error:
         place = innermost_place(error, {spec.name})
         line = f"line {place[1]}: " if place else ""
-        raise UserError(f"{path}: {line}{in_one_line(error)}") from error
+        beside = path.parent / f"{getattr(error, 'name', None)}.py"
+        remedy = f"; it lies beside the loader: set PYTHONPATH={path.parent.resolve()}" if beside.is_file() else ""
+        raise UserError(f"{path}: {line}{in_one_line(error)}{remedy}") from error
     return module

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,11 +28,14 @@ def split_suffix(path):
 
 
 def check_encodable(*names):
-    """Raise `UserError` for a path or name that is not in UTF-8, as archives from other systems produce.
+    """Raise `UserError` for a path or name that is not in UTF-8, as archives from other systems produce, or that holds
+    a line break or another control character.
 
     Such a file can be opened, but its name can be neither written to a table nor hashed to a seed.
     """
     for name in map(str, names):
+        if not name.isprintable() and any(unicodedata.category(character) == "Cc" for character in name):
+            raise UserError(f"{name!r}: its name holds a line break or another control character; rename it")
         try:
             name.encode()
         except UnicodeEncodeError:

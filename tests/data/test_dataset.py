@@ -92,6 +92,8 @@ def test_file_names_that_are_no_utf_8_are_refused_in_printable_words(tmp_path, s
 
     with pytest.raises(UserError, match=r"^caf\\xe9: its name is not in UTF-8"):
         array_dataset(tmp_path, names=(os.fsdecode(b"caf\xe9"),), find_cases=of_c0)
+    with pytest.raises(UserError, match=r"^'a\\nb': its name holds a line break or another control character"):
+        array_dataset(tmp_path, names=("a\nb",), find_cases=of_c0)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,10 @@ def test_unknown_loaders_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "gone.py").write_text("x = 1\nimport not_installed_anywhere\n")
     with pytest.raises(UserError, match="gone.py: line 2: ModuleNotFoundError: No module named 'not_installed"):
         find_loader(f"{tmp_path}/gone.py:A")
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "two.py").write_text("import beside\n")
+    with pytest.raises(UserError, match=f"named 'beside'; it lies beside the loader: set PYTHONPATH={tmp_path}$"):
+        find_loader(f"{tmp_path}/two.py:A")
     (tmp_path / "other.py").write_text("class A: pass\n")
     for name in ("A", "B"):
         with pytest.raises(UserError, match=f"other.py has no class {name} that extends .*; it has none"):
