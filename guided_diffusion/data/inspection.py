@@ -145,44 +145,28 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     first = unit.cases[0]
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
-    digest, blank, marked, sums, raters = hashlib.sha256(), True, [], 0, set()
     has_spread = dataset.volumes is not None and is_nifti(first.images[0])
+    digest, marked, sums, raters = hashlib.sha256(), [], 0, set()
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
-        if image is None:
-            return found  # the other slices come from the same files
-        size = image.shape[-2:]
-        flat = image.reshape(len(image), -1)
-        found.sizes.add(tuple(size))
-        found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
-        found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
-        found.typical = _typical_range(image, found.typical)
-        found.is_fine = found.is_fine or bool((image != np.rint(image)).any())
-        normalised = _try_read(found, dataset.normalised, image, case)
+        normalised = None if image is None else _try_read(found, dataset.normalised, image, case)
         if normalised is None:
-            return found
-        found.network_low = min(found.network_low, normalised.min().item())
-        found.network_high = max(found.network_high, normalised.max().item())
-        if has_spread:
-            exact = flat.astype(np.float64)
-            sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
-        blank &= bool((image == image.flat[0]).all())
+            return found  # the other slices come from the same files
+        _add_image(found, image, normalised)
         digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        if has_spread:
+            exact = image.reshape(len(image), -1).astype(np.float64)
+            sums = sums + np.stack([np.count_nonzero(exact, axis=1), exact.sum(axis=1), (exact**2).sum(axis=1)])
         if case.masks:
             with noted_masks() as notes:
-                mask = _try_read(found, dataset.load_mask, case, size, False)
+                mask = _try_read(found, dataset.load_mask, case, image.shape[-2:], False)
             if mask is None:
                 break
             raters.add(len(mask))
             marked.append(mask.mean(axis=(0, 2, 3)))
-            found.empty += not mask.any()
-            if len(mask) > 1 and mask.any(axis=(1, 2, 3)).sum() > 1:
-                found.compared += 1
-                found.apart += not (mask.sum(axis=0) > 1).any()
-            found.is_inside_out |= mask.shape[1] == 1 and _is_inside_out(mask[:, 0])
-            _add_notes(found, notes)
+            _add_mask(found, mask, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)
-    found.digest = None if blank else digest.hexdigest()
+    found.digest = None if (found.low == found.high).all() and len(set(found.low)) == 1 else digest.hexdigest()
     found.spread = _deviation(*sums) if has_spread else None
     found.marked = np.mean(marked, axis=0) if marked else None
     if len(raters) > 1:
@@ -197,6 +181,31 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
         found.elsewhere = _try_read(found, misplaced_file, first) or ""
         found.unplaced = _try_read(found, _unplaced_file, first) or ""
     return found
+
+
+def _add_image(found, image, normalised):
+    """Add the size and the ranges of an image [C, H, W], as the loader and as the network has it."""
+    flat = image.reshape(len(image), -1)
+    found.sizes.add(tuple(image.shape[-2:]))
+    found.low = flat.min(axis=1) if found.low is None else np.minimum(found.low, flat.min(axis=1))
+    found.high = flat.max(axis=1) if found.high is None else np.maximum(found.high, flat.max(axis=1))
+    found.typical = _typical_range(image, found.typical)
+    found.is_fine = found.is_fine or bool((image != np.rint(image)).any())
+    found.network_low = min(found.network_low, normalised.min().item())
+    found.network_high = max(found.network_high, normalised.max().item())
+
+
+def _add_mask(found, mask, notes):
+    """Add what a mask [R, K, H, W] marks, and what its `MaskNote`s say."""
+    found.empty += not mask.any()
+    if len(mask) > 1 and mask.any(axis=(1, 2, 3)).sum() > 1:
+        found.compared += 1
+        found.apart += not (mask.sum(axis=0) > 1).any()
+    found.is_inside_out |= mask.shape[1] == 1 and _is_inside_out(mask[:, 0])
+    for note in notes:
+        found.is_soft |= note.is_soft
+        if note.foreground:
+            found.foregrounds.setdefault(note.foreground, note.path)
 
 
 def _unwritable(dataset, unit, found):
@@ -227,14 +236,6 @@ def _try_read(inspection, read, *arguments):
             raise
         inspection.problems.append(reason_of(error).removesuffix(REMEDY))
         return None
-
-
-def _add_notes(inspection, notes):
-    """Add what the `MaskNote`s of a case say."""
-    for note in notes:
-        inspection.is_soft |= note.is_soft
-        if note.foreground:
-            inspection.foregrounds.setdefault(note.foreground, note.path)
 
 
 def _count_mask_values(dataset, case, inspection, notes):
