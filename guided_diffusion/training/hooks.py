@@ -1,6 +1,7 @@
 """What a training run does beside its steps: signals, forecast, validation, log and checkpoints."""
 
 import signal
+import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -178,6 +179,7 @@ class StopSignals:
 
     def __init__(self, processes):
         self.alone, self.received, self.is_waiting = processes.count == 1, None, False
+        self.announcement = None  # the thread that prints what a signal does
 
     @contextmanager
     def waiting(self):
@@ -195,6 +197,8 @@ class StopSignals:
     def __exit__(self, _kind, error, _trace):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.announcement is not None:
+            self.announcement.join()
         if isinstance(error, PeerGone) and self.received is not None:
             signal.raise_signal(self.received)  # the launcher ends the other processes
 
@@ -203,10 +207,13 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
         if self.alone:
-            console().info(
+            line = (
                 f"{signal.Signals(number).name}: finishing the step and writing a checkpoint, which may take a while; "
                 "a second Ctrl-C quits at once without saving"
             )
+            # In a thread, since the signal may have come while this one prints: a stream cannot be entered twice by it.
+            self.announcement = threading.Thread(target=console().info, args=(line,))
+            self.announcement.start()
             if self.is_waiting:
                 raise StopWaiting
 

@@ -79,7 +79,6 @@ class TrainLoop:
 
     def run(self):
         """Train; the hooks log, validate and save. Returns the last step."""
-        self.began = time.monotonic()
         batches, self.waiting = self._batches(), WaitingShare(self.num_workers)
         self.model.train()
         with ExitStack() as stack:
@@ -88,6 +87,7 @@ class TrainLoop:
             stack.enter_context(peers_needed())
             for hook in hooks:
                 hook.begin(self)
+            self.began = time.monotonic()  # opening the log may take seconds: they are not training
             finished = self._finished()
             while not finished:
                 self._end_stage(self.began)
