@@ -198,7 +198,8 @@ def print_sampling_summary(run, waiting, processes):
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
     leak = leakage_warning(dataset, units, run.checkpoint.config["data"])
-    for line in (*dataset.notes, turned_line(waiting), selection_warning(dataset), leak):
+    turned = turned_line(waiting) if processes.is_first else ""  # it opens every image, and only the first prints
+    for line in (*dataset.notes, turned, selection_warning(dataset), leak):
         if line:
             console().warning(line)
     if processes.is_first:

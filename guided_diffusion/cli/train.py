@@ -4,7 +4,6 @@ import os
 import sys
 from contextlib import nullcontext
 
-import numpy as np
 import torch
 
 from ..checkpoint import CheckpointFolder, checkpoint_path
@@ -14,7 +13,7 @@ from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.train_options import TrainOptions
 from ..data.accounting import warn_of_left_over
-from ..data.cases import Unit
+from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
 from ..data.loader_checks import REMEDY
@@ -249,9 +248,9 @@ def warn_of_data(dataset, validation=None):
             f"warning: nothing is marked{classes} in any mask looked at, of training cases from all over the data; "
             "nothing can be learned from such masks. python scripts/check_data.py lists the values in all masks"
         )
-    count = min(CASES_LOOKED_AT, len(dataset))
-    indices = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, count)})
+    indices = spread_indices(len(dataset), CASES_LOOKED_AT)
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
+    count = len(units)
     found = training_findings(Part("train", dataset, [inspect_unit(dataset, unit, strict=True) for unit in units]))
     if validation is not None and validation is not dataset and len(dataset.class_names) == 1:
         check_foreground([note for note in [dataset.foreground] if note], validation.foreground)

@@ -90,6 +90,11 @@ class Geometry:
         return back[..., 0] if len(self.shape) == 2 else back, affine
 
 
+def spread_indices(length, count):
+    """The indices of up to `count` of `length` items, evenly spaced from the first to the last: int [count]."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
+
+
 def same_cases(cases, others):
     """Whether two lists have the same `Case`s, in any order: a loader may list a folder in the order of the disk."""
     return cases == others or (len(cases) == len(others) and set(cases) == set(others))

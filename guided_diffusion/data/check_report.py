@@ -7,7 +7,7 @@ import numpy as np
 from ..io.drawing import captions, class_colour, displayed, grey, mosaic, outline, radiological, resized
 from ..io.images import write_png
 from ..runtime.console import text_table
-from .cases import group_cases
+from .cases import group_cases, spread_indices
 from .check import DOUBT
 
 SHEET_TILE = 160  # pixels
@@ -164,8 +164,7 @@ def write_sheet(path, parts, count, progress=lambda units: units):
     for part in parts:
         readable = {one.name for one in part.inspections if not one.problems}
         units = [unit for unit in group_cases(part.dataset.cases) if unit.name in readable]
-        picked = np.unique(np.linspace(0, len(units) - 1, min(count, len(units))).round().astype(int)) if units else []
-        chosen += [(part, units[i]) for i in picked]
+        chosen += [(part, units[i]) for i in spread_indices(len(units), count)]
     if not chosen:
         return False
     tiles, blank = [], np.full((SHEET_TILE, SHEET_TILE, 3), 255, np.uint8)

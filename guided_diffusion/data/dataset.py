@@ -14,6 +14,7 @@ from ..io.pictures import MaskNote, note_mask, noted_masks
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .accounting import account, links_without_target, unread_kinds
+from .cases import group_cases
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
 from .division import find_held_out
 from .left_over import ORPHAN
@@ -126,7 +127,7 @@ class SegmentationDataset(Dataset):
         if not self.cases and split == "val":
             raise NoCasesError(f"{self.data_dir}: has no validation cases; hold some out with --val_fraction")
         if split == "val" and need_masks and not any(case.masks for case in self.cases):
-            number = len({case.volume or case.name for case in self.cases})
+            number = len(group_cases(self.cases))
             have = "have no masks and are" if number > 1 else "has no mask and is"
             raise NoTruthError(
                 f"{self.data_dir}: its {counted(number, 'validation case')} {have} not used in training (challenges "

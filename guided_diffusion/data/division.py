@@ -4,7 +4,7 @@ import copy
 
 from ..runtime.console import counted
 from ..runtime.errors import NoSplitError, UserError
-from .cases import same_cases
+from .cases import group_cases, same_cases
 
 
 def find_held_out(dataset, hold_out):
@@ -27,21 +27,20 @@ def find_held_out(dataset, hold_out):
     if not training:
         return []
     parts = hold_out.divide(training)
-    held = [(_number(parts[name]), what) for name, what in (("val", "validation"), ("test", "testing")) if parts[name]]
+    held = [
+        (len(group_cases(parts[name])), what)
+        for name, what in (("val", "validation"), ("test", "testing"))
+        if parts[name]
+    ]
     counts = " and ".join(f"{count} for {what}" for count, what in held)
     are = "is" if sum(count for count, _ in held) == 1 else "are"
     dataset.notes = (
         *dataset.notes,
-        f"{hold_out.flags}: of {counted(_number(training), 'case')}, {counts} {are} held out of training",
+        f"{hold_out.flags}: of {counted(len(group_cases(training)), 'case')}, {counts} {are} held out of training",
     )
     if dataset.split == "val" and own_val:
         return own_val
     return parts[dataset.split] or parts["val"]
-
-
-def _number(cases):
-    """The number of images and volumes."""
-    return len({case.volume or case.name for case in cases})
 
 
 def part_of(dataset):

@@ -2,11 +2,10 @@
 
 from contextlib import suppress
 
-import numpy as np
-
 from ..io.masks import classes_advice, differ
 from ..io.pictures import QUARTERS, TURNS, noted_masks, turning_tag
 from ..runtime.errors import UserError
+from .cases import spread_indices
 
 COMPARED = 16  # masks, spread over the data, among which one with a foreground is looked for
 
@@ -102,5 +101,4 @@ def check_palettes(notes, usual):
 def _compared_cases(dataset):
     """The cases, spread over the data, with whose masks those of all others are compared."""
     cases = [case for case in dataset.cases if case.masks]
-    places = np.linspace(0, len(cases) - 1, min(COMPARED, len(cases))).round().astype(int)
-    return [cases[place] for place in np.unique(places)]
+    return [cases[index] for index in spread_indices(len(cases), COMPARED)]

@@ -26,7 +26,7 @@ class Predictions:
     volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
     num_ensemble: the number of members in the manifest, or None. used: the paths of the masks read so far. elsewhere:
-    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of those that
+    {name: text} of the masks that lie on another grid than their image. assumed: {name: path} of the masks that
     are taken to lie voxel for voxel over their image, since one of the two has lost its affine. unknown: {label value
     that no class has: the path of the first mask with it}.
     Raises `UserError` without the folder, and for files that do not fit.
