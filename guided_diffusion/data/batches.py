@@ -239,8 +239,13 @@ class _Batches(DataLoader):
                 while (batch := reading.next_of(batches)) is not None:
                     yield batch
         except (UserError, OSError, EOFError, RuntimeError) as error:
+            try:
+                with _child_signals_off():
+                    lost = _lost(batches, error)
+            except RuntimeError as ended:  # torch's signal of a worker's end came before the signals were off
+                with _child_signals_off():
+                    lost = _lost(batches, ended)
             with _child_signals_off():
-                lost = lost_worker_message(_first_lost(batches, error) or str(error))
                 batches = None
                 if lost is None and not isinstance(error, (UserError, OSError)):
                     raise
@@ -249,6 +254,11 @@ class _Batches(DataLoader):
                     raise
                 line = lost or str(error).strip().splitlines()[-1]
                 raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+
+
+def _lost(batches, error):
+    """The line on the worker that was lost; None if none was."""
+    return lost_worker_message(_first_lost(batches, error) or str(error))
 
 
 @contextmanager
@@ -344,6 +354,7 @@ def _start_worker(_worker):
     torch.set_num_threads(1)  # enough to decode images, and leaves the cores to the network
     # By default the thread that sends batches drops one that it cannot send, and the main process waits for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)
+    sys.excepthook = _main_process_left
     # Ctrl-C, and the SIGTERM of a job scheduler, reach the workers too. They ignore both, so that the main process can
     # finish its step and write a checkpoint. It ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -356,6 +367,15 @@ def _end_unsent(error, _batch):
     """End the worker whose batch cannot be sent, with the status from which `lost_worker_message` knows the cause."""
     is_full = "shared memory" in str(error) or "No space left" in str(error)
     os._exit(SHARED_MEMORY_FULL if is_full else UNSENT)
+
+
+def _main_process_left(kind, error, where):
+    """Print an error of a worker's thread, unless it is that the main process broke off fetching a batch.
+
+    Ctrl-C does that. The thread that hands out batches would print a traceback then.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, where)
 
 
 def _end_with_parent(parent):

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from contextlib import suppress
 from itertools import islice
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from guided_diffusion.data.batches import (
     collate,
     sampling_batches,
     select_slices,
+    single_items,
     training_batches,
 )
 from guided_diffusion.runtime.console import console
@@ -154,6 +157,28 @@ def test_a_worker_that_a_disk_holds_ends_after_its_killed_main_process(tmp_path,
     while worker.exists() and worker.joinpath("stat").read_text().split()[2] != "Z" and time.monotonic() < until:
         time.sleep(0.05)
     assert not worker.exists() or worker.joinpath("stat").read_text().split()[2] == "Z"
+
+
+class HandingOut(torch.utils.data.Dataset):
+    """Items are the address at which their worker hands out the memory of its batches."""
+
+    def __len__(self):
+        return 2
+
+    def load_shared(self):
+        pass
+
+    def __getitem__(self, index):
+        return resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers hand out files")
+def test_a_worker_prints_nothing_where_the_main_process_breaks_off_fetching(capfd):
+    for address in single_items(HandingOut(), num_workers=1):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(address)
+            caller.sendall(b"\0")  # less than a message
+    assert capfd.readouterr().err == ""
 
 
 def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
