@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...io.files import read_json, split_suffix
+from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
 from ...io.nifti import NIFTI_SUFFIXES
 from ...runtime.console import counted
@@ -70,6 +71,8 @@ class DecathlonDataset(SegmentationDataset):
         self.task = tasks[0]
         path = self.task / "dataset.json"
         self.description = _read_description(path)
+        for text in _listed_files(self.description):
+            check_listed(path, text, self.data_dir)
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(path, self.description)
@@ -294,14 +297,9 @@ class DecathlonDataset(SegmentationDataset):
         return name, files, tuple(mask for mask in masks if mask.is_file()), ()
 
     def _below(self, path, text):
-        """The file that dataset.json names. Raises `UserError` for one outside of data_dir: a description that somebody
-        else wrote must not choose what is read. path: dataset.json."""
-        file = self.task / os.path.normpath(text)
-        if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.data_dir)):
-            raise UserError(
-                f"{path}: names {text}, which is not below --data_dir; put the file, or a link to it, there"
-            )
-        return file
+        """The file that dataset.json, `path`, names. Raises `UserError` for one outside of data_dir."""
+        check_listed(path, text, self.data_dir)
+        return self.task / os.path.normpath(text)
 
     def _volumes_in(self, path, files, labels):
         """The volumes of image files, with masks of the same name in the folder `labels` (see `_find_volumes`)."""
@@ -431,6 +429,14 @@ def _list_of(description, key, path=None):
     if path is not None and not isinstance(listed, list):
         raise UserError(f'{path}: "{key}" must list {{"image": ..., "label": ...}}; correct it')
     return listed if isinstance(listed, list) else []
+
+
+def _listed_files(description):
+    """The images and labels that the lists of dataset.json name."""
+    for key in ("training", "validation", "test"):
+        for entry in _list_of(description, key):
+            texts = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry,)
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _image_of(entry):
