@@ -2,19 +2,24 @@
 
 import ast
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FAST, LOADER, TINY
+from helpers import write_task
 
 import guided_diffusion
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.data.registry import find_loader
+from guided_diffusion.data.registry import build_dataset, find_loader
 from guided_diffusion.runtime.errors import UserError
 
 SEGMENTER = {"members": 1, "steps": 2, "sampler": "dpm_solver", "device": "cpu", "precision": "fp32"}
+VOLUME, LABELS = np.ones((8, 8, 3), np.int16), np.ones((8, 8, 3), np.uint8)
 SAFE = "names the loader file"
 
 
@@ -150,3 +155,96 @@ def test_every_call_of_the_registry_says_who_named_the_loader():
             if not names & {"named_by", None} and first not in ("type(dataset)", "task.data_name"):
                 wrong.append(f"{path.name}: {ast.unparse(node)}")
     assert not [line for line in wrong if "segmenter.py: find_loader(data_name)" not in line]
+
+
+# ---- lists of files ----------------------------------------------------------------------------------------------
+
+LEADS_OUT = ["../secret", "/etc/hostname", "images/../../secret", "..\\secret", "C:\\secret"]
+
+
+@pytest.fixture
+def data(pictures, tmp_path):
+    """A copy of `pictures`, with a file beside it that no list may name."""
+    shutil.copytree(pictures, tmp_path / "data")
+    shutil.copy(pictures / "images" / "case0.png", tmp_path / "secret.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("text", LEADS_OUT)
+def test_lists_of_names_do_not_lead_out_of_the_data(data, text):
+    said = "names .*, which is not below --data_dir; put the file, or a link to it, there"
+    (data / "split.json").write_text(json.dumps({"train": ["case0"], "test": [text]}))
+    with pytest.raises(UserError, match=f"^{data}/split.json: {said}"):
+        build_dataset("FOLDER", data, 8, split="train")
+    (data / "split.json").unlink()
+    (data / "labels.csv").write_text(f"case0,a\ncase1,b\ncase2,a\ncase3,a\n{text},a\n")
+    with pytest.raises(UserError, match=f"^{data}/labels.csv: {said}"):
+        build_dataset("FOLDER", data, 8)
+
+
+@pytest.mark.parametrize("key", ["training", "validation", "test"])
+@pytest.mark.parametrize("text", ["../secret.nii.gz", "/etc/x.nii.gz", "imagesTr/../../secret.nii.gz"])
+def test_a_task_lists_no_file_outside(tmp_path, key, text):
+    task = write_task(tmp_path / "task", {"modality": {"0": "MRI"}, "labels": {"1": "x"}}, {"a": VOLUME}, {"a": LABELS})
+    description = json.loads((task / "dataset.json").read_text())
+    for entry in ({"image": text, "label": "labelsTr/a.nii.gz"}, {"image": "imagesTr/a.nii.gz", "label": text}, text):
+        changed = {**description, key: [*description.get(key, []), entry]}
+        (task / "dataset.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"^{task}/dataset.json: names {text}, which is not below --data_dir"):
+            build_dataset("MSD", task, 8)
+
+
+# ---- links -------------------------------------------------------------------------------------------------------
+
+
+def tangle(folder):
+    """Links in a folder to itself, to the one that holds it, to the root, to each other and to nothing."""
+    for name, target in (("self", "."), ("me", folder), ("up", ".."), ("root", "/"), ("circle", "circle"), ("no", "x")):
+        (folder / name).symlink_to(target)
+    for one, other in (("a", "b"), ("b", "a")):
+        (folder / one).mkdir()
+        (folder / one / "x").symlink_to(f"../{other}")
+        (folder / one / "y").symlink_to(f"../{other}")
+        (folder / one / "images").symlink_to("..")
+    for one in range(12):
+        (folder / f"web{one}").mkdir()
+        for other in range(12):
+            (folder / f"web{one}" / f"web{other}").symlink_to(f"../web{other}")
+
+
+@pytest.mark.parametrize("kind", ["AUTO", "FOLDER", "ISIC", "BRATS", "MSD", "LIDC"])
+@pytest.mark.parametrize("place", [".", "images", "deep/down"])
+def test_links_in_a_circle_end_soon(data, refusal, script, capsys, kind, place):
+    (data / place).mkdir(parents=True, exist_ok=True)
+    tangle(data / place)
+    began = time.monotonic()
+    line = f"--data_name {kind} --data_dir {data} --num_workers 0 --out_dir out --num_shown 1"
+    if kind in ("AUTO", "FOLDER"):
+        script("check_data", line)
+        assert "4" in re.search(r"^all +(\d+)", capsys.readouterr().out, re.MULTILINE)[1]
+    else:
+        refusal("check_data", line)
+    assert time.monotonic() - began < 10
+
+
+def test_files_that_links_put_outside_are_told_in_one_line(data, script, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("shared").mkdir()
+    for name in ("images/case1.png", "masks/case1.png"):
+        (data / name).rename(f"shared/{Path(name).parent}.png")
+        (data / name).symlink_to(f"../../shared/{Path(name).parent}.png")
+    Path("chain.png").symlink_to(data / "images/case2.png")
+    (data / "images/case2.png").rename(data / "masks/../kept.tmp")
+    Path("far").symlink_to("data")
+    (data / "images/case2.png").symlink_to("../../far/kept.tmp")  # leaves the folder and comes back
+    line = f"2 of 8 files are reached by links that lead out of data, such as images/case1.png -> {tmp_path}/shared/"
+    assert script("check_data", "--data_dir data --num_workers 0 --out_dir out") == 0
+    assert f"note: {line}" in capsys.readouterr().out
+    script("segmentation_train", f"--data_name FOLDER --data_dir data --out_dir run {TINY} --max_steps 1")
+    assert line in capsys.readouterr().out
+    script("segmentation_sample", f"--model_path {trained} --data_dir data --out_dir results --num_samples 1 {FAST}")
+    assert line in capsys.readouterr().out
+    shutil.move("data/masks", "shared/masks")
+    (data / "masks").symlink_to("../shared/masks")
+    script("check_data", "--data_dir data --num_workers 0 --out_dir out")
+    assert "5 of 8 files are reached by links that lead out of data" in capsys.readouterr().out
