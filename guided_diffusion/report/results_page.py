@@ -16,11 +16,13 @@ from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..inference.plan import describe_members
 from ..io.drawing import class_colour
+from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path, read_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .case_pictures import slices_of
 from .figures import charts_of, figure_label, table_of
+from .model_card import shown_checkpoint
 from .page import asset, data_uri, header, write_page
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
@@ -127,8 +129,12 @@ def read_scores(path):
         return {}
     rows = {}
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rows.setdefault(row["name"], []).append(row)
+        try:
+            for row in csv.DictReader(file):
+                row = {key: csv_text(cell) for key, cell in row.items() if isinstance(cell, str)}
+                rows.setdefault(row["name"], []).append(row)
+        except (csv.Error, UnicodeDecodeError, KeyError) as error:
+            raise UserError(f"{path}: is no table of figures that evaluation wrote; remove it") from error
     return {name: _case_scores(own) for name, own in rows.items()}
 
 
@@ -137,7 +143,7 @@ def _case_scores(rows):
     rows_used = [row for row in rows if row.get("class") == MEAN] or rows
     scores = {}
     for key in rows_used[0]:
-        values = [number for number in (_finite_number(row[key]) for row in rows_used) if number is not None]
+        values = [number for number in (_finite_number(row.get(key)) for row in rows_used) if number is not None]
         if values and key not in ("name", "class", "group"):
             scores[key] = sum(values) / len(values)
     return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
@@ -240,11 +246,12 @@ def _body(out_dir, results_dir, dataset, cases, columns):
 
 def _facts(results_dir, dataset, cases, manifest):
     settings = manifest.get("settings", {})
-    facts = [("Results", results_dir.resolve()), ("Data", dataset.data_dir), ("Cases", len(cases))]
+    data = place_name(Path(dataset.data_dir).resolve())
+    facts = [("Results", _results_title(results_dir)), ("Data", data), ("Cases", len(cases))]
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):
-        facts.append(("Checkpoint", f"{manifest['checkpoint']}, step {manifest.get('step')}"))
+        facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
     if "sampler" in settings:
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))

@@ -247,3 +247,22 @@ def test_files_that_links_put_outside_are_told_in_one_line(data, script, trained
     (data / "masks").symlink_to("../shared/masks")
     script("check_data", "--data_dir data --num_workers 0 --out_dir out")
     assert "5 of 8 files are reached by links that lead out of data" in capsys.readouterr().out
+
+
+# ---- what others see ---------------------------------------------------------------------------------------------
+
+
+def test_no_page_or_table_shows_where_things_lie(script, data, tmp_path, capsys):
+    run, results = tmp_path / "run", tmp_path / "run" / "results"
+    (data / "images/case0.png").rename(data / "images/=1+1.png")
+    (data / "masks/case0.png").rename(data / "masks/=1+1.png")
+    script("segmentation_train", f"--data_name FOLDER --data_dir {data} --out_dir {run} {TINY} --max_steps 1")
+    script("segmentation_sample", f"--model_path {run}/last.pt --data_dir {data} --out_dir {results} {FAST}")
+    script("segmentation_eval", f"--pred_dir {results} --card True")
+    pages = [run / "training.html", *(results / n for n in ("report.html", "model_card.md", "metrics.csv"))]
+    for page in [*pages, results / "summary.json", results / "curves.json"]:
+        assert str(tmp_path) not in page.read_text(), page
+    assert "run/results" in pages[1].read_text() and "last.pt, step 1" in pages[1].read_text()
+    table = pages[3].read_text()
+    assert "\n'=1+1," in table and "\n=" not in table and '"name": "=1+1"' in pages[1].read_text()
+    assert '"dice"' in pages[1].read_text()
