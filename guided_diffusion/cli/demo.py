@@ -15,7 +15,8 @@ from ..config.command_line import parse
 from ..config.fields import option
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
-from ..io.files import check_writable, read_json, write_json
+from ..io.files import check_writable, write_json
+from ..io.texts import read_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
 from ..training.hints import SCRIPTS

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..io.files import read_json
 from ..io.masks import void_among
+from ..io.texts import read_json
 from ..runtime.errors import UserError
 
 KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.files import read_json, split_suffix
+from ...io.files import split_suffix
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
 from ...io.nifti import NIFTI_SUFFIXES
+from ...io.texts import read_json
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
