@@ -188,7 +188,7 @@ def check_schema(value, schema, path):
     try:
         msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        reason = _plain(str(error), value)
+        reason = _in_plain_words(str(error), value)
     except RecursionError:
         reason = "is nested too deeply"
     else:
@@ -196,7 +196,7 @@ def check_schema(value, schema, path):
     raise UserError(f"{path}: {reason}; correct it, or restore the file as it was written")
 
 
-def _plain(message, value):
+def _in_plain_words(message, value):
     """A message of msgspec such as "Expected `int`, got `str` - at `$.members[3]`" in plain words."""
     text, _, place = message.partition(" - at ")
     place = place.strip("`").removeprefix("key in ").strip("`").removeprefix("$").removeprefix(".")
@@ -274,11 +274,11 @@ class _Values:
         if self.count > MAX_NODES:
             raise ValueError(f"it holds more than {MAX_NODES} values, aliases counted as what they stand for")
         if any(node is other for other in above):
-            raise ValueError(f"{_place(node)}: an alias stands for what holds it")
+            raise ValueError(f"{_position(node)}: an alias stands for what holds it")
         if len(above) > MAX_DEPTH:
-            raise ValueError(f"{_place(node)}: lists lie within each other too deep; {MAX_DEPTH} are the most")
+            raise ValueError(f"{_position(node)}: lists lie within each other too deep; {MAX_DEPTH} are the most")
         if node.tag not in _PLAIN_TAGS:
-            raise ValueError(f"{_place(node)}: the tag {shown(node.tag)} is not read; leave it out")
+            raise ValueError(f"{_position(node)}: the tag {shown(node.tag)} is not read; leave it out")
         if node.id == "scalar":
             return node.value if node.style is not None else _typed(node.value)
         if node.id == "sequence":
@@ -290,21 +290,21 @@ class _Values:
         for key_node, value_node in node.value:
             key = self.of(key_node, above) if key_node.id != "scalar" else key_node.value
             if not isinstance(key, Hashable):
-                raise ValueError(f"{_place(key_node)}: a key must be a word")
+                raise ValueError(f"{_position(key_node)}: a key must be a word")
             value = self.of(value_node, above)
             if key == "<<" and key_node.style is None:
                 for other in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(other, dict):
-                        raise ValueError(f"{_place(value_node)}: << merges mappings only")
+                        raise ValueError(f"{_position(value_node)}: << merges mappings only")
                     merged |= other
             elif key in values:
-                raise ValueError(f"{_place(key_node)}: the key {shown(key)!r} occurs twice; keep one")
+                raise ValueError(f"{_position(key_node)}: the key {shown(key)!r} occurs twice; keep one")
             else:
                 values[key] = value
         return merged | values
 
 
-def _place(node):
+def _position(node):
     return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
 
 
