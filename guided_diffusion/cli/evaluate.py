@@ -15,9 +15,9 @@ from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from ..inference.predictions import Predictions
-from ..io.files import read_json
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
+from ..io.texts import read_json
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console

@@ -9,9 +9,10 @@ import numpy as np
 
 from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
-from ..io.files import read_json, split_suffix
+from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
 from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
+from ..io.texts import read_json
 from ..runtime.errors import UserError
 from .results import soft_files
 
