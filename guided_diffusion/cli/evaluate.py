@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from ..config.command_line import parse
+from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
@@ -31,7 +32,7 @@ def main(argv=None):
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     pred_dir, manifest = read_results(options)
     other_dir = fetch_predictions(options.compare) if options.compare else None
-    dataset = find_truth(options, manifest)
+    dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
     out = open_output(options)
     leak = warn_about_data(dataset, manifest)
@@ -75,8 +76,8 @@ def fetch_predictions(folder):
     return local
 
 
-def find_truth(options, manifest):
-    """The data set with the truth, named by the flags or else by the manifest.
+def find_truth(options, given, manifest):
+    """The data set with the truth, named by the flags or else by the manifest. given: see `command_line.parse`.
 
     The recorded split and hold-out also apply where --data_dir names another folder, which may be the same data after
     a move: a hold-out depends on the names of cases only.
@@ -92,13 +93,15 @@ def find_truth(options, manifest):
         )
     split, hold_out = recorded.get("split", "test"), hold_out_of(recorded)
     classes = options.classes or recorded.get("classes", "")
+    manifest_file = f"{options.pred_dir.rstrip('/')}/manifest.json"
+    origin = named_by("data_name", given, manifest_file) if options.data_name else manifest_file
     chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
     sampled_dir = recorded.get("data_dir")
     is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")
     note = f"its {split} cases are scored, as in {sampled_dir} when sampling; --split names others, as --split all"
     try:
-        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, **chosen)
+        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, named_by=origin, **chosen)
     except UserError as error:
         if not is_part:
             raise
