@@ -160,6 +160,8 @@ class TrainOptions:
         for rate in self.ema_rates():
             if not 0 <= rate < 1:
                 raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+        if len(set(self.ema_rates())) < len(self.ema_rates()):
+            raise UserError(f"--ema_rate {self.ema_rate}: names a rate twice; name each once")
         if self.compile and self.fsdp:
             raise UserError("--compile True does not go with --fsdp True; leave one of them out")
         return self._for_overfit(given) if self.overfit else self
