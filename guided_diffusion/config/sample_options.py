@@ -166,6 +166,9 @@ class EvalOptions:
     max_megapixels: float = option(
         0.0, "pictures with more million pixels are refused; 0: as when sampling, by default 179", minimum=0
     )
+    num_workers: int = option(
+        2, "processes that share the cases; 0: the main process evaluates them; figures do not depend on it", minimum=0
+    )
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )
