@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 import difflib
-import math
 import os
 import re
 import sys
 from pathlib import Path
 
-from ..io.storage import check_path, is_remote
+from ..io.texts import shown
 from ..runtime.console import console
 from ..runtime.errors import UserError
 from .config_file import is_record, read_config, split_record
@@ -19,6 +18,7 @@ from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from .recipe import chosen_recipe, recipe_values
 from .sample_options import CheckOptions, EvalOptions, SampleOptions
 from .train_options import TrainOptions
+from .values import NO_VALUE, is_path, read_value
 
 TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
 COMMANDS = {
@@ -59,7 +59,6 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
 }
 EPOCHS = ("epochs", "num_epochs", "max_epochs")  # synonyms of --max_steps in another unit
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
-NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
 
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     try:
         namespace, unknown = _parser(fields).parse_known_args(words)
     except argparse.ArgumentError as error:  # such as --help=1
-        raise UserError(str(error)) from None
+        raise UserError(" ".join(str(error).split())) from None
     written = vars(namespace)
     if "help" in written or "help_all" in written:
         common = () if "help_all" in written else common
@@ -88,6 +87,10 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     path = written.pop("config", None)
     given, problems = _read_values(fields, written)
     problems = _unknown_words(unknown, fields) + problems
+    empty = [name for name, value in given.items() if value == "" and is_path(fields[name])]
+    problems += [
+        f"--{name}: is empty, as where a shell's variable is not set; name a path or leave it out" for name in empty
+    ]
     if path is NO_VALUE:
         problems.append(_needs_value("config"))
     if problems:
@@ -180,48 +183,7 @@ def _read_value(fields, name, value):
     """A flag's or YAML value in its option's type. Raises `UserError` for a wrong type or range."""
     if name not in fields:
         raise UserError(_unknown_flag(str(name), fields))
-    if value is NO_VALUE:
-        raise UserError(_needs_value(name))
-    kind = fields[name].type
-    text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
-    if not text and kind is not str:
-        raise UserError(_needs_value(name))
-    try:  # from text even if YAML has a type, since int(3.7) and int(True) would pass
-        value = _boolean(text) if kind is bool else kind(text)
-    except ValueError:
-        wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"--{name} {text}: must be {wanted}") from None
-    check_value(fields[name], value, text)
-    return value
-
-
-def _boolean(text):
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def check_value(item, value, text=None):
-    """Raise `UserError` unless `value` satisfies the rules of the option `item`, a dataclass field.
-
-    text: the value as the user wrote it, for the message; None: `value` as Python prints it.
-    """
-    rules, flag = item.metadata, f"--{item.name} {value if text is None else text}"
-    if is_remote(value):
-        if not rules["remote"]:
-            raise UserError(f"{flag}: must be a local path")
-        check_path(item.name, value)
-    if rules["choices"] and value not in rules["choices"]:
-        raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{flag}: is not a finite number")
-    if rules["minimum"] is not None and value < rules["minimum"]:
-        raise UserError(f"{flag}: must be at least {rules['minimum']}")
-    if rules["above"] is not None and value <= rules["above"]:
-        raise UserError(f"{flag}: must be above {rules['above']}")
-    if rules["maximum"] is not None and value > rules["maximum"]:
-        raise UserError(f"{flag}: must be at most {rules['maximum']}")
+    return read_value(fields[name], value)
 
 
 # ---- Mistakes --------------------------------------------------------------------------------------------------------
@@ -229,6 +191,10 @@ def check_value(item, value, text=None):
 
 def _needs_value(name):
     return f"--{name}: needs a value"
+
+
+def _empty_path(name):
+    return f"--{name}: is empty, as where a variable of the shell is not set; name a path or leave it out"
 
 
 def _unknown_words(words, fields):
@@ -239,18 +205,19 @@ def _unknown_words(words, fields):
             written = word.partition("=")[0]
             name = written.lstrip("-").replace("-", "_")
             if name in fields or name == "config":  # one dash, or dashes mixed with underscores
-                lines.append(f"{written}: write --{name}")
+                lines.append(f"{shown(written)}: write --{name}")
             else:
                 lines.append(_unknown_flag(name, fields))
             has_flag = "=" not in word
         elif has_flag:
             has_flag = False  # the word is the unknown flag's value
         else:
-            lines.append(f"{word!r}: follows no flag")
+            lines.append(f"{shown(word)!r}: follows no flag")
     return lines
 
 
 def _unknown_flag(name, fields):
+    name = shown(name)
     if name in REMOVED:
         return f"--{name}: is no longer in this version, leave it out or use version {LAST_VERSION}"
     if owner := _owner(name):

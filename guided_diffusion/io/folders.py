@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.console import printable
 from ..runtime.errors import UserError
 from .files import is_found
+from .texts import shown
 
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|[A-Za-z][\w+.-]+://")  # how an absolute path of Windows or a URL begins
 PLACED = re.compile(r"^[/\\]|[:\0]")  # what a path from a folder to a file below it lacks
@@ -111,5 +111,5 @@ def check_listed(list_path, text, root):
     if not DRIVE.match(text) and "\0" not in text and is_inside(path, os.path.abspath(root)):
         return
     raise UserError(
-        f"{list_path}: names {printable(text)}, which is not below --data_dir; put the file, or a link to it, there"
+        f"{list_path}: names {shown(text)}, which is not below --data_dir; put the file, or a link to it, there"
     )

@@ -55,7 +55,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, part, leak and without_places(leak, *_places(config, dataset))),
+        _limits(summary, part, leak and without_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
         _citation(config),
     ]
@@ -76,7 +76,7 @@ def shown_checkpoint(manifest, results_dir=None):
     return ",".join(shown)
 
 
-def _places(config, dataset):
+def _places_of(config, dataset):
     """The folders that a warning about the data may name."""
     stored = config.get("data", {}).get("data_dir")
     return [stored or "", str(dataset.data_dir), str(Path(dataset.data_dir).resolve())]
@@ -85,10 +85,10 @@ def _places(config, dataset):
 def _card_title(manifest, summary):
     version = manifest.get("config", {}).get("model", {}).get("version")
     names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
-    return f"{names.get(version, 'segmentation')} for {_names(summary)}"
+    return f"{names.get(version, 'segmentation')} for {_class_names(summary)}"
 
 
-def _names(summary):
+def _class_names(summary):
     return ", ".join(map(markdown_text, summary["class_names"]))
 
 
@@ -107,7 +107,7 @@ def _data(config, manifest, dataset, part, summary):
     place = markdown_code(place_name(Path(dataset.data_dir).resolve()))
     lines.append(f"- Evaluated on {counted(cases, 'case')}{groups} of {name} from {place}: {PARTS[part]}.")
     raters = len(summary["raters"])
-    lines.append(f"- Classes: {_names(summary)}. Raters of each case: {max(raters, 1)}.")
+    lines.append(f"- Classes: {_class_names(summary)}. Raters of each case: {max(raters, 1)}.")
     return "\n".join(lines)
 
 

@@ -31,12 +31,6 @@ def quiet(silent):
     console().setLevel(logging.ERROR if silent else logging.INFO)
 
 
-def printable(text, most=200):
-    """The text for a line on the console: quoted where it holds control characters, shortened where it is long."""
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def counted(number, noun):
     """A number with its noun, as "1 case" or "2 cases"; the plural ends in s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
