@@ -7,6 +7,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
+from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
 from ..data.division import part_of
@@ -77,6 +78,9 @@ def fetch_predictions(folder):
     """A folder of predicted masks, on this machine. Raises `UserError` where it does not exist."""
     local = fetch_folder(folder, "folder of predicted masks")
     Predictions(local)  # refuses a missing folder, which --out_dir would create
+    listing = walk(local)
+    if line := outside_line(folder, listing.outside, len(listing.files)):
+        console().warning(line)
     return local
 
 
@@ -110,6 +114,8 @@ def find_truth(options, given, manifest):
         if not is_part:
             raise
         raise UserError(f"{error} ({note})") from None
+    if not options.data_dir:
+        console().info(f"truth: {data_dir}, which {manifest_file} names; --data_dir names another folder")
     if is_part:
         console().info(f"{data_dir}: {note}")
     return dataset

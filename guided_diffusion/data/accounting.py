@@ -143,14 +143,8 @@ class Account:
         return f"files beside the data that are not read: {', '.join(counts)}" if counts else ""
 
     def outside_line(self):
-        """A line on the used files that lie outside of the folder, to which links lead; "" without any."""
-        if not self.outside:
-            return ""
-        name, target = next(iter(self.outside.items()))
-        return (
-            f"{len(self.outside)} of {counted(len(self.used), 'file')} {'is' if len(self.outside) == 1 else 'are'} "
-            f"reached by links that lead out of {self.folder}, such as {name} -> {target}"
-        )
+        """`outside_line` of the used files."""
+        return outside_line(self.folder, self.outside, len(self.used))
 
     def warning(self):
         """The one line of training and sampling; "" if nothing that looks like data is left over."""
@@ -164,6 +158,21 @@ class Account:
             f"warning: {counted(number, 'file')} of {self.folder} {'is' if number == 1 else 'are'} not used ({why})"
             f"{failed}; python scripts/check_data.py names them"
         )
+
+
+def outside_line(folder, outside, number):
+    """A line on those of `number` files of a folder that lie outside of it, to which links lead; "" without any.
+
+    outside: see `Listing`.
+    """
+    if not outside:
+        return ""
+    name, target = next(iter(outside.items()))
+    are = "is" if len(outside) == 1 else "are"
+    return (
+        f"{len(outside)} of {counted(number, 'file')} {are} reached by links that lead out of {folder}, such as "
+        f"{name} -> {target}"
+    )
 
 
 def account(datasets):

@@ -1,5 +1,7 @@
 """Whether data fit a checkpoint: the same CT window and kind of image, and no case that it was trained on."""
 
+from pathlib import Path
+
 from ..config.options import NO_WINDOW
 from ..config.settings import HOLD_OUT_FLAGS, is_of_earlier_version
 from ..io.storage import cached
@@ -129,10 +131,12 @@ def leakage_warning(dataset, units, trained):
     trained: the checkpoint's "data_name", "data_dir" and hold-out options. Files are compared if one of the two folders
     holds the other or both are the same. Otherwise the data may have been moved or copied, and names are compared.
     """
-    if not trained.get("data_name") or not trained.get("data_dir"):
+    if not all(isinstance(trained.get(name), str) and trained[name] for name in ("data_name", "data_dir")):
         return None
     there, here = cached(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
     is_elsewhere = there != here and there not in here.parents and here not in there.parents
+    if there == Path(there.anchor) or Path.home().resolve().is_relative_to(there):  # too much to look through
+        return f"warning: which cases were trained on is unknown: the checkpoint names {there}, no folder of data"
     try:
         loader = _trained_loader(dataset, trained["data_name"])
         every = build_dataset(loader, there, image_size=1, split="train", named_by="the checkpoint").cases

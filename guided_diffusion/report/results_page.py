@@ -79,6 +79,8 @@ class Pictures:
     def __init__(self, folder, limit=None):
         self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
         self.in_memory, self.size, self.written = {}, 0, set()
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link, and pictures would be written where it leads; remove it")
 
     @property
     def is_embedded(self):

@@ -15,6 +15,8 @@ import guided_diffusion
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data.accounting import account
+from guided_diffusion.data.cases import group_cases
+from guided_diffusion.data.compatibility import leakage_warning
 from guided_diffusion.data.registry import build_dataset, find_loader, recognised
 from guided_diffusion.runtime.errors import NoCasesError, UserError
 
@@ -247,6 +249,29 @@ def test_files_that_links_put_outside_are_told_in_one_line(data, script, trained
     (data / "masks").symlink_to("../shared/masks")
     script("check_data", "--data_dir data --num_workers 0 --out_dir out")
     assert "5 of 8 files are reached by links that lead out of data" in capsys.readouterr().out
+
+
+def test_links_in_a_strangers_results(door, script, planted, pictures, capsys, tmp_path):
+    command, line = door("results", "FOLDER")
+    Path("kept").mkdir()
+    Path("kept/card.jpg").touch()
+    Path("results/masks/case1.png").symlink_to(pictures / "masks" / "case1.png")
+    Path("results/report_files").symlink_to("../kept")
+    script(command, line)
+    said = capsys.readouterr().out
+    assert "2 of 4 files are reached by links that lead out of results, such as masks/case1.png -> " in said
+    assert "warning: no report.html: results/report_files: is a link" in said
+    assert f"truth: {pictures}, which results/manifest.json names; --data_dir names another folder" in said
+    assert Path("kept/card.jpg").exists()
+
+
+def test_a_checkpoint_that_names_the_whole_disk_as_its_data(data):
+    dataset = build_dataset("FOLDER", data, 8)
+    units = group_cases(dataset.cases)
+    for place in ("/", str(Path.home())):
+        line = leakage_warning(dataset, units, {"data_name": "FOLDER", "data_dir": place})
+        assert "which cases were trained on is unknown" in line
+    assert leakage_warning(dataset, units, {"data_name": "FOLDER", "data_dir": 5}) is None
 
 
 # ---- what others see ---------------------------------------------------------------------------------------------
