@@ -109,10 +109,10 @@ def _gallery(pictures):
 
 def _embedded(path):
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             data = io.BytesIO()
             picture.convert("RGB").save(data, format="JPEG", quality=85, subsampling=0)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path.parent.name}/{path.name}: cannot be read ({type(error).__name__})") from error
     return data_uri(data.getvalue(), "jpeg")
 
