@@ -106,7 +106,7 @@ def test_a_loader_file_named_in_a_file_does_not_run(refusal, door, planted, name
 def test_in_no_spelling(refusal, door, planted, spelt, trained):
     Path("x").mkdir()
     Path("link.py").symlink_to("evil.py")
-    for name in ("sampling", "a checkpoint, resumed", "results", "the options of training"):
+    for name in ("results", "the options of evaluation"):
         assert SAFE in refusal(*door(name, spelt))
     with pytest.raises(UserError, match=f"run/{trained.name}: {SAFE} .* add data_name="):
         Segmenter.load(f"run/{trained.name}", **SEGMENTER)
@@ -116,8 +116,7 @@ def test_in_no_spelling(refusal, door, planted, spelt, trained):
     "stored", ["os:system", "evil", "evil:Polyps", "guided_diffusion.data.loaders.folder:FolderDataset", "evil.pyc:A"]
 )
 def test_a_stored_name_is_one_of_a_registered_loader(door, planted, refusal, stored):
-    for name in ("sampling", "a checkpoint, resumed", "results"):
-        assert f"names the loader {stored}, which is not installed here" in refusal(*door(name, stored))
+    assert f"names the loader {stored}, which is not installed here" in refusal(*door("results", stored))
 
 
 @pytest.mark.parametrize("stored", [None, 5, ["FOLDER"], {"a": 1}])
@@ -146,11 +145,14 @@ def test_with_another_loader_the_stranger_s_checkpoint_is_usable(script, door, p
 
 def test_every_call_of_the_registry_says_who_named_the_loader():
     """A call that leaves `named_by` out would run a loader that a stranger named, so only constants may do so."""
-    wrong = []
+    wrong, names_of_calls = [], ("build_dataset", "find_loader", "find_parts")
     for path in Path(guided_diffusion.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        if not any(f"{name}(" in text for name in names_of_calls):
+            continue
+        for node in ast.walk(ast.parse(text)):
             called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
-            if called not in ("build_dataset", "find_loader", "find_parts") or path.name == "registry.py":
+            if called not in names_of_calls or path.name == "registry.py":
                 continue
             names = {word.arg for word in node.keywords}
             first = ast.unparse(node.args[0])
@@ -208,9 +210,9 @@ def tangle(folder):
         (folder / one / "x").symlink_to(f"../{other}")
         (folder / one / "y").symlink_to(f"../{other}")
         (folder / one / "images").symlink_to("..")
-    for one in range(12):
+    for one in range(7):
         (folder / f"web{one}").mkdir()
-        for other in range(12):
+        for other in range(7):
             (folder / f"web{one}" / f"web{other}").symlink_to(f"../web{other}")
 
 

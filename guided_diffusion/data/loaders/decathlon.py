@@ -403,7 +403,7 @@ def _modalities(path, description):
 def _one_class(description):
     """The class name of masks without --classes: the only label's, or "foreground" for several labels."""
     names = _label_names(description)
-    return (names[0],) if len(names) == 1 else ("foreground",)
+    return (shown(names[0]),) if len(names) == 1 else ("foreground",)
 
 
 def _label_names(description):
