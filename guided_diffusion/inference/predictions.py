@@ -12,8 +12,8 @@ from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
 from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
 from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
-from ..io.texts import read_json
 from ..runtime.errors import UserError
+from .manifest import read_manifest
 from .results import soft_files
 
 
@@ -39,8 +39,7 @@ class Predictions:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
-        manifest = self.folder / "manifest.json"
-        recorded = read_json(manifest) if manifest.exists() else {}
+        recorded = read_manifest(self.folder)
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them

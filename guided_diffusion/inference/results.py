@@ -29,9 +29,9 @@ from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animat
 from ..io.files import atomic_path, remove_temporaries, write_json
 from ..io.images import write_label_png, write_png
 from ..io.nifti import write_nifti
-from ..io.texts import read_json
 from ..runtime.errors import UserError
 from .answer import PIXEL_MAPS
+from .manifest import read_manifest
 
 IDLE = 60  # seconds after which a temporary file is one of a killed run
 IMPLIED = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # by older manifests
@@ -59,7 +59,7 @@ class ResultsFolder:
     def _begin(self):
         path = self.out_dir / "manifest.json"
         if path.exists():
-            old = read_json(path)
+            old = read_manifest(self.out_dir)
             self._check_same(path, old)
             self.manifest |= {key: old[key] for key in ("seconds", "cases_sampled") if key in old}
         elif any(self.out_dir.glob("masks/*")) or any(self.out_dir.glob("*_seg.nii*")):
@@ -239,10 +239,14 @@ def _difference(key, before, now, old, new):
         before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
         return f"another checkpoint, {before}, now --model_path is {now}"
     if key in ("sampler", "timesteps"):
-        before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
+        before, now = (_steps_of(manifest.get("settings", {})) for manifest in (old, new))
         flags = "--diffusion_steps, --sampler, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many other steps'} (by {flags})"
     return f"--{key} {before}, now it is {now}"
+
+
+def _steps_of(settings):
+    return f"{len(settings.get('timesteps', ()))} steps of {settings.get('sampler', 'an unknown sampler')}"
 
 
 def _scaled(values, top, dtype):
