@@ -12,7 +12,7 @@ from ..io.texts import shown
 from ..runtime.console import console
 from ..runtime.errors import UserError
 from .config_file import is_record, read_config, split_record
-from .fields import LAST_VERSION, REMOVED, build, without_removed
+from .fields import LAST_VERSION, REMOVED, Given, build, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from .recipe import chosen_recipe, recipe_values
@@ -70,7 +70,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     A flag in two groups belongs to the first. example: a command for the help. saved: the groups whose values come
     from a checkpoint. common: the flags in `--help`, in order; empty: all.
 
-    Returns the instances, in the order of `groups`, and the set of names that the user set. Raises `UserError` that
+    Returns the instances, in the order of `groups`, and the names that the user set, a `Given`. Raises `UserError` that
     names all mistakes in one line.
     """
     fields = fields_of(groups)
@@ -95,11 +95,14 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
         problems.append(_needs_value("config"))
     if problems:
         raise UserError("; ".join(problems))
+    files = {}
     if path:
-        given = _from_file(path, groups, fields, given) | given
+        values, files = _from_file(path, groups, fields, given)
+        files = {name: file for name, file in files.items() if name not in given}
+        given = values | given
     values, given = _with_recipe(given, fields)
     later = groups if values.get("resume_checkpoint") else saved
-    return _instances(groups, values, later), given
+    return _instances(groups, values, later), Given(given, files)
 
 
 def options_from(groups, values):
@@ -245,25 +248,27 @@ def _synonym_of(word):
 
 
 def _from_file(path, groups, fields, written):
-    """The values of a `--config` file. written: the values on the command line.
+    """The values of a `--config` file, and {name: the file that has it}. written: the values on the command line.
 
     Commands other than training use a part of a run's record. One line names the rest; of several processes one
     prints it.
     """
-    ignored = []
+    ignored, files = [], {}
 
     def check(values, file):
         if TrainOptions not in groups and is_record(file):
             values, unused = split_record(values, fields, fields_of(TRAINING), with_data="data_dir" not in written)
             ignored.extend(unused)
-        return _checked(values, fields)
+        values = _checked(values, fields)
+        files.update(dict.fromkeys(values, str(file)))
+        return values
 
     values = read_config(Path(path), check)
     starts_processes = (values | written).get("multi_gpu")  # the first of them prints
     if ignored and os.environ.get("RANK", "0") == "0" and not starts_processes:
         names = ", ".join(ignored)
         console().info(f"--config {path}: holds a training run's settings; not used here: {names}")
-    return values
+    return values, files
 
 
 def _checked(values, fields):

@@ -78,6 +78,23 @@ def unused_flags(*groups):
     return unused
 
 
+class Given(frozenset):
+    """The names of the options that the user set. from_files: {name: the file of options} of those that no flag set."""
+
+    def __new__(cls, names=(), from_files=()):
+        given = super().__new__(cls, names)
+        given.from_files = dict(from_files)
+        return given
+
+
+def named_by(name, given, otherwise):
+    """Which file an option's value comes from, for messages; "" where the user wrote it in this very command or call.
+
+    given: from `command_line.parse`, or a set of names. otherwise: the file that has the value of an option not given.
+    """
+    return getattr(given, "from_files", {}).get(name, "" if name in given else otherwise)
+
+
 def check_variant(*groups, given=()):
     """Raise `UserError` for given flags without effect, and for a plain U-Net with flags of a diffusion.
 

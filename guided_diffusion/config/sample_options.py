@@ -203,6 +203,9 @@ class EvalOptions:
         maximum=1_000_000,
         why="a million megapixels are a terabyte",
     )
+    num_workers: int = option(
+        2, "processes that share the cases; 0: the main process evaluates them; figures do not depend on it", minimum=0
+    )
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
+import stat
 import time
 import unicodedata
 import zipfile
@@ -235,50 +237,111 @@ def _why_no_file(path):
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
+LONGEST_STEM = 180  # bytes of a file's name that its temporary repeats: names may have 255 in all
+TOKEN_DIGITS = 20
+# Until version 0.3.0 the number was the process's. Another program's hidden file may be named so: only suffixes count
+# that this program writes.
+OLD_TEMPORARY = re.compile(r"\..+\.\d{1,7}(|\.(pt|png|npz|npy|gif|jpg|jsonl?|yaml|csv|html|md|nii|nii\.gz))")
+
+
+def temporary_name(path):
+    """A new path beside `path`: hidden, with the same suffix, and with a random number that nobody can foresee."""
+    stem, suffix = split_suffix(path)
+    stem = stem.encode(errors="surrogateescape")[:LONGEST_STEM].decode(errors="ignore")
+    return Path(path).with_name(f".{stem}.{secrets.randbelow(10**TOKEN_DIGITS):0{TOKEN_DIGITS}d}{suffix}")
+
+
+def is_temporary(name):
+    """Whether a file of this name is a temporary of `atomic_path`, of this version or an earlier one."""
+    is_new = re.fullmatch(rf"\..*\.\d{{{TOKEN_DIGITS}}}", split_suffix(name)[0])
+    return bool(is_new or OLD_TEMPORARY.fullmatch(name))
+
+
 @contextmanager
 def atomic_path(path):
     """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it to `path`.
 
     After an error, or a kill at any moment, `path` is unchanged. The temporary file is hidden and has the same suffix,
-    which some writers depend on. The parent folder is made.
+    which some writers depend on. It is made here, exclusively and never through a link; a file that took its place
+    meanwhile is refused with `UserError`. The parent folder is made. A link at `path` is replaced, not followed.
     """
     path = Path(path)
-    stem, suffix = split_suffix(path)
-    temporary = path.with_name(f".{stem}.{os.getpid()}{suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, made = temporary_name(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _made_file(temporary)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush(temporary, made, path)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # a full disk names no file, and users do not know the temporary
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if made is not None:
+            with suppress(OSError):  # the error above says more than one of the cleaning
+                temporary.unlink(missing_ok=True)
+
+
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _made_file(path):
+    """Make an empty file that did not exist. Returns its (device, inode)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
+    try:
+        return _identity(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _flush(temporary, made, path):
+    """Flush the temporary file of `path` to disk. Raises `UserError` unless it is the one that was `made`."""
+    replaced = UserError(f"{path}: another program replaced its temporary file while it was written; run it again")
+    if not stat.S_ISREG(os.lstat(temporary).st_mode):  # a pipe would wait
+        raise replaced
+    descriptor = os.open(temporary, os.O_RDWR | NO_LINKS)
+    try:
+        if _identity(os.fstat(descriptor)) != made:
+            raise replaced
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(status):
+    return status.st_dev, status.st_ino
 
 
 def name_also(path, other):
     """Make `other` a hard link to `path`, or a copy where the disk has no links; whole or not at all."""
-    with atomic_path(other) as temporary:
-        try:
-            os.link(path, temporary)
-        except OSError:  # FAT, some network drives
+    temporary = temporary_name(other)
+    try:
+        os.link(path, temporary)  # exclusive by itself
+    except OSError:  # FAT, some network drives
+        with atomic_path(other) as temporary:
             shutil.copyfile(path, temporary)
+        return
+    try:
+        os.replace(temporary, other)
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays where `other` was the same file already
 
 
 def remove_temporaries(folder, idle=0):
-    """Remove the temporary files of `atomic_path` that a killed process left in a folder.
+    """Remove the temporary files of `atomic_path` that a killed process left in a folder; links are left alone.
 
     idle: seconds without a write after which a file is removed. Use it for a folder that other runs may be writing to,
-    perhaps on other machines; 0 removes the files of a run at work too.
+    perhaps on other machines; 0 removes the files of a run at work too. A file dated further than that in the future
+    is removed as well: a clock was wrong.
     """
     for path in Path(folder).glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
-            with suppress(OSError):  # renamed or removed by another run, or another user's
-                if not idle or time.time() - path.stat().st_mtime > idle:
-                    path.unlink()
+        if not is_temporary(path.name):
+            continue
+        with suppress(OSError):  # renamed or removed by another run, or another user's
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and (not idle or abs(time.time() - status.st_mtime) > idle):
+                path.unlink()
 
 
 def write_json(path, value):
@@ -307,9 +370,13 @@ def json_ready(value):
 def check_writable(folder, flag="--out_dir"):
     """Make the folder and write a byte to it. Raises `UserError` with the folder, the reason and the flag."""
     folder = Path(folder)
+    trial = temporary_name(folder / "writable")
     try:
-        with atomic_path(folder / ".writable") as temporary:
-            temporary.write_bytes(b"1")
-        (folder / ".writable").unlink(missing_ok=True)  # another run may have removed it
+        folder.mkdir(parents=True, exist_ok=True)
+        _made_file(trial)
+        try:
+            trial.write_bytes(b"1")
+        finally:
+            trial.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error

@@ -27,6 +27,7 @@ from helpers import refused
         ("--ema_rate 1", "every rate must be at least 0 and below 1"),
         ("--ema_rate 0.9,x", "--ema_rate 0.9,x: must be numbers"),
         ("--ema_rate ,", "--ema_rate ,: must be numbers"),
+        ("--ema_rate 0.9,0.90", "names a rate twice"),
         ("--max_steps 0", "--max_steps 0: must be above 0"),
         ("--save_interval 0", "--save_interval 0: must be above 0"),
         ("--schedule_sampler random", "must be one of uniform, loss-second-moment"),
