@@ -130,7 +130,7 @@ class Predictions:
     def _mask_path(self, name, is_volume):
         if self.is_ours:
             path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
-            return path if path.exists() else None
+            return path if os.path.exists(path) else None  # also where the name is too long for a file
         stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
         named = [path for stem in stems for path in self._files.get(stem, ())]
         if not named and self._near_keys[near_key(name)] < 2:
@@ -187,7 +187,7 @@ class Predictions:
 
     def _soft_map(self, name, what, is_volume, k):
         path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         values = self._read_values(name, path, is_volume) if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
