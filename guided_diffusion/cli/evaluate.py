@@ -18,10 +18,10 @@ from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_eval
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from ..inference.manifest import read_manifest
 from ..inference.predictions import Predictions
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
-from ..io.texts import read_json
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
@@ -65,8 +65,7 @@ def read_results(options):
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir = fetch_predictions(options.pred_dir)
-    path = pred_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_manifest(pred_dir)
     if options.split:
         manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
     if options.fit_temperature:
