@@ -16,6 +16,7 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
+from guided_diffusion.config.places import without_places
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
@@ -28,6 +29,8 @@ def content():
     options = ModelOptions(image_size=16, num_channels=8, channel_mult="1,2", num_res_blocks=1, class_cond=True)
     model = build_model(options, 3, 1, 2)
     averaged = {name: torch.rand_like(parameter) for name, parameter in model.named_parameters()}
+    first = next(iter(averaged.values()))
+    moments = {"step": torch.tensor(7.0), "exp_avg": first, "exp_avg_sq": first + 1}
     return Checkpoint(
         config={
             "data": {"data_name": "ISIC"},
@@ -43,8 +46,8 @@ def content():
         step=7,
         model=model.state_dict(),
         ema={"0.99": averaged, "0.5": {name: value + 1 for name, value in averaged.items()}},
-        optimizer={"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
-        timestep_sampler={"counts": torch.arange(3)},
+        optimizer={"state": {0: moments}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        timestep_sampler={"losses": torch.zeros(10, 10), "counts": torch.arange(10)},
     )
 
 
@@ -61,7 +64,8 @@ def equal(one, other):
 def test_round_trip(content, tmp_path):
     content.config["train"] = dataclasses.asdict(TrainOptions())
     save_checkpoint(content, tmp_path / "a" / "m.pt")
-    loaded = load_checkpoint(tmp_path / "a" / "m.pt")
+    loaded = load_checkpoint(tmp_path / "a" / "m.pt", to_train=True)
+    content.config = without_places(content.config)
     for item in dataclasses.fields(Checkpoint):
         assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]
@@ -142,11 +146,19 @@ def test_what_shaped_the_training_alone_is_refused_to_those_who_train_on(content
             load_checkpoint(one, to_train=True)
 
 
+GONE_WITH = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1}
+
+
 def older_than_condition_labels(content, path, **model):
     """A checkpoint of a version that showed labels to the diffusion alone, without an option for it."""
     content.config["model"] |= IDLE["model"] | model
     del content.config["model"]["condition_labels"]
-    del content.model["condition_model.label_embedding.weight"]
+    network = build_model(ModelOptions(**{**GONE_WITH, **model}), 3, 1, 2)
+    content.model = network.state_dict()
+    content.model.pop("condition_model.label_embedding.weight", None)
+    content.ema = {"0.99": dict(network.named_parameters())}
+    for name, weights in content.ema["0.99"].items():
+        content.ema["0.99"][name] = weights.detach()
     save_checkpoint(content, path)
     return path
 
@@ -223,6 +235,11 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
         (tmp_path / name).write_bytes(data)
         assert refused(tmp_path / name, remedy="remove it").endswith("; remove it")
     assert refused(tmp_path / "empty") == f"{tmp_path / 'empty'}: is empty; copy it again or train anew"
+    (tmp_path / "model000003.pt").touch()
+    (tmp_path / "model000002.pt").touch()
+    assert refused(tmp_path / "model000003.pt").endswith(
+        "copy it again, or use the checkpoint before it, model000002.pt"
+    )
 
 
 def test_foreign_torch_files(tmp_path, content):

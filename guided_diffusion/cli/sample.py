@@ -10,8 +10,10 @@ import torch
 
 from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
+from ..config.config_file import record_beside
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from ..config.places import folders_around, with_places
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.accounting import warn_of_left_over
@@ -100,6 +102,8 @@ def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
     checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
+    asked = next(part for part in options if isinstance(part, DataOptions)).data_dir
+    checkpoint.config = with_places(checkpoint.config, record_beside(path), folders_around(asked))
     settings = settle(options, given, checkpoint.saved(path))
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)

@@ -64,6 +64,12 @@ def is_same_folder(here, there):
     return Path(here).resolve() == Path(there).resolve()
 
 
+def folder_digest(folder):
+    """SHA-256, in hexadecimal, of a folder's path, which `is_same_folder` as another has too: it names no folder."""
+    path = str(folder).rstrip("/") if is_remote(folder) else str(Path(folder).resolve())
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()
+
+
 def check_path(flag, path):
     """Raise `UserError` for a remote path without bucket (gs://) or container (az://), or with `..`."""
     parts = str(path)[len(SCHEMES[0]) :].rstrip("/").split("/")

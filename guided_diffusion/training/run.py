@@ -1,10 +1,12 @@
 """A training run before it starts: its settings, data and the checkpoint that it continues, all checked."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from ..config.config_file import run_values
-from ..config.options import NO_WINDOW
+from ..checkpoint import BEST, Checkpoint, load_checkpoint, newest_name, step_of
+from ..config.config_file import record_beside, run_values
+from ..config.options import NO_WINDOW, DataOptions
+from ..config.places import with_places
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
@@ -13,7 +15,16 @@ from ..data.registry import AUTO, build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
 from ..io.pictures import allow_megapixels
-from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder, on_this_machine
+from ..io.storage import (
+    WorkFolder,
+    absolute,
+    fetch_file,
+    fetch_folder,
+    folder_and_name,
+    is_remote,
+    is_same_folder,
+    on_this_machine,
+)
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
@@ -110,6 +121,9 @@ def prepare_run(options, given, processes):
     asked = next(part for part in options if isinstance(part, TrainOptions))
     folder = begun_folder(asked.out_dir, processes)
     start = find_start(asked, folder, processes)
+    if start is not None:
+        data = next(part for part in options if isinstance(part, DataOptions))
+        start.config = recalled(start.config, asked, data, given, folder)
     saved = None if start is None else start.saved("to go on from")
     settings = settle(options, given, saved)
     allow_megapixels(settings.data.max_megapixels)
@@ -294,6 +308,31 @@ def find_start(train, folder, processes):
     return None
 
 
+def recalled(config, train, data, given, folder):
+    """The config of the checkpoint to continue with the folders that it leaves out: see `places.with_places`.
+
+    They come from the config.yaml beside it, and data_dir also from the flag. train, data: the options as parsed. The
+    run goes on in the checkpoint's folder. Raises `UserError` for a folder that is needed and unknown.
+    """
+    path = folder.shown(BEST) if train.resume_checkpoint == "auto" else train.resume_checkpoint
+    record = record_beside(folder.path / BEST if train.resume_checkpoint == "auto" else path)
+    config = with_places(config, record, [data.data_dir])
+    if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
+        raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
+    if "out_dir" in given or "out_dir" in config["train"]:
+        return config
+    if train.resume_checkpoint == "auto":
+        out_dir = train.out_dir
+    elif record:
+        out_dir = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+    else:
+        raise UserError(
+            f"--out_dir: is needed; the checkpoint names no folder, and no config.yaml lies beside {path}, from which "
+            "the run would go on in its own"
+        )
+    return config | {"train": config["train"] | {"out_dir": out_dir}}
+
+
 def newest_of(folder, processes):
     """The name of the newest checkpoint in a `WorkFolder`, or None; the same in every process."""
     return processes.from_first(lambda: newest_name(folder.names()))
@@ -329,11 +368,12 @@ def check_hold_out(data, config):
     was, wanted = hold_out_of(before), hold_out_of(now)
     if wanted in (None, was):
         return None
-    if not is_same_folder(data.data_dir, before["data_dir"]):
+    if not before.get("data_dir") or not is_same_folder(data.data_dir, before["data_dir"]):
         if was is None:
             return None
         return (
-            f"warning: {wanted.flags} divides {data.data_dir} otherwise than the run divided {before['data_dir']}; "
+            f"warning: {wanted.flags} divides {data.data_dir} otherwise than the run divided "
+            f"{before.get('data_dir') or 'its data'}; "
             "if these are the same data, it has learned from cases that now count as unseen"
         )
     name = next(name for name in HOLD_OUT_FLAGS if now[name] != before.get(name, type(now[name])()))
