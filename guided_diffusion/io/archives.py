@@ -28,7 +28,7 @@ class DamagedArchive(Exception):
 
 
 @dataclass(frozen=True)
-class Record:
+class ArchiveRecord:
     """A record of an archive: `size` bytes of the file from `start` on, with this CRC-32."""
 
     name: str
@@ -38,7 +38,7 @@ class Record:
 
 
 def check_records(path, largest=None):
-    """Compare every record of an archive with its CRC-32. Returns the `Record`s in the order of their places.
+    """Compare every record of an archive with its CRC-32. Returns the `ArchiveRecord`s in the order of their places.
 
     largest: {the last part of a record's name: its largest size in bytes}. Raises `DamagedArchive` for a wrong sum and
     for records that are compressed, overlap, lie beyond the file or share a name; OSError for an unreadable file.
@@ -77,7 +77,7 @@ def _directory(file):
 
 
 def _record(data, entry):
-    """The `Record` of a directory's entry; its bytes begin where the header that stands before them says."""
+    """The `ArchiveRecord` of a directory's entry; its bytes begin where the header that stands before them says."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise DamagedArchive("is compressed", entry.filename)
     try:
@@ -88,7 +88,7 @@ def _record(data, entry):
     name = bytes(data[low : low + name_length]).decode(errors="replace")
     if signature != b"PK\3\4" or name != entry.orig_filename:
         raise DamagedArchive("has another header than the directory says", entry.filename)
-    return Record(entry.filename, low + name_length + more, entry.file_size, entry.CRC)
+    return ArchiveRecord(entry.filename, low + name_length + more, entry.file_size, entry.CRC)
 
 
 def _check_places(records, length, largest):

@@ -348,7 +348,7 @@ def _made_file(path):
     """Make an empty file that did not exist. Returns its (device, inode)."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
     try:
-        return _identity(os.fstat(descriptor))
+        return _file_identity(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
@@ -360,14 +360,14 @@ def _flush(temporary, made, path):
         raise replaced
     descriptor = os.open(temporary, os.O_RDWR | NO_LINKS)
     try:
-        if _identity(os.fstat(descriptor)) != made:
+        if _file_identity(os.fstat(descriptor)) != made:
             raise replaced
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _identity(status):
+def _file_identity(status):
     return status.st_dev, status.st_ino
 
 

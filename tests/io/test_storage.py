@@ -299,7 +299,7 @@ def test_training_data_in_a_store(script, blobs, pictures, tmp_path, capsys):
     train_remotely(script, "gs://bucket/data/Train", "--max_steps 1", out=tmp_path / "run")
     assert "--data_dir gs://bucket/data/Test" in capsys.readouterr().out
     checkpoint = tmp_path / "run" / "model000001.pt"
-    assert load_checkpoint(checkpoint).config["data"]["data_dir"] == "gs://bucket/data/Train"
+    assert load_checkpoint(checkpoint).config["digests"]["data_dir"] == folder_digest("gs://bucket/data/Train/")
     shutil.rmtree(tmp_path / "cache")
     resume = ["--out_dir", tmp_path / "run", TINY, "--max_steps 2 --resume_checkpoint auto"]
     script("segmentation_train", resume)
