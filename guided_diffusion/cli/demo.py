@@ -13,9 +13,11 @@ import numpy as np
 from ..checkpoint import newest_checkpoint
 from ..config.command_line import parse
 from ..config.fields import option
+from ..config.options import MAX_SEED, SEED_REASON
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
-from ..io.files import check_writable, read_json, write_json
+from ..io.files import check_writable, write_json
+from ..io.texts import read_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
 from ..training.hints import SCRIPTS
@@ -33,13 +35,21 @@ class DemoOptions:
     """The demo."""
 
     out_dir: str = option(
-        "./demo/", "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue"
+        "./demo/",
+        "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue",
+        path=True,
     )
     data: str = option("both", "which phantoms to run", choices=("ISIC", "BRATS", "both"))
     speed: float = option(
-        1.0, "multiplies the training steps and their time limit; 0.1 gives a quick, poor run", above=0
+        1.0,
+        "multiplies the training steps and their time limit; 0.1 gives a quick, poor run",
+        above=0,
+        maximum=1000,
+        why="the demo then takes four days",
     )
-    seed: int = option(0, "seed of the phantoms, the training and the sampling", minimum=0)
+    seed: int = option(
+        0, "seed of the phantoms, the training and the sampling", minimum=0, maximum=MAX_SEED, why=SEED_REASON
+    )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and uncertainty, case by case."""
 
+import sys
+
 from tqdm import tqdm
 
 from ..config.command_line import parse
+from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
@@ -15,28 +18,29 @@ from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
 from ..inference.predictions import Predictions
-from ..io.files import read_json
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
+from ..io.texts import read_json
 from ..report.model_card import write_card
 from ..report.results_page import try_report
-from ..runtime.console import console
+from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, run_script
 
 EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
 
 
 def main(argv=None):
-    """Evaluate a folder of predictions: print the tables, write the files."""
+    """Evaluate a folder of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
+    could not be evaluated."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     pred_dir, manifest = read_results(options)
     other_dir = fetch_predictions(options.compare) if options.compare else None
-    dataset = find_truth(options, manifest)
+    dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
     out = open_output(options)
     leak = warn_about_data(dataset, manifest)
-    evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings)
-    compared = compare_with(other_dir, evaluation, dataset) if other_dir else None
+    evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings, num_workers=options.num_workers)
+    compared = compare_with(other_dir, evaluation, dataset, options.num_workers) if other_dir else None
     summary = write_evaluation(evaluation, out.path, compared)
     print_tables(summary, compared, options)
     pages = write_pages(options, out, pred_dir, dataset, summary, manifest, leak)
@@ -46,6 +50,7 @@ def main(argv=None):
     out.finish()
     written = ["metrics.csv", "summary.json", "curves.json", *pages]
     console().info(f"written: {', '.join(out.shown(name) for name in written)}")
+    return report_failed(evaluation)
 
 
 # ---- what is evaluated -------------------------------------------------------------------------------------------
@@ -75,8 +80,8 @@ def fetch_predictions(folder):
     return local
 
 
-def find_truth(options, manifest):
-    """The data set with the truth, named by the flags or else by the manifest.
+def find_truth(options, given, manifest):
+    """The data set with the truth, named by the flags or else by the manifest. given: see `command_line.parse`.
 
     The recorded split and hold-out also apply where --data_dir names another folder, which may be the same data after
     a move: a hold-out depends on the names of cases only.
@@ -92,13 +97,15 @@ def find_truth(options, manifest):
         )
     split, hold_out = recorded.get("split", "test"), hold_out_of(recorded)
     classes = options.classes or recorded.get("classes", "")
+    manifest_file = f"{options.pred_dir.rstrip('/')}/manifest.json"
+    origin = named_by("data_name", given, manifest_file) if options.data_name else manifest_file
     chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
     sampled_dir = recorded.get("data_dir")
     is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")
     note = f"its {split} cases are scored, as in {sampled_dir} when sampling; --split names others, as --split all"
     try:
-        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, **chosen)
+        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, named_by=origin, **chosen)
     except UserError as error:
         if not is_part:
             raise
@@ -139,11 +146,12 @@ def warn_about_data(dataset, manifest):
     return leak
 
 
-def compare_with(other_dir, evaluation, dataset):
+def compare_with(other_dir, evaluation, dataset, num_workers):
     """The comparison with another run's predictions, evaluated by the same rules."""
     rules = evaluation.settings
     settings = EvaluationSettings(rules.tolerances, rules.lesion_iou, rules.group_key)
-    return compare_runs(evaluation, evaluate_cases(other_dir, dataset, progress_bar, settings=settings))
+    others = evaluate_cases(other_dir, dataset, progress_bar, settings=settings, num_workers=num_workers)
+    return compare_runs(evaluation, others)
 
 
 def progress_bar(units):
@@ -176,6 +184,20 @@ def write_pages(options, out, pred_dir, dataset, summary, manifest, leak):
     card = write_card(out.path, summary, manifest, dataset, part_of(dataset), leak) if options.card else None
     report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
     return [path.name for path in (card, report) if path]
+
+
+def report_failed(evaluation):
+    """Print the number and the names of the cases that could not be evaluated; returns the exit status."""
+    failed = list(evaluation.failed)
+    if not failed:
+        return 0
+    total = len({row["name"] for row in evaluation.rows}) + evaluation.missing + evaluation.without_truth + len(failed)
+    print(
+        f"error: {len(failed)} of {counted(total, 'case')} could not be evaluated: {listed(failed)}; the first: "
+        f"{evaluation.failed[failed[0]]}; the other cases are in the tables",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":

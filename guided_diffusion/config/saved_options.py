@@ -2,14 +2,15 @@
 
 import math
 
+from ..io.texts import shown
 from ..runtime.errors import UserError
-from .command_line import check_value, fields_of
+from .command_line import fields_of
 from .fields import REMOVED, build
 from .options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from .train_options import TrainOptions
+from .values import check_value, is_path
 
 SAVED_GROUPS = {"data": DataOptions, "model": ModelOptions, "diffusion": DiffusionOptions, "train": TrainOptions}
-SHOWN = 80  # letters of a value in a message
 
 
 class UnknownOptionError(UserError):
@@ -28,30 +29,22 @@ def check_saved_options(config):
     _check_group(config.get("device", {}), DeviceOptions)
     temperature = config.get("calibration", {}).get("temperature", 1.0)
     if type(temperature) not in (int, float) or not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(f"temperature {_shown(temperature)}: must be a number above 0")
+        raise UserError(f"temperature {shown(temperature)}: must be a number above 0")
 
 
 def _check_group(values, group):
     fields = fields_of([group])
     values = {name: value for name, value in values.items() if name not in REMOVED}  # see `fields.without_removed`
-    for name, value in values.items():
+    for name in values:
         if name not in fields:
-            raise UnknownOptionError(_shown(name))
-        kind = fields[name].type
-        fits = type(value) is kind or (kind is float and type(value) is int)
-        if not fits:
-            wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[kind]
-            raise UserError(f"{name} {_shown(value)}: must be {wanted}")
+            raise UnknownOptionError(shown(name))
     try:
         for name, value in values.items():
-            check_value(fields[name], value, _shown(value))
+            if not is_path(fields[name]):
+                check_value(fields[name], value)
+            elif not isinstance(value, str):  # a path of an older checkpoint may be of another machine
+                raise UserError(f"{name} {shown(value)}: must be text")
         # Both names mean the objective, and only the other one is read.
         build(group, {name: value for name, value in values.items() if name != "predict_xstart"}, whole=False)
     except UserError as error:
         raise UserError(str(error).removeprefix("--")) from None
-
-
-def _shown(value):
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(letter if letter.isprintable() else "?" for letter in text[: SHOWN + 1])
-    return text[:SHOWN] + "..." if len(text) > SHOWN else text

@@ -361,7 +361,8 @@ class SegmentationDataset(Dataset):
         """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
         dataset = cls.__new__(cls)
         values = kept.get("class_values", ())
-        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
+        own = {name: value for name, value in kept.items() if name in cls.kept}  # a stranger's may name methods
+        vars(dataset).update(own, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
         return dataset
 
     # ---- which cases and which classes -------------------------------------------------------------------------

@@ -82,6 +82,11 @@ class VolumeReader:
             for index in range(depth)
         ]
 
+    def forget(self):
+        """Free the decoded volumes in memory. A loop over whole volumes calls it after each of them, so that its memory
+        does not grow with their number."""
+        self._cache = VolumeCache(self.cache_bytes)
+
     def check_readable(self):
         """Raise `UserError` with the first of the `unreadable` volumes and their number."""
         if self.unreadable:

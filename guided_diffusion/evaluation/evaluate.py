@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from ..data.accounting import unread_kinds
+from ..data.batches import single_items
 from ..data.cases import check_volumes, group_cases
 from ..data.inspection import misplaced_file
 from ..data.splits import group_of
@@ -19,7 +21,7 @@ from ..inference.ensemble import staple
 from ..inference.predictions import Predictions
 from ..io.files import atomic_path, write_json
 from ..runtime.console import console, counted, listed
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, reason_of
 from .calibration import ReliabilityTable, boundary_band
 from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_sets, mean_over_pairs, pair_dice, shared_pixels
 from .ensemble_size import dice_by_size
@@ -65,7 +67,8 @@ class Evaluation:
     sizes: {case: float64 [E, K]} of cases with members, where requested; see `ensemble_size.dice_by_size`.
     levels: where requested, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
     raters: the names of all raters, see `truth.rater_names`.
-    missing, without_truth: the number of cases left out. unmatched: the number of mask files that belong to no case.
+    missing, without_truth: the number of cases left out. failed: {case: why it could not be read or compared}.
+    unmatched: the number of mask files that belong to no case.
     """
 
     class_names: tuple[str, ...]
@@ -80,6 +83,7 @@ class Evaluation:
     levels: dict = field(default_factory=dict)
     missing: int = 0
     without_truth: int = 0
+    failed: dict = field(default_factory=dict)
     unmatched: int = 0
 
     def add(self, row, tables, members, levels):
@@ -89,21 +93,40 @@ class Evaluation:
         add_tables(self.tables.setdefault(row["class"], {}), tables)
         add_tables(self.levels, levels)
 
+    def blank(self):
+        """An `Evaluation` by the same rules without any case."""
+        return Evaluation(self.class_names, self.settings, self.distance_unit, self.volume_unit, self.raters)
 
-def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None):
+    def join(self, other):
+        """Add the cases of another `Evaluation` by the same rules after those of this one."""
+        self.rows += other.rows
+        for name, members in other.members.items():
+            self.members.setdefault(name, []).extend(members)
+        for name, tables in other.tables.items():
+            add_tables(self.tables.setdefault(name, {}), tables)
+        add_tables(self.levels, other.levels)
+        self.sizes |= other.sizes
+        self.failed |= other.failed
+        self.missing += other.missing
+        self.without_truth += other.without_truth
+
+
+def evaluate(pred_dir, dataset, out_dir=None, progress=None, read_raters=raters_of, settings=None, num_workers=0):
     """Evaluate the predictions below `pred_dir`, write the tables to `out_dir` (default: `pred_dir`).
 
     Arguments and errors are those of `evaluate_cases`. Returns the summary, see `summary.summary_of`.
     """
-    evaluation = evaluate_cases(pred_dir, dataset, progress, read_raters, settings)
+    evaluation = evaluate_cases(pred_dir, dataset, progress, read_raters, settings, num_workers)
     return write_evaluation(evaluation, out_dir or pred_dir)
 
 
-def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, settings=None):
+def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, settings=None, num_workers=0):
     """The `Evaluation` of the predictions below `pred_dir`.
 
     progress: wraps the list of cases, such as tqdm. read_raters: replaces `raters_of`. settings: an
-    `EvaluationSettings`. Raises `UserError` where no prediction has a truth, and for volumes mixed with single slices.
+    `EvaluationSettings`. num_workers: processes that share the cases; the result does not depend on it.
+    A case that cannot be read or compared is reported, and is one of `Evaluation.failed`. Raises `UserError` where no
+    prediction has a truth or can be compared with it, and for volumes mixed with single slices.
     """
     units = group_cases(dataset.cases)
     predictions = predictions_of(pred_dir, dataset, units)
@@ -119,14 +142,12 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         raters=rater_names(dataset.cases),
     )
     misplaced = []
-    for unit in progress(units) if progress else units:
-        if predictions.mask(unit.name, unit.is_volume) is None:
-            evaluation.missing += 1
-        elif read_raters(dataset, unit.cases) is None:
-            evaluation.without_truth += 1
-        else:
-            _evaluate_case(evaluation, dataset, unit, predictions, read_raters)
-            misplaced += [misplaced_file(unit.cases[0])] if unit.is_volume else []
+    items = EvaluatedCases(evaluation.blank(), dataset, units, predictions, read_raters)
+    results = single_items(items, shared_workers(units, num_workers))
+    for _, case in zip(progress(units) if progress else units, results, strict=True):
+        evaluation.join(case.evaluation)
+        predictions.add_notes(case.notes)
+        misplaced.append(case.misplaced)
     if any(misplaced):
         number, first = sum(map(bool, misplaced)), next(filter(None, misplaced))
         console().warning(
@@ -153,6 +174,11 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         )
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)
+    if not evaluation.rows and evaluation.failed:
+        number, first = len(evaluation.failed), next(iter(evaluation.failed.values()))
+        raise UserError(first if number == 1 else f"none of {number} cases could be evaluated; the first: {first}")
+    for name, why in list(evaluation.failed.items())[:SHOWN_FAILURES]:
+        console().warning(f"warning: {name}: is left out: {why}")
     if not evaluation.rows:
         example = f"; {unmatched[0].name} is not named like any case" if unmatched else unread_kinds(pred_dir)
         raise UserError(
@@ -160,6 +186,59 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"
         )
     return evaluation
+
+
+SHOWN_FAILURES = 20  # cases whose errors are printed; the others are counted
+PICTURES_A_WORKER = 16  # fewer are evaluated sooner than another process has started
+
+
+def shared_workers(units, num_workers):
+    """The number of processes that share these `cases.Unit`s, at most `num_workers`; 0: this process does them all."""
+    each = 1 if any(unit.is_volume for unit in units) else PICTURES_A_WORKER
+    workers = min(num_workers, len(units) // each)
+    return workers if workers > 1 else 0
+
+
+@dataclass
+class EvaluatedCase:
+    """The `Evaluation` of one case, `inspection.misplaced_file` of a volume, and `Predictions.take_notes`."""
+
+    evaluation: Evaluation
+    misplaced: str
+    notes: tuple
+
+
+class EvaluatedCases(Dataset):
+    """The `EvaluatedCase` of each of `units`, item by item, so that several processes can share them."""
+
+    def __init__(self, blank, dataset, units, predictions, read_raters):
+        self.blank, self.dataset, self.units = blank, dataset, units
+        self.predictions, self.read_raters = predictions, read_raters
+
+    def __len__(self):
+        return len(self.units)
+
+    def load_shared(self):
+        """See `SegmentationDataset.preload`."""
+        self.dataset.load_shared()
+
+    def __getitem__(self, index):
+        unit, found, misplaced = self.units[index], self.blank.blank(), ""
+        try:
+            if self.predictions.mask(unit.name, unit.is_volume) is None:
+                found.missing = 1
+            elif self.read_raters(self.dataset, unit.cases) is None:
+                found.without_truth = 1
+            else:
+                _evaluate_case(found, self.dataset, unit, self.predictions, self.read_raters)
+                misplaced = misplaced_file(unit.cases[0]) if unit.is_volume else ""
+        except (UserError, OSError) as error:
+            found = self.blank.blank()
+            found.failed[unit.name] = reason_of(error)
+        finally:
+            if unit.is_volume and self.dataset.volumes is not None:
+                self.dataset.volumes.forget()
+        return EvaluatedCase(found, misplaced, self.predictions.take_notes())
 
 
 def predictions_of(pred_dir, dataset, units):

@@ -22,7 +22,11 @@ DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
 MEMBER_FIGURES = ("staple_sensitivity", "staple_specificity", "dice")
 EMPTY_LABELS = {"both": "both masks empty", "prediction": "prediction empty", "truth": "truth empty"}
-LEFT_OUT = {"missing": "without a prediction", "without_truth": "without truth"}  # cases
+LEFT_OUT = {  # cases
+    "missing": "without a prediction",
+    "without_truth": "without truth",
+    "failed": "that could not be read or compared",
+}
 DEFINITIONS = "docs/evaluation.md"  # of every figure
 
 
@@ -44,7 +48,7 @@ def summary_of(evaluation):
         rater_names    the raters, by number where the data do not name them
         class_names, hd95_unit, volume_unit, nsd_tolerances, lesion_iou
         groups         the number of groups, None where no case has one
-        missing, without_truth, unmatched_files   counts of cases and files left out
+        missing, without_truth, failed, unmatched_files   counts of cases and files left out
 
     With several classes, "classes" holds the first eight entries of each class by name. At the top level a case's
     figure is then its mean over classes; figures over all pixels are means over the classes, and empty masks are added
@@ -69,6 +73,7 @@ def summary_of(evaluation):
         "lesion_iou": evaluation.settings.lesion_iou,
         "missing": evaluation.missing,
         "without_truth": evaluation.without_truth,
+        "failed": len(evaluation.failed),
         "unmatched_files": evaluation.unmatched,
     }
 

@@ -1,6 +1,7 @@
 """Predictions read from a results folder, or from any folder of masks."""
 
-import glob
+import os
+import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,25 @@ import numpy as np
 
 from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
-from ..io.files import read_json, split_suffix
+from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
 from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
+from ..io.texts import read_json
 from ..runtime.errors import UserError
 from .results import soft_files
+
+PICTURE_MEMBER = re.compile(r"(.+)_[0-9]{2,}\.png", re.DOTALL)
+VOLUME_MEMBER = re.compile(r"(.+)_sample_[0-9]{2,}\.nii\.gz", re.DOTALL)
+
+
+def _by_case(folder, pattern):
+    """{case: the sorted paths of its members} of a folder, from one listing; {} where there is no folder."""
+    found = {}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        match = pattern.fullmatch(name)
+        if match:
+            found.setdefault(match[1], []).append(folder / name)
+    return found
 
 
 class Predictions:
@@ -44,6 +59,21 @@ class Predictions:
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
         self.used, self.elsewhere, self.assumed, self.unknown = set(), {}, {}, {}
+
+    def take_notes(self):
+        """(used, elsewhere, assumed, unknown) since the last call, for `add_notes` of the same folder's `Predictions`
+        in another process."""
+        notes = (self.used, self.elsewhere, self.assumed, self.unknown)
+        self.used, self.elsewhere, self.assumed, self.unknown = set(), {}, {}, {}
+        return notes
+
+    def add_notes(self, notes):
+        """Add what `take_notes` returned; the first text on a case or value stays."""
+        used, *texts = notes
+        self.used |= used
+        for own, new in zip((self.elsewhere, self.assumed, self.unknown), texts, strict=True):
+            for key, text in new.items():
+                own.setdefault(key, text)
 
     def mask(self, name, is_volume, k=0):
         """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
@@ -132,14 +162,16 @@ class Predictions:
 
     def members(self, name, is_volume, k=0):
         """The members' masks of a class, a list of bool arrays; empty if none were saved."""
-        if is_volume:
-            paths = sorted(self.folder.glob(f"{glob.escape(name)}_sample_[0-9][0-9]*.nii.gz"))
-            number = slice(len(f"{name}_sample_"), -len(".nii.gz"))
-            paths = [path for path in paths if path.name[number].isdigit()]
-        else:
-            paths = sorted((self.folder / "samples").glob(f"{glob.escape(name)}_[0-9][0-9]*.png"))
-            paths = [path for path in paths if path.stem[len(name) + 1 :].isdigit()]
+        paths = (self._volume_members if is_volume else self._picture_members).get(name, ())
         return [self._read_mask(name, path, is_volume, k) for path in paths]
+
+    @cached_property
+    def _picture_members(self):
+        return _by_case(self.folder / "samples", PICTURE_MEMBER)
+
+    @cached_property
+    def _volume_members(self):
+        return _by_case(self.folder, VOLUME_MEMBER)
 
     def probability(self, name, is_volume, k=0):
         """A class's probability, float32 in [0, 1], or None if it was not saved."""

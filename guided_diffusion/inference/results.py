@@ -26,9 +26,10 @@ import numpy as np
 from ..config.fields import without_removed
 from ..data.classes import BINARY
 from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
-from ..io.files import atomic_path, read_json, remove_temporaries, write_json
+from ..io.files import atomic_path, remove_temporaries, write_json
 from ..io.images import write_label_png, write_png
 from ..io.nifti import write_nifti
+from ..io.texts import read_json
 from ..runtime.errors import UserError
 from .answer import PIXEL_MAPS
 

@@ -1,6 +1,5 @@
-"""Tables, NumPy archives and file names: a damaged file gives one line, and a write is whole or not at all."""
+"""NumPy archives, writing and file names: a damaged file gives one line, and a write is whole or not at all."""
 
-import csv
 import json
 import math
 import os
@@ -233,63 +232,6 @@ def _why_no_file(path):
         remedy = "fetch it with git annex get" if "/annex/objects/" in target else "copy the file, not the link"
         return f"is a link to {target}, which is not there; {remedy}"
     return "is a folder, not a file" if Path(path).is_dir() else "no such file"
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------
-
-
-def read_json(path):
-    """Read a JSON file. Raises `UserError` with the line if it is not valid."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
-
-
-def read_json_lines(path):
-    """The values of a file with one JSON text per line, in order; [] if the file does not exist.
-
-    An incomplete line, such as the last line of a killed run, is skipped.
-    """
-    values = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
-        with suppress(json.JSONDecodeError):
-            values.append(json.loads(line))
-    return values
-
-
-def read_yaml(path):
-    """Read a YAML file. Raises `UserError` with line and column, as far as PyYAML knows them, if it is not valid."""
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        reason = f"{place}{error.problem or error.context}"
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
-        reason = f"line {line}, column {column}: character U+{error.character:04X} is not allowed"
-    except ValueError as error:  # such as the date 2020-13-01
-        reason = str(error)
-    raise UserError(f"{path}: is no valid YAML ({reason}); correct it")
-
-
-def read_csv(path):
-    """Read a CSV file as a list of (line number, list of stripped fields), without empty lines."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no valid CSV file in UTF-8 ({error}); correct it") from error
-    return [(number, fields) for number, fields in rows if any(fields)]
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

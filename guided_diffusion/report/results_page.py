@@ -16,7 +16,8 @@ from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..inference.plan import describe_members
 from ..io.drawing import class_colour
-from ..io.files import atomic_path, read_json
+from ..io.files import atomic_path
+from ..io.texts import read_json
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .case_pictures import slices_of

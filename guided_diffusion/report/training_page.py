@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..io.files import read_json_lines
+from ..io.texts import read_json_lines
 from ..runtime.errors import UserError
 from .charts import Chart, rounded
 from .page import data_uri, figure, header, write_page

@@ -5,7 +5,8 @@ import math
 import threading
 from pathlib import Path
 
-from ..io.files import atomic_path, read_json_lines
+from ..io.files import atomic_path
+from ..io.texts import read_json_lines
 
 
 class RunLog:

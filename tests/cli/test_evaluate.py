@@ -152,3 +152,10 @@ def test_columns_never_touch_and_stay_aligned(script, far_off, capsys):
         ends = {tuple(cell.end() for cell in re.finditer(r"\S+( \S+)*", line))[-columns + 1 :] for line in table}
         assert len(ends) == 1 and len(ends.pop()) == columns - 1, table
     assert re.search(r"  \d{4}\.\d{4}  \[\d{3,4}\.\d{4}, \d{4}\.\d{4}\]  ", "\n".join(figures))
+
+
+def test_a_failed_case_is_counted_at_the_end_and_in_the_exit_status(divided, script, capsys):
+    (divided / "masks" / f"{NAMES[1]}.png").write_bytes(b"")
+    status = script("segmentation_eval", ["--pred_dir", divided])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and last.startswith(f"error: 1 of 3 cases could not be evaluated: {NAMES[1]}; ")

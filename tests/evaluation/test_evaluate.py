@@ -21,7 +21,7 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
 from guided_diffusion.evaluation.diversity import compare_sets, level_sets
-from guided_diffusion.evaluation.evaluate import columns, evaluate
+from guided_diffusion.evaluation.evaluate import columns, evaluate, shared_workers
 from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report.results_page import write_report
@@ -547,3 +547,45 @@ def test_a_table_with_names_in_any_alphabet_is_written_where_the_locale_is_plain
     command = [sys.executable, "-c", program, str(tmp_path / "metrics.csv")]
     subprocess.run(command, env={**os.environ, **plain}, check=True)
     assert "\ncafé中," in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
+
+
+# ---- many cases --------------------------------------------------------------------------------------------------
+
+
+def test_figures_do_not_depend_on_the_number_of_workers(folder, tmp_path, monkeypatch):
+    data, predicted = folder
+    monkeypatch.setattr("guided_diffusion.evaluation.evaluate.PICTURES_A_WORKER", 1)
+    (predicted / "missed.png").unlink()
+    (predicted / "half.png").write_bytes(b"")
+    for workers in (0, 2):
+        evaluate(predicted, dataset_of(data), tmp_path / str(workers), num_workers=workers)
+    for name in ("metrics.csv", "summary.json", "curves.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_a_case_that_fails_does_not_cost_the_others(folder, capsys, truncate):
+    data, predicted = folder
+    (predicted / "half.png").write_bytes(b"")
+    truncate(data / "masks" / "perfect.png")
+    summary = evaluate(predicted, dataset_of(data))
+    assert sorted(table(predicted / "metrics.csv")) == ["imagined", "missed", "nothing"]
+    assert (summary["failed"], summary["ensemble"]["cases"], summary["missing"]) == (2, 3, 0)
+    assert "left out: 2 cases that could not be read or compared" in format_summary(summary)
+    errors = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in errors] == ["half", "perfect"]
+    assert "half.png: is empty" in errors[0]
+
+
+def test_where_every_case_fails_the_evaluation_does(folder):
+    data, predicted = folder
+    for path in predicted.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of 5 cases could be evaluated; the first: .*half.png: is empty"):
+        evaluate(predicted, dataset_of(data))
+    assert not (predicted / "metrics.csv").exists()
+
+
+def test_few_cases_are_not_shared_out(folder):
+    units = group_cases(dataset_of(folder[0]).cases)
+    assert [shared_workers(units * times, 4) for times in (1, 8, 100)] == [0, 2, 4]
+    assert shared_workers(units * 100, 0) == 0

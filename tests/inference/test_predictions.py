@@ -1,5 +1,6 @@
 """Predictions: what is read back from a results folder or from a plain folder of masks."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -112,3 +113,23 @@ def test_members_of_another_case_whose_name_begins_alike(tmp_path, save_nifti):
     (tmp_path / "manifest.json").write_text('{"checkpoint_sha256": "0"}')
     predictions = Predictions(tmp_path, ("a", "a_sample_1"))
     assert len(predictions.members("a", True)) == len(predictions.members("a_sample_1", True)) == 1
+
+
+def test_one_listing_serves_all_cases(tmp_path, monkeypatch):
+    folder = ResultsFolder(tmp_path, manifest_with(), save_samples=True)
+    for name in "abc":
+        folder.write_image(name, maps_of((8, 9)), np.zeros((1, 8, 9), np.float32))
+    predictions, listed, list_folder = Predictions(tmp_path), [], os.listdir
+    monkeypatch.setattr("os.listdir", lambda path: listed.append(path) or list_folder(path))
+    monkeypatch.setattr("os.scandir", lambda path: pytest.fail(f"{path} is listed again"))
+    assert [len(predictions.members(name, False)) for name in "abcd"] == [2, 2, 2, 0]
+    assert listed == [tmp_path / "samples"]
+
+
+def test_notes_of_another_process_are_joined(tmp_path):
+    one, other = Predictions(tmp_path), Predictions(tmp_path)
+    one.used, one.assumed = {tmp_path / "a.png"}, {"a": "first"}
+    other.used, other.assumed, other.unknown = {tmp_path / "b.png"}, {"a": "second", "b": "text"}, {7: "b.png"}
+    one.add_notes(other.take_notes())
+    assert other.take_notes() == (set(), {}, {}, {})
+    assert one.take_notes() == ({tmp_path / "a.png", tmp_path / "b.png"}, {}, {"a": "first", "b": "text"}, {7: "b.png"})

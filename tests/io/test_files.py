@@ -21,8 +21,6 @@ from guided_diffusion.io.files import (
     is_temporary,
     list_files,
     name_also,
-    read_csv,
-    read_json,
     read_npz,
     read_npz_headers,
     remove_temporaries,
@@ -110,17 +108,6 @@ def test_folders_in_leaves_out_files_rubbish_and_links_that_lead_up(tmp_path):
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
-
-
-def test_read_csv_and_json(tmp_path):
-    (tmp_path / "a.csv").write_text("\ufeffname, label\n\nx,1\n", encoding="utf-8")
-    assert read_csv(tmp_path / "a.csv") == [(1, ["name", "label"]), (3, ["x", "1"])]
-    (tmp_path / "a.json").write_text('{"a": [1, 2}')
-    with pytest.raises(UserError, match="a.json: is no valid JSON"):
-        read_json(tmp_path / "a.json")
-    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="b.csv: is no valid CSV"):
-        read_csv(tmp_path / "b.csv")
 
 
 # ---- NumPy archives ----------------------------------------------------------------------------------------------

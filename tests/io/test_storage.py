@@ -9,6 +9,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.io.storage import folder_digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 

@@ -31,9 +31,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ...io.files import folders_in, read_csv, read_json, split_suffix
+from ...io.files import folders_in, split_suffix
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti
+from ...io.texts import read_csv, read_json
 from ...runtime.console import counted, listed
 from ...runtime.errors import NoCasesError, NoSplitError, UserError
 from ..cases import Case

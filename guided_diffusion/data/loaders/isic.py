@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.files import list_files, read_csv, split_suffix
+from ...io.files import list_files, split_suffix
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
+from ...io.texts import read_csv
 from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
