@@ -15,6 +15,7 @@ from .runtime.errors import UserError
 from .runtime.version import VERSION
 
 DEEPEST, MOST_VALUES = 8, 500_000  # of nested dicts and lists; of the values in them
+MOST_SHARED, LEAST_BYTES = 16, 1 << 20  # how often all numbers may be used by several tensors; of a file that is small
 LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the first checkpoints of v2
 OLDER = {  # values of options that a checkpoint lacks because it is older than they are
     "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
@@ -197,8 +198,9 @@ def _check_training_state(content, parameters):
 def check_values(content):
     """Raise `UserError` for anything but plain values and plain tensors in dicts and lists that are not too deep.
 
-    Dicts and lists may be shared in a pickle, so a small file could unfold to any size.
+    Dicts, lists and tensors may share their content in a pickle, so a small file could unfold to any size.
     """
+    claimed, stored = 0, {}
     waiting, count = [(content, "", 0)], 0
     while waiting:
         value, name, depth = waiting.pop()
@@ -207,12 +209,16 @@ def check_values(content):
             raise UserError(f"holds more than {MOST_VALUES} values, or some more than {DEEPEST} deep")
         if isinstance(value, torch.Tensor):
             check_plain(name, value)
+            claimed += value.numel() * value.element_size()
+            stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         elif isinstance(value, dict):
             waiting += [(item, _below(name, key), depth + 1) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(item, _below(name, index), depth + 1) for index, item in enumerate(value)]
         elif type(value) not in PLAIN_TYPES:
             raise UserError(f"holds {name} of the type {type(value).__name__}, which is no plain value")
+    if claimed > MOST_SHARED * max(sum(stored.values()), LEAST_BYTES):
+        raise UserError("many tensors share their numbers, so that they claim more than the file holds")
 
 
 def _below(name, key):
@@ -223,7 +229,7 @@ def _converted(value, kind, where=""):
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at ")
+        what, _, place = str(error).replace("Object missing required field", "lacks the field").partition(" - at ")
         for word, plain in WORDS.items():
             what = what.replace(word, plain)
         place = ".".join(filter(None, [where, place.strip("`").removeprefix("$").removeprefix(".")]))
