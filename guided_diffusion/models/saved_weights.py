@@ -45,8 +45,7 @@ def network_of(options, image_channels, mask_channels, num_labels, weights):
     weights: the saved state dict; fewer tensors than the options ask layers for show at once that they do not fit.
     Raises `UserError` for options that build no network.
     """
-    most = max(options.num_res_blocks, options.ss_blocks, options.anchor_levels, len(options.multipliers()))
-    if most > len(weights):
+    if max(options.num_res_blocks, options.ss_blocks, options.anchor_levels) > len(weights):
         raise UserError("the options describe a larger network than the file holds weights for")
     try:
         with torch.device("meta"):
