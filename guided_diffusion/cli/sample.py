@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,7 +81,15 @@ def sample(options, given, processes):
     Returns the exit status.
     """
     run = prepare_sampling(options, given, processes)
-    out = open_results_store(run.settings.sample.out_dir, processes)
+    out = WorkFolder(run.settings.sample.out_dir, "sampling")
+    # Only one process takes the lock, and tries to write: they would be in each other's way.
+    with out.held() if processes.is_first else nullcontext():
+        return sample_into(out, run, processes)
+
+
+def sample_into(out, run, processes):
+    """`sample` after its checks, into the `WorkFolder` of --out_dir."""
+    open_results_store(out, processes)
     folder = open_results(run, out, processes)
     waiting = unfinished(run, folder, processes)
     print_sampling_summary(run, waiting, processes)
@@ -147,16 +156,12 @@ def find_cases(data, sampler, split, chosen, origin):
         ) from None
 
 
-def open_results_store(out_dir, processes):
-    """The `WorkFolder` of --out_dir, begun on each machine."""
-    out = WorkFolder(out_dir, "sampling")
-    if processes.is_first:  # only one, since processes would remove each other's trial file
-        out.check_writable()
+def open_results_store(out, processes):
+    """Begin with the `WorkFolder` of --out_dir on each machine."""
+    if processes.is_first_here:
         out.begin()
+    if processes.is_first:
         out.pull()
-    elif processes.is_first_here:
-        out.begin()
-    return out
 
 
 def open_results(run, out, processes):

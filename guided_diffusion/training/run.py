@@ -369,6 +369,20 @@ def check_not_behind(folder, start, processes):
         )
 
 
+def check_unchanged(run, processes):
+    """Raise `UserError` if another run wrote a later checkpoint to the folder before this one had its lock."""
+    newest = newest_of(run.folder, processes)
+    if (
+        newest is not None
+        and not run.settings.train.overfit
+        and (run.start is None or step_of(newest) > run.start.step)
+    ):
+        raise UserError(
+            f"{run.folder.shown(newest)}: was written by another run while this one began; give the command again, "
+            "with --resume_checkpoint auto, or choose another --out_dir"
+        )
+
+
 def check_hold_out(data, config):
     """Raise `UserError` if options divide the data otherwise than before: cases trained on could count as unseen.
 
