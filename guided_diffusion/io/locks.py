@@ -30,7 +30,7 @@ except ImportError:  # Windows
 
 LOCK = ".medsegdiff.lock"
 BEAT, SILENCE = 20.0, 120.0  # seconds; network drives may show a change a minute late
-EMPTY = 5.0  # seconds after which a lock without content is one of a run that was killed as it made it
+UNSIGNED = 5.0  # seconds after which a lock without content is one of a run that was killed as it made it
 LARGEST = 4096  # bytes of a lock file
 
 
@@ -141,7 +141,7 @@ def _take(path, own, flag, shown):
                     )
                 seen, watched = (holder, touched), time.monotonic()
             silent = time.monotonic() - watched
-            if gone or silent > (EMPTY if holder is None else SILENCE):
+            if gone or silent > (UNSIGNED if holder is None else SILENCE):
                 _take_over(path, holder, own)
                 whose = f"The run of {holder}" if holder else "A run"
                 console().warning(f"{shown}: {whose} ended without removing its lock; this run takes over")

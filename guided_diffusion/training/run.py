@@ -371,12 +371,8 @@ def check_not_behind(folder, start, processes):
 
 def check_unchanged(run, processes):
     """Raise `UserError` if another run wrote a later checkpoint to the folder before this one had its lock."""
-    newest = newest_of(run.folder, processes)
-    if (
-        newest is not None
-        and not run.settings.train.overfit
-        and (run.start is None or step_of(newest) > run.start.step)
-    ):
+    newest, known = newest_of(run.folder, processes), -1 if run.start is None else run.start.step
+    if newest is not None and not run.settings.train.overfit and step_of(newest) > known:
         raise UserError(
             f"{run.folder.shown(newest)}: was written by another run while this one began; give the command again, "
             "with --resume_checkpoint auto, or choose another --out_dir"

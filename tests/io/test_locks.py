@@ -22,7 +22,7 @@ def soon(monkeypatch):
     """Short times instead of minutes."""
     monkeypatch.setattr(locks, "BEAT", 0.05)
     monkeypatch.setattr(locks, "SILENCE", 0.4)
-    monkeypatch.setattr(locks, "EMPTY", 0.2)
+    monkeypatch.setattr(locks, "UNSIGNED", 0.2)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def refusal(folder, **options):
     return str(error.value)
 
 
-def test_a_second_run_is_refused_and_told_who_is_at_work(tmp_path):
+def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path):
     with folder_lock(tmp_path):
         line = refusal(tmp_path, shown="gs://bucket/run")
         assert re.fullmatch(
