@@ -1,10 +1,8 @@
 """Checkpoints in commands: damage is noticed at every door, no private name is in them, one run writes to a folder."""
 
-import random
 import shutil
 
 import pytest
-import torch
 import yaml
 from conftest import FAST, TINY, files
 
@@ -57,29 +55,9 @@ def test_a_flipped_bit_in_a_tensor_is_refused_at_every_door(copied, refusal, pic
         found = refusal(name, words)
         assert line in found and "bytes differ from their checksum" in found
         assert not (tmp_path / "out").exists()
-        if "auto" not in words[0]:
-            assert "before it" in found or "another checkpoint" in found
     with pytest.raises(UserError) as error:
         Segmenter.load(newest)
     assert str(error.value).startswith(line) and str(error.value).endswith(remedy)
-
-
-def test_sixty_flipped_bits_are_refused_or_change_nothing(validated, tmp_path):
-    good, draw = (validated[0] / "model000002.pt").read_bytes(), random.Random(1)
-    whole, refused = load_checkpoint(validated[0] / "model000002.pt", to_train=True), 0
-    for _ in range(60):
-        data, place = bytearray(good), draw.randrange(8 * len(good))
-        data[place // 8] ^= 1 << place % 8
-        (tmp_path / "x.pt").write_bytes(data)
-        try:
-            found = load_checkpoint(tmp_path / "x.pt", to_train=True)
-        except UserError as error:
-            refused += "\n" not in str(error)
-            continue
-        assert found.config == whole.config and found.step == whole.step
-        assert all(torch.equal(found.model[name], whole.model[name]) for name in whole.model)
-        refused += 1  # a bit between the records, which nothing reads
-    assert refused == 60
 
 
 def test_a_checkpoint_holds_no_folder_and_no_case(validated, pictures):
@@ -155,9 +133,8 @@ def test_a_run_that_wrote_meanwhile_is_noticed(copied, refusal, monkeypatch):
     assert LOCK not in files(copied)
 
 
-def test_evaluation_and_demo_respect_a_lock(refusal, script, trained, pictures, tmp_path):
+def test_evaluation_respects_a_lock(refusal, script, trained, pictures, tmp_path):
     script("segmentation_sample", ["--model_path", trained, "--data_dir", pictures, FAST, "--out_dir", tmp_path / "r"])
-    (tmp_path / "demo").mkdir()
     with folder_lock(tmp_path / "r"):
         assert "another run writes there" in refusal("segmentation_eval", ["--pred_dir", tmp_path / "r"])
         script("segmentation_eval", ["--pred_dir", tmp_path / "r", "--out_dir", tmp_path / "elsewhere"])
