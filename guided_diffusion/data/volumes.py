@@ -188,8 +188,12 @@ class ImageDecoder:
                 f"{paths[0]}: has {counted(len(channels), 'channel')}, dataset.json names {len(steps)}; correct it, "
                 "or leave the file out"
             )
-        parts = [normalised(values, step) for step, values in zip(steps, channels, strict=True)]
-        return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
+        (x, y, z), count = channels[0].shape, len(channels)
+        decoded = np.empty((z, count, x, y), np.float16)
+        for c, step in enumerate(steps):
+            normalised(channels[c], step, out=decoded[:, c].transpose(1, 2, 0))
+            channels[c] = None  # frees it, unless it is a part of a file of several channels
+        return decoded
 
     def _channels(self, paths):
         """The channels of all files, a list of float32 [X, Y, Z]."""

@@ -1,5 +1,7 @@
 """Reading NIfTI files, turned to one orientation, and writing them."""
 
+import io
+import itertools
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..runtime.errors import UserError
+from .compression import write_gzip
 from .files import atomic_path, decoding, split_suffix
 from .masks import check_whole
 from .nifti_header import Placement, check_end, decoding_values, forms_apart, length_unit, open_nifti
@@ -385,9 +388,10 @@ class _Nifti:
     def finite_values(self):
         """`values`. Raises `UserError` for NaN, infinite values, and those beyond the range of float32."""
         values = self.values()
-        finite = np.isfinite(values)
-        if finite.all():
+        finite = np.isfinite(values.min()) and np.isfinite(values.max())  # either is NaN where a value is
+        if finite:
             return values
+        finite = np.isfinite(values)
         exact = np.asanyarray(self.image.dataobj, dtype=np.float64)
         if np.isfinite(exact).all():
             raise UserError(
@@ -444,12 +448,33 @@ def _open_nifti(path, like=None, onto=None):
 def write_nifti(path, array, affine, placement=None):
     """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI, keeping the type.
 
+    affine, placement: see `nifti_start`.
+    """
+    array = np.asarray(array)
+    start = nifti_start(array.shape, array.dtype, affine, placement)
+    parts = itertools.chain([start], _planes(array))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        if str(path).lower().endswith(".gz"):
+            write_gzip(file, parts)
+        else:
+            file.writelines(parts)
+
+
+def _planes(array):
+    """The values in the order of a file, plane by plane, so that no copy of the array is made."""
+    for k in range(array.shape[-1] if array.ndim > 2 else 1):
+        yield (array[..., k] if array.ndim > 2 else array).tobytes(order="F")
+
+
+def nifti_start(shape, dtype, affine, placement=None):
+    """The bytes of a NIfTI file before its values, which are uint8, uint16 or float32 [X, Y] or [X, Y, Z].
+
     placement: the `Placement` of the file that it shall lie over. None: by this affine [4, 4] in mm, as sform and
     qform, both with the code 2, "aligned"; a qform holds no shear.
     """
     import nibabel
 
-    array = np.asarray(array)
+    array = np.broadcast_to(np.zeros((), dtype), shape)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
     if placement is None:
@@ -463,5 +488,8 @@ def write_nifti(path, array, affine, placement=None):
         header.set_data_dtype(array.dtype)
         image = (nibabel.Nifti2Image if placement.is_second else nibabel.Nifti1Image)(array, None, header)
         image.header["pixdim"][:4] = placement.pixdim  # nibabel drops the thickness of a 2-D image
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
+    image.update_header()
+    image.header.set_slope_inter(1, 0)
+    with io.BytesIO() as start:
+        image.header.write_to(start)
+        return start.getvalue().ljust(int(image.header["vox_offset"]), b"\0")

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import FAST, strict_json, write_folder
+from helpers import write_volume
 from pages import Page, content, picture
 from PIL import Image
 
@@ -47,7 +48,7 @@ def sampled(folder, dataset, masks_of, manifest=None):
         maps = answer(masks_of(number))
         if unit.is_volume:
             geometry = dataset.geometry(unit.cases[0])
-            results.write_volume(unit.name, maps, geometry, lambda k, unit=unit: dataset.load_image(unit.cases[k]))
+            write_volume(results, unit.name, maps, geometry, lambda k, unit=unit: dataset.load_image(unit.cases[k]))
         else:
             results.write_image(unit.name, maps, dataset.load_image(unit.cases[0]))
     return folder
