@@ -67,7 +67,8 @@ def slabs(values, like=None):
 
 
 def _non_zero(values):
-    return values[values != 0]
+    flat = values.ravel(order="K")  # in the order of memory, which is several times as fast
+    return flat[flat != 0]
 
 
 @dataclass(frozen=True)

@@ -209,12 +209,12 @@ class ImageDecoder:
 def _decode_labels(files):
     """The label map of `files` (see `_labels_of`) as [Z, X, Y]: uint8 if the labels fit, else int32."""
     path, *images = files
-    labels = read_nifti_labels(path, *images)
+    labels = read_nifti_labels(path, *images, compact=True)
     for image in images:
         shape = as_3d(read_nifti_header(image)[0])
         if shape[2] > 1:  # the sizes of 2-D images are compared when both are read
             _check_shapes({image: shape, path: as_3d(labels.shape)})
-    if labels.min() >= 0 and labels.max() <= 255:
+    if labels.dtype != np.uint8 and labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
     return np.ascontiguousarray(labels.reshape(as_3d(labels.shape)).transpose(2, 0, 1))
 

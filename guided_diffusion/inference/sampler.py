@@ -120,7 +120,9 @@ class EnsembleSampler:
             tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True, disable=not show) as bar,
             _background(num_workers > 0) as later,
         ):
-            loader = readable_batches(dataset, batches, num_workers=num_workers)
+            # Each worker would decode the same volume, so one reads them all.
+            workers = min(num_workers, 1) if all(unit.is_volume for unit in units) else num_workers
+            loader = readable_batches(dataset, batches, num_workers=workers)
             for indices, (batch, failed) in zip(batches, loader, strict=True):
                 for index, why in failed:
                     unit = writer.unit_of[index]

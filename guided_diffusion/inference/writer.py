@@ -16,7 +16,7 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors tha
 
 
 def fuse_batch(members, batch, options, classes):
-    """The `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
+    """Yield the `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
     maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
     return fuse_cases(members, batch["size"], options.fuse, classes, **maps)
 
@@ -38,8 +38,8 @@ class ResultWriter:
 
     def write(self, indices, batch, members, trace):
         """Take the `Members` of a batch and its `sampler.Trace`. indices: the data set indices of its cases."""
-        maps = fuse_batch(members, batch, self.options, self.dataset.classes)
-        for n, index in enumerate(indices):
+        fused = fuse_batch(members, batch, self.options, self.dataset.classes)
+        for n, (index, maps) in enumerate(zip(indices, fused, strict=True)):
             unit = self.unit_of[index]
             if unit in self.failed:
                 continue
@@ -47,9 +47,9 @@ class ResultWriter:
                 if self.options.debug:
                     self._write_debug(index, n, trace)
                 if unit.is_volume:
-                    self._take_slice(unit, maps[n])
+                    self._take_slice(unit, maps)
                 else:
-                    self._write_image(unit, maps[n])
+                    self._write_image(unit, maps)
             except (UserError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in OF_THE_DISK:
                     raise
@@ -57,10 +57,9 @@ class ResultWriter:
                 # An error, as only the first process shows warnings and each process has its own share.
                 console().error(f"warning: {unit.name}: goes on without it: {self.failed[unit]}")
                 self.leave_out(unit)
-            maps[n] = None  # frees it
 
     def leave_out(self, unit):
-        """Drop a unit that cannot be read or written, and remove its files of --debug, written with its first slices."""
+        """Drop a unit that cannot be read or written, and remove its files of --debug."""
         if unit in self.volumes:
             self.volumes.pop(unit).close()
         if self.options.debug:

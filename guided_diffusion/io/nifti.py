@@ -21,6 +21,7 @@ from .orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, tur
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MOST_LABEL = 2**31 - 1
+COMPACT = (np.uint8, np.uint16)  # types of labels that need no check
 EXACT = 2**24  # whole numbers up to it are exact in float32
 
 
@@ -56,17 +57,24 @@ def read_nifti_channels(path, like=None):
     return _open_nifti(path, like).finite_values()
 
 
-def read_nifti_labels(path, like=None):
-    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`."""
-    return as_labels(_single_channel(path, like).label_values(), path)
+def read_nifti_labels(path, like=None, compact=False):
+    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`.
+
+    compact: whether a map that is stored as uint8 or uint16 keeps that type, which saves memory.
+    """
+    labels = as_labels(_single_channel(path, like).label_values(), path)
+    return labels if compact else labels.astype(np.int32, copy=False)
 
 
 def as_labels(values, path):
-    """Values of a label map, which may be stored as floats, as int32. path: the file, for messages.
+    """Values of a label map, which may be stored as floats, as int32; uint8 and uint16 as they are. path: the file, for
+    messages.
 
     Raises `UserError` for values that are not finite, for negative labels, for labels beyond int32, and for fractions
     as interpolation makes them.
     """
+    if values.dtype in COMPACT:
+        return values
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     check_whole(values, path)
@@ -140,7 +148,7 @@ def nifti_sample(path, voxels):
 
 
 class OntoImage(NamedTuple):
-    """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
+    """The values of a file on the voxels of its image. resampled: how the grids differ, "" if they do not.
     assumed: the file's path if it or its image has lost its affine, so that its place is a guess, else ""."""
 
     values: np.ndarray
@@ -148,8 +156,8 @@ class OntoImage(NamedTuple):
     assumed: str = ""
 
 
-def read_nifti_onto(path, geometry):
-    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`.
+def read_nifti_onto(path, geometry, labels=False):
+    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`. labels: see `_Nifti.label_values`.
 
     A file on the same grid, whatever the order and direction of its axes, is read as it is, and so is one of the same
     shape that has lost its affine. One on another grid of the same space, such as a crop or one of another resolution,
@@ -157,7 +165,7 @@ def read_nifti_onto(path, geometry):
     Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
     """
     opened = _single_channel(path, onto=geometry)
-    values = opened.values()[..., 0]
+    values = opened.label_values() if labels else opened.values()[..., 0]
     if not geometry.shape:
         return OntoImage(values)
     own, image = opened.grid, Grid.of_file(geometry)
@@ -376,8 +384,19 @@ class _Nifti:
         return reoriented(values, self.turn)
 
     def label_values(self):
-        """The values of the only channel, [X, Y] or [X, Y, Z]: float32, or float64 or integers where labels in the file
-        may be too large for float32, as the numbers of structures in brain atlases."""
+        """The values of the only channel, [X, Y] or [X, Y, Z].
+
+        They are uint8 or uint16 where the file has them, else float32, or float64 or integers where labels in the file
+        may be too large for float32, as the numbers of structures in brain atlases.
+        """
+        stored = self.image.dataobj
+        if stored.dtype in COMPACT and (stored.slope, stored.inter) == (1, 0):
+            with decoding_values(self.path):
+                values = np.array(np.asanyarray(stored))  # no map of the file, which may change
+                check_end(self.image)
+            return reoriented(
+                values.astype(values.dtype.newbyteorder("="), copy=False).reshape(self.file_shape), self.turn
+            )
         values = self.values()[..., 0]
         if np.abs(values).max() < EXACT:  # False for NaN
             return values

@@ -32,11 +32,11 @@ FIRST = ("dice", "expected_dice", "agreement")  # the first of these that exists
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
     """Write report.html for the results in `results_dir` to `out_dir` (default: the same), whole or not at all.
 
-    units: the `cases.Unit`s to show; units without a prediction are left out, and so are those that cannot be read, which the
-    page names. The figures come from metrics.csv,
-    summary.json and curves.json in `out_dir`, where these exist. Pictures of more than `EMBEDDED` bytes in all go to
-    report_files/ beside the page, which loads them when they are shown. read_raters: replaces `raters_of`. progress:
-    wraps the list of units, such as tqdm. Returns the page's path.
+    units: the `cases.Unit`s to show; units without a prediction are left out, and so are those that cannot be read,
+    which the page names. The figures come from metrics.csv, summary.json and curves.json in `out_dir`, where these
+    exist. Pictures of more than `EMBEDDED` bytes in all go to report_files/ beside the page, which loads them when they
+    are shown. read_raters: replaces `raters_of`. progress: wraps the list of units, such as tqdm. Returns the page's
+    path.
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
     predictions = predictions_of(results_dir, dataset, units)
@@ -54,7 +54,9 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         first, number = next(iter(failed.values())), counted(len(failed), "case")
         if not cases:
             raise UserError(f"none of {number} could be read; the first: {first}" if len(failed) > 1 else first)
-        console().warning(f"warning: report.html lacks {number} that could not be read: {listed(failed)}; {first}")
+        console().warning(
+            f"warning: report.html lacks {number} that could not be read: {listed(list(failed))}; {first}"
+        )
     columns = _columns(cases)
     data = {
         "cases": [case | {"pictures": pictures.sources(case["pictures"])} for case in cases],

@@ -237,7 +237,7 @@ def results(request, tmp_path):
     dataset = type("Of", (Drawn,), {"volume": request.param == "volume" or None})(tmp_path, 12)
     folder = ResultsFolder(tmp_path / "results", dict(MANIFEST), save_samples=True, classes=dataset.classes)
     for unit in group_cases(dataset.cases):
-        maps = [fuse_cases(answer_of(case), [(12, 16)], "staple", dataset.classes)[0] for case in unit.cases]
+        maps = [next(fuse_cases(answer_of(case), [(12, 16)], "staple", dataset.classes)) for case in unit.cases]
         truth = np.stack([truth_of(case) for case in unit.cases], axis=-1)
         if unit.is_volume:
             geometry = dataset.geometry(unit.cases[0])
