@@ -205,7 +205,7 @@ def refusal(script, capsys):
 def messages(stderr):
     """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
-    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:")
+    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:", "fetching:", "looking:", "drawing:")
     return [line for line in lines if line and not line.startswith(bars)]
 
 
