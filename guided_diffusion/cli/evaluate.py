@@ -7,6 +7,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
+from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
 from ..data.division import part_of
@@ -17,10 +18,10 @@ from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_eval
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from ..inference.manifest import read_manifest
 from ..inference.predictions import Predictions
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
-from ..io.texts import read_json
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
@@ -70,8 +71,7 @@ def read_results(options):
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir = fetch_predictions(options.pred_dir)
-    path = pred_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_manifest(pred_dir)
     if options.split:
         manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
     if options.fit_temperature:
@@ -83,6 +83,9 @@ def fetch_predictions(folder):
     """A folder of predicted masks, on this machine. Raises `UserError` where it does not exist."""
     local = fetch_folder(folder, "folder of predicted masks")
     Predictions(local)  # refuses a missing folder, which --out_dir would create
+    listing = walk(local)
+    if line := outside_line(folder, listing.outside, len(listing.files)):
+        console().warning(line)
     return local
 
 
@@ -116,6 +119,8 @@ def find_truth(options, given, manifest):
         if not is_part:
             raise
         raise UserError(f"{error} ({note})") from None
+    if not options.data_dir:
+        console().info(f"truth: {data_dir}, which {manifest_file} names; --data_dir names another folder")
     if is_part:
         console().info(f"{data_dir}: {note}")
     return dataset

@@ -28,7 +28,7 @@ from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
-from ..inference.results import ResultsFolder
+from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
@@ -139,6 +139,7 @@ def prepare_sampling(options, given, processes):
             group_of(case, data.group_key)
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
     check_volumes(dataset, units, to_write=True)
+    check_name_lengths(units, dataset.classes, settings.sample)
     return SamplingRun(settings, checkpoint, sampler, dataset, units)
 
 

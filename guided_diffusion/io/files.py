@@ -78,12 +78,14 @@ def list_files(folder, suffixes):
     A link without a target is left out here, and named by `data.accounting`.
     """
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if split_suffix(entry.name)[1].lower() in suffixes and not is_hidden(entry.name) and is_found(entry.is_file)
-        ]
+        names = [entry.name for entry in entries if is_listed(entry, suffixes)]
     return [Path(folder, name) for name in sorted(names)]
+
+
+def is_listed(entry, suffixes):
+    """Whether a directory entry is a file that `list_files` lists."""
+    name = entry.name
+    return split_suffix(name)[1].lower() in suffixes and not is_hidden(name) and is_found(entry.is_file)
 
 
 def folders_in(folder):
