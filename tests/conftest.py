@@ -4,10 +4,12 @@ import csv
 import importlib.util
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +134,22 @@ def volumes(tmp_path, save_nifti):
         return tmp_path / folder
 
     return write
+
+
+@pytest.fixture
+def full_disk():
+    """A context manager in which no file may grow beyond 4096 bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture
