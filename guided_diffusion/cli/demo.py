@@ -7,8 +7,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from ..checkpoint import newest_checkpoint
 from ..config.command_line import parse
@@ -16,8 +18,10 @@ from ..config.fields import option
 from ..config.options import MAX_SEED, SEED_REASON
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
+from ..evaluation.summary_file import read_summary
 from ..io.files import check_writable, write_json
-from ..io.texts import read_json
+from ..io.locks import folder_lock
+from ..io.texts import read_json, shown
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
 from ..training.hints import SCRIPTS
@@ -82,10 +86,16 @@ TASKS = (
 
 
 def main(argv=None):
-    """Run the requested tasks, without the parts that an earlier demo finished, and print the results."""
+    """Read the command line and run the demo in its folder, where no other one is at work."""
     (options,), _ = parse(__doc__, [DemoOptions], argv, example=EXAMPLE)
     out_dir = Path(options.out_dir)
     record = Record(out_dir, options)
+    with folder_lock(out_dir):
+        run_demo(options, out_dir, record)
+
+
+def run_demo(options, out_dir, record):
+    """Run the requested tasks that no earlier demo finished, and print the results of all."""
     tasks = [task for task in TASKS if options.data in (task.data_name, "both")]
     waiting = [task for task in tasks if not record.finished(task)]
     began = time.monotonic()
@@ -100,6 +110,26 @@ def main(argv=None):
         console().info(f"\nthis demo was finished before; to repeat it, remove {out_dir} or choose another --out_dir")
 
 
+class TrainedTask(TypedDict):
+    """What demo.json records of a task after its training."""
+
+    checkpoint: Annotated[str, Meta(pattern=r"^model[0-9]+\.pt$")]
+    steps: Annotated[int, Meta(ge=1)]
+
+
+class TaskRecord(TrainedTask, total=False):
+    """What demo.json records of a task; threshold: after its evaluation."""
+
+    threshold: float
+
+
+class DemoRecord(TypedDict):
+    """demo.json."""
+
+    made_with: dict[str, Any]
+    tasks: dict[str, TaskRecord]
+
+
 class Record:
     """The file demo.json: the settings of the demo in a folder and its finished parts, so that it can continue.
 
@@ -110,11 +140,11 @@ class Record:
         self.path = out_dir / "demo.json"
         settings = {"speed": options.speed, "seed": options.seed, "model": MODEL, "sampling": SAMPLING}
         if self.path.exists():
-            self.content = read_json(self.path)
+            self.content = read_json(self.path, DemoRecord)
             for name, value in settings.items():
-                recorded = self.content.get("made_with", {}).get(name)
+                recorded = self.content["made_with"].get(name)
                 if recorded != value:
-                    flag = f"--{name} {recorded}" if name in vars(options) else "other settings"
+                    flag = f"--{name} {shown(recorded)}" if name in vars(options) else "other settings"
                     raise UserError(f"{out_dir}: holds a demo made with {flag}; choose another --out_dir or remove it")
         elif out_dir.exists() and any(out_dir.iterdir()):
             raise UserError(f"{out_dir}: is not empty; remove it or choose another --out_dir")
@@ -198,14 +228,17 @@ def call(script, arguments):
 def print_results(task, options, out_dir, record):
     """Print the figures of one task, the paths of its pictures, and whether its training was cut short."""
     results, done, wanted = out_dir / f"{task.data_name}_results", record.of(task), task.steps_at(options.speed)
-    summary = read_json(results / "summary.json")
+    summary = read_summary(results / "summary.json")
     unit = "volume" if task.data_name == "BRATS" else "image"
-    dice = summary["ensemble"]["dice"]
+    dice = summary["ensemble"].get("dice")
+    figures = [one and one["mean"] for one in (summary["coarse"], summary["sample"], dice)]
+    if None in figures:
+        raise UserError(f"{results / 'summary.json'}: lacks a Dice; remove {out_dir} and run the demo again")
     console().info(f"{task.data_name}: Dice over {counted(dice['n'], f'test {unit}')}")
-    console().info(f"  best grey-value threshold   {done['threshold']:.3f}")
-    console().info(f"  coarse mask                 {summary['coarse']['mean']:.3f}")
-    console().info(f"  one sample                  {summary['sample']['mean']:.3f}")
-    console().info(f"  ensemble of 5               {dice['mean']:.3f}")
+    figures = [done["threshold"], *figures]
+    labels = ("best grey-value threshold", "coarse mask", "one sample", "ensemble of 5")
+    for label, figure in zip(labels, figures, strict=True):
+        console().info(f"  {label:<27} {figure:.3f}")
     if done["steps"] < wanted:
         speed = math.ceil(10 * options.speed * task.steps / done["steps"]) / 10
         console().info(

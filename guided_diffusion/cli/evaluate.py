@@ -18,10 +18,10 @@ from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_eval
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from ..inference.manifest import read_manifest
 from ..inference.predictions import Predictions
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
-from ..io.texts import read_json
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
@@ -38,7 +38,13 @@ def main(argv=None):
     other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
-    out = open_output(options)
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
+    with out.held():
+        return evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest)
+
+
+def evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest):
+    """`main` after its checks, into the `WorkFolder` for the tables and pages. other_dir: of --compare, or None."""
     leak = warn_about_data(dataset, manifest)
     evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings, num_workers=options.num_workers)
     compared = compare_with(other_dir, evaluation, dataset, options.num_workers) if other_dir else None
@@ -65,8 +71,7 @@ def read_results(options):
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir = fetch_predictions(options.pred_dir)
-    path = pred_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_manifest(pred_dir)
     if options.split:
         manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
     if options.fit_temperature:
@@ -166,13 +171,6 @@ def progress_bar(units):
 
 
 # ---- what is written ---------------------------------------------------------------------------------------------
-
-
-def open_output(options):
-    """The `WorkFolder` for the tables and pages. Raises `UserError` where it cannot be written."""
-    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
-    out.check_writable()
-    return out
 
 
 def print_tables(summary, compared, options):

@@ -36,6 +36,7 @@ MAX_HELD = 0.9  # of the cases, for validation and testing
 MAX_SEED, SEED_REASON = 2**63 - 1, "the generators of random numbers take 64 bits"
 MAX_SIDE = 8192
 MAX_CHANNELS, CHANNEL_REASON = 8192, "one convolution of that many channels has 600 million weights"
+MAX_WEIGHTS, MAX_MAP_BYTES = 100e9, 64e9  # the published ++ has ten billion weights
 MAX_LEVELS, LEVEL_REASON = 13, "each level halves the image, whose side is 8192 at most"
 MAX_STEPS_OF_NOISE = 100_000
 NOISE_REASON = "the schedule's tables have a number for each step, and with that many neighbours hardly differ"
@@ -283,6 +284,7 @@ class ModelOptions:
         options.attention_sizes()
         if options.num_head_channels == 0 or options.num_head_channels < -1:
             raise UserError(f"--num_head_channels {options.num_head_channels}: must be -1 or above 0")
+        options.check_size()
         return options
 
     def complete(self, given):
@@ -290,6 +292,22 @@ class ModelOptions:
         if self.diffusion_channels != -1:
             return self
         return replace(self, diffusion_channels=max(1, self.num_channels // 2))
+
+    def check_size(self):
+        """Raise `UserError` for a network that no machine of today holds, before its memory is asked for."""
+        widths = [multiplier * self.num_channels for multiplier in self.multipliers() or (1.0,)]
+        weights = sum(width**2 for width in widths) * 36 * self.num_res_blocks  # 3 x 3, two convolutions, down and up
+        if weights > MAX_WEIGHTS:
+            raise UserError(
+                f"--num_channels {self.num_channels} --num_res_blocks {self.num_res_blocks}: the network would have "
+                f"more than {weights / 1e9:.0f} billion weights; {MAX_WEIGHTS / 1e9:.0f} billion are the most"
+            )
+        bytes_needed = 4 * (self.image_size / self.patch_size) ** 2 * widths[0]
+        if bytes_needed > MAX_MAP_BYTES:
+            raise UserError(
+                f"--image_size {self.image_size} --num_channels {self.num_channels}: one feature map would take "
+                f"{bytes_needed / 1e9:.0f} GB; {MAX_MAP_BYTES / 1e9:.0f} GB are the most: choose smaller ones"
+            )
 
     def multipliers(self):
         """`channel_mult` as a tuple of floats; empty: the image size decides."""

@@ -1,5 +1,6 @@
 """The contract of a data set: what a loader provides, what is checked, and what an item is."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -187,7 +188,7 @@ class SegmentationDataset(Dataset):
         """Return the `Classes` that "auto", or another of `classes.KEYWORDS`, means for this data."""
         if word != "auto":
             raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
-        if (self.data_dir / "dataset.json").is_file():
+        if os.path.lexists(self.data_dir / "dataset.json"):
             return read_classes(self.data_dir / "dataset.json")
         cases = [case for case in self.cases if case.masks]
         bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)

@@ -49,7 +49,7 @@ def check_encodable(*names):
 RUBBISH = re.compile(
     r"\.ds_store|\._.*|\.nfs.*|\.git.*|\.dvc.*|\.lfsconfig|\.hgignore|\.directory|\.bids.*|\.ipynb_checkpoints|\.datalad.*|"
     r"\.\w*cache|\.trash.*|\.spotlight.*|\.fseventsd|\.appledouble|\.temporaryitems|\.snapshots?|\.svn|\.idea|\.vscode|"
-    r"\..+\.\d+(\.\w+)*|\.lock|\.writable|~\$.*|.*~|"
+    r"\..+\.\d+(\.\w+)*|\.lock|\.medsegdiff\.lock|\.writable|~\$.*|.*~|"
     r"__macosx|__pycache__|lost\+found|@eadir|#recycle|\$recycle\.bin|system volume information|(eh)?thumbs\.db|"
     r"desktop\.ini|icon\r|"
     r"(licen[cs]e|readme|citation|copying|notice|changelog|changes|authors|attribution)"

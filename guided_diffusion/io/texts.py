@@ -60,6 +60,8 @@ def checked_text(path, limit=MAX_BYTES, *, what="text", pipes=False):
 
 def _check_regular(path, pipes=False):
     """Raise `UserError` for a folder or a device, and for a pipe unless `pipes`; OSError where there is nothing."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there; copy the file, not the link")
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder, not a file; move it away, or name the file")

@@ -1,6 +1,5 @@
 """The report of a results folder: report.html, with figures, charts and a gallery of all cases."""
 
-import csv
 import math
 import os
 import re
@@ -14,11 +13,13 @@ from ..data.classes import MEAN
 from ..data.truth import raters_of
 from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
+from ..evaluation.summary_file import read_curves, read_summary
+from ..inference.manifest import read_manifest
 from ..inference.plan import describe_members
 from ..io.drawing import class_colour
 from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
-from ..io.texts import read_json
+from ..io.texts import read_csv
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .case_pictures import slices_of
@@ -130,14 +131,10 @@ def read_scores(path):
     """metrics.csv as {case: {figure: number, "empty": text}}, with several classes the means over classes."""
     if not path.exists():
         return {}
-    rows = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            for row in csv.DictReader(file):
-                row = {key: csv_text(cell) for key, cell in row.items() if isinstance(cell, str)}
-                rows.setdefault(row["name"], []).append(row)
-        except (csv.Error, UnicodeDecodeError, KeyError) as error:
-            raise UserError(f"{path}: is no table of figures that evaluation wrote; remove it") from error
+    lines, rows = [fields for _, fields in read_csv(path)], {}
+    for fields in lines[1:]:
+        row = dict(zip(lines[0], map(csv_text, fields), strict=False))
+        rows.setdefault(row.get("name", ""), []).append(row)
     return {name: _case_scores(own) for name, own in rows.items()}
 
 
@@ -220,13 +217,12 @@ def _results_title(results_dir):
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _read_if_there(path):
-    return read_json(path) if path.exists() else {}
-
-
 def _body(out_dir, results_dir, dataset, cases, columns):
-    summary, curves = _read_if_there(out_dir / "summary.json"), _read_if_there(out_dir / "curves.json")
-    manifest = _read_if_there(results_dir / "manifest.json")
+    summary, curves = (
+        read(out_dir / name) if (out_dir / name).exists() else {}
+        for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
+    )
+    manifest = read_manifest(results_dir)
     charts = charts_of(cases, columns, curves)
     parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
     parts.append('<div class="overview">')
@@ -255,11 +251,10 @@ def _facts(results_dir, dataset, cases, manifest):
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):
         facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
-    if "sampler" in settings:
+    if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
         described = describe_members(settings)
         facts += [("Sampling", described)] if described else []
-        facts.append(("Fused by", settings["fuse"]))
-        facts.append(("Seed", settings["seed"]))
+    facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]
     return facts

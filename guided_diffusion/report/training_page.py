@@ -4,7 +4,9 @@ import io
 import re
 from html import escape
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from PIL import Image
 
 from ..io.escaping import is_place, place_name
@@ -30,6 +32,7 @@ FACTS = (  # label, group of options, option
     ("Seed", "train", "seed"),
 )
 PLACES = ("data_dir", "val_dir", "out_dir", "resume_checkpoint", "cache_dir", "data_name")  # options that are paths
+LogRow = dict[str, Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)] | None]  # "step" and figures, by name
 PICTURE = re.compile(r"step(\d+)\.png")
 
 
@@ -41,7 +44,7 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     earlier ones from the folder when they are chosen. Returns the page's path.
     """
     folder = Path(folder)
-    rows = read_json_lines(folder / "log.jsonl")
+    rows, _ = read_log(folder)
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
@@ -57,6 +60,22 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     body += _gallery(pictures) + f"{_option_table(config)}</main>"
     write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
     return path
+
+
+def read_log(folder):
+    """(rows, number) of a run's log.jsonl: its rows as dicts of numbers and None with a "step", and the number of lines
+    that are no such row and are left out."""
+    values = read_json_lines(Path(folder) / "log.jsonl")
+    rows = [row for row in values if _is_log_row(row)]
+    return rows, len(values) - len(rows)
+
+
+def _is_log_row(row):
+    try:
+        msgspec.convert(row, LogRow)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return isinstance(row.get("step"), int)
 
 
 def validation_pictures(folder, last_step):

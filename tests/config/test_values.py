@@ -147,6 +147,8 @@ def test_a_value_that_no_parser_saw_is_checked_for_its_type():
         ("--channel_mult 1,,2", "--channel_mult 1,,2: must be numbers", TRAIN),
         ("--channel_mult 1,1e9", "a level has at most 8192 channels", TRAIN),
         ("--channel_mult 1,1,1,1,1,1,1,1,1,1,1,1,1,1", "has 14 levels; 13 are the most", TRAIN),
+        ("--num_channels 8192 --num_res_blocks 100", "would have more than 242 billion weights; 100 billion", TRAIN),
+        ("--image_size 8192 --num_channels 512", "one feature map would take 137 GB; 64 GB are the most", TRAIN),
         ("--attention_resolutions=-3", "every number must be at least 1", TRAIN),
         ("--ema_rate 0.9,0.9", "names a rate twice", TRAIN),
         ("--ema_rate 0.9,nan", "not finite", TRAIN),

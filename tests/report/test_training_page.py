@@ -7,7 +7,7 @@ import numpy as np
 from pages import Page, content, picture
 from PIL import Image
 
-from guided_diffusion.report.training_page import write_training_page
+from guided_diffusion.report.training_page import read_log, write_training_page
 
 CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"lr": 1e-3}}
 
@@ -53,3 +53,22 @@ def test_the_training_page_in_a_browser(browser, tmp_path):
     page = Page(browser, tmp_path / "training.html")
     page.run(slide)
     assert "was not found; keep this page" in page.wait("return document.getElementById('missing').textContent")
+
+
+def test_lines_of_the_log_that_are_no_rows_are_left_out_and_counted(tmp_path):
+    good = [{"step": 1, "loss": 2}, {"step": 2, "loss": None, "lr": 0.5}]
+    bad = [
+        [],
+        3,
+        None,
+        {},
+        {"loss": 1},
+        {"step": "3"},
+        {"step": 1.5},
+        {"step": 4, "loss": "x"},
+        {"step": 5, "loss": [1]},
+    ]
+    lines = [json.dumps(row) for row in (*bad, *good)]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 6, "loss": NaN}', '{"step": 7, "lo']))
+    assert read_log(tmp_path) == (good, len(bad))
+    assert "Loss" in write_training_page(tmp_path, CONFIG, 100).read_text()

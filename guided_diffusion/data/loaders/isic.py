@@ -179,7 +179,7 @@ class ISICDataset(SegmentationDataset):
         alike = [other for other in folders if other.layout == PART_3B and other.part == folder.part]
         places = [place for one in (folder, *alike) for place in (one.outer.parent, one.outer, one.path)]
         name = LABEL_FILE.format(part=folder.part)
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        path = next((place / name for place in places if os.path.lexists(place / name)), None)
         return None if path is None else _labels_in(path)
 
 
