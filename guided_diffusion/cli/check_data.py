@@ -43,7 +43,7 @@ def main(argv=None):
     check_writable(out)
     read_cases(parts, data)
     files = account([part.dataset for part in parts])
-    for line in layout_lines(parts) + ([f"note: {files.note()}"] if files.note() else []):
+    for line in layout_lines(parts) + [f"note: {one}" for one in (files.note(), files.outside_line()) if one]:
         console().info(line)
     console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
     found = findings(parts, files.error_lines())

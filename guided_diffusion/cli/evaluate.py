@@ -7,6 +7,7 @@ from tqdm import tqdm
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
+from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
 from ..data.division import part_of
@@ -37,7 +38,13 @@ def main(argv=None):
     other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
-    out = open_output(options)
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
+    with out.held():
+        return evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest)
+
+
+def evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest):
+    """`main` after its checks, into the `WorkFolder` for the tables and pages. other_dir: of --compare, or None."""
     leak = warn_about_data(dataset, manifest)
     evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings, num_workers=options.num_workers)
     compared = compare_with(other_dir, evaluation, dataset, options.num_workers) if other_dir else None
@@ -76,6 +83,9 @@ def fetch_predictions(folder):
     """A folder of predicted masks, on this machine. Raises `UserError` where it does not exist."""
     local = fetch_folder(folder, "folder of predicted masks")
     Predictions(local)  # refuses a missing folder, which --out_dir would create
+    listing = walk(local)
+    if line := outside_line(folder, listing.outside, len(listing.files)):
+        console().warning(line)
     return local
 
 
@@ -109,6 +119,8 @@ def find_truth(options, given, manifest):
         if not is_part:
             raise
         raise UserError(f"{error} ({note})") from None
+    if not options.data_dir:
+        console().info(f"truth: {data_dir}, which {manifest_file} names; --data_dir names another folder")
     if is_part:
         console().info(f"{data_dir}: {note}")
     return dataset
@@ -159,13 +171,6 @@ def progress_bar(units):
 
 
 # ---- what is written ---------------------------------------------------------------------------------------------
-
-
-def open_output(options):
-    """The `WorkFolder` for the tables and pages. Raises `UserError` where it cannot be written."""
-    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
-    out.check_writable()
-    return out
 
 
 def print_tables(summary, compared, options):

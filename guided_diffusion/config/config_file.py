@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 from ..io.files import atomic_path
+from ..io.storage import fetch_file, folder_and_name, is_remote, join
 from ..io.texts import read_yaml
 from ..runtime.errors import UserError, describe_os_error
 from .fields import ONLY_LEARNED_BY, REMOVED, unused_flags
@@ -96,6 +97,19 @@ def is_record(path):
         return False
     with open(path, encoding="utf-8-sig") as file:
         return file.readline().startswith(RECORD)
+
+
+def record_beside(checkpoint):
+    """The values of the config.yaml in a checkpoint's folder, local or remote; {} where no run wrote one there."""
+    try:
+        if is_remote(checkpoint):
+            path = fetch_file(join(folder_and_name(checkpoint)[0], "config.yaml"))
+        else:
+            path = Path(checkpoint).parent / "config.yaml"
+        values = read_yaml(path) if is_record(path) else {}
+    except (UserError, OSError, ValueError):  # it only saves flags, whose lack has an error of its own
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def split_record(values, fields, training, with_data):

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..io.texts import shown
 from ..runtime.errors import UserError, in_one_line, innermost_place
 from .accounting import unread_kinds
 from .dataset import SegmentationDataset
@@ -103,14 +104,14 @@ def _check_named(data_name, named_by, flag):
     """Raise `UserError` unless a file, `named_by`, may choose this loader: a registered one, known by its name."""
     if not isinstance(data_name, str):
         raise UserError(f"{named_by}: its data_name is {data_name!r:.80}, not a name; name the loader by {flag}NAME")
-    shown = data_name if data_name.isprintable() else repr(data_name)
     if is_loader_file(data_name):
+        whole = data_name if data_name.isprintable() else shown(data_name)  # to be copied
         raise UserError(
-            f"{named_by}: names the loader file {shown}, which was not run, since only you may choose code to run; if "
-            f"you trust it, add {flag}{shlex.quote(shown)}"
+            f"{named_by}: names the loader file {whole}, which was not run, since only you may choose code to run; if "
+            f"you trust it, add {flag}{shlex.quote(whole)}"
         )
     if data_name.upper() not in {*LOADERS, *registered_loaders()}:
-        raise UserError(f"{named_by}: names the loader {shown:.80}, which is not installed here; add {flag}NAME")
+        raise UserError(f"{named_by}: names the loader {shown(data_name)}, which is not installed here; add {flag}NAME")
 
 
 def registered_loaders():

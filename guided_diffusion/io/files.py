@@ -49,7 +49,7 @@ def check_encodable(*names):
 RUBBISH = re.compile(
     r"\.ds_store|\._.*|\.nfs.*|\.git.*|\.dvc.*|\.lfsconfig|\.hgignore|\.directory|\.bids.*|\.ipynb_checkpoints|\.datalad.*|"
     r"\.\w*cache|\.trash.*|\.spotlight.*|\.fseventsd|\.appledouble|\.temporaryitems|\.snapshots?|\.svn|\.idea|\.vscode|"
-    r"\..+\.\d+(\.\w+)*|\.lock|\.writable|~\$.*|.*~|"
+    r"\..+\.\d+(\.\w+)*|\.lock|\.medsegdiff\.lock|\.writable|~\$.*|.*~|"
     r"__macosx|__pycache__|lost\+found|@eadir|#recycle|\$recycle\.bin|system volume information|(eh)?thumbs\.db|"
     r"desktop\.ini|icon\r|"
     r"(licen[cs]e|readme|citation|copying|notice|changelog|changes|authors|attribution)"
@@ -77,12 +77,14 @@ def list_files(folder, suffixes):
     A link without a target is left out here, and named by `data.accounting`.
     """
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if split_suffix(entry.name)[1].lower() in suffixes and not is_hidden(entry.name) and is_found(entry.is_file)
-        ]
+        names = [entry.name for entry in entries if is_listed(entry, suffixes)]
     return [Path(folder, name) for name in sorted(names)]
+
+
+def is_listed(entry, suffixes):
+    """Whether a directory entry is a file that `list_files` lists."""
+    name = entry.name
+    return split_suffix(name)[1].lower() in suffixes and not is_hidden(name) and is_found(entry.is_file)
 
 
 def folders_in(folder):

@@ -17,12 +17,14 @@ from ..evaluation.summary_file import read_curves, read_summary
 from ..inference.manifest import read_manifest
 from ..inference.plan import describe_members
 from ..io.drawing import class_colour
+from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
 from ..io.texts import read_csv
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 from .case_pictures import slices_of
 from .figures import charts_of, figure_label, table_of
+from .model_card import shown_checkpoint
 from .page import asset, data_uri, header, write_page
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
@@ -78,6 +80,8 @@ class Pictures:
     def __init__(self, folder, limit=None):
         self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
         self.in_memory, self.size, self.written = {}, 0, set()
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link, and pictures would be written where it leads; remove it")
 
     @property
     def is_embedded(self):
@@ -129,7 +133,7 @@ def read_scores(path):
         return {}
     lines, rows = [fields for _, fields in read_csv(path)], {}
     for fields in lines[1:]:
-        row = dict(zip(lines[0], fields, strict=False))
+        row = dict(zip(lines[0], map(csv_text, fields), strict=False))
         rows.setdefault(row.get("name", ""), []).append(row)
     return {name: _case_scores(own) for name, own in rows.items()}
 
@@ -241,11 +245,12 @@ def _body(out_dir, results_dir, dataset, cases, columns):
 
 def _facts(results_dir, dataset, cases, manifest):
     settings = manifest.get("settings", {})
-    facts = [("Results", results_dir.resolve()), ("Data", dataset.data_dir), ("Cases", len(cases))]
+    data = place_name(Path(dataset.data_dir).resolve())
+    facts = [("Results", _results_title(results_dir)), ("Data", data), ("Cases", len(cases))]
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):
-        facts.append(("Checkpoint", f"{manifest['checkpoint']}, step {manifest.get('step')}"))
+        facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
     if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from PIL import Image
 
+from ..io.escaping import is_place, place_name
 from ..io.texts import read_json_lines
 from ..runtime.errors import UserError
 from .charts import Chart, rounded
@@ -30,6 +31,7 @@ FACTS = (  # label, group of options, option
     ("Learning rate", "train", "lr"),
     ("Seed", "train", "seed"),
 )
+PLACES = ("data_dir", "val_dir", "out_dir", "resume_checkpoint", "cache_dir", "data_name")  # options that are paths
 LogRow = dict[str, Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)] | None]  # "step" and figures, by name
 PICTURE = re.compile(r"step(\d+)\.png")
 
@@ -46,10 +48,10 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
-    facts = [("Run", folder.resolve()), ("Step", f"{step} of {last_step}")]
+    facts = [("Run", folder.resolve().name), ("Step", f"{step} of {last_step}")]
     if best:
         facts.append(("Best validation Dice", f"{best['dice']:.4f} at step {best['step']} (best.pt)"))
-    facts += [(name, config[group][key]) for name, group, key in FACTS if key in config.get(group, {})]
+    facts += [(name, _shown(key, config[group][key])) for name, group, key in FACTS if key in config.get(group, {})]
     body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
     if not charts:
         body += '<p class="note">Nothing is logged yet; see --log_interval.</p>'
@@ -126,18 +128,23 @@ def _gallery(pictures):
 
 def _embedded(path):
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             data = io.BytesIO()
             picture.convert("RGB").save(data, format="JPEG", quality=85, subsampling=0)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path.parent.name}/{path.name}: cannot be read ({type(error).__name__})") from error
     return data_uri(data.getvalue(), "jpeg")
+
+
+def _shown(name, value):
+    """An option's value for a page that others may see: of a path its last name."""
+    return place_name(value) if name in PLACES or is_place(value) else value
 
 
 def _option_table(config):
     """All options of the run, in a closed details element."""
     items = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(_shown(name, value)))}</td></tr>'
         for group in ("data", "model", "diffusion", "train", "device")
         for name, value in config.get(group, {}).items()
     )

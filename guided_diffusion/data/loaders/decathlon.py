@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...io.files import split_suffix
+from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
 from ...io.nifti import NIFTI_SUFFIXES
 from ...io.texts import shown
@@ -71,6 +72,8 @@ class DecathlonDataset(SegmentationDataset):
         self.task = tasks[0]
         path = self.task / "dataset.json"
         self.description = read_description(path)
+        for text in _listed_files(self.description):
+            check_listed(path, text, self.data_dir)
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(self.description)
@@ -295,14 +298,9 @@ class DecathlonDataset(SegmentationDataset):
         return name, files, tuple(mask for mask in masks if mask.is_file()), ()
 
     def _below(self, path, text):
-        """The file that dataset.json names. Raises `UserError` for one outside of data_dir: a description that somebody
-        else wrote must not choose what is read. path: dataset.json."""
-        file = self.task / os.path.normpath(text)
-        if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.data_dir)):
-            raise UserError(
-                f"{path}: names {text}, which is not below --data_dir; put the file, or a link to it, there"
-            )
-        return file
+        """The file that dataset.json, `path`, names. Raises `UserError` for one outside of data_dir."""
+        check_listed(path, text, self.data_dir)
+        return self.task / os.path.normpath(text)
 
     def _volumes_in(self, path, files, labels):
         """The volumes of image files, with masks of the same name in the folder `labels` (see `_find_volumes`)."""
@@ -405,7 +403,7 @@ def _modalities(path, description):
 def _one_class(description):
     """The class name of masks without --classes: the only label's, or "foreground" for several labels."""
     names = _label_names(description)
-    return (names[0],) if len(names) == 1 else ("foreground",)
+    return (shown(names[0]),) if len(names) == 1 else ("foreground",)
 
 
 def _label_names(description):
@@ -413,6 +411,14 @@ def _label_names(description):
     labels = description.get("labels", {})
     names = [(key, value) if LABEL.fullmatch(key) else (value, key) for key, value in labels.items()]
     return [str(name) for value, name in names if str(value) not in ("0", "[0]", "")]
+
+
+def _listed_files(description):
+    """The images and labels that the lists of dataset.json name."""
+    for key in ("training", "validation", "test"):
+        for entry in description.get(key) or ():
+            texts = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry,)
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _image_of(entry):

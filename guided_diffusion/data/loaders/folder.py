@@ -33,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...io.files import folders_in, split_suffix
+from ...io.folders import check_listed
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti
 from ...io.texts import read_csv, read_json, shown
@@ -310,6 +311,7 @@ class FolderDataset(SegmentationDataset):
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                 raise UserError(f'{path}: "{keys[split]}" is no list of names; write {SPLIT_FORM}')
             for name in names:
+                check_listed(path, name, self.data_dir)
                 if seen.setdefault(name, split) != split:
                     self._raise_twice(path, name, seen[name], split)
         return lists
@@ -323,6 +325,7 @@ class FolderDataset(SegmentationDataset):
         for number, fields in read_csv(path):
             if len(fields) != 2:
                 raise UserError(f"{path}: line {number} is not NAME,LABEL; correct it")
+            check_listed(path, fields[0], self.data_dir)
             lines.append((number, *fields))
         if lines and _is_header(*lines[0][1:], [label for *_, label in lines]):
             del lines[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...io.files import list_files, split_suffix
+from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
 from ...io.texts import read_csv
 from ...runtime.console import counted
@@ -242,6 +243,7 @@ def _labels_in(path):
     """{image name: label} of Part 3B's CSV file."""
     labels = {}
     for number, fields in read_csv(path):
+        check_listed(path, fields[0], path.parent)
         text = fields[1].lower() if len(fields) > 1 else ""
         if text in LABELS:
             labels[fields[0]] = LABELS[text]
