@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config.command_line import parse
+from ..config.fields import named_by
 from ..config.options import DataOptions
 from ..config.sample_options import CheckOptions
 from ..data.accounting import account
@@ -30,19 +31,19 @@ EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"
 
 def main(argv=None):
     """Read every case, print the tables and the problems, draw the contact sheet. Returns 1 with errors, else 0."""
-    (options, data), _ = parse(__doc__, [CheckOptions, DataOptions], argv, example=EXAMPLE)
+    (options, data), given = parse(__doc__, [CheckOptions, DataOptions], argv, example=EXAMPLE)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the data")
     out = Path(options.out_dir)
-    check_writable(out)
     allow_megapixels(data.max_megapixels)
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
     name = recognised(options.data_name, data_dir)
     console().info(f"--data_name {name}")
-    parts = find_parts(name, data_dir, **loading_of(data))
+    parts = find_parts(name, data_dir, named_by=named_by("data_name", given, ""), **loading_of(data))
+    check_writable(out)
     read_cases(parts, data)
     files = account([part.dataset for part in parts])
-    for line in layout_lines(parts) + ([f"note: {files.note()}"] if files.note() else []):
+    for line in layout_lines(parts) + [f"note: {one}" for one in (files.note(), files.outside_line()) if one]:
         console().info(line)
     console().info("\n".join(["", table(parts), "", *class_lines(parts), ""]))
     found = findings(parts, files.error_lines())

@@ -7,15 +7,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from ..checkpoint import newest_checkpoint
 from ..config.command_line import parse
 from ..config.fields import option
+from ..config.options import MAX_SEED, SEED_REASON
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
-from ..io.files import check_writable, read_json, write_json
+from ..evaluation.summary_file import read_summary
+from ..io.files import check_writable, write_json
+from ..io.texts import read_json, shown
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
 from ..training.hints import SCRIPTS
@@ -33,13 +38,21 @@ class DemoOptions:
     """The demo."""
 
     out_dir: str = option(
-        "./demo/", "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue"
+        "./demo/",
+        "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue",
+        path=True,
     )
     data: str = option("both", "which phantoms to run", choices=("ISIC", "BRATS", "both"))
     speed: float = option(
-        1.0, "multiplies the training steps and their time limit; 0.1 gives a quick, poor run", above=0
+        1.0,
+        "multiplies the training steps and their time limit; 0.1 gives a quick, poor run",
+        above=0,
+        maximum=1000,
+        why="the demo then takes four days",
     )
-    seed: int = option(0, "seed of the phantoms, the training and the sampling", minimum=0)
+    seed: int = option(
+        0, "seed of the phantoms, the training and the sampling", minimum=0, maximum=MAX_SEED, why=SEED_REASON
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,26 @@ def main(argv=None):
         console().info(f"\nthis demo was finished before; to repeat it, remove {out_dir} or choose another --out_dir")
 
 
+class TrainedTask(TypedDict):
+    """What demo.json records of a task after its training."""
+
+    checkpoint: Annotated[str, Meta(pattern=r"^model[0-9]+\.pt$")]
+    steps: Annotated[int, Meta(ge=1)]
+
+
+class TaskRecord(TrainedTask, total=False):
+    """What demo.json records of a task; threshold: after its evaluation."""
+
+    threshold: float
+
+
+class DemoRecord(TypedDict):
+    """demo.json."""
+
+    made_with: dict[str, Any]
+    tasks: dict[str, TaskRecord]
+
+
 class Record:
     """The file demo.json: the settings of the demo in a folder and its finished parts, so that it can continue.
 
@@ -100,11 +133,11 @@ class Record:
         self.path = out_dir / "demo.json"
         settings = {"speed": options.speed, "seed": options.seed, "model": MODEL, "sampling": SAMPLING}
         if self.path.exists():
-            self.content = read_json(self.path)
+            self.content = read_json(self.path, DemoRecord)
             for name, value in settings.items():
-                recorded = self.content.get("made_with", {}).get(name)
+                recorded = self.content["made_with"].get(name)
                 if recorded != value:
-                    flag = f"--{name} {recorded}" if name in vars(options) else "other settings"
+                    flag = f"--{name} {shown(recorded)}" if name in vars(options) else "other settings"
                     raise UserError(f"{out_dir}: holds a demo made with {flag}; choose another --out_dir or remove it")
         elif out_dir.exists() and any(out_dir.iterdir()):
             raise UserError(f"{out_dir}: is not empty; remove it or choose another --out_dir")
@@ -188,14 +221,17 @@ def call(script, arguments):
 def print_results(task, options, out_dir, record):
     """Print the figures of one task, the paths of its pictures, and whether its training was cut short."""
     results, done, wanted = out_dir / f"{task.data_name}_results", record.of(task), task.steps_at(options.speed)
-    summary = read_json(results / "summary.json")
+    summary = read_summary(results / "summary.json")
     unit = "volume" if task.data_name == "BRATS" else "image"
-    dice = summary["ensemble"]["dice"]
+    dice = summary["ensemble"].get("dice")
+    figures = [one and one["mean"] for one in (summary["coarse"], summary["sample"], dice)]
+    if None in figures:
+        raise UserError(f"{results / 'summary.json'}: lacks a Dice; remove {out_dir} and run the demo again")
     console().info(f"{task.data_name}: Dice over {counted(dice['n'], f'test {unit}')}")
-    console().info(f"  best grey-value threshold   {done['threshold']:.3f}")
-    console().info(f"  coarse mask                 {summary['coarse']['mean']:.3f}")
-    console().info(f"  one sample                  {summary['sample']['mean']:.3f}")
-    console().info(f"  ensemble of 5               {dice['mean']:.3f}")
+    figures = [done["threshold"], *figures]
+    labels = ("best grey-value threshold", "coarse mask", "one sample", "ensemble of 5")
+    for label, figure in zip(labels, figures, strict=True):
+        console().info(f"  {label:<27} {figure:.3f}")
     if done["steps"] < wanted:
         speed = math.ceil(10 * options.speed * task.steps / done["steps"]) / 10
         console().info(

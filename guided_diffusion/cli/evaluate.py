@@ -5,7 +5,9 @@ import sys
 from tqdm import tqdm
 
 from ..config.command_line import parse
+from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
+from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
 from ..data.division import part_of
@@ -16,8 +18,8 @@ from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_eval
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from ..inference.manifest import read_manifest
 from ..inference.predictions import Predictions
-from ..io.files import read_json
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_folder, is_same_folder
 from ..report.model_card import write_card
@@ -34,7 +36,7 @@ def main(argv=None):
     (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
     pred_dir, manifest = read_results(options)
     other_dir = fetch_predictions(options.compare) if options.compare else None
-    dataset = find_truth(options, manifest)
+    dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
     out = open_output(options)
     leak = warn_about_data(dataset, manifest)
@@ -63,8 +65,7 @@ def read_results(options):
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir = fetch_predictions(options.pred_dir)
-    path = pred_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_manifest(pred_dir)
     if options.split:
         manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
     if options.fit_temperature:
@@ -76,11 +77,14 @@ def fetch_predictions(folder):
     """A folder of predicted masks, on this machine. Raises `UserError` where it does not exist."""
     local = fetch_folder(folder, "folder of predicted masks")
     Predictions(local)  # refuses a missing folder, which --out_dir would create
+    listing = walk(local)
+    if line := outside_line(folder, listing.outside, len(listing.files)):
+        console().warning(line)
     return local
 
 
-def find_truth(options, manifest):
-    """The data set with the truth, named by the flags or else by the manifest.
+def find_truth(options, given, manifest):
+    """The data set with the truth, named by the flags or else by the manifest. given: see `command_line.parse`.
 
     The recorded split and hold-out also apply where --data_dir names another folder, which may be the same data after
     a move: a hold-out depends on the names of cases only.
@@ -96,17 +100,21 @@ def find_truth(options, manifest):
         )
     split, hold_out = recorded.get("split", "test"), hold_out_of(recorded)
     classes = options.classes or recorded.get("classes", "")
+    manifest_file = f"{options.pred_dir.rstrip('/')}/manifest.json"
+    origin = named_by("data_name", given, manifest_file) if options.data_name else manifest_file
     chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
     sampled_dir = recorded.get("data_dir")
     is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")
     note = f"its {split} cases are scored, as in {sampled_dir} when sampling; --split names others, as --split all"
     try:
-        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, **chosen)
+        dataset = build_dataset(data_name, fetch_folder(data_dir), image_size=1, named_by=origin, **chosen)
     except UserError as error:
         if not is_part:
             raise
         raise UserError(f"{error} ({note})") from None
+    if not options.data_dir:
+        console().info(f"truth: {data_dir}, which {manifest_file} names; --data_dir names another folder")
     if is_part:
         console().info(f"{data_dir}: {note}")
     return dataset

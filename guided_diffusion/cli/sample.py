@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
+from ..config.fields import named_by
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.sample_options import SampleOptions
@@ -24,7 +25,7 @@ from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
-from ..inference.results import ResultsFolder
+from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
@@ -117,21 +118,24 @@ def prepare_sampling(options, given, processes):
     data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
     settings = replace(settings, data=data)
     here = replace(data, data_dir=data_dir)
-    dataset = find_cases(here, sampler, settings.sample.split, chosen="data_name" in given)
+    origin = named_by("data_name", given, f"--model_path {path}")
+    dataset = find_cases(here, sampler, settings.sample.split, chosen="data_name" in given, origin=origin)
     check_data(dataset, checkpoint)
     if "group_key" in given:  # raises its error now rather than after the last case
         for case in dataset.cases:
             group_of(case, data.group_key)
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
     check_volumes(dataset, units, to_write=True)
+    check_name_lengths(units, dataset.classes, settings.sample)
     return SamplingRun(settings, checkpoint, sampler, dataset, units)
 
 
-def find_cases(data, sampler, split, chosen):
-    """The data to sample. split: the value of --split. chosen: whether the user set --data_name."""
+def find_cases(data, sampler, split, chosen, origin):
+    """The data to sample. split: the value of --split. chosen: whether the user set --data_name. origin: see
+    `fields.named_by`."""
     try:
         options = {"split": given_split(split), "view": sampler.view, **loading_of(data)}
-        return build_dataset(data.data_name, data.data_dir, sampler.image_size, **options)
+        return build_dataset(data.data_name, data.data_dir, sampler.image_size, named_by=origin, **options)
     except NoCasesError as error:
         if chosen:
             raise

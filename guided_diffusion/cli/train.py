@@ -218,8 +218,9 @@ def dry_run(options, given):
 
 def command_to_sample(run, step):
     """The command line that samples a run's checkpoint of this step."""
-    data_dir = run.settings.data.data_dir
-    return sampling_command(data_dir, run.dataset.data_dir, run.folder, checkpoint_path("", step))
+    data = run.settings.data
+    checkpoint = checkpoint_path("", step)
+    return sampling_command(data.data_dir, run.dataset.data_dir, run.folder, checkpoint, data.data_name)
 
 
 def size_of(model):

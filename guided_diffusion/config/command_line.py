@@ -3,22 +3,22 @@
 import argparse
 import dataclasses
 import difflib
-import math
 import os
 import re
 import sys
 from pathlib import Path
 
-from ..io.storage import check_path, is_remote
+from ..io.texts import shown
 from ..runtime.console import console
 from ..runtime.errors import UserError
 from .config_file import is_record, read_config, split_record
-from .fields import LAST_VERSION, REMOVED, build, without_removed
+from .fields import LAST_VERSION, REMOVED, Given, build, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from .recipe import chosen_recipe, recipe_values
 from .sample_options import CheckOptions, EvalOptions, SampleOptions
 from .train_options import TrainOptions
+from .values import NO_VALUE, is_path, read_value
 
 TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
 COMMANDS = {
@@ -59,7 +59,6 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
 }
 EPOCHS = ("epochs", "num_epochs", "max_epochs")  # synonyms of --max_steps in another unit
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*")  # a number below 0, or a list that begins with one
-NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
 
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     A flag in two groups belongs to the first. example: a command for the help. saved: the groups whose values come
     from a checkpoint. common: the flags in `--help`, in order; empty: all.
 
-    Returns the instances, in the order of `groups`, and the set of names that the user set. Raises `UserError` that
+    Returns the instances, in the order of `groups`, and the names that the user set, a `Given`. Raises `UserError` that
     names all mistakes in one line.
     """
     fields = fields_of(groups)
@@ -79,7 +78,7 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     try:
         namespace, unknown = _parser(fields).parse_known_args(words)
     except argparse.ArgumentError as error:  # such as --help=1
-        raise UserError(str(error)) from None
+        raise UserError(" ".join(str(error).split())) from None
     written = vars(namespace)
     if "help" in written or "help_all" in written:
         common = () if "help_all" in written else common
@@ -88,15 +87,22 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     path = written.pop("config", None)
     given, problems = _read_values(fields, written)
     problems = _unknown_words(unknown, fields) + problems
+    empty = [name for name, value in given.items() if value == "" and is_path(fields[name])]
+    problems += [
+        f"--{name}: is empty, as where a shell's variable is not set; name a path or leave it out" for name in empty
+    ]
     if path is NO_VALUE:
         problems.append(_needs_value("config"))
     if problems:
         raise UserError("; ".join(problems))
+    files = {}
     if path:
-        given = _from_file(path, groups, fields, given) | given
+        values, files = _from_file(path, groups, fields, given)
+        files = {name: file for name, file in files.items() if name not in given}
+        given = values | given
     values, given = _with_recipe(given, fields)
     later = groups if values.get("resume_checkpoint") else saved
-    return _instances(groups, values, later), given
+    return _instances(groups, values, later), Given(given, files)
 
 
 def options_from(groups, values):
@@ -177,48 +183,7 @@ def _read_value(fields, name, value):
     """A flag's or YAML value in its option's type. Raises `UserError` for a wrong type or range."""
     if name not in fields:
         raise UserError(_unknown_flag(str(name), fields))
-    if value is NO_VALUE:
-        raise UserError(_needs_value(name))
-    kind = fields[name].type
-    text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
-    if not text and kind is not str:
-        raise UserError(_needs_value(name))
-    try:  # from text even if YAML has a type, since int(3.7) and int(True) would pass
-        value = _boolean(text) if kind is bool else kind(text)
-    except ValueError:
-        wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"--{name} {text}: must be {wanted}") from None
-    check_value(fields[name], value, text)
-    return value
-
-
-def _boolean(text):
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def check_value(item, value, text=None):
-    """Raise `UserError` unless `value` satisfies the rules of the option `item`, a dataclass field.
-
-    text: the value as the user wrote it, for the message; None: `value` as Python prints it.
-    """
-    rules, flag = item.metadata, f"--{item.name} {value if text is None else text}"
-    if is_remote(value):
-        if not rules["remote"]:
-            raise UserError(f"{flag}: must be a local path")
-        check_path(item.name, value)
-    if rules["choices"] and value not in rules["choices"]:
-        raise UserError(f"{flag}: must be one of {', '.join(filter(None, rules['choices']))}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{flag}: is not a finite number")
-    if rules["minimum"] is not None and value < rules["minimum"]:
-        raise UserError(f"{flag}: must be at least {rules['minimum']}")
-    if rules["above"] is not None and value <= rules["above"]:
-        raise UserError(f"{flag}: must be above {rules['above']}")
-    if rules["maximum"] is not None and value > rules["maximum"]:
-        raise UserError(f"{flag}: must be at most {rules['maximum']}")
+    return read_value(fields[name], value)
 
 
 # ---- Mistakes --------------------------------------------------------------------------------------------------------
@@ -226,6 +191,10 @@ def check_value(item, value, text=None):
 
 def _needs_value(name):
     return f"--{name}: needs a value"
+
+
+def _empty_path(name):
+    return f"--{name}: is empty, as where a variable of the shell is not set; name a path or leave it out"
 
 
 def _unknown_words(words, fields):
@@ -236,18 +205,19 @@ def _unknown_words(words, fields):
             written = word.partition("=")[0]
             name = written.lstrip("-").replace("-", "_")
             if name in fields or name == "config":  # one dash, or dashes mixed with underscores
-                lines.append(f"{written}: write --{name}")
+                lines.append(f"{shown(written)}: write --{name}")
             else:
                 lines.append(_unknown_flag(name, fields))
             has_flag = "=" not in word
         elif has_flag:
             has_flag = False  # the word is the unknown flag's value
         else:
-            lines.append(f"{word!r}: follows no flag")
+            lines.append(f"{shown(word)!r}: follows no flag")
     return lines
 
 
 def _unknown_flag(name, fields):
+    name = shown(name)
     if name in REMOVED:
         return f"--{name}: is no longer in this version, leave it out or use version {LAST_VERSION}"
     if owner := _owner(name):
@@ -278,25 +248,27 @@ def _synonym_of(word):
 
 
 def _from_file(path, groups, fields, written):
-    """The values of a `--config` file. written: the values on the command line.
+    """The values of a `--config` file, and {name: the file that has it}. written: the values on the command line.
 
     Commands other than training use a part of a run's record. One line names the rest; of several processes one
     prints it.
     """
-    ignored = []
+    ignored, files = [], {}
 
     def check(values, file):
         if TrainOptions not in groups and is_record(file):
             values, unused = split_record(values, fields, fields_of(TRAINING), with_data="data_dir" not in written)
             ignored.extend(unused)
-        return _checked(values, fields)
+        values = _checked(values, fields)
+        files.update(dict.fromkeys(values, str(file)))
+        return values
 
     values = read_config(Path(path), check)
     starts_processes = (values | written).get("multi_gpu")  # the first of them prints
     if ignored and os.environ.get("RANK", "0") == "0" and not starts_processes:
         names = ", ".join(ignored)
         console().info(f"--config {path}: holds a training run's settings; not used here: {names}")
-    return values
+    return values, files
 
 
 def _checked(values, fields):

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from ..io.files import atomic_path, read_yaml
+from ..io.files import atomic_path
+from ..io.texts import read_yaml
 from ..runtime.errors import UserError, describe_os_error
 from .fields import ONLY_LEARNED_BY, REMOVED, unused_flags
 from .options import DataOptions, DiffusionOptions, ModelOptions
@@ -22,7 +23,7 @@ def read_config(path, check=lambda values, path: values, above=()):
     if any(path.resolve() == other.resolve() for other in above):
         raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
     try:
-        values = read_yaml(path)
+        values = read_yaml(path, pipes=True)
     except OSError as error:
         reason = describe_os_error(error).removeprefix(f"{path}: ")
         raise UserError(f"{where}: {reason}; name a YAML file") from error

@@ -33,19 +33,22 @@ def option(
     minimum=None,
     above=None,
     maximum=None,
+    why="",
     required=False,
     remote=False,
+    path=False,
     needs=None,
     shown="",
 ):
     """A dataclass field with its help and its rules.
 
-    choices, minimum, above (an open lower bound), maximum: the allowed values. required: the help says so; the command
-    itself checks it. remote: the value may be a path in a blob store. needs: {name of another option: the values at
-    which this option has an effect}. shown: the default in the help, where it depends on something else.
+    choices, minimum, above (an open lower bound), maximum: the allowed values. why: the reason of the maximum, for the
+    error. required: the help says so; the command itself checks it. remote: the value is a path and may be one in a
+    blob store. path: it is a local path. needs: {name of another option: the values at which this option has an
+    effect}. shown: the default in the help, where it depends on something else.
     """
-    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    known = {"help": help, "required": required, "remote": remote, "needs": needs or {}, "shown": shown}
+    rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "why": why}
+    known = {"help": help, "required": required, "remote": remote, "path": path, "needs": needs or {}, "shown": shown}
     return field(default=default, metadata=known | rules)
 
 
@@ -73,6 +76,23 @@ def unused_flags(*groups):
             if values.get(other, allowed[0]) not in allowed and item.name not in unused:
                 unused[item.name] = f"belongs to --{other} {' or '.join(allowed)}, not {values[other]}"
     return unused
+
+
+class Given(frozenset):
+    """The names of the options that the user set. from_files: {name: the file of options} of those that no flag set."""
+
+    def __new__(cls, names=(), from_files=()):
+        given = super().__new__(cls, names)
+        given.from_files = dict(from_files)
+        return given
+
+
+def named_by(name, given, otherwise):
+    """Which file an option's value comes from, for messages; "" where the user wrote it in this very command or call.
+
+    given: from `command_line.parse`, or a set of names. otherwise: the file that has the value of an option not given.
+    """
+    return getattr(given, "from_files", {}).get(name, "" if name in given else otherwise)
 
 
 def check_variant(*groups, given=()):
@@ -112,11 +132,3 @@ def _is_in_use(name, values):
         return False  # there is no condition model to see labels
     value, idle = values[name], REMOVED[name]
     return bool(idle) and value not in idle and str(value).lower() not in [str(other).lower() for other in idle]
-
-
-def numbers(name, text, kind):
-    """A list in a flag's text, "1,2,4", as a tuple of `kind`s. Raises `UserError` that names the flag."""
-    try:
-        return tuple(kind(part) for part in str(text).split(",") if part.strip())
-    except ValueError:
-        raise UserError(f"--{name} {text}: must be numbers separated by commas") from None

@@ -9,9 +9,11 @@ import re
 from dataclasses import dataclass, replace
 
 from ..io.pictures import MAX_MEGAPIXELS
+from ..io.texts import shown
 from ..runtime.errors import UserError
-from .fields import numbers, option
+from .fields import option
 from .presets import PRESETS
+from .values import numbers
 
 NO_WINDOW = "none"  # of --ct_window: z-scores, whatever the values look like
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # by synonym
@@ -26,11 +28,19 @@ def check_group_key(group_key):
     """Raise `UserError` for a `--group_key` that is no regular expression."""
     try:
         re.compile(group_key)
-    except re.error as error:
-        raise UserError(f"--group_key {group_key}: is no regular expression ({error})") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"--group_key {shown(group_key)}: is no regular expression ({error})") from None
 
 
 MAX_HELD = 0.9  # of the cases, for validation and testing
+MAX_SEED, SEED_REASON = 2**63 - 1, "the generators of random numbers take 64 bits"
+MAX_SIDE = 8192
+MAX_CHANNELS, CHANNEL_REASON = 8192, "one convolution of that many channels has 600 million weights"
+MAX_WEIGHTS, MAX_MAP_BYTES = 100e9, 64e9  # the published ++ has ten billion weights
+MAX_LEVELS, LEVEL_REASON = 13, "each level halves the image, whose side is 8192 at most"
+MAX_STEPS_OF_NOISE = 100_000
+NOISE_REASON = "the schedule's tables have a number for each step, and with that many neighbours hardly differ"
+MAX_WEIGHT, WEIGHT_REASON = 1e6, "beside it no other loss counts in single precision"
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class DataOptions:
         "seed that decides which groups --val_fraction and --test_fraction hold out. It is not --seed, so that runs "
         "with other seeds have the same split",
         minimum=0,
+        maximum=MAX_SEED,
+        why=SEED_REASON,
     )
     classes: str = option(
         "",
@@ -95,13 +107,22 @@ class DataOptions:
         "pictures with more million pixels are refused, since a small file may decode to more than the memory holds; "
         "the free memory is checked as well",
         above=0,
+        maximum=1_000_000,
+        why="a million megapixels are a terabyte",
     )
-    num_workers: int = option(2, "processes that read and resize images; 0: the main process reads them", minimum=0)
+    num_workers: int = option(
+        2,
+        "processes that read and resize images; 0: the main process reads them",
+        minimum=0,
+        maximum=512,
+        why="each is a process of its own with about 300 MB",
+    )
     cache_dir: str = option(
         "auto",
         "folder of decompressed volumes, shared by all runs, from which slices are read (BraTS: 80 MB a case; safe "
         "to delete). auto: volumes/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff for training, none for sampling. "
         "none: each process decompresses volumes itself and keeps up to 4 GB of them",
+        path=True,
     )
 
     def resolve(self, given):
@@ -131,7 +152,7 @@ class DataOptions:
         bounds = numbers("ct_window", self.ct_window, float)
         if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
             raise UserError(
-                f"--ct_window {self.ct_window}: must be two numbers, the lower one first, as -160,240, or none"
+                f"--ct_window {shown(self.ct_window)}: must be two numbers, the lower one first, as -160,240, or none"
             )
         return bounds or None
 
@@ -156,18 +177,35 @@ class ModelOptions:
         256,
         "side of the network's square input in pixels; images are resized to it, and the levels must divide it",
         above=0,
+        maximum=MAX_SIDE,
+        why="at this side one feature map of 32 channels has 8 GB; --tile True samples larger images",
     )
     patch_size: int = option(
         1,
         "side of the patch of pixels that becomes one pixel of the network's first level (space to depth). 2 with "
         "twice the --image_size takes about the same time and draws masks at twice the resolution",
         above=0,
+        maximum=64,
+        why="its square is the number of channels of the input",
     )
-    num_channels: int = option(128, "channels of the network's first level", above=0)
-    num_res_blocks: int = option(2, "residual blocks per level", above=0)
-    num_heads: int = option(1, "attention heads, unless --num_head_channels is set", above=0)
+    num_channels: int = option(
+        128, "channels of the network's first level", above=0, maximum=MAX_CHANNELS, why=CHANNEL_REASON
+    )
+    num_res_blocks: int = option(
+        2, "residual blocks per level", above=0, maximum=100, why="the published ++ has 12; each block adds its time"
+    )
+    num_heads: int = option(
+        1,
+        "attention heads, unless --num_head_channels is set",
+        above=0,
+        maximum=MAX_CHANNELS,
+        why="a head needs a channel at least",
+    )
     num_head_channels: int = option(
-        -1, "channels per attention head, which sets the number of heads; -1: use --num_heads"
+        -1,
+        "channels per attention head, which sets the number of heads; -1: use --num_heads",
+        maximum=MAX_CHANNELS,
+        why=CHANNEL_REASON,
     )
     channel_mult: str = option(
         "", "channels of each level in units of --num_channels, as 1,1,2,4; empty: by --image_size"
@@ -191,6 +229,8 @@ class ModelOptions:
         1,
         "v2: number of levels, from the first, that the condition model anchors (U-SA); 0: none",
         minimum=0,
+        maximum=MAX_LEVELS,
+        why=LEVEL_REASON,
         needs={"version": ("v2",)},
     )
     ss_former: str = option(
@@ -204,6 +244,8 @@ class ModelOptions:
         2,
         "v2: blocks of the SS-Former, or of plain cross-attention",
         above=0,
+        maximum=100,
+        why="each block adds its time; the default has 2",
         needs={"version": ("v2",), "ss_former": ("fourier", "cross")},
     )
     nbp_filter: bool = option(
@@ -221,12 +263,16 @@ class ModelOptions:
         "v2: level at which the diffusion's U-Net begins. 1: at half the image's resolution, with 2 x 2 pixels as "
         "channels of one, which takes a fraction of the time",
         minimum=0,
+        maximum=MAX_LEVELS,
+        why=LEVEL_REASON,
         needs={"version": ("v2",)},
     )
     diffusion_channels: int = option(
         0,
         "v2: --num_channels of the diffusion's U-Net; 0: the condition model's, -1: half of it",
         minimum=-1,
+        maximum=MAX_CHANNELS,
+        why=CHANNEL_REASON,
         needs={"version": ("v2",)},
     )
 
@@ -238,6 +284,7 @@ class ModelOptions:
         options.attention_sizes()
         if options.num_head_channels == 0 or options.num_head_channels < -1:
             raise UserError(f"--num_head_channels {options.num_head_channels}: must be -1 or above 0")
+        options.check_size()
         return options
 
     def complete(self, given):
@@ -246,23 +293,46 @@ class ModelOptions:
             return self
         return replace(self, diffusion_channels=max(1, self.num_channels // 2))
 
+    def check_size(self):
+        """Raise `UserError` for a network that no machine of today holds, before its memory is asked for."""
+        widths = [multiplier * self.num_channels for multiplier in self.multipliers() or (1.0,)]
+        weights = sum(width**2 for width in widths) * 36 * self.num_res_blocks  # 3 x 3, two convolutions, down and up
+        if weights > MAX_WEIGHTS:
+            raise UserError(
+                f"--num_channels {self.num_channels} --num_res_blocks {self.num_res_blocks}: the network would have "
+                f"more than {weights / 1e9:.0f} billion weights; {MAX_WEIGHTS / 1e9:.0f} billion are the most"
+            )
+        bytes_needed = 4 * (self.image_size / self.patch_size) ** 2 * widths[0]
+        if bytes_needed > MAX_MAP_BYTES:
+            raise UserError(
+                f"--image_size {self.image_size} --num_channels {self.num_channels}: one feature map would take "
+                f"{bytes_needed / 1e9:.0f} GB; {MAX_MAP_BYTES / 1e9:.0f} GB are the most: choose smaller ones"
+            )
+
     def multipliers(self):
         """`channel_mult` as a tuple of floats; empty: the image size decides."""
         values = numbers("channel_mult", self.channel_mult, float)
+        flag = f"--channel_mult {shown(self.channel_mult)}"
+        if len(values) > MAX_LEVELS:
+            raise UserError(f"{flag}: has {len(values)} levels; {MAX_LEVELS} are the most, since each halves the image")
         if any(value * self.num_channels < 1 for value in values):
-            raise UserError(f"--channel_mult {self.channel_mult}: every level needs at least one channel")
+            raise UserError(f"{flag}: every level needs at least one channel")
+        if any(value * self.num_channels > MAX_CHANNELS for value in values):
+            raise UserError(f"{flag}: a level has at most {MAX_CHANNELS} channels: {CHANNEL_REASON}")
         return values
 
     def attention_sizes(self):
         """`attention_resolutions` as a tuple of ints."""
-        return numbers("attention_resolutions", self.attention_resolutions, int)
+        return numbers("attention_resolutions", self.attention_resolutions, int, minimum=1, maximum=MAX_SIDE)
 
 
 @dataclass(frozen=True)
 class DiffusionOptions:
     """The diffusion. A checkpoint fixes it, and sampling takes it from there."""
 
-    diffusion_steps: int = option(1000, "length T of the noise schedule", minimum=2)
+    diffusion_steps: int = option(
+        1000, "length T of the noise schedule", minimum=2, maximum=MAX_STEPS_OF_NOISE, why=NOISE_REASON
+    )
     noise_schedule: str = option(
         "cosine", "how the noise grows with t: linear betas (DDPM) or cosine", choices=("linear", "cosine")
     )
@@ -302,6 +372,8 @@ class DiffusionOptions:
         1.0,
         "weight of the loss on the coarse mask, which the condition branch predicts (published: 10 for v1)",
         minimum=0,
+        maximum=MAX_WEIGHT,
+        why=WEIGHT_REASON,
         needs={"version": ("v1", "v2")},
     )
     coarse_loss: str = option(
@@ -315,6 +387,8 @@ class DiffusionOptions:
         1.0,
         "weight of the cross-entropy in --coarse_loss bce_dice",
         minimum=0,
+        maximum=MAX_WEIGHT,
+        why=WEIGHT_REASON,
         needs={"version": ("v1", "v2"), "coarse_loss": ("bce_dice",)},
     )
     border_weight: float = option(
@@ -322,12 +396,16 @@ class DiffusionOptions:
         "with --coarse_loss bce: weight of the pixels within 3 % of the image's side from the truth's border. Above 1 "
         "the coarse mask is better calibrated near borders and worse in the background",
         above=0,
+        maximum=MAX_WEIGHT,
+        why=WEIGHT_REASON,
         needs={"version": ("v1", "v2"), "coarse_loss": ("bce",)},
     )
     coarse_every: int = option(
         1,
         "the loss on the coarse mask counts only items whose time step is a multiple of this (V2's paper: 5)",
         above=0,
+        maximum=MAX_STEPS_OF_NOISE,
+        why="there are at most as many time steps",
         needs={"version": ("v1", "v2")},
     )
     rescale_timesteps: bool = option(False, "scale the network's time steps to 0..1000 whatever T is")
@@ -393,8 +471,8 @@ class DeviceOptions:
         """Let --use_fp16 and --precision fp16 mean the same."""
         if self.use_fp16 and self.precision not in ("auto", "fp16"):
             raise UserError(f"--use_fp16 True contradicts --precision {self.precision}")
-        if self.gpu_dev != "cpu" and not self.gpu_dev.isdigit():
-            raise UserError(f"--gpu_dev {self.gpu_dev}: must be the number of one GPU, or cpu")
+        if self.gpu_dev != "cpu" and not re.fullmatch("[0-9]{1,4}", self.gpu_dev):
+            raise UserError(f"--gpu_dev {shown(self.gpu_dev)}: must be the number of one GPU, or cpu")
         precision = "fp16" if self.use_fp16 else self.precision
         return replace(self, precision=precision, use_fp16=precision == "fp16")
 

@@ -1,12 +1,17 @@
 """The options of sampling, of evaluation and of the check of data."""
 
-import math
+import re
 from dataclasses import dataclass, replace
 
+from ..io.texts import shown
 from ..runtime.errors import UserError
-from .fields import numbers, option
-from .options import absolute_loader, check_group_key
+from .fields import option
+from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, absolute_loader, check_group_key
+from .train_options import BATCH_REASON, MAX_BATCH
+from .values import numbers
 
+MAX_TEMPERATURE = 1000
+MAX_TOLERANCE = 10_000  # of --nsd_tolerance, in mm or pixels
 FUSE = ("staple", "mean", "vote")
 
 
@@ -23,15 +28,27 @@ class SampleOptions:
         "cases to sample: test (all cases of data without a division), val (validation), train or all",
         choices=("test", "val", "train", "all"),
     )
-    num_ensemble: int = option(5, "members of the ensemble: masks drawn for each image", above=0)
-    num_samples: int = option(0, "sample only the first N cases; 0: all", minimum=0)
+    num_ensemble: int = option(
+        5,
+        "members of the ensemble: masks drawn for each image",
+        above=0,
+        maximum=10_000,
+        why="all members of an image are in memory at once",
+    )
+    num_samples: int = option(
+        0, "sample only the first N cases; 0: all", minimum=0, maximum=10**9, why="no data set has as many; 0 means all"
+    )
     sample_batch_size: str = option(
         "auto",
         "images x ensemble members in one pass of the network; auto: as many as suit the machine, fewer when memory "
         "runs out. Masks do not depend on it",
     )
     batch_size: int = option(
-        0, "images read at once; --sample_batch_size divides them into passes. 0: as many as fit one pass", minimum=0
+        0,
+        "images read at once; --sample_batch_size divides them into passes. 0: as many as fit one pass",
+        minimum=0,
+        maximum=MAX_BATCH,
+        why=BATCH_REASON,
     )
     compile: bool = option(
         False, "compile the network with torch.compile: minutes of warm-up, then faster steps on a GPU"
@@ -41,6 +58,8 @@ class SampleOptions:
         "number of sampling steps. Alone it means strided DDPM; with --dpm_solver True DPM-Solver++. At most T, the "
         "steps of the checkpoint's schedule: with T, DDPM is not strided. 0: 20 steps of DPM-Solver++",
         minimum=0,
+        maximum=MAX_STEPS_OF_NOISE,
+        why=NOISE_REASON,
     )
     sampler: str = option(
         "auto",
@@ -104,6 +123,8 @@ class SampleOptions:
         "temperature T of the probability map, sigmoid(logit(p) / T); masks do not change. 0: the checkpoint's, "
         "fitted by segmentation_eval.py --fit_temperature, or 1",
         minimum=0,
+        maximum=MAX_TEMPERATURE,
+        why="every probability is 0.5 then",
     )
     weights: str = option(
         "ema",
@@ -116,13 +137,23 @@ class SampleOptions:
     )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
-        0, "seed of the noise. A result depends only on it, on the case's name and on the member's number", minimum=0
+        0,
+        "seed of the noise. A result depends only on it, on the case's name and on the member's number",
+        minimum=0,
+        maximum=MAX_SEED,
+        why=SEED_REASON,
     )
 
     def resolve(self, given):
         """Check values that a single bound cannot."""
-        if self.sample_batch_size != "auto" and not (self.sample_batch_size.isdigit() and int(self.sample_batch_size)):
-            raise UserError(f"--sample_batch_size {self.sample_batch_size}: must be auto or a number above 0")
+        size = self.sample_batch_size
+        if size != "auto" and not (re.fullmatch("0*[1-9][0-9]{0,9}", size) and int(size) <= MAX_BATCH):
+            raise UserError(
+                f"--sample_batch_size {shown(size)}: must be auto or a number above 0, at most {MAX_BATCH}: "
+                f"{BATCH_REASON}"
+            )
+        if 0 < self.temperature < 1 / MAX_TEMPERATURE:
+            raise UserError(f"--temperature {self.temperature:g}: must be 0 or at least {1 / MAX_TEMPERATURE:g}")
         self.other_scales()
         return self
 
@@ -130,7 +161,9 @@ class SampleOptions:
         """`scales` as a tuple of floats; empty for auto and none."""
         scales = () if self.scales in ("auto", "none") else numbers("scales", self.scales, float)
         if not all(0.5 <= scale <= 2 and scale != 1 for scale in scales):
-            raise UserError(f"--scales {self.scales}: must be auto, none, or numbers from 0.5 to 2 other than 1")
+            raise UserError(f"--scales {shown(self.scales)}: must be auto, none, or numbers from 0.5 to 2 other than 1")
+        if len(set(scales)) < len(scales):
+            raise UserError(f"--scales {shown(self.scales)}: names a scale twice, which would count twice; keep one")
         return scales
 
 
@@ -164,7 +197,11 @@ class EvalOptions:
         "training. They need not be the trained ones; empty: from the results folder's manifest",
     )
     max_megapixels: float = option(
-        0.0, "pictures with more million pixels are refused; 0: as when sampling, by default 179", minimum=0
+        0.0,
+        "pictures with more million pixels are refused; 0: as when sampling, by default 179",
+        minimum=0,
+        maximum=1_000_000,
+        why="a million megapixels are a terabyte",
     )
     num_workers: int = option(
         2, "processes that share the cases; 0: the main process evaluates them; figures do not depend on it", minimum=0
@@ -196,6 +233,7 @@ class EvalOptions:
         "checkpoint that made these results: fit the temperature of least log loss on them and store it in that file, "
         "for sampling to apply to probabilities. Use results of validation cases (segmentation_sample.py --split "
         "val)",
+        path=True,
     )
     lesion_iou: float = option(
         0.1,
@@ -207,13 +245,13 @@ class EvalOptions:
     def resolve(self, given):
         """Check values that a single bound cannot."""
         check_group_key(self.group_key)
-        if not self.tolerances() or not all(0 <= tolerance < math.inf for tolerance in self.tolerances()):
-            raise UserError(f"--nsd_tolerance {self.nsd_tolerance}: must be distances of 0 or more, such as 1,2")
+        if not self.tolerances():
+            raise UserError("--nsd_tolerance: must be distances of 0 or more, such as 1,2")
         return self
 
     def tolerances(self):
         """`nsd_tolerance` as a tuple of different floats, in the order given."""
-        return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float)))
+        return tuple(dict.fromkeys(numbers("nsd_tolerance", self.nsd_tolerance, float, 0, MAX_TOLERANCE)))
 
 
 @dataclass(frozen=True)
@@ -225,8 +263,14 @@ class CheckOptions:
         "kind of data: AUTO (recognised from the folder), BRATS, ISIC, LIDC, MSD, FOLDER, a name that an installed "
         "package registers, or path/to/my_loader.py:MyDataset",
     )
-    out_dir: str = option("data_check", "folder for contact_sheet.png")
-    num_shown: int = option(32, "cases of each split that the contact sheet shows, spread over the split", above=0)
+    out_dir: str = option("data_check", "folder for contact_sheet.png", path=True)
+    num_shown: int = option(
+        32,
+        "cases of each split that the contact sheet shows, spread over the split",
+        above=0,
+        maximum=10_000,
+        why="the sheet is one picture",
+    )
 
     def resolve(self, given):
         """Make the path of a user's loader absolute."""

@@ -3,10 +3,17 @@
 from dataclasses import dataclass, replace
 
 from ..io.storage import join
+from ..io.texts import shown
 from ..runtime.errors import UserError
-from .fields import numbers, option
+from .fields import option
+from .options import MAX_SEED, SEED_REASON
 from .recipe import RECIPES
+from .values import numbers
 
+MAX_RUN, RUN_REASON = 10**12, "at a thousand steps a second that many take 30 years"
+MAX_BATCH, BATCH_REASON = 65536, "the images of a batch are in memory at once"
+MAX_CASES, CASES_REASON = 100_000, "each is sampled at every validation"
+MAX_RATES = 10  # of --ema_rate
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100  # --max_steps and --sample_interval of --overfit
 
 
@@ -27,28 +34,58 @@ class TrainOptions:
         "folder for checkpoints and logs; one on gs:// or az:// is brought up to date at each save and at the end",
         remote=True,
     )
-    max_steps: int = option(100000, "stop after this many optimizer steps in all", above=0)
-    max_minutes: float = option(
-        0.0, "stop after this many minutes; a resumed run keeps the limit and counts anew. 0: no limit", minimum=0
+    max_steps: int = option(
+        100000, "stop after this many optimizer steps in all", above=0, maximum=MAX_RUN, why=RUN_REASON
     )
-    batch_size: int = option(8, "images per optimizer step, over all processes", above=0)
+    max_minutes: float = option(
+        0.0,
+        "stop after this many minutes; a resumed run keeps the limit and counts anew. 0: no limit",
+        minimum=0,
+        maximum=1e7,
+        why="that is 19 years; 0 means no limit",
+    )
+    batch_size: int = option(
+        8, "images per optimizer step, over all processes", above=0, maximum=MAX_BATCH, why=BATCH_REASON
+    )
     microbatch: int = option(
         -1,
         "images per forward pass; gradients are summed over the passes of a process's share of the batch. -1: the "
         "whole share",
+        maximum=MAX_BATCH,
+        why=BATCH_REASON,
     )
-    lr: float = option(1e-4, "learning rate of AdamW", above=0)
-    weight_decay: float = option(0.0, "weight decay of AdamW", minimum=0)
+    lr: float = option(
+        1e-4, "learning rate of AdamW", above=0, maximum=100, why="AdamW moves each weight by about this much a step"
+    )
+    weight_decay: float = option(
+        0.0,
+        "weight decay of AdamW",
+        minimum=0,
+        maximum=1e6,
+        why="times --lr it is the share of each weight that a step takes away",
+    )
     lr_anneal_steps: int = option(
-        0, "decay the learning rate to 0 over this many steps, then stop; 0: constant", minimum=0
+        0,
+        "decay the learning rate to 0 over this many steps, then stop; 0: constant",
+        minimum=0,
+        maximum=MAX_RUN,
+        why=RUN_REASON,
     )
     lr_decay: str = option(
         "linear",
         "decay over --lr_anneal_steps: linear, cosine, or none (constant; no --lr_anneal_steps)",
         choices=("none", "linear", "cosine"),
     )
-    warmup_steps: int = option(0, "steps over which the learning rate first rises linearly", minimum=0)
-    grad_clip: float = option(0.0, "clip the gradient's norm, over all weights, to this; 0: off", minimum=0)
+    warmup_steps: int = option(
+        0, "steps over which the learning rate first rises linearly", minimum=0, maximum=MAX_RUN, why=RUN_REASON
+    )
+    grad_clip: float = option(
+        0.0,
+        "clip the gradient's norm, over all weights, to this; 0: off",
+        minimum=0,
+        maximum=1e30,
+        why="single precision ends at 3e38; 0 means off",
+    )
     ema_rate: str = option(
         "0.9999", "decay rate of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
     )
@@ -58,12 +95,16 @@ class TrainOptions:
         "and Dice on the mean of the raters' masks. Then all of it but its last layer is frozen and the diffusion "
         "learns. 0: both learn from the start; -1: 85 % of the run's steps, or of --max_minutes if they end first",
         minimum=-1,
+        maximum=MAX_RUN,
+        why=RUN_REASON,
         needs={"version": ("v2",)},
     )
     second_stage_lr: float = option(
         1.0,
         "learning rate of the second stage of --condition_steps, in units of --lr; few layers learn there",
         above=0,
+        maximum=1e6,
+        why="times --lr it is the learning rate",
         needs={"version": ("v2",)},
     )
     dice_steps: int = option(
@@ -71,6 +112,8 @@ class TrainOptions:
         "steps, from the first, in which Dice is added to --coarse_loss bce (--version unet: to --mask_loss bce). "
         "Dice finds small objects sooner; the steps after it calibrate",
         minimum=0,
+        maximum=MAX_RUN,
+        why=RUN_REASON,
     )
     schedule_sampler: str = option(
         "uniform",
@@ -107,8 +150,10 @@ class TrainOptions:
         "loader)",
         choices=("auto", "any", "upright"),
     )
-    log_interval: int = option(50, "steps between lines of the log", above=0)
-    save_interval: int = option(5000, "steps between checkpoints; one is also written at the end", above=0)
+    log_interval: int = option(50, "steps between lines of the log", above=0, maximum=MAX_RUN, why=RUN_REASON)
+    save_interval: int = option(
+        5000, "steps between checkpoints; one is also written at the end", above=0, maximum=MAX_RUN, why=RUN_REASON
+    )
     fsdp: bool = option(
         False,
         "shard weights, gradients, averages and the optimizer's state over the processes (torch's FSDP2), for "
@@ -124,14 +169,24 @@ class TrainOptions:
         0,
         "keep only the N newest model*.pt; best.pt (by validation Dice) and last.pt are never removed. 0: all",
         minimum=0,
+        maximum=MAX_RUN,
+        why=RUN_REASON,
     )
     sample_interval: int = option(
         1000,
         "steps between validations; one is also made at the end. Each samples a few fixed cases with the averaged "
         "weights, for Dice and a picture; training does not depend on it. 0: never",
         minimum=0,
+        maximum=MAX_RUN,
+        why=RUN_REASON,
     )
-    val_cases: int = option(8, "cases to sample at each validation: always the same ones, spread over all", above=0)
+    val_cases: int = option(
+        8,
+        "cases to sample at each validation: always the same ones, spread over all",
+        above=0,
+        maximum=MAX_CASES,
+        why=CASES_REASON,
+    )
     val_dir: str = option(
         "",
         "folder of validation cases, of the same kind as --data_dir; empty: the cases held out of training, or "
@@ -144,6 +199,8 @@ class TrainOptions:
         "print pass or fail (exit status 1). Stops as soon as it passes, at the latest after 2000 steps or "
         "--max_steps; writes to overfit/ in --out_dir, and no checkpoint. 0: normal training",
         minimum=0,
+        maximum=MAX_CASES,
+        why=CASES_REASON,
     )
     resume_checkpoint: str = option(
         "",
@@ -151,15 +208,15 @@ class TrainOptions:
         remote=True,
     )
     dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")
-    seed: int = option(0, "seed of the weights, the noise and the order of the data", minimum=0)
+    seed: int = option(
+        0, "seed of the weights, the noise and the order of the data", minimum=0, maximum=MAX_SEED, why=SEED_REASON
+    )
 
     def resolve(self, given):
         """Check values that a single bound cannot; with --overfit, set its options."""
         if self.microbatch == 0 or self.microbatch < -1:
             raise UserError(f"--microbatch {self.microbatch}: must be -1 or above 0")
-        for rate in self.ema_rates():
-            if not 0 <= rate < 1:
-                raise UserError(f"--ema_rate {self.ema_rate}: every rate must be at least 0 and below 1")
+        self.ema_rates()
         if self.compile and self.fsdp:
             raise UserError("--compile True does not go with --fsdp True; leave one of them out")
         return self._for_overfit(given) if self.overfit else self
@@ -204,7 +261,13 @@ class TrainOptions:
 
     def ema_rates(self):
         """`ema_rate` as a tuple of floats."""
-        rates = numbers("ema_rate", self.ema_rate, float)
+        rates, flag = numbers("ema_rate", self.ema_rate, float), f"--ema_rate {shown(self.ema_rate)}"
         if not rates:
             raise UserError("--ema_rate: needs at least one rate, such as 0.9999")
+        if not all(0 <= rate < 1 for rate in rates):
+            raise UserError(f"{flag}: every rate must be at least 0 and below 1")
+        if len(set(rates)) < len(rates):
+            raise UserError(f"{flag}: names a rate twice; each rate has its own copy of the weights, so keep one")
+        if len(rates) > MAX_RATES:
+            raise UserError(f"{flag}: has {len(rates)} rates; {MAX_RATES} are the most: each has a copy of the weights")
         return rates

@@ -9,6 +9,7 @@ from fnmatch import translate
 from pathlib import Path
 
 from ..io.files import is_found, is_rubbish, split_suffix
+from ..io.folders import is_inside, walk_folders
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
 from .left_over import (
@@ -46,49 +47,51 @@ from .volumes import FILES_ONLY
 @dataclass
 class Listing:
     """What lies below a folder, as paths from it. files: those that exist. links: without a target. closed: folders
-    that cannot be opened. rubbish: files and whole folders known to be no data. hidden: other hidden ones. has_aliases:
-    whether a link leads to a file or folder, so that one file may have two names."""
+    that cannot be opened. rubbish: files and whole folders known to be no data. hidden: other hidden ones. outside:
+    {file: where it is} of those that links put outside of the folder. has_aliases: whether a link leads to a file or
+    folder, so that one file may have two names."""
 
     files: list = field(default_factory=list)
     links: list = field(default_factory=list)
     closed: list = field(default_factory=list)
     rubbish: list = field(default_factory=list)
     hidden: list = field(default_factory=list)
+    outside: dict = field(default_factory=dict)
     has_aliases: bool = False
 
 
 def walk(folder):
-    """The `Listing` of everything below a folder. Links are followed, each real folder is entered once, and no file is
-    opened: one `os.scandir` for each folder."""
-    found, entered, waiting = Listing(), set(), [""]
-    while waiting:
-        below = waiting.pop()
-        try:
-            status = os.stat(os.path.join(folder, below))
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(os.path.join(folder, below)) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
+    """The `Listing` of everything below a folder. Each real folder is entered once (see `walk_folders`), and no file is
+    opened."""
+    found, root = Listing(), os.path.realpath(folder)
+    for visited in walk_folders(folder, once=True):
+        below = visited.below
+        folders, visited.enter = {entry.name for entry in visited.enter}, []
+        if visited.closed:
             found.closed.append(below or ".")
             continue
-        if below and _is_our_output({entry.name for entry in entries}):
+        if below and _is_our_output({entry.name for entry in visited.entries}):
             found.rubbish.append(below)
             continue
-        folders = []
-        for entry in entries:
+        is_outside = not is_inside(visited.real, root)
+        for entry in visited.entries:
             path = os.path.join(below, entry.name)
             if is_rubbish(entry.name):
                 found.rubbish.append(path)
             elif entry.name.startswith("."):
                 found.hidden.append(path)
-            elif entry.is_symlink() and not is_found(entry.is_dir) and not is_found(entry.is_file):
+            elif entry.is_symlink() and entry.name not in folders and not is_found(entry.is_file):
                 found.links.append(path)
             else:
-                (folders if is_found(entry.is_dir) else found.files).append(path)
                 found.has_aliases |= entry.is_symlink()
-        waiting += reversed(folders)
+                if entry.name in folders:
+                    visited.enter.append(entry)
+                    continue
+                found.files.append(path)
+                if is_outside:
+                    found.outside[path] = os.path.join(visited.real, entry.name)
+                elif entry.is_symlink() and not is_inside(target := os.path.realpath(entry.path), root):
+                    found.outside[path] = target
     return found
 
 
@@ -106,6 +109,7 @@ def _is_our_output(names):
 class Account:
     """Where each file below data_dir went. used, rubbish: paths from data_dir. left_over: {`Reason`: such paths}.
 
+    outside: {used file that links put outside of the folder: where it is}.
     failed: messages of the parts of the data whose cases could not be listed, so that their files seem left over.
     """
 
@@ -113,6 +117,7 @@ class Account:
     used: list
     rubbish: list
     left_over: dict
+    outside: dict = field(default_factory=dict)
     failed: list = field(default_factory=list)
 
     @property
@@ -137,6 +142,10 @@ class Account:
         ]
         return f"files beside the data that are not read: {', '.join(counts)}" if counts else ""
 
+    def outside_line(self):
+        """`outside_line` of the used files."""
+        return outside_line(self.folder, self.outside, len(self.used))
+
     def warning(self):
         """The one line of training and sampling; "" if nothing that looks like data is left over."""
         found = self.data_like
@@ -149,6 +158,21 @@ class Account:
             f"warning: {counted(number, 'file')} of {self.folder} {'is' if number == 1 else 'are'} not used ({why})"
             f"{failed}; python scripts/check_data.py names them"
         )
+
+
+def outside_line(folder, outside, number):
+    """A line on those of `number` files of a folder that lie outside of it, to which links lead; "" without any.
+
+    outside: see `Listing`.
+    """
+    if not outside:
+        return ""
+    name, target = next(iter(outside.items()))
+    are = "is" if len(outside) == 1 else "are"
+    return (
+        f"{len(outside)} of {counted(number, 'file')} {are} reached by links that lead out of {folder}, such as "
+        f"{name} -> {target}"
+    )
 
 
 def account(datasets):
@@ -191,7 +215,8 @@ def account(datasets):
         reasons[CLOSED].append(path)
     for path in listing.hidden:
         reasons[HIDDEN].append(path)
-    return Account(first.data_dir, belonging, listing.rubbish, dict(reasons), failed)
+    outside = {path: listing.outside[path] for path in sorted(belonging) if path in listing.outside}
+    return Account(first.data_dir, belonging, listing.rubbish, dict(reasons), outside, failed)
 
 
 def _is_of_this_package(dataset):
@@ -227,8 +252,12 @@ def _probe(dataset, split):
 
 
 def warn_of_left_over(*datasets):
-    """Warn in one line of files that look like data and are in no case. Only the first process calls it."""
-    if line := account(datasets).warning():
+    """Warn in one line of files that look like data and are in no case, and in one of files outside of the folder.
+
+    Only the first process calls it.
+    """
+    files = account(datasets)
+    for line in filter(None, (files.outside_line(), files.warning())):
         console().warning(line)
 
 

@@ -2,15 +2,17 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
-from ..io.files import read_json
 from ..io.masks import void_among
+from ..io.texts import read_json, shown
 from ..runtime.errors import UserError
 
 KEYWORDS = ("auto", "regions", "labels")  # values of --classes other than NAME=VALUE,...
 MAX_LABEL = 65535  # the largest value of a 16-bit picture
+LABEL = re.compile("[0-9]{1,9}")  # a label value in text
 SHORTENED = 4  # label values that follow each other and are written as a range
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
 USUAL = 12  # values in one label map; where there are more, some may be those of smooth edges
@@ -117,20 +119,23 @@ BINARY = Classes(("foreground",))
 
 def parse_classes(text):
     """The `Classes` of `--classes NAME=VALUE,...`. Raises `UserError` where the text is malformed."""
-    names, values = [], []
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    names, values, where = [], [], f"--classes {shown(text)}"
+    items = [part.strip() for part in text.split(",")]
+    if len(items) > MAX_LABEL:
+        raise UserError(f"{where}: names more than {MAX_LABEL} classes, which no label map can hold")
+    for item in items if text.strip() else ():
         name, found, numbers = (part.strip() for part in item.rpartition("="))
         spans = [number.strip().partition("-") for number in numbers.split("+")]
         bounds = [(low.strip(), high.strip() if dash else low.strip()) for low, dash, high in spans]
-        if not found or not all(low.isdecimal() and high.isdecimal() for low, high in bounds):
+        if not found or not all(LABEL.fullmatch(bound) for pair in bounds for bound in pair):
             others = ", ".join(KEYWORDS)
-            raise UserError(f"--classes {text}: {item!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {others}")
+            raise UserError(f"{where}: {shown(item)!r} is not NAME=VALUE; write liver=1,tumour=2, or one of {others}")
         bounds = [(int(low), int(high)) for low, high in bounds]
         if any(low > high or high > MAX_LABEL for low, high in bounds if low != high):
-            raise UserError(f"--classes {text}: {item!r} must go from the lower to the higher value, up to {MAX_LABEL}")
+            raise UserError(f"{where}: {shown(item)!r} must go from the lower to the higher value, up to {MAX_LABEL}")
         names.append(name)
         values.append(tuple(dict.fromkeys(value for low, high in bounds for value in range(low, high + 1))))
-    return checked_classes(names, values, f"--classes {text}")
+    return checked_classes(names, values, where)
 
 
 def values_text(values):
@@ -186,13 +191,29 @@ def own_classes(names, values, where):
     return checked_classes(names, values, where)
 
 
+class DataDescription(TypedDict, total=False):
+    """The parts of a dataset.json of the Medical Segmentation Decathlon or of nnU-Net that are read."""
+
+    labels: dict[str, Any]  # {"1": "liver"}, {"liver": 1} or {"whole tumour": [1, 2]}
+    modality: dict[str, Any] | list[Any]
+    channel_names: dict[str, Any] | list[Any]
+    training: list[Any]
+    validation: list[Any]
+    test: list[Any]
+
+
+def read_description(path):
+    """The dict in a dataset.json. Raises `UserError` for another type of it, of its labels, channels and lists."""
+    return read_json(path, DataDescription, finite=False)  # what is not read may hold the NaN that pandas writes
+
+
 def read_classes(path):
     """The `Classes` in a dataset.json of the Medical Segmentation Decathlon or of nnU-Net, without the background, 0.
 
     Its "labels" are {"1": "liver"}, {"liver": 1} or, for regions, {"whole tumour": [1, 2]}. Raises `UserError` where
     the file has none, and for a reserved label (see `reserved_label`).
     """
-    description = read_json(path)
+    description = read_description(path)
     labels = read_labels_of(path, description)
     if not labels:
         raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
@@ -205,20 +226,24 @@ def read_classes(path):
 def read_labels_of(path, description):
     """{name: label values} of the "labels" in a dataset.json, without the background; {} without them.
 
-    path: the file, for messages. description: what it holds. Raises `UserError` for values that are no numbers.
+    path: the file, for messages. description: of `read_description`. Raises `UserError` for values that are no numbers.
     """
-    labels = description.get("labels") if isinstance(description, dict) else None
     found = {}
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        is_value_first = isinstance(value, str) and (str(key).isdecimal() or not value.isdecimal())
+    for key, value in description.get("labels", {}).items():
+        is_value_first = isinstance(value, str) and bool(LABEL.fullmatch(key) or not LABEL.fullmatch(value))
         name, numbers = (value, key) if is_value_first else (key, value)
         numbers = numbers if isinstance(numbers, list) else [numbers]
-        if not all(str(number).isdecimal() for number in numbers):
-            raise UserError(f'{path}: {key!r}: {value!r} in "labels" is no name with its label value; correct it')
+        if not all(_is_label_value(number) for number in numbers):
+            entry = f"{shown(key)!r}: {shown(repr(value))}"
+            raise UserError(f'{path}: {entry} in "labels" is no name with its label value; correct it')
         numbers = tuple(map(int, numbers))
-        if numbers != (0,):
-            found[name] = numbers
+        if numbers != (0,) and found.setdefault(name, numbers) != numbers:
+            raise UserError(f'{path}: two "labels" have the name {shown(name)!r}; give each its own')
     return found
+
+
+def _is_label_value(number):
+    return not isinstance(number, bool) and LABEL.fullmatch(str(number)) is not None
 
 
 def reserved_label(path, description):

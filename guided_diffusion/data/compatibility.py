@@ -1,5 +1,7 @@
 """Whether data fit a checkpoint: the same CT window and kind of image, and no case that it was trained on."""
 
+from pathlib import Path
+
 from ..config.options import NO_WINDOW
 from ..config.settings import HOLD_OUT_FLAGS, is_of_earlier_version
 from ..io.storage import cached
@@ -8,7 +10,8 @@ from ..runtime.errors import UserError, reason_of
 from .cases import group_cases
 from .dataset import SegmentationDataset
 from .division import part_of
-from .registry import LOADERS, build_dataset, find_loader
+from .loader_checks import is_ours
+from .registry import LOADERS, build_dataset, find_loader, is_loader_file
 from .splits import hold_out_of
 
 BYTES, CT, OTHER_VOLUMES = "images of 0 to 255", "CT (cut to a --ct_window)", "volumes other than CT"
@@ -50,7 +53,7 @@ def check_reading(dataset, config):
     Warns if the channels have other names, and of CT where training saw none. config: the checkpoint's.
     """
     kept, name = config.get("loader", {}), config["data"]["data_name"].upper()
-    there = _kinds(kept, find_loader(name) if name in LOADERS else None)
+    there = _kinds(kept, find_loader(name, named_by="the checkpoint") if name in LOADERS else None)
     here = _kinds(dataset.kept_values(), type(dataset))
     if not there or not here:
         return
@@ -128,12 +131,15 @@ def leakage_warning(dataset, units, trained):
     trained: the checkpoint's "data_name", "data_dir" and hold-out options. Files are compared if one of the two folders
     holds the other or both are the same. Otherwise the data may have been moved or copied, and names are compared.
     """
-    if not trained.get("data_name") or not trained.get("data_dir"):
+    if not all(isinstance(trained.get(name), str) and trained[name] for name in ("data_name", "data_dir")):
         return None
     there, here = cached(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
     is_elsewhere = there != here and there not in here.parents and here not in there.parents
+    if there == Path(there.anchor) or Path.home().resolve().is_relative_to(there):  # too much to look through
+        return f"warning: which cases were trained on is unknown: the checkpoint names {there}, no folder of data"
     try:
-        every = build_dataset(trained["data_name"], there, image_size=1, split="train").cases
+        loader = _trained_loader(dataset, trained["data_name"])
+        every = build_dataset(loader, there, image_size=1, split="train", named_by="the checkpoint").cases
         if is_elsewhere and is_of_earlier_version(trained):
             names = {case.name for case in every}  # which of them it held out is unknown
             return _same_names_warning(dataset, units, names, names, trained)
@@ -153,6 +159,15 @@ def leakage_warning(dataset, units, trained):
         f"warning: {count} of {counted(len(units), 'case')} {'was' if count == 1 else 'were'} trained on: Dice on "
         "training images says nothing about new ones; keep test images apart, by --val_fraction or a split.json"
     )
+
+
+def _trained_loader(dataset, data_name):
+    """The loader of training: its name, or the data set's class where that is a user's own of the same class name.
+
+    A user's own loader runs only where the command names it; then the class is at hand, and its file may have moved.
+    """
+    same = is_loader_file(data_name) and not is_ours(type(dataset))
+    return type(dataset) if same and data_name.rpartition(":")[2] == type(dataset).__name__ else data_name
 
 
 def _same_names_warning(dataset, units, names, known, trained):

@@ -1,5 +1,6 @@
 """The contract of a data set: what a loader provides, what is checked, and what an item is."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -187,7 +188,7 @@ class SegmentationDataset(Dataset):
         """Return the `Classes` that "auto", or another of `classes.KEYWORDS`, means for this data."""
         if word != "auto":
             raise UserError(f"--classes {word}: belongs to --data_name BRATS; write NAME=VALUE,...")
-        if (self.data_dir / "dataset.json").is_file():
+        if os.path.lexists(self.data_dir / "dataset.json"):
             return read_classes(self.data_dir / "dataset.json")
         cases = [case for case in self.cases if case.masks]
         bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
@@ -361,7 +362,8 @@ class SegmentationDataset(Dataset):
         """An instance without cases, to normalise images that lie in no folder. kept: `kept_values()`."""
         dataset = cls.__new__(cls)
         values = kept.get("class_values", ())
-        vars(dataset).update(kept, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
+        own = {name: value for name, value in kept.items() if name in cls.kept}  # a stranger's may name methods
+        vars(dataset).update(own, classes=Classes(tuple(class_names), tuple(map(tuple, values))))
         return dataset
 
     # ---- which cases and which classes -------------------------------------------------------------------------

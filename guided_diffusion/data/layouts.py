@@ -5,23 +5,28 @@ import re
 from pathlib import Path
 
 from ..io.files import list_files, split_suffix
+from ..io.folders import walk_folders
 from ..io.nifti import NIFTI_SUFFIXES, is_nifti
 
 
 def folders_below(root):
     """(folder, {name: path of the file}) of `root` and each folder below it, sorted by their paths.
 
-    Links are followed, but not to a folder that holds them. Hidden files are left out. A folder that stands for a file
+    Links are followed as by `walk_folders`. Hidden files are left out. A folder that stands for a file
     (see `unpacked`) is one of its parent's files.
     """
-    for path, subfolders, names in os.walk(root, followlinks=True):
-        folder = Path(path)
-        files = {name: folder / name for name in names if not name.startswith(".")}
-        for name in subfolders:
+    for visited in walk_folders(root):
+        folder, names = Path(root, visited.below), {entry.name for entry in visited.enter}
+        files = {
+            entry.name: folder / entry.name
+            for entry in visited.entries
+            if entry.name not in names and not entry.name.startswith(".")
+        }
+        for name in names:
             file = unpacked(folder / name)
             if file:
                 files[name] = file
-        subfolders[:] = sorted(name for name in subfolders if name not in files and not _is_loop(folder / name))
+        visited.enter = [entry for entry in visited.enter if entry.name not in files]
         yield folder, dict(sorted(files.items()))
 
 

@@ -1,11 +1,13 @@
 """Which folders of a data set hold images and which masks, and which mask belongs to which image."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..io.files import folders_in, list_files, split_suffix
+from ..io.files import folders_in, is_hidden, is_listed, list_files, split_suffix
+from ..io.folders import walk_folders
 from ..io.nifti import is_nifti
 from ..runtime.console import counted, listed
 from ..runtime.errors import UserError
@@ -53,18 +55,25 @@ class Pairs:
 # ---- folders -----------------------------------------------------------------------------------------------------
 
 
-def unwrapped(folder, depth=3, is_part=False):
+def unwrapped(folder, depth=3, is_part=False, seen=None):
     """The folder itself, or the one inside it that holds the layout, as archives often have it: DATA/DATA/images.
 
     A folder inside is taken if it alone holds images/ and the like, or if it has its parent's name and holds images.
-    is_part: the folder is a split's, so that test/ in it is no other split.
+    is_part: the folder is a split's, so that test/ in it is no other split. seen: the real folders looked into so far,
+    so that links to each other end.
     """
+    seen = set() if seen is None else seen
+    seen.add(os.path.realpath(folder))
     below, name = folders_in(folder), Path(folder).absolute().name
     same = [one for one in below if near_key(one.name) == near_key(name) and (is_part or not split_of(one.name))]
     is_itself = _holds_layout(below, is_part) or bool(_pictures(folder))
     if depth == 0 or (is_itself and not same):
         return folder
-    inner = {one: unwrapped(one, depth - 1, is_part) for one in (same if is_itself else below)}
+    inner = {
+        one: unwrapped(one, depth - 1, is_part, seen)
+        for one in (same if is_itself else below)
+        if os.path.realpath(one) not in seen
+    }
     whole = {one: deeper for one, deeper in inner.items() if _holds_layout(folders_in(deeper), is_part)}
     if len(same) == 1 and same[0] in whole and 2 * count_data(whole[same[0]], 4) > count_data(folder, 8):
         return whole[same[0]]
@@ -118,8 +127,11 @@ def image_of(stem):
 
 def count_data(folder, depth=2):
     """The number of pictures and volumes in a folder and its sub-folders."""
-    deeper = sum(count_data(one, depth - 1) for one in folders_in(folder)) if depth else 0
-    return len(_pictures(folder)) + deeper
+    count = 0
+    for visited in walk_folders(folder, depth):
+        visited.enter = [entry for entry in visited.enter if not is_hidden(entry.name)]
+        count += sum(is_listed(entry, SUFFIXES) for entry in visited.entries)
+    return count
 
 
 def has_reader(folder):

@@ -4,9 +4,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import shlex
 import sys
 from pathlib import Path
 
+from ..io.texts import shown
 from ..runtime.errors import UserError, in_one_line, innermost_place
 from .accounting import unread_kinds
 from .dataset import SegmentationDataset
@@ -26,15 +28,17 @@ RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: FOLDER
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
 
 
-def build_dataset(data_name, data_dir, image_size, *, split=None, need_masks=False, **settings):
+def build_dataset(data_name, data_dir, image_size, *, named_by="", split=None, need_masks=False, **settings):
     """Return the data set `data_name` over `data_dir`.
 
     data_name: a name in `LOADERS` (any case), one that an installed package registers, `path/to/file.py:ClassName` of
-    a loader of your own, or AUTO.
+    a loader of your own, AUTO, or a subclass of `SegmentationDataset` itself.
+    named_by: the file that the name was read from, such as a checkpoint; "": the user names it in this very command or
+    call. A file's name of a loader file is refused: whoever wrote the file would choose code that runs here.
     split, need_masks, settings (view, hold_out, ct_window, classes, keep_unreadable): see `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
-    loader = find_loader(recognised(data_name, data_dir))
+    loader = find_loader(recognised(data_name, data_dir), named_by=named_by)
     settings |= {"split": split, "need_masks": need_masks}
     if not _takes(loader, "keep_unreadable"):  # an __init__ of version 0.2.0
         settings.pop("keep_unreadable", None)
@@ -58,7 +62,7 @@ def recognised(data_name, data_dir):
 
     Raises `UserError` if none does.
     """
-    if data_name.upper() != AUTO:
+    if not isinstance(data_name, str) or data_name.upper() != AUTO:
         return data_name
     if not Path(data_dir).is_dir():
         raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
@@ -73,8 +77,15 @@ def recognised(data_name, data_dir):
     )
 
 
-def find_loader(data_name):
-    """Return the `SegmentationDataset` subclass of a data name other than AUTO (see `build_dataset`)."""
+def find_loader(data_name, *, named_by="", flag="--data_name "):
+    """Return the `SegmentationDataset` subclass of a data name other than AUTO (see `build_dataset`).
+
+    flag: how the user names a loader, for the message about one that `named_by` names.
+    """
+    if isinstance(data_name, type):
+        return data_name
+    if named_by:
+        _check_named(data_name, named_by, flag)
     place, class_name, loader = _named_object(data_name)
     if not (isinstance(loader, type) and issubclass(loader, SegmentationDataset)):
         raise UserError(
@@ -82,6 +93,25 @@ def find_loader(data_name):
             + _classes_there(data_name)
         )
     return loader
+
+
+def is_loader_file(data_name):
+    """Whether a data name is that of a user's loader, path/to/file.py:Class, whose file would run."""
+    return ".py:" in data_name
+
+
+def _check_named(data_name, named_by, flag):
+    """Raise `UserError` unless a file, `named_by`, may choose this loader: a registered one, known by its name."""
+    if not isinstance(data_name, str):
+        raise UserError(f"{named_by}: its data_name is {data_name!r:.80}, not a name; name the loader by {flag}NAME")
+    if is_loader_file(data_name):
+        whole = data_name if data_name.isprintable() else shown(data_name)  # to be copied
+        raise UserError(
+            f"{named_by}: names the loader file {whole}, which was not run, since only you may choose code to run; if "
+            f"you trust it, add {flag}{shlex.quote(whole)}"
+        )
+    if data_name.upper() not in {*LOADERS, *registered_loaders()}:
+        raise UserError(f"{named_by}: names the loader {shown(data_name)}, which is not installed here; add {flag}NAME")
 
 
 def registered_loaders():
@@ -94,7 +124,7 @@ def _named_object(data_name):
 
     Raises `UserError` for an unknown name, and for a file or package that does not load.
     """
-    if ".py:" in data_name:
+    if is_loader_file(data_name):
         path, _, class_name = data_name.rpartition(":")
         return path, class_name, getattr(_import_file(Path(path)), class_name, None)
     if data_name.upper() in LOADERS:
@@ -105,7 +135,7 @@ def _named_object(data_name):
 
 def _classes_there(data_name):
     """The loaders in the file of a data name, for the message about another class."""
-    if ".py:" not in data_name:
+    if not is_loader_file(data_name):
         return ""
     module = sys.modules[f"_loader_{Path(data_name.rpartition(':')[0]).stem}"]
     names = [

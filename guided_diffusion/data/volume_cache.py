@@ -130,7 +130,8 @@ class VolumeStore:
             kind = getattr(entry.decode, "__name__", type(entry.decode).__name__)
             place = _digest(kind, *(str(path.absolute()) for path in entry.files))
             content = _digest(entry.settings, *(fingerprint(path) for path in entry.files))
-            self._paths[entry] = self.folder / f"{entry.volume[:100]}-{place[:12]}-{content[:16]}.npy"
+            volume = entry.volume.encode()[:100].decode(errors="ignore")  # a file's name has 255 bytes at most
+            self._paths[entry] = self.folder / f"{volume}-{place[:12]}-{content[:16]}.npy"
         return self._paths[entry]
 
 

@@ -19,6 +19,7 @@ from ..data.truth import majority, on_grid, rater_names, raters_of
 from ..data.volumes import image_geometry
 from ..inference.ensemble import staple
 from ..inference.predictions import Predictions
+from ..io.escaping import csv_cell
 from ..io.files import atomic_path, write_json
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
@@ -450,4 +451,4 @@ def _write_csv(path, evaluation):
 def _cell(value):
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+    return csv_cell(value) if isinstance(value, str) else value

@@ -87,12 +87,12 @@ def fit_into_checkpoint(path, manifest, levels, cases):
     checkpoint, original = check_origin(path, manifest)
     if not levels:
         raise UserError(f"--fit_temperature {path}: the results hold no probabilities; sample again")
-    before = manifest["settings"].get("temperature", 1.0)  # temperatures multiply
+    before = manifest.get("settings", {}).get("temperature", 1.0)  # temperatures multiply
     factor = levels[""].fit()
     calibration = {
         "temperature": round(factor * before, 4),
         "cases": cases,
-        "split": manifest["data"].get("split", "test"),
+        "split": manifest.get("data", {}).get("split", "test"),
         "checkpoint_sha256": original,
         "log_loss_before": levels[""].log_loss(),
         "log_loss": levels[""].log_loss(factor),

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..config.values import numbers
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import solver_timesteps, strided_timesteps
+from ..io.texts import shown
 from ..runtime.errors import UserError
 
 DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM takes all T
@@ -137,9 +139,11 @@ def _respaced(options, num_timesteps):
     if options.diffusion_steps not in (0, num_timesteps):
         raise UserError("--timestep_respacing sets the number of steps: leave out --diffusion_steps")
     try:
-        counts = [int(part) for part in text.removeprefix("ddim").split(",")]
-    except ValueError:
-        raise UserError(f"--timestep_respacing {text}: write it as 50, ddim50 or 10,20,30") from None
+        counts = numbers("timestep_respacing", text.removeprefix("ddim"), int, minimum=1)
+    except UserError:
+        counts = ()
+    if not counts:
+        raise UserError(f"--timestep_respacing {shown(text)}: write it as 50, ddim50 or 10,20,30")
     bounds = np.linspace(0, num_timesteps, len(counts) + 1).round().astype(int)
     times = []
     for low, high, count in zip(bounds[:-1], bounds[1:], counts, strict=True):

@@ -10,10 +10,11 @@ import numpy as np
 
 from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
-from ..io.files import read_json, split_suffix
+from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
 from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_labels, read_nifti_onto
 from ..runtime.errors import UserError
+from .manifest import read_manifest
 from .results import soft_files
 
 PICTURE_MEMBER = re.compile(r"(.+)_[0-9]{2,}\.png", re.DOTALL)
@@ -52,8 +53,7 @@ class Predictions:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
-        manifest = self.folder / "manifest.json"
-        recorded = read_json(manifest) if manifest.exists() else {}
+        recorded = read_manifest(self.folder)
         self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
@@ -133,7 +133,7 @@ class Predictions:
     def _mask_path(self, name, is_volume):
         if self.is_ours:
             path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
-            return path if path.exists() else None
+            return path if os.path.exists(path) else None  # also where the name is too long for a file
         stems = [name + ending for ending in MASK_ENDINGS if not ending or name + ending not in self.names]
         named = [path for stem in stems for path in self._files.get(stem, ())]
         if not named and self._near_keys[near_key(name)] < 2:
@@ -190,7 +190,7 @@ class Predictions:
 
     def _soft_map(self, name, what, is_volume, k):
         path = self.folder / soft_files(self.classes, name, is_volume, what)[k]
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         values = self._read_values(name, path, is_volume) if is_volume else read_picture(path)[0] / 255
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too

@@ -19,6 +19,7 @@ With `--classes` the masks are label maps in the data's own label values. With s
 maps: probability/CLASS/NAME.png, NAME_prob_CLASS.nii.gz and so on.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,15 @@ import numpy as np
 from ..config.fields import without_removed
 from ..data.classes import BINARY
 from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation
-from ..io.files import atomic_path, read_json, remove_temporaries, write_json
+from ..io.files import atomic_path, remove_temporaries, write_json
 from ..io.images import write_label_png, write_png
-from ..io.nifti import write_nifti
+from ..io.nifti import is_nifti, write_nifti
 from ..runtime.errors import UserError
 from .answer import PIXEL_MAPS
+from .manifest import read_manifest
 from .volume_files import VolumeFiles
 
+MAX_NAME = 255  # bytes of a file's name
 IDLE = 60  # seconds after which a temporary file is one of a killed run
 IMPLIED = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # by older manifests
 OPTIONAL = ("data_name", "ct_window")  # compared only where the older manifest has them
@@ -59,7 +62,7 @@ class ResultsFolder:
     def _begin(self):
         path = self.out_dir / "manifest.json"
         if path.exists():
-            old = read_json(path)
+            old = read_manifest(self.out_dir)
             self._check_same(path, old)
             self.manifest |= {key: old[key] for key in ("seconds", "cases_sampled") if key in old}
         elif any(self.out_dir.glob("masks/*")) or any(self.out_dir.glob("*_seg.nii*")):
@@ -113,7 +116,7 @@ class ResultsFolder:
         extra += [] if is_volume else [self.mask_path(name, True)]  # of an image in a NIfTI file
         for what in ("coarse", *PIXEL_MAPS):
             extra += self.soft_paths(name, is_volume, what)
-        return [path for path in (*extra, *self._required_files(name, is_volume)) if path.exists()]
+        return [path for path in (*extra, *self._required_files(name, is_volume)) if os.path.exists(path)]
 
     def member_path(self, name, is_volume, e):
         """The file of member e."""
@@ -192,6 +195,28 @@ class ResultsFolder:
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 
+def check_name_lengths(units, classes, sample):
+    """Raise `UserError` for a case whose name is too long for one of its files in a results folder.
+
+    units: the `cases.Unit`s. sample: the `SampleOptions`, which decide on the files.
+    """
+    kinds = ("probability", "uncertainty", *(PIXEL_MAPS if sample.uncertainty_maps else ()))
+    kinds += ("coarse",) if sample.save_samples else ()
+    for unit in units:
+        name, is_volume = unit.name, unit.is_volume
+        files = [file for kind in kinds for file in soft_files(classes, name, is_volume, kind)]
+        files += [f"{name}_seg.nii.gz"] if is_nifti(unit.cases[0].images[0]) else []
+        if sample.save_samples:
+            last = f"{sample.num_ensemble - 1:02d}"
+            files.append(f"{name}_sample_{last}.nii.gz" if is_volume else f"{name}_{last}.png")
+        longest = max((Path(file).name for file in files), key=lambda file: len(file.encode()))
+        if len(longest.encode()) > MAX_NAME:
+            raise UserError(
+                f"{unit.cases[0].images[0]}: its name is too long by {len(longest.encode()) - MAX_NAME} bytes for the "
+                f"result ...{longest[-40:]}: file systems allow {MAX_NAME}; rename the image, or leave it out"
+            )
+
+
 def label_colours(classes):
     """The colour of each label value, {value: colour}: that of its smallest class (see `Classes.labels_of`)."""
     values = sorted({value for values in classes.values for value in values})
@@ -226,10 +251,14 @@ def _difference(key, before, now, old, new):
         before, now = (f"{m.get('checkpoint')} of step {m.get('step')}" for m in (old, new))
         return f"another checkpoint, {before}, now --model_path is {now}"
     if key in ("sampler", "timesteps"):
-        before, now = (f"{len(m['settings']['timesteps'])} steps of {m['settings']['sampler']}" for m in (old, new))
+        before, now = (_steps_of(manifest.get("settings", {})) for manifest in (old, new))
         flags = "--diffusion_steps, --sampler, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many other steps'} (by {flags})"
     return f"--{key} {before}, now it is {now}"
+
+
+def _steps_of(settings):
+    return f"{len(settings.get('timesteps', ()))} steps of {settings.get('sampler', 'an unknown sampler')}"
 
 
 def _scaled(values, top, dtype):

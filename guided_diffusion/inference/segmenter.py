@@ -36,9 +36,13 @@ class Segmenter:
     With the same checkpoint, image, case name, seed and settings it returns the masks of segmentation_sample.py.
     """
 
-    def __init__(self, checkpoint, sampler):
+    def __init__(self, checkpoint, sampler, data_name=None):
         self.checkpoint, self.sampler = checkpoint, sampler
-        loader = find_loader(checkpoint.config["data"]["data_name"])
+        if data_name is None:
+            stored, where = checkpoint.config["data"]["data_name"], str(sampler.options.model_path)
+            loader = find_loader(stored, named_by=where, flag="data_name=")
+        else:
+            loader = find_loader(data_name)
         kept = checkpoint.config.get("loader", {})
         missing = [name for name in loader.kept if name not in kept]
         if missing:
@@ -60,6 +64,7 @@ class Segmenter:
         seed=0,
         device=None,
         precision="auto",
+        data_name=None,
         **options,
     ):
         """The `Segmenter` of a checkpoint file, local or on gs:// or az://.
@@ -68,6 +73,8 @@ class Segmenter:
             --seed and --precision of segmentation_sample.py. The default is 20 steps of DPM-Solver++; steps alone
             selects DDPM.
         device: a torch device or its name; None: the first GPU, or the CPU without one.
+        data_name: needed where a loader of your own trained the checkpoint: its file and class,
+            "path/to/my_loader.py:MyDataset". The file named in the checkpoint is never run.
         options: other flags of the script, such as weights="model", image_size=512 or solver_order=3.
         Raises `UserError` for whatever the script refuses, and ValueError for an unknown device.
         """
@@ -84,7 +91,7 @@ class Segmenter:
         checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path, where=str(path))
         settings = settle(asked, given, checkpoint.saved(str(path)))
         precision = pick_precision(settings.device.precision, device)
-        return cls(checkpoint, build_sampler(checkpoint, settings, device, precision))
+        return cls(checkpoint, build_sampler(checkpoint, settings, device, precision), data_name)
 
     @property
     def classes(self):

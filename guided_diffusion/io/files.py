@@ -1,11 +1,12 @@
-"""Tables, NumPy archives and file names: a damaged file gives one line, and a write is whole or not at all."""
+"""NumPy archives, writing and file names: a damaged file gives one line, and a write is whole or not at all."""
 
-import csv
 import json
 import math
 import os
 import re
+import secrets
 import shutil
+import stat
 import time
 import unicodedata
 import zipfile
@@ -76,12 +77,14 @@ def list_files(folder, suffixes):
     A link without a target is left out here, and named by `data.accounting`.
     """
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if split_suffix(entry.name)[1].lower() in suffixes and not is_hidden(entry.name) and is_found(entry.is_file)
-        ]
+        names = [entry.name for entry in entries if is_listed(entry, suffixes)]
     return [Path(folder, name) for name in sorted(names)]
+
+
+def is_listed(entry, suffixes):
+    """Whether a directory entry is a file that `list_files` lists."""
+    name = entry.name
+    return split_suffix(name)[1].lower() in suffixes and not is_hidden(name) and is_found(entry.is_file)
 
 
 def folders_in(folder):
@@ -233,64 +236,27 @@ def _why_no_file(path):
     return "is a folder, not a file" if Path(path).is_dir() else "no such file"
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
-
-
-def read_json(path):
-    """Read a JSON file. Raises `UserError` with the line if it is not valid."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no valid JSON ({error}); correct it") from error
-
-
-def read_json_lines(path):
-    """The values of a file with one JSON text per line, in order; [] if the file does not exist.
-
-    An incomplete line, such as the last line of a killed run, is skipped.
-    """
-    values = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
-        with suppress(json.JSONDecodeError):
-            values.append(json.loads(line))
-    return values
-
-
-def read_yaml(path):
-    """Read a YAML file. Raises `UserError` with line and column, as far as PyYAML knows them, if it is not valid."""
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        reason = f"{place}{error.problem or error.context}"
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
-        reason = f"line {line}, column {column}: character U+{error.character:04X} is not allowed"
-    except ValueError as error:  # such as the date 2020-13-01
-        reason = str(error)
-    raise UserError(f"{path}: is no valid YAML ({reason}); correct it")
-
-
-def read_csv(path):
-    """Read a CSV file as a list of (line number, list of stripped fields), without empty lines."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no valid CSV file in UTF-8 ({error}); correct it") from error
-    return [(number, fields) for number, fields in rows if any(fields)]
-
-
 # ---- writing -----------------------------------------------------------------------------------------------------
+
+
+LONGEST_STEM = 180  # bytes of a file's name that its temporary repeats: names may have 255 in all
+TOKEN_DIGITS = 20
+# Until version 0.3.0 the number was the process's. Another program's hidden file may be named so: only suffixes count
+# that this program writes.
+OLD_TEMPORARY = re.compile(r"\..+\.\d{1,7}(|\.(pt|png|npz|npy|gif|jpg|jsonl?|yaml|csv|html|md|nii|nii\.gz))")
+
+
+def temporary_name(path):
+    """A new path beside `path`: hidden, with the same suffix, and with a random number that nobody can foresee."""
+    stem, suffix = split_suffix(path)
+    stem = stem.encode(errors="surrogateescape")[:LONGEST_STEM].decode(errors="ignore")
+    return Path(path).with_name(f".{stem}.{secrets.randbelow(10**TOKEN_DIGITS):0{TOKEN_DIGITS}d}{suffix}")
+
+
+def is_temporary(name):
+    """Whether a file of this name is a temporary of `atomic_path`, of this version or an earlier one."""
+    is_new = re.fullmatch(rf"\..*\.\d{{{TOKEN_DIGITS}}}", split_suffix(name)[0])
+    return bool(is_new or OLD_TEMPORARY.fullmatch(name))
 
 
 @contextmanager
@@ -298,45 +264,86 @@ def atomic_path(path):
     """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it to `path`.
 
     After an error, or a kill at any moment, `path` is unchanged. The temporary file is hidden and has the same suffix,
-    which some writers depend on. The parent folder is made.
+    which some writers depend on. It is made here, exclusively and never through a link; a file that took its place
+    meanwhile is refused with `UserError`. The parent folder is made. A link at `path` is replaced, not followed.
     """
     path = Path(path)
-    stem, suffix = split_suffix(path)
-    temporary = path.with_name(f".{stem}.{os.getpid()}{suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, made = temporary_name(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _made_file(temporary)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush(temporary, made, path)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # a full disk names no file, and users do not know the temporary
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if made is not None:
+            with suppress(OSError):  # the error above says more than one of the cleaning
+                temporary.unlink(missing_ok=True)
+
+
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _made_file(path):
+    """Make an empty file that did not exist. Returns its (device, inode)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
+    try:
+        return _file_identity(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _flush(temporary, made, path):
+    """Flush the temporary file of `path` to disk. Raises `UserError` unless it is the one that was `made`."""
+    replaced = UserError(f"{path}: another program replaced its temporary file while it was written; run it again")
+    if not stat.S_ISREG(os.lstat(temporary).st_mode):  # a pipe would wait
+        raise replaced
+    descriptor = os.open(temporary, os.O_RDWR | NO_LINKS)
+    try:
+        if _file_identity(os.fstat(descriptor)) != made:
+            raise replaced
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_identity(status):
+    return status.st_dev, status.st_ino
 
 
 def name_also(path, other):
     """Make `other` a hard link to `path`, or a copy where the disk has no links; whole or not at all."""
-    with atomic_path(other) as temporary:
-        try:
-            os.link(path, temporary)
-        except OSError:  # FAT, some network drives
+    temporary = temporary_name(other)
+    try:
+        os.link(path, temporary)  # exclusive by itself
+    except OSError:  # FAT, some network drives
+        with atomic_path(other) as temporary:
             shutil.copyfile(path, temporary)
+        return
+    try:
+        os.replace(temporary, other)
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays where `other` was the same file already
 
 
 def remove_temporaries(folder, idle=0):
-    """Remove the temporary files of `atomic_path` that a killed process left in a folder.
+    """Remove the temporary files of `atomic_path` that a killed process left in a folder; links are left alone.
 
     idle: seconds without a write after which a file is removed. Use it for a folder that other runs may be writing to,
-    perhaps on other machines; 0 removes the files of a run at work too.
+    perhaps on other machines; 0 removes the files of a run at work too. A file dated further than that in the future
+    is removed as well: a clock was wrong.
     """
     for path in Path(folder).glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", split_suffix(path)[0]) and path.is_file():
-            with suppress(OSError):  # renamed or removed by another run, or another user's
-                if not idle or time.time() - path.stat().st_mtime > idle:
-                    path.unlink()
+        if not is_temporary(path.name):
+            continue
+        with suppress(OSError):  # renamed or removed by another run, or another user's
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and (not idle or abs(time.time() - status.st_mtime) > idle):
+                path.unlink()
 
 
 def write_json(path, value):
@@ -365,9 +372,13 @@ def json_ready(value):
 def check_writable(folder, flag="--out_dir"):
     """Make the folder and write a byte to it. Raises `UserError` with the folder, the reason and the flag."""
     folder = Path(folder)
+    trial = temporary_name(folder / "writable")
     try:
-        with atomic_path(folder / ".writable") as temporary:
-            temporary.write_bytes(b"1")
-        (folder / ".writable").unlink(missing_ok=True)  # another run may have removed it
+        folder.mkdir(parents=True, exist_ok=True)
+        _made_file(trial)
+        try:
+            trial.write_bytes(b"1")
+        finally:
+            trial.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another {flag}") from error

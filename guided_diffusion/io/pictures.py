@@ -59,6 +59,9 @@ def _check_size(path, size, channels):
         )
 
 
+PROGRAMS = ("EPS", "WMF", "EMF")  # formats of drawings that another program draws
+
+
 def _free_memory():
     """The free memory in bytes, of the machine or of this container; None where the system does not say."""
     found = []
@@ -144,12 +147,17 @@ def read_pixels(path):
 
 
 def _open(path):
-    """`Image.open` without Pillow's limit, which is ours to check."""
+    """`Image.open` without Pillow's limit, which is ours to check. Raises `UserError` for a drawing that is a program:
+    Pillow would have it run by Ghostscript or by Windows, whatever the file's suffix is."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return Image.open(path)
+        picture = Image.open(path)
     finally:
         Image.MAX_IMAGE_PIXELS = before
+    if picture.format in PROGRAMS:
+        picture.close()
+        raise UserError(f"{path}: is a drawing ({picture.format}), which would be run, not read; save it as PNG")
+    return picture
 
 
 def _starts(path, count=4):

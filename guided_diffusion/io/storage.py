@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
-from .files import atomic_path, check_writable, read_json_lines
+from .files import atomic_path, check_writable
+from .texts import read_json_lines
 
 SCHEMES = ("gs://", "az://")
 LOCAL_FAULTS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)

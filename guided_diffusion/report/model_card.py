@@ -7,7 +7,9 @@ from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
 from ..evaluation.summary_table import metric_label
 from ..evaluation.uncertainty import SCORES
+from ..io.escaping import is_place, markdown_code, markdown_text, place_name, without_places
 from ..io.files import atomic_path
+from ..io.storage import is_remote
 from ..runtime.console import counted
 
 PAPERS = {
@@ -28,7 +30,16 @@ PAPERS = {
 }""",
 }
 PARTS = {"train": "the training part", "val": "the validation part", "test": "the test part", "all": "all cases"}
-UNLISTED_OPTIONS = ("data_dir", "out_dir", "resume_checkpoint", "num_workers", "cache_dir", "gpu_dev", "multi_gpu")
+UNLISTED_OPTIONS = (
+    "data_dir",
+    "out_dir",
+    "resume_checkpoint",
+    "num_workers",
+    "cache_dir",
+    "gpu_dev",
+    "multi_gpu",
+    "val_dir",
+)
 
 
 def write_card(out_dir, summary, manifest, dataset, part, leak=None):
@@ -44,7 +55,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, part, leak),
+        _limits(summary, part, leak and without_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
         _citation(config),
     ]
@@ -54,10 +65,31 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
     return path
 
 
+def shown_checkpoint(manifest, results_dir=None):
+    """A manifest's checkpoint without the folders above it: its path from the run's folder that holds the results, else
+    its name; several are joined by commas."""
+    run = None if results_dir is None else Path(results_dir).resolve().parent
+    shown = []
+    for path in str(manifest.get("checkpoint")).split(","):
+        is_own = run is not None and not is_remote(path) and Path(path).resolve().is_relative_to(run)
+        shown.append(str(Path(path).resolve().relative_to(run)) if is_own else place_name(path))
+    return ",".join(shown)
+
+
+def _places_of(config, dataset):
+    """The folders that a warning about the data may name."""
+    stored = config.get("data", {}).get("data_dir")
+    return [stored or "", str(dataset.data_dir), str(Path(dataset.data_dir).resolve())]
+
+
 def _card_title(manifest, summary):
     version = manifest.get("config", {}).get("model", {}).get("version")
     names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
-    return f"{names.get(version, 'segmentation')} for {', '.join(summary['class_names'])}"
+    return f"{names.get(version, 'segmentation')} for {_class_names(summary)}"
+
+
+def _class_names(summary):
+    return ", ".join(map(markdown_text, summary["class_names"]))
 
 
 def _data(config, manifest, dataset, part, summary):
@@ -67,15 +99,15 @@ def _data(config, manifest, dataset, part, summary):
         shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
         held = " and ".join(f"{share:g} of the groups for {what}" for share, what in shares if share)
         held_out = f", with {held} held out" if held else ""
-        lines.append(f"- Trained on `{trained['data_name']}` from `{trained.get('data_dir', '')}`{held_out}.")
+        name, place = (markdown_code(place_name(trained.get(key, ""))) for key in ("data_name", "data_dir"))
+        lines.append(f"- Trained on {name} from {place}{held_out}.")
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
-    name = recorded.get("data_name", type(dataset).__name__)
-    lines.append(
-        f"- Evaluated on {counted(cases, 'case')}{groups} of `{name}` from `{dataset.data_dir}`: {PARTS[part]}."
-    )
+    name = markdown_code(place_name(recorded.get("data_name", type(dataset).__name__)))
+    place = markdown_code(place_name(Path(dataset.data_dir).resolve()))
+    lines.append(f"- Evaluated on {counted(cases, 'case')}{groups} of {name} from {place}: {PARTS[part]}.")
     raters = len(summary["raters"])
-    lines.append(f"- Classes: {', '.join(summary['class_names'])}. Raters of each case: {max(raters, 1)}.")
+    lines.append(f"- Classes: {_class_names(summary)}. Raters of each case: {max(raters, 1)}.")
     return "\n".join(lines)
 
 
@@ -83,10 +115,11 @@ def _configuration(config, manifest):
     if not config:
         return ""
     lines = ["## Configuration", ""]
-    checkpoint, digest = manifest.get("checkpoint"), manifest.get("checkpoint_sha256", "")
-    lines.append(f"- Checkpoint `{checkpoint}`, step {manifest.get('step')}, SHA-256 `{digest[:16]}`...")
+    checkpoint = markdown_code(shown_checkpoint(manifest))
+    step, digest = markdown_text(manifest.get("step")), markdown_code(str(manifest.get("checkpoint_sha256", ""))[:16])
+    lines.append(f"- Checkpoint {checkpoint}, step {step}, SHA-256 {digest}...")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
-    lines.append(f"- Sampled on {manifest.get('device')} with {versions}.")
+    lines.append(f"- Sampled on {markdown_text(manifest.get('device'))} with {markdown_text(versions)}.")
     for group in ("model", "diffusion", "train"):
         lines.append(f"- {group.capitalize()}: {_option_list(config.get(group, {}))}.")
     lines.append(f"- Sampling: {_option_list(manifest.get('settings', {}))}.")
@@ -97,13 +130,14 @@ def _option_list(values):
     listed = {name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None)}
     if isinstance(listed.get("timesteps"), list):
         listed["timesteps"] = f"{len(listed['timesteps'])} steps"
-    return ", ".join(f"{name} {value}" for name, value in listed.items())
+    shown = {name: place_name(value) if is_place(value) else value for name, value in listed.items()}
+    return ", ".join(markdown_text(f"{name} {value}") for name, value in shown.items())
 
 
 def _metrics(summary):
     parts = ["## Metrics", _table(summary, summary)]
     for name, part in summary.get("classes", {}).items():
-        parts += [f"### {name}", _table(part, summary)]
+        parts += [f"### {markdown_text(name)}", _table(part, summary)]
     sizes = summary.get("ensemble_size")
     if sizes:
         table = "\n".join(
@@ -130,7 +164,7 @@ def _table(part, summary):
                 _decimal(one["std"]),
                 str(one["n"]),
             ]
-            lines.append(f"| {label} | {' | '.join(figures)} |")
+            lines.append(f"| {markdown_text(label)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -147,7 +181,7 @@ def _calibration(summary, config):
     if fitted:
         lines.append(
             f"- Probabilities are scaled with the temperature {fitted['temperature']:g}, which was fitted on "
-            f"{counted(fitted['cases'], 'mask')} of the split {fitted['split']}."
+            f"{counted(fitted['cases'], 'mask')} of the split {markdown_text(fitted['split'])}."
         )
     for name in SCORES:
         score = summary["uncertainty"][name]
@@ -173,7 +207,7 @@ def _limits(summary, part, leak):
             "- The patient of each case is unknown. Where patients have several cases, the intervals are too small."
         )
     if leak:
-        lines.append(f"- {leak.removeprefix('warning: ')}")
+        lines.append(f"- {markdown_text(leak.removeprefix('warning: '))}")
     if part == "val":
         lines.append(
             "- These are validation cases. The figures are too good where choices were made on them: best.pt is one."

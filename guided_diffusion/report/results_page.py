@@ -1,6 +1,5 @@
 """The report of a results folder: report.html, with figures, charts and a gallery of all cases."""
 
-import csv
 import math
 import os
 import re
@@ -14,13 +13,18 @@ from ..data.classes import MEAN
 from ..data.truth import raters_of
 from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
+from ..evaluation.summary_file import read_curves, read_summary
+from ..inference.manifest import read_manifest
 from ..inference.plan import describe_members
 from ..io.drawing import class_colour
-from ..io.files import atomic_path, read_json
+from ..io.escaping import csv_text, place_name
+from ..io.files import atomic_path
+from ..io.texts import read_csv
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
 from .figures import charts_of, figure_label, table_of
+from .model_card import shown_checkpoint
 from .page import asset, data_uri, header, write_page
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
@@ -88,6 +92,8 @@ class Pictures:
     def __init__(self, folder, limit=None):
         self.folder, self.limit = Path(folder), EMBEDDED if limit is None else limit
         self.in_memory, self.size, self.written = {}, 0, set()
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link, and pictures would be written where it leads; remove it")
 
     @property
     def is_embedded(self):
@@ -137,10 +143,10 @@ def read_scores(path):
     """metrics.csv as {case: {figure: number, "empty": text}}, with several classes the means over classes."""
     if not path.exists():
         return {}
-    rows = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rows.setdefault(row["name"], []).append(row)
+    lines, rows = [fields for _, fields in read_csv(path)], {}
+    for fields in lines[1:]:
+        row = dict(zip(lines[0], map(csv_text, fields), strict=False))
+        rows.setdefault(row.get("name", ""), []).append(row)
     return {name: _case_scores(own) for name, own in rows.items()}
 
 
@@ -149,7 +155,7 @@ def _case_scores(rows):
     rows_used = [row for row in rows if row.get("class") == MEAN] or rows
     scores = {}
     for key in rows_used[0]:
-        values = [number for number in (_finite_number(row[key]) for row in rows_used) if number is not None]
+        values = [number for number in (_finite_number(row.get(key)) for row in rows_used) if number is not None]
         if values and key not in ("name", "class", "group"):
             scores[key] = sum(values) / len(values)
     return scores | {"empty": ", ".join(dict.fromkeys(row["empty"] for row in rows if row.get("empty")))}
@@ -223,13 +229,12 @@ def _results_title(results_dir):
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _read_if_there(path):
-    return read_json(path) if path.exists() else {}
-
-
 def _body(out_dir, results_dir, dataset, cases, columns, failed):
-    summary, curves = _read_if_there(out_dir / "summary.json"), _read_if_there(out_dir / "curves.json")
-    manifest = _read_if_there(results_dir / "manifest.json")
+    summary, curves = (
+        read(out_dir / name) if (out_dir / name).exists() else {}
+        for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
+    )
+    manifest = read_manifest(results_dir)
     charts = charts_of(cases, columns, curves)
     parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest, failed)), "<main>"]
     parts.append('<div class="overview">')
@@ -252,18 +257,18 @@ def _body(out_dir, results_dir, dataset, cases, columns, failed):
 
 def _facts(results_dir, dataset, cases, manifest, failed):
     settings = manifest.get("settings", {})
-    facts = [("Results", results_dir.resolve()), ("Data", dataset.data_dir), ("Cases", len(cases))]
+    data = place_name(Path(dataset.data_dir).resolve())
+    facts = [("Results", _results_title(results_dir)), ("Data", data), ("Cases", len(cases))]
     if failed:
         facts.append(("Could not be read", listed(failed)))
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):
-        facts.append(("Checkpoint", f"{manifest['checkpoint']}, step {manifest.get('step')}"))
-    if "sampler" in settings:
+        facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
+    if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         steps = counted(len(settings["timesteps"]), "step")
         facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
         described = describe_members(settings)
         facts += [("Sampling", described)] if described else []
-        facts.append(("Fused by", settings["fuse"]))
-        facts.append(("Seed", settings["seed"]))
+    facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]
     return facts

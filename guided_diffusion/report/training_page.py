@@ -4,10 +4,13 @@ import io
 import re
 from html import escape
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from PIL import Image
 
-from ..io.files import read_json_lines
+from ..io.escaping import is_place, place_name
+from ..io.texts import read_json_lines
 from ..runtime.errors import UserError
 from .charts import Chart, rounded
 from .page import data_uri, figure, header, write_page
@@ -28,6 +31,8 @@ FACTS = (  # label, group of options, option
     ("Learning rate", "train", "lr"),
     ("Seed", "train", "seed"),
 )
+PLACES = ("data_dir", "val_dir", "out_dir", "resume_checkpoint", "cache_dir", "data_name")  # options that are paths
+LogRow = dict[str, Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)] | None]  # "step" and figures, by name
 PICTURE = re.compile(r"step(\d+)\.png")
 
 
@@ -39,14 +44,14 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     earlier ones from the folder when they are chosen. Returns the page's path.
     """
     folder = Path(folder)
-    rows = read_json_lines(folder / "log.jsonl")
+    rows, _ = read_log(folder)
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
-    facts = [("Run", folder.resolve()), ("Step", f"{step} of {last_step}")]
+    facts = [("Run", folder.resolve().name), ("Step", f"{step} of {last_step}")]
     if best:
         facts.append(("Best validation Dice", f"{best['dice']:.4f} at step {best['step']} (best.pt)"))
-    facts += [(name, config[group][key]) for name, group, key in FACTS if key in config.get(group, {})]
+    facts += [(name, _shown(key, config[group][key])) for name, group, key in FACTS if key in config.get(group, {})]
     body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
     if not charts:
         body += '<p class="note">Nothing is logged yet; see --log_interval.</p>'
@@ -55,6 +60,22 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     body += _gallery(pictures) + f"{_option_table(config)}</main>"
     write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
     return path
+
+
+def read_log(folder):
+    """(rows, number) of a run's log.jsonl: its rows as dicts of numbers and None with a "step", and the number of lines
+    that are no such row and are left out."""
+    values = read_json_lines(Path(folder) / "log.jsonl")
+    rows = [row for row in values if _is_log_row(row)]
+    return rows, len(values) - len(rows)
+
+
+def _is_log_row(row):
+    try:
+        msgspec.convert(row, LogRow)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return isinstance(row.get("step"), int)
 
 
 def validation_pictures(folder, last_step):
@@ -107,18 +128,23 @@ def _gallery(pictures):
 
 def _embedded(path):
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             data = io.BytesIO()
             picture.convert("RGB").save(data, format="JPEG", quality=85, subsampling=0)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path.parent.name}/{path.name}: cannot be read ({type(error).__name__})") from error
     return data_uri(data.getvalue(), "jpeg")
+
+
+def _shown(name, value):
+    """An option's value for a page that others may see: of a path its last name."""
+    return place_name(value) if name in PLACES or is_place(value) else value
 
 
 def _option_table(config):
     """All options of the run, in a closed details element."""
     items = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(_shown(name, value)))}</td></tr>'
         for group in ("data", "model", "diffusion", "train", "device")
         for name, value in config.get(group, {}).items()
     )

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import uuid
@@ -146,10 +147,9 @@ def visible_gpus(text):
 
     If that variable is set, the numbers count the GPUs it names. Raises `UserError` for a GPU that does not exist.
     """
-    try:
-        gpus = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--multi-gpu {text}: must be numbers of GPUs separated by commas, such as 0,1,2") from None
+    if not re.fullmatch(r" *[0-9]{1,4}( *, *[0-9]{1,4})* *", text):
+        raise UserError(f"--multi-gpu {text[:60]}: must be numbers of GPUs separated by commas, such as 0,1,2")
+    gpus = [int(part) for part in text.split(",")]
     if not torch.cuda.is_available():
         raise UserError(
             f"--multi-gpu {text}: torch finds no GPU here; for several processes on the CPU start the script by "

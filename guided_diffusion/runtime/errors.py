@@ -44,7 +44,7 @@ def interruptible_imports():
     error. `run_script` restores the usual handling. Where stderr is a file, progress bars print a line every 30 s;
     tqdm reads this setting when it is imported.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # under nohup it is ignored, and stays so
         signal.signal(signal.SIGINT, _exit_at_once)
@@ -65,12 +65,23 @@ def run_script(main):
     """
     if signal.getsignal(signal.SIGINT) is _exit_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _prepare_streams()
     run = _exit_status
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         run = record(_exit_status)
     sys.exit(run(main))
+
+
+def _prepare_streams():
+    """Let stdout and stderr take any text: a closed one drops it, and one without the characters escapes them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _exit_status(main):

@@ -4,6 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
+from ..data.registry import is_loader_file
 from ..data.splits import split_folders, split_of
 from ..io.storage import folder_and_name, is_remote, join, list_folders
 from ..runtime.errors import UserError
@@ -72,15 +73,16 @@ def _for_masks(diffusion, last):
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-def sampling_command(data_dir, fetched, folder, checkpoint):
+def sampling_command(data_dir, fetched, folder, checkpoint, data_name=""):
     """The command that samples a checkpoint, ready for the shell.
 
     data_dir: of the training, local or remote; fetched: its local path. folder: the run's `WorkFolder`; checkpoint: the
-    file in it, a `Path`.
+    file in it, a `Path`. data_name: of the training; a user's own loader runs only where the command names it.
     """
     results = checkpoint.stem.replace("model", "results")  # each checkpoint gets its own results folder
     testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
     words = ["--model_path", folder.shown(checkpoint.name), "--data_dir", testing, "--out_dir", folder.shown(results)]
+    words += ["--data_name", data_name] if is_loader_file(data_name) else []
     return _command("segmentation_sample.py", words)
 
 

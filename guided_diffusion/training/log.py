@@ -5,7 +5,9 @@ import math
 import threading
 from pathlib import Path
 
-from ..io.files import atomic_path, read_json_lines
+from ..io.files import atomic_path
+from ..report.training_page import read_log
+from ..runtime.console import console, counted
 
 
 class RunLog:
@@ -30,8 +32,11 @@ class RunLog:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def _rows_until(self, step):
-        rows = read_json_lines(self.out_dir / "log.jsonl") if step else []
-        return [row for row in rows if row.get("step", step + 1) <= step]
+        rows, left_out = read_log(self.out_dir) if step else ([], 0)
+        if left_out:
+            lines = counted(left_out, "line")
+            console().warning(f"warning: {self.out_dir / 'log.jsonl'}: {lines} with no step or no numbers, left out")
+        return [row for row in rows if row["step"] <= step]
 
     def write(self, step, values):
         """Log one step's values, {name: float}."""

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
 from ..config.config_file import run_values
+from ..config.fields import named_by
 from ..config.options import NO_WINDOW
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
@@ -123,7 +124,9 @@ def prepare_run(options, given, processes):
     data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
     view = View(keep_size=settings.train.crop)
-    dataset = find_data(here, settings.image_size, view, chosen="data_name" in given or start is not None)
+    origin = named_by("data_name", given, "" if start is None else shown_start(asked, folder))
+    chosen = "data_name" in given or start is not None
+    dataset = find_data(here, settings.image_size, view, chosen=chosen, origin=origin)
     settings = settle(options, given, saved, facts_of(dataset, here))
     dataset.orientation = settings.train.orientation
     check_dataset(dataset, settings.model, start)
@@ -161,11 +164,12 @@ def facts_of(dataset, data):
     )
 
 
-def find_data(data, image_size, view, chosen):
-    """The training data. view: how it shows a case to the network. chosen: whether the user chose --data_name."""
+def find_data(data, image_size, view, chosen, origin):
+    """The training data. view: how it shows a case to the network. chosen: whether the user chose --data_name. origin:
+    see `fields.named_by`."""
     try:
         options = {"split": "train", "need_masks": True, "view": view, **loading_of(data)}
-        return build_dataset(data.data_name, data.data_dir, image_size, **options)
+        return build_dataset(data.data_name, data.data_dir, image_size, named_by=origin, **options)
     except NoCasesError as error:
         if chosen:
             raise
@@ -204,12 +208,12 @@ def _validation_cases(data, train, dataset, val_dir):
     """The cases of --val_dir, else of the data's validation part or those held out, else the training cases."""
     if val_dir:
         shown = {"view": dataset.view, **loading_of(data), "hold_out": None}
-        found = build_dataset(data.data_name, val_dir, dataset.image_size, need_masks=True, **shown)
+        found = build_dataset(type(dataset), val_dir, dataset.image_size, need_masks=True, **shown)
         _check_fits(found, dataset)
         return ValidationData(found, "validation case")
     try:
         options = {"split": "val", "need_masks": True, "view": dataset.view, **loading_of(data)}
-        found = build_dataset(data.data_name, data.data_dir, dataset.image_size, **options)
+        found = build_dataset(type(dataset), data.data_dir, dataset.image_size, **options)
     except NoCasesError as error:
         warning = str(error) if isinstance(error, NoTruthError) else ""
         return ValidationData(dataset, "training case", trained_on=True, warning=warning)
@@ -292,6 +296,13 @@ def find_start(train, folder, processes):
             f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
         )
     return None
+
+
+def shown_start(train, folder):
+    """The checkpoint to continue, for messages."""
+    return f"--resume_checkpoint {train.resume_checkpoint}" + (
+        f" ({folder.shown()})" if train.resume_checkpoint == "auto" else ""
+    )
 
 
 def newest_of(folder, processes):

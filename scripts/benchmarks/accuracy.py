@@ -26,12 +26,14 @@ from workloads import training_loop
 
 from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.fields import numbers, option
+from guided_diffusion.config.fields import option
 from guided_diffusion.config.options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
+from guided_diffusion.config.values import numbers
 from guided_diffusion.data.batches import training_batches
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.io.files import atomic_path, check_writable, read_json
+from guided_diffusion.io.files import atomic_path, check_writable
+from guided_diffusion.io.texts import read_json
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision

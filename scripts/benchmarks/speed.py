@@ -10,8 +10,9 @@ from measuring import machine_kind, matmul_peak, ratio, resident_size, time_by_t
 from workloads import CACHED, FAST, PLAIN, NetworkBench, count
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.fields import build, check_variant, numbers, option
+from guided_diffusion.config.fields import build, check_variant, option
 from guided_diffusion.config.options import DeviceOptions, DiffusionOptions, ModelOptions
+from guided_diffusion.config.values import numbers
 from guided_diffusion.io.files import check_writable, write_json
 from guided_diffusion.runtime.console import console, text_table
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision

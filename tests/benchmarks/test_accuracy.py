@@ -120,7 +120,7 @@ def test_the_second_stage_begins_at_its_share(protocol):
     [
         ("--sets cifar", "'cifar' is none of ph2, lidc4"),
         ("--contenders v3", "'v3' is none of unet"),
-        ("--seeds 1,x", "--seeds 1,x: must be numbers separated by commas"),
+        ("--seeds 1,x", "--seeds 1,x: must be whole numbers separated by commas"),
     ],
 )
 def test_what_makes_no_sense_is_refused(refusal, tmp_path, flags, words):

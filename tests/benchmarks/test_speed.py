@@ -113,7 +113,7 @@ def test_batch_sizes_end_where_memory_does(script, tmp_path, workloads, monkeypa
     ("flags", "words"),
     [
         ("--parts training,loading", "--parts training,loading: loading is none of training, denoising, sampling"),
-        ("--sampling_steps 4,x", "--sampling_steps 4,x: must be numbers"),
+        ("--sampling_steps 4,x", "--sampling_steps 4,x: must be whole numbers"),
         ("--sampling_steps 1000", "--sampling_steps 1000: must be below T = 1000"),
         ("--batch_sizes 2,0", "--batch_sizes 2,0: must be whole numbers above 0"),
         ("--cases 5", "--cases 5: must be above 10"),

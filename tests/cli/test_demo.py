@@ -1,5 +1,6 @@
 """The demo: its summary, continuing after an interruption, and running it again."""
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from conftest import TINY, files, finish
 from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.cli import demo as module
 from guided_diffusion.data.phantoms import write_isic
+from guided_diffusion.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -103,3 +105,26 @@ def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
     assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
     assert "Traceback" not in ended.err and "the same command continues from here" in ended.out
     assert newest_checkpoint(tmp_path / "demo" / "ISIC_run") is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ([], "the file must be an object {...}, not a list"),
+        ({"tasks": None}, '"tasks" must be an object {...}, not null'),
+        ({"tasks": {"ISIC": []}}, "must be an object {...}, not a list"),
+        ({"tasks": {"ISIC": {"checkpoint": "../other.pt", "steps": 4}}}, "must be text matching regex"),
+        ({"tasks": {"ISIC": {"checkpoint": "model000004.pt", "steps": "4"}}}, "must be a whole number, not text"),
+        ({"tasks": {"ISIC": {"threshold": 0.5}}}, 'has no "'),
+        ({"made_with": 3}, '"made_with" must be an object {...}, not a whole number'),
+    ],
+)
+def test_a_record_of_wrong_types_is_refused(demo, tmp_path, change, words):
+    options = module.DemoOptions(out_dir=str(tmp_path / "demo"))
+    record = module.Record(tmp_path / "demo", options)
+    value = {**record.content, **change} if isinstance(change, dict) else change
+    record.path.write_text(json.dumps(value))
+    with pytest.raises(UserError) as caught:
+        module.Record(tmp_path / "demo", options)
+    assert str(caught.value).startswith(f"{record.path}: ") and words in str(caught.value)
+    assert json.loads(record.path.read_text()) == value

@@ -69,7 +69,7 @@ def test_bad_yaml(write, text, words):
     [
         (b"lr: 1\n seed: [a\n", "is no valid YAML (line 2, column 6: mapping values are not allowed here); correct it"),
         (b"lr: 1\nseed: \x07\n", "is no valid YAML (line 2, column 7: character U+0007 is not allowed); correct it"),
-        (b"lr: 2020-13-01\n", "is no valid YAML (month must be in 1..12); correct it"),
+        (b"lr: 2020-13-01\n", "--lr 2020-13-01: must be a number"),
         (b"lr: \xff\n", "is not in UTF-8 (invalid start byte at byte 4); save it as UTF-8"),
     ],
 )
@@ -97,8 +97,11 @@ def test_all_mistakes_of_a_yaml_file_are_named_at_once(write):
 
 
 def test_yaml_that_cannot_be_read(tmp_path):
-    for path, reason in [(tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")]:
-        assert refused(f"--config {path}") == f"--config {path}: {reason}; name a YAML file"
+    path = tmp_path / "none.yaml"
+    assert refused(f"--config {path}") == f"--config {path}: No such file or directory; name a YAML file"
+    assert refused(f"--config {tmp_path}") == (
+        f"--config {tmp_path}: is a folder, not a file; move it away, or name the file"
+    )
 
 
 # ---- includes ----------------------------------------------------------------------------------------------------

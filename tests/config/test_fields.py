@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from helpers import SAMPLE, TRAIN
 
-from guided_diffusion.config import command_line
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.fields import build, check_variant
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.sample_options import CheckOptions, EvalOptions
+from guided_diffusion.config.values import check_value
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_every_option_has_help_and_keeps_its_own_rules():
     for group in {*TRAIN, *SAMPLE, EvalOptions, CheckOptions}:
         for item in dataclasses.fields(group):
             assert len(item.metadata["help"]) > 10, item.name
-            command_line.check_value(item, item.default)
+            check_value(item, item.default)
 
 
 @pytest.mark.parametrize(

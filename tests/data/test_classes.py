@@ -71,7 +71,11 @@ def test_instances_are_one_class_by_a_range_of_values():
         ("a=70000", "not 70000"),
         ("../a=1", "'../a' cannot be a class's name"),
         ("mean=1", "'mean' cannot be a class's name; .*the row of all classes together"),
-        (",", "names no class"),
+        (",", "'' is not NAME=VALUE"),
+        (" ", "names no class"),
+        ("a=1,,b=2", "'' is not NAME=VALUE"),
+        ("a=\uff13", "is not NAME=VALUE"),
+        ("a=" + "9" * 5000, "is not NAME=VALUE"),
     ],
 )
 def test_what_the_flag_cannot_say(text, words):

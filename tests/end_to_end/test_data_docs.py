@@ -85,7 +85,7 @@ def test_the_guide_s_volumes_are_checked_and_their_masks_lie_over_them(script, t
     assert script("check_data", f"{data} --out_dir checked --num_workers 0") == 0
     assert "0 errors" in capsys.readouterr().out
     script("segmentation_train", f"{data} --out_dir run {TINY} --max_steps 1")
-    script("segmentation_sample", f"--model_path run/last.pt --data_dir SCANS --out_dir out {FAST}")
+    script("segmentation_sample", f"--model_path run/last.pt {data} --out_dir out {FAST}")
     written = nibabel.load("out/P2_seg.nii.gz")
     assert written.shape == (24, 20, 3)
     np.testing.assert_allclose(written.affine, affine, atol=1e-5)

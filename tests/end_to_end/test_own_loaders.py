@@ -127,9 +127,10 @@ def test_the_status_is_two(polyps, tmp_path, script, capsys):
 
 
 def test_truth_that_fails_in_the_evaluation(polyps, line_of, train, sample, refusal, tmp_path):
-    results = sample(train(polyps(), tmp_path / "data"), tmp_path / "data")
+    name = polyps()
+    results = sample(train(name, tmp_path / "data"), tmp_path / "data", f"{FAST} --data_name {name}")
     polyps(MASK, TRIP + MASK)
-    line = refusal("segmentation_eval", ["--pred_dir", results])
+    line = refusal("segmentation_eval", ["--pred_dir", results, f"--data_name {name}"])
     assert line == f"error: case p1: {line_of('[][1]')}, read_mask: IndexError: list index out of range{REMEDY}"
 
 
@@ -139,8 +140,9 @@ def test_from_python_the_cause_is_seen(polyps, train, tmp_path):
     with pytest.raises(UserError, match="case p1: .*own.py, line [0-9]+, read_image: KeyError: 'p1'; ") as caught:
         dataset[1]
     assert isinstance(caught.value.__cause__, KeyError)
-    checkpoint = train(polyps("    def find_cases", f"{trips}\n    def find_cases"), tmp_path / "data")
-    segmenter = Segmenter.load(checkpoint, members=1, steps=2, sampler="dpm_solver")
+    name = polyps("    def find_cases", f"{trips}\n    def find_cases")
+    checkpoint = train(name, tmp_path / "data")
+    segmenter = Segmenter.load(checkpoint, members=1, steps=2, sampler="dpm_solver", data_name=name)
     assert segmenter(np.full((32, 32, 3), 8)).mask.shape == (32, 32)
     with pytest.raises(UserError, match=r"^normalise_raw: .*own.py, line [0-9]+, normalise: IndexError: list index"):
         segmenter(np.full((32, 32, 3), 200))

@@ -116,14 +116,15 @@ def test_a_loader_of_ones_own(train, sample, script, pictures, tmp_path):
         (tmp_path / "data" / f"patient{n}").mkdir(parents=True)
         shutil.copy(pictures / "images" / f"case{n}.png", tmp_path / "data" / f"patient{n}" / "photo.png")
         shutil.copy(pictures / "masks" / f"case{n}.png", tmp_path / "data" / f"patient{n}" / "truth.png")
-    checkpoint = train(f"{tmp_path / 'my_loader.py'}:Polyps", tmp_path / "data", "--num_workers 1")
+    named = f" --data_name {tmp_path / 'my_loader.py'}:Polyps"
+    checkpoint = train(named.split()[1], tmp_path / "data", "--num_workers 1")
     assert load_checkpoint(checkpoint).class_names == ["polyp"]
-    results = sample(checkpoint, tmp_path / "data", FAST + " --num_workers 1")
-    script("segmentation_eval", ["--pred_dir", results])
+    results = sample(checkpoint, tmp_path / "data", FAST + " --num_workers 1" + named)
+    script("segmentation_eval", ["--pred_dir", results, named])
     assert [row["name"] for row in rows(results)] == ["patient0", "patient1", "patient2"]
     for path in (tmp_path / "data").glob("*/truth.png"):
         path.unlink()
-    assert len(files(sample(checkpoint, tmp_path / "data", FAST, out="without") / "masks")) == 3
+    assert len(files(sample(checkpoint, tmp_path / "data", FAST + named, out="without") / "masks")) == 3
 
 
 def test_a_checkpoint_and_results_are_used_from_another_folder(script, pictures, tmp_path, monkeypatch):
@@ -138,13 +139,15 @@ def test_a_checkpoint_and_results_are_used_from_another_folder(script, pictures,
     data = "--data_name my_loader.py:Polyps --data_dir data --out_dir ../run"
     script("segmentation_train", f"{data} {TINY} --max_steps 1")
     monkeypatch.chdir(tmp_path)
-    script("segmentation_train", "--resume_checkpoint auto --max_steps 2 --out_dir run")
-    script("segmentation_sample", f"--model_path run/model000002.pt --data_dir here/data --out_dir results {FAST}")
+    named = "--data_name here/my_loader.py:Polyps"
+    script("segmentation_train", f"--resume_checkpoint auto --max_steps 2 --out_dir run {named}")
+    line = f"--model_path run/model000002.pt --data_dir here/data --out_dir results {FAST} {named}"
+    script("segmentation_sample", line)
     name = f"{tmp_path / 'here' / 'my_loader.py'}:Polyps"
     assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["data"]["data_name"] == name
     assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == name
     monkeypatch.chdir(pictures)
-    script("segmentation_eval", ["--pred_dir", tmp_path / "results"])
+    script("segmentation_eval", ["--pred_dir", tmp_path / "results", f"--data_name {name}"])
     assert len(rows(tmp_path / "results")) == 2
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from helpers import MANIFEST, geometry_of, manifest_with, maps_of, write_volume
 from PIL import Image
 
-from guided_diffusion.data.classes import Classes
+from guided_diffusion.config.sample_options import SampleOptions
+from guided_diffusion.data.cases import Case, group_cases
+from guided_diffusion.data.classes import BINARY, Classes
 from guided_diffusion.inference.predictions import Predictions
-from guided_diffusion.inference.results import ResultsFolder
+from guided_diffusion.inference.results import ResultsFolder, check_name_lengths
 from guided_diffusion.inference.volume_files import VolumeFiles
 from guided_diffusion.io import drawing as pictures
 from guided_diffusion.runtime.errors import UserError
@@ -224,3 +227,35 @@ def test_a_damaged_manifest_is_an_error(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest.json: is no valid JSON"):
         ResultsFolder(tmp_path, manifest_with())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "volume", "sample", "letters"),
+    [
+        (".png", None, {}, 251),
+        (".png", None, {"save_samples": True}, 248),
+        (".png", None, {"save_samples": True, "num_ensemble": 1001}, 246),
+        (".nii.gz", None, {}, 244),
+        (".nii.gz", True, {}, 236),
+        (".nii.gz", True, {"uncertainty_maps": True}, 229),
+    ],
+)
+def test_names_that_are_too_long_for_a_file_are_refused_before_the_run(suffix, volume, sample, letters):
+    def check(name):
+        case = Case(name, (Path("images", f"{name}{suffix}"),), volume=volume and name)
+        check_name_lengths(group_cases([case]), BINARY, SampleOptions(**sample))
+
+    check("a" * letters)
+    check("\u4e2d" * (letters // 3))  # three bytes each
+    for name in ("a" * (letters + 1), "\u4e2d" * (letters // 3 + 1)):
+        with pytest.raises(UserError, match=r"its name is too long by \d bytes for the result .*; rename the image"):
+            check(name)
+
+
+def test_a_case_with_the_longest_name_is_written(tmp_path):
+    name, folder = "a" * 251, ResultsFolder(tmp_path, manifest_with())
+    folder.write_image(name, maps_of((8, 9)), np.zeros((1, 8, 9), np.float32))
+    assert folder.finished(name, False) and (tmp_path / "masks" / f"{name}.png").is_file()
+    predictions = Predictions(tmp_path, [name])
+    assert predictions.mask(name, False) is not None and predictions.probability(name, False) is not None
+    assert predictions.mask(name, True) is None and predictions.coarse(name, True) is None

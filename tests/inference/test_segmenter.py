@@ -218,9 +218,10 @@ def test_a_loader_of_ones_own_with_labels(train, sample, pictures, tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.fromarray(image).save(tmp_path / "data" / name / "photo.png")
         Image.fromarray(pixels(pictures / "masks" / f"{name}.png")).save(tmp_path / "data" / name / "truth.png")
-    checkpoint = train(f"{tmp_path / 'own.py'}:Polyps", tmp_path / "data", "--class_cond True --version v2")
-    results = sample(checkpoint, tmp_path / "data", SAVED)
-    segmenter = Segmenter.load(checkpoint, seed=3, **SETTINGS)
+    name = f"{tmp_path / 'own.py'}:Polyps"
+    checkpoint = train(name, tmp_path / "data", "--class_cond True --version v2")
+    results = sample(checkpoint, tmp_path / "data", f"{SAVED} --data_name {name}")
+    segmenter = Segmenter.load(checkpoint, seed=3, data_name=name, **SETTINGS)
     answers = segmenter(list(images.values()), list(images), label="sessile")
     for name, answer in zip(images, answers, strict=True):
         check(answer, results, name)

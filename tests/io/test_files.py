@@ -5,24 +5,27 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from guided_diffusion.io import files
 from guided_diffusion.io.files import (
     atomic_path,
     content_of,
     decoding,
     folders_in,
     is_rubbish,
+    is_temporary,
     list_files,
-    read_csv,
-    read_json,
+    name_also,
     read_npz,
     read_npz_headers,
     remove_temporaries,
     split_suffix,
+    temporary_name,
     write_json,
 )
 from guided_diffusion.runtime.errors import UserError
@@ -107,17 +110,6 @@ def test_folders_in_leaves_out_files_rubbish_and_links_that_lead_up(tmp_path):
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def test_read_csv_and_json(tmp_path):
-    (tmp_path / "a.csv").write_text("\ufeffname, label\n\nx,1\n", encoding="utf-8")
-    assert read_csv(tmp_path / "a.csv") == [(1, ["name", "label"]), (3, ["x", "1"])]
-    (tmp_path / "a.json").write_text('{"a": [1, 2}')
-    with pytest.raises(UserError, match="a.json: is no valid JSON"):
-        read_json(tmp_path / "a.json")
-    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="b.csv: is no valid CSV"):
-        read_csv(tmp_path / "b.csv")
-
-
 # ---- NumPy archives ----------------------------------------------------------------------------------------------
 
 
@@ -155,7 +147,7 @@ def test_atomic_path_replaces_the_file_and_leaves_nothing_else(tmp_path):
         reader = target.open() if target.exists() else None
         with atomic_path(target) as temporary:
             assert temporary.parent == target.parent and temporary.name.startswith(".")
-            assert temporary.name.endswith(".nii.gz") and str(os.getpid()) in temporary.name
+            assert temporary.name.endswith(".nii.gz") and is_temporary(temporary.name)
             temporary.write_text(text)
             assert not target.exists() or target.read_text() == "one"
     with reader:
@@ -184,14 +176,70 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, target], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -9 and target.read_text() == "old"
-    others = [tmp_path / name for name in (".hidden.json", "y.12.json", "12.json", ".12.json")]
+    others = [tmp_path / name for name in (".hidden.json", "y.12.json", "12.json", ".notes.2024.txt")]
     for path in others:
         path.touch()
-    assert len(list(tmp_path.iterdir())) == 6
+    (tmp_path / ".model000500.4321.pt").touch()  # as versions before 0.4.0 named them
+    others.append(tmp_path / ".mask.12345678901234567890.png")
+    others[-1].symlink_to(target)
+    assert len(list(tmp_path.iterdir())) == 8
     remove_temporaries(tmp_path, idle=100)  # it may be another run's
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 8
+    future = temporary_name(tmp_path / "future.csv")
+    future.touch()
+    os.utime(future, (time.time() + 500,) * 2)
+    remove_temporaries(tmp_path, idle=100)
+    assert not future.exists() and len(list(tmp_path.iterdir())) == 8
     remove_temporaries(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([target, *others])
+
+
+def test_a_temporary_is_made_exclusively_and_follows_no_link(tmp_path, monkeypatch):
+    target, prey = tmp_path / "x.json", tmp_path / "prey"
+    prey.write_text("a user's file")
+    planted = temporary_name(target)
+    planted.symlink_to(prey)
+    monkeypatch.setattr(files, "temporary_name", lambda path: planted)
+    with pytest.raises(FileExistsError), atomic_path(target) as temporary:
+        temporary.write_text("written over")
+    assert prey.read_text() == "a user's file" and planted.is_symlink() and not target.exists()
+
+
+@pytest.mark.parametrize("swap", ["link", "file", "pipe"])
+def test_a_temporary_that_was_swapped_is_not_taken(tmp_path, swap):
+    target, prey = tmp_path / "x.json", tmp_path / "prey"
+    prey.write_text("a user's file")
+    with pytest.raises(UserError, match="x.json: another program replaced"), atomic_path(target) as temporary:
+        temporary.unlink()
+        if swap == "link":
+            temporary.symlink_to(prey)
+        elif swap == "file":
+            (tmp_path / "keeps the inode").touch()  # else the new file may get the number of the old one
+            temporary.write_text("another's")
+        else:
+            os.mkfifo(temporary)
+    assert prey.read_text() == "a user's file" and not target.exists()
+
+
+def test_names_of_temporaries_differ_and_fit_the_longest_name(tmp_path):
+    target = tmp_path / ("é" * 125 + ".png")
+    assert temporary_name(target) != temporary_name(target)
+    with atomic_path(target) as temporary:
+        temporary.touch()
+    assert is_rubbish(temporary_name(target).name) and is_rubbish(temporary_name("x.nii.gz").name)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_second_name_is_a_link_or_a_copy_and_leaves_nothing_else(tmp_path, monkeypatch):
+    one, other = tmp_path / "model1.pt", tmp_path / "last.pt"
+    one.write_text("1")
+    for _ in range(2):
+        name_also(one, other)
+        assert os.path.samefile(one, other)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    name_also(one, other)
+    assert not os.path.samefile(one, other) and other.read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model1.pt"]
 
 
 def test_write_json_is_valid_json_for_what_metrics_hold(tmp_path):

@@ -238,3 +238,15 @@ def test_links_folders_and_other_suffixes(tmp_path, save_picture):
         read_picture(tmp_path / "b.png")
     path = save_picture(tmp_path / "c.jpg", GREY, quality=95).rename(tmp_path / "c.png")
     assert np.abs(read_picture(path)[0] - GREY).max() < 64 and read_pixels(path).is_lossy
+
+
+def test_a_drawing_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("was run"))
+    begin = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n"
+    for name in ("a.png", "a.jpg", "a.tif", "a.bmp"):
+        (tmp_path / name).write_text(f"{begin}0 0 20 20 rectfill\n%%EOF\n")
+        with pytest.raises(UserError, match=f"{name}: is a drawing .EPS., which would be run, not read; save it as"):
+            read_pixels(tmp_path / name)

@@ -37,14 +37,25 @@ def card_of(folder, manifest=MANIFEST, leak=None, part="test", **changes):
 def test_it_says_what_was_trained_and_measured(tmp_path):
     text = card_of(tmp_path)
     assert text.startswith("# Model card: MedSegDiff for organ\n")
-    assert "from `/data/own`, with 0.25 of the groups for validation held out." in text
-    assert "2 cases of `FOLDER` from `/data/clinic`: the test part." in text
+    assert "Trained on `FOLDER` from `own`, with 0.25 of the groups for validation held out." in text
+    assert "2 cases of `FOLDER` from `clinic`: the test part." in text
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
 
 
 def test_it_names_no_private_folder_of_the_run(tmp_path):
     text = card_of(tmp_path)
     assert "lr 0.001" in text and "/private/run" not in text and "num_workers" not in text
+
+
+def test_it_names_no_place_and_nothing_in_it_acts(tmp_path):
+    leak = "warning: 2 of 2 cases have the names of training cases of /data/own: see /srv/b/c"
+    evil = '<img src=x onerror="a()">[y](javascript:b())|`'
+    config = MANIFEST["config"] | {"train": {"start": "/home/anna/x.pt", "mode": evil}}
+    changes = {"checkpoint": "/home/anna/run/last.pt", "device": evil, "versions": {evil: evil}, "config": config}
+    text = card_of(tmp_path, MANIFEST | changes | {"data": {"data_name": evil}}, leak=leak)
+    assert "Checkpoint `last.pt`" in text and "start x.pt" in text and "training cases of own: see c" in text
+    assert not any(place in text for place in ("/data", "/srv", "/home", "anna"))
+    assert "<img" not in text and "](" not in text.replace("\\](", "") and text.count("&lt;img") == 5
 
 
 def test_figures_that_are_undefined_are_left_out(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 from pages import Page, content, picture
 from PIL import Image
 
-from guided_diffusion.report.training_page import write_training_page
+from guided_diffusion.report.training_page import read_log, write_training_page
 
 CONFIG = {"data": {"data_dir": "/data/<x>"}, "model": {"version": "v2"}, "train": {"lr": 1e-3}}
 
@@ -29,8 +29,9 @@ def test_the_page_of_a_training_run(tmp_path):
     assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
     embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
     assert embedded.shape == (20, 30, 3) and abs(embedded.astype(int) - 200).max() <= 3
-    for words in ("60 of 100", "0.7500 at step 60", "/data/&lt;x&gt;", "the diffusion begins", "Validation Dice"):
+    for words in ("60 of 100", "0.7500 at step 60", "&lt;x&gt;", "the diffusion begins", "Validation Dice"):
         assert words in text, words
+    assert "/data/" not in text and str(tmp_path) not in text
     assert "<x>" not in text and "Gradient norm" not in text and not re.search("https?://", text)
 
 
@@ -52,3 +53,22 @@ def test_the_training_page_in_a_browser(browser, tmp_path):
     page = Page(browser, tmp_path / "training.html")
     page.run(slide)
     assert "was not found; keep this page" in page.wait("return document.getElementById('missing').textContent")
+
+
+def test_lines_of_the_log_that_are_no_rows_are_left_out_and_counted(tmp_path):
+    good = [{"step": 1, "loss": 2}, {"step": 2, "loss": None, "lr": 0.5}]
+    bad = [
+        [],
+        3,
+        None,
+        {},
+        {"loss": 1},
+        {"step": "3"},
+        {"step": 1.5},
+        {"step": 4, "loss": "x"},
+        {"step": 5, "loss": [1]},
+    ]
+    lines = [json.dumps(row) for row in (*bad, *good)]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 6, "loss": NaN}', '{"step": 7, "lo']))
+    assert read_log(tmp_path) == (good, len(bad))
+    assert "Loss" in write_training_page(tmp_path, CONFIG, 100).read_text()

@@ -1,8 +1,11 @@
 """The exit of scripts: one line and a status for users' mistakes, a traceback for our own bugs."""
 
+import io
+import sys
+
 import pytest
 
-from guided_diffusion.runtime.errors import UserError, run_script
+from guided_diffusion.runtime.errors import UserError, interruptible_imports, run_script
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,15 @@ def test_the_end_of_main_is_status_zero():
     with pytest.raises(SystemExit) as end:
         run_script(lambda: None)
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_or_narrow_stream_ends_no_script(monkeypatch, stream):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for given in (None, narrow):
+        monkeypatch.setattr(sys, stream, given)
+        interruptible_imports()
+        with pytest.raises(SystemExit) as end:
+            run_script(lambda: print("Müller", file=getattr(sys, stream), flush=True))
+        assert end.value.code == 0
+    assert narrow.buffer.getvalue() == rb"M\xfcller" + b"\n"

@@ -113,3 +113,12 @@ def test_console_writes_a_line_once_and_beside_the_bar(capsys):
         console().info("a line")
     out, err = capsys.readouterr()
     assert out == "a line\n" and "a line" not in err
+
+
+def test_a_damaged_row_is_dropped_with_a_warning(tmp_path, caplog):
+    write(tmp_path, [1, 2])
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": "3"}\n[1]\n')
+    write(tmp_path, [3], start=2)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert f"warning: {tmp_path / 'log.jsonl'}: 2 lines with no step or no numbers, left out" in caplog.text

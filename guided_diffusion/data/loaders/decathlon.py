@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.files import read_json, split_suffix
+from ...io.files import split_suffix
+from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
 from ...io.nifti import NIFTI_SUFFIXES
+from ...io.texts import shown
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
-from ..classes import read_classes, read_labels_of, reserved_label
+from ..classes import LABEL, read_classes, read_description, read_labels_of, reserved_label
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..layouts import files_of
@@ -69,15 +71,17 @@ class DecathlonDataset(SegmentationDataset):
             return []
         self.task = tasks[0]
         path = self.task / "dataset.json"
-        self.description = _read_description(path)
+        self.description = read_description(path)
+        for text in _listed_files(self.description):
+            check_listed(path, text, self.data_dir)
         self.modalities = _modalities(path, self.description)
         self.image_channels = len(self.modalities)
-        self.class_names = _one_class(path, self.description)
+        self.class_names = _one_class(self.description)
         self.declared_labels = tuple(sum(read_labels_of(path, self.description).values(), ()))
         self.reserved = reserved_label(path, self.description)
         self.suffixes = self._suffixes(path)
         self.is_picture = self.suffixes[0] in PICTURE_SUFFIXES
-        task = str(self.description.get("name") or self.task.resolve().name)
+        task = shown(str(self.description.get("name") or self.task.resolve().name))
         self.window = usual_window(task) if self.ct_window is None else self.ct_window
         has_window = "CT" in self.modalities and bool(self.window)
         self.left_right_axis = -1 if self.is_picture else -2
@@ -224,7 +228,7 @@ class DecathlonDataset(SegmentationDataset):
         """
         if "channel_names" in self.description or isinstance(self.description.get("dataset"), dict):
             return True
-        listed = [*_list_of(self.description, "training"), *_list_of(self.description, "test")]
+        listed = [*self.description.get("training", ()), *self.description.get("test", ())]
         listed = {Path(_image_of(entry)).name for entry in listed}
         matches = [CHANNEL.fullmatch(split_suffix(name)[0]) for name in names]
         channels = defaultdict(set)
@@ -236,7 +240,7 @@ class DecathlonDataset(SegmentationDataset):
 
     def _listed_volumes(self, path, files):
         """The volumes in the list "training" of dataset.json (see `_find_volumes`). files: {name: path} of imagesTr."""
-        entries = _list_of(self.description, "training", path)
+        entries = self.description["training"]
         texts = [entry.get(key) for entry in entries if isinstance(entry, dict) for key in ("image", "label")]
         known = {split_suffix(text)[0] for text in texts if isinstance(text, str)}
         truth = _Truth(self.task / "labelsTr", self.need_masks, known)
@@ -246,7 +250,7 @@ class DecathlonDataset(SegmentationDataset):
         for entry in entries:
             text = _image_of(entry)
             if not (text and isinstance(entry, dict)):
-                message = f'"training" must list {{"image": ..., "label": ...}}, not {entry!r}; correct it'
+                message = f'"training" must list {{"image": ..., "label": ...}}, not {shown(entry)}; correct it'
                 raise UserError(f"{path}: {message}")
             if Path(text).name.startswith("._"):  # macOS's shadow of a file
                 continue
@@ -266,7 +270,7 @@ class DecathlonDataset(SegmentationDataset):
     def _validation_volumes(self, path):
         """The volumes in the list "validation" of dataset.json, as AMOS has it with imagesVa/ and labelsVa/; [] if none
         of its files is there (see `_find_volumes`)."""
-        entries = [entry for entry in _list_of(self.description, "validation") if isinstance(entry, dict)]
+        entries = [entry for entry in self.description.get("validation", ()) if isinstance(entry, dict)]
         pairs = [(self._below(path, _image_of(entry)), entry.get("label")) for entry in entries if _image_of(entry)]
         there = [image.is_file() for image, _ in pairs]
         if any(there) and not all(there):
@@ -294,14 +298,9 @@ class DecathlonDataset(SegmentationDataset):
         return name, files, tuple(mask for mask in masks if mask.is_file()), ()
 
     def _below(self, path, text):
-        """The file that dataset.json names. Raises `UserError` for one outside of data_dir: a description that somebody
-        else wrote must not choose what is read. path: dataset.json."""
-        file = self.task / os.path.normpath(text)
-        if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.data_dir)):
-            raise UserError(
-                f"{path}: names {text}, which is not below --data_dir; put the file, or a link to it, there"
-            )
-        return file
+        """The file that dataset.json, `path`, names. Raises `UserError` for one outside of data_dir."""
+        check_listed(path, text, self.data_dir)
+        return self.task / os.path.normpath(text)
 
     def _volumes_in(self, path, files, labels):
         """The volumes of image files, with masks of the same name in the folder `labels` (see `_find_volumes`)."""
@@ -389,48 +388,37 @@ def _is_task(folder):
 # ---- dataset.json ------------------------------------------------------------------------------------------------
 
 
-def _read_description(path):
-    """The dict in dataset.json."""
-    description = read_json(path)
-    if not isinstance(description, dict):
-        raise UserError(f"{path}: holds no description of a data set; it needs modality and labels")
-    return description
-
-
 def _modalities(path, description):
     """The names of the channels in order; a name with the word CT becomes "CT"."""
     names = description.get("modality", description.get("channel_names"))
     names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not (isinstance(names, dict) and names and all(str(key).isdigit() for key in names)):
+    if not (isinstance(names, dict) and names and all(LABEL.fullmatch(str(key)) for key in names)):
         raise UserError(
             f'{path}: has no "modality" such as {{"0": "MRI"}}; add it (nnU-Net\'s version 2 calls it "channel_names")'
         )
     ordered = [str(names[key]) for key in sorted(names, key=int)]
-    return tuple("CT" if re.search(r"\bCT\b", name.upper()) else name for name in ordered)
+    return tuple("CT" if re.search(r"\bCT\b", name.upper()) else shown(name) for name in ordered)
 
 
-def _one_class(path, description):
+def _one_class(description):
     """The class name of masks without --classes: the only label's, or "foreground" for several labels."""
-    if not isinstance(description.get("labels", {}), dict):
-        raise UserError(f'{path}: "labels" is no list of names with values, such as {{"background": 0, "liver": 1}}')
     names = _label_names(description)
-    return (names[0],) if len(names) == 1 else ("foreground",)
+    return (shown(names[0]),) if len(names) == 1 else ("foreground",)
 
 
 def _label_names(description):
     """The names of the labels in dataset.json, without the background."""
     labels = description.get("labels", {})
-    names = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]
+    names = [(key, value) if LABEL.fullmatch(key) else (value, key) for key, value in labels.items()]
     return [str(name) for value, name in names if str(value) not in ("0", "[0]", "")]
 
 
-def _list_of(description, key, path=None):
-    """The list "training" or "test" of dataset.json; [] without it. Raises `UserError` for another type, given the
-    path."""
-    listed = description.get(key)
-    if path is not None and not isinstance(listed, list):
-        raise UserError(f'{path}: "{key}" must list {{"image": ..., "label": ...}}; correct it')
-    return listed if isinstance(listed, list) else []
+def _listed_files(description):
+    """The images and labels that the lists of dataset.json name."""
+    for key in ("training", "validation", "test"):
+        for entry in description.get(key) or ():
+            texts = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry,)
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _image_of(entry):

@@ -27,13 +27,16 @@ A case without truth has no masks: sampling needs none. Override `normalise` too
 and NIfTI volumes.
 """
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
-from ...io.files import folders_in, read_csv, read_json, split_suffix
+from ...io.files import folders_in, split_suffix
+from ...io.folders import check_listed
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
 from ...io.nifti import is_nifti
+from ...io.texts import read_csv, read_json, shown
 from ...runtime.console import counted, listed
 from ...runtime.errors import NoCasesError, NoSplitError, UserError
 from ..cases import Case
@@ -171,7 +174,7 @@ class FolderDataset(SegmentationDataset):
         self.root = unwrapped(self.data_dir)
         self.notes = () if self.root == self.data_dir else (f"{self.root}: is read, the folder inside {self.data_dir}",)
         path = self._beside_images("split.json")
-        is_listed = self.split is not None and path.is_file()
+        is_listed = self.split is not None and os.path.lexists(path)  # a folder of that name is refused when read
         every = self._split_folders()
         is_undivided = every == [self.root] and not is_listed
         # In undivided data images/val/ may hold the validation cases.
@@ -221,7 +224,7 @@ class FolderDataset(SegmentationDataset):
     def _beside_images(self, name):
         """The path of a file that may lie in data_dir, or in the folder of the same name inside it."""
         path = self.data_dir / name
-        return path if path.is_file() else self.root / name
+        return path if os.path.lexists(path) else self.root / name
 
     def _remember(self, pairs):
         """Keep what later calls need of the `Pairs` of any split."""
@@ -253,9 +256,11 @@ class FolderDataset(SegmentationDataset):
             for entry in entries:
                 images = names.find_listed(entry)
                 if len(images) > 1:
-                    raise UserError(f"{path}: {entry!r} may be {images[0]} and {images[1]}; write one of them")
+                    raise UserError(f"{path}: {shown(entry)!r} may be {images[0]} and {images[1]}; write one of them")
                 if not images and self.split in ("train", split):  # sampling works without the training images
-                    raise UserError(f"{path}: names {entry!r} in {split!r}, but there is no such image; correct it")
+                    raise UserError(
+                        f"{path}: names {shown(entry)!r} in {split!r}, but there is no such image; correct it"
+                    )
                 for name in images:
                     chosen[split].add(name)
                     near += [] if names.has_listed(entry) else [entry]
@@ -278,8 +283,8 @@ class FolderDataset(SegmentationDataset):
 
     def _raise_twice(self, path, entry, one, other):
         raise UserError(
-            f"{path}: names {entry!r} in {one!r} and in {other!r}; keep it in one list: results on training images "
-            "mean nothing"
+            f"{path}: names {shown(entry)!r} in {one!r} and in {other!r}; keep it in one list: results on training "
+            "images mean nothing"
         )
 
     def _read_split_file(self, path):
@@ -287,7 +292,7 @@ class FolderDataset(SegmentationDataset):
 
         Raises `UserError` for a malformed list, for two lists of a split, and for a name in two lists.
         """
-        lists = read_json(path)
+        lists = read_json(path, finite=False)
         if not isinstance(lists, dict):
             raise UserError(f"{path}: holds no lists of names; write {SPLIT_FORM}")
         splits, keys = {key: split_of(key) for key in lists}, {}
@@ -306,6 +311,7 @@ class FolderDataset(SegmentationDataset):
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                 raise UserError(f'{path}: "{keys[split]}" is no list of names; write {SPLIT_FORM}')
             for name in names:
+                check_listed(path, name, self.data_dir)
                 if seen.setdefault(name, split) != split:
                     self._raise_twice(path, name, seen[name], split)
         return lists
@@ -313,12 +319,13 @@ class FolderDataset(SegmentationDataset):
     def _read_class_labels(self):
         """{name: label} of labels.csv as written there, {} without the file; sets `label_names`, sorted."""
         path = self._beside_images("labels.csv")
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
         lines = []
         for number, fields in read_csv(path):
             if len(fields) != 2:
                 raise UserError(f"{path}: line {number} is not NAME,LABEL; correct it")
+            check_listed(path, fields[0], self.data_dir)
             lines.append((number, *fields))
         if lines and _is_header(*lines[0][1:], [label for *_, label in lines]):
             del lines[0]
@@ -415,7 +422,7 @@ class FolderDataset(SegmentationDataset):
     def _describe_layout(self, found):
         """The text of `layout`."""
         parts = [f"folder of {counted(len(found), 'NIfTI file' if self.is_nifti else 'picture')}"]
-        if self._beside_images("split.json").is_file():
+        if os.path.lexists(self._beside_images("split.json")):
             parts.append("divided by split.json")
         elif split_folders(self.root, None) != [self.root] or any(split_of(pair.below) for pair in found):
             parts.append("divided into folders")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.files import list_files, read_csv, split_suffix
+from ...io.files import list_files, split_suffix
+from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_mask, stacked
+from ...io.texts import read_csv
 from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case
@@ -177,7 +179,7 @@ class ISICDataset(SegmentationDataset):
         alike = [other for other in folders if other.layout == PART_3B and other.part == folder.part]
         places = [place for one in (folder, *alike) for place in (one.outer.parent, one.outer, one.path)]
         name = LABEL_FILE.format(part=folder.part)
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        path = next((place / name for place in places if os.path.lexists(place / name)), None)
         return None if path is None else _labels_in(path)
 
 
@@ -241,6 +243,7 @@ def _labels_in(path):
     """{image name: label} of Part 3B's CSV file."""
     labels = {}
     for number, fields in read_csv(path):
+        check_listed(path, fields[0], path.parent)
         text = fields[1].lower() if len(fields) > 1 else ""
         if text in LABELS:
             labels[fields[0]] = LABELS[text]

@@ -372,7 +372,7 @@ def test_grey_pictures_have_a_file_for_each_channel(raw, ending):
         (
             {"labels": ["background", "x"]},
             {"imagesTr/a_0000.nii.gz": VOLUME},
-            '"labels" is no list of names with values',
+            '"labels" must be an object {...}, not',
         ),
         ({"channel_names": None}, {"imagesTr/a_0000.nii.gz": VOLUME}, 'calls it "channel_names"'),
         ({"channel_names": None, "modality": ["MRI"], "training": 3}, {"imagesTr/a.nii.gz": VOLUME}, '"training" must'),

@@ -216,6 +216,9 @@ def test_both_lists_of_split_json_are_checked_at_training(tmp_path, put):
         ('{"test": []}', 'has no list "train", or an empty one'),
         ('{"train": "a"}', '"train" is no list of names'),
         ('{"train": [["a"]]}', '"train" is no list of names'),
+        ('{"train": [null]}', '"train" is no list of names'),
+        ('{"train": {"a": 1}}', '"train" is no list of names'),
+        ('"train"', "holds no lists of names"),
     ],
 )
 def test_split_json_of_another_form(tmp_path, put, text, words):
@@ -389,3 +392,15 @@ def test_workers_give_the_same_batches(tmp_path, put):
     alone, helped = (list(sampling_batches(dataset, [[3, 1, 0], [2]], num_workers=n)) for n in (0, 2))
     for one, other in zip(alone, helped, strict=True):
         assert one["name"] == other["name"] and torch.equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize("name", ["split.json", "labels.csv"])
+def test_a_list_that_is_no_file_is_refused_and_not_overlooked(tmp_path, put, name):
+    put("a.png", "a.png")
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: is a folder, not a file"):
+        load(tmp_path, split="train")
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(UserError, match=f"{name}: is a link to gone, which is not there"):
+        load(tmp_path, split="train")

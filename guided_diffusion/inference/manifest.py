@@ -1,0 +1,111 @@
+"""The schema of manifest.json, which sampling writes, and its one reader."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
+
+from ..config.options import check_group_key
+from ..io.texts import read_json
+from ..runtime.errors import UserError
+
+Count = Annotated[int, Meta(ge=0, le=10**12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Scalar = str | int | float | bool | list[Any] | None
+
+
+class SamplingSettings(TypedDict, total=False):
+    """All that decides the masks, see `cli.sample.manifest_of`; manifests of earlier versions have some more."""
+
+    num_ensemble: Annotated[int, Meta(ge=1, le=10**6)]
+    fuse: str
+    temperature: Annotated[float, Meta(ge=0, le=1e6)]
+    weights: str
+    seed: Annotated[int, Meta(ge=0)]
+    save_samples: bool
+    uncertainty_maps: bool
+    debug: bool
+    classes: str
+    image_size: Annotated[int, Meta(ge=1, le=10**6)]
+    precision: str
+    sampler: str
+    timesteps: Annotated[list[Count], Meta(max_length=10**6)]
+    solver_order: int | None
+    dynamic_threshold: float | bool | None
+    symmetric: bool
+    scales: Annotated[list[float], Meta(max_length=100)]
+    coupling_sigma: float | None
+    clip_denoised: bool
+    tile: bool | str
+
+
+class DataSettings(TypedDict, total=False):
+    """Options of data, in "data" and in "config"."""
+
+    data_name: Annotated[str, Meta(min_length=1)]
+    data_dir: str
+    split: Literal["train", "val", "test", "all"]
+    ct_window: str | None
+    classes: str
+    val_fraction: Share
+    test_fraction: Share
+    split_seed: Annotated[int, Meta(ge=0)]
+    group_key: str
+    max_megapixels: Annotated[float, Meta(gt=0)]
+
+
+class Calibration(TypedDict):
+    """The fitted temperature, see `evaluation.temperature_fit`."""
+
+    temperature: Annotated[float, Meta(gt=0, le=1e6)]
+    cases: Count
+    split: str
+
+
+class CheckpointOptions(TypedDict, total=False):
+    """The checkpoint's options by group."""
+
+    data: DataSettings
+    model: dict[str, Scalar]
+    diffusion: dict[str, Scalar]
+    train: dict[str, Scalar]
+    device: dict[str, Scalar]
+    loader: dict[str, Any]
+    calibration: Calibration
+
+
+class Manifest(TypedDict, total=False):
+    """The whole file."""
+
+    status: str
+    checkpoint: str
+    checkpoint_sha256: str
+    step: Count
+    settings: SamplingSettings
+    data: DataSettings
+    config: CheckpointOptions
+    class_names: list[str]
+    device: str
+    processes: Count
+    versions: dict[str, str]
+    seconds: Annotated[float, Meta(ge=0)]
+    cases_sampled: Count
+    cases: Count
+    unread: list[str]
+
+
+def read_manifest(folder):
+    """The manifest of a results folder, {} where it has none.
+
+    Raises `UserError` that names the file and the place for a manifest of wrong types.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        return {}
+    manifest = read_json(path, Manifest)
+    for part in (manifest.get("data", {}), manifest.get("config", {}).get("data", {})):
+        try:
+            check_group_key(part.get("group_key", ""))
+        except UserError as error:
+            raise UserError(f"{path}: {error}; correct it, or restore the file as it was written") from None
+    return manifest
