@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shlex
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
 BEST, LAST = "best.pt", "last.pt"
-LARGEST_PICKLE = {"data.pkl": 32 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+PICKLE = "data.pkl"
+ALLOCATING = re.compile(rb"c(builtins|__builtin__)\nbytearray\n|ctorch\._utils\n_rebuild_device_tensor_\w+\n")
+LARGEST_PICKLE = {PICKLE: 32 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
 
 
 @dataclass
@@ -138,9 +141,10 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """
     path = Path(path)
     where = where or str(path)
-    content = _read_content(path, where, remedy)
+    content, records = _read_content(path, where, remedy)
     try:
         check_content(content, to_train)
+        _check_storages(content, records)
     except OtherVersionError as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
@@ -162,7 +166,7 @@ def advice(path, first="copy it again"):
 
 
 def _read_content(path, where, remedy):
-    """The dict in a checkpoint's file, with all names of `Checkpoint`.
+    """The dict in a checkpoint's file, with all names of `Checkpoint`, and the file's `ArchiveRecord`s.
 
     It is read with `weights_only=True`: a pickle that holds code is refused, not run.
     """
@@ -181,12 +185,15 @@ def _read_content(path, where, remedy):
         if file.read(2) != b"PK":  # torch.save writes a zip file
             raise foreign
     try:
-        check_records(path, LARGEST_PICKLE)
+        records = check_records(path, LARGEST_PICKLE)
     except DamagedArchive as error:
         what = f"{_name_of(path, error.record)}: " if error.record else ""
         raise UserError(f"{where}: is damaged, or no checkpoint ({what}{error}); {remedy or advice(path)}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _check_pickles(path, records)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on kinds of tensor that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{where}: holds more than plain data, or is damaged, and was not loaded; "
@@ -201,7 +208,34 @@ def _read_content(path, where, remedy):
             which = f"version {version}" if isinstance(version, str) and version.isprintable() else "a version"
             raise UserError(f"{where}: was written by {which:.40}, newer than this one, {VERSION}: use that version")
         raise foreign
-    return {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
+    return {"validation": {}, "stage_end": None, **content}, records  # older checkpoints lack these
+
+
+def _check_pickles(path, records):
+    """Raise `pickle.UnpicklingError` for a pickle that names a function of `ALLOCATING`.
+
+    torch calls these even with `weights_only`, and a few bytes can ask them for any amount of memory.
+    """
+    with open(path, "rb") as file:
+        for record in records:
+            if record.name.endswith(PICKLE):
+                file.seek(record.start)
+                if found := ALLOCATING.search(file.read(record.size)):
+                    raise pickle.UnpicklingError(f"names {found[0]}")
+
+
+def _check_storages(content, records):
+    """Raise `UserError` unless the tensors in `content`, mapped to the file, cover exactly its records of tensors.
+
+    The pickle says how long a tensor's numbers are. If it says too much, torch goes on reading in the next records, and
+    a small file could claim any amount of memory.
+    """
+    stored = [tensor.untyped_storage() for _, tensor in named_tensors(content)]
+    found = sorted({(storage.data_ptr(), storage.nbytes()) for storage in stored if storage.nbytes()})
+    wanted = [(item.start, item.size) for item in records if item.size and re.search(r"/data/\d+$", item.name)]
+    first, begin = min(found)[0], min(wanted, default=(0, 0))[0]
+    if [(place - first, size) for place, size in found] != [(place - begin, size) for place, size in sorted(wanted)]:
+        raise UserError("its tensors claim other bytes than those that its records hold")
 
 
 def _name_of(path, record):

@@ -10,6 +10,7 @@ import torch
 from .config.fields import ONLY_LEARNED_BY, without_removed
 from .config.options import ModelOptions
 from .config.saved_options import UnknownOptionError, check_saved_options
+from .io.texts import shown
 from .models.saved_weights import check_finite, check_fits, check_moments, check_plain, named_tensors, network_of
 from .runtime.errors import UserError
 from .runtime.version import VERSION
@@ -31,7 +32,7 @@ class OtherVersionError(UserError):
     """A checkpoint needs another version of this program, which the message names."""
 
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # as in manifest.json
 Options = dict[str, str | int | float | bool | None]
 Tensors = dict[str, torch.Tensor]
 ClassValues = list[Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(min_length=1)]]
@@ -97,6 +98,7 @@ def check_content(content, to_train):
         _converted(content["validation"], BestValidation, "validation")
     _check_options(content, checked.written_by, to_train)
     _check_rates(content["ema"])
+    _check_class_names(content["class_names"])
     _check_loader(content["config"].get("loader", {}), len(content["class_names"]))
     network = _check_network(content)
     if to_train:
@@ -138,8 +140,15 @@ def _check_rates(ema):
             number = float(rate)
         except ValueError:
             number = math.nan
-        if not 0 <= number < 1:
+        if not 0 <= number < 1 or not re.fullmatch(r"[0-9.eE+-]+", rate):
             raise UserError(f"its averaged weights are of the rate {rate[:40]!r}, which is no number from 0 to 1")
+
+
+def _check_class_names(names):
+    """Raise `UserError` for names that no line, and of several classes no file's name, can hold."""
+    for name in names:
+        if not name.isprintable() or (len(names) > 1 and ("/" in name or name in (".", ".."))):
+            raise UserError(f"class_names: {shown(name)} cannot be a class's name")
 
 
 def _check_loader(kept, count):
@@ -211,14 +220,27 @@ def check_values(content):
             check_plain(name, value)
             claimed += value.numel() * value.element_size()
             stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, (dict, list, tuple)) and len(value) > MOST_VALUES:
+            count += len(value)
+            waiting.append((None, name, depth))
         elif isinstance(value, dict):
             waiting += [(item, _below(name, key), depth + 1) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(item, _below(name, index), depth + 1) for index, item in enumerate(value)]
+        elif isinstance(value, str) and not _is_encodable(value):
+            raise UserError(f"{name}: is a text with half a character")
         elif type(value) not in PLAIN_TYPES:
             raise UserError(f"holds {name} of the type {type(value).__name__}, which is no plain value")
     if claimed > MOST_SHARED * max(sum(stored.values()), LEAST_BYTES):
         raise UserError("many tensors share their numbers, so that they claim more than the file holds")
+
+
+def _is_encodable(text):
+    try:
+        text.encode(errors="surrogateescape")  # as paths of older checkpoints may need it
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _below(name, key):
@@ -232,5 +254,7 @@ def _converted(value, kind, where=""):
         what, _, place = str(error).replace("Object missing required field", "lacks the field").partition(" - at ")
         for word, plain in WORDS.items():
             what = what.replace(word, plain)
-        place = ".".join(filter(None, [where, place.strip("`").removeprefix("$").removeprefix(".")]))
+        place = place.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
+        what = what if "`key` in " not in str(error) else f"a key: {what[:1].lower()}{what[1:]}"
+        place = ".".join(filter(None, [where, place]))
         raise UserError(f"{place or 'its content'}: {what[0].lower()}{what[1:].replace('`', '')}") from None

@@ -25,7 +25,7 @@ def check_plain(name, tensor):
 
     A tensor that was expanded, or has overlapping strides, claims more numbers than the file holds.
     """
-    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if type(tensor) is not torch.Tensor or tensor.is_nested or tensor.layout is not torch.strided or not tensor.is_cpu:
         raise UserError(f"the tensor {name} is not a dense array")
     if tensor.dtype not in PLAIN:
         raise UserError(f"the tensor {name} is of the type {tensor.dtype}, not of real numbers")
@@ -88,5 +88,7 @@ def check_moments(state, parameters):
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment not in values or values[moment].shape != parameters[name].shape:
                 raise UserError(f"the optimizer's {moment} of {name} is missing or of another shape than the weights")
-        if "step" not in values or values["step"].numel() != 1:
-            raise UserError(f"the optimizer's step of {name} is missing or no single number")
+            if values[moment].isnan().any():
+                raise UserError(f"the optimizer's {moment} of {name} holds NaN, which the next step puts into weights")
+        if "step" not in values or values["step"].numel() != 1 or not values["step"] >= 0:
+            raise UserError(f"the optimizer's step of {name} is missing or no single number from 0 up")
