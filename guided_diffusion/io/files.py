@@ -116,18 +116,30 @@ def is_found(test):
 # ---- NumPy archives ----------------------------------------------------------------------------------------------
 
 
+DEFLATED_AT_MOST = 1040  # bytes that one byte of a ZIP file can hold
+
+
 def read_npz_headers(path):
     """{name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
 
-    Raises `UserError` for a missing or damaged file.
+    Raises `UserError` for a missing or damaged file, and for a small one whose headers claim large arrays.
     """
     headers = {}
     with decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            with archive.open(member) as file:
+        for item in archive.infolist():
+            member = item.filename
+            with archive.open(item) as file:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(file)
+                claimed, most = file.tell() + math.prod(shape) * dtype.itemsize, item.file_size
+                if item.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    most = min(most, item.compress_size * DEFLATED_AT_MOST)
+                if claimed > most and not dtype.hasobject:
+                    raise UserError(
+                        f"{path}: is truncated or damaged: its {member} claims {claimed / 1e6:.3g} MB, "
+                        f"and holds at most {most / 1e6:.3g}; copy it again"
+                    )
                 headers[member.removesuffix(".npy")] = (shape, dtype)
     return headers
 
