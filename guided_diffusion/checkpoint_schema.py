@@ -162,6 +162,8 @@ def _check_loader(kept, count):
         _check_window("window", kept.get("window"))
     if "is_nifti" in kept:
         _converted(kept["is_nifti"], bool, "config.loader.is_nifti")
+        if "ct_window" not in kept:
+            raise UserError("config.loader: lacks the field ct_window")
         _check_window("ct_window", kept.get("ct_window"))
 
 

@@ -82,6 +82,7 @@ def with_nan(moment):
         ("config/loader", {"class_values": [[0]]}, "config.loader.class_values"),
         ("config/loader", {"class_values": [[1], [2]]}, "it has 1 classes, but label values of 2"),
         ("config/loader", {"is_nifti": True, "ct_window": [3.0, NAN]}, "config.loader.ct_window: is no pair"),
+        ("config/loader", {"is_nifti": True}, "config.loader: lacks the field ct_window"),
         ("config/loader", {"modalities": "CT"}, "config.loader.modalities: expected a list"),
         ("config/model/version", "v9", "its option version v9: must be one of"),
         ("config/calibration", {"temperature": NAN}, "its option temperature nan"),

@@ -86,7 +86,7 @@ def _kinds(kept, loader):
         has_window = bool(kept.get("window", True))
         return tuple(CT if name == "CT" and has_window else OTHER_VOLUMES for name in kept["modalities"])
     if "is_nifti" in kept:
-        return (BYTES if not kept["is_nifti"] else CT if kept.get("ct_window") else OTHER_VOLUMES,)
+        return (BYTES if not kept["is_nifti"] else CT if kept["ct_window"] else OTHER_VOLUMES,)
     is_plain = loader is not None and all(
         getattr(loader, name) is getattr(SegmentationDataset, name) for name in ("normalise", "normalise_raw")
     )
