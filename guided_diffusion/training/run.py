@@ -319,7 +319,8 @@ def recalled(config, train, data, given, folder):
     run goes on in the checkpoint's folder. Raises `UserError` for a folder that is needed and unknown.
     """
     path = folder.shown(BEST) if train.resume_checkpoint == "auto" else train.resume_checkpoint
-    record = record_beside(folder.path / BEST if train.resume_checkpoint == "auto" else path)
+    own = folder.path / BEST  # of a run in a blob store, the copy on this machine may be newer
+    record = (train.resume_checkpoint == "auto" and record_beside(own)) or record_beside(path)
     config = with_places(config, record, [data.data_dir])
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
