@@ -1,5 +1,6 @@
 """NumPy archives, writing and file names: a damaged file gives one line, and a write is whole or not at all."""
 
+import errno
 import json
 import math
 import os
@@ -276,6 +277,8 @@ def atomic_path(path):
         _flush(temporary, made, path)
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None:  # NumPy reports a short write so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if error.filename in (None, str(temporary)):  # a full disk names no file, and users do not know the temporary
             error.filename, error.filename2 = str(path), None
         raise
@@ -283,6 +286,16 @@ def atomic_path(path):
         if made is not None:
             with suppress(OSError):  # the error above says more than one of the cleaning
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path):
+    """A context in which an OSError that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)

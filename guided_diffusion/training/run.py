@@ -319,16 +319,21 @@ def recalled(config, train, data, given, folder):
     run goes on in the checkpoint's folder. Raises `UserError` for a folder that is needed and unknown.
     """
     path = folder.shown(BEST) if train.resume_checkpoint == "auto" else train.resume_checkpoint
-    record = record_beside(folder.path / BEST if train.resume_checkpoint == "auto" else path)
+    own = folder.path / BEST  # of a run in a blob store, the copy on this machine may be newer
+    record = (train.resume_checkpoint == "auto" and record_beside(own)) or record_beside(path)
     config = with_places(config, record, [data.data_dir])
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
-    if "out_dir" in given or "out_dir" in config["train"]:
+    own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+    stored = config["train"].get("out_dir")  # of an older checkpoint
+    if stored and "out_dir" not in given and train.resume_checkpoint != "auto" and not is_same_folder(stored, own):
+        raise UserError(f"--out_dir: is needed; {path} names the folder {stored} for it, which is not its own")
+    if "out_dir" in given or (stored and train.resume_checkpoint != "auto"):
         return config
     if train.resume_checkpoint == "auto":
         out_dir = train.out_dir
     elif record:
-        out_dir = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+        out_dir = own
     else:
         raise UserError(
             f"--out_dir: is needed; the checkpoint names no folder, and no config.yaml lies beside {path}, from which "
