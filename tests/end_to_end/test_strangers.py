@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import FAST, LOADER, TINY
 from helpers import write_task
 
 import guided_diffusion
 from guided_diffusion import Segmenter
-from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data.accounting import account
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.compatibility import leakage_warning
@@ -35,14 +35,20 @@ def planted(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def strange(trained, tmp_path):
-    """A function (data name) that gives a checkpoint that says it was trained with that loader."""
+def strange(trained, pictures, tmp_path):
+    """A function (data name) that gives a checkpoint that says it was trained with that loader.
+
+    It has a loader's folder, which this version does not write.
+    """
 
     def make(data_name):
-        checkpoint = load_checkpoint(trained)
-        checkpoint.config["data"]["data_name"] = data_name
         path = tmp_path / "run" / trained.name
-        save_checkpoint(checkpoint, path)
+        content = torch.load(trained, weights_only=True)
+        content["config"]["data"] |= {"data_name": data_name, "data_dir": str(pictures)}
+        content["config"]["train"] |= {"out_dir": str(path.parent)}
+        del content["config"]["digests"]
+        path.parent.mkdir(exist_ok=True)
+        torch.save(content, path)
         return path
 
     return make
