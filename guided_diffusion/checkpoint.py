@@ -14,7 +14,7 @@ import torch
 from .checkpoint_schema import OtherVersionError, check_content, check_values
 from .config.fields import ONLY_LEARNED_BY
 from .config.options import DiffusionOptions, ModelOptions
-from .config.places import without_places
+from .config.places import without_folders
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
@@ -119,10 +119,10 @@ class Checkpoint:
 def save_checkpoint(checkpoint, path):
     """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails.
 
-    The file names the version that wrote it, but no folder and no case (see `without_places`).
+    The file names the version that wrote it, but no folder and no case (see `without_folders`).
     """
     content = {name: getattr(checkpoint, name) for name in _checkpoint_names()}
-    content |= {"format": FORMAT, "written_by": VERSION, "config": without_places(checkpoint.config)}
+    content |= {"format": FORMAT, "written_by": VERSION, "config": without_folders(checkpoint.config)}
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)

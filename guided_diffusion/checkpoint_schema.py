@@ -37,7 +37,7 @@ class OtherVersionError(UserError):
     """A checkpoint needs another version of this program, which the message names."""
 
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+StepCount = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 Options = dict[str, str | int | float | bool | None]
 Tensors = dict[str, torch.Tensor]
 ClassValues = list[Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(min_length=1)]]
@@ -60,7 +60,7 @@ class Config(msgspec.Struct):
 class BestValidation(msgspec.Struct):
     """`checkpoint.Checkpoint.validation` of a run that has validated. Older checkpoints list the cases' names."""
 
-    step: Count
+    step: StepCount
     dice: Annotated[float, msgspec.Meta(ge=0, le=1)]
     cases: str | list[str]
 
@@ -79,14 +79,14 @@ class Content(msgspec.Struct):
     image_channels: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
     class_names: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=65535)]
     label_names: list[str]
-    step: Count
+    step: StepCount
     model: Annotated[Tensors, msgspec.Meta(min_length=1)]
     ema: Annotated[dict[str, Tensors], msgspec.Meta(min_length=1)]
     optimizer: dict[str, Any]
     scaler: dict[str, float]
     timestep_sampler: Tensors
     validation: dict[str, Any] = {}
-    stage_end: Count | None = None
+    stage_end: StepCount | None = None
     written_by: str = "0.3.0"
 
 

@@ -223,7 +223,7 @@ def refusal(script, capsys):
 def messages(stderr):
     """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
-    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:")
+    bars = ("fetching:", "training:", "sampling:", "evaluating:", "report:", "caching:")
     return [line for line in lines if line and not line.startswith(bars)]
 
 
