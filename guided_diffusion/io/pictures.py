@@ -109,7 +109,8 @@ def read_pixels(path):
             raise
         with picture:
             _check_size(path, picture.size, len(picture.getbands()))
-            _check_frames(path, picture)
+            with _no_limit_of_pillow():
+                _check_frames(path, picture)
             tag = _orientation(picture)
             if _has_wide_colours(path, picture):
                 found = _wide_colours(path, picture)
@@ -123,14 +124,21 @@ def read_pixels(path):
     return _turned(found, tag)
 
 
+@contextmanager
+def _no_limit_of_pillow():
+    """Within, Pillow's own limit of pixels is off: ours is checked."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _open(path):
     """`Image.open` without Pillow's limit, which is ours to check. Raises `UserError` for a drawing that is a program:
     Pillow would have it run by Ghostscript or by Windows, whatever the file's suffix is."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
+    with _no_limit_of_pillow():
         picture = Image.open(path)
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
     if picture.format in PROGRAMS:
         picture.close()
         raise UserError(f"{path}: is a drawing ({picture.format}), which would be run, not read; save it as PNG")

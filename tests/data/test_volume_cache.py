@@ -113,7 +113,7 @@ def test_other_settings_make_it_stale(data, tmp_path, reads, monkeypatch):
     monkeypatch.setattr(volumes, "DECODED", "other")
     reads.clear()
     cached(tmp_path / "cache", data)
-    assert len(reads) == 8 and len(entries(tmp_path / "cache")) == 4
+    assert len(reads) == 10 and len(entries(tmp_path / "cache")) == 4
 
 
 def test_the_fingerprint_tells_files_apart(tmp_path):
