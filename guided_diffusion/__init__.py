@@ -3,7 +3,9 @@
 `from guided_diffusion import Segmenter` is the door for other programs; see `segmenter`.
 """
 
-__all__ = ["Segmenter"]
+from .runtime.version import VERSION as __version__
+
+__all__ = ["Segmenter", "__version__"]
 
 
 def __getattr__(name):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import re
 import shlex
@@ -10,26 +11,26 @@ from pathlib import Path
 
 import torch
 
-from .config.fields import ONLY_LEARNED_BY, without_removed
+from .checkpoint_schema import OtherVersionError, check_content, check_values
+from .config.fields import ONLY_LEARNED_BY
 from .config.options import DiffusionOptions, ModelOptions
+from .config.places import without_places
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
 from .diffusion.gaussian_diffusion import build_diffusion
+from .io.archives import DamagedArchive, check_records
 from .io.files import atomic_path, name_also
 from .models.medsegdiff import build_model
+from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
 from .runtime.console import console
 from .runtime.errors import UserError
+from .runtime.version import VERSION
 
-FORMAT = "medsegdiff-checkpoint-1"
+FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
 BEST, LAST = "best.pt", "last.pt"
-LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the first checkpoints of v2
-OLDER = {  # values of options that a checkpoint lacks because it is older than they are
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
-    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
-    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
-}
+LARGEST_PICKLE = {"data.pkl": 32 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
 
 
 @dataclass
@@ -37,11 +38,11 @@ class Checkpoint:
     """The state of a run, in plain types and tensors only.
 
     config: a dict of option values for each of "data", "model", "diffusion", "train"; "loader": the attributes that the
-    data set's class lists in `kept`. image_channels, class_names, label_names: from the data set. step: optimizer steps
-    taken. model: state dict. ema: {rate as text: state dict of the averaged parameters}. optimizer, scaler,
-    timestep_sampler: their state dicts, for resuming. validation: the best validation so far, {"step", "dice", "cases"
-    (their names)}; {} without one. stage_end: with --condition_steps -1 the steps of the first stage, None before its
-    end.
+    data set's class lists in `kept`; "digests": of folders (see `config.places`). image_channels, class_names,
+    label_names: from the data set. step: optimizer steps taken. model: state dict. ema: {rate as text: state dict of
+    the averaged parameters}. optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best
+    validation so far, {"step", "dice", "cases" (the `names_digest` of their names)}; {} without one. stage_end: with
+    --condition_steps -1 the steps of the first stage, None before its end.
     """
 
     config: dict
@@ -112,8 +113,12 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint, path):
-    """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails."""
-    content = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in _checkpoint_names()}}
+    """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails.
+
+    The file names the version that wrote it, but no folder and no case (see `without_places`).
+    """
+    content = {name: getattr(checkpoint, name) for name in _checkpoint_names()}
+    content |= {"format": FORMAT, "written_by": VERSION, "config": without_places(checkpoint.config)}
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
@@ -124,24 +129,36 @@ def save_checkpoint(checkpoint, path):
 
 
 def load_checkpoint(path, to_train=False, *, where="", remedy=""):
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, after a check of every byte by its checksum and of all content.
 
-    to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` matter too. where: the file's name in
-    messages, such as "--model_path last.pt"; "": the path. remedy: what to do about a damaged file. Raises
-    `UserError` for a missing file, a file that is no checkpoint of this program, and a checkpoint that used a
-    `REMOVED` option. Tensors are mapped to the file and read when they are used, so that sampling does not read the
-    optimizer's state.
+    to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` and the optimizer's state matter too.
+    where: the file's name in messages, such as "--model_path last.pt"; "": the path. remedy: what to do about a damaged
+    file. Raises `UserError` for a missing file, a file that is no checkpoint of this program, a damaged or changed one,
+    and a checkpoint that used a `REMOVED` option. Tensors are mapped to the file. Checksums take 0.3 s per GB.
     """
     path = Path(path)
     where = where or str(path)
     content = _read_content(path, where, remedy)
-    older = dict(OLDER)
-    if LABELS_OF_CONDITION not in content["model"]:
-        older["model"] = OLDER["model"] | {"condition_labels": False}
-    who, keep = f"{where}: was trained with", () if to_train else ONLY_LEARNED_BY
-    for key, values in content["config"].items():
-        content["config"][key] = without_removed(older.get(key, {}) | values, who, keep)
+    try:
+        check_content(content, to_train)
+    except OtherVersionError as error:
+        raise UserError(f"{where}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {remedy or advice(path, 'use an unchanged copy of it')}") from None
+    best = content["validation"]
+    if isinstance(best.get("cases"), list):  # as in older checkpoints
+        content["validation"] = best | {"cases": names_digest(best["cases"])}
     return Checkpoint(**{name: content[name] for name in _checkpoint_names()})
+
+
+def advice(path, first="copy it again"):
+    """What to do about a checkpoint that cannot be used: `first`, or take the one before it where there is one."""
+    path = Path(path)
+    others = names_by_step(other.name for other in path.parent.glob("model*.pt"))
+    if re.fullmatch(r"model\d+\.pt", path.name):
+        others = [name for name in others if step_of(name) < step_of(path)]
+    others = [name for name in others if not os.path.samefile(path, path.parent / name)]  # last.pt is one of them
+    return first + (f", or use the checkpoint before it, {others[-1]}" if others else " or train anew")
 
 
 def _read_content(path, where, remedy):
@@ -156,13 +173,18 @@ def _read_content(path, where, remedy):
     if not path.is_file():
         raise UserError(f"{where}: no such file; a run writes last.pt and model*.pt into its --out_dir")
     if not path.stat().st_size:
-        raise UserError(f"{where}: is empty; {remedy or 'copy it again or train anew'}")
+        raise UserError(f"{where}: is empty; {remedy or advice(path)}")
     foreign = UserError(
         f"{where}: is no checkpoint of this program; {remedy or 'train one with scripts/segmentation_train.py'}"
     )
     with open(path, "rb") as file:
         if file.read(2) != b"PK":  # torch.save writes a zip file
             raise foreign
+    try:
+        check_records(path, LARGEST_PICKLE)
+    except DamagedArchive as error:
+        what = f"{_name_of(path, error.record)}: " if error.record else ""
+        raise UserError(f"{where}: is damaged, or no checkpoint ({what}{error}); {remedy or advice(path)}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -171,15 +193,36 @@ def _read_content(path, where, remedy):
             f"{remedy or 'use a checkpoint of this program'}"
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything
-        raise UserError(
-            f"{where}: is no checkpoint, or a damaged one; {remedy or 'copy it again or train anew'}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{where}: is no checkpoint, or a damaged one; {remedy or advice(path)}") from error
+    kind = content.get("format") if isinstance(content, dict) else None
+    if kind not in (FORMAT, OLD_FORMAT):
+        if isinstance(kind, str) and re.fullmatch(r"medsegdiff-checkpoint-\d{1,9}", kind):
+            version = content.get("written_by")
+            which = f"version {version}" if isinstance(version, str) and version.isprintable() else "a version"
+            raise UserError(f"{where}: was written by {which:.40}, newer than this one, {VERSION}: use that version")
         raise foreign
-    content = {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
-    if not content.keys() >= set(_checkpoint_names()):
-        raise foreign
-    return content
+    return {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
+
+
+def _name_of(path, record):
+    """The name of a damaged record for a message: that of its tensor where the rest of the file can be read."""
+    found = re.fullmatch(r"[^/]+/data/(\d{1,9})", record)
+    if not found:
+        return record
+    names = {}  # by the place of the tensor's data in memory; torch numbers records in the order of the tensors
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        check_values(content)
+        for name, tensor in named_tensors(content):
+            names.setdefault(tensor.untyped_storage().data_ptr(), name)
+        return f"the tensor {list(names.values())[int(found[1])]}"
+    except Exception:  # the name is only a help
+        return record
+
+
+def names_digest(names):
+    """SHA-256, in hexadecimal, of a set of case names: equal for equal sets, and naming none."""
+    return hashlib.sha256("\0".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
 def _checkpoint_names():

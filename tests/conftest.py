@@ -4,10 +4,12 @@ import csv
 import importlib.util
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +138,22 @@ def volumes(tmp_path, save_nifti):
 
 
 @pytest.fixture
+def full_disk():
+    """A context manager in which no file may grow beyond 4096 bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
 def truncate():
     """A function (path, fraction) that cuts a file short, as a broken download does."""
 
@@ -206,7 +224,7 @@ def refusal(script, capsys):
 def messages(stderr):
     """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
-    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:")
+    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:", "fetching:", "looking:", "drawing:")
     return [line for line in lines if line and not line.startswith(bars)]
 
 

@@ -2,23 +2,29 @@
 
 import dataclasses
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
+import guided_diffusion
 from guided_diffusion import checkpoint as module
 from guided_diffusion.checkpoint import (
     Checkpoint,
     checkpoint_path,
     file_hash,
     load_checkpoint,
+    names_digest,
     newest_checkpoint,
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
+from guided_diffusion.config.places import without_places
 from guided_diffusion.config.train_options import TrainOptions
+from guided_diffusion.io.archives import check_records
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
+from guided_diffusion.runtime.version import VERSION
 
 
 @pytest.fixture
@@ -28,6 +34,8 @@ def content():
     options = ModelOptions(image_size=16, num_channels=8, channel_mult="1,2", num_res_blocks=1, class_cond=True)
     model = build_model(options, 3, 1, 2)
     averaged = {name: torch.rand_like(parameter) for name, parameter in model.named_parameters()}
+    first = next(iter(averaged.values()))
+    moments = {"step": torch.tensor(7.0), "exp_avg": first, "exp_avg_sq": first + 1}
     return Checkpoint(
         config={
             "data": {"data_name": "ISIC"},
@@ -43,8 +51,8 @@ def content():
         step=7,
         model=model.state_dict(),
         ema={"0.99": averaged, "0.5": {name: value + 1 for name, value in averaged.items()}},
-        optimizer={"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
-        timestep_sampler={"counts": torch.arange(3)},
+        optimizer={"state": {0: moments}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        timestep_sampler={"losses": torch.zeros(10, 10), "counts": torch.arange(10)},
     )
 
 
@@ -61,7 +69,8 @@ def equal(one, other):
 def test_round_trip(content, tmp_path):
     content.config["train"] = dataclasses.asdict(TrainOptions())
     save_checkpoint(content, tmp_path / "a" / "m.pt")
-    loaded = load_checkpoint(tmp_path / "a" / "m.pt")
+    loaded = load_checkpoint(tmp_path / "a" / "m.pt", to_train=True)
+    content.config = without_places(content.config)
     for item in dataclasses.fields(Checkpoint):
         assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]
@@ -142,11 +151,19 @@ def test_what_shaped_the_training_alone_is_refused_to_those_who_train_on(content
             load_checkpoint(one, to_train=True)
 
 
+GONE_WITH = {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1}
+
+
 def older_than_condition_labels(content, path, **model):
     """A checkpoint of a version that showed labels to the diffusion alone, without an option for it."""
     content.config["model"] |= IDLE["model"] | model
     del content.config["model"]["condition_labels"]
-    del content.model["condition_model.label_embedding.weight"]
+    network = build_model(ModelOptions(**{**GONE_WITH, **model}), 3, 1, 2)
+    content.model = network.state_dict()
+    content.model.pop("condition_model.label_embedding.weight", None)
+    content.ema = {"0.99": dict(network.named_parameters())}
+    for name, weights in content.ema["0.99"].items():
+        content.ema["0.99"][name] = weights.detach()
     save_checkpoint(content, path)
     return path
 
@@ -223,6 +240,11 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
         (tmp_path / name).write_bytes(data)
         assert refused(tmp_path / name, remedy="remove it").endswith("; remove it")
     assert refused(tmp_path / "empty") == f"{tmp_path / 'empty'}: is empty; copy it again or train anew"
+    (tmp_path / "model000003.pt").touch()
+    (tmp_path / "model000002.pt").touch()
+    assert refused(tmp_path / "model000003.pt").endswith(
+        "copy it again, or use the checkpoint before it, model000002.pt"
+    )
 
 
 def test_foreign_torch_files(tmp_path, content):
@@ -256,6 +278,70 @@ def test_random_damage_is_never_a_crash(content, tmp_path):
             load_checkpoint(tmp_path / "bad.pt")  # damage to a tensor's values alone may pass
         except UserError as error:
             assert "\n" not in str(error)
+
+
+def test_sixty_flipped_bits_are_refused_or_change_nothing(content, tmp_path):
+    """Bits that nothing reads lie between the records, and in their dates."""
+    options = ModelOptions(version="unet", image_size=8, num_channels=2, channel_mult="1", attention_resolutions="")
+    model = build_model(options, 3, 1, 2)
+    content.config["model"], content.model = dataclasses.asdict(options), model.state_dict()
+    content.ema = {"0.9": {name: weights.detach().clone() for name, weights in model.named_parameters()}}
+    content.optimizer = {}
+    save_checkpoint(content, tmp_path / "m.pt")
+    good, whole = (tmp_path / "m.pt").read_bytes(), load_checkpoint(tmp_path / "m.pt", to_train=True)
+    generator, refusals = torch.Generator().manual_seed(0), 0
+    for place in torch.randint(8 * len(good), (60,), generator=generator).tolist():
+        data = bytearray(good)
+        data[place // 8] ^= 1 << place % 8
+        (tmp_path / "bad.pt").write_bytes(data)
+        try:
+            found = load_checkpoint(tmp_path / "bad.pt", to_train=True)
+        except UserError as error:
+            refusals += 1
+            assert "\n" not in str(error) and str(tmp_path / "bad.pt") in str(error)
+        else:
+            assert equal(vars(found), vars(whole))
+    assert refusals > 15
+
+
+def test_damage_names_its_tensor_and_the_checkpoint_before(content, tmp_path):
+    for step in (3, 500):
+        save_checkpoint(content, tmp_path / f"model{step:06d}.pt")
+    path = tmp_path / "model000500.pt"
+    record = next(record for record in check_records(path) if record.name.endswith("data/2"))
+    data = bytearray(path.read_bytes())
+    data[record.start + 1] ^= 64
+    path.write_bytes(data)
+    (tmp_path / "last.pt").hardlink_to(path)
+    damage = f"(the tensor model.{list(content.model)[2]}: bytes differ from their checksum)"
+    remedy = "copy it again, or use the checkpoint before it, model000003.pt"
+    for name in ("model000500.pt", "last.pt"):
+        assert refused(tmp_path / name) == f"{tmp_path / name}: is damaged, or no checkpoint {damage}; {remedy}"
+
+
+def test_a_newer_format_names_its_version(content, tmp_path):
+    torch.save({"format": "medsegdiff-checkpoint-3", "written_by": "0.9.0"}, tmp_path / "m.pt")
+    assert refused(tmp_path / "m.pt").endswith(
+        f"was written by version 0.9.0, newer than this one, {VERSION}: use that version"
+    )
+
+
+def test_it_names_the_version_that_wrote_it(content, tmp_path):
+    save_checkpoint(content, tmp_path / "m.pt")
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["written_by"] == VERSION == guided_diffusion.__version__
+    assert f'version="{VERSION}"' in (Path(__file__).parents[1] / "setup.py").read_text()
+
+
+def test_older_checkpoints_list_names_and_folders_which_leave_when_written_again(content, tmp_path):
+    old = {"format": module.OLD_FORMAT, **vars(content)}
+    old["config"] = old["config"] | {"data": {"data_name": "ISIC", "data_dir": "/home/marguerite"}}
+    old["validation"] = {"step": 3, "dice": 0.5, "cases": ["marguerite_1", "marguerite_2"]}
+    torch.save(old, tmp_path / "old.pt")
+    loaded = load_checkpoint(tmp_path / "old.pt")
+    assert loaded.config["data"]["data_dir"] == "/home/marguerite"
+    assert loaded.validation == {"step": 3, "dice": 0.5, "cases": names_digest(["marguerite_2", "marguerite_1"])}
+    save_checkpoint(loaded, tmp_path / "new.pt")
+    assert b"marguerite" not in (tmp_path / "new.pt").read_bytes()
 
 
 def test_a_failing_write_leaves_the_old_file(content, tmp_path, monkeypatch):

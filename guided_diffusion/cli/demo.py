@@ -20,6 +20,7 @@ from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
 from ..evaluation.summary_file import read_summary
 from ..io.files import check_writable, write_json
+from ..io.locks import folder_lock
 from ..io.texts import read_json, shown
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
@@ -85,10 +86,16 @@ TASKS = (
 
 
 def main(argv=None):
-    """Run the requested tasks, without the parts that an earlier demo finished, and print the results."""
+    """Read the command line and run the demo in its folder, where no other one is at work."""
     (options,), _ = parse(__doc__, [DemoOptions], argv, example=EXAMPLE)
     out_dir = Path(options.out_dir)
     record = Record(out_dir, options)
+    with folder_lock(out_dir):
+        run_demo(options, out_dir, record)
+
+
+def run_demo(options, out_dir, record):
+    """Run the requested tasks that no earlier demo finished, and print the results of all."""
     tasks = [task for task in TASKS if options.data in (task.data_name, "both")]
     waiting = [task for task in tasks if not record.finished(task)]
     began = time.monotonic()

@@ -38,7 +38,13 @@ def main(argv=None):
     other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, given, manifest)
     settings = evaluation_settings(options, given, manifest)
-    out = open_output(options)
+    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
+    with out.held():
+        return evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest)
+
+
+def evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest):
+    """`main` after its checks, into the `WorkFolder` for the tables and pages. other_dir: of --compare, or None."""
     leak = warn_about_data(dataset, manifest)
     evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings, num_workers=options.num_workers)
     compared = compare_with(other_dir, evaluation, dataset, options.num_workers) if other_dir else None
@@ -165,13 +171,6 @@ def progress_bar(units):
 
 
 # ---- what is written ---------------------------------------------------------------------------------------------
-
-
-def open_output(options):
-    """The `WorkFolder` for the tables and pages. Raises `UserError` where it cannot be written."""
-    out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
-    out.check_writable()
-    return out
 
 
 def print_tables(summary, compared, options):

@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 
 from ..checkpoint import Checkpoint, file_hash, load_checkpoint
 from ..config.command_line import parse
+from ..config.config_file import record_beside
 from ..config.fields import named_by
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from ..config.places import folders_around, with_places
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.accounting import warn_of_left_over
@@ -78,7 +81,15 @@ def sample(options, given, processes):
     Returns the exit status.
     """
     run = prepare_sampling(options, given, processes)
-    out = open_results_store(run.settings.sample.out_dir, processes)
+    out = WorkFolder(run.settings.sample.out_dir, "sampling")
+    # Only one process takes the lock, and tries to write: they would be in each other's way.
+    with out.held() if processes.is_first else nullcontext():
+        return sample_into(out, run, processes)
+
+
+def sample_into(out, run, processes):
+    """`sample` after its checks, into the `WorkFolder` of --out_dir."""
+    open_results_store(out, processes)
     folder = open_results(run, out, processes)
     waiting = unfinished(run, folder, processes)
     print_sampling_summary(run, waiting, processes)
@@ -101,6 +112,8 @@ def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
     checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
+    asked = next(part for part in options if isinstance(part, DataOptions)).data_dir
+    checkpoint.config = with_places(checkpoint.config, record_beside(path), folders_around(asked))
     settings = settle(options, given, checkpoint.saved(path))
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)
@@ -144,16 +157,12 @@ def find_cases(data, sampler, split, chosen, origin):
         ) from None
 
 
-def open_results_store(out_dir, processes):
-    """The `WorkFolder` of --out_dir, begun on each machine."""
-    out = WorkFolder(out_dir, "sampling")
-    if processes.is_first:  # only one, since processes would remove each other's trial file
-        out.check_writable()
+def open_results_store(out, processes):
+    """Begin with the `WorkFolder` of --out_dir on each machine."""
+    if processes.is_first_here:
         out.begin()
+    if processes.is_first:
         out.pull()
-    elif processes.is_first_here:
-        out.begin()
-    return out
 
 
 def open_results(run, out, processes):

@@ -35,7 +35,7 @@ from ..runtime.distributed import (
 from ..runtime.errors import UserError, run_script
 from ..training.hints import sampling_command
 from ..training.loop import TrainLoop
-from ..training.run import prepare_run
+from ..training.run import check_unchanged, prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
@@ -66,15 +66,19 @@ def train(options, given, processes):
     run = prepare_run(options, given, processes)
     if is_complete(run, processes):
         return 0
-    open_run_folder(run, processes)
-    cache_training_volumes(run, processes)
-    model, diffusion = build_networks(run, processes)
-    if processes.is_first:
-        write_config(run.values, run.folder.path)
-    print_run_summary(run, model, processes)
-    watch = build_watch(run, diffusion, processes)
-    last = TrainLoop(run, model, diffusion, processes, watch).run()
-    return conclude_training(run, watch, last, processes)
+    # Only one process takes the lock, and tries to write: they would be in each other's way.
+    with run.folder.held() if processes.is_first else nullcontext():
+        check_unchanged(run, processes)
+        if processes.is_first:
+            run.folder.pull(lambda name: name == "log.jsonl")  # a resumed run appends to it
+        cache_training_volumes(run, processes)
+        model, diffusion = build_networks(run, processes)
+        if processes.is_first:
+            write_config(run.values, run.folder.path)
+        print_run_summary(run, model, processes)
+        watch = build_watch(run, diffusion, processes)
+        last = TrainLoop(run, model, diffusion, processes, watch).run()
+        return conclude_training(run, watch, last, processes)
 
 
 # ---- the steps -----------------------------------------------------------------------------------------------------
@@ -91,13 +95,6 @@ def is_complete(run, processes):
         run.folder.finish()  # the store may lack files of an interrupted run
         console().info(f"{run.complete_line}{best}\nsample with: {command}")
     return True
-
-
-def open_run_folder(run, processes):
-    """Check that the run's folder can be written to, and fetch the log that a resumed run appends to."""
-    if processes.is_first:  # only one, since processes would remove each other's trial file
-        run.folder.check_writable()
-        run.folder.pull(lambda name: name == "log.jsonl")
 
 
 def cache_training_volumes(run, processes):

@@ -1,5 +1,6 @@
 """All options of a command, settled once: flags, recipe, checkpoint and data become one frozen `Settings`."""
 
+import os
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..io.storage import is_same_folder
@@ -80,6 +81,8 @@ def changes(settings, saved):
     before = saved.config["data"] | saved.config["train"]
     now = asdict(settings.data) | asdict(settings.train)
     names = sorted(settings.given & before.keys() - UNLISTED_CHANGES)
+    if os.path.basename(now["data_name"]) == before["data_name"]:  # a loader's file, without its folder
+        names = [name for name in names if name != "data_name"]
     return ", ".join(f"--{n} {now[n]} (was {before[n]})" for n in names if now[n] != before[n]) or None
 
 
@@ -233,7 +236,7 @@ def _data_as_trained(data, given, config):
     left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
     values = {name: value for name, value in left_open.items() if name not in given}
     is_divided = trained.get("val_fraction") or trained.get("test_fraction")
-    is_divided = is_divided and is_same_folder(data.data_dir, trained["data_dir"])
+    is_divided = is_divided and trained.get("data_dir") and is_same_folder(data.data_dir, trained["data_dir"])
     if is_divided and not {"val_fraction", "test_fraction"} & given:
         check_division(trained)
         held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}

@@ -131,8 +131,10 @@ def leakage_warning(dataset, units, trained):
     trained: the checkpoint's "data_name", "data_dir" and hold-out options. Files are compared if one of the two folders
     holds the other or both are the same. Otherwise the data may have been moved or copied, and names are compared.
     """
-    if not all(isinstance(trained.get(name), str) and trained[name] for name in ("data_name", "data_dir")):
+    if not isinstance(trained.get("data_name"), str) or not trained["data_name"]:
         return None
+    if not trained.get("data_dir"):  # a checkpoint away from its run's config.yaml
+        return _absent_folder_warning(dataset, trained)
     there, here = cached(trained["data_dir"]).resolve(), dataset.data_dir.resolve()
     is_elsewhere = there != here and there not in here.parents and here not in there.parents
     if there == Path(there.anchor) or Path.home().resolve().is_relative_to(there):  # too much to look through
@@ -190,8 +192,8 @@ def _absent_folder_warning(dataset, trained):
     remedy = _leakage_remedy(dataset, trained)
     if not remedy:
         return None
-    there = trained["data_dir"]
-    return f"warning: training held cases out of {there}, which is not here; if these are the same data, {remedy}"
+    there = f"{trained['data_dir']}, which is not here" if trained.get("data_dir") else "a folder that is unknown here"
+    return f"warning: training held cases out of {there}; if these are the same data, {remedy}"
 
 
 def _leakage_remedy(dataset, trained):

@@ -51,7 +51,7 @@ def check_encodable(*names):
 RUBBISH = re.compile(
     r"\.ds_store|\._.*|\.nfs.*|\.git.*|\.dvc.*|\.lfsconfig|\.hgignore|\.directory|\.bids.*|\.ipynb_checkpoints|\.datalad.*|"
     r"\.\w*cache|\.trash.*|\.spotlight.*|\.fseventsd|\.appledouble|\.temporaryitems|\.snapshots?|\.svn|\.idea|\.vscode|"
-    r"\..+\.\d+(\.\w+)*|\.lock|\.writable|~\$.*|.*~|"
+    r"\..+\.\d+(\.\w+)*|\.lock|\.medsegdiff\.lock|\.writable|~\$.*|.*~|"
     r"__macosx|__pycache__|lost\+found|@eadir|#recycle|\$recycle\.bin|system volume information|(eh)?thumbs\.db|"
     r"desktop\.ini|icon\r|"
     r"(licen[cs]e|readme|citation|copying|notice|changelog|changes|authors|attribution)"
@@ -299,6 +299,8 @@ def atomic_path(path):
         _flush(temporary, made, path)
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None:  # NumPy reports a short write so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if error.filename in (None, str(temporary)):  # a full disk names no file, and users do not know the temporary
             error.filename, error.filename2 = str(path), None
         raise
@@ -306,6 +308,16 @@ def atomic_path(path):
         if made is not None:
             with suppress(OSError):  # the error above says more than one of the cleaning
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path):
+    """A context in which an OSError that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)

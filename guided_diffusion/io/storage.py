@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
 from .files import atomic_path, check_writable
+from .locks import folder_lock
 from .texts import read_json_lines
 
 SCHEMES = ("gs://", "az://")
@@ -63,6 +64,12 @@ def is_same_folder(here, there):
     if is_remote(here) or is_remote(there):
         return str(here).rstrip("/") == str(there).rstrip("/")
     return Path(here).resolve() == Path(there).resolve()
+
+
+def folder_digest(folder):
+    """SHA-256, in hexadecimal, of a folder's path, which `is_same_folder` as another has too: it names no folder."""
+    path = str(folder).rstrip("/") if is_remote(folder) else str(Path(folder).resolve())
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()
 
 
 def check_path(flag, path):
@@ -256,6 +263,16 @@ class WorkFolder:
                 store().copy(str(trial), self.shown(trial.name), overwrite=True)
                 store().remove(self.shown(trial.name))
             trial.unlink()
+
+    @contextmanager
+    def held(self, flag="--out_dir"):
+        """A context in which no other run writes to the folder (see `locks`); it can be written to.
+
+        Of a remote folder it is the copy here: runs on other machines are not seen.
+        """
+        self.check_writable(flag)
+        with folder_lock(self.path, flag, self.shown()):
+            yield
 
     def begin(self):
         """List the store's files; call it before `names` and `pull`. Remove copies of files changed there."""

@@ -7,7 +7,7 @@ from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
 from ..evaluation.summary_table import metric_label
 from ..evaluation.uncertainty import SCORES
-from ..io.escaping import is_place, markdown_code, markdown_text, place_name, without_places
+from ..io.escaping import is_place, markdown_code, markdown_text, place_name, with_short_places
 from ..io.files import atomic_path
 from ..io.storage import is_remote
 from ..runtime.console import counted
@@ -55,7 +55,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, part, leak and without_places(leak, *_places_of(config, dataset))),
+        _limits(summary, part, leak and with_short_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
         _citation(config),
     ]

@@ -5,7 +5,7 @@ import math
 import threading
 from pathlib import Path
 
-from ..io.files import atomic_path
+from ..io.files import atomic_path, naming
 from ..report.training_page import read_log
 from ..runtime.console import console, counted
 
@@ -24,8 +24,14 @@ class RunLog:
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._keep_rows(self._rows_until(start_step))
         self.jsonl = open(self.out_dir / "log.jsonl", "a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
         self.previous_hook, threading.excepthook = threading.excepthook, _thread_error
+        try:
+            with naming(self.out_dir / "tensorboard"):
+                self.tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=start_step + 1)
+        except BaseException:
+            self.jsonl.close()
+            threading.excepthook = self.previous_hook
+            raise
 
     def _keep_rows(self, rows):
         with atomic_path(self.out_dir / "log.jsonl") as path:
@@ -42,26 +48,31 @@ class RunLog:
         """Log one step's values, {name: float}."""
         # JSON has no NaN and infinities; a gradient in fp16 may be infinite.
         row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
-        try:
+        with naming(self.out_dir / "log.jsonl"):
             self.jsonl.write(json.dumps(row) + "\n")
+            self.jsonl.flush()
+        with naming(self.out_dir / "tensorboard"):
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
-            self.jsonl.flush()
             self.tensorboard.flush()
-        except OSError as error:
-            error.filename = error.filename or str(self.out_dir)
-            raise
 
     def picture(self, name, step, picture):
         """Log a picture, RGB uint8 [H, W, 3], to TensorBoard."""
-        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
-        self.tensorboard.flush()
+        with naming(self.out_dir / "tensorboard"):
+            self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+            self.tensorboard.flush()
 
     def close(self):
         """Flush and close all files."""
-        self.jsonl.close()
-        self.tensorboard.close()
-        threading.excepthook = self.previous_hook
+        try:
+            with naming(self.out_dir / "log.jsonl"):
+                self.jsonl.close()
+        finally:
+            try:
+                with naming(self.out_dir / "tensorboard"):
+                    self.tensorboard.close()
+            finally:
+                threading.excepthook = self.previous_hook
 
 
 def _thread_error(arguments):

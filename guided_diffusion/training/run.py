@@ -1,11 +1,13 @@
 """A training run before it starts: its settings, data and the checkpoint that it continues, all checked."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-from ..checkpoint import Checkpoint, load_checkpoint, newest_name, step_of
-from ..config.config_file import run_values
+from ..checkpoint import BEST, Checkpoint, load_checkpoint, newest_name, step_of
+from ..config.config_file import record_beside, run_values
 from ..config.fields import named_by
-from ..config.options import NO_WINDOW
+from ..config.options import NO_WINDOW, DataOptions
+from ..config.places import with_places
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
@@ -14,7 +16,16 @@ from ..data.registry import AUTO, build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
 from ..io.pictures import allow_megapixels
-from ..io.storage import WorkFolder, absolute, fetch_file, fetch_folder, is_remote, is_same_folder, on_this_machine
+from ..io.storage import (
+    WorkFolder,
+    absolute,
+    fetch_file,
+    fetch_folder,
+    folder_and_name,
+    is_remote,
+    is_same_folder,
+    on_this_machine,
+)
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
@@ -111,6 +122,9 @@ def prepare_run(options, given, processes):
     asked = next(part for part in options if isinstance(part, TrainOptions))
     folder = begun_folder(asked.out_dir, processes)
     start = find_start(asked, folder, processes)
+    if start is not None:
+        data = next(part for part in options if isinstance(part, DataOptions))
+        start.config = recalled(start.config, asked, data, given, folder)
     saved = None if start is None else start.saved("to go on from")
     settings = settle(options, given, saved)
     allow_megapixels(settings.data.max_megapixels)
@@ -298,6 +312,36 @@ def find_start(train, folder, processes):
     return None
 
 
+def recalled(config, train, data, given, folder):
+    """The config of the checkpoint to continue with the folders that it leaves out: see `places.with_places`.
+
+    They come from the config.yaml beside it, and data_dir also from the flag. train, data: the options as parsed. The
+    run goes on in the checkpoint's folder. Raises `UserError` for a folder that is needed and unknown.
+    """
+    path = folder.shown(BEST) if train.resume_checkpoint == "auto" else train.resume_checkpoint
+    own = folder.path / BEST  # of a run in a blob store, the copy on this machine may be newer
+    record = (train.resume_checkpoint == "auto" and record_beside(own)) or record_beside(path)
+    config = with_places(config, record, [data.data_dir])
+    if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
+        raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
+    own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+    stored = config["train"].get("out_dir")  # of an older checkpoint
+    if stored and "out_dir" not in given and train.resume_checkpoint != "auto" and not is_same_folder(stored, own):
+        raise UserError(f"--out_dir: is needed; {path} names the folder {stored} for it, which is not its own")
+    if "out_dir" in given or (stored and train.resume_checkpoint != "auto"):
+        return config
+    if train.resume_checkpoint == "auto":
+        out_dir = train.out_dir
+    elif record:
+        out_dir = own
+    else:
+        raise UserError(
+            f"--out_dir: is needed; the checkpoint names no folder, and no config.yaml lies beside {path}, from which "
+            "the run would go on in its own"
+        )
+    return config | {"train": config["train"] | {"out_dir": out_dir}}
+
+
 def shown_start(train, folder):
     """The checkpoint to continue, for messages."""
     return f"--resume_checkpoint {train.resume_checkpoint}" + (
@@ -330,6 +374,16 @@ def check_not_behind(folder, start, processes):
         )
 
 
+def check_unchanged(run, processes):
+    """Raise `UserError` if another run wrote a later checkpoint to the folder before this one had its lock."""
+    newest, known = newest_of(run.folder, processes), -1 if run.start is None else run.start.step
+    if newest is not None and not run.settings.train.overfit and step_of(newest) > known:
+        raise UserError(
+            f"{run.folder.shown(newest)}: was written by another run while this one began; give the command again, "
+            "with --resume_checkpoint auto, or choose another --out_dir"
+        )
+
+
 def check_hold_out(data, config):
     """Raise `UserError` if options divide the data otherwise than before: cases trained on could count as unseen.
 
@@ -340,11 +394,12 @@ def check_hold_out(data, config):
     was, wanted = hold_out_of(before), hold_out_of(now)
     if wanted in (None, was):
         return None
-    if not is_same_folder(data.data_dir, before["data_dir"]):
+    if not before.get("data_dir") or not is_same_folder(data.data_dir, before["data_dir"]):
         if was is None:
             return None
         return (
-            f"warning: {wanted.flags} divides {data.data_dir} otherwise than the run divided {before['data_dir']}; "
+            f"warning: {wanted.flags} divides {data.data_dir} otherwise than the run divided "
+            f"{before.get('data_dir') or 'its data'}; "
             "if these are the same data, it has learned from cases that now count as unseen"
         )
     name = next(name for name in HOLD_OUT_FLAGS if now[name] != before.get(name, type(now[name])()))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..checkpoint import names_digest
 from ..io.images import write_png
 from ..runtime.console import console, counted
 from .hints import SYMPTOM_NAMES, checking_command, symptoms
@@ -25,7 +26,8 @@ class Watch:
         self.last_step = None
         self.reported = set()
         self.losses, self.loss_before = [], None
-        self.best = best if best and best.get("cases") == validation.names else {}
+        self.cases = names_digest(validation.names)
+        self.best = best if best and best.get("cases") == self.cases else {}
         if best and not self.best:
             console().info("the validation cases have changed: best.pt begins anew")
 
@@ -64,7 +66,7 @@ class Watch:
         dice = self.latest.dice
         if math.isnan(dice) or dice <= self.best.get("dice", -1):
             return False
-        self.best = {"step": step, "dice": dice, "cases": self.validation.names}
+        self.best = {"step": step, "dice": dice, "cases": self.cases}
         return True
 
     def verdict(self, step):

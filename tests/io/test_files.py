@@ -1,6 +1,7 @@
 """Files: names, arrays, tables and text, each written whole or not at all."""
 
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from guided_diffusion.io import files
 from guided_diffusion.io.files import (
@@ -28,7 +31,7 @@ from guided_diffusion.io.files import (
     temporary_name,
     write_json,
 )
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import UserError, describe_os_error
 
 RNG = np.random.default_rng(0)
 
@@ -219,6 +222,28 @@ def test_a_temporary_that_was_swapped_is_not_taken(tmp_path, swap):
         else:
             os.mkfifo(temporary)
     assert prey.read_text() == "a user's file" and not target.exists()
+
+
+NOISE = RNG.integers(0, 255, (90, 90, 3), dtype=np.uint8)
+WRITERS = {
+    "x.nii": lambda path: nibabel.save(nibabel.Nifti1Image(NOISE, np.eye(4)), path),
+    "x.nii.gz": lambda path: nibabel.save(nibabel.Nifti1Image(NOISE, np.eye(4)), path),
+    "x.npy": lambda path: np.save(path, NOISE),
+    "x.npz": lambda path: np.savez_compressed(path, a=NOISE),
+    "x.png": lambda path: Image.fromarray(NOISE).save(path),
+    "x.gif": lambda path: Image.fromarray(NOISE).save(path),
+    "x.json": lambda path: path.write_text("x" * 9000),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, full_disk, name):
+    (tmp_path / name).write_text("old")
+    with pytest.raises(OSError) as error, full_disk(), atomic_path(tmp_path / name) as temporary:
+        WRITERS[name](temporary)
+    reasons = [os.strerror(number) for number in (errno.EFBIG, errno.ENOSPC)]  # NumPy does not say which
+    assert describe_os_error(error.value) in [f"{tmp_path / name}: {reason}" for reason in reasons]
+    assert (tmp_path / name).read_text() == "old" and os.listdir(tmp_path) == [name]
 
 
 def test_names_of_temporaries_differ_and_fit_the_longest_name(tmp_path):

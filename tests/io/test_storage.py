@@ -9,6 +9,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.io.storage import folder_digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 
@@ -299,7 +300,7 @@ def test_training_data_in_a_store(script, blobs, pictures, tmp_path, capsys):
     train_remotely(script, "gs://bucket/data/Train", "--max_steps 1", out=tmp_path / "run")
     assert "--data_dir gs://bucket/data/Test" in capsys.readouterr().out
     checkpoint = tmp_path / "run" / "model000001.pt"
-    assert load_checkpoint(checkpoint).config["data"]["data_dir"] == "gs://bucket/data/Train"
+    assert load_checkpoint(checkpoint).config["digests"]["data_dir"] == folder_digest("gs://bucket/data/Train/")
     shutil.rmtree(tmp_path / "cache")
     resume = ["--out_dir", tmp_path / "run", TINY, "--max_steps 2 --resume_checkpoint auto"]
     script("segmentation_train", resume)

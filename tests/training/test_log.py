@@ -76,12 +76,12 @@ def test_values_that_are_not_finite_stay_valid_json(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_names_the_folder(tmp_path):
+def test_a_full_disk_names_the_log(tmp_path):
     log = RunLog(tmp_path)
     log.jsonl = open("/dev/full", "w")
     with pytest.raises(OSError) as error:
         log.write(1, {"loss": 1.0})
-    assert describe_os_error(error.value) == f"{tmp_path}: No space left on device"
+    assert describe_os_error(error.value) == f"{tmp_path / 'log.jsonl'}: No space left on device"
     log.jsonl = open(os.devnull, "w")
     log.close()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from ...io.files import naming
 from ..loaders.brats import MODALITIES
 from .common import smooth_noise, splits
 
@@ -176,4 +177,5 @@ def _save_nifti(path, volume, size, num_slices):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+    with naming(path):
+        nib.save(image, path)

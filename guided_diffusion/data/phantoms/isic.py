@@ -1,11 +1,13 @@
 """Dermoscopy phantoms in the folder layout of ISIC 2016."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from ...io.files import naming
 from .common import smooth_noise, splits
 
 # Absorption of red, green and blue light per unit of optical density.
@@ -164,10 +166,19 @@ def write_isic(folder, num_train, num_test, size=64, seed=0):
         for index in indices:
             image, mask, malignant = isic_case(index, size, seed)
             name = f"ISIC_{index:07d}"
-            Image.fromarray(image).save(images / f"{name}.jpg", quality=95)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{name}_Segmentation.png")
+            _save(images / f"{name}.jpg", image, quality=95)
+            _save(masks / f"{name}_Segmentation.png", mask.astype(np.uint8) * 255)
             # As published: names in the training file, numbers in the test file.
             values = ("benign", "malignant") if split == "Training" else ("0.0", "1.0")
             lines.append(f"{name},{values[malignant]}\n")
         labels = Path(folder) / part / f"ISBI2016_ISIC_Part3B_{split}_GroundTruth.csv"
-        labels.write_text("".join(lines), encoding="ascii")
+        with naming(labels):
+            labels.write_text("".join(lines), encoding="ascii")
+
+
+def _save(path, pixels, **options):
+    """Write a picture through memory: Pillow does not notice a JPEG that a full disk cuts short."""
+    packed = io.BytesIO()
+    Image.fromarray(pixels).save(packed, format={".jpg": "JPEG", ".png": "PNG"}[path.suffix], **options)
+    with naming(path):
+        path.write_bytes(packed.getvalue())

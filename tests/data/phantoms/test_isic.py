@@ -87,3 +87,9 @@ def test_malignant_lesions_have_the_more_irregular_border():
 def test_no_grey_value_solves_isic():
     cases = [isic_case(index) for index in range(60)]
     assert np.mean([best_threshold_dice(image.transpose(2, 0, 1), mask) for image, mask, _ in cases]) < 0.65
+
+
+def test_a_full_disk_cuts_no_picture_short(tmp_path, full_disk):
+    with pytest.raises(OSError) as error, full_disk():
+        write_isic(tmp_path, 1, 0, size=200)
+    assert error.value.filename.endswith("ISIC_0000000.jpg")

@@ -1,0 +1,236 @@
+"""What a checkpoint's file must hold, checked before anything is built from it: one line names what is wrong."""
+
+import math
+import re
+from typing import Annotated, Any
+
+import msgspec
+import torch
+
+from .config.fields import ONLY_LEARNED_BY, without_removed
+from .config.options import ModelOptions
+from .config.saved_options import UnknownOptionError, check_saved_options
+from .models.saved_weights import check_finite, check_fits, check_moments, check_plain, named_tensors, network_of
+from .runtime.errors import UserError
+from .runtime.version import VERSION
+
+DEEPEST, MOST_VALUES = 8, 500_000  # of nested dicts and lists; of the values in them
+MOST_SHARED, LEAST_BYTES = 16, 1 << 20  # how often all numbers may be used by several tensors; of a file that is small
+LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the first checkpoints of v2
+OLDER = {  # values of options that a checkpoint lacks because it is older than they are
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
+    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
+    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
+}
+PLAIN_TYPES = (str, int, float, bool, type(None))
+WORDS = {"`object`": "a dict", "`array`": "a list", "`str`": "text", "`int`": "a whole number", "`float`": "a number"}
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+
+class OtherVersionError(UserError):
+    """A checkpoint needs another version of this program, which the message names."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+Options = dict[str, str | int | float | bool | None]
+Tensors = dict[str, torch.Tensor]
+ClassValues = list[Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(min_length=1)]]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class Config(msgspec.Struct):
+    """The options of a run; see `checkpoint.Checkpoint.config`."""
+
+    data: Options
+    model: Options
+    diffusion: Options
+    train: Options
+    device: Options = {}
+    loader: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+
+
+class BestValidation(msgspec.Struct):
+    """`checkpoint.Checkpoint.validation` of a run that has validated. Older checkpoints list the cases' names."""
+
+    step: Count
+    dice: float
+    cases: str | list[str]
+
+
+class OptimizerState(msgspec.Struct):
+    """The state of AdamW, by the names of parameters, or by their numbers in older checkpoints."""
+
+    state: dict[str | int, Tensors]
+    param_groups: list[dict[str, Any]]
+
+
+class Content(msgspec.Struct):
+    """Everything in a checkpoint's file beside its format; see `checkpoint.Checkpoint`."""
+
+    config: Config
+    image_channels: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    class_names: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=65535)]
+    label_names: list[str]
+    step: Count
+    model: Annotated[Tensors, msgspec.Meta(min_length=1)]
+    ema: Annotated[dict[str, Tensors], msgspec.Meta(min_length=1)]
+    optimizer: dict[str, Any]
+    scaler: dict[str, float]
+    timestep_sampler: Tensors
+    validation: dict[str, Any] = {}
+    stage_end: Count | None = None
+    written_by: str = "0.3.0"
+
+
+def check_content(content, to_train):
+    """Check the dict in a checkpoint's file, and complete its option values by those of older versions.
+
+    to_train: whether the checkpoint is to be trained further: then the state of the optimizer counts, and options that
+    act in training alone. Changes `content["config"]`. Raises `UserError` that begins with what is wrong, and
+    `OtherVersionError` where another version can use the file.
+    """
+    check_values(content)
+    checked = _converted(content, Content)
+    if content.get("validation"):
+        _converted(content["validation"], BestValidation, "validation")
+    _check_options(content, checked.written_by, to_train)
+    _check_rates(content["ema"])
+    _check_loader(content["config"].get("loader", {}), len(content["class_names"]))
+    network = _check_network(content)
+    if to_train:
+        _check_training_state(content, dict(network.named_parameters()))
+
+
+def _check_options(content, written_by, to_train):
+    older, config = dict(OLDER), content["config"]
+    if LABELS_OF_CONDITION not in content["model"]:
+        older["model"] = OLDER["model"] | {"condition_labels": False}
+    keep = () if to_train else ONLY_LEARNED_BY
+    for name in ("data", "model", "diffusion", "train"):
+        try:
+            config[name] = without_removed(older.get(name, {}) | config[name], "was trained with", keep)
+        except UserError as error:
+            raise OtherVersionError(str(error)) from None
+    try:
+        check_saved_options(config)
+    except UnknownOptionError as error:
+        if _is_newer(written_by):
+            raise OtherVersionError(
+                f"was written by the newer version {written_by}, whose option {error} this version {VERSION} does not "
+                "know: use that version"
+            ) from None
+        raise UserError(f"its option {error} is unknown: it was written by a newer or a changed version") from None
+    except UserError as error:
+        raise UserError(f"its option {error}") from None
+
+
+def _is_newer(version):
+    """Whether a version, as "0.10.2", is later than this program's; True for one that is not of that form."""
+    numbers = [re.fullmatch(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", text) for text in (version, VERSION)]
+    return numbers[0] is None or [*map(int, numbers[0].groups())] > [*map(int, numbers[1].groups())]
+
+
+def _check_rates(ema):
+    for rate in ema:
+        try:
+            number = float(rate)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < 1:
+            raise UserError(f"its averaged weights are of the rate {rate[:40]!r}, which is no number from 0 to 1")
+
+
+def _check_loader(kept, count):
+    """Check what the loader kept, as far as this program reads it. count: the number of classes."""
+    values = kept.get("class_values", ())
+    _converted(values, ClassValues, "config.loader.class_values")
+    if values and len(values) != count:
+        raise UserError(f"it has {count} classes, but label values of {len(values)}")
+    if "modalities" in kept:
+        _converted(kept["modalities"], list[str], "config.loader.modalities")
+        _check_window("window", kept.get("window"))
+    if "is_nifti" in kept:
+        _converted(kept["is_nifti"], bool, "config.loader.is_nifti")
+        _check_window("ct_window", kept.get("ct_window"))
+
+
+def _check_window(name, window):
+    if window is None or window in ((), []):
+        return
+    bounds = _converted(window, list[float], f"config.loader.{name}")
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+        raise UserError(f"config.loader.{name}: is no pair of numbers, the lower one first")
+
+
+def _check_network(content):
+    """The checkpoint's network, without memory, after a comparison of all weights with it."""
+    counts = content["image_channels"], len(content["class_names"]), len(content["label_names"])
+    weights = content["model"]
+    network = network_of(ModelOptions(**content["config"]["model"]), *counts, weights)
+    check_fits(weights, network.state_dict(), "weights")
+    for rate, averaged in content["ema"].items():
+        check_fits(averaged, dict(network.named_parameters()), f"averaged weights ({rate})")
+    for name, tensor in named_tensors({"model": weights, "ema": content["ema"]}):
+        check_finite(name, tensor)
+    return network
+
+
+def _check_training_state(content, parameters):
+    if content["optimizer"]:
+        _converted(content["optimizer"], OptimizerState, "optimizer")
+        check_moments(content["optimizer"]["state"], parameters)
+    if content["scaler"] and (
+        content["scaler"].keys() != SCALER or not all(0 <= value < math.inf for value in content["scaler"].values())
+    ):
+        raise UserError(f"scaler: must hold the numbers {', '.join(sorted(SCALER))}")
+    if content["config"]["train"].get("schedule_sampler") == "loss-second-moment":
+        steps, found = content["config"]["diffusion"]["diffusion_steps"], content["timestep_sampler"]
+        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        if shapes.keys() != {"losses", "counts"} or shapes["losses"][:1] != (steps,) or shapes["counts"] != (steps,):
+            raise UserError(f"timestep_sampler: must hold the losses and counts of {steps} time steps")
+        if found["losses"].dim() != 2 or found["counts"].is_floating_point() or (found["counts"] < 0).any():
+            raise UserError("timestep_sampler: must hold losses [T, N] and whole counts from 0 up")
+        check_finite("timestep_sampler.losses", found["losses"])
+
+
+def check_values(content):
+    """Raise `UserError` for anything but plain values and plain tensors in dicts and lists that are not too deep.
+
+    Dicts, lists and tensors may share their content in a pickle, so a small file could unfold to any size.
+    """
+    claimed, stored = 0, {}
+    waiting, count = [(content, "", 0)], 0
+    while waiting:
+        value, name, depth = waiting.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise UserError(f"holds more than {MOST_VALUES} values, or some more than {DEEPEST} deep")
+        if isinstance(value, torch.Tensor):
+            check_plain(name, value)
+            claimed += value.numel() * value.element_size()
+            stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            waiting += [(item, _below(name, key), depth + 1) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(item, _below(name, index), depth + 1) for index, item in enumerate(value)]
+        elif type(value) not in PLAIN_TYPES:
+            raise UserError(f"holds {name} of the type {type(value).__name__}, which is no plain value")
+    if claimed > MOST_SHARED * max(sum(stored.values()), LEAST_BYTES):
+        raise UserError("many tensors share their numbers, so that they claim more than the file holds")
+
+
+def _below(name, key):
+    return f"{name}.{str(key)[:100]}" if name else str(key)[:100]
+
+
+def _converted(value, kind, where=""):
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).replace("Object missing required field", "lacks the field").partition(" - at ")
+        for word, plain in WORDS.items():
+            what = what.replace(word, plain)
+        place = ".".join(filter(None, [where, place.strip("`").removeprefix("$").removeprefix(".")]))
+        raise UserError(f"{place or 'its content'}: {what[0].lower()}{what[1:].replace('`', '')}") from None
