@@ -14,13 +14,14 @@ import torch
 from .checkpoint_schema import OtherVersionError, check_content, check_values
 from .config.fields import ONLY_LEARNED_BY
 from .config.options import DiffusionOptions, ModelOptions
-from .config.places import without_places
+from .config.places import without_folders
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.archives import DamagedArchive, check_records
 from .io.files import atomic_path, name_also
+from .io.texts import shown
 from .models.medsegdiff import build_model
 from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
@@ -30,7 +31,10 @@ from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
 BEST, LAST = "best.pt", "last.pt"
-LARGEST_PICKLE = {"data.pkl": 32 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+LARGEST_PICKLE = {"data.pkl": 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+
+
+LONGEST_REASON = 300  # characters of what is wrong with a file's content
 
 
 @dataclass
@@ -115,10 +119,10 @@ class Checkpoint:
 def save_checkpoint(checkpoint, path):
     """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails.
 
-    The file names the version that wrote it, but no folder and no case (see `without_places`).
+    The file names the version that wrote it, but no folder and no case (see `without_folders`).
     """
     content = {name: getattr(checkpoint, name) for name in _checkpoint_names()}
-    content |= {"format": FORMAT, "written_by": VERSION, "config": without_places(checkpoint.config)}
+    content |= {"format": FORMAT, "written_by": VERSION, "config": without_folders(checkpoint.config)}
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
@@ -144,7 +148,8 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     except OtherVersionError as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
-        raise UserError(f"{where}: {error}; {remedy or advice(path, 'use an unchanged copy of it')}") from None
+        reason = shown(str(error), LONGEST_REASON)  # with names and values from the file
+        raise UserError(f"{where}: {reason}; {remedy or advice(path, 'use an unchanged copy of it')}") from None
     best = content["validation"]
     if isinstance(best.get("cases"), list):  # as in older checkpoints
         content["validation"] = best | {"cases": names_digest(best["cases"])}

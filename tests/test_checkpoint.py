@@ -19,7 +19,7 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.places import without_places
+from guided_diffusion.config.places import without_folders
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.io.archives import check_records
 from guided_diffusion.models.medsegdiff import build_model
@@ -70,7 +70,7 @@ def test_round_trip(content, tmp_path):
     content.config["train"] = dataclasses.asdict(TrainOptions())
     save_checkpoint(content, tmp_path / "a" / "m.pt")
     loaded = load_checkpoint(tmp_path / "a" / "m.pt", to_train=True)
-    content.config = without_places(content.config)
+    content.config = without_folders(content.config)
     for item in dataclasses.fields(Checkpoint):
         assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from guided_diffusion.checkpoint_schema import OtherVersionError, check_content, check_values
+from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.models.medsegdiff import build_model
@@ -18,7 +19,7 @@ def whole():
     """The content of a checkpoint's file: a U-Net of one level, trained with --schedule_sampler loss-second-moment."""
     torch.manual_seed(0)
     model = ModelOptions(version="unet", image_size=8, num_channels=2, channel_mult="1", attention_resolutions="")
-    diffusion = DiffusionOptions(diffusion_steps=5)
+    diffusion = build(DiffusionOptions, {"diffusion_steps": 5})
     train = TrainOptions(schedule_sampler="loss-second-moment")
     network = build_model(model, 1, 1, 0)
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -82,6 +83,13 @@ NAN = float("nan")
         ("config/calibration", {"temperature": NAN}, "its option temperature nan"),
         ("config/model/mood", "good", "its option mood is unknown: it was written by a newer or a changed version"),
         ("config/diffusion/diffusion_steps", 10**9, "its option diffusion_steps"),
+        ("config/model/num_channels", None, "config.model lacks the option num_channels"),
+        ("config/data/data_name", None, "config.data lacks the option data_name"),
+        ("config/diffusion/input_scale", 0.0, "the options build no diffusion"),
+        ("config/model", lambda options: {**options, 3: 4}, "a key of config.model: expected text"),
+        ("label_names", ["a\nb"], "the name a.nb of a class or label holds a control character"),
+        ("ema", lambda ema: {"0.9": ema["0.9"], "0.90": ema["0.9"]}, "of one rate twice"),
+        ("validation/dice", NAN, "validation.dice: expected a number >= 0"),
         ("image_channels", 10**9, "image_channels: expected a whole number <= 1000000"),
         ("image_channels", 7, "have the shape"),
         ("class_names", [1], "class_names.0.: expected text, got a whole number"),
