@@ -169,13 +169,13 @@ def truncate():
 def reads(monkeypatch):
     """A list to which the file name is added whenever a NIfTI file's data (not only its header) are decoded."""
     names = []
-    original = nifti.check_values
+    original = nifti.check_claim
 
     def counted(path, *args):
         names.append(Path(path).name)
         return original(path, *args)
 
-    monkeypatch.setattr(nifti, "check_values", counted)  # each decoding begins with it
+    monkeypatch.setattr(nifti, "check_claim", counted)  # each decoding begins with it
     return names
 
 

@@ -119,7 +119,7 @@ LONGEST_TAIL = 2**28  # bytes after the values; other programs write none
 LARGEST_START = 2**28  # bytes before the values: the header and its extensions
 
 
-def check_values(path, image, value_bytes):
+def check_claim(path, image, value_bytes):
     """Raise `UserError` where an `open_nifti` image holds fewer values than its header claims, or more than fit into
     the free memory: before memory is taken for them.
 
