@@ -24,6 +24,7 @@ from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.config.settings import Settings
 from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.io import nifti
 from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.runtime.errors import run_script
 from guided_diffusion.training.run import Run
@@ -168,13 +169,13 @@ def truncate():
 def reads(monkeypatch):
     """A list to which the file name is added whenever a NIfTI file's data (not only its header) are decoded."""
     names = []
-    original = nibabel.Nifti1Image.get_fdata
+    original = nifti.check_values
 
-    def counted(image, *args, **keywords):
-        names.append(image.get_filename().rpartition("/")[2])
-        return original(image, *args, **keywords)
+    def counted(path, *args):
+        names.append(Path(path).name)
+        return original(path, *args)
 
-    monkeypatch.setattr(nibabel.Nifti1Image, "get_fdata", counted)
+    monkeypatch.setattr(nifti, "check_values", counted)  # each decoding begins with it
     return names
 
 
@@ -223,7 +224,7 @@ def refusal(script, capsys):
 def messages(stderr):
     """The lines of stderr without the progress bars, which redraw themselves after a carriage return."""
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines()]
-    bars = ("fetching:", "training:", "sampling:", "evaluating:", "report:", "caching:")
+    bars = ("training:", "sampling:", "evaluating:", "report:", "caching:", "fetching:", "looking:", "drawing:")
     return [line for line in lines if line and not line.startswith(bars)]
 
 

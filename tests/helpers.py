@@ -164,6 +164,14 @@ def geometry_of(affine):
     return Geometry(affine, (), ())
 
 
+def write_volume(folder, name, maps, geometry, image_of, truth=None):
+    """Write the `CaseMaps` of a whole volume [K, X, Y, Z] to a `ResultsFolder`."""
+    files = folder.begin_volume(name, geometry, maps.mask.shape[-1])
+    for k in range(maps.mask.shape[-1]):
+        files.add(maps.map_arrays(lambda values, k=k: values[..., k]))
+    folder.finish_volume(files, image_of, truth)
+
+
 def manifest_with(**changes):
     new = json.loads(json.dumps(MANIFEST))
     for key, value in changes.items():

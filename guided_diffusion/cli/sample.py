@@ -234,7 +234,8 @@ def cache_sampled_volumes(run, waiting, processes):
 def sample_share(run, waiting, folder, raters, processes):
     """Sample this process's share of the units.
 
-    Returns, over all processes, the number of empty masks, and {name: reason} of the units that could not be read.
+    Returns, over all processes, the number of empty masks, and {name: reason} of the units that could not be read or
+    written.
     """
     sampler, options = run.sampler, run.settings.sample
     writer = ResultWriter(run.dataset, [], folder, options, raters)
@@ -275,7 +276,9 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     units, sample = run.units, run.settings.sample
     if len(unread) == len(units):
         first = next(iter(unread.values()))
-        raise UserError(first if len(units) == 1 else f"none of {len(units)} cases could be read; the first: {first}")
+        raise UserError(
+            first if len(units) == 1 else f"none of {len(units)} cases could be sampled; the first: {first}"
+        )
     drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
     warn_if_empty(empty, drawn, run.checkpoint.step)
     folder.complete(seconds, drawn, cases=len(units), unread=left_out)
@@ -291,7 +294,7 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     if left_out:
         has, them = ("has", "it") if len(left_out) == 1 else ("have", "them")
         print(
-            f"error: {len(left_out)} of {counted(len(units), 'case')} could not be read and {has} no mask: "
+            f"error: {len(left_out)} of {counted(len(units), 'case')} could not be sampled and {has} no mask: "
             f"{listed(left_out)}; repair {them}, then the same command samples {them}",
             file=sys.stderr,
         )

@@ -93,6 +93,10 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     ]
     if path is NO_VALUE:
         problems.append(_needs_value("config"))
+    elif path is not None and not path.strip():
+        problems.append(_empty_path("config"))
+    elif path and "\0" in path:
+        problems.append(f"--config {shown(path)}: holds a NUL character; name a YAML file")
     if problems:
         raise UserError("; ".join(problems))
     files = {}

@@ -1,6 +1,7 @@
 """Files of options: reading YAML with what it includes, and the config.yaml that records a training run."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 from ..io.files import atomic_path
@@ -13,14 +14,21 @@ from .options import DataOptions, DiffusionOptions, ModelOptions
 RECORD = "# What ran;"  # the beginning of a run's config.yaml, since version 0.1.0
 
 
-def read_config(path, check=lambda values, path: values, above=()):
+MAX_INCLUDES = 100  # files that one file includes, directly or through others; each time counts
+
+
+def read_config(path, check=lambda values, path: values, above=(), count=None):
     """The values of a YAML file of options by name, over those of the files that it includes.
 
     `include` names a file, relative to the folder of the including file, or a list of files; later files win.
     check: called with each file's own values and its path, returns the values to use. above: the including files, the
-    outermost first. Raises `UserError` that names the file; an error that `check` raises gets the name in front.
+    outermost first. count: an `itertools.count` over all files read. Raises `UserError` that names the file; an error
+    that `check` raises gets the name in front.
     """
     where = f"--config {above[0]}: include {path}" if above else f"--config {path}"
+    count = count or itertools.count()
+    if next(count) > MAX_INCLUDES:
+        raise UserError(f"--config {above[0]}: includes more than {MAX_INCLUDES} files; put the values into fewer")
     if any(path.resolve() == other.resolve() for other in above):
         raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
     try:
@@ -34,7 +42,7 @@ def read_config(path, check=lambda values, path: values, above=()):
         raise UserError(f"{where}: must hold lines of the form 'flag: value'")
     result = {}
     for included in _included(values.pop("include", []), where):
-        result |= read_config(path.parent / included, check, (*above, path))
+        result |= read_config(path.parent / included, check, (*above, path), count)
     try:
         return result | check(values, path)
     except UserError as error:
@@ -44,7 +52,7 @@ def read_config(path, check=lambda values, path: values, above=()):
 def _included(names, where):
     names = names if isinstance(names, list) else [names]
     for name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not name.isprintable():
             raise UserError(f"{where}: include: must be the path of a YAML file or a list of paths")
     return names
 

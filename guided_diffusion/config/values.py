@@ -26,6 +26,7 @@ BOOLEANS = {
 }
 WANTED = {bool: "True or False", int: "a whole number", float: "a number"}
 MOST_IN_LIST = 100
+MOST_LETTERS = 10_000  # of any text
 PATH_ROOM = 400  # bytes of a path that the names of files and folders below it may need; a path has 4096 at most
 
 
@@ -155,6 +156,8 @@ def _check_text(item, value, flag):
     """Raise `UserError` for a text with control characters or not in UTF-8, and for a path that cannot be one."""
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise UserError(f"{flag}: holds a line break or another control character; leave it out")
+    if len(value) > MOST_LETTERS:
+        raise UserError(f"{flag}: has {len(value)} characters; {MOST_LETTERS} are the most")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -19,15 +19,56 @@ def zscore(values):
 
     Zeros (the background of skull-stripped MRI) stay 0; a channel that is zero or constant gives zeros.
     """
-    foreground = values != 0
-    inside = values[foreground]
-    if inside.size == 0:
-        return np.zeros_like(values)
-    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    if std <= 1e-6 * abs(mean):  # constant, up to rounding
-        return np.zeros_like(values)
-    scores = (values - np.float32(mean)) / np.float32(std)
-    return np.where(foreground, np.clip(scores, -CLIP, CLIP), np.float32(0))
+    return ZScore.of(values)(values)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """The z-scores of a channel with this mean and standard deviation of its non-zero values; std 0: zeros."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values):
+        """The `ZScore` of a channel, float32 of any shape."""
+        count, total = 0, 0.0
+        for inside in map(_non_zero, slabs(values)):
+            count, total = count + inside.size, total + inside.sum(dtype=np.float64)
+        if count == 0:
+            return cls(0.0, 0.0)
+        mean, squares = total / count, 0.0
+        for inside in map(_non_zero, slabs(values)):
+            squares += np.square(inside - mean, dtype=np.float64).sum()
+        std = float(np.sqrt(squares / count))
+        return cls(float(mean), 0.0 if std <= 1e-6 * abs(mean) else std)  # constant, up to rounding
+
+    def __call__(self, values):
+        """Float32 of any shape -> the same shape."""
+        if not self.std:
+            return np.zeros_like(values)
+        scores = (values - np.float32(self.mean)) / np.float32(self.std)
+        return np.where(values != 0, np.clip(scores, -CLIP, CLIP), np.float32(0))
+
+
+SLAB = 2**22  # values that are normalised at once: a volume's temporary arrays would take several times its size
+
+
+def slabs(values, like=None):
+    """Views that together hold an array, of about `SLAB` values each, cut along the axis that is slowest in memory.
+
+    like: an array of the same shape that is to be cut in the same places.
+    """
+    like = values if like is None else like
+    if values.size <= SLAB:
+        return [values]
+    axis = int(np.argmax(np.abs(like.strides)))
+    return np.array_split(values, min(values.shape[axis], -(-values.size // SLAB)), axis=axis)
+
+
+def _non_zero(values):
+    flat = values.ravel(order="K")  # in the order of memory, which is several times as fast
+    return flat[flat != 0]
 
 
 @dataclass(frozen=True)
@@ -47,9 +88,19 @@ def normaliser(window):
     return CTWindow(*map(float, window)) if window else zscore
 
 
-def normalised(values, normalise=zscore):
-    """A normalised channel as float16, the type of the caches; it is exact enough within +-5."""
-    return normalise(values).astype(np.float16)
+def normalised(values, normalise=zscore, out=None):
+    """A normalised channel as float16, the type of the caches; it is exact enough within +-5.
+
+    out: float16 of the same shape, which is filled and returned.
+    """
+    out = np.empty(values.shape, np.float16) if out is None else out
+    step = ZScore.of(values) if normalise is zscore else normalise
+    if not isinstance(step, (ZScore, CTWindow)):  # a loader's own, which may need the whole channel
+        out[...] = step(values)
+        return out
+    for own, part in zip(slabs(out, values), slabs(values), strict=True):
+        own[...] = step(part)
+    return out
 
 
 def normalised_channels(raw, normalise=zscore):

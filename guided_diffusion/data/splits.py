@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..config.settings import check_division
+from ..io.texts import shown
 from ..runtime.console import counted
 from ..runtime.errors import NoSplitError, UserError
 from ..runtime.seeds import seed_of
@@ -111,7 +112,8 @@ def known_group(case, group_key=""):
     found = re.search(group_key, case.name)
     if not found or not (found[1] if found.re.groups else found[0]):
         raise UserError(
-            f"--group_key {group_key}: is not found in the case name {case.name!r}; write one that fits all names"
+            f"--group_key {shown(group_key)}: is not found in the case name {case.name!r}; write one that fits all "
+            "names"
         )
     return found[1] if found.re.groups else found[0]
 

@@ -188,8 +188,12 @@ class ImageDecoder:
                 f"{paths[0]}: has {counted(len(channels), 'channel')}, dataset.json names {len(steps)}; correct it, "
                 "or leave the file out"
             )
-        parts = [normalised(values, step) for step, values in zip(steps, channels, strict=True)]
-        return np.stack([part.transpose(2, 0, 1) for part in parts], axis=1)
+        (x, y, z), count = channels[0].shape, len(channels)
+        decoded = np.empty((z, count, x, y), np.float16)
+        for c, step in enumerate(steps):
+            normalised(channels[c], step, out=decoded[:, c].transpose(1, 2, 0))
+            channels[c] = None  # frees it, unless it is a part of a file of several channels
+        return decoded
 
     def _channels(self, paths):
         """The channels of all files, a list of float32 [X, Y, Z]."""
@@ -205,12 +209,12 @@ class ImageDecoder:
 def _decode_labels(files):
     """The label map of `files` (see `_labels_of`) as [Z, X, Y]: uint8 if the labels fit, else int32."""
     path, *images = files
-    labels = read_nifti_labels(path, *images)
+    labels = read_nifti_labels(path, *images, compact=True)
     for image in images:
         shape = as_3d(read_nifti_header(image)[0])
         if shape[2] > 1:  # the sizes of 2-D images are compared when both are read
             _check_shapes({image: shape, path: as_3d(labels.shape)})
-    if labels.min() >= 0 and labels.max() <= 255:
+    if labels.dtype != np.uint8 and labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
     return np.ascontiguousarray(labels.reshape(as_3d(labels.shape)).transpose(2, 0, 1))
 

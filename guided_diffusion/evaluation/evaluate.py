@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..data.accounting import unread_kinds
 from ..data.batches import single_items
@@ -237,8 +237,8 @@ class EvaluatedCases(Dataset):
             found = self.blank.blank()
             found.failed[unit.name] = reason_of(error)
         finally:
-            if unit.is_volume and self.dataset.volumes is not None:
-                self.dataset.volumes.forget()
+            if get_worker_info() is not None and unit.is_volume and self.dataset.volumes is not None:
+                self.dataset.volumes.forget()  # another worker, or none, reads it again
         return EvaluatedCase(found, misplaced, self.predictions.take_notes())
 
 

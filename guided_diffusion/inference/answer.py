@@ -46,13 +46,13 @@ class CaseMaps:
 
 
 def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False):
-    """The `CaseMaps` of each image of a batch, a list, from its `members.Members`.
+    """Yield the `CaseMaps` of each image of a batch, from its `members.Members`, one by one: those of many large images
+    do not fit into memory together.
 
     sizes: (H, W) of each original image. Soft masks are interpolated to that size and cut there, so borders are smooth
     and the fused mask is that of the members as written. method: one of `ensemble.FUSE_METHODS`. classes: the `Classes`
     of the K masks. temperature: of the probability alone, see `apply_temperature`. pixel_maps: whether to add them.
     """
-    maps = []
     for n, size in enumerate(sizes):
         soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
         own = ensemble.member_masks(soft, classes.is_exclusive).numpy()
@@ -61,17 +61,14 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
             coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
         batch = soft[:, None]  # [E, 1, K, H, W]
         mask = ensemble.fuse_masks(batch, method, classes.is_exclusive)[0].numpy()
-        maps.append(
-            CaseMaps(
-                mask=classes.as_written(mask),
-                probability=apply_temperature(ensemble.mean_consensus(batch)[0].numpy(), temperature),
-                uncertainty=ensemble.uncertainty(batch)[0].numpy(),
-                members=np.stack([classes.as_written(member) for member in own]),
-                coarse=None if coarse is None else coarse.numpy(),
-                pixel_maps=_pixel_maps(soft) if pixel_maps else {},
-            )
+        yield CaseMaps(
+            mask=classes.as_written(mask),
+            probability=apply_temperature(ensemble.mean_consensus(batch)[0].numpy(), temperature),
+            uncertainty=ensemble.uncertainty(batch)[0].numpy(),
+            members=np.stack([classes.as_written(member) for member in own]),
+            coarse=None if coarse is None else coarse.numpy(),
+            pixel_maps=_pixel_maps(soft) if pixel_maps else {},
         )
-    return maps
 
 
 def _pixel_maps(soft):

@@ -9,7 +9,7 @@ from ..config.options import check_group_key
 from ..io.texts import read_json
 from ..runtime.errors import UserError
 
-Count = Annotated[int, Meta(ge=0, le=10**12)]
+WholeNumber = Annotated[int, Meta(ge=0, le=10**12)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Scalar = str | int | float | bool | list[Any] | None
 
@@ -29,7 +29,7 @@ class SamplingSettings(TypedDict, total=False):
     image_size: Annotated[int, Meta(ge=1, le=10**6)]
     precision: str
     sampler: str
-    timesteps: Annotated[list[Count], Meta(max_length=10**6)]
+    timesteps: Annotated[list[WholeNumber], Meta(max_length=10**6)]
     solver_order: int | None
     dynamic_threshold: float | bool | None
     symmetric: bool
@@ -58,7 +58,7 @@ class Calibration(TypedDict):
     """The fitted temperature, see `evaluation.temperature_fit`."""
 
     temperature: Annotated[float, Meta(gt=0, le=1e6)]
-    cases: Count
+    cases: WholeNumber
     split: str
 
 
@@ -80,17 +80,17 @@ class Manifest(TypedDict, total=False):
     status: str
     checkpoint: str
     checkpoint_sha256: str
-    step: Count
+    step: WholeNumber
     settings: SamplingSettings
     data: DataSettings
     config: CheckpointOptions
     class_names: list[str]
     device: str
-    processes: Count
+    processes: WholeNumber
     versions: dict[str, str]
     seconds: Annotated[float, Meta(ge=0)]
-    cases_sampled: Count
-    cases: Count
+    cases_sampled: WholeNumber
+    cases: WholeNumber
     unread: list[str]
 
 

@@ -12,7 +12,7 @@ from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
 from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
-from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_onto
+from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_labels, read_nifti_onto
 from ..runtime.errors import UserError
 from .manifest import read_manifest
 from .results import soft_files
@@ -101,20 +101,23 @@ class Predictions:
                 self.unknown.setdefault(value, path)
         return self.classes.mask_of(maps[path], k)
 
-    def _read_values(self, name, path, is_volume):
-        """The values of a NIfTI file on its image's grid, float32 [X, Y, Z], or [X, Y] of a 2-D image."""
+    def _read_values(self, name, path, is_volume, labels=False):
+        """The values of a NIfTI file on its image's grid, [X, Y, Z], or [X, Y] of a 2-D image.
+
+        They are float32, or with `labels` what `nifti.as_labels` takes.
+        """
         geometry = self.geometry_of(name)
         if geometry is None:
-            return read_nifti(path)[0]
-        found = read_nifti_onto(path, geometry)
+            return read_nifti_labels(path, compact=True) if labels else read_nifti(path)[0]
+        found = read_nifti_onto(path, geometry, labels)
         for known, text in ((self.elsewhere, found.resampled), (self.assumed, found.assumed)):
             if text:
                 known.setdefault(name, text)
         return found.values if is_volume else found.values.reshape(found.values.shape[:2])
 
     def _read_labels(self, name, path, is_volume):
-        """`_read_values` of a label map, int32. Raises `UserError` for values that are not finite."""
-        return as_labels(self._read_values(name, path, is_volume), path)
+        """`_read_values` of a label map, as integers; see `nifti.as_labels`."""
+        return as_labels(self._read_values(name, path, is_volume, labels=True), path)
 
     def unmatched(self):
         """The mask files that `mask` has not read, sorted."""

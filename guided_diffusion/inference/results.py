@@ -26,13 +26,14 @@ import numpy as np
 
 from ..config.fields import without_removed
 from ..data.classes import BINARY
-from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation, volume_montage
+from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation
 from ..io.files import atomic_path, remove_temporaries, write_json
 from ..io.images import write_label_png, write_png
 from ..io.nifti import is_nifti, write_nifti
 from ..runtime.errors import UserError
 from .answer import PIXEL_MAPS
 from .manifest import read_manifest
+from .volume_files import VolumeFiles
 
 MAX_NAME = 255  # bytes of a file's name
 IDLE = 60  # seconds after which a temporary file is one of a killed run
@@ -73,7 +74,7 @@ class ResultsFolder:
     def _remove_temporaries(self):
         """Remove the temporary files of killed runs, but not those that another run may be writing now."""
         soft = ("probability", "uncertainty", "coarse", *PIXEL_MAPS)
-        folders = {path.parent for what in soft for path in self._soft_paths("any", False, what)}
+        folders = {path.parent for what in soft for path in self.soft_paths("any", False, what)}
         others = {self.out_dir / name for name in ("masks", "overlay", "samples", "debug", "report_files")}
         for folder in (self.out_dir, *sorted(folders | others)):
             remove_temporaries(folder, IDLE)
@@ -97,29 +98,32 @@ class ResultsFolder:
 
     def is_outdated(self, name, is_volume, images):
         """Whether an image file of a finished case was changed after its mask was written."""
-        written = self._mask_path(name, is_volume).stat().st_mtime
+        written = self.mask_path(name, is_volume).stat().st_mtime
         return any(path.stat().st_mtime > written for path in images)
 
     def _required_files(self, name, is_volume):
         """The files that every case has, its mask last."""
-        maps = self._soft_paths(name, is_volume, "probability") + self._soft_paths(name, is_volume, "uncertainty")
-        return [*maps, self.out_dir / "overlay" / f"{name}.png", self._mask_path(name, is_volume)]
+        maps = self.soft_paths(name, is_volume, "probability") + self.soft_paths(name, is_volume, "uncertainty")
+        return [*maps, self.out_dir / "overlay" / f"{name}.png", self.mask_path(name, is_volume)]
 
-    def _soft_paths(self, name, is_volume, what):
+    def soft_paths(self, name, is_volume, what):
+        """The file of each class's soft map, see `soft_files`."""
         return [self.out_dir / file for file in soft_files(self.classes, name, is_volume, what)]
 
     def _existing_files(self, name, is_volume, members):
         """A case's existing files without those of --debug, its mask last."""
-        extra = [self._member_path(name, is_volume, e) for e in range(members)]
-        extra += [] if is_volume else [self._mask_path(name, True)]  # of an image in a NIfTI file
+        extra = [self.member_path(name, is_volume, e) for e in range(members)]
+        extra += [] if is_volume else [self.mask_path(name, True)]  # of an image in a NIfTI file
         for what in ("coarse", *PIXEL_MAPS):
-            extra += self._soft_paths(name, is_volume, what)
+            extra += self.soft_paths(name, is_volume, what)
         return [path for path in (*extra, *self._required_files(name, is_volume)) if os.path.exists(path)]
 
-    def _member_path(self, name, is_volume, e):
+    def member_path(self, name, is_volume, e):
+        """The file of member e."""
         return self.out_dir / (f"{name}_sample_{e:02d}.nii.gz" if is_volume else f"samples/{name}_{e:02d}.png")
 
-    def _mask_path(self, name, is_volume):
+    def mask_path(self, name, is_volume):
+        """The file of the fused mask."""
         return self.out_dir / f"{name}_seg.nii.gz" if is_volume else self.out_dir / "masks" / f"{name}.png"
 
     def write_image(self, name, maps, image, truth=None, geometry=None):
@@ -130,7 +134,7 @@ class ResultsFolder:
         """
 
         def write(what, values, top, dtype):
-            for path, value in zip(self._soft_paths(name, False, what), values, strict=True):
+            for path, value in zip(self.soft_paths(name, False, what), values, strict=True):
                 write_png(path, _scaled(value, top, dtype))
 
         write("probability", maps.probability, 65535, np.uint16)
@@ -143,39 +147,23 @@ class ResultsFolder:
         write_png(self.out_dir / "overlay" / f"{name}.png", overlay(enlarged(displayed(image)), *outlines))
         if self.save_samples:
             for e, member in enumerate(maps.members):
-                self._write_masks(self._member_path(name, False, e), member)
+                self._write_masks(self.member_path(name, False, e), member)
             if maps.coarse is not None:
                 write("coarse", maps.coarse, 255, np.uint8)
         if geometry is not None:
             labels = self.classes.labels_of(maps.mask)[..., None]
-            write_nifti(self._mask_path(name, True), *geometry.as_in_file(labels), geometry.placement)
-        self._write_masks(self._mask_path(name, False), maps.mask)
+            write_nifti(self.mask_path(name, True), *geometry.as_in_file(labels), geometry.placement)
+        self._write_masks(self.mask_path(name, False), maps.mask)
         self.written(self._existing_files(name, False, len(maps.members)))
 
-    def write_volume(self, name, maps, geometry, image_of, truth=None):
-        """Write the `CaseMaps` of a volume in the orientation of its file, and the overlay.
+    def begin_volume(self, name, geometry, depth):
+        """The `VolumeFiles` that take the slices of a volume. geometry: its `data.Geometry`. depth: of its slices."""
+        return VolumeFiles(self, name, geometry, depth)
 
-        geometry: its `data.Geometry`. image_of(k): raw slice k [C, X, Y]. truth: bool [K, X, Y, Z] or None.
-        """
-
-        def write_one(path, values):
-            write_nifti(path, *geometry.as_in_file(values), geometry.placement)
-
-        def write(what, values):
-            for path, value in zip(self._soft_paths(name, True, what), values, strict=True):
-                write_one(path, value.astype(np.float32))
-
-        write("probability", maps.probability)
-        for what, values in {"uncertainty": maps.uncertainty, **maps.pixel_maps}.items():
-            write(what, values)
-        write_png(self.out_dir / "overlay" / f"{name}.png", volume_montage(image_of, maps.mask, geometry.affine, truth))
-        if self.save_samples:
-            for e, member in enumerate(maps.members):
-                write_one(self._member_path(name, True, e), self.classes.labels_of(member))
-            if maps.coarse is not None:
-                write("coarse", maps.coarse)
-        write_one(self._mask_path(name, True), self.classes.labels_of(maps.mask))
-        self.written(self._existing_files(name, True, len(maps.members)))
+    def finish_volume(self, files, image_of, truth=None):
+        """Write `VolumeFiles` that have all slices; see `VolumeFiles.write`."""
+        files.write(image_of, truth)
+        self.written(self._existing_files(files.name, True, files.members))
 
     def _write_masks(self, path, masks):
         """Write masks, bool [K, H, W], as a picture of 0 and 255 or a label map in the classes' colours."""

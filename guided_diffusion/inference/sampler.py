@@ -108,7 +108,8 @@ class EnsembleSampler:
     def run(self, dataset, writer, num_workers, show=True):
         """Sample the units of a `ResultWriter`, with a progress bar over denoising steps if `show`.
 
-        A unit with an unreadable image or slice is reported and left out. Returns {its name: the reason}.
+        A unit with an unreadable image or slice, or one that cannot be written, is reported and left out. Returns {its
+        name: the reason}.
         Fusing and writing run in a thread while the network draws the next batch, unless this process also reads the
         images (num_workers 0): a loader need not be thread-safe.
         """
@@ -119,7 +120,9 @@ class EnsembleSampler:
             tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True, disable=not show) as bar,
             _background(num_workers > 0) as later,
         ):
-            loader = readable_batches(dataset, batches, num_workers=num_workers)
+            # Each worker would decode the same volume, so one reads them all.
+            workers = min(num_workers, 1) if all(unit.is_volume for unit in units) else num_workers
+            loader = readable_batches(dataset, batches, num_workers=workers)
             for indices, (batch, failed) in zip(batches, loader, strict=True):
                 for index, why in failed:
                     unit = writer.unit_of[index]
@@ -128,13 +131,14 @@ class EnsembleSampler:
                         # An error, as only the first process shows warnings and each process has its own share.
                         console().error(f"warning: {unit.name}: goes on without it: {why}")
                         later(writer.leave_out, unit)
-                readable = [index for index in indices if writer.unit_of[index] not in unread]
+                given_up = {*unread, *writer.failed}
+                readable = [index for index in indices if writer.unit_of[index] not in given_up]
                 bar.total -= (len(indices) - len(readable)) * steps
                 if readable:  # of a volume, all slices are or none
                     later(writer.write, readable, batch, *self.draw(batch, bar))
                     done += len(readable)
                 bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images", refresh=False)
-        return {unit.name: why for unit, why in unread.items()}
+        return {unit.name: why for unit, why in {**unread, **writer.failed}.items()}
 
     def draw(self, batch, bar):
         """The batch's `Members` on the CPU and its `Trace`. Halves `rows` when memory runs out."""

@@ -1,6 +1,6 @@
 """From drawn members to the results folder: fuses batches, restacks slices and writes finished cases."""
 
-from collections import defaultdict
+import errno
 
 import numpy as np
 
@@ -10,11 +10,13 @@ from ..data.volumes import image_geometry
 from ..io.drawing import denoising_frames, displayed
 from ..runtime.console import console
 from ..runtime.errors import UserError, reason_of
-from .answer import fuse_cases, stack_slices
+from .answer import fuse_cases
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that would end every other case too
 
 
 def fuse_batch(members, batch, options, classes):
-    """The `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
+    """Yield the `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
     maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
     return fuse_cases(members, batch["size"], options.fuse, classes, **maps)
 
@@ -23,30 +25,43 @@ class ResultWriter:
     """Fuses drawn batches and writes each case or volume as soon as it is complete.
 
     units: the `cases.Unit`s to sample. folder: the `ResultsFolder`. options: resolved `SampleOptions`. read_raters:
-    replaces `truth.raters_of`. empty: the number of empty masks so far.
+    replaces `truth.raters_of`. empty: the number of empty masks so far. failed: {unit: why it could not be written};
+    the other units go on. An error of the whole disk, such as a full one, is raised.
     """
 
     def __init__(self, dataset, units, folder, options, read_raters=raters_of):
         self.dataset, self.units, self.folder, self.options = dataset, units, folder, options
         self.read_raters = read_raters
         self.unit_of = {index: unit for unit in units for index in unit.indices}
-        self.slices = defaultdict(list)  # maps by unit, until it is complete
-        self.empty = 0
+        self.volumes = {}  # the `VolumeFiles` of each volume, until it is complete
+        self.empty, self.failed = 0, {}
 
     def write(self, indices, batch, members, trace):
         """Take the `Members` of a batch and its `sampler.Trace`. indices: the data set indices of its cases."""
-        maps = fuse_batch(members, batch, self.options, self.dataset.classes)
-        for n, index in enumerate(indices):
-            if self.options.debug:
-                self._write_debug(index, n, trace)
+        fused = fuse_batch(members, batch, self.options, self.dataset.classes)
+        for n, (index, maps) in enumerate(zip(indices, fused, strict=True)):
             unit = self.unit_of[index]
-            self.slices[unit].append(maps[n])
-            if len(self.slices[unit]) == len(unit.cases):
-                self._write_unit(unit, self.slices.pop(unit))
+            if unit in self.failed:
+                continue
+            try:
+                if self.options.debug:
+                    self._write_debug(index, n, trace)
+                if unit.is_volume:
+                    self._take_slice(unit, maps)
+                else:
+                    self._write_image(unit, maps)
+            except (UserError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+                    raise
+                self.failed[unit] = reason_of(error)
+                # An error, as only the first process shows warnings and each process has its own share.
+                console().error(f"warning: {unit.name}: goes on without it: {self.failed[unit]}")
+                self.leave_out(unit)
 
     def leave_out(self, unit):
-        """Drop an unreadable unit and remove its files of --debug, written with its first slices."""
-        self.slices.pop(unit, None)
+        """Drop a unit that cannot be read or written, and remove its files of --debug."""
+        if unit in self.volumes:
+            self.volumes.pop(unit).close()
         if self.options.debug:
             self.folder.remove_debug(case.name for case in unit.cases)
 
@@ -55,24 +70,31 @@ class ResultWriter:
         picture = displayed(self.dataset.load_image(case))
         self.folder.write_debug(case.name, denoising_frames(picture, *trace.of_image(n)))
 
-    def _write_unit(self, unit, maps):
-        """Write a 2-D case, or restack and write a volume."""
-        answer = stack_slices(maps) if unit.is_volume else maps[0]
+    def _take_slice(self, unit, maps):
+        """Take the `CaseMaps` of a volume's next slice, and write the volume after its last one."""
+        if unit not in self.volumes:
+            geometry, depth = self.dataset.load_geometry(unit.cases[0]), len(unit.cases)
+            check_shape(unit, geometry, (*maps.mask.shape[1:], depth))
+            self.volumes[unit] = self.folder.begin_volume(unit.name, geometry, depth)
+        files = self.volumes[unit]
+        files.add(maps)
+        if files.is_whole:
+            del self.volumes[unit]
+            truth = self._truth_of(unit, files.masks.shape[2:] + files.masks.shape[:1])
+            self.folder.finish_volume(files, lambda k: self.dataset.load_image(unit.cases[k]), truth)
+            self.empty += not files.masks.any()
 
-        def image_of(k):
-            return self.dataset.load_image(unit.cases[k])
+    def _write_image(self, unit, maps):
+        """Write the `CaseMaps` of a 2-D case."""
+        case = unit.cases[0]
+        geometry, truth = image_geometry(self.dataset, case), self._truth_of(unit, maps.mask.shape[1:])
+        self.folder.write_image(unit.name, maps, self.dataset.load_image(case), truth, geometry)
+        self.empty += not maps.mask.any()
 
+    def _truth_of(self, unit, shape):
+        """The raters' majority in each class on a grid of this shape, bool [K, ...], or None."""
         truth = truths_of(self.dataset, unit.cases, self.read_raters)
-        if truth is not None:
-            truth = np.stack([on_grid(mask, answer.mask.shape[1:]) for mask in truth])
-        if unit.is_volume:
-            geometry = self.dataset.load_geometry(unit.cases[0])
-            check_shape(unit, geometry, answer.mask.shape[1:])
-            self.folder.write_volume(unit.name, answer, geometry, image_of, truth)
-        else:
-            geometry = image_geometry(self.dataset, unit.cases[0])
-            self.folder.write_image(unit.name, answer, image_of(0), truth, geometry)
-        self.empty += not answer.mask.any()
+        return None if truth is None else np.stack([on_grid(mask, shape) for mask in truth])
 
 
 class ReadableRaters:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, ..., the lengths of the name and of the additional field
-BLOCK = 1 << 24  # bytes that are summed at once
+SUMMED_AT_ONCE = 1 << 24  # bytes that are summed at once
 THREADS, LEAST_FOR_THREADS = 4, 1 << 26
 
 
@@ -59,8 +59,8 @@ def checksum(data):
     """The CRC-32 of a buffer of bytes, of any size."""
     crc = 0
     with memoryview(data) as view, view.cast("B") as octets:
-        for low in range(0, len(octets), BLOCK):
-            with octets[low : low + BLOCK] as block:
+        for low in range(0, len(octets), SUMMED_AT_ONCE):
+            with octets[low : low + SUMMED_AT_ONCE] as block:
                 crc = zlib.crc32(block, crc)
     return crc
 

@@ -66,7 +66,7 @@ def is_place(value):
     return is_text and (os.path.isabs(value) or is_remote(value) or bool(re.match(r"[A-Za-z]:\\|~/|\.\./", value)))
 
 
-def without_places(text, *known):
+def with_short_places(text, *known):
     """A text with the last names of the absolute paths and URLs in it. known: such paths, which may hold blanks."""
     for path in sorted({str(path) for path in known if len(str(path)) > 1}, key=len, reverse=True):
         text = text.replace(path, place_name(path))

@@ -1,5 +1,7 @@
 """Reading NIfTI files, turned to one orientation, and writing them."""
 
+import io
+import itertools
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,15 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..runtime.errors import UserError
+from .compression import write_gzip
 from .files import atomic_path, decoding, split_suffix
 from .masks import check_whole
-from .nifti_header import Placement, check_end, decoding_values, forms_apart, length_unit, open_nifti
+from .nifti_header import Placement, check_end, check_values, decoding_values, forms_apart, length_unit, open_nifti
 from .orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MOST_LABEL = 2**31 - 1
+COMPACT = (np.uint8, np.uint16)  # types of labels that need no check
 EXACT = 2**24  # whole numbers up to it are exact in float32
 
 
@@ -53,17 +57,24 @@ def read_nifti_channels(path, like=None):
     return _open_nifti(path, like).finite_values()
 
 
-def read_nifti_labels(path, like=None):
-    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`."""
-    return as_labels(_single_channel(path, like).label_values(), path)
+def read_nifti_labels(path, like=None, compact=False):
+    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`.
+
+    compact: whether a map that is stored as uint8 or uint16 keeps that type, which saves memory.
+    """
+    labels = as_labels(_single_channel(path, like).label_values(), path)
+    return labels if compact else labels.astype(np.int32, copy=False)
 
 
 def as_labels(values, path):
-    """Values of a label map, which may be stored as floats, as int32. path: the file, for messages.
+    """Values of a label map, which may be stored as floats, as int32; uint8 and uint16 as they are. path: the file, for
+    messages.
 
     Raises `UserError` for values that are not finite, for negative labels, for labels beyond int32, and for fractions
     as interpolation makes them.
     """
+    if values.dtype in COMPACT:
+        return values
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds labels that are not finite; repair it or leave it out")
     check_whole(values, path)
@@ -137,7 +148,7 @@ def nifti_sample(path, voxels):
 
 
 class OntoImage(NamedTuple):
-    """The values of a file on the voxels of its image, float32. resampled: how the grids differ, "" if they do not.
+    """The values of a file on the voxels of its image. resampled: how the grids differ, "" if they do not.
     assumed: the file's path if it or its image has lost its affine, so that its place is a guess, else ""."""
 
     values: np.ndarray
@@ -145,8 +156,8 @@ class OntoImage(NamedTuple):
     assumed: str = ""
 
 
-def read_nifti_onto(path, geometry):
-    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`.
+def read_nifti_onto(path, geometry, labels=False):
+    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`. labels: see `_Nifti.label_values`.
 
     A file on the same grid, whatever the order and direction of its axes, is read as it is, and so is one of the same
     shape that has lost its affine. One on another grid of the same space, such as a crop or one of another resolution,
@@ -154,7 +165,7 @@ def read_nifti_onto(path, geometry):
     Raises `UserError` where the grids differ and the file has lost its affine, the image has, or both lie apart.
     """
     opened = _single_channel(path, onto=geometry)
-    values = opened.values()[..., 0]
+    values = opened.label_values() if labels else opened.values()[..., 0]
     if not geometry.shape:
         return OntoImage(values)
     own, image = opened.grid, Grid.of_file(geometry)
@@ -366,6 +377,7 @@ class _Nifti:
 
     def values(self):
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
+        check_values(self.path, self.image, 4)
         with decoding_values(self.path), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
             check_end(self.image)
@@ -373,8 +385,20 @@ class _Nifti:
         return reoriented(values, self.turn)
 
     def label_values(self):
-        """The values of the only channel, [X, Y] or [X, Y, Z]: float32, or float64 or integers where labels in the file
-        may be too large for float32, as the numbers of structures in brain atlases."""
+        """The values of the only channel, [X, Y] or [X, Y, Z].
+
+        They are uint8 or uint16 where the file has them, else float32, or float64 or integers where labels in the file
+        may be too large for float32, as the numbers of structures in brain atlases.
+        """
+        stored = self.image.dataobj
+        if stored.dtype in COMPACT and (stored.slope, stored.inter) == (1, 0):
+            check_values(self.path, self.image, 1)
+            with decoding_values(self.path):
+                values = np.array(np.asanyarray(stored))  # no map of the file, which may change
+                check_end(self.image)
+            return reoriented(
+                values.astype(values.dtype.newbyteorder("="), copy=False).reshape(self.file_shape), self.turn
+            )
         values = self.values()[..., 0]
         if np.abs(values).max() < EXACT:  # False for NaN
             return values
@@ -385,9 +409,10 @@ class _Nifti:
     def finite_values(self):
         """`values`. Raises `UserError` for NaN, infinite values, and those beyond the range of float32."""
         values = self.values()
-        finite = np.isfinite(values)
-        if finite.all():
+        finite = np.isfinite(values.min()) and np.isfinite(values.max())  # either is NaN where a value is
+        if finite:
             return values
+        finite = np.isfinite(values)
         exact = np.asanyarray(self.image.dataobj, dtype=np.float64)
         if np.isfinite(exact).all():
             raise UserError(
@@ -444,12 +469,33 @@ def _open_nifti(path, like=None, onto=None):
 def write_nifti(path, array, affine, placement=None):
     """Write uint8, uint16 or float32 [X, Y] or [X, Y, Z] as NIfTI, keeping the type.
 
+    affine, placement: see `nifti_start`.
+    """
+    array = np.asarray(array)
+    start = nifti_start(array.shape, array.dtype, affine, placement)
+    parts = itertools.chain([start], _planes(array))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        if str(path).lower().endswith(".gz"):
+            write_gzip(file, parts)
+        else:
+            file.writelines(parts)
+
+
+def _planes(array):
+    """The values in the order of a file, plane by plane, so that no copy of the array is made."""
+    for k in range(array.shape[-1] if array.ndim > 2 else 1):
+        yield (array[..., k] if array.ndim > 2 else array).tobytes(order="F")
+
+
+def nifti_start(shape, dtype, affine, placement=None):
+    """The bytes of a NIfTI file before its values, which are uint8, uint16 or float32 [X, Y] or [X, Y, Z].
+
     placement: the `Placement` of the file that it shall lie over. None: by this affine [4, 4] in mm, as sform and
     qform, both with the code 2, "aligned"; a qform holds no shear.
     """
     import nibabel
 
-    array = np.asarray(array)
+    array = np.broadcast_to(np.zeros((), dtype), shape)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"write_nifti takes uint8, uint16 or float32, not {array.dtype}")
     if placement is None:
@@ -463,5 +509,8 @@ def write_nifti(path, array, affine, placement=None):
         header.set_data_dtype(array.dtype)
         image = (nibabel.Nifti2Image if placement.is_second else nibabel.Nifti1Image)(array, None, header)
         image.header["pixdim"][:4] = placement.pixdim  # nibabel drops the thickness of a 2-D image
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
+    image.update_header()
+    image.header.set_slope_inter(1, 0)
+    with io.BytesIO() as start:
+        image.header.write_to(start)
+        return start.getvalue().ljust(int(image.header["vox_offset"]), b"\0")

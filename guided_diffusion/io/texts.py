@@ -125,9 +125,21 @@ def parsed_json(text, *, finite=True):
     _check_depth(text)
     constant = _refuse_constant if finite else float
     real = _finite_float if finite else float
-    return json.loads(
+    value = json.loads(
         text, object_pairs_hook=_unique_keys, parse_int=_short_int, parse_float=real, parse_constant=constant
     )
+    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
+        _check_surrogates(value)
+    return value
+
+
+def _check_surrogates(value):
+    """Raise ValueError for half a character, as "\\ud800", which no file can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape", "surrogatepass").decode()
+        raise ValueError(f"{half} is half a character; write both halves, or the character") from None
 
 
 def _check_depth(text):

@@ -130,15 +130,17 @@ def slices_of(predictions, dataset, unit, read_raters):
 
     def stacked(read):
         maps = [read(name, is_volume, k) for k in classes]
-        return None if maps[0] is None else np.stack(maps)
+        return None if maps[0] is None else _stack(maps)
 
     masks, probability, uncertainty = (
         stacked(read) for read in (predictions.mask, predictions.probability, predictions.uncertainty)
     )
     class_members = [predictions.members(name, is_volume, k) for k in classes]
-    members = [np.stack(member) for member in zip(*class_members, strict=True)]
+    members = [_stack(member) for member in zip(*class_members, strict=True)]
     if uncertainty is not None:  # a standard deviation, at most 0.5
-        uncertainty = None if probability is None else uncertainty.max(axis=0) * 2
+        uncertainty = None if probability is None else uncertainty.max(axis=0) if len(classes) > 1 else uncertainty[0]
+    if uncertainty is not None:
+        uncertainty *= 2  # in place, as a volume is large
     truths = truths_of(dataset, unit.cases, read_raters)
     if truths is not None:
         truths = np.stack([on_grid(truth, masks.shape[1:]) for truth in truths])
@@ -154,6 +156,11 @@ def slices_of(predictions, dataset, unit, read_raters):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)
         views.append((k, _view(image, *(_layer_slice(layer, k, affine) for layer in layers))))
     return CaseSlices(views, scores)
+
+
+def _stack(maps):
+    """The maps of all classes as one array [K, ...]; a single one is not copied."""
+    return np.stack(maps) if len(maps) > 1 else maps[0][None]
 
 
 def _scores(masks, members, probability):

@@ -7,7 +7,7 @@ from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
 from ..evaluation.summary_table import metric_label
 from ..evaluation.uncertainty import SCORES
-from ..io.escaping import is_place, markdown_code, markdown_text, place_name, without_places
+from ..io.escaping import is_place, markdown_code, markdown_text, place_name, with_short_places
 from ..io.files import atomic_path
 from ..io.storage import is_remote
 from ..runtime.console import counted
@@ -55,7 +55,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         _configuration(config, manifest),
         _metrics(summary),
         _calibration(summary, config),
-        _limits(summary, part, leak and without_places(leak, *_places_of(config, dataset))),
+        _limits(summary, part, leak and with_short_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
         _citation(config),
     ]
@@ -99,8 +99,9 @@ def _data(config, manifest, dataset, part, summary):
         shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
         held = " and ".join(f"{share:g} of the groups for {what}" for share, what in shares if share)
         held_out = f", with {held} held out" if held else ""
-        name, place = (markdown_code(place_name(trained.get(key, ""))) for key in ("data_name", "data_dir"))
-        lines.append(f"- Trained on {name} from {place}{held_out}.")
+        name, place = (place_name(trained.get(key, "")) for key in ("data_name", "data_dir"))
+        origin = f" from {markdown_code(place)}" if place else ""
+        lines.append(f"- Trained on {markdown_code(name)}{origin}{held_out}.")
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = markdown_code(place_name(recorded.get("data_name", type(dataset).__name__)))

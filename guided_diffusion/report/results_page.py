@@ -20,8 +20,8 @@ from ..io.drawing import class_colour
 from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
 from ..io.texts import read_csv
-from ..runtime.console import console, counted
-from ..runtime.errors import UserError
+from ..runtime.console import console, counted, listed
+from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
 from .figures import charts_of, figure_label, table_of
 from .model_card import shown_checkpoint
@@ -36,19 +36,31 @@ FIRST = ("dice", "expected_dice", "agreement")  # the first of these that exists
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
     """Write report.html for the results in `results_dir` to `out_dir` (default: the same), whole or not at all.
 
-    units: the `cases.Unit`s to show; units without a prediction are left out. The figures come from metrics.csv,
-    summary.json and curves.json in `out_dir`, where these exist. Pictures of more than `EMBEDDED` bytes in all go to
-    report_files/ beside the page, which loads them when they are shown. read_raters: replaces `raters_of`. progress:
-    wraps the list of units, such as tqdm. Returns the page's path.
+    units: the `cases.Unit`s to show; units without a prediction are left out, and so are those that cannot be read,
+    which the page names. The figures come from metrics.csv, summary.json and curves.json in `out_dir`, where these
+    exist. Pictures of more than `EMBEDDED` bytes in all go to report_files/ beside the page, which loads them when they
+    are shown. read_raters: replaces `raters_of`. progress: wraps the list of units, such as tqdm. Returns the page's
+    path.
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
     predictions = predictions_of(results_dir, dataset, units)
     scores = read_scores(out_dir / "metrics.csv")
-    pictures, cases = Pictures(out_dir / "report_files"), []
+    pictures, cases, failed = Pictures(out_dir / "report_files"), [], {}
     for unit in progress(units) if progress else units:
-        slices = slices_of(predictions, dataset, unit, read_raters)
+        try:
+            slices = slices_of(predictions, dataset, unit, read_raters)
+        except (UserError, OSError) as error:
+            failed[unit.name] = reason_of(error)
+            continue
         if slices is not None:
             cases.append(_case(unit, slices.views, pictures, scores.get(unit.name) or slices.scores))
+    if failed:
+        first, number = next(iter(failed.values())), counted(len(failed), "case")
+        if not cases:
+            raise UserError(f"none of {number} could be read; the first: {first}" if len(failed) > 1 else first)
+        console().warning(
+            f"warning: report.html lacks {number} that could not be read: {listed(list(failed))}; {first}"
+        )
     columns = _columns(cases)
     data = {
         "cases": [case | {"pictures": pictures.sources(case["pictures"])} for case in cases],
@@ -56,7 +68,7 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         "classes": _legend(dataset.class_names),
     }
     path, title = out_dir / "report.html", f"Segmentation report: {_results_title(results_dir)}"
-    body = _body(out_dir, results_dir, dataset, cases, columns)
+    body = _body(out_dir, results_dir, dataset, cases, columns, list(failed))
     write_page(path, title, body, scripts=("theme.js", "report.js"), data=data)
     pictures.remove_others()
     return path
@@ -217,14 +229,14 @@ def _results_title(results_dir):
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _body(out_dir, results_dir, dataset, cases, columns):
+def _body(out_dir, results_dir, dataset, cases, columns, failed):
     summary, curves = (
         read(out_dir / name) if (out_dir / name).exists() else {}
         for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
     )
     manifest = read_manifest(results_dir)
     charts = charts_of(cases, columns, curves)
-    parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest)), "<main>"]
+    parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest, failed)), "<main>"]
     parts.append('<div class="overview">')
     if summary:
         definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
@@ -243,10 +255,12 @@ def _body(out_dir, results_dir, dataset, cases, columns):
     return "\n".join(parts)
 
 
-def _facts(results_dir, dataset, cases, manifest):
+def _facts(results_dir, dataset, cases, manifest, failed):
     settings = manifest.get("settings", {})
     data = place_name(Path(dataset.data_dir).resolve())
     facts = [("Results", _results_title(results_dir)), ("Data", data), ("Cases", len(cases))]
+    if failed:
+        facts.append(("Could not be read", listed(failed)))
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):

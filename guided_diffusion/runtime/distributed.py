@@ -4,11 +4,13 @@ import ctypes
 import os
 import re
 import signal
+import site
 import sys
 import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -183,6 +185,8 @@ def launch(program, arguments, count):
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
+    if not program.endswith(".py"):
+        _import_from_here_alone()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -205,6 +209,17 @@ def launch(program, arguments, count):
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _import_from_here_alone():
+    """Let `python -m` in the processes to start import this package, but no module of the folder that they are in.
+
+    That folder may hold a stranger's files: a numpy.py among them would run (before Python 3.11 it still does).
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
+    if root not in (*site.getsitepackages(), site.getusersitepackages()):  # those come last, after Python's own
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, path)))
 
 
 def pick_device(gpu_dev, explicit=False):

@@ -328,12 +328,16 @@ def recalled(config, train, data, given, folder):
     config = with_folders(config, record, [data.data_dir])
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
-    if "out_dir" in given or "out_dir" in config["train"]:
+    own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+    stored = config["train"].get("out_dir")  # of an older checkpoint
+    if stored and "out_dir" not in given and train.resume_checkpoint != "auto" and not is_same_folder(stored, own):
+        raise UserError(f"--out_dir: is needed; {path} names the folder {stored} for it, which is not its own")
+    if "out_dir" in given or (stored and train.resume_checkpoint != "auto"):
         return config
     if train.resume_checkpoint == "auto":
         out_dir = train.out_dir
     elif record:
-        out_dir = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
+        out_dir = own
     else:
         raise UserError(
             f"--out_dir: is needed; the checkpoint names no folder, and no config.yaml lies beside {path}, from which "

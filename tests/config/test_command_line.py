@@ -31,6 +31,7 @@ def test_flags_that_need_a_value():
     assert refused("--lr --learn_sigma") == "--lr: needs a value"
     assert refused("--batch-size= --seed") == "--batch_size: needs a value; --seed: needs a value"
     assert refused("--config") == "--config: needs a value"
+    assert refused("--config=").startswith("--config: is empty")
     assert "ignored explicit argument '1'" in refused("--help=1")
 
 

@@ -1,344 +1,598 @@
-"""Bad input to the scripts, a full disk included: one clear line, a non-zero exit status, nothing half done."""
+"""Bad input at every door: one line that names the culprit, a non-zero exit status, nothing written.
 
+A row is a door, what is spoilt, and the words of the line. `spoil` is a function of a `Place`, or flags alone.
+"""
+
+import json
 import os
 import shutil
-import subprocess
-import sys
+import struct
+import zlib
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, write_folder
+from conftest import FAST, TINY, files, messages, write_folder
+from PIL import Image
 
-from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.inference.segmenter import Segmenter
+from guided_diffusion.runtime.errors import UserError, run_script
+
+
+class Place:
+    """A folder with data, a task of the Decathlon, a run and results, made when a row asks for them."""
+
+    def __init__(self, root, trained, results):
+        self.root, self.out, self._trained, self._results = root, root / "out", trained, results
+        self.flags = ""
+
+    def _once(self, name, make):
+        path = self.root / name
+        if not path.exists():
+            make(path)
+        return path
+
+    @property
+    def data(self):
+        """A FOLDER data set of three pictures."""
+        return self._once("data", lambda path: write_folder(path, 3))
+
+    @property
+    def task(self):
+        """A data set of the Medical Segmentation Decathlon with two volumes."""
+        return self._once("task", write_task)
+
+    @property
+    def run(self):
+        return self._once("run", lambda path: shutil.copytree(self._trained.parent, path))
+
+    @property
+    def checkpoint(self):
+        return self.run / "model000002.pt"
+
+    @property
+    def results(self):
+        return self._once("results", lambda path: shutil.copytree(self._results, path))
+
+    def make(self):
+        """Write both data sets, one of whose files is then spoilt."""
+        return self.data, self.task
+
+    @property
+    def image(self):
+        return self.data / "images" / "case1.png"
+
+    @property
+    def volume(self):
+        return self.task / "imagesTr" / "hip_1.nii.gz"
+
+    def change_checkpoint(self, change):
+        """Write the checkpoint anew after `change(its dict)`, as a faulty program would: with checksums that hold."""
+        content = torch.load(self.checkpoint, weights_only=True)
+        changed = change(content)
+        torch.save(content if changed is None else changed, self.checkpoint)
+
+
+def write_task(folder):
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+        for number in range(2):
+            values = (np.indices((32, 32, 3))[0] > 9 + number).astype(np.int16)
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / part / f"hip_{number}.nii.gz")
+    listed = [{"image": f"./imagesTr/hip_{n}.nii.gz", "label": f"./labelsTr/hip_{n}.nii.gz"} for n in range(2)]
+    labels = {"0": "background", "1": "hip"}
+    content = {"name": "hip", "modality": {"0": "MRI"}, "labels": labels, "numTraining": 2, "training": listed}
+    (folder / "dataset.json").write_text(json.dumps(content | {"test": [], "tensorImageSize": "3D"}))
+
+
+# ---- the doors -----------------------------------------------------------------------------------------------------
+
+
+def train(at):
+    return "segmentation_train", ["--data_name FOLDER --data_dir", at.data, "--out_dir", at.out, TINY, "--max_steps 2"]
+
+
+def resume(at):
+    name, line = train(at)
+    return name, [*line, "--max_steps 3 --resume_checkpoint", at.checkpoint]
+
+
+def train_task(at):
+    return "segmentation_train", ["--data_name MSD --data_dir", at.task, "--out_dir", at.out, TINY, "--max_steps 2"]
+
+
+def sample(at):
+    return "segmentation_sample", ["--model_path", at.checkpoint, "--data_dir", at.data, "--out_dir", at.out, FAST]
+
+
+def rerun(at):
+    return "segmentation_sample", ["--model_path", at._trained, "--data_dir", at.data, "--out_dir", at.results, FAST]
+
+
+def evaluate(at):
+    return "segmentation_eval", ["--pred_dir", at.results, "--data_dir", at.data, "--out_dir", at.out]
+
+
+def compare(at):
+    return "segmentation_eval", ["--pred_dir", at._results, "--compare", at.results, "--out_dir", at.out]
+
+
+def check(at):
+    return "check_data", ["--data_name FOLDER --data_dir", at.data, "--out_dir", at.root / "checked"]
+
+
+def check_task(at):
+    return "check_data", ["--data_name MSD --data_dir", at.task, "--out_dir", at.root / "checked"]
+
+
+def config(at):
+    return "segmentation_train", ["--config", at.root / "run.yaml", "--data_dir", at.data, "--out_dir", at.out]
+
+
+def demo(at):
+    return "demo", ["--out_dir", at.out]
+
+
+def load(at):
+    """The door of notebooks."""
+    return None, lambda: Segmenter.load(at.checkpoint, members=1, steps=1, device="cpu")
+
+
+# ---- what is spoilt ------------------------------------------------------------------------------------------------
+
+
+def written(name, content):
+    """A `spoil` that writes a file below the place; a function gives the content that depends on the place."""
+
+    def spoil(at):
+        at.make()
+        path = at.root / name
+        value = content(at) if callable(content) else content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()
+        path.write_bytes(value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass"))
+
+    return spoil
+
+
+def jsoned(name, content):
+    return written(name, json.dumps(content))
+
+
+def task_with(**changes):
+    """A `spoil` of the Decathlon's dataset.json; None removes a key."""
+
+    def spoil(at):
+        path = at.task / "dataset.json"
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return spoil
+
+
+def manifest_with(change):
+    """A `spoil` of the results' manifest: change(dict) changes it, or returns what is written instead."""
+
+    def spoil(at):
+        path = at.results / "manifest.json"
+        content = json.loads(path.read_text())
+        changed = change(content)
+        path.write_text(json.dumps(content if changed is None else changed))
+
+    return spoil
+
+
+def checkpoint_with(change):
+    return lambda at: at.change_checkpoint(change)
+
+
+def flipped(fraction):
+    """A `spoil` that flips one bit of the checkpoint."""
+
+    def spoil(at):
+        data = bytearray(at.checkpoint.read_bytes())
+        data[int(len(data) * fraction)] ^= 16
+        at.checkpoint.write_bytes(data)
+
+    return spoil
+
+
+def nested(*keys):
+    """A function that changes a dict at these keys: nested("config", "model")(version="v9")."""
+
+    def changes(**values):
+        def change(content):
+            for key in keys:
+                content = content[key]
+            content.update(values)
+
+        return change
+
+    return changes
+
+
+def without(*keys):
+    def change(content):
+        *path, last = keys
+        for key in path:
+            content = content[key]
+        del content[last]
+
+    return change
+
+
+def link(name, target):
+    def spoil(at):
+        at.make()
+        path = at.root / name
+        if path.exists() or path.is_symlink():
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(target, path)
+
+    return spoil
+
+
+def saved(name, make):
+    def spoil(at):
+        at.make()
+        make(at.root / name)
+
+    return spoil
+
+
+def png(shape):
+    return lambda path: Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+
+
+def claiming(data, width, height):
+    """A PNG file whose header claims another size."""
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def nifti(shape):
+    return lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), path)
+
+
+def folder_at(name):
+    def spoil(at):
+        at.make()
+        path = at.root / name
+        path.unlink(missing_ok=True)
+        path.mkdir(parents=True)
+
+    return spoil
+
+
+LONG = "9" * 5000
+DEEP = "[" * 5000
+ODD_TEXTS = {  # for each door that reads a JSON file
+    "empty": "",
+    "cut": '{"train": ["ca',
+    "deep": DEEP,
+    "deep and closed": DEEP + "]" * 5000,
+    "digits": f'{{"train": {LONG}}}',
+    "number": "7",
+    "null": "null",
+    "text": '"train"',
+    "list": "[1, 2]",
+    "UTF-16": '{"train": []}'.encode("utf-16"),
+    "bytes": b"\xff\xfe\x00\x01" * 9,
+    "NaN": '{"train": NaN}',
+}
+
+ROWS = []
+
+
+def row(door, name, spoil, *line):
+    """Add a row. spoil: a function of the place, or flags. line: words that the line must have."""
+    ROWS.append(pytest.param(door, spoil, line, id=f"{door.__name__}: {name}"))
+
+
+# Flags.
+for flags, *line in (
+    ("--channel_mult nan",),
+    ("--channel_mult 1,,2",),
+    ("--channel_mult 1,-2",),
+    ("--channel_mult 0,1",),
+    ("--channel_mult 1,2,inf",),
+    ("--attention_resolutions -3",),
+    ("--attention_resolutions 16,x",),
+    ("--ema_rate 0.9,0.9",),
+    ("--ema_rate 1.5",),
+    ("--ema_rate nan",),
+    ("--ema_rate ''",),
+    (f"--seed {2**70}",),
+    ("--seed -1",),
+    ("--seed 1.5",),
+    (f"--seed {LONG}", "--seed"),
+    ("--diffusion_steps 2000000000",),
+    ("--diffusion_steps 0",),
+    ("--image_size 0",),
+    ("--image_size 1000000",),
+    ("--image_size ３２",),
+    ("--image_size 3_2",),
+    ("--batch_size 0",),
+    ("--batch_size 99999999999",),
+    ("--num_workers -1",),
+    ("--num_workers 1000000",),
+    ("--lr nan",),
+    ("--lr -1",),
+    ("--lr 1e400",),
+    ("--num_heads 0",),
+    ("--num_res_blocks 99999",),
+    ("--dropout nan",),
+    ("--dropout 1.5",),
+    ("--max_steps -1",),
+    ("--max_minutes nan",),
+    ("--save_interval -5",),
+    ("--keep_checkpoints -1",),
+    ("--val_fraction 2",),
+    ("--val_fraction nan",),
+    ("--classes =,",),
+    ("--precision fp8",),
+    ("--version v9",),
+    ("--recipe nothing",),
+    ("--preset XXL",),
+    ("--augment wild",),
+    ("--class_cond maybe",),
+    ("--no_such_flag 3",),
+    ("--out_dir ''", "--out_dir"),
+    ("--data_dir ''", "--data_dir"),
+    ("--data_dir none", "none: no such folder"),
+    ("--data_name MNIST",),
+    ("--val_dir none --sample_interval 1", "none"),
+    ("--resume_checkpoint none.pt", "none.pt"),
+    (f"--out_dir {'a' * 300}", "--out_dir"),
+):
+    row(train, flags[:40], flags, *(line or (flags.split()[0],)))
+for flags, *line in (
+    ("--num_ensemble 0",),
+    ("--num_ensemble 2.5",),
+    ("--num_ensemble 1000000000",),
+    ("--diffusion_steps 2000000000",),
+    ("--temperature nan",),
+    ("--temperature -1",),
+    ("--tile_overlap 2",),
+    ("--scales 0",),
+    ("--scales 1,nan",),
+    ("--weights 0.5",),
+    ("--sampler euler",),
+    ("--fuse best",),
+    ("--split ''",),
+    (f"--seed {2**70}",),
+    ("--sample_batch_size -2",),
+    ("--out_dir ''", "--out_dir"),
+    ("--model_path ''", "--model_path"),
+    ("--model_path /dev/zero", "/dev/zero"),
+    ("--data_dir /dev/null", "/dev/null"),
+):
+    row(sample, flags[:40], flags, *(line or (flags.split()[0],)))
+for flags, *line in (
+    ("--nsd_tolerance nan",),
+    ("--nsd_tolerance 1,,2",),
+    ("--lesion_iou 2",),
+    ("--compare none", "none"),
+    ("--pred_dir ''", "--pred_dir"),
+    ("--pred_dir none", "none"),
+    ("--fit_temperature none.pt", "none.pt"),
+    ("--out_dir ''", "--out_dir"),
+):
+    row(evaluate, flags[:40], flags, *(line or (flags.split()[0],)))
+row(check, "--num_shown -1", "--num_shown -1", "--num_shown")
+row(check, "--max_megapixels nan", "--max_megapixels nan", "--max_megapixels")
+row(demo, "--speed nan", "--speed nan", "--speed")
+row(demo, "--seed", f"--seed {2**70}", "--seed")
+
+# Texts.
+for name, text in ODD_TEXTS.items():
+    row(train, f"split.json {name}", written("data/split.json", text), "split.json")
+    row(train_task, f"dataset.json {name}", written("task/dataset.json", text), "dataset.json")
+    row(evaluate, f"manifest {name}", written("results/manifest.json", text), "manifest.json")
+    row(rerun, f"manifest {name}", written("results/manifest.json", text), "manifest.json")
+for name, spoil in {
+    "is a folder": folder_at("data/split.json"),
+    "of numbers": jsoned("data/split.json", {"train": [1, 2]}),
+    "with a dict": jsoned("data/split.json", {"train": {"case0": 1}}),
+    "with ..": jsoned("data/split.json", {"train": ["../secret"]}),
+    "absolute": jsoned("data/split.json", {"train": ["/etc/passwd"]}),
+    "without such a case": jsoned("data/split.json", {"train": ["case77"]}),
+    "a case in two lists": jsoned("data/split.json", {"train": ["case0"], "val": ["case0"]}),
+    "/dev/zero": link("data/split.json", "/dev/zero"),
+}.items():
+    row(train, f"split.json {name}", spoil, "split.json")
+for name, spoil in {
+    "labels a list": task_with(labels=["hip"]),
+    "labels a number": task_with(labels=1),
+    "labels of odd values": task_with(labels={"hip": {"a": 1}}),
+    "training a text": task_with(training="imagesTr"),
+    "training of numbers": task_with(training=[1, 2]),
+    "training without images": task_with(training=[{"label": "labelsTr/hip_0.nii.gz"}]),
+    "training a dict": task_with(training={"image": 1}),
+    "training with ..": task_with(training=[{"image": "../secret.nii.gz", "label": "./labelsTr/hip_0.nii.gz"}]),
+    "training absolute": task_with(training=[{"image": "/etc/passwd", "label": "./labelsTr/hip_0.nii.gz"}]),
+    "modality a number": task_with(modality=3),
+    "without modality": task_with(modality=None),
+    "is a folder": folder_at("task/dataset.json"),
+}.items():
+    row(train_task, f"dataset.json {name}", spoil, "dataset.json")
+for name, change in {
+    "settings a list": lambda m: m.update(settings=[]),
+    "data a text": lambda m: m.update(data="FOLDER"),
+    "data null": lambda m: m.update(data=None),
+    "split a number": lambda m: m["data"].update(split=3),
+    "data_dir a number": lambda m: m["data"].update(data_dir=3),
+    "data_name a list": lambda m: m["data"].update(data_name=["FOLDER"]),
+    "classes a number": lambda m: m["data"].update(classes=7),
+    "hold-out a text": lambda m: m["data"].update(val_fraction="much"),
+    "hold-out of 7": lambda m: m["data"].update(test_fraction=7),
+    "members a text": lambda m: m["settings"].update(num_ensemble="many"),
+    "members negative": lambda m: m["settings"].update(num_ensemble=-3),
+    "members a float": lambda m: m["settings"].update(num_ensemble=2.5),
+    "megapixels a text": lambda m: m["data"].update(max_megapixels="all"),
+    "sum a number": lambda m: m.update(checkpoint_sha256=5),
+}.items():
+    row(evaluate, f"manifest {name}", manifest_with(change), "manifest.json")
+for name, text in {
+    "empty": "",
+    "list": "- a\n- b\n",
+    "number": "7",
+    "tag": "lr: !!python/object/apply:os.system ['true']\n",
+    "deep": "lr: " + "[" * 200,
+    "digits": f"lr: {LONG}\n",
+    "digits for an integer": f"seed: {LONG}\n",
+    "date": "lr: 2020-13-01\n",
+    "valid date": "seed: 2020-10-01\n",
+    "laughs": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"{n}: &{n} [{','.join([f'*{o}'] * 9)}]\n" for o, n in zip("abcdefgh", "bcdefghi", strict=True)),
+    "include itself": "include: run.yaml\n",
+    "include none": "include: none.yaml\n",
+    "include a folder": "include: data\n",
+    "include /dev/zero": "include: /dev/zero\n",
+    "include a number": "include: 3\n",
+    "a list for a number": "lr: [1, 2]\n",
+    "a dict for a text": "data_name: {a: 1}\n",
+    "null for a number": "lr: null\n",
+    "nan": "lr: .nan\n",
+    "infinite": "lr: .inf\n",
+    "unknown": "no_such_flag: 3\n",
+    "two documents": "lr: 1\n---\nlr: 2\n",
+    "twice": "lr: 1\nlr: 2\n",
+    "not UTF-8": b"lr: \xff\n",
+    "NUL": b"lr: 1\x00\n",
+    "a tab": "lr:\t- 3\n\tseed: 1\n",
+    "a key that is no text": "3: 4\n",
+    "a key of a list": "? [1, 2]\n: 4\n",
+}.items():
+    row(config, f"YAML {name}", written("run.yaml", text), "run.yaml")
+row(config, "YAML is a folder", folder_at("run.yaml"), "run.yaml")
+row(config, "YAML is /dev/zero", link("run.yaml", "/dev/zero"), "run.yaml")
+row(config, "YAML is a link in a circle", link("run.yaml", "run.yaml"), "run.yaml")
+row(train, "labels.csv of one column", lambda at: (written("data/labels.csv", "case0\n")(at), "--class_cond True")[1],
+    "labels.csv")  # fmt: skip
+
+# Pictures and volumes.
+for name, spoil in {
+    "empty": written("data/images/case1.png", ""),
+    "a text": written("data/images/case1.png", "hello"),
+    "a page": written("data/images/case1.png", "<!DOCTYPE html><html>"),
+    "cut": lambda at: at.image.write_bytes(at.image.read_bytes()[:90]),
+    "a header alone": lambda at: at.image.write_bytes(at.image.read_bytes()[:33]),
+    "that claims 60000 x 60000": lambda at: at.image.write_bytes(claiming(at.image.read_bytes(), 60000, 60000)),
+    "that claims 0 x 40": lambda at: at.image.write_bytes(claiming(at.image.read_bytes(), 0, 40)),
+    "a folder": folder_at("data/images/case1.png"),
+    "a broken link": link("data/images/case1.png", "nowhere.png"),
+    "a link in a circle": link("data/images/case1.png", "case1.png"),
+    "of another size": saved("data/images/case1.png", png((5, 7, 3))),
+}.items():
+    row(check, f"picture {name}", spoil, "case1.png")
+for name, spoil in {
+    "empty": written("task/imagesTr/hip_1.nii.gz", b""),
+    "a text": written("task/imagesTr/hip_1.nii.gz", "hello"),
+    "cut": lambda at: at.volume.write_bytes(at.volume.read_bytes()[:200]),
+    "of an axis of 0": saved("task/imagesTr/hip_1.nii.gz", nifti((32, 0, 3))),
+    "of no slices": saved("task/imagesTr/hip_1.nii.gz", nifti((32, 32, 0))),
+    "of another size": saved("task/imagesTr/hip_1.nii.gz", nifti((16, 32, 3))),
+    "of 5 axes": saved("task/imagesTr/hip_1.nii.gz", nifti((32, 32, 3, 2, 2))),
+    "a broken link": link("task/imagesTr/hip_1.nii.gz", "nowhere.nii.gz"),
+}.items():
+    row(check_task, f"volume {name}", spoil, "hip_1")
+
+# Checkpoints.
+CHECKPOINTS = {
+    "a folder": folder_at("run/model000002.pt"),
+    "empty": written("run/model000002.pt", b""),
+    "a text": written("run/model000002.pt", "weights"),
+    "cut": lambda at: at.checkpoint.write_bytes(at.checkpoint.read_bytes()[:5000]),
+    "a flipped bit": flipped(0.4),
+    "another flipped bit": flipped(0.77),
+    "a tensor": checkpoint_with(lambda c: torch.zeros(3)),
+    "a list": checkpoint_with(lambda c: [1]),
+    "without weights": checkpoint_with(without("model")),
+    "weights a list": checkpoint_with(lambda c: c.update(model=[1])),
+    "a weight missing": checkpoint_with(lambda c: c["model"].pop(next(iter(c["model"])))),
+    "a weight too many": checkpoint_with(lambda c: c["model"].update(more=torch.zeros(1))),
+    "a weight of another shape": checkpoint_with(lambda c: c["model"].update({next(iter(c["model"])): torch.zeros(1)})),
+    "a weight that is a text": checkpoint_with(lambda c: c["model"].update({next(iter(c["model"])): "x"})),
+    "an average missing": checkpoint_with(lambda c: c.update(ema={})),
+    "an average a list": checkpoint_with(lambda c: c.update(ema=[])),
+    "without options": checkpoint_with(without("config")),
+    "options a list": checkpoint_with(lambda c: c.update(config=[])),
+    "without a group": checkpoint_with(without("config", "model")),
+    "a group null": checkpoint_with(lambda c: c["config"].update(diffusion=None)),
+    "an unknown option": checkpoint_with(nested("config", "model")(from_the_future=3)),
+    "version v9": checkpoint_with(nested("config", "model")(version="v9")),
+    "a width of a text": checkpoint_with(nested("config", "model")(num_channels="wide")),
+    "a width of nan": checkpoint_with(nested("config", "model")(num_channels=float("nan"))),
+    "a size of 0": checkpoint_with(nested("config", "model")(image_size=0)),
+    "a huge width": checkpoint_with(nested("config", "model")(num_channels=10**9)),
+    "multipliers nan": checkpoint_with(nested("config", "model")(channel_mult="nan")),
+    "steps of 2e9": checkpoint_with(nested("config", "diffusion")(diffusion_steps=2 * 10**9)),
+    "steps of a list": checkpoint_with(nested("config", "diffusion")(diffusion_steps=[1])),
+    "channels of a text": checkpoint_with(lambda c: c.update(image_channels="three")),
+    "channels of 0": checkpoint_with(lambda c: c.update(image_channels=0)),
+    "class names of numbers": checkpoint_with(lambda c: c.update(class_names=[1])),
+    "no class names": checkpoint_with(lambda c: c.update(class_names=[])),
+    "step a text": checkpoint_with(lambda c: c.update(step="two")),
+    "step negative": checkpoint_with(lambda c: c.update(step=-1)),
+    "format of another": checkpoint_with(lambda c: c.update(format="medsegdiff-checkpoint-99")),
+}  # fmt: skip
+for name, spoil in CHECKPOINTS.items():
+    for door in (sample, resume, load):
+        row(door, f"checkpoint {name}", spoil, "model000002.pt")
+
+
+# ---- the test ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(script, trained, pictures, tmp_path_factory):
+    """A results folder of the checkpoint `trained`, on the same pictures as a place's first three."""
+    out = tmp_path_factory.mktemp("bad") / "results"
+    script("segmentation_sample", ["--model_path", trained, "--data_dir", pictures, "--out_dir", out, FAST])
+    return out
 
 
 @pytest.fixture
-def bad(tmp_path):
-    """A FOLDER data set of three pictures to be broken, and the training flags for it."""
-    write_folder(tmp_path / "bad", 3)
-    return tmp_path / "bad"
-
-
-@pytest.fixture
-def not_trained(refusal, bad, tmp_path):
-    """A function (flags) that asserts that training is refused and returns the line."""
-
-    def run(flags="", folder=bad, data_name="FOLDER"):
-        line = [
-            f"--data_name {data_name} --data_dir",
-            folder,
-            "--out_dir",
-            tmp_path / "out",
-            TINY,
-            "--max_steps 9",
-            flags,
-        ]
-        return refusal("segmentation_train", line)
-
-    return run
-
-
-@pytest.fixture
-def not_sampled(refusal, pictures, trained, tmp_path):
-    """A function (flags) that asserts that sampling is refused and returns the line."""
-
-    def run(flags="", folder=pictures, checkpoint=trained, out="out"):
-        line = ["--model_path", checkpoint, "--data_dir", folder, "--out_dir", tmp_path / out, FAST, flags]
-        return refusal("segmentation_sample", line)
-
-    return run
-
-
-def test_missing_or_empty_folder(not_trained, not_sampled, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("FOLDER", "ISIC", "BRATS"):
-        assert f"{tmp_path / 'none'}: no such folder" in not_trained(folder=tmp_path / "none", data_name=name)
-        assert f"{tmp_path / 'empty'}: no cases found" in not_trained(folder=tmp_path / "empty", data_name=name)
-    assert "no such folder" in not_sampled(folder=tmp_path / "none")
-    line = not_sampled(folder=tmp_path / "empty")
-    assert "no cases found" in line and line.endswith("was trained on FOLDER: for other data add --data_name")
-    assert "trained on" not in not_sampled("--data_name ISIC", folder=tmp_path / "empty")
-    assert not (tmp_path / "out").exists()
-
-
-def test_flags_that_are_needed(refusal, trained):
-    assert "--data_dir: is needed" in refusal("segmentation_train", "--data_name ISIC")
-    assert "--model_path: is needed" in refusal("segmentation_sample", "--data_dir x")
-    assert "--data_dir: is needed" in refusal("segmentation_sample", ["--model_path", trained])
-
-
-def test_the_default_kind_of_data_is_told(refusal, pictures, tmp_path):
-    line = refusal("segmentation_train", ["--data_dir", pictures, "--out_dir", tmp_path, TINY])
-    assert "no cases found for BRATS;" in line and "BRATS is the default of --data_name" in line
-
-
-def test_usage_errors_have_status_two(process, tmp_path):
-    ended = finish(process("segmentation_eval", ["--config", tmp_path / "nope.yaml"]))
-    assert ended.status == 2 and ended.messages == [
-        f"error: --config {tmp_path / 'nope.yaml'}: No such file or directory; name a YAML file"
-    ]
-
-
-def test_a_gpu_that_is_not_there_is_told(script, refusal, pictures, trained, tmp_path, capsys, monkeypatch):
-    line = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path, FAST]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    script("segmentation_sample", line)
-    assert "no GPU" not in capsys.readouterr().out
-    script("segmentation_sample", [*line, "--gpu_dev 3"])
-    assert "warning: --gpu_dev 3: torch finds no GPU here and uses the CPU" in capsys.readouterr().out
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "--gpu_dev 3: there is 1 GPU, number 0" in refusal("segmentation_sample", [*line, "--gpu_dev 3"])
-
-
-def test_unknown_data_name(not_trained, tmp_path):
-    assert "--data_name MNIST: unknown" in not_trained(data_name="MNIST")
-    assert "no such file" in not_trained(data_name=f"{tmp_path}/none.py:Loader")
-
-
-def test_image_without_its_mask(not_trained, bad):
-    (bad / "masks" / "case1.png").unlink()
-    assert "case1.png: has no mask" in not_trained()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sizes_that_differ(not_trained, bad, save_picture, workers):
-    save_picture(bad / "masks" / "case1.png", np.zeros((32, 41), np.uint8))
-    line = not_trained(f"--num_workers {workers}")
-    assert "case1.png: the mask has 32x41 pixels, its image case1.png has 32x40; they must agree" in line
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_truncated_png(not_trained, bad, truncate, workers):
-    truncate(bad / "images" / "case2.png")
-    assert f"{bad / 'images' / 'case2.png'}: is truncated or damaged" in not_trained(f"--num_workers {workers}")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_truncated_nifti(not_trained, brats, truncate, tmp_path, workers):
-    shutil.copytree(brats, tmp_path / "volumes")
-    path = truncate(tmp_path / "volumes/training/BraTS2021_00001/BraTS2021_00001_t2.nii.gz")
-    line = not_trained(f"--num_workers {workers}", tmp_path / "volumes", "BRATS")
-    assert f"{path}: is truncated or damaged" in line
-
-
-FAILS_IN_A_WORKER = (
-    "return open('/root/none/photo.png') if __import__('torch').utils.data.get_worker_info() else "
-    "read_picture(case.images[0])"
-)
-
-
-def test_what_the_system_says_in_a_worker_is_one_line(not_trained, bad, tmp_path):
-    """An error of the system (no permission, a failing disk) in a loader's process, whose traceback comes with it."""
-    (tmp_path / "failing.py").write_text(LOADER.replace("return read_picture(case.images[0])", FAILS_IN_A_WORKER))
-    (bad / "case0").mkdir()
-    for source, name in (("images", "photo"), ("masks", "truth")):
-        shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
-    line = not_trained("--num_workers 2", data_name=f"{tmp_path / 'failing.py'}:Polyps")
-    assert "/root/none/photo.png" in line and "No such file or directory" in line
-
-
-def test_brats_case_that_lacks_a_modality(not_trained, brats, tmp_path):
-    shutil.copytree(brats, tmp_path / "volumes")
-    (tmp_path / "volumes/training/BraTS2021_00001/BraTS2021_00001_t1ce.nii.gz").unlink()
-    line = not_trained("", tmp_path / "volumes", "BRATS")
-    assert "case BraTS2021_00001 lacks the modality t1ce" in line
-
-
-def test_class_cond_needs_labels(script, not_trained, not_sampled, isic, tmp_path):
-    assert "case0.png: has no class label" in not_trained("--class_cond True")
-    data = ["--data_name ISIC --data_dir", isic / "Train", "--out_dir", tmp_path / "run", TINY]
-    script("segmentation_train", [*data, "--max_steps 1 --class_cond True"])
-    checkpoint = tmp_path / "run" / "model000001.pt"
-    (tmp_path / "plain").mkdir()
-    images = next((isic / "Test").glob("*Part1_Test_Data"))
-    shutil.copytree(images, tmp_path / "plain" / images.name)
-    assert "labels" in not_sampled(folder=tmp_path / "plain", checkpoint=checkpoint)
-
-
-def test_a_label_without_a_name_is_refused(not_trained, tmp_path, bad):
-    """It would train without the class, or index beyond the embedding."""
-    text = LOADER.replace("else ())", "else (), label=2)")
-    (bad / "case0").mkdir()
-    for source, name in (("images", "photo"), ("masks", "truth")):
-        shutil.copy(bad / source / "case0.png", bad / "case0" / f"{name}.png")
-    for names in ("()", "('a', 'b')"):
-        (tmp_path / "labelled.py").write_text(
-            text.replace("class_names =", f"label_names = {names}\n    class_names =")
-        )
-        line = not_trained("--class_cond True", data_name=f"{tmp_path / 'labelled.py'}:Polyps")
-        assert f"has the class label 2 of {0 if names == '()' else 2}, which --class_cond True needs" in line
-
-
-def test_image_size_that_the_levels_do_not_divide(not_trained):
-    line = not_trained("--image_size 34 --channel_mult 1,1,2,2")
-    assert "image size 34 does not work with 4 levels, which need a multiple of 8: use 32 or 40" in line
-
-
-def test_heads_that_do_not_divide_the_width(not_trained):
-    assert "--num_heads 3 does not divide" in not_trained("--num_heads 3")
-
-
-class Touch:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_path):
-    assert f"--model_path {tmp_path / 'none.pt'}: no such file" in not_sampled(checkpoint=tmp_path / "none.pt")
-    (tmp_path / "a run").mkdir()
-    assert "a run: is a folder, without a checkpoint model*.pt" in not_sampled(checkpoint=tmp_path / "a run")
-    for step in (9, 10):
-        shutil.copy(trained, tmp_path / "a run" / f"model{step:06d}.pt")
-    newest = tmp_path / "a run" / "model000010.pt"
-    assert f"is a folder, its newest checkpoint is '{newest}'" in not_sampled(checkpoint=tmp_path / "a run")
-    (tmp_path / "text.pt").write_text("weights")
-    assert "text.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "text.pt")
-    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "foreign.pt")
-    assert "foreign.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "foreign.pt")
-    shutil.copy(trained, tmp_path / "cut.pt")
-    line = not_sampled(checkpoint=truncate(tmp_path / "cut.pt"))
-    assert line.endswith("cut.pt: is no checkpoint, or a damaged one; copy it again or train anew")
-    torch.save(torch.load(trained, weights_only=True) | {"step": Touch(tmp_path / "ran")}, tmp_path / "evil.pt")
-    assert "evil.pt: holds more than plain data" in not_sampled(checkpoint=tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--num_channels 16", "--num_channels 16 contradicts the checkpoint"),
-        ("--learn_sigma True", "which was trained with learn_sigma False"),
-        ("--noise_schedule linear", "which was trained with noise_schedule cosine"),
-        ("--predict_xstart False", "contradicts the checkpoint"),
-        ("--diffusion_steps 1001", "--diffusion_steps 1001: the checkpoint was trained with 1000"),
-        ("--use_ddim True", "--use_ddim True contradicts --dpm_solver True"),
-        ("--weights 0.5", "--weights 0.5: the checkpoint has model, ema, 0.9999"),
-        ("--timestep_respacing 50", "--timestep_respacing chooses steps of DDPM or DDIM"),
-        ("--multi-gpu one", "--multi-gpu one: must be numbers of GPUs separated by commas"),
-        ("--lr 1e-4", "--lr: is a flag of segmentation_train.py"),
-        ("--use-ddim --debug True", "--use_ddim True contradicts --dpm_solver True"),
-        ("--seed", "--seed: needs a value"),
-    ],
-)
-def test_flags_that_contradict(not_sampled, flags, words):
-    assert words in not_sampled(flags)
-
-
-def test_wrong_channels_at_sampling(not_sampled, slices):
-    line = not_sampled("--data_name BRATS", folder=slices)
-    assert "images have 4 channels, the checkpoint was trained with 3" in line
-
-
-STACK = """
-import numpy as np
-from guided_diffusion.data import Case, Geometry, SegmentationDataset
-
-class Stack(SegmentationDataset):
-    def find_cases(self):
-        path = (self.data_dir / "stack.bin",)
-        return [Case(f"v_{k}", path, volume="v", slice_index=k) for k in SLICES]
-
-    def read_image(self, case):
-        return np.full((3, 32, 32), case.slice_index, np.float32)
-
-    def geometry(self, case):
-        return GEOMETRY
-"""
-SIX = "Geometry(np.eye(4), (1, 1, 1), (32, 32, 6))"
-
-
-@pytest.mark.parametrize("slices, geometry, words", [
-    ("range(6)", "None", "stack.bin: Stack gives no geometry of the volume v, without which its masks cannot be"),
-    ("(1, 3, 4)", SIX, "stack.bin: the volume v has 6 slices, the cases are 3 (slice_index 1, 3, 4), so that its"),
-    ("range(1, 7)", SIX, "the volume v has 6 slices, the cases are 6 (slice_index 1, 2, 3, 4, 5, ...), so that its"),
-])  # fmt: skip
-def test_a_loader_that_does_not_give_whole_volumes(not_sampled, tmp_path, slices, geometry, words):
-    """Told before anything is drawn or written."""
-    loader = STACK.replace("SLICES", slices).replace("GEOMETRY", geometry)
-    (tmp_path / "my_loader.py").write_text(loader, encoding="utf-8")
-    (tmp_path / "data").mkdir()
-    assert words in not_sampled(f"--data_name {tmp_path}/my_loader.py:Stack", folder=tmp_path / "data")
-    assert not (tmp_path / "out").exists()
-
-
-def test_out_dir_that_cannot_be_written(not_trained, not_sampled, refusal, pictures, trained, tmp_path):
-    (tmp_path / "out").write_text("a file")
-    assert f"{tmp_path / 'out'}: cannot be written to" in not_trained()
-    assert f"{tmp_path / 'out'}: cannot be written to" in not_sampled()
-    assert "cannot be written to" in not_sampled(out="out/below")
-    line = refusal(
-        "segmentation_eval", ["--pred_dir", pictures, "--data_dir x --data_name FOLDER --out_dir /proc/none"]
-    )
-    assert "x: no such folder" in line
-    data = ["--model_path", trained, "--data_dir", pictures, "--out_dir /proc/none"]
-    assert "/proc/none: cannot be written to" in refusal("segmentation_sample", data)
-    assert (tmp_path / "out").read_text() == "a file"
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function (size) that mounts a file system of that size; needs root."""
-    folders = []
-
-    def mount(size):
-        folder = tmp_path / f"disk{len(folders)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a small file system")
-        folders.append(folder)
-        return folder
-
-    yield mount
-    for folder in folders:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_full_disk_as_a_process(process, pictures, small_disk):
-    """The first checkpoint fits, the second does not: one line, and the first stands."""
-    disk = small_disk("2000k")
-    line = [
-        "--data_name FOLDER --data_dir",
-        pictures,
-        "--out_dir",
-        disk / "run",
-        TINY,
-        "--save_interval 1 --max_steps 9",
-    ]
-    ended = finish(process("segmentation_train", line))
-    assert ended.status == 1
-    assert ended.messages == [f"error: {disk / 'run' / 'model000002.pt'}: No space left on device"]
-    assert [path for path in files(disk / "run") if "model" in path] == ["model000001.pt"]
-    assert load_checkpoint(disk / "run" / "model000001.pt").step == 1
-
-
-def test_full_disk_while_sampling(refusal, trained, pictures, small_disk):
-    disk = small_disk("28k")
-    line = refusal(
-        "segmentation_sample", ["--model_path", trained, "--data_dir", pictures, "--out_dir", disk / "r", FAST]
-    )
-    assert line.startswith(f"error: {disk / 'r'}/") and line.endswith(".png: No space left on device")
-    assert not [path for path in files(disk / "r") if os.path.basename(path).startswith(".")]
-
-
-@pytest.mark.parametrize("name", ["segmentation_train", "segmentation_sample", "segmentation_eval", "demo"])
-def test_ctrl_c_while_a_script_is_imported(tmp_path, name):
-    """It comes while numpy, which is slow to load, is half there; and shows no traceback."""
-    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPTS.parent}"}
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
-
-
-def test_demo_wants_a_new_folder(refusal, tmp_path):
-    (tmp_path / "mine.txt").write_text("keep")
-    assert "is not empty; remove it or choose another --out_dir" in refusal("demo", ["--out_dir", tmp_path])
-    assert str(tmp_path / "mine.txt") in refusal("demo", ["--out_dir", tmp_path / "mine.txt"])
-    assert "--speed 0: must be above 0" in refusal("demo", "--speed 0")
-    assert files(tmp_path) == ["mine.txt"]
+def place(tmp_path, trained, results, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path / "place", trained, results)
+
+
+def contents(folder):
+    """{path: size and time} of the files below a folder, links as themselves."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in found}
+
+
+@pytest.mark.parametrize("door, spoil, line", ROWS)
+def test_bad_input(door, spoil, line, place, script, capsys):
+    place.root.mkdir()
+    flags = spoil if isinstance(spoil, str) else spoil(place)
+    name, arguments = door(place)
+    before = contents(place.root)
+    capsys.readouterr()
+    if name is None:
+        with pytest.raises(UserError) as refused:
+            arguments()
+        text, status = f"error: {refused.value}", 2
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            run_script(lambda: script(name, [*arguments, flags if isinstance(flags, str) else ""]))
+        printed, status = capsys.readouterr(), stopped.value.code
+        lines = messages(printed.err)
+        if name == "check_data" and status == 1:  # it goes on, and its findings are its output
+            assert all(text.startswith(("looking: ", "drawing: ", "error: ")) for text in lines), lines
+            found = [text for text in (*lines, *printed.out.splitlines()) if text.startswith("error: ")]
+            lines = [text for text in found if line[0] in text][:1]
+        assert len(lines) == 1, (lines, printed.out[-500:])
+        (text,) = lines
+    assert status in (1, 2) and text.startswith("error: ") and len(text) < 1200
+    assert all(word in text for word in line), text
+    checked = place.root / "checked"
+    assert {path: state for path, state in contents(place.root).items() if not path.is_relative_to(checked)} == before
+    assert not place.out.exists() and files(Path.cwd()) == files(place.root.parent)

@@ -14,6 +14,7 @@ from helpers import write_task
 
 import guided_diffusion
 from guided_diffusion import Segmenter
+from guided_diffusion.checkpoint import OLD_FORMAT, load_checkpoint
 from guided_diffusion.data.accounting import account
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.compatibility import leakage_warning
@@ -36,19 +37,16 @@ def planted(tmp_path, monkeypatch):
 
 @pytest.fixture
 def strange(trained, pictures, tmp_path):
-    """A function (data name) that gives a checkpoint that says it was trained with that loader.
+    """A function (data name, run's folder) that gives a checkpoint, as older versions wrote it, that names them."""
 
-    It has a loader's folder, which this version does not write.
-    """
-
-    def make(data_name):
+    def make(data_name, out_dir=None):
+        content = vars(load_checkpoint(trained))
         path = tmp_path / "run" / trained.name
-        content = torch.load(trained, weights_only=True)
-        content["config"]["data"] |= {"data_name": data_name, "data_dir": str(pictures)}
-        content["config"]["train"] |= {"out_dir": str(path.parent)}
-        del content["config"]["digests"]
+        data = content["config"]["data"] | {"data_name": data_name, "data_dir": str(pictures)}
+        train = content["config"]["train"] | {"out_dir": str(out_dir or path.parent)}
         path.parent.mkdir(exist_ok=True)
-        torch.save(content, path)
+        config = {**content["config"], "data": data, "train": train}
+        torch.save(content | {"format": OLD_FORMAT, "config": config}, path)
         return path
 
     return make
@@ -167,6 +165,13 @@ def test_every_call_of_the_registry_says_who_named_the_loader():
     assert not [line for line in wrong if "segmenter.py: find_loader(data_name)" not in line]
 
 
+def test_a_checkpoint_does_not_choose_where_its_run_goes_on(strange, refusal, tmp_path):
+    path = strange("FOLDER", tmp_path / "elsewhere")
+    line = refusal("segmentation_train", f"--resume_checkpoint {path} --max_steps 3 --num_workers 0")
+    assert f"--out_dir: is needed; {path} names the folder {tmp_path}/elsewhere for it, which is not its own" in line
+    assert not (tmp_path / "elsewhere").exists()
+
+
 # ---- lists of files ----------------------------------------------------------------------------------------------
 
 LEADS_OUT = ["../secret", "/etc/hostname", "images/../../secret", "..\\secret", "C:\\secret"]
@@ -279,7 +284,6 @@ def test_a_checkpoint_that_names_the_whole_disk_as_its_data(data):
     for place in ("/", str(Path.home())):
         line = leakage_warning(dataset, units, {"data_name": "FOLDER", "data_dir": place})
         assert "which cases were trained on is unknown" in line
-    assert leakage_warning(dataset, units, {"data_name": "FOLDER", "data_dir": 5}) is None
 
 
 # ---- what others see ---------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_the_other_pictures_are_sampled_as_if_it_were_not_there(run, trained, ba
     assert status == 1 and len(told) == 1
     assert told[0].startswith(f"warning: case1: goes on without it: {path}: is truncated or damaged")
     assert errors == [
-        "error: 1 of 4 cases could not be read and has no mask: case1; repair it, then the same command samples it"
+        "error: 1 of 4 cases could not be sampled and has no mask: case1; repair it, then the same command samples it"
     ]
     assert not [name for name in files(results) if "case1" in name]
     for name in files(results):
@@ -75,7 +75,7 @@ def test_several_in_a_batch_the_first_among_them(run, trained, bad, truncate, sc
     status, told, errors = run(trained, bad, FAST)
     assert status == 1 and [line.split(": ")[1] for line in told] == ["case0", "case2"]
     assert errors == [
-        "error: 2 of 4 cases could not be read and have no mask: case0, case2; repair them, then the same command "
+        "error: 2 of 4 cases could not be sampled and have no mask: case0, case2; repair them, then the same command "
         "samples them"
     ]
     assert files(tmp_path / "results" / "masks") == ["case1.png", "case3.png"]
@@ -92,7 +92,7 @@ def test_where_none_can_be_read_the_first_ones_line_ends_it(run, trained, bad, t
     (tmp_path / "own.py").write_text(OWN.replace("NAME", "case"))
     status, told, errors = run(trained, tmp_path / "other", f"{FAST} --data_name {tmp_path / 'own.py'}:Own")
     assert status == 2 and len(told) == 2 and len(errors) == 1
-    assert errors[0].startswith("error: none of 2 cases could be read; the first: case case0: ")
+    assert errors[0].startswith("error: none of 2 cases could be sampled; the first: case case0: ")
     assert f"{tmp_path / 'own.py'}, line 6, read_image: IndexError: case0; python" in errors[0]
     assert manifest_of(tmp_path / "results")["status"] == "running"
 
@@ -131,7 +131,7 @@ def test_a_volume_is_left_out_as_a_whole(run, train, brats, truncate, tmp_path, 
     truncate(data / "BraTS2021_00000" / "BraTS2021_00000_t2.nii.gz")
     status, told, errors = run(checkpoint, data, f"{ONE_BY_ONE} {flags.replace('CACHE', str(tmp_path / 'cache'))}")
     assert status == 1 and len(told) == 1 and "BraTS2021_00000_t2.nii.gz: is truncated or damaged" in told[0]
-    assert "1 of 2 cases could not be read and has no mask: BraTS2021_00000; " in errors[0]
+    assert "1 of 2 cases could not be sampled and has no mask: BraTS2021_00000; " in errors[0]
     results = tmp_path / "results"
     assert (results / "BraTS2021_00001_seg.nii.gz").exists() and len(rows(results)) == 1
     assert not [name for name in files(results) if "BraTS2021_00000" in name]
@@ -162,7 +162,7 @@ def test_of_a_volume_that_was_begun_nothing_stays(run, trained, tmp_path, worker
     (tmp_path / "data").mkdir()
     flags = f"{ONE_BY_ONE} --num_workers {workers} --debug True --data_name {tmp_path / 'stacks.py'}:Stack"
     status, told, errors = run(trained, tmp_path / "data", flags)
-    assert status == 1 and "1 of 2 cases could not be read and has no mask: v; " in errors[0]
+    assert status == 1 and "1 of 2 cases could not be sampled and has no mask: v; " in errors[0]
     assert len(told) == 1 and told[0].startswith("warning: v: goes on without it: case v_3: ") and "EOFError" in told[0]
     names = files(tmp_path / "results")
     assert "w_seg.nii.gz" in names and "debug/w_5.gif" in names
@@ -177,7 +177,9 @@ def test_each_process_tells_of_its_own_share_and_the_first_sums_up(trained, bad,
     assert ended.returncode == 1
     for name in ("case1", "case2"):
         assert ended.stdout.count(f"warning: {name}: goes on without it: ") == 1
-    assert ended.stderr.count("error: 2 of 4 cases could not be read and have no mask: case1, case2; repair them") == 1
+    assert (
+        ended.stderr.count("error: 2 of 4 cases could not be sampled and have no mask: case1, case2; repair them") == 1
+    )
     assert files(tmp_path / "results" / "masks") == ["case0.png", "case3.png"] and len(rows(tmp_path / "results")) == 2
     assert manifest_of(tmp_path / "results")["unread"] == ["case1", "case2"]
 

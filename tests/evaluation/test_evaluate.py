@@ -359,7 +359,11 @@ def test_script_refusals(folder, refusal, tmp_path):
     assert "no such folder" in refusal("segmentation_eval", ["--pred_dir", tmp_path / "none", *truth])
     (predicted / "manifest.json").write_text('{"of": "another program"}')
     assert "--data_name and --data_dir: needed" in refusal("segmentation_eval", ["--pred_dir", predicted])
-    (predicted / "half.png").write_bytes(b"no picture")
+    for path in predicted.glob("*.png"):
+        path.write_bytes(b"no picture")
+    assert "none of 5 cases could be evaluated; the first: " in refusal(
+        "segmentation_eval", ["--pred_dir", predicted, *truth]
+    )
     assert "half.png: is a text that begins 'no picture', no picture" in refusal(
         "segmentation_eval", ["--pred_dir", predicted, *truth]
     )

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from helpers import manifest_with, maps_of
+from helpers import manifest_with, maps_of, write_volume
 
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.volumes import VolumeReader, image_geometry
@@ -76,7 +76,7 @@ def written(folder, image):
     results = ResultsFolder(folder, manifest_with(), save_samples=True)
     maps = maps_of(shape if case.volume else shape[:2])
     if case.volume:
-        results.write_volume("v", maps, geometry, lambda k: np.zeros((1, *shape[:2])))
+        write_volume(results, "v", maps, geometry, lambda k: np.zeros((1, *shape[:2])))
     else:
         results.write_image("v", maps, np.zeros((1, *shape[:2]), np.float32), geometry=geometry)
     return maps.mask[0].reshape(geometry.shape), case, sorted(folder.glob("v_*.nii.gz"))

@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from helpers import geometry_of, manifest_with, maps_of
+from helpers import geometry_of, manifest_with, maps_of, write_volume
 
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.inference.results import ResultsFolder
@@ -30,8 +30,12 @@ def test_predictions_of_pictures(tmp_path):
 
 def test_predictions_of_volumes(tmp_path):
     maps = maps_of((6, 7, 3))
-    ResultsFolder(tmp_path, manifest_with(), save_samples=True).write_volume(
-        "v", maps, geometry_of(np.eye(4)), lambda k: np.zeros((1, 6, 7))
+    write_volume(
+        ResultsFolder(tmp_path, manifest_with(), save_samples=True),
+        "v",
+        maps,
+        geometry_of(np.eye(4)),
+        lambda k: np.zeros((1, 6, 7)),
     )
     predictions = Predictions(tmp_path)
     assert np.array_equal(predictions.mask("v", True), maps.mask[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers import MANIFEST, geometry_of, manifest_with, maps_of
+from helpers import MANIFEST, geometry_of, manifest_with, maps_of, write_volume
 from PIL import Image
 
 from guided_diffusion.config.sample_options import SampleOptions
@@ -15,6 +15,7 @@ from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.classes import BINARY, Classes
 from guided_diffusion.inference.predictions import Predictions
 from guided_diffusion.inference.results import ResultsFolder, check_name_lengths
+from guided_diffusion.inference.volume_files import VolumeFiles
 from guided_diffusion.io import drawing as pictures
 from guided_diffusion.runtime.errors import UserError
 
@@ -68,7 +69,7 @@ def test_files_of_a_volume(tmp_path):
     maps = maps_of((6, 7, 3))
     affine = np.array([[-2.0, 0, 0, 5], [0, 1, 0.5, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
     folder = ResultsFolder(tmp_path, dict(MANIFEST), save_samples=True)
-    folder.write_volume("v", maps, geometry_of(affine), lambda k: np.random.default_rng(k).random((4, 6, 7)))
+    write_volume(folder, "v", maps, geometry_of(affine), lambda k: np.random.default_rng(k).random((4, 6, 7)))
     assert folder.finished("v", True) and not folder.finished("w", True)
     names = ["coarse", "prob", "sample_00", "sample_01", "seg", "uncertainty"]
     assert files(tmp_path) == ["manifest.json", "overlay/v.png", *(f"v_{name}.nii.gz" for name in names)]
@@ -93,7 +94,9 @@ def test_the_mask_is_written_last(tmp_path, monkeypatch):
     folder.write_image("a", maps_of((8, 8)), np.zeros((1, 8, 8), np.float32))
     assert order[-1] == "masks" and order.count("masks") == 1 and len(order) == 7
     order.clear()
-    folder.write_volume("v", maps_of((8, 8, 2)), geometry_of(np.eye(4)), lambda k: np.zeros((1, 8, 8)))
+    monkeypatch.setattr("guided_diffusion.inference.volume_files.write_png", lambda *_: order.append("overlay"))
+    monkeypatch.setattr(VolumeFiles, "_write", lambda _, path: order.append(path.name))
+    write_volume(folder, "v", maps_of((8, 8, 2)), geometry_of(np.eye(4)), lambda k: np.zeros((1, 8, 8)))
     assert order[-1] == "v_seg.nii.gz" and len(order) == 7
 
 

@@ -114,7 +114,7 @@ def test_an_error_while_writing_ends_the_run(script, trained, pictures, tmp_path
         written.append(unit.name)
         raise OSError(28, "No space left on device", "disk")
 
-    monkeypatch.setattr(ResultWriter, "_write_unit", fails)
+    monkeypatch.setattr(ResultWriter, "_write_image", fails)
     with pytest.raises(OSError, match="No space"):
         sample(script, trained, pictures, tmp_path / "results", f"--batch_size 1 --num_workers {workers}")
     assert written == ["case0"] or workers

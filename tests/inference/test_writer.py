@@ -1,5 +1,6 @@
 """The results' writer: slices become volumes in order, a unit is written when it is whole, unread truth is left out."""
 
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,14 +17,34 @@ from guided_diffusion.inference.writer import ReadableRaters, ResultWriter
 from guided_diffusion.runtime.errors import UserError
 
 
+class Slices:
+    """The masks of a volume's slices, as `VolumeFiles` keeps them."""
+
+    def __init__(self, name, depth):
+        self.name, self.depth, self.masks = name, depth, np.zeros((0, 1, 8, 8), bool)
+
+    @property
+    def is_whole(self):
+        return len(self.masks) == self.depth
+
+    def add(self, maps):
+        self.masks = np.concatenate([self.masks, maps.mask[None]])
+
+    def close(self):
+        pass
+
+
 class Written:
     """A results folder that remembers what it was asked to write."""
 
     def __init__(self):
         self.volumes, self.removed = {}, []
 
-    def write_volume(self, name, maps, geometry, image_of, truth):
-        self.volumes[name] = (maps, [float(image_of(k).min()) for k in range(maps.mask.shape[-1])], truth)
+    def begin_volume(self, name, geometry, depth):
+        return Slices(name, depth)
+
+    def finish_volume(self, files, image_of, truth):
+        self.volumes[files.name] = (files.masks, [float(image_of(k).min()) for k in range(files.depth)], truth)
 
     def remove_debug(self, names):
         self.removed += names
@@ -55,8 +76,8 @@ def test_a_volume_is_written_when_its_last_slice_is_there(dataset):
     assert folder.volumes == {}
     take_in(results, dataset, [3, 4])  # the last of a, the first of b
     assert list(folder.volumes) == ["a"]
-    maps, images, truth = folder.volumes["a"]
-    assert maps.mask.shape == (1, 8, 8, 4) and maps.mask.any(axis=(0, 1, 2)).tolist() == [False, False, True, True]
+    masks, images, truth = folder.volumes["a"]
+    assert masks.shape == (4, 1, 8, 8) and masks.any(axis=(1, 2, 3)).tolist() == [False, False, True, True]
     assert images == [0, 10, 20, 30] and truth is None
 
 
@@ -89,5 +110,33 @@ def test_truth_that_cannot_be_read_is_warned_of_once(monkeypatch, capsys):
 def test_a_geometry_of_another_shape_is_refused(dataset):
     dataset.load_geometry = lambda case: Geometry(np.eye(4).tolist(), (), (8, 9, 4))
     results = writer_of(dataset, Written())
-    with pytest.raises(UserError, match="volume a has the shape 8x9x4, its slices make 8x8x4; correct geometry"):
-        take_in(results, dataset, [0, 1, 2, 3])
+    take_in(results, dataset, [0, 1, 2, 3])
+    (why,) = results.failed.values()
+    assert "volume a has the shape 8x9x4, its slices make 8x8x4; correct geometry" in why
+
+
+def test_a_unit_that_cannot_be_written_does_not_cost_the_others(dataset, monkeypatch, capsys):
+    folder = Written()
+    finish = folder.finish_volume
+
+    def fails(files, *rest):
+        if files.name == "a":
+            raise OSError(errno.EISDIR, "Is a directory", "a_seg.nii.gz")
+        finish(files, *rest)
+
+    monkeypatch.setattr(folder, "finish_volume", fails)
+    results = writer_of(dataset, folder)
+    take_in(results, dataset, range(4))
+    take_in(results, dataset, range(4, 9))
+    assert list(folder.volumes) == ["b"] and results.empty == 0
+    assert {unit.name: why for unit, why in results.failed.items()} == {"a": "a_seg.nii.gz: Is a directory"}
+
+
+def test_a_full_disk_ends_the_run(dataset, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a_seg.nii.gz")
+
+    folder = Written()
+    monkeypatch.setattr(folder, "finish_volume", fails)
+    with pytest.raises(OSError, match="No space"):
+        take_in(writer_of(dataset, folder), dataset, range(4))

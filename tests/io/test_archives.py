@@ -61,7 +61,7 @@ def test_threads_find_the_same(saved, monkeypatch):
 
 
 def test_a_sum_does_not_depend_on_the_blocks(monkeypatch):
-    monkeypatch.setattr(archives, "BLOCK", 7)
+    monkeypatch.setattr(archives, "SUMMED_AT_ONCE", 7)
     assert checksum(b"0123456789" * 5) == zlib.crc32(b"0123456789" * 5) and checksum(b"") == 0
     assert checksum(torch.arange(5).numpy()) == zlib.crc32(torch.arange(5).numpy().tobytes())
 

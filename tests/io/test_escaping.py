@@ -12,7 +12,7 @@ from guided_diffusion.io.escaping import (
     markdown_code,
     markdown_text,
     place_name,
-    without_places,
+    with_short_places,
 )
 
 
@@ -101,5 +101,6 @@ def test_what_is_a_place():
 def test_a_message_without_its_places(tmp_path):
     text = "3 cases of /home/anna b/data: (see /srv/x/y.png) or gs://b/c/d, 1/2 of 0.5/s; runs/first stay"
     assert (
-        without_places(text, "/home/anna b/data") == "3 cases of data: (see y.png) or d, 1/2 of 0.5/s; runs/first stay"
+        with_short_places(text, "/home/anna b/data")
+        == "3 cases of data: (see y.png) or d, 1/2 of 0.5/s; runs/first stay"
     )

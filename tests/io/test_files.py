@@ -135,9 +135,9 @@ def test_npz_files_that_cannot_be_read(tmp_path, truncate):
         with pytest.raises(UserError, match="x.npz: is truncated or damaged, or is no .npz file"):
             read(path)
     np.savez(path, a=np.array([{"of": "objects"}], dtype=object))
-    with pytest.raises(UserError, match="allow_pickle=False"):
+    with pytest.raises(UserError, match="x.npz: a holds Python objects, which could run code; save plain numbers"):
         read_npz(path, "a")
-    with pytest.raises(UserError, match="x.npz: .*b is not a file in the archive"):
+    with pytest.raises(UserError, match="x.npz: has no array b; save it with all arrays"):
         read_npz(path, "b")
 
 

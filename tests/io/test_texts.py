@@ -95,6 +95,8 @@ def test_a_shown_value_is_one_short_line():
         ('{"a":' * 5000 + "1" + "}" * 5000, "51 deep"),
         ("[" + "9" * 5000 + "]", "a number has 5000 digits, and 100 are the most"),
         ("[1e999]", "the number 1e999 is too large"),
+        (r'{"a": ["\ud800"]}', r"\ud800 is half a character"),
+        (r'{"\uDC00": 1}', r"\udc00 is half a character"),
         ("[NaN]", "NaN is no number of JSON"),
         ('{"a": -Infinity}', "-Infinity is no number"),
         ('{"a": 1, "a": 2}', "the key 'a' occurs twice with different values"),
@@ -108,7 +110,13 @@ def test_json_that_is_refused(tmp_path, text, words):
 def test_json_that_is_read(tmp_path):
     deep = "[" * texts.MAX_DEPTH + '"[[[["' + "]" * texts.MAX_DEPTH
     wide = [[{"a": '[{\\"'}] for _ in range(1000)]
-    for text in (deep, json.dumps(wide), '{"a": 1, "a": 1}', "\ufeff[1e5, -3, null, true]"):
+    for text in (
+        deep,
+        json.dumps(wide),
+        '{"a": 1, "a": 1}',
+        "\ufeff[1e5, -3, null, true]",
+        r'["\ud83d\ude00", "\\ud800"]',
+    ):
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
         assert read_json(tmp_path / "a.json") == json.loads(text.removeprefix("\ufeff"))
     (tmp_path / "a.json").write_text('{"labels": {"1": "a"}, "release": NaN}')  # as pandas writes it

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import FAST, strict_json, write_folder
+from helpers import write_volume
 from pages import Page, content, picture
 from PIL import Image
 
@@ -47,7 +48,7 @@ def sampled(folder, dataset, masks_of, manifest=None):
         maps = answer(masks_of(number))
         if unit.is_volume:
             geometry = dataset.geometry(unit.cases[0])
-            results.write_volume(unit.name, maps, geometry, lambda k, unit=unit: dataset.load_image(unit.cases[k]))
+            write_volume(results, unit.name, maps, geometry, lambda k, unit=unit: dataset.load_image(unit.cases[k]))
         else:
             results.write_image(unit.name, maps, dataset.load_image(unit.cases[0]))
     return folder
@@ -192,14 +193,21 @@ def test_a_folder_of_masks_from_elsewhere(script, photographs, tmp_path):
     assert not (tmp_path / "masks" / "report.html").exists()
 
 
-def test_an_image_that_is_gone_costs_the_report_alone(photographs, tmp_path, caplog, capsys):
+def test_an_image_that_is_gone_costs_its_own_card_alone(photographs, tmp_path, caplog, capsys):
     data = tmp_path / "data"
     shutil.copytree(photographs.data_dir, data)
     dataset = build_dataset("FOLDER", data, 16)
     folder = sampled(tmp_path / "r", dataset, lambda n: [disc(9)])
+    names = [case.name for case in dataset.cases]
     (data / "images" / "case3.png").write_bytes(b"")
+    page = try_report(folder, dataset, group_cases(dataset.cases))
+    assert [case["name"] for case in content(page)["cases"]] == [name for name in names if name != "case3"]
+    assert "<dt>Could not be read</dt><dd>case3</dd>" in page.read_text()
+    assert "report.html lacks 1 case that could not be read: case3; " in capsys.readouterr().out
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"")
     assert try_report(folder, dataset, group_cases(dataset.cases)) is None
-    assert "no report.html" in capsys.readouterr().out and not (folder / "report.html").exists()
+    assert f"no report.html: none of {len(names)} cases could be read; the first: " in capsys.readouterr().out
 
 
 def test_sampling_again_brings_the_report_back(sample, trained, pictures):

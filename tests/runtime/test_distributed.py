@@ -169,6 +169,22 @@ def launched(tmp_path, monkeypatch, capfd):
     return run
 
 
+def test_a_module_is_launched_without_the_modules_of_the_folder(tmp_path, monkeypatch):
+    """As with --multi_gpu in a folder of a stranger's files."""
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name in ("runpy", "pkgutil", "guided_diffusion"):
+        (tmp_path / f"{name}.py").write_text("print('ran')")
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(
+        "torch.distributed.launcher.api.elastic_launch", lambda config, *how: lambda *words: commands.append(words)
+    )
+    assert launch("guided_diffusion.config.presets", [], 2) == 0
+    ran = subprocess.run([sys.executable, *commands[0]], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "") and commands[0][1] == "-m", ran.stderr
+
+
 def test_launched_processes_know_each_other(launched):
     status, out, _ = launched("ab")
     assert status == 0 and out.strip() == "[(0, 'abab'), (1, 'abab')] 2 {'a': 3.0, 'b': 1.0} {'rank': 1.0}"

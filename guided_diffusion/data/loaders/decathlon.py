@@ -181,8 +181,8 @@ class DecathlonDataset(SegmentationDataset):
         suffix = f".{str(ending or NIFTI_SUFFIXES[1]).lower().lstrip('.')}"
         if suffix not in SUFFIXES:
             raise UserError(
-                f'{path}: has "file_ending": "{ending}", which is not read; convert the images and labels to .nii.gz '
-                'and write "file_ending": ".nii.gz"'
+                f'{path}: has "file_ending": "{shown(str(ending))}", which is not read; convert the images and labels '
+                'to .nii.gz and write "file_ending": ".nii.gz"'
             )
         alike = next((group for group in (NIFTI_SUFFIXES, (".tif", ".tiff")) if suffix in group), (suffix,))
         if ".tif" in alike and have[".json"] and _have_spacings(folder, alike):
@@ -192,8 +192,8 @@ class DecathlonDataset(SegmentationDataset):
             )
         if ending is not None and have and not any(have[one] for one in alike):
             raise UserError(
-                f'{path}: has "file_ending": "{ending}", but imagesTr/ holds {have.most_common(1)[0][0]} files; '
-                "correct it"
+                f'{path}: has "file_ending": "{shown(str(ending))}", but imagesTr/ holds '
+                f"{have.most_common(1)[0][0]} files; correct it"
             )
         return (suffix, *(other for other in alike if other != suffix))
 
@@ -257,10 +257,12 @@ class DecathlonDataset(SegmentationDataset):
             image = self._below(path, text)
             name = split_suffix(image)[0]
             images = groups.get(name, ())
-            if not images and (image.is_file() or name in by_stem):
-                images = (image,) if image.is_file() else (by_stem[name],)  # a.nii or a.nii/FILE for a.nii.gz
+            if not images and (os.path.isfile(image) or name in by_stem):
+                images = (image,) if os.path.isfile(image) else (by_stem[name],)  # a.nii or a.nii/FILE for a.nii.gz
             if not images:
-                raise UserError(f"{path}: lists {text}, but there is no such file; unpack it or correct the list")
+                raise UserError(
+                    f"{path}: lists {shown(text)}, but there is no such file; unpack it or correct the list"
+                )
             label = entry.get("label") if isinstance(entry.get("label"), str) else name
             masks, raters = truth.of(image.name, split_suffix(label)[0])
             found.append((name, images, masks, raters))
@@ -272,14 +274,14 @@ class DecathlonDataset(SegmentationDataset):
         of its files is there (see `_find_volumes`)."""
         entries = [entry for entry in self.description.get("validation", ()) if isinstance(entry, dict)]
         pairs = [(self._below(path, _image_of(entry)), entry.get("label")) for entry in entries if _image_of(entry)]
-        there = [image.is_file() for image, _ in pairs]
+        there = [os.path.isfile(image) for image, _ in pairs]
         if any(there) and not all(there):
             lacking = pairs[there.index(False)][0]
             raise UserError(f"{path}: lists {lacking} for validation, but there is no such file; correct the list")
         found = []
         for image, text in pairs if any(there) else ():
             label = self._below(path, text) if isinstance(text, str) else None
-            found.append((split_suffix(image)[0], (image,), (label,) if label and label.is_file() else (), ()))
+            found.append((split_suffix(image)[0], (image,), (label,) if label and os.path.isfile(label) else (), ()))
         return found
 
     def _described_volume(self, path, name, entry):
@@ -293,9 +295,9 @@ class DecathlonDataset(SegmentationDataset):
         files = tuple(self._below(path, text) for text in images)
         masks = (self._below(path, label),) if isinstance(label, str) else ()
         for file in (*files, *(masks if self.need_masks else ())):
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UserError(f"{path}: lists {file} for {name}, but there is no such file; correct it")
-        return name, files, tuple(mask for mask in masks if mask.is_file()), ()
+        return name, files, tuple(mask for mask in masks if os.path.isfile(mask)), ()
 
     def _below(self, path, text):
         """The file that dataset.json, `path`, names. Raises `UserError` for one outside of data_dir."""
