@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_schema import OtherVersionError, check_content, check_values
+from .checkpoint_schema import OtherVersionError, check_content, check_plain_values
 from .config.fields import ONLY_LEARNED_BY
 from .config.options import DiffusionOptions, ModelOptions
 from .config.places import without_folders
@@ -217,7 +217,7 @@ def _name_of(path, record):
     names = {}  # by the place of the tensor's data in memory; torch numbers records in the order of the tensors
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        check_values(content)
+        check_plain_values(content)
         for name, tensor in named_tensors(content):
             names.setdefault(tensor.untyped_storage().data_ptr(), name)
         return f"the tensor {list(names.values())[int(found[1])]}"

@@ -97,7 +97,7 @@ def check_content(content, to_train):
     act in training alone. Changes `content["config"]`. Raises `UserError` that begins with what is wrong, and
     `OtherVersionError` where another version can use the file.
     """
-    check_values(content)
+    check_plain_values(content)
     checked = _converted(content, Content)
     if content.get("validation"):
         _converted(content["validation"], BestValidation, "validation")
@@ -221,7 +221,7 @@ def _check_training_state(content, parameters):
         check_finite("timestep_sampler.losses", found["losses"])
 
 
-def check_values(content):
+def check_plain_values(content):
     """Raise `UserError` for anything but plain values and plain tensors in dicts and lists that are not too deep.
 
     Dicts, lists and tensors may share their content in a pickle, so a small file could unfold to any size.

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from guided_diffusion.checkpoint_schema import OtherVersionError, check_content, check_values
+from guided_diffusion.checkpoint_schema import OtherVersionError, check_content, check_plain_values
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions
 from guided_diffusion.config.train_options import TrainOptions
@@ -168,10 +168,10 @@ def test_small_content_may_not_unfold_or_nest_without_end():
         deep = {"a": deep}
     for bomb in (lists, deep):
         with pytest.raises(UserError, match="holds more than 500000 values, or some more than 8 deep"):
-            check_values({"class_names": bomb})
+            check_plain_values({"class_names": bomb})
     shared = torch.ones(1 << 18)
-    check_values({str(number): shared for number in range(4)})
+    check_plain_values({str(number): shared for number in range(4)})
     with pytest.raises(UserError, match="many tensors share their numbers"):
-        check_values({str(number): shared[number:] for number in range(100)})
+        check_plain_values({str(number): shared[number:] for number in range(100)})
     with pytest.raises(UserError, match="holds x.0 of the type set, which is no plain value"):
-        check_values({"x": [{1, 2}]})
+        check_plain_values({"x": [{1, 2}]})

@@ -99,7 +99,11 @@ class Run:
         for name in ("out_dir", "val_dir", "resume_checkpoint"):
             if train[name] not in ("", "auto"):
                 train[name] = absolute(train[name])
-        data = asdict(settings.data) | {"data_dir": absolute(settings.data.data_dir)} if settings.data else {}
+        data = (
+            asdict(settings.data) | {"data_dir": absolute(settings.data.data_dir)}
+            if settings.data
+            else {"data_name": ""}
+        )
         return {
             "data": data,
             "model": asdict(settings.model),
