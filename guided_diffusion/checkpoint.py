@@ -7,21 +7,23 @@ import pickle
 import re
 import shlex
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from .checkpoint_schema import OtherVersionError, check_content, check_values
+from .checkpoint_schema import OtherVersionError, check_content, check_plain_values
 from .config.fields import ONLY_LEARNED_BY
 from .config.options import DiffusionOptions, ModelOptions
-from .config.places import without_places
+from .config.places import without_folders
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
 from .diffusion.gaussian_diffusion import build_diffusion
 from .io.archives import DamagedArchive, check_records
 from .io.files import atomic_path, name_also
+from .io.texts import shown
 from .models.medsegdiff import build_model
 from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
@@ -33,7 +35,10 @@ FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the
 BEST, LAST = "best.pt", "last.pt"
 PICKLE = "data.pkl"
 ALLOCATING = re.compile(rb"c(builtins|__builtin__)\nbytearray\n|ctorch\._utils\n_rebuild_device_tensor_\w+\n")
-LARGEST_PICKLE = {PICKLE: 32 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+LARGEST_PICKLE = {PICKLE: 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+
+
+LONGEST_REASON = 300  # characters of what is wrong with a file's content
 
 
 @dataclass
@@ -118,10 +123,10 @@ class Checkpoint:
 def save_checkpoint(checkpoint, path):
     """Write the checkpoint to `path`, by a temporary file that is flushed and renamed. Raises OSError if that fails.
 
-    The file names the version that wrote it, but no folder and no case (see `without_places`).
+    The file names the version that wrote it, but no folder and no case (see `without_folders`).
     """
     content = {name: getattr(checkpoint, name) for name in _checkpoint_names()}
-    content |= {"format": FORMAT, "written_by": VERSION, "config": without_places(checkpoint.config)}
+    content |= {"format": FORMAT, "written_by": VERSION, "config": without_folders(checkpoint.config)}
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
@@ -148,7 +153,8 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     except OtherVersionError as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
-        raise UserError(f"{where}: {error}; {remedy or advice(path, 'use an unchanged copy of it')}") from None
+        reason = shown(str(error), LONGEST_REASON)  # with names and values from the file
+        raise UserError(f"{where}: {reason}; {remedy or advice(path, 'use an unchanged copy of it')}") from None
     best = content["validation"]
     if isinstance(best.get("cases"), list):  # as in older checkpoints
         content["validation"] = best | {"cases": names_digest(best["cases"])}
@@ -190,7 +196,7 @@ def _read_content(path, where, remedy):
         what = f"{_name_of(path, error.record)}: " if error.record else ""
         raise UserError(f"{where}: is damaged, or no checkpoint ({what}{error}); {remedy or advice(path)}") from error
     try:
-        _check_pickles(path, records)
+        _check_pickles(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on kinds of tensor that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -211,17 +217,15 @@ def _read_content(path, where, remedy):
     return {"validation": {}, "stage_end": None, **content}, records  # older checkpoints lack these
 
 
-def _check_pickles(path, records):
+def _check_pickles(path):
     """Raise `pickle.UnpicklingError` for a pickle that names a function of `ALLOCATING`.
 
     torch calls these even with `weights_only`, and a few bytes can ask them for any amount of memory.
     """
-    with open(path, "rb") as file:
-        for record in records:
-            if record.name.endswith(PICKLE):
-                file.seek(record.start)
-                if found := ALLOCATING.search(file.read(record.size)):
-                    raise pickle.UnpicklingError(f"names {found[0]}")
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            if item.filename.endswith(PICKLE) and (found := ALLOCATING.search(archive.read(item))):
+                raise pickle.UnpicklingError(f"names {found[0]}")
 
 
 def _check_storages(content, records):
@@ -245,8 +249,9 @@ def _name_of(path, record):
         return record
     names = {}  # by the place of the tensor's data in memory; torch numbers records in the order of the tensors
     try:
+        _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        check_values(content)
+        check_plain_values(content)
         for name, tensor in named_tensors(content):
             names.setdefault(tensor.untyped_storage().data_ptr(), name)
         return f"the tensor {list(names.values())[int(found[1])]}"

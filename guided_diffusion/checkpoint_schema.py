@@ -1,5 +1,6 @@
 """What a checkpoint's file must hold, checked before anything is built from it: one line names what is wrong."""
 
+import dataclasses
 import math
 import re
 from typing import Annotated, Any
@@ -8,8 +9,10 @@ import msgspec
 import torch
 
 from .config.fields import ONLY_LEARNED_BY, without_removed
-from .config.options import ModelOptions
+from .config.options import DiffusionOptions, ModelOptions
 from .config.saved_options import UnknownOptionError, check_saved_options
+from .diffusion.gaussian_diffusion import build_diffusion
+from .io.files import check_encodable
 from .io.texts import shown
 from .models.saved_weights import check_finite, check_fits, check_moments, check_plain, named_tensors, network_of
 from .runtime.errors import UserError
@@ -18,7 +21,9 @@ from .runtime.version import VERSION
 DEEPEST, MOST_VALUES = 8, 500_000  # of nested dicts and lists; of the values in them
 MOST_SHARED, LEAST_BYTES = 16, 1 << 20  # how often all numbers may be used by several tensors; of a file that is small
 LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the first checkpoints of v2
-OLDER = {  # values of options that a checkpoint lacks because it is older than they are
+# Values of options that a checkpoint lacks because it is older than they are. A new option of the network or the
+# diffusion needs its value here: a checkpoint that lacks any other is refused.
+OLDER = {
     "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
@@ -32,7 +37,7 @@ class OtherVersionError(UserError):
     """A checkpoint needs another version of this program, which the message names."""
 
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # as in manifest.json
+StepCount = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # as in manifest.json
 Options = dict[str, str | int | float | bool | None]
 Tensors = dict[str, torch.Tensor]
 ClassValues = list[Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(min_length=1)]]
@@ -55,8 +60,8 @@ class Config(msgspec.Struct):
 class BestValidation(msgspec.Struct):
     """`checkpoint.Checkpoint.validation` of a run that has validated. Older checkpoints list the cases' names."""
 
-    step: Count
-    dice: float
+    step: StepCount
+    dice: Annotated[float, msgspec.Meta(ge=0, le=1)]
     cases: str | list[str]
 
 
@@ -74,14 +79,14 @@ class Content(msgspec.Struct):
     image_channels: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
     class_names: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=65535)]
     label_names: list[str]
-    step: Count
+    step: StepCount
     model: Annotated[Tensors, msgspec.Meta(min_length=1)]
     ema: Annotated[dict[str, Tensors], msgspec.Meta(min_length=1)]
     optimizer: dict[str, Any]
     scaler: dict[str, float]
     timestep_sampler: Tensors
     validation: dict[str, Any] = {}
-    stage_end: Count | None = None
+    stage_end: StepCount | None = None
     written_by: str = "0.3.0"
 
 
@@ -92,14 +97,20 @@ def check_content(content, to_train):
     act in training alone. Changes `content["config"]`. Raises `UserError` that begins with what is wrong, and
     `OtherVersionError` where another version can use the file.
     """
-    check_values(content)
+    check_plain_values(content)
     checked = _converted(content, Content)
     if content.get("validation"):
         _converted(content["validation"], BestValidation, "validation")
+    for name in (*checked.class_names, *checked.label_names):
+        try:
+            check_encodable(name)
+        except UserError:
+            raise UserError(f"the name {shown(name)} of a class or label holds a control character") from None
     _check_options(content, checked.written_by, to_train)
     _check_rates(content["ema"])
     _check_class_names(content["class_names"])
     _check_loader(content["config"].get("loader", {}), len(content["class_names"]))
+    _check_diffusion(content["config"]["diffusion"])
     network = _check_network(content)
     if to_train:
         _check_training_state(content, dict(network.named_parameters()))
@@ -115,6 +126,11 @@ def _check_options(content, written_by, to_train):
             config[name] = without_removed(older.get(name, {}) | config[name], "was trained with", keep)
         except UserError as error:
             raise OtherVersionError(str(error)) from None
+    for name, lacking in (("model", ModelOptions), ("diffusion", DiffusionOptions), ("data", ("data_name",))):
+        wanted = lacking if isinstance(lacking, tuple) else [item.name for item in dataclasses.fields(lacking)]
+        missing = [option for option in wanted if option not in config[name]]
+        if missing:
+            raise UserError(f"config.{name} lacks the option {missing[0]}")
     try:
         check_saved_options(config)
     except UnknownOptionError as error:
@@ -126,6 +142,13 @@ def _check_options(content, written_by, to_train):
         raise UserError(f"its option {error} is unknown: it was written by a newer or a changed version") from None
     except UserError as error:
         raise UserError(f"its option {error}") from None
+
+
+def _check_diffusion(values):
+    try:
+        build_diffusion(DiffusionOptions(**{n: v for n, v in values.items() if n not in ONLY_LEARNED_BY}))
+    except (UserError, ValueError, ArithmeticError) as error:
+        raise UserError(f"the options build no diffusion ({' '.join(str(error).split())})") from None
 
 
 def _is_newer(version):
@@ -142,12 +165,14 @@ def _check_rates(ema):
             number = math.nan
         if not 0 <= number < 1 or not re.fullmatch(r"[0-9.eE+-]+", rate):
             raise UserError(f"its averaged weights are of the rate {rate[:40]!r}, which is no number from 0 to 1")
+    if len(set(map(float, ema))) < len(ema):
+        raise UserError(f"its averaged weights are of one rate twice: {', '.join(ema)}")
 
 
 def _check_class_names(names):
-    """Raise `UserError` for names that no line, and of several classes no file's name, can hold."""
-    for name in names:
-        if not name.isprintable() or (len(names) > 1 and ("/" in name or name in (".", ".."))):
+    """Raise `UserError` for a name, of several, that leads out of a folder: results have files or folders for each."""
+    for name in names if len(names) > 1 else ():
+        if "/" in name or name in (".", ".."):
             raise UserError(f"class_names: {shown(name)} cannot be a class's name")
 
 
@@ -206,7 +231,7 @@ def _check_training_state(content, parameters):
         check_finite("timestep_sampler.losses", found["losses"])
 
 
-def check_values(content):
+def check_plain_values(content):
     """Raise `UserError` for anything but plain values and plain tensors in dicts and lists that are not too deep.
 
     Dicts, lists and tensors may share their content in a pickle, so a small file could unfold to any size.
@@ -256,7 +281,6 @@ def _converted(value, kind, where=""):
         what, _, place = str(error).replace("Object missing required field", "lacks the field").partition(" - at ")
         for word, plain in WORDS.items():
             what = what.replace(word, plain)
-        place = place.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
-        what = what if "`key` in " not in str(error) else f"a key: {what[:1].lower()}{what[1:]}"
-        place = ".".join(filter(None, [where, place]))
+        place = place.replace("`key` in `$.", "`$.a key of ")
+        place = ".".join(filter(None, [where, place.strip("`").removeprefix("$").removeprefix(".")]))
         raise UserError(f"{place or 'its content'}: {what[0].lower()}{what[1:].replace('`', '')}") from None

@@ -24,6 +24,7 @@ from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.config.settings import Settings
 from guided_diffusion.data import phantoms as phantom
+from guided_diffusion.io import nifti
 from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.runtime.errors import run_script
 from guided_diffusion.training.run import Run
@@ -35,6 +36,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests sta
 # A shell's background job ignores Ctrl-C, and so would the scripts that tests start there.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Half as many workers again as cores: many tests wait for processes that they start or kill."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
+
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (
@@ -168,13 +177,13 @@ def truncate():
 def reads(monkeypatch):
     """A list to which the file name is added whenever a NIfTI file's data (not only its header) are decoded."""
     names = []
-    original = nibabel.Nifti1Image.get_fdata
+    original = nifti.check_claim
 
-    def counted(image, *args, **keywords):
-        names.append(image.get_filename().rpartition("/")[2])
-        return original(image, *args, **keywords)
+    def counted(path, *args):
+        names.append(Path(path).name)
+        return original(path, *args)
 
-    monkeypatch.setattr(nibabel.Nifti1Image, "get_fdata", counted)
+    monkeypatch.setattr(nifti, "check_claim", counted)  # each decoding begins with it
     return names
 
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {  # beside itself
     "diffusion": (),
     "models": ("runtime",),
     "data": SHARED,
-    "checkpoint_schema": ("models", *SHARED),
+    "checkpoint_schema": ("models", "diffusion", *SHARED),
     "checkpoint": ("checkpoint_schema", *CHECKPOINT),
     "inference": ("checkpoint", *CHECKPOINT),
     "evaluation": ("inference", "checkpoint", *CHECKPOINT),

@@ -20,7 +20,7 @@ from guided_diffusion.checkpoint import (
     save_checkpoint,
 )
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
-from guided_diffusion.config.places import without_places
+from guided_diffusion.config.places import without_folders
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.io.archives import check_records
 from guided_diffusion.models.medsegdiff import build_model
@@ -71,7 +71,7 @@ def test_round_trip(content, tmp_path):
     content.config["train"] = dataclasses.asdict(TrainOptions())
     save_checkpoint(content, tmp_path / "a" / "m.pt")
     loaded = load_checkpoint(tmp_path / "a" / "m.pt", to_train=True)
-    content.config = without_places(content.config)
+    content.config = without_folders(content.config)
     for item in dataclasses.fields(Checkpoint):
         assert equal(getattr(content, item.name), getattr(loaded, item.name)), item.name
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.pt"]
@@ -233,7 +233,7 @@ def test_code_in_a_pickle_does_not_run(content, tmp_path, how):
 
 
 @pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
-def test_a_pickle_asks_for_no_memory(content, tmp_path, module):
+def test_a_pickle_asks_for_no_memory(tmp_path, module):
     """torch calls bytearray(10**9) of a pickle even with weights_only."""
     path, calls = tmp_path / "m.pt", b"\x80\x02c" + module + b"\nbytearray\nJ\x00\xca\x9a\x3b\x85R."
     with zipfile.ZipFile(path, "w") as archive:

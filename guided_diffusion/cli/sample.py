@@ -15,7 +15,7 @@ from ..config.config_file import record_beside
 from ..config.fields import named_by
 from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.places import folders_around, with_places
+from ..config.places import folders_around, with_folders
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
 from ..data.accounting import warn_of_left_over
@@ -113,7 +113,7 @@ def prepare_sampling(options, given, processes):
     path = next(part for part in options if isinstance(part, SampleOptions)).model_path
     checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
     asked = next(part for part in options if isinstance(part, DataOptions)).data_dir
-    checkpoint.config = with_places(checkpoint.config, record_beside(path), folders_around(asked))
+    checkpoint.config = with_folders(checkpoint.config, record_beside(path), folders_around(asked))
     settings = settle(options, given, checkpoint.saved(path))
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)

@@ -8,7 +8,7 @@ from ..io.storage import folder_digest, is_remote
 UNNAMED = ("", "auto", "none")  # values that name no folder
 
 
-def without_places(config):
+def without_folders(config):
     """A checkpoint's config without the folders of this machine: their SHA-256 stands in their place, in "digests".
 
     A loader's file keeps its last name, my.py:Class.
@@ -26,7 +26,7 @@ def without_places(config):
     return config | {"data": data, "train": train, "digests": digests}
 
 
-def with_places(config, record, folders=()):
+def with_folders(config, record, folders=()):
     """A checkpoint's config with its folders named again, as far as their digests are those of known folders.
 
     record: the values of the run's config.yaml, or {}. folders: others that data_dir may be. data_dir and val_dir are
@@ -53,7 +53,7 @@ def _is_place(place, digest):
 
 
 def folders_around(folder):
-    """A folder, those above it and those in it, for `with_places`; of a remote folder only itself."""
+    """A folder, those above it and those in it, for `with_folders`; of a remote folder only itself."""
     if is_remote(folder) or not folder:
         return [folder]
     path = Path(folder).absolute()

@@ -131,7 +131,8 @@ def leakage_warning(dataset, units, trained):
     trained: the checkpoint's "data_name", "data_dir" and hold-out options. Files are compared if one of the two folders
     holds the other or both are the same. Otherwise the data may have been moved or copied, and names are compared.
     """
-    if not isinstance(trained.get("data_name"), str) or not trained["data_name"]:
+    names = trained.get("data_name"), trained.get("data_dir", "")
+    if not all(isinstance(name, str) for name in names) or not names[0]:
         return None
     if not trained.get("data_dir"):  # a checkpoint away from its run's config.yaml
         return _absent_folder_warning(dataset, trained)

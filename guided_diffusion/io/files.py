@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import UserError
+from .memory import LARGEST_RATIO, check_room
 
 # ---- names -------------------------------------------------------------------------------------------------------
 
@@ -116,48 +117,52 @@ def is_found(test):
 # ---- NumPy archives ----------------------------------------------------------------------------------------------
 
 
-DEFLATED_AT_MOST = 1040  # bytes that one byte of a ZIP file can hold
-
-
 def read_npz_headers(path):
     """{name: (shape, dtype)} of the arrays in an .npz file, without decompressing them.
 
-    Raises `UserError` for a missing or damaged file, and for a small one whose headers claim large arrays.
+    Raises `UserError` for a missing or damaged file, and for an array that the file cannot hold.
     """
-    headers = {}
     with decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
-        for item in archive.infolist():
-            member = item.filename
-            with archive.open(item) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-                claimed, most = file.tell() + math.prod(shape) * dtype.itemsize, item.file_size
-                if item.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    most = min(most, item.compress_size * DEFLATED_AT_MOST)
-                if claimed > most and not dtype.hasobject:
-                    raise UserError(
-                        f"{path}: is truncated or damaged: its {member} claims {claimed / 1e6:.3g} MB, "
-                        f"and holds at most {most / 1e6:.3g}; copy it again"
-                    )
-                headers[member.removesuffix(".npy")] = (shape, dtype)
-    return headers
+        return {member.filename.removesuffix(".npy"): _npy_header(archive, member) for member in archive.infolist()}
+
+
+def _npy_header(archive, member):
+    """(shape, dtype) of an array of an archive. Raises ValueError where the member does not have its size."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (not dtype.hasobject and size != member.file_size):
+        raise ValueError(f"{member.filename} of the shape {list(shape)} has {member.file_size} bytes, not {size}")
+    if member.file_size > LARGEST_RATIO * (member.compress_size + 1):
+        raise ValueError(f"{member.filename} has {member.compress_size} bytes, too few for {member.file_size}")
+    return shape, dtype
 
 
 def read_npz(path, name):
     """Read one array of an .npz file.
 
-    Raises `UserError` for a missing or damaged file, for an absent array, and for an array of objects, which could run
-    code.
+    Raises `UserError` for a missing or damaged file, for an absent array, for an array of objects, which could run
+    code, and for one that is larger than the free memory.
     """
-    with decoding(path, ".npz file"), np.load(path, allow_pickle=False) as archive:
-        return archive[name]
+    with decoding(path, ".npz file"), zipfile.ZipFile(path) as archive:
+        member = next((one for one in archive.infolist() if one.filename.removesuffix(".npy") == name), None)
+        if member is None:
+            raise UserError(f"{path}: has no array {name}; save it with all arrays of its layout")
+        shape, dtype = _npy_header(archive, member)
+        if dtype.hasobject:
+            raise UserError(f"{path}: {name} holds Python objects, which could run code; save plain numbers or text")
+        check_room(path, f"an array {name} of the shape {list(shape)}", member.file_size)
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
 # ---- errors of decoders ------------------------------------------------------------------------------------------
 
 
 # A decoder that lacks a feature says so; the file is whole.
+REASON = 160  # characters of a decoder's reason
 LACKING = re.compile(r"unsupported|not supported|not available|not implemented|no support|requires the", re.IGNORECASE)
 
 # What other files begin with: (bytes, where, what such a file is, what to do).
@@ -190,6 +195,10 @@ OF_KIND = {
 }  # are what they should be
 
 
+# Of an `OSError` while a damaged file is decoded: a decoder's own error, and a place that is not in the file.
+DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW, errno.ESPIPE)
+
+
 @contextmanager
 def decoding(path, kind):
     """Turn any exception of a decoder into a `UserError` that names the file and the true reason.
@@ -204,9 +213,10 @@ def decoding(path, kind):
     except UserError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
+            error.filename = error.filename or str(path)
             raise  # no permission, a failing disk: the system's message is better
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:REASON] or type(error).__name__
         other = content_of(path, kind)
         if other:
             message = f"{path}: {other}"

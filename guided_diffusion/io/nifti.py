@@ -14,7 +14,7 @@ from ..runtime.errors import UserError
 from .compression import write_gzip
 from .files import atomic_path, decoding, split_suffix
 from .masks import check_whole
-from .nifti_header import Placement, check_end, decoding_values, forms_apart, length_unit, open_nifti
+from .nifti_header import Placement, check_claim, check_end, decoding_values, forms_apart, length_unit, open_nifti
 from .orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
 
 # ---- reading -----------------------------------------------------------------------------------------------------
@@ -377,6 +377,7 @@ class _Nifti:
 
     def values(self):
         """The values, float32 [X, Y, C] or [X, Y, Z, C]."""
+        check_claim(self.path, self.image, 4)
         with decoding_values(self.path), np.errstate(over="ignore"):
             values = self.image.get_fdata(dtype=np.float32)
             check_end(self.image)
@@ -391,6 +392,7 @@ class _Nifti:
         """
         stored = self.image.dataobj
         if stored.dtype in COMPACT and (stored.slope, stored.inter) == (1, 0):
+            check_claim(self.path, self.image, 1)
             with decoding_values(self.path):
                 values = np.array(np.asanyarray(stored))  # no map of the file, which may change
                 check_end(self.image)

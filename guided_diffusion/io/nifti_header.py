@@ -2,13 +2,15 @@
 
 import gzip
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..runtime.errors import UserError
-from .files import decoding
+from .files import DAMAGE, decoding
+from .memory import LARGEST_RATIO, check_room
 
 # ---- what a file is, by its content ------------------------------------------------------------------------------
 
@@ -57,6 +59,7 @@ def open_nifti(path):
                 head = file.read(HEADER_BYTES)
     kind = _kind_of(path, head)
     _check_header(path, kind.header_class, head)
+    _check_length(path, kind.header_class, head, is_compressed)
     with decoding(path, "NIfTI file"):
         # nibabel goes by the name, and stops before the checksum of a compressed file; see check_end
         is_named = str(path).lower().endswith(".gz")
@@ -100,21 +103,91 @@ def decoding_values(path):
     try:
         yield
     except Exception as error:  # decompression raises nearly anything
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, MemoryError):
+            message = f"{path}: does not fit into the free memory; make it smaller or use fewer --num_workers"
+            raise UserError(message) from error
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
+            error.filename = error.filename or str(path)
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from error
 
 
+LONGEST_TAIL = 2**28  # bytes after the values; other programs write none
+LARGEST_START = 2**28  # bytes before the values: the header and its extensions
+
+
+def check_claim(path, image, value_bytes):
+    """Raise `UserError` where an `open_nifti` image holds fewer values than its header claims, or more than fit into
+    the free memory: before memory is taken for them.
+
+    value_bytes: the bytes that each value takes when it is decoded.
+    """
+    size = math.prod(image.shape)
+    check_room(path, f"{'x'.join(map(str, image.shape))} voxels", size * (value_bytes + image.dataobj.dtype.itemsize))
+    if not isinstance(image.file_map["image"].fileobj, gzip.GzipFile):
+        return  # `_check_length` compared it with the file
+    needed = int(image.dataobj.offset) + size * image.dataobj.dtype.itemsize
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        written = int.from_bytes(file.read(4), "little")  # of the last stream in the file, modulo 4 GB
+    if needed <= UNCHECKED or (needed < 2**32 and written >= needed):
+        return
+    with decoding_values(path), gzip.open(path) as file:  # several streams, or a wrong claim: count
+        found = 0
+        while found < needed and (part := file.read(2**20)):
+            found += len(part)
+        if found < needed:
+            raise ValueError(f"its header claims {needed} bytes, it holds {found}")
+
+
+UNCHECKED = 2**26  # bytes that may be claimed in vain: reading them costs little
+
+
+def _check_length(path, kind, head, is_compressed):
+    """Raise `UserError` for a header that claims more values than a file of this length can hold."""
+    from nibabel.spatialimages import HeaderDataError
+
+    header = kind(head[: kind.template_dtype.itemsize], _order_of(kind, head), check=False)
+    dim = header["dim"].tolist()
+    start = float(header["vox_offset"])
+    if start > LARGEST_START:
+        raise UserError(f"{path}: its header is damaged: it has the values begin at byte {start:.6g}; save it anew")
+    try:
+        value = header.get_data_dtype().itemsize
+    except (HeaderDataError, KeyError):  # an unknown type, of which the message comes later
+        value = 0
+    claimed = int(start) + math.prod(dim[1 : dim[0] + 1]) * value
+    length = os.path.getsize(path)
+    if claimed > length * (LARGEST_RATIO if is_compressed else 1):
+        voxels = "x".join(map(str, dim[1 : dim[0] + 1]))
+        raise UserError(
+            f"{path}: is truncated or damaged: its header claims {voxels} voxels, {claimed} bytes, and the file has "
+            f"{length}{' compressed ones' if is_compressed else ''}; copy it again"
+        )
+
+
+def _order_of(kind, head):
+    """The byte order of a header, "<" or ">"; None where its first field does not say."""
+    length = kind.template_dtype.itemsize
+    return {length.to_bytes(4, "little"): "<", length.to_bytes(4, "big"): ">"}.get(head[:4])
+
+
 def check_end(image):
     """Read what follows the values of an `open_nifti` image in a compressed file, up to its checksum, which gzip
-    verifies. Raises EOFError or gzip.BadGzipFile for a file that is cut short or damaged."""
+    verifies. Raises EOFError or gzip.BadGzipFile for a file that is cut short or damaged, and ValueError for one that
+    goes on for more than `LONGEST_TAIL` bytes."""
     file = image.file_map["image"].fileobj
     if not isinstance(file, gzip.GzipFile):
         return
+    tail = 0
     try:
-        while file.read(2**20):
-            pass
+        while part := file.read(2**20):
+            tail += len(part)
+            if tail > LONGEST_TAIL:
+                raise ValueError(f"more than {LONGEST_TAIL // 2**20} MB follow its values")
     except gzip.BadGzipFile as error:
         if "Not a gzipped file" not in str(error):  # other bytes follow the end of a whole file
             raise
@@ -136,8 +209,7 @@ def _check_header(path, kind, head):
     if len(head) < length:
         with decoding(path, "NIfTI file"):
             raise ValueError("its header is cut short")
-    orders = {length.to_bytes(4, "little"): "<", length.to_bytes(4, "big"): ">"}
-    header = kind(head[:length], orders.get(head[:4]), check=False)
+    header = kind(head[:length], _order_of(kind, head), check=False)
     dim = header["dim"].tolist()
     shape = tuple(dim[1 : dim[0] + 1]) if 1 <= dim[0] <= 7 else ()
     if not shape or min(shape) < 1:

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ..runtime.errors import UserError
 from .files import decoding
+from .memory import check_room
 
 # Text in a PNG is harmless, and editing programs write megabytes of it; Pillow's own limits are 1 MB and 64 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 64 * 2**20)
@@ -32,6 +33,7 @@ QUARTERS = (5, 6, 7, 8)  # the turns that swap width and height
 
 # ---- the limit of pixels -------------------------------------------------------------------------------------------
 
+VALUE_BYTES = 18  # for each value of a picture: as decoded, in other forms, as float32, normalised
 MAX_MEGAPIXELS = 179  # the size at which Pillow refuses a picture
 LIMIT = "MEDSEGDIFF_MAX_MEGAPIXELS"  # in the environment, so that every worker process has it
 
@@ -50,35 +52,10 @@ def _check_size(path, size, channels):
             f"{path}: has {size[0]}x{size[1]} pixels, more than --max_megapixels {limit:g} allows; read it with "
             f"--max_megapixels {needed:g}, or make it smaller"
         )
-    bytes_needed = pixels * channels * 9  # as decoded, as float32, and a copy of that
-    free = _free_memory() if bytes_needed > 2**28 else None
-    if free is not None and bytes_needed > free:
-        raise UserError(
-            f"{path}: has {size[0]}x{size[1]} pixels, which need {bytes_needed / 2**30:.1f} GB of memory, and "
-            f"{free / 2**30:.1f} GB are free; make it smaller or use fewer --num_workers"
-        )
+    check_room(path, f"{size[0]}x{size[1]} pixels", pixels * channels * VALUE_BYTES)
 
 
 PROGRAMS = ("EPS", "WMF", "EMF")  # formats of drawings that another program draws
-
-
-def _free_memory():
-    """The free memory in bytes, of the machine or of this container; None where the system does not say."""
-    found = []
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        lines = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        found.append(limit - used + int(lines["inactive_file"]))  # files' pages are given up where memory is needed
-    except (OSError, KeyError, ValueError):  # "max" is no number: there is no limit
-        pass
-    return min(found, default=None)
-
 
 # ---- what a file holds ---------------------------------------------------------------------------------------------
 
@@ -132,7 +109,8 @@ def read_pixels(path):
             raise
         with picture:
             _check_size(path, picture.size, len(picture.getbands()))
-            _check_frames(path, picture)
+            with _no_limit_of_pillow():
+                _check_frames(path, picture)
             tag = _orientation(picture)
             if _has_wide_colours(path, picture):
                 found = _wide_colours(path, picture)
@@ -146,14 +124,21 @@ def read_pixels(path):
     return _turned(found, tag)
 
 
+@contextmanager
+def _no_limit_of_pillow():
+    """Within, Pillow's own limit of pixels is off: ours is checked."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _open(path):
     """`Image.open` without Pillow's limit, which is ours to check. Raises `UserError` for a drawing that is a program:
     Pillow would have it run by Ghostscript or by Windows, whatever the file's suffix is."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
+    with _no_limit_of_pillow():
         picture = Image.open(path)
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
     if picture.format in PROGRAMS:
         picture.close()
         raise UserError(f"{path}: is a drawing ({picture.format}), which would be run, not read; save it as PNG")

@@ -34,11 +34,11 @@ _BYTE_ORDER_MARKS = {
 }
 
 
-def shown(value):
-    """A value for a message: one line, without control characters, cut after `SHOWN` characters."""
+def shown(value, most=SHOWN):
+    """A value for a message: one line, without control characters, cut after `most` characters."""
     text = value if isinstance(value, str) else repr(value)
     text = text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode()
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def has_control(text):

@@ -88,7 +88,8 @@ def check_moments(state, parameters):
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment not in values or values[moment].shape != parameters[name].shape:
                 raise UserError(f"the optimizer's {moment} of {name} is missing or of another shape than the weights")
-            if values[moment].isnan().any():
-                raise UserError(f"the optimizer's {moment} of {name} holds NaN, which the next step puts into weights")
+        for moment, numbers in values.items():
+            if numbers.is_floating_point() and torch.isnan(numbers.sum()):
+                raise UserError(f"the optimizer's {moment} of {name} holds NaN")
         if "step" not in values or values["step"].numel() != 1 or not values["step"] >= 0:
             raise UserError(f"the optimizer's step of {name} is missing or no single number from 0 up")

@@ -99,8 +99,9 @@ def _data(config, manifest, dataset, part, summary):
         shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
         held = " and ".join(f"{share:g} of the groups for {what}" for share, what in shares if share)
         held_out = f", with {held} held out" if held else ""
-        name, place = (markdown_code(place_name(trained.get(key, ""))) for key in ("data_name", "data_dir"))
-        lines.append(f"- Trained on {name} from {place}{held_out}.")
+        name, place = (place_name(trained.get(key, "")) for key in ("data_name", "data_dir"))
+        origin = f" from {markdown_code(place)}" if place else ""
+        lines.append(f"- Trained on {markdown_code(name)}{origin}{held_out}.")
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = markdown_code(place_name(recorded.get("data_name", type(dataset).__name__)))

@@ -67,7 +67,7 @@ class TrainLoop:
         restore_optimizer(self.model, self.optimizer, start.optimizer)
         if self.scaler.is_enabled() and start.scaler:
             self.scaler.load_state_dict(start.scaler)
-        if start.config["train"]["schedule_sampler"] == self.options.schedule_sampler:
+        if start.config["train"].get("schedule_sampler") == self.options.schedule_sampler:
             self.timesteps.load_state_dict(start.timestep_sampler)
 
     @property

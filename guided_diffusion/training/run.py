@@ -7,7 +7,7 @@ from ..checkpoint import BEST, Checkpoint, load_checkpoint, newest_name, step_of
 from ..config.config_file import record_beside, run_values
 from ..config.fields import named_by
 from ..config.options import NO_WINDOW, DataOptions
-from ..config.places import with_places
+from ..config.places import with_folders
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
 from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
@@ -99,7 +99,11 @@ class Run:
         for name in ("out_dir", "val_dir", "resume_checkpoint"):
             if train[name] not in ("", "auto"):
                 train[name] = absolute(train[name])
-        data = asdict(settings.data) | {"data_dir": absolute(settings.data.data_dir)} if settings.data else {}
+        data = (
+            asdict(settings.data) | {"data_dir": absolute(settings.data.data_dir)}
+            if settings.data
+            else {"data_name": ""}
+        )
         return {
             "data": data,
             "model": asdict(settings.model),
@@ -313,15 +317,15 @@ def find_start(train, folder, processes):
 
 
 def recalled(config, train, data, given, folder):
-    """The config of the checkpoint to continue with the folders that it leaves out: see `places.with_places`.
+    """The config of the checkpoint to continue with the folders that it leaves out: see `places.with_folders`.
 
     They come from the config.yaml beside it, and data_dir also from the flag. train, data: the options as parsed. The
     run goes on in the checkpoint's folder. Raises `UserError` for a folder that is needed and unknown.
     """
     path = folder.shown(BEST) if train.resume_checkpoint == "auto" else train.resume_checkpoint
-    own = folder.path / BEST  # of a run in a blob store, the copy on this machine may be newer
-    record = (train.resume_checkpoint == "auto" and record_beside(own)) or record_beside(path)
-    config = with_places(config, record, [data.data_dir])
+    unpushed = record_beside(folder.path / BEST) if train.resume_checkpoint == "auto" else {}
+    record = unpushed or record_beside(path)
+    config = with_folders(config, record, [data.data_dir])
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
     own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)

@@ -144,7 +144,7 @@ def test_a_checkpoint_and_results_are_used_from_another_folder(script, pictures,
     line = f"--model_path run/model000002.pt --data_dir here/data --out_dir results {FAST} {named}"
     script("segmentation_sample", line)
     name = f"{tmp_path / 'here' / 'my_loader.py'}:Polyps"
-    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["data"]["data_name"] == name
+    assert load_checkpoint(tmp_path / "run" / "model000002.pt").config["data"]["data_name"] == "my_loader.py:Polyps"
     assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == name
     monkeypatch.chdir(pictures)
     script("segmentation_eval", ["--pred_dir", tmp_path / "results", f"--data_name {name}"])

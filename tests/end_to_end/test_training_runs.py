@@ -23,7 +23,7 @@ def log_rows(folder):
 def test_an_absurd_learning_rate_is_told_in_one_line(refusal, pictures, tmp_path):
     line = refusal(
         "segmentation_train",
-        ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--lr 1e30 --max_steps 20"],
+        ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--lr 100 --max_steps 20"],
     )
     assert "is not finite" in line and "case" in line and "Try a lower --lr" in line
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_one_at_once(script, pictures, tmp_path, long_run, 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(script, tmp_path, pictures, long_run):
     """What was logged beyond the checkpoint is logged again, once."""
-    for name in ("log.jsonl", "model000004.pt"):
+    for name in ("log.jsonl", "config.yaml", "model000004.pt"):
         (tmp_path / name).write_bytes((long_run / name).read_bytes())
     script("segmentation_train", ["--out_dir", tmp_path, "--resume_checkpoint auto --max_steps 6 --precision fp32"])
     assert [row["step"] for row in log_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]

@@ -2,13 +2,11 @@
 
 import ast
 import errno
-import io
 import json
 import os
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import nibabel
@@ -127,20 +125,6 @@ def test_npz_arrays_and_their_headers(tmp_path):
         np.testing.assert_array_equal(read_npz(tmp_path / "x.npz", name), value)
 
 
-@pytest.mark.parametrize("lies", [False, True])
-def test_a_small_npz_file_claims_no_large_array(tmp_path, lies):
-    path, header = tmp_path / "x.npz", io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6)})
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.npy", header.getvalue())
-        if lies:
-            archive.infolist()[0].file_size = 2**31
-    with pytest.raises(UserError, match="x.npz: is truncated or damaged: its a.npy claims 1e.06 MB, and holds at most"):
-        read_npz_headers(path)
-    np.savez_compressed(path, a=np.zeros((4000, 4000), np.uint8), b=np.zeros((3, 0)))
-    assert read_npz_headers(path)["a"][0] == (4000, 4000)
-
-
 def test_npz_files_that_cannot_be_read(tmp_path, truncate):
     path = tmp_path / "x.npz"
     for read in (read_npz_headers, lambda path: read_npz(path, "a")):
@@ -151,9 +135,9 @@ def test_npz_files_that_cannot_be_read(tmp_path, truncate):
         with pytest.raises(UserError, match="x.npz: is truncated or damaged, or is no .npz file"):
             read(path)
     np.savez(path, a=np.array([{"of": "objects"}], dtype=object))
-    with pytest.raises(UserError, match="allow_pickle=False"):
+    with pytest.raises(UserError, match="x.npz: a holds Python objects, which could run code; save plain numbers"):
         read_npz(path, "a")
-    with pytest.raises(UserError, match="x.npz: .*b is not a file in the archive"):
+    with pytest.raises(UserError, match="x.npz: has no array b; save it with all arrays"):
         read_npz(path, "b")
 
 

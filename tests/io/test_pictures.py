@@ -192,7 +192,7 @@ def test_the_limit_of_pixels_is_an_option(tmp_path, save_picture, monkeypatch):
 
 
 def test_memory_is_checked_before_decoding(tmp_path, save_picture, monkeypatch):
-    monkeypatch.setattr("guided_diffusion.io.pictures._free_memory", lambda: 2**27)
+    monkeypatch.setattr("guided_diffusion.io.memory.free_memory", lambda: 2**27)
     monkeypatch.setattr("guided_diffusion.io.pictures._open", lambda path: Header())
 
     class Header(Image.Image):
@@ -201,7 +201,7 @@ def test_memory_is_checked_before_decoding(tmp_path, save_picture, monkeypatch):
         def __init__(self):
             super().__init__()
 
-    with pytest.raises(UserError, match="a.png: has 9000x9000 pixels, which need 2.0 GB of memory, and 0.1 GB are"):
+    with pytest.raises(UserError, match="a.png: has 9000x9000 pixels, which need 4.1 GB of memory, and 0.1 GB are"):
         read_picture(save_picture(tmp_path / "a.png", GREY))
 
 

@@ -91,6 +91,7 @@ def test_moments_belong_to_parameters_by_name_or_number():
         ({2: good}, "the optimizer's state of 2, which its network does not have"),
         ({"a": good}, "the optimizer's exp_avg of a is missing or of another shape"),
         ({"b": {**good, "step": torch.ones(2)}}, "the optimizer's step of b is missing or no single number"),
+        ({"b": {**good, "exp_avg": torch.full((3,), float("nan"))}}, "the optimizer's exp_avg of b holds NaN"),
         ({"b": {}}, "the optimizer's exp_avg of b is missing"),
     ]:
         with pytest.raises(UserError, match=line):

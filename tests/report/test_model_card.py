@@ -42,6 +42,11 @@ def test_it_says_what_was_trained_and_measured(tmp_path):
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
 
 
+def test_it_leaves_out_a_folder_that_the_checkpoint_does_not_name(tmp_path):
+    config = MANIFEST["config"] | {"data": {"data_name": "FOLDER", "data_dir": ""}}
+    assert "- Trained on `FOLDER`.\n" in card_of(tmp_path, MANIFEST | {"config": config})
+
+
 def test_it_names_no_private_folder_of_the_run(tmp_path):
     text = card_of(tmp_path)
     assert "lr 0.001" in text and "/private/run" not in text and "num_workers" not in text

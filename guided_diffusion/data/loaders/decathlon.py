@@ -181,8 +181,8 @@ class DecathlonDataset(SegmentationDataset):
         suffix = f".{str(ending or NIFTI_SUFFIXES[1]).lower().lstrip('.')}"
         if suffix not in SUFFIXES:
             raise UserError(
-                f'{path}: has "file_ending": "{shown(str(ending))}", which is not read; convert the images and labels to '
-                '.nii.gz and write "file_ending": ".nii.gz"'
+                f'{path}: has "file_ending": "{shown(str(ending))}", which is not read; convert the images and labels '
+                'to .nii.gz and write "file_ending": ".nii.gz"'
             )
         alike = next((group for group in (NIFTI_SUFFIXES, (".tif", ".tiff")) if suffix in group), (suffix,))
         if ".tif" in alike and have[".json"] and _have_spacings(folder, alike):

@@ -1,0 +1,36 @@
+"""The memory that decoding a file takes, checked against the free memory before anything is decoded."""
+
+from pathlib import Path
+
+from ..runtime.errors import UserError
+
+NEGLIGIBLE = 2**28  # bytes that are not worth a check
+LARGEST_RATIO = 1032  # of the deflate format: the bytes that one compressed byte can stand for
+
+
+def check_room(path, what, needed):
+    """Raise `UserError` where decoding a file needs more bytes than are free. what: what it holds, "12x9 pixels"."""
+    free = free_memory() if needed > NEGLIGIBLE else None
+    if free is not None and needed > free:
+        raise UserError(
+            f"{path}: has {what}, which need {needed / 2**30:.1f} GB of memory, and {free / 2**30:.1f} GB are free; "
+            "make it smaller or use fewer --num_workers"
+        )
+
+
+def free_memory():
+    """The free memory in bytes, of the machine or of this container; None where the system does not say."""
+    found = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        lines = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        found.append(limit - used + int(lines["inactive_file"]))  # files' pages are given up where memory is needed
+    except (OSError, KeyError, ValueError):  # "max" is no number: there is no limit
+        pass
+    return min(found, default=None)
