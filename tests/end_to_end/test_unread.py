@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import FAST, files, messages, rows, strict_json, write_folder
-from helpers import torchrun
 
 from guided_diffusion.runtime.errors import run_script
 
@@ -190,13 +190,13 @@ def test_each_process_tells_of_its_own_share_and_the_first_sums_up(trained, bad,
     for name in ("case1", "case2"):  # of the second process, and of the first
         truncate(bad / "images" / f"{name}.png")
     where = ["--model_path", str(trained), "--data_dir", str(bad), "--out_dir", str(tmp_path / "results")]
-    ended = torchrun([*where, *ONE_BY_ONE.split()])
-    assert ended.returncode == 1
+    started = processes.start_ranks(2, processes.sample, [*where, *ONE_BY_ONE.split()], folder=tmp_path)
+    ended = processes.finish(started, tmp_path)
+    assert ended.statuses[0] == 1
+    printed = "".join(ended.outputs)
     for name in ("case1", "case2"):
-        assert ended.stdout.count(f"warning: {name}: goes on without it: ") == 1
-    assert (
-        ended.stderr.count("error: 2 of 4 cases could not be sampled and have no mask: case1, case2; repair them") == 1
-    )
+        assert printed.count(f"warning: {name}: goes on without it: ") == 1
+    assert printed.count("error: 2 of 4 cases could not be sampled and have no mask: case1, case2; repair them") == 1
     assert files(tmp_path / "results" / "masks") == ["case0.png", "case3.png"] and len(rows(tmp_path / "results")) == 2
     assert manifest_of(tmp_path / "results")["unread"] == ["case1", "case2"]
 
