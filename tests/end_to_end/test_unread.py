@@ -137,6 +137,23 @@ def test_a_volume_is_left_out_as_a_whole(run, train, brats, truncate, tmp_path, 
     assert not [name for name in files(results) if "BraTS2021_00000" in name]
 
 
+def test_a_volume_without_its_header_does_not_cost_the_others(run, train, brats, script, capsys, tmp_path):
+    data, results = tmp_path / "volumes", tmp_path / "results"
+    shutil.copytree(brats / "training", data)
+    checkpoint = train("BRATS", data)
+    headers = [data / f"BraTS2021_0000{n}" / f"BraTS2021_0000{n}_t2.nii.gz" for n in (0, 1)]
+    headers[0].write_bytes(b"")
+    status, told, errors = run(checkpoint, data)
+    assert status == 1 and len(told) == 1 and f"{headers[0]}: is truncated or damaged: it is empty" in told[0]
+    assert "1 of 2 cases could not be sampled and has no mask: BraTS2021_00000; " in errors[0]
+    assert (results / "BraTS2021_00001_seg.nii.gz").exists() and len(rows(results)) == 1
+    script("segmentation_eval", ["--pred_dir", results])
+    assert [row["name"] for row in rows(results)] == ["BraTS2021_00001"]
+    headers[1].write_bytes(b"")
+    status, _, errors = run(checkpoint, data, out=tmp_path / "none")
+    assert status == 2 and "it is empty" in errors[0] and not (tmp_path / "none").exists()
+
+
 STACKS = """
 import numpy as np
 from guided_diffusion.data import Case, Geometry, SegmentationDataset
