@@ -177,6 +177,10 @@ def open_results(run, out, processes):
         classes=run.dataset.classes,
     )
     if processes.is_first:
+        for name, target in folder.links().items():
+            console().warning(
+                f"warning: {out.shown(name)}: is a link, and results are written where it leads: {target}"
+            )
         out.push([out.path / "manifest.json"])
     return folder
 

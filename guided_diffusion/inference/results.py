@@ -71,6 +71,14 @@ class ResultsFolder:
         self._remove_temporaries()
         write_json(path, self.manifest)
 
+    def links(self):
+        """{name: where it leads} of the links in the folder itself: files are written through them."""
+        if not self.out_dir.is_dir():
+            return {}
+        with os.scandir(self.out_dir) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_symlink())
+        return {name: os.path.realpath(self.out_dir / name) for name in names}
+
     def _remove_temporaries(self):
         """Remove the temporary files of killed runs, but not those that another run may be writing now."""
         soft = ("probability", "uncertainty", "coarse", *PIXEL_MAPS)

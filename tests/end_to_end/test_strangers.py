@@ -278,6 +278,18 @@ def test_links_in_a_strangers_results(door, script, planted, pictures, capsys, t
     assert Path("kept/card.jpg").exists()
 
 
+def test_sampling_says_where_links_in_its_folder_lead(script, trained, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    Path("results").mkdir()
+    Path("results/masks").symlink_to("../elsewhere")
+    script(
+        "segmentation_sample", f"--model_path {trained} --data_dir {pictures} --out_dir results --num_samples 1 {FAST}"
+    )
+    line = f"warning: results/masks: is a link, and results are written where it leads: {tmp_path}/elsewhere"
+    assert capsys.readouterr().out.count(line) == 1 and list(Path("elsewhere").iterdir())
+
+
 def test_a_checkpoint_that_names_the_whole_disk_as_its_data(data):
     dataset = build_dataset("FOLDER", data, 8)
     units = group_cases(dataset.cases)
