@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shlex
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +33,9 @@ from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
 BEST, LAST = "best.pt", "last.pt"
-LARGEST_PICKLE = {"data.pkl": 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
+PICKLE = "data.pkl"
+ALLOCATING = re.compile(rb"c(builtins|__builtin__)\nbytearray\n|ctorch\._utils\n_rebuild_device_tensor_\w+\n")
+LARGEST_PICKLE = {PICKLE: 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
 
 
 LONGEST_REASON = 300  # characters of what is wrong with a file's content
@@ -142,9 +146,10 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """
     path = Path(path)
     where = where or str(path)
-    content = _read_content(path, where, remedy)
+    content, records = _read_content(path, where, remedy)
     try:
         check_content(content, to_train)
+        _check_storages(content, records)
     except OtherVersionError as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
@@ -167,7 +172,7 @@ def advice(path, first="copy it again"):
 
 
 def _read_content(path, where, remedy):
-    """The dict in a checkpoint's file, with all names of `Checkpoint`.
+    """The dict in a checkpoint's file, with all names of `Checkpoint`, and the file's `ArchiveRecord`s.
 
     It is read with `weights_only=True`: a pickle that holds code is refused, not run.
     """
@@ -186,12 +191,15 @@ def _read_content(path, where, remedy):
         if file.read(2) != b"PK":  # torch.save writes a zip file
             raise foreign
     try:
-        check_records(path, LARGEST_PICKLE)
+        records = check_records(path, LARGEST_PICKLE)
     except DamagedArchive as error:
         what = f"{_name_of(path, error.record)}: " if error.record else ""
         raise UserError(f"{where}: is damaged, or no checkpoint ({what}{error}); {remedy or advice(path)}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _check_pickles(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on kinds of tensor that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{where}: holds more than plain data, or is damaged, and was not loaded; "
@@ -206,7 +214,32 @@ def _read_content(path, where, remedy):
             which = f"version {version}" if isinstance(version, str) and version.isprintable() else "a version"
             raise UserError(f"{where}: was written by {which:.40}, newer than this one, {VERSION}: use that version")
         raise foreign
-    return {"validation": {}, "stage_end": None, **content}  # older checkpoints lack these
+    return {"validation": {}, "stage_end": None, **content}, records  # older checkpoints lack these
+
+
+def _check_pickles(path):
+    """Raise `pickle.UnpicklingError` for a pickle that names a function of `ALLOCATING`.
+
+    torch calls these even with `weights_only`, and a few bytes can ask them for any amount of memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            if item.filename.endswith(PICKLE) and (found := ALLOCATING.search(archive.read(item))):
+                raise pickle.UnpicklingError(f"names {found[0]}")
+
+
+def _check_storages(content, records):
+    """Raise `UserError` unless the tensors in `content`, mapped to the file, cover exactly its records of tensors.
+
+    The pickle says how long a tensor's numbers are. If it says too much, torch goes on reading in the next records, and
+    a small file could claim any amount of memory.
+    """
+    stored = [tensor.untyped_storage() for _, tensor in named_tensors(content)]
+    found = sorted({(storage.data_ptr(), storage.nbytes()) for storage in stored if storage.nbytes()})
+    wanted = [(item.start, item.size) for item in records if item.size and re.search(r"/data/\d+$", item.name)]
+    first, begin = min(found)[0], min(wanted, default=(0, 0))[0]
+    if [(place - first, size) for place, size in found] != [(place - begin, size) for place, size in sorted(wanted)]:
+        raise UserError("its tensors claim other bytes than those that its records hold")
 
 
 def _name_of(path, record):
@@ -216,6 +249,7 @@ def _name_of(path, record):
         return record
     names = {}  # by the place of the tensor's data in memory; torch numbers records in the order of the tensors
     try:
+        _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         check_plain_values(content)
         for name, tensor in named_tensors(content):

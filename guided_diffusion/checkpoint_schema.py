@@ -37,7 +37,7 @@ class OtherVersionError(UserError):
     """A checkpoint needs another version of this program, which the message names."""
 
 
-StepCount = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+StepCount = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # as in manifest.json
 Options = dict[str, str | int | float | bool | None]
 Tensors = dict[str, torch.Tensor]
 ClassValues = list[Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(min_length=1)]]
@@ -108,6 +108,7 @@ def check_content(content, to_train):
             raise UserError(f"the name {shown(name)} of a class or label holds a control character") from None
     _check_options(content, checked.written_by, to_train)
     _check_rates(content["ema"])
+    _check_class_names(content["class_names"])
     _check_loader(content["config"].get("loader", {}), len(content["class_names"]))
     _check_diffusion(content["config"]["diffusion"])
     network = _check_network(content)
@@ -162,10 +163,17 @@ def _check_rates(ema):
             number = float(rate)
         except ValueError:
             number = math.nan
-        if not 0 <= number < 1:
+        if not 0 <= number < 1 or not re.fullmatch(r"[0-9.eE+-]+", rate):
             raise UserError(f"its averaged weights are of the rate {rate[:40]!r}, which is no number from 0 to 1")
     if len(set(map(float, ema))) < len(ema):
         raise UserError(f"its averaged weights are of one rate twice: {', '.join(ema)}")
+
+
+def _check_class_names(names):
+    """Raise `UserError` for a name, of several, that leads out of a folder: results have files or folders for each."""
+    for name in names if len(names) > 1 else ():
+        if "/" in name or name in (".", ".."):
+            raise UserError(f"class_names: {shown(name)} cannot be a class's name")
 
 
 def _check_loader(kept, count):
@@ -179,6 +187,8 @@ def _check_loader(kept, count):
         _check_window("window", kept.get("window"))
     if "is_nifti" in kept:
         _converted(kept["is_nifti"], bool, "config.loader.is_nifti")
+        if "ct_window" not in kept:
+            raise UserError("config.loader: lacks the field ct_window")
         _check_window("ct_window", kept.get("ct_window"))
 
 
@@ -237,14 +247,27 @@ def check_plain_values(content):
             check_plain(name, value)
             claimed += value.numel() * value.element_size()
             stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, (dict, list, tuple)) and len(value) > MOST_VALUES:
+            count += len(value)
+            waiting.append((None, name, depth))
         elif isinstance(value, dict):
             waiting += [(item, _below(name, key), depth + 1) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(item, _below(name, index), depth + 1) for index, item in enumerate(value)]
+        elif isinstance(value, str) and not _is_encodable(value):
+            raise UserError(f"{name}: is a text with half a character")
         elif type(value) not in PLAIN_TYPES:
             raise UserError(f"holds {name} of the type {type(value).__name__}, which is no plain value")
     if claimed > MOST_SHARED * max(sum(stored.values()), LEAST_BYTES):
         raise UserError("many tensors share their numbers, so that they claim more than the file holds")
+
+
+def _is_encodable(text):
+    try:
+        text.encode(errors="surrogateescape")  # as paths of older checkpoints may need it
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _below(name, key):

@@ -1,5 +1,6 @@
 """Real processes for tests, forked where torch is loaded already: training as torchrun would start it, in a second."""
 
+import importlib
 import importlib.util
 import inspect
 import multiprocessing
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
 MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.loaders.folder", "guided_diffusion.cli.train"]
+MODULES += ["guided_diffusion.cli.sample"]
 MODULES += ["torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"]
 
 
@@ -56,14 +58,21 @@ def finish(children, folder, timeout=60):
 
 def train(words):
     """The training script with this command line, from its door to its exit."""
-    from conftest import SCRIPTS
+    _run_script("segmentation_train", words)
 
-    sys.path.insert(0, str(SCRIPTS))
-    import segmentation_train
+
+def sample(words):
+    """The same of the sampling script."""
+    _run_script("segmentation_sample", words)
+
+
+def _run_script(name, words):
+    from conftest import SCRIPTS
 
     from guided_diffusion.runtime.errors import run_script
 
-    run_script(lambda: segmentation_train.main(words))
+    sys.path.insert(0, str(SCRIPTS))
+    run_script(lambda: importlib.import_module(name).main(words))
 
 
 def _begin(place, arguments, log, environment):

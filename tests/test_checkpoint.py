@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,28 @@ def test_code_in_a_pickle_does_not_run(content, tmp_path, how):
     if how == "pickle":
         pickle.loads(path.read_bytes()).close()
         assert touched.exists()  # so it would have run
+
+
+@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
+def test_a_pickle_asks_for_no_memory(tmp_path, module):
+    """torch calls bytearray(10**9) of a pickle even with weights_only."""
+    path, calls = tmp_path / "m.pt", b"\x80\x02c" + module + b"\nbytearray\nJ\x00\xca\x9a\x3b\x85R."
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {"data.pkl": calls, "version": b"3\n", "byteorder": b"little"}.items():
+            archive.writestr(f"m/{name}", data)
+    assert f"{path}: holds more than plain data" in refused(path)
+
+
+@pytest.mark.parametrize("size", [4, 10_000])
+def test_a_tensor_claims_what_its_record_holds(content, tmp_path, size):
+    """A shorter record would let torch read on in the next ones, and a small file claim much memory."""
+    whole, path = tmp_path / "whole.pt", tmp_path / "m.pt"
+    save_checkpoint(content, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as changed:
+        for item in archive.infolist():
+            data = archive.read(item)
+            changed.writestr(item.filename, data[:size].ljust(size, b"0") if item.filename.endswith("/5") else data)
+    assert "claim other bytes than those that its records hold" in refused(path)
 
 
 def test_files_that_are_no_checkpoint(tmp_path, content):

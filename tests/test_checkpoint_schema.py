@@ -68,6 +68,11 @@ FIRST = "unet.conv_in.weight"
 NAN = float("nan")
 
 
+def with_nan(moment):
+    """A function that puts NaN into an optimizer's state."""
+    return lambda state: {name: values | {moment: values[moment] * NAN} for name, values in state.items()}
+
+
 @pytest.mark.parametrize(
     ("place", "value", "line"),
     [
@@ -78,6 +83,7 @@ NAN = float("nan")
         ("config/loader", {"class_values": [[0]]}, "config.loader.class_values"),
         ("config/loader", {"class_values": [[1], [2]]}, "it has 1 classes, but label values of 2"),
         ("config/loader", {"is_nifti": True, "ct_window": [3.0, NAN]}, "config.loader.ct_window: is no pair"),
+        ("config/loader", {"is_nifti": True}, "config.loader: lacks the field ct_window"),
         ("config/loader", {"modalities": "CT"}, "config.loader.modalities: expected a list"),
         ("config/model/version", "v9", "its option version v9: must be one of"),
         ("config/calibration", {"temperature": NAN}, "its option temperature nan"),
@@ -96,6 +102,9 @@ NAN = float("nan")
         ("class_names", ["a"] * 10**5, "class_names: expected a list of length <= 65535"),
         ("class_names", ["a", "b"], "have the shape"),
         ("class_names", [], "class_names: expected a list of length >= 1"),
+        ("class_names", ["../../x", "b"], "class_names: ../../x cannot be a class's name"),
+        ("class_names", ["\ud800"], "class_names.0: is a text with half a character"),
+        ("config/data/data_dir", "a\0b", r"data_dir a\\x00b: must be text without control characters"),
         ("step", "3", "step: expected a whole number, got text"),
         ("step", -1, "step: expected a whole number >= 0"),
         ("step", 2.5, "step: expected a whole number, got a number"),
@@ -104,7 +113,10 @@ NAN = float("nan")
         ("ema", {}, "ema: expected a dict of length >= 1"),
         ("ema", lambda ema: {"fast": ema["0.9"]}, "averaged weights are of the rate 'fast'"),
         ("ema", lambda ema: {"nan": ema["0.9"]}, "averaged weights are of the rate 'nan'"),
+        ("ema", lambda ema: {"０.9": ema["0.9"]}, "averaged weights are of the rate '０.9'"),
         ("ema/0.9", {}, "lacks the averaged weights"),
+        ("optimizer/state", with_nan("exp_avg"), "the optimizer's exp_avg of .* holds NaN"),
+        ("optimizer/state", with_nan("step"), "the optimizer's step of .* holds NaN"),
         ("optimizer/state", lambda state: {"gone": next(iter(state.values()))}, "the optimizer's state of gone"),
         ("optimizer", {"state": {}}, "optimizer: lacks the field param_groups"),
         ("scaler", {"scale": 1.0}, "scaler: must hold the numbers"),
@@ -128,16 +140,19 @@ def test_what_is_missing_is_named(whole, group):
         check_content(put(whole, group, None), to_train=False)
 
 
-@pytest.mark.parametrize("change", ["nan", "shape", "more", "less", "complex"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("change", ["nan", "shape", "more", "less", "complex", "nested"])
 def test_weights_must_be_the_network_s_and_finite(whole, change):
     content = copy.deepcopy(whole)
     name = next(iter(content["model"]))
     old = content["model"][name]
     new = {"nan": old * NAN, "shape": old[..., None], "complex": old.to(torch.complex64)}.get(change)
+    new = torch.nested.nested_tensor([old[0], old[0][:1]]) if change == "nested" else new
     lines = {
         "nan": f"the tensor model.{name} holds numbers that are not finite",
         "shape": f"the weights {name} have the shape",
         "complex": f"the tensor model.{name} is of the type torch.complex64",
+        "nested": f"the tensor model.{name} is not a dense array",
         "more": "holds the weights extra, which its network does not have",
         "less": f"lacks the weights {name}, which its network needs",
     }
@@ -173,5 +188,7 @@ def test_small_content_may_not_unfold_or_nest_without_end():
     check_plain_values({str(number): shared for number in range(4)})
     with pytest.raises(UserError, match="many tensors share their numbers"):
         check_plain_values({str(number): shared[number:] for number in range(100)})
+    with pytest.raises(UserError, match="holds more than 500000 values"):
+        check_plain_values({"x": [None] * 500_001})
     with pytest.raises(UserError, match="holds x.0 of the type set, which is no plain value"):
         check_plain_values({"x": [{1, 2}]})

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 import guided_diffusion
+from guided_diffusion.config import config_file
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.presets import PRESETS
 from guided_diffusion.config.sample_options import CheckOptions, EvalOptions, SampleOptions
 from guided_diffusion.config.train_options import TrainOptions
+from guided_diffusion.io import locks, texts
+from guided_diffusion.io.pictures import MAX_MEGAPIXELS
 from guided_diffusion.models import condition, fourier, medsegdiff
 from guided_diffusion.models.medsegdiff import build_model
 
@@ -184,3 +187,18 @@ def test_diagrams_are_as_the_script_draws_them():
     drawn = runpy.run_path(str(figures / "draw_diagrams.py"))["DIAGRAMS"]
     for name, draw in drawn.items():
         assert read(figures / f"{name}.svg") == draw().svg()
+
+
+def test_the_limits_in_the_document_on_safety_are_those_of_the_code():
+    document = read(ROOT / "docs" / "safety.md")
+    for text in (
+        f"| a JSON or CSV file | {texts.MAX_BYTES // 2**20} MB |",
+        f"| {texts.MAX_YAML_BYTES // 2**10} KB and {texts.MAX_NODES:,} values",
+        f"{config_file.MAX_INCLUDES} included files",
+        f"| lists within lists | {texts.MAX_DEPTH} |",
+        f"| digits of a number | {texts.MAX_DIGITS} |",
+        f"| a picture | {MAX_MEGAPIXELS:g} megapixels",
+        f"`{locks.LOCK}`",
+    ):
+        assert text in document, text
+    assert locks.SILENCE == 120 and "after two minutes" in document

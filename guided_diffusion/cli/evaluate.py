@@ -108,7 +108,7 @@ def find_truth(options, given, manifest):
     classes = options.classes or recorded.get("classes", "")
     manifest_file = f"{options.pred_dir.rstrip('/')}/manifest.json"
     origin = named_by("data_name", given, manifest_file) if options.data_name else manifest_file
-    chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes}
+    chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes, "keep_unreadable": True}
     sampled_dir = recorded.get("data_dir")
     is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")

@@ -138,7 +138,8 @@ def prepare_sampling(options, given, processes):
         for case in dataset.cases:
             group_of(case, data.group_key)
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
-    check_volumes(dataset, units, to_write=True)
+    if not check_volumes(dataset, units, to_write=True):
+        dataset.volumes.check_readable()
     check_name_lengths(units, dataset.classes, settings.sample)
     return SamplingRun(settings, checkpoint, sampler, dataset, units)
 
@@ -147,7 +148,7 @@ def find_cases(data, sampler, split, chosen, origin):
     """The data to sample. split: the value of --split. chosen: whether the user set --data_name. origin: see
     `fields.named_by`."""
     try:
-        options = {"split": given_split(split), "view": sampler.view, **loading_of(data)}
+        options = {"split": given_split(split), "view": sampler.view, "keep_unreadable": True, **loading_of(data)}
         return build_dataset(data.data_name, data.data_dir, sampler.image_size, named_by=origin, **options)
     except NoCasesError as error:
         if chosen:

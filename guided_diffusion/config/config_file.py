@@ -32,7 +32,7 @@ def read_config(path, check=lambda values, path: values, above=(), count=None):
     if any(path.resolve() == other.resolve() for other in above):
         raise UserError(f"{where}: is included by itself ({' > '.join(map(str, (*above, path)))})")
     try:
-        values = read_yaml(path, pipes=True)
+        values = read_yaml(path, pipes=not above)  # a pipe that a file names might never have a writer
     except OSError as error:
         reason = describe_os_error(error).removeprefix(f"{path}: ")
         raise UserError(f"{where}: {reason}; name a YAML file") from error

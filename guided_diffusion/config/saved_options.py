@@ -2,7 +2,7 @@
 
 import math
 
-from ..io.texts import shown
+from ..io.texts import has_control, shown
 from ..runtime.errors import UserError
 from .command_line import fields_of
 from .fields import REMOVED, build
@@ -42,8 +42,8 @@ def _check_group(values, group):
         for name, value in values.items():
             if not is_path(fields[name]):
                 check_value(fields[name], value)
-            elif not isinstance(value, str):  # a path of an older checkpoint may be of another machine
-                raise UserError(f"{name} {shown(value)}: must be text")
+            elif not isinstance(value, str) or has_control(value):  # else a path, perhaps of another machine
+                raise UserError(f"{name} {shown(value)}: must be text without control characters")
         # Both names mean the objective, and only the other one is read.
         build(group, {name: value for name, value in values.items() if name != "predict_xstart"}, whole=False)
     except UserError as error:

@@ -9,10 +9,9 @@ import math
 import os
 import re
 import stat
-import unicodedata
 
 from ..io.storage import check_path, is_remote
-from ..io.texts import shown
+from ..io.texts import has_control, shown
 from ..runtime.errors import UserError
 
 NO_VALUE = object()  # the value of a flag without one, unless the flag is boolean
@@ -154,7 +153,7 @@ def _has_type(value, kind):
 
 def _check_text(item, value, flag):
     """Raise `UserError` for a text with control characters or not in UTF-8, and for a path that cannot be one."""
-    if any(unicodedata.category(character) == "Cc" for character in value):
+    if has_control(value):
         raise UserError(f"{flag}: holds a line break or another control character; leave it out")
     if len(value) > MOST_LETTERS:
         raise UserError(f"{flag}: has {len(value)} characters; {MOST_LETTERS} are the most")

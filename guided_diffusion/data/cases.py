@@ -135,8 +135,11 @@ def check_volumes(dataset, units, *, to_write=False):
 
     Its masks would be written, or compared, with slices in the wrong place.
     to_write: whether masks are written, so that the loader must also give a geometry.
+    Returns the units without the volumes whose header cannot be read: each of these fails by itself when it is read.
     """
-    for unit in units:
+    unreadable = {} if dataset.volumes is None else dataset.volumes.unreadable
+    readable = [unit for unit in units if unit.name not in unreadable]
+    for unit in readable:
         if not unit.is_volume:
             continue
         first = unit.cases[0]
@@ -155,6 +158,7 @@ def check_volumes(dataset, units, *, to_write=False):
                 f"{len(indices)} (slice_index {given}), so that its masks would not fit it; give a case for each "
                 "slice, at least where need_masks is not set"
             )
+    return readable
 
 
 def check_shape(unit, geometry, shape):

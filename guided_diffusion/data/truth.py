@@ -223,7 +223,9 @@ def raters_of(dataset, cases, k=0):
 
 def majority(raters):
     """The pixels that more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
-    return None if raters is None else raters.mean(axis=0) > 0.5
+    if raters is None or len(raters) == 1:
+        return None if raters is None else raters[0]
+    return raters.mean(axis=0) > 0.5
 
 
 def truths_of(dataset, cases, read_raters=raters_of):

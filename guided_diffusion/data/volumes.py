@@ -41,15 +41,15 @@ class VolumeReader:
     `cache_bytes` of them in memory. The default is enough for about 55 BraTS cases (240 x 240 x 155 voxels, four
     modalities, 71 MB). 2-D images are cached in memory only.
     is_chosen: whether the user chose `zscore`, so that no values speak against it.
-    unreadable: messages about volumes whose headers cannot be read. Each of them still has a case, which fails when it
-    is read, so that a check of the data finds them all.
+    unreadable: {name: message} of the volumes whose headers cannot be read. Each of them still has a case, which fails
+    when it is read, so that a check of the data finds them all and the other volumes are sampled.
     """
 
     cache_bytes = 4 * 2**30
 
     def __init__(self, normalise=zscore, is_chosen=False):
         self.normalise, self.is_chosen = normalise, is_chosen
-        self.store, self.unreadable = None, []
+        self.store, self.unreadable = None, {}
         self._found = []  # the image files of each volume
         self._cache = VolumeCache(self.cache_bytes)
 
@@ -66,7 +66,7 @@ class VolumeReader:
         try:
             found = self._cases(name, images, masks, label, raters, check_masks)
         except (UserError, OSError) as error:
-            self.unreadable.append(reason_of(error))
+            self.unreadable[name] = reason_of(error)
             return [Case(f"{name}_slice_000", images, masks, label, name, 0, raters=raters)]
         self._found.append(images)
         return found
@@ -92,7 +92,7 @@ class VolumeReader:
         if self.unreadable:
             count = len(self.unreadable)
             more = f" ({count} volumes in all cannot be read: python scripts/check_data.py names them)"
-            raise UserError(self.unreadable[0] + (more if count > 1 else ""))
+            raise UserError(next(iter(self.unreadable.values())) + (more if count > 1 else ""))
 
     def channels(self, paths):
         """The number of channels of the first of these files that can be read; 1 where none can."""

@@ -6,6 +6,8 @@ also computed in a band around the truth's boundary, where the answer is uncerta
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -13,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from .metrics import bounding_box
 
 BINS = 15
+BLOCK = 2**22  # pixels that are counted at once
 FINE = 256  # fine bins in each bin
 EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
 FINE_EDGES = np.arange(1, BINS * FINE) / (BINS * FINE)
@@ -41,11 +44,20 @@ class ReliabilityTable:
         truth: 0 or 1 (or bool) with one rater; with several the fraction of raters who marked the pixel.
         Raises ValueError for different shapes and for probabilities outside [0, 1].
         """
+        probability, truth = np.asarray(probability), np.asarray(truth)
+        if probability.shape != truth.shape:
+            raise ValueError(f"probability and truth must agree in shape, not {probability.shape}, {truth.shape}")
+        if probability.size > BLOCK and probability.flags.f_contiguous:
+            probability, truth = probability.T, truth.T  # as the values lie in memory
+        number = -(-probability.size // BLOCK)
+        if number < 2:
+            return cls._of_part(probability, truth)
+        parts = zip(np.array_split(probability, number), np.array_split(truth, number), strict=True)
+        return reduce(add, (cls._of_part(*part) for part in parts))
+
+    @classmethod
+    def _of_part(cls, probability, truth):
         p, y = (np.asarray(values, dtype=np.float64).ravel() for values in (probability, truth))
-        if np.shape(probability) != np.shape(truth):
-            raise ValueError(
-                f"probability and truth must agree in shape, not {np.shape(probability)}, {np.shape(truth)}"
-            )
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError("probabilities must lie in [0, 1]")
         return cls._sums(p, np.ones_like(p), y, (p - y) ** 2)

@@ -131,15 +131,15 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
     """
     units = group_cases(dataset.cases)
     predictions = predictions_of(pred_dir, dataset, units)
-    if len({unit.is_volume for unit in units}) > 1:
+    readable = check_volumes(dataset, units) or units
+    if len({unit.is_volume for unit in readable}) > 1:
         raise UserError(f"{dataset.data_dir}: holds volumes and single slices, which are not averaged together")
-    check_volumes(dataset, units)
-    millimetres = dataset.load_geometry(units[0].cases[0]) is not None
+    millimetres = dataset.load_geometry(readable[0].cases[0]) is not None
     evaluation = Evaluation(
         dataset.classes.names,
         settings or EvaluationSettings(),
         distance_unit="mm" if millimetres else "pixels",
-        volume_unit=volume_unit(3 if units[0].is_volume else 2, millimetres),
+        volume_unit=volume_unit(3 if readable[0].is_volume else 2, millimetres),
         raters=rater_names(dataset.cases),
     )
     misplaced = []

@@ -125,9 +125,17 @@ def _surface_distances(prediction, truth, spacing):
     """The distances from the prediction's surface to the truth's and back: two float64 [pixels]. No mask is empty."""
     box = bounding_box(prediction | truth)
     own, true = (mask[box] & ~binary_erosion(mask[box]) for mask in (prediction, truth))
-    distances = (distance_transform_edt(~other, sampling=spacing)[one] for one, other in ((own, true), (true, own)))
+    distances = (_distances(one, other, spacing) for one, other in ((own, true), (true, own)))
     # Rounded to float32, so that a distance of exactly the tolerance compares as equal to it.
     return [values.astype(np.float32).astype(np.float64) for values in distances]
+
+
+def _distances(pixels, others, spacing):
+    """The distance of each of `pixels` to the nearest of `others`, two bool arrays: float64 [pixels]."""
+    # scipy's own distances are those of all pixels, and need a multiple of the memory.
+    nearest = distance_transform_edt(~others, sampling=spacing, return_distances=False, return_indices=True)
+    apart = (nearest[:, pixels] - np.array(np.nonzero(pixels))) * np.array(spacing)[:, None]
+    return np.sqrt((apart * apart).sum(axis=0))
 
 
 # ---- volumes -----------------------------------------------------------------------------------------------------
@@ -200,9 +208,14 @@ def lesion_detection(prediction, truth, least_iou):
 
 def component_ious(prediction, truth):
     """IoU of each connected component of the prediction with each of the truth: float64 [predicted, true]."""
+    marked = prediction | truth
+    if marked.any():
+        box = bounding_box(marked)
+        prediction, truth, marked = prediction[box], truth[box], marked[box]
     own, predicted = components(prediction)
     true, count = components(truth)
-    pairs = np.bincount(own.ravel() * (count + 1) + true.ravel(), minlength=(predicted + 1) * (count + 1))
+    codes = own[marked].astype(np.int64) * (count + 1) + true[marked]
+    pairs = np.bincount(codes, minlength=(predicted + 1) * (count + 1))
     both = pairs.reshape(predicted + 1, count + 1)  # pixels by their two labels, of which 0 is the background
     sizes = both.sum(axis=1)[1:, None] + both.sum(axis=0)[None, 1:]
     shared = both[1:, 1:]
@@ -210,9 +223,8 @@ def component_ious(prediction, truth):
 
 
 def components(mask):
-    """The connected components of a bool mask, over edges and corners: labels int64 (0: none) and their number."""
-    labels, count = label(mask, np.ones((3,) * mask.ndim))
-    return labels.astype(np.int64), count
+    """The connected components of a bool mask, over edges and corners: labels int32 (0: none) and their number."""
+    return label(mask, np.ones((3,) * mask.ndim))
 
 
 # ---- helpers -----------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def fuse(soft, method):
     if method == "mean":
         return mean_consensus(soft)
     votes = soft > 0.5
-    return vote(votes) if method == "vote" else staple(votes).consensus.float()
+    # A single member is STAPLE's consensus too.
+    return vote(votes) if method == "vote" or len(votes) == 1 else staple(votes).consensus.float()
 
 
 def fuse_masks(soft, method, exclusive=False):
@@ -98,6 +99,8 @@ def uncertainty(soft):
     It is the population's, so it is 0 for a single member.
     """
     _check_soft(soft)
+    if len(soft) == 1:
+        return torch.zeros_like(soft[0], dtype=torch.float32)
     deviation = soft.double() - soft.mean(dim=0, dtype=torch.float64)
     return deviation.square().mean(dim=0).sqrt().float()  # [N, K, H, W]
 
@@ -220,13 +223,25 @@ def vote_patterns(votes):
     row = torch.arange(items, device=votes.device)[:, None].expand(items, pixels)  # [items, pixels]
     # A pixel's code is its item's number with one bit appended per member, so codes sort by item first. To number the
     # codes that occur, every 31 bits, keeps any number of members within int64.
+    count = None
     for block in votes.split(31):
+        codes = (items if count is None else len(count)) << len(block)
         for member in block:
             row = 2 * row + member
-        _, row, count = row.unique(return_inverse=True, return_counts=True)
+        row, count = _numbered(row, codes)
     pixel_of_row = torch.empty_like(count)
     pixel_of_row[row.flatten()] = torch.arange(items * pixels, device=votes.device)  # any one of the row's
     return pixel_of_row // pixels, votes.flatten(1)[:, pixel_of_row].T, count, row
+
+
+def _numbered(codes, limit):
+    """Number the codes that occur, int64 below `limit`, in their order: (each one's number, int64 [numbers] counts)."""
+    if limit > codes.numel():
+        _, numbers, count = codes.unique(return_inverse=True, return_counts=True)
+        return numbers, count
+    count = torch.bincount(codes.flatten(), minlength=limit)  # to sort the codes takes much longer
+    occurs = count > 0
+    return (occurs.cumsum(0) - 1)[codes], count[occurs]
 
 
 def _expectation_maximisation(item, pattern, count, max_iterations, tolerance):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from msgspec import Meta
 
 from ..config.options import check_group_key
-from ..io.texts import read_json
+from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
 
 WholeNumber = Annotated[int, Meta(ge=0, le=10**12)]
@@ -103,7 +103,10 @@ def read_manifest(folder):
     if not path.exists():
         return {}
     manifest = read_json(path, Manifest)
-    for part in (manifest.get("data", {}), manifest.get("config", {}).get("data", {})):
+    for part in (manifest, manifest.get("data", {}), manifest.get("config", {}).get("data", {})):
+        for name in ("checkpoint", "data_dir"):
+            if has_control(part.get(name, "")):
+                raise UserError(f"{path}: {name} {shown(part[name])}: holds a control character; correct it")
         try:
             check_group_key(part.get("group_key", ""))
         except UserError as error:

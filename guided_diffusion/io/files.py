@@ -251,11 +251,13 @@ def content_of(path, kind):
 
 
 def _why_no_file(path):
-    """Why there is no file of this path: nothing, a folder, or a link whose target is not there."""
-    if os.path.islink(path):
+    """Why there is no file of this path: nothing, a folder, a pipe or device, or a link whose target is not there."""
+    if os.path.islink(path) and not os.path.exists(path):
         target = os.readlink(path)
         remedy = "fetch it with git annex get" if "/annex/objects/" in target else "copy the file, not the link"
         return f"is a link to {target}, which is not there; {remedy}"
+    if os.path.exists(path) and not os.path.isdir(path):
+        return "is a pipe, socket or device, not a file; put a file there"
     return "is a folder, not a file" if Path(path).is_dir() else "no such file"
 
 
@@ -393,13 +395,13 @@ def write_json(path, value):
 
 
 def json_ready(value):
-    """The value in JSON's types: keys and paths become text, arrays and tuples lists, NumPy scalars plain numbers, and
-    numbers that are not finite None."""
+    """The value in JSON's types: keys and paths become text, arrays, tensors and tuples lists, NumPy scalars plain
+    numbers, and numbers that are not finite None."""
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
+    if hasattr(value, "tolist"):  # of NumPy or torch
         return json_ready(value.tolist())
     if isinstance(value, Path):
         return str(value)

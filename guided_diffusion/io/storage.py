@@ -85,8 +85,15 @@ def cache_root():
 
 
 def cached(path):
-    """The local `Path` that a remote file or folder is fetched to; a local path itself."""
-    return cache_root() / "fetched" / str(path).replace("://", "/").rstrip("/") if is_remote(path) else Path(path)
+    """The local `Path` that a remote file or folder is fetched to; a local path itself.
+
+    Raises `UserError` for a remote path with `..`, as a stranger's file may name it: it would lead out of the cache.
+    """
+    if not is_remote(path):
+        return Path(path)
+    if ".." in str(path).split("/"):
+        raise UserError(f"{path}: leads out of its bucket by ..; write the folder's own path")
+    return cache_root() / "fetched" / str(path).replace("://", "/").rstrip("/")
 
 
 # ---- the store ---------------------------------------------------------------------------------------------------
@@ -165,7 +172,7 @@ def fetch_file(path):
     """The local `Path` of a file: itself, or a copy of a remote one in the cache, fetched if new or changed."""
     if not is_remote(path):
         return Path(path)
-    there, target = _entry(path), cached(path)
+    target, there = cached(path), _entry(path)
     if there is None:
         raise UserError(f"{path}: no such file; name a file in the store")
     _fetch(folder_and_name(path)[0], target.parent, {target.name: there})
@@ -188,7 +195,7 @@ def fetch_folder(path, what="folder"):
     """
     if not is_remote(path):
         return Path(path)
-    there, target = _entries(path), cached(path)
+    target, there = cached(path), _entries(path)
     if not there:
         raise UserError(f"{path}: no such {what}, or it is empty")
     for name, here in _local_files(target).items():

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Hashable
 from contextlib import suppress
 
@@ -38,6 +39,11 @@ def shown(value, most=SHOWN):
     text = value if isinstance(value, str) else repr(value)
     text = text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode()
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def has_control(text):
+    """Whether a text holds a line break or another control character."""
+    return any(unicodedata.category(character) == "Cc" for character in text)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

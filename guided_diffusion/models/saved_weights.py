@@ -25,7 +25,7 @@ def check_plain(name, tensor):
 
     A tensor that was expanded, or has overlapping strides, claims more numbers than the file holds.
     """
-    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if type(tensor) is not torch.Tensor or tensor.is_nested or tensor.layout is not torch.strided or not tensor.is_cpu:
         raise UserError(f"the tensor {name} is not a dense array")
     if tensor.dtype not in PLAIN:
         raise UserError(f"the tensor {name} is of the type {tensor.dtype}, not of real numbers")
@@ -91,5 +91,5 @@ def check_moments(state, parameters):
         for moment, numbers in values.items():
             if numbers.is_floating_point() and torch.isnan(numbers.sum()):
                 raise UserError(f"the optimizer's {moment} of {name} holds NaN")
-        if "step" not in values or values["step"].numel() != 1:
-            raise UserError(f"the optimizer's step of {name} is missing or no single number")
+        if "step" not in values or values["step"].numel() != 1 or not values["step"] >= 0:
+            raise UserError(f"the optimizer's step of {name} is missing or no single number from 0 up")

@@ -132,7 +132,7 @@ def _option_list(values):
     if isinstance(listed.get("timesteps"), list):
         listed["timesteps"] = f"{len(listed['timesteps'])} steps"
     shown = {name: place_name(value) if is_place(value) else value for name, value in listed.items()}
-    return ", ".join(markdown_text(f"{name} {value}") for name, value in shown.items())
+    return ", ".join(markdown_text(with_short_places(f"{name} {value}")) for name, value in shown.items())
 
 
 def _metrics(summary):

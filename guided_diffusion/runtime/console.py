@@ -5,12 +5,14 @@ import sys
 
 from tqdm import tqdm
 
+from .errors import visible
+
 
 class _ConsoleHandler(logging.Handler):
     """Writes through tqdm, so that lines do not break a progress bar."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(visible(self.format(record), but="\n\t"), file=sys.stdout)
         sys.stdout.flush()
 
 

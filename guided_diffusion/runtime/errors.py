@@ -90,7 +90,7 @@ def _exit_status(main):
         return main() or 0
     except UserError as error:
         _let_another_print(error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -115,7 +115,7 @@ def _exit_status(main):
         return 1
     except OSError as error:
         _let_another_print(error)
-        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        print(f"error: {visible(describe_os_error(error))}", file=sys.stderr)
         return 1
 
 
@@ -167,6 +167,15 @@ def lost_worker_message(text):
         f"a process that reads images {how}; most likely memory ran out: give fewer --num_workers (0: none) or a lower "
         "--batch_size"
     )
+
+
+def visible(text, but=""):
+    """Text with its control characters, except those in `but`, written as escapes.
+
+    Names from strangers' files then neither begin a line nor act on the terminal.
+    """
+    control = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+    return control.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], str(text))
 
 
 def in_one_line(error):

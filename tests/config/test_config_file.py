@@ -1,6 +1,7 @@
 """YAML files of options with what they include, and the record of a run."""
 
 import dataclasses
+import os
 
 import pytest
 import yaml
@@ -174,6 +175,12 @@ def test_many_includes_are_refused(write, tmp_path):
 def test_values_that_yaml_could_mistake(write, text, words):
     line = refused(write("run.yaml", text))
     assert words in line and line.isprintable()
+
+
+def test_a_pipe_that_a_file_includes_is_not_waited_for(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    line = refused(write("run.yaml", "include: pipe"))
+    assert f"include {tmp_path}/pipe: is a pipe, socket or device, not a file" in line
 
 
 def test_words_of_yaml_mean_what_they_are_written_as(write):

@@ -348,11 +348,12 @@ def test_a_training_with_augmentation_and_its_sampling(train, sample, isic, tmp_
     assert len(list((sample(tmp_path / "augmented" / path.name, isic) / "masks").iterdir())) == 3
 
 
-def test_a_checkpoint_older_than_the_flag_goes_on_without(script, trained, tmp_path):
+def test_a_checkpoint_older_than_the_flag_goes_on_without(script, trained, pictures, tmp_path):
     old = load_checkpoint(trained)
     del old.config["train"]["augment"]
     save_checkpoint(old, tmp_path / trained.name)
-    script("segmentation_train", ["--resume_checkpoint auto --max_steps 3 --out_dir", tmp_path])
+    where = ["--data_dir", pictures, "--out_dir", tmp_path]
+    script("segmentation_train", [*where, "--resume_checkpoint auto --max_steps 3"])
     assert load_checkpoint(tmp_path / "model000003.pt").config["train"]["augment"] == "none"
 
 

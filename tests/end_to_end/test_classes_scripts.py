@@ -63,7 +63,7 @@ def test_label_maps_in_a_folder(label_maps, tmp_path):
         ('{"background": 0, "whole": [1, 2], "core": [2]}', "whole=1+2,core=2"),
         ('{"background": 0}', 'has no "labels" that name classes'),
         ('{"a": "b"}', "'a': 'b' in \"labels\" is no name with its label value"),
-        ("3", 'has no "labels"'),
+        ("3", '"labels" must be'),
     ],
 )
 def test_names_of_dataset_json(label_maps, tmp_path, labels, expected):

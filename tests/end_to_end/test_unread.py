@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import FAST, files, messages, rows, strict_json, write_folder
-from helpers import torchrun
 
 from guided_diffusion.runtime.errors import run_script
 
@@ -137,6 +137,23 @@ def test_a_volume_is_left_out_as_a_whole(run, train, brats, truncate, tmp_path, 
     assert not [name for name in files(results) if "BraTS2021_00000" in name]
 
 
+def test_a_volume_without_its_header_does_not_cost_the_others(run, train, brats, script, capsys, tmp_path):
+    data, results = tmp_path / "volumes", tmp_path / "results"
+    shutil.copytree(brats / "training", data)
+    checkpoint = train("BRATS", data)
+    headers = [data / f"BraTS2021_0000{n}" / f"BraTS2021_0000{n}_t2.nii.gz" for n in (0, 1)]
+    headers[0].write_bytes(b"")
+    status, told, errors = run(checkpoint, data)
+    assert status == 1 and len(told) == 1 and f"{headers[0]}: is truncated or damaged: it is empty" in told[0]
+    assert "1 of 2 cases could not be sampled and has no mask: BraTS2021_00000; " in errors[0]
+    assert (results / "BraTS2021_00001_seg.nii.gz").exists() and len(rows(results)) == 1
+    script("segmentation_eval", ["--pred_dir", results])
+    assert [row["name"] for row in rows(results)] == ["BraTS2021_00001"]
+    headers[1].write_bytes(b"")
+    status, _, errors = run(checkpoint, data, out=tmp_path / "none")
+    assert status == 2 and "it is empty" in errors[0] and not (tmp_path / "none").exists()
+
+
 STACKS = """
 import numpy as np
 from guided_diffusion.data import Case, Geometry, SegmentationDataset
@@ -173,13 +190,13 @@ def test_each_process_tells_of_its_own_share_and_the_first_sums_up(trained, bad,
     for name in ("case1", "case2"):  # of the second process, and of the first
         truncate(bad / "images" / f"{name}.png")
     where = ["--model_path", str(trained), "--data_dir", str(bad), "--out_dir", str(tmp_path / "results")]
-    ended = torchrun([*where, *ONE_BY_ONE.split()])
-    assert ended.returncode == 1
+    started = processes.start_ranks(2, processes.sample, [*where, *ONE_BY_ONE.split()], folder=tmp_path)
+    ended = processes.finish(started, tmp_path)
+    assert ended.statuses[0] == 1
+    printed = "".join(ended.outputs)
     for name in ("case1", "case2"):
-        assert ended.stdout.count(f"warning: {name}: goes on without it: ") == 1
-    assert (
-        ended.stderr.count("error: 2 of 4 cases could not be sampled and have no mask: case1, case2; repair them") == 1
-    )
+        assert printed.count(f"warning: {name}: goes on without it: ") == 1
+    assert printed.count("error: 2 of 4 cases could not be sampled and have no mask: case1, case2; repair them") == 1
     assert files(tmp_path / "results" / "masks") == ["case0.png", "case3.png"] and len(rows(tmp_path / "results")) == 2
     assert manifest_of(tmp_path / "results")["unread"] == ["case1", "case2"]
 

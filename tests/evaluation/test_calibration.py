@@ -18,6 +18,16 @@ def pixels(count=5000):
     return np.clip(1.4 * p - 0.2, 0, 1), RNG.random(count) < p
 
 
+def test_a_large_map_is_counted_in_parts(monkeypatch):
+    p, y = (values.reshape(10, 20, 25) for values in pixels())
+    whole = ReliabilityTable.of(p, y)
+    monkeypatch.setattr("guided_diffusion.evaluation.calibration.BLOCK", 700)
+    for order in "CF":
+        parts = ReliabilityTable.of(p.copy(order), y)
+        assert (parts.count == whole.count).all() and parts.truth == pytest.approx(whole.truth)
+        assert parts.squared_error == pytest.approx(whole.squared_error)
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 

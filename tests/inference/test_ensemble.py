@@ -17,6 +17,7 @@ from guided_diffusion.inference.ensemble import (
     staple,
     uncertainty,
     vote,
+    vote_patterns,
 )
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -323,3 +324,19 @@ def test_pairwise_dice_of_blobs():
     torch.testing.assert_close(pairwise_dice(votes), torch.stack(expected).mean(dim=0))
     assert pairwise_dice(votes[:1]).isnan().all()
     assert (pairwise_dice(votes[:1].expand(3, -1, -1, -1, -1)) == 1).all()
+
+
+def test_votes_are_numbered_alike_by_counting_and_by_sorting():
+    votes = torch.from_numpy(np.random.default_rng(0).random((3, 2, 500)) < 0.3)
+    counted = vote_patterns(votes)
+    sorted_ = vote_patterns(votes[:, :, :6])  # fewer pixels than codes
+    assert torch.equal(counted[1][counted[3]].permute(2, 0, 1), votes)
+    assert torch.equal(sorted_[1][sorted_[3]].permute(2, 0, 1), votes[:, :, :6])
+    for item, _, count, row in (counted, sorted_):
+        assert (item.diff() >= 0).all() and torch.equal(count, row.flatten().bincount())
+
+
+def test_one_member_is_its_own_consensus():
+    soft = torch.rand(1, 2, 1, 4, 4)
+    assert torch.equal(fuse(soft, "staple"), staple(soft > 0.5).consensus.float())
+    assert torch.equal(uncertainty(soft), torch.zeros(2, 1, 4, 4))

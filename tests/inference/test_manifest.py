@@ -92,6 +92,15 @@ def test_wrong_types_are_named_with_their_place(tmp_path, place, value):
     assert json.loads(path.read_text()) == changed(place, value)  # nothing was written over it
 
 
+@pytest.mark.parametrize("place", ["checkpoint", "data.data_dir", "config.data.data_dir"])
+def test_places_hold_no_control_character(tmp_path, place):
+    (tmp_path / "manifest.json").write_text(json.dumps(changed(place, "a\0b")))
+    with pytest.raises(
+        UserError, match=rf"manifest.json: {place.rpartition('.')[2]} a\\x00b: holds a control character"
+    ):
+        read_manifest(tmp_path)
+
+
 def test_manifests_of_all_versions_are_read(tmp_path):
     assert read_manifest(tmp_path) == {}
     old = {"checkpoint": "m.pt", "settings": {"time_spacing": "uniform", "dynamic_threshold": 0}, "data": {}}

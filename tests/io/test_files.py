@@ -314,6 +314,17 @@ def reason(path, error, kind="NIfTI file"):
     return str(caught.value).removeprefix(f"{path}: ")
 
 
+def test_a_pipe_or_device_is_called_so(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    for name in ("a.png", "b.png"):
+        with (
+            pytest.raises(UserError, match=f"{name}: is a pipe, socket or device"),
+            decoding(tmp_path / name, "picture"),
+        ):
+            pass
+
+
 def test_a_file_is_damaged_only_where_nothing_else_is_known(tmp_path):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(bytes(range(256)))

@@ -135,7 +135,7 @@ def test_a_mask_that_lies_elsewhere_and_mirrored_is_refused(saved, mask):
         read_nifti_header(mask, like=image)
     reader = VolumeReader()
     reader.cases("v", [image], [mask])
-    assert "its axes point elsewhere" in reader.unreadable[0]
+    assert "its axes point elsewhere" in next(iter(reader.unreadable.values()))
 
 
 def test_a_mask_that_has_lost_the_size_of_its_voxels_is_not_said_to_have_another_shape(saved):

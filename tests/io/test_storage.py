@@ -10,7 +10,7 @@ from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json,
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.io.files import temporary_name
-from guided_diffusion.io.storage import WorkFolder, folder_digest
+from guided_diffusion.io.storage import WorkFolder, cached, fetch_folder, folder_digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 
@@ -332,6 +332,14 @@ def test_training_data_in_a_store(script, blobs, pictures, tmp_path, capsys):
 )
 def test_mistakes_are_told_in_one_line(refusal, blobs, tmp_path, flags, line):
     assert f"error: {line}" in refusal("segmentation_train", ["--out_dir", tmp_path / "run", TINY, flags])
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/../../home", "gs://..", "az://a/c/x/.."])
+def test_what_a_manifest_names_does_not_lead_out_of_the_cache(path):
+    """Files there that the store lacks would be removed."""
+    for call in (cached, fetch_folder):
+        with pytest.raises(UserError, match=f"^{path}: leads out of its bucket by .."):
+            call(path)
 
 
 def test_missing_credentials_are_told_with_the_remedy(refusal, blobs, pictures):

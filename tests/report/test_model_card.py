@@ -55,7 +55,7 @@ def test_it_names_no_private_folder_of_the_run(tmp_path):
 def test_it_names_no_place_and_nothing_in_it_acts(tmp_path):
     leak = "warning: 2 of 2 cases have the names of training cases of /data/own: see /srv/b/c"
     evil = '<img src=x onerror="a()">[y](javascript:b())|`'
-    config = MANIFEST["config"] | {"train": {"start": "/home/anna/x.pt", "mode": evil}}
+    config = MANIFEST["config"] | {"train": {"start": "/home/anna/x.pt", "mode": evil, "parts": ["see /srv/anna/y"]}}
     changes = {"checkpoint": "/home/anna/run/last.pt", "device": evil, "versions": {evil: evil}, "config": config}
     text = card_of(tmp_path, MANIFEST | changes | {"data": {"data_name": evil}}, leak=leak)
     assert "Checkpoint `last.pt`" in text and "start x.pt" in text and "training cases of own: see c" in text

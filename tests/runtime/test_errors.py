@@ -34,6 +34,15 @@ def test_a_users_mistake_is_one_line(capsys, error, status, line):
     assert end.value.code == status and message.startswith(line) and "\n" not in message
 
 
+def test_names_in_an_error_neither_break_the_line_nor_act_on_the_terminal(capsys):
+    def main():
+        raise UserError("a\nerror: b\x1b[2J\u2028.png: lacks é")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert capsys.readouterr().err == "error: a\\nerror: b\\x1b[2J\\u2028.png: lacks é\n"
+
+
 def test_our_own_bugs_keep_their_traceback():
     def main():
         raise RuntimeError("shapes do not match")

@@ -246,7 +246,7 @@ class DecathlonDataset(SegmentationDataset):
         truth = _Truth(self.task / "labelsTr", self.need_masks, known)
         groups = self._group_channels(path, files) if self._is_per_channel else {}
         by_stem = {split_suffix(name)[0]: file for name, file in files.items()}
-        found = []
+        found, seen = [], set()
         for entry in entries:
             text = _image_of(entry)
             if not (text and isinstance(entry, dict)):
@@ -263,6 +263,9 @@ class DecathlonDataset(SegmentationDataset):
                 raise UserError(
                     f"{path}: lists {shown(text)}, but there is no such file; unpack it or correct the list"
                 )
+            if images[0] in seen:  # before a header is read for each of thousands of repetitions
+                raise UserError(f"{path}: lists {shown(text)} twice; keep one")
+            seen.add(images[0])
             label = entry.get("label") if isinstance(entry.get("label"), str) else name
             masks, raters = truth.of(image.name, split_suffix(label)[0])
             found.append((name, images, masks, raters))

@@ -231,6 +231,16 @@ def test_the_list_of_the_decathlon_stays_below_data_dir_too(task, tmp_path):
         load(tmp_path, split="train")
 
 
+def test_a_volume_that_is_listed_twice_is_refused_before_headers_are_read(task, tmp_path, monkeypatch):
+    description = json.loads((task / "dataset.json").read_text())
+    description["training"].append(description["training"][0])
+    shutil.copytree(task, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    monkeypatch.setattr("guided_diffusion.data.volumes.read_nifti_header", None)
+    with pytest.raises(UserError, match=r"dataset\.json: lists .* twice; keep one"):
+        load(tmp_path)
+
+
 def test_a_list_of_validation_cases(raw):
     """As AMOS has it, with names that end like nnU-Net's channels."""
 
