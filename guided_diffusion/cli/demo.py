@@ -95,9 +95,9 @@ def main(argv=None):
 
 
 def run_demo(options, out_dir, record):
-    """Run the requested tasks that no earlier demo finished, and print the results of all."""
+    """Run the requested tasks that no earlier demo finished, or whose figures are gone; print the results of all."""
     tasks = [task for task in TASKS if options.data in (task.data_name, "both")]
-    waiting = [task for task in tasks if not record.finished(task)]
+    waiting = [task for task in tasks if not (record.finished(task) and summary_file(out_dir, task).exists())]
     began = time.monotonic()
     for task in waiting:
         run_task(task, options, out_dir, record)
@@ -225,15 +225,20 @@ def call(script, arguments):
         raise UserError(f"{script} ended with status {status}")
 
 
+def summary_file(out_dir, task):
+    """Where the evaluation of a task writes its figures."""
+    return out_dir / f"{task.data_name}_results" / "summary.json"
+
+
 def print_results(task, options, out_dir, record):
     """Print the figures of one task, the paths of its pictures, and whether its training was cut short."""
-    results, done, wanted = out_dir / f"{task.data_name}_results", record.of(task), task.steps_at(options.speed)
-    summary = read_summary(results / "summary.json")
+    file, done, wanted = summary_file(out_dir, task), record.of(task), task.steps_at(options.speed)
+    results, summary = file.parent, read_summary(file)
     unit = "volume" if task.data_name == "BRATS" else "image"
     dice = summary["ensemble"].get("dice")
     figures = [one and one["mean"] for one in (summary["coarse"], summary["sample"], dice)]
     if None in figures:
-        raise UserError(f"{results / 'summary.json'}: lacks a Dice; remove {out_dir} and run the demo again")
+        raise UserError(f"{file}: lacks a Dice; remove {out_dir} and run the demo again")
     console().info(f"{task.data_name}: Dice over {counted(dice['n'], f'test {unit}')}")
     figures = [done["threshold"], *figures]
     labels = ("best grey-value threshold", "coarse mask", "one sample", "ensemble of 5")

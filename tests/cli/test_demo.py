@@ -51,6 +51,9 @@ def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
     assert demo.calls == ALL and files(tmp_path) == before
     assert out.partition("ISIC: Dice")[2].startswith(summary.partition("\n\n")[0])
     assert f"finished before; to repeat it, remove {tmp_path / 'demo'} or choose another --out_dir" in out
+    (tmp_path / "demo" / "ISIC_results" / "summary.json").unlink()
+    demo.main(line)
+    assert demo.calls == ALL + ALL[1:] and files(tmp_path) == before
 
 
 @pytest.mark.parametrize("where", ALL)
