@@ -233,6 +233,8 @@ class _Batches(DataLoader):
     """
 
     def __iter__(self):
+        if self.num_workers:
+            _check_shared_memory()
         batches = super().__iter__()
         try:
             with SlowReading(self.num_workers) as reading:
@@ -254,6 +256,18 @@ class _Batches(DataLoader):
                     raise
                 line = lost or str(error).strip().splitlines()[-1]
                 raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from None
+
+
+def _check_shared_memory():
+    """Raise `UserError` where this process cannot make what it shares with processes that read images."""
+    try:
+        multiprocessing.Lock()  # torch's own attempt would end with a traceback
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"/dev/shm: cannot be used by processes that read images ({reason}); make room there, or allow writing, or "
+            "use --num_workers 0"
+        ) from error
 
 
 def _lost(batches, error):

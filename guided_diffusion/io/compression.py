@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-BLOCK = 2**20  # bytes that a thread compresses at once
+COMPRESSED_AT_ONCE = 2**20  # bytes that a thread compresses at once
 LEVEL = 1  # higher ones take several times as long, and save a few per cent of masks and probabilities
 MOST_THREADS = 4  # the disk is then the slower part
 HEADER = b"\x1f\x8b\x08\0\0\0\0\0\4\xff"  # deflate, without a name or a time, so that equal data give equal files
@@ -31,8 +31,8 @@ def write_gzip(file, parts):
 class GzipStream:
     """A gzip stream that grows part by part and is kept compressed in memory, until `write_to` writes it to a file.
 
-    Blocks of `BLOCK` bytes are compressed on their own, in the threads of `pool`, and joined: any reader of gzip reads
-    the result. `add` waits where the threads do not keep up.
+    Blocks of `COMPRESSED_AT_ONCE` bytes are compressed on their own, in the threads of `pool`, and joined: any reader
+    of gzip reads the result. `add` waits where the threads do not keep up.
     """
 
     def __init__(self, pool):
@@ -45,7 +45,7 @@ class GzipStream:
         self.checksum, self.size = zlib.crc32(part, self.checksum), self.size + len(part)
         self._parts.append(part)
         self._length += len(part)
-        if self._length >= BLOCK:
+        if self._length >= COMPRESSED_AT_ONCE:
             self._begin_block()
 
     def _begin_block(self):

@@ -266,9 +266,13 @@ def _why_no_file(path):
 
 LONGEST_STEM = 180  # bytes of a file's name that its temporary repeats: names may have 255 in all
 TOKEN_DIGITS = 20
-# Until version 0.3.0 the number was the process's. Another program's hidden file may be named so: only suffixes count
-# that this program writes.
-OLD_TEMPORARY = re.compile(r"\..+\.\d{1,7}(|\.(pt|png|npz|npy|gif|jpg|jsonl?|yaml|csv|html|md|nii|nii\.gz))")
+# Until version 0.3.0 the number was the process's. Users name hidden files so too, as .notes.2024.md: what is neither a
+# picture nor a volume counts only with a name that this program writes.
+OLD_TEMPORARY = re.compile(
+    r"\.(.+\.\d{1,7}\.(png|gif|npz|npy|nii|nii\.gz)|(model\d+|best|last)\.\d{1,7}\.pt|writable\.\d{1,7}|"
+    r"(manifest|summary|curves|demo)\.\d{1,7}\.json|log\.\d{1,7}\.jsonl|config\.\d{1,7}\.yaml|metrics\.\d{1,7}\.csv|"
+    r"(report|training)\.\d{1,7}\.html|model_card\.\d{1,7}\.md)"
+)
 
 
 def temporary_name(path):

@@ -152,7 +152,7 @@ def _take(path, own, flag, shown):
 def _make(path, own):
     """Make the lock file, whole. Returns False where there is one."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
     except FileExistsError:
         return False
     try:
@@ -197,6 +197,8 @@ def _opened(path, mode):
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EMLINK):
             raise foreign from None
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: is the lock of another user's run; if that run has ended, remove it") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -207,14 +209,14 @@ def _opened(path, mode):
 
 
 def _read(path):
-    """(the `Holder` of a lock file, or None for an empty one; when it was touched)."""
+    """(the `Holder` of a lock file, or None for one without content; when it was touched)."""
     with _opened(path, os.O_RDONLY) as descriptor:
         text, touched = os.read(descriptor, LARGEST), os.fstat(descriptor).st_mtime_ns
     return _holder(path, text), touched
 
 
 def _holder(path, text):
-    if not text:
+    if not text.strip(b"\0"):  # zeros are what a power cut leaves
         return None
     try:
         values = json.loads(text)

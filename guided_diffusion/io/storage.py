@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
-from .files import atomic_path, check_writable
+from .files import atomic_path, check_writable, remove_temporaries
 from .locks import folder_lock
 from .texts import read_json_lines
 
@@ -275,10 +275,12 @@ class WorkFolder:
     def held(self, flag="--out_dir"):
         """A context in which no other run writes to the folder (see `locks`); it can be written to.
 
+        The temporaries of killed runs in it are removed.
         Of a remote folder it is the copy here: runs on other machines are not seen.
         """
         self.check_writable(flag)
         with folder_lock(self.path, flag, self.shown()):
+            remove_temporaries(self.path)
             yield
 
     def begin(self):

@@ -113,7 +113,7 @@ class Report(Hook):
 
     def begin(self, loop):
         """Open the log and the bar."""
-        remove_temporaries(loop.folder.path)  # of a killed run
+        remove_temporaries(loop.folder.path / "validation")  # of a killed run
         self.log = RunLog(loop.folder.path, loop.step)
         self.bar = tqdm(total=loop.last_step, initial=loop.step, desc="training", unit="step", dynamic_ncols=True)
 

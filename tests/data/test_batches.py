@@ -181,6 +181,16 @@ def test_a_worker_prints_nothing_where_the_main_process_breaks_off_fetching(capf
     assert capfd.readouterr().err == ""
 
 
+def test_shared_memory_that_cannot_be_used_is_named(dataset, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")  # as of a semaphore, without a file's name
+
+    monkeypatch.setattr("multiprocessing.Lock", no_room)
+    assert len(list(single_items(dataset))) == len(dataset)
+    with pytest.raises(UserError, match=r"/dev/shm: cannot be used .* \(No space left on device\); .*--num_workers 0"):
+        list(single_items(dataset, num_workers=1))
+
+
 def test_a_lost_worker_is_one_line_wherever_the_main_process_is(capsys):
     def main():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")

@@ -22,7 +22,7 @@ def compressed(parts):
 @pytest.mark.parametrize("parts", [[], [b""], [b"a"], [NOISE], [NOISE, b"", bytes(9999), NOISE[:7]] * 9], ids=len)
 @pytest.mark.parametrize("block", [1, 1000, 2**20])
 def test_readers_give_the_bytes_back(parts, block, monkeypatch):
-    monkeypatch.setattr(compression, "BLOCK", block)
+    monkeypatch.setattr(compression, "COMPRESSED_AT_ONCE", block)
     data = compressed(parts)
     assert gzip.decompress(data) == b"".join(parts) and data == compressed(parts)
     reader = zlib.decompressobj(zlib.MAX_WBITS | 16)  # reads one stream, as some programs do

@@ -179,20 +179,22 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, target], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -9 and target.read_text() == "old"
-    others = [tmp_path / name for name in (".hidden.json", "y.12.json", "12.json", ".notes.2024.txt")]
+    own = (".hidden.json", "y.12.json", "12.json", ".notes.2024.txt", ".notes.2024.md", ".mine.1")
+    others = [tmp_path / name for name in own]
     for path in others:
         path.touch()
-    (tmp_path / ".model000500.4321.pt").touch()  # as versions before 0.4.0 named them
+    for name in (".model000500.4321.pt", ".case.4321.nii.gz"):  # as versions before 0.4.0 named them
+        (tmp_path / name).touch()
     others.append(tmp_path / ".mask.12345678901234567890.png")
     others[-1].symlink_to(target)
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 11
     remove_temporaries(tmp_path, idle=100)  # it may be another run's
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 11
     future = temporary_name(tmp_path / "future.csv")
     future.touch()
     os.utime(future, (time.time() + 500,) * 2)
     remove_temporaries(tmp_path, idle=100)
-    assert not future.exists() and len(list(tmp_path.iterdir())) == 8
+    assert not future.exists() and len(list(tmp_path.iterdir())) == 11
     remove_temporaries(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([target, *others])
 

@@ -143,8 +143,9 @@ def test_of_many_that_take_over_or_begin_one_gets_the_lock(tmp_path, gone):
         assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_lock_is_of_a_run_that_was_killed_as_it_began(tmp_path):
-    (tmp_path / LOCK).touch()
+@pytest.mark.parametrize("content", [b"", bytes(200)], ids=["empty", "after a power cut"])
+def test_an_empty_lock_is_of_a_run_that_was_killed_as_it_began(tmp_path, content):
+    (tmp_path / LOCK).write_bytes(content)
     with folder_lock(tmp_path):
         pass
 
@@ -165,6 +166,23 @@ def test_what_is_no_lock_is_neither_followed_nor_removed(tmp_path, kind):
         lock.write_text("[" * 3000 if kind == "deep" else "mine")
     assert refusal(tmp_path) == f"{lock}: is no lock of this program; remove it"
     assert prey.read_text() == "a user's file" and os.path.lexists(lock)
+
+
+@pytest.mark.parametrize("refused", [os.O_RDONLY, os.O_RDWR], ids=["to read", "to write"])
+def test_another_user_s_lock_that_may_not_be_opened_has_a_remedy(tmp_path, gone, monkeypatch, refused):
+    leave(tmp_path, pid=gone)
+    lock, opened = tmp_path / LOCK, os.open
+
+    def open_as_another(path, flags, *rest):
+        if path == lock and not flags & os.O_CREAT and flags & os.O_ACCMODE == refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", open_as_another)
+    assert refusal(tmp_path) == f"{lock}: is the lock of another user's run; if that run has ended, remove it"
+    lock.unlink()
+    with folder_lock(tmp_path):
+        pass
 
 
 def test_who_loses_the_lock_is_warned_and_leaves_it_alone(tmp_path, capsys):

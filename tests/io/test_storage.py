@@ -9,7 +9,8 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json, words
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.io.storage import cached, fetch_folder, folder_digest
+from guided_diffusion.io.files import temporary_name
+from guided_diffusion.io.storage import WorkFolder, cached, fetch_folder, folder_digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 
@@ -28,6 +29,14 @@ def unfinished(tmp_path):
 
 def equal(one, other):
     return all((one.model[name] == other.model[name]).all() for name in one.model)
+
+
+def test_a_folder_is_held_without_the_temporaries_of_killed_runs(tmp_path):
+    killed, own = temporary_name(tmp_path / "metrics.csv"), tmp_path / ".notes.md"
+    killed.touch()
+    own.touch()
+    with WorkFolder(tmp_path).held():
+        assert not killed.exists() and own.exists()
 
 
 # ---- training ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.dpm_solver import sample_dpm_solver
 from guided_diffusion.diffusion.schedule import solver_timesteps
 from guided_diffusion.inference.members import MemberNoise
+from guided_diffusion.io.files import temporary_name
 from guided_diffusion.training.validation import FIGURES, TILE
 
 WATCHED = (
@@ -153,7 +154,10 @@ def test_a_resumed_run_knows_its_best(script, watched, pictures, tmp_path, capsy
     (tmp_path / "best.pt").unlink()  # as if it had been killed before that was written: the checkpoint stands in
     if best["step"] != 3:
         (tmp_path / "best.pt").hardlink_to(tmp_path / "model000002.pt")
+    half_drawn = temporary_name(tmp_path / "validation" / "step000003.png")
+    half_drawn.touch()
     script("segmentation_train", ["--out_dir", tmp_path, "--resume_checkpoint auto --max_steps 5 --precision fp32"])
+    assert not half_drawn.exists()
     at_once, resumed = (load_checkpoint(out / "model000005.pt") for out in (watched, tmp_path))
     assert equal(at_once.model, resumed.model)
     assert at_once.validation["dice"] <= resumed.validation["dice"]  # of step 3 too, at which it ended once
