@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from .metrics import bounding_box
 
 BINS = 15
-BLOCK = 2**22  # pixels that are counted at once
+COUNTED_AT_ONCE = 2**22  # pixels that are counted at once
 FINE = 256  # fine bins in each bin
 EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
 FINE_EDGES = np.arange(1, BINS * FINE) / (BINS * FINE)
@@ -47,9 +47,9 @@ class ReliabilityTable:
         probability, truth = np.asarray(probability), np.asarray(truth)
         if probability.shape != truth.shape:
             raise ValueError(f"probability and truth must agree in shape, not {probability.shape}, {truth.shape}")
-        if probability.size > BLOCK and probability.flags.f_contiguous:
+        if probability.size > COUNTED_AT_ONCE and probability.flags.f_contiguous:
             probability, truth = probability.T, truth.T  # as the values lie in memory
-        number = -(-probability.size // BLOCK)
+        number = -(-probability.size // COUNTED_AT_ONCE)
         if number < 2:
             return cls._of_part(probability, truth)
         parts = zip(np.array_split(probability, number), np.array_split(truth, number), strict=True)

@@ -297,7 +297,8 @@ def _as_bool(votes):
 
 def _check_soft(soft):
     _check_shape(soft)
-    if not ((soft >= 0) & (soft <= 1)).all():  # false for NaN as well
+    low, high = torch.aminmax(soft)
+    if not (low >= 0 and high <= 1):  # false for NaN as well
         raise ValueError("soft predictions must lie in [0, 1]; masks in [-1, 1] must be mapped back first")
 
 

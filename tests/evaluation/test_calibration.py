@@ -21,7 +21,7 @@ def pixels(count=5000):
 def test_a_large_map_is_counted_in_parts(monkeypatch):
     p, y = (values.reshape(10, 20, 25) for values in pixels())
     whole = ReliabilityTable.of(p, y)
-    monkeypatch.setattr("guided_diffusion.evaluation.calibration.BLOCK", 700)
+    monkeypatch.setattr("guided_diffusion.evaluation.calibration.COUNTED_AT_ONCE", 700)
     for order in "CF":
         parts = ReliabilityTable.of(p.copy(order), y)
         assert (parts.count == whole.count).all() and parts.truth == pytest.approx(whole.truth)
