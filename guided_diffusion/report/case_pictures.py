@@ -2,6 +2,7 @@
 
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,9 +133,9 @@ def slices_of(predictions, dataset, unit, read_raters):
         maps = [read(name, is_volume, k) for k in classes]
         return None if maps[0] is None else _stack(maps)
 
-    masks, probability, uncertainty = (
-        stacked(read) for read in (predictions.mask, predictions.probability, predictions.uncertainty)
-    )
+    reads = (predictions.mask, predictions.probability, predictions.uncertainty)
+    with ThreadPoolExecutor(len(reads) if is_volume else 1) as pool:  # the files of a volume take seconds to unpack
+        masks, probability, uncertainty = pool.map(stacked, reads)
     class_members = [predictions.members(name, is_volume, k) for k in classes]
     members = [_stack(member) for member in zip(*class_members, strict=True)]
     if uncertainty is not None:  # a standard deviation, at most 0.5

@@ -32,7 +32,7 @@ def test_a_picture_and_a_volume_of_one_name_are_two_units():
 
 def data_set(depth):
     geometry = None if depth is None else Geometry(np.eye(4), (1, 1, 1), (4, 4, depth))
-    return SimpleNamespace(load_geometry=lambda case: geometry)
+    return SimpleNamespace(load_geometry=lambda case: geometry, volumes=None)
 
 
 def test_a_volume_that_is_not_whole_is_refused():

@@ -183,12 +183,7 @@ def test_two_processes_give_the_very_results_of_one_and_go_on_after_a_kill(
     one, two = tmp_path / "one", tmp_path / "two"
     script("segmentation_sample", ["--model_path", checkpoint, "--data_dir", data, "--out_dir", one, flags])
     where = ["--model_path", str(checkpoint), "--data_dir", str(data), "--out_dir", str(two), *flags.split()]
-    if kind == "pictures":
-        ended = torchrun(where)
-        assert ended.returncode == 0, ended.stderr
-        printed = ended.stdout
-    else:  # the same without the launcher, which takes seconds
-        printed = "".join(two_processes(where, tmp_path))
+    printed = "".join(two_processes(where, tmp_path))
     assert digests(two) == digests(one)
     assert json.loads((two / "manifest.json").read_text())["processes"] == 2
     assert printed.count("2 processes (cpu)") == 1 and printed.count("written") <= 1
