@@ -38,6 +38,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Half as many workers again as cores: many tests wait for processes that they start or kill."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
+
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (
     "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 16 "

@@ -82,7 +82,10 @@ def _begin(place, arguments, log, environment):
     os.dup2(output, 2)
     import torch
 
+    from guided_diffusion.runtime import errors
+
     torch.set_num_threads(1)
+    errors.RANK_WAIT = 1  # the launcher, which would have ended this process by then, is not there
     path, name = place
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
