@@ -79,7 +79,7 @@ def unused_flags(*groups):
 
 
 class Given(frozenset):
-    """The names of the options that the user set. from_files: {name: the file of options} of those that no flag set."""
+    """The names of the options that the user set. from_files: {name: its file}, where no flag set it."""
 
     def __new__(cls, names=(), from_files=()):
         given = super().__new__(cls, names)

@@ -217,7 +217,7 @@ def check_schema(value, schema, path):
 
 
 def _in_plain_words(message, value):
-    """A message of msgspec such as "Expected `int`, got `str` - at `$.members[3]`" in plain words."""
+    """A message for users from one of msgspec, such as "Expected `int`, got `str` - at `$.members[3]`"."""
     text, _, place = message.partition(" - at ")
     place = place.strip("`").removeprefix("key in ").strip("`").removeprefix("$").removeprefix(".")
     where = f'"{place}"' if place else "the file"
