@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_schema import OtherVersionError, check_content, check_plain_values
-from .config.fields import ONLY_LEARNED_BY
-from .config.options import DiffusionOptions, ModelOptions
+from .checkpoint_schema import OtherVersionError, check_content, check_plain_values, saved_diffusion
+from .config.options import ModelOptions
 from .config.places import without_folders
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
-from .diffusion.gaussian_diffusion import build_diffusion
 from .io.archives import DamagedArchive, check_records
 from .io.files import atomic_path, name_also
 from .io.texts import shown
@@ -102,8 +100,7 @@ class Checkpoint:
         options = options or ModelOptions(**self.config["model"])
         model = build_model(options, self.image_channels, len(self.class_names), len(self.label_names))
         load_whole(model, self.model)
-        known = {name: value for name, value in self.config["diffusion"].items() if name not in ONLY_LEARNED_BY}
-        return model, build_diffusion(DiffusionOptions(**known))
+        return model, saved_diffusion(self.config["diffusion"])
 
     def load_weights(self, model, weights):
         """Load the weights that `--weights` names into `model`: "ema" (the first rate), "model" or a rate as text.

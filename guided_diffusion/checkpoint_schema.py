@@ -144,9 +144,15 @@ def _check_options(content, written_by, to_train):
         raise UserError(f"its option {error}") from None
 
 
+def saved_diffusion(values):
+    """The `GaussianDiffusion` of a checkpoint's option values."""
+    known = {name: value for name, value in values.items() if name not in ONLY_LEARNED_BY}
+    return build_diffusion(DiffusionOptions(**known))
+
+
 def _check_diffusion(values):
     try:
-        build_diffusion(DiffusionOptions(**{n: v for n, v in values.items() if n not in ONLY_LEARNED_BY}))
+        saved_diffusion(values)
     except (UserError, ValueError, ArithmeticError) as error:
         raise UserError(f"the options build no diffusion ({' '.join(str(error).split())})") from None
 

@@ -48,7 +48,7 @@ from .volumes import FILES_ONLY
 class Listing:
     """What lies below a folder, as paths from it. files: those that exist. links: without a target. closed: folders
     that cannot be opened. rubbish: files and whole folders known to be no data. hidden: other hidden ones. outside:
-    {file: where it is} of those that links put outside of the folder. has_aliases: whether a link leads to a file or
+    {file: where it is}, where links put it outside of the folder. has_aliases: whether a link leads to a file or
     folder, so that one file may have two names."""
 
     files: list = field(default_factory=list)

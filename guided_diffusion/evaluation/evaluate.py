@@ -149,30 +149,7 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
         evaluation.join(case.evaluation)
         predictions.add_notes(case.notes)
         misplaced.append(case.misplaced)
-    if any(misplaced):
-        number, first = sum(map(bool, misplaced)), next(filter(None, misplaced))
-        console().warning(
-            f"warning: the truth of {counted(number, 'volume')} lies elsewhere in space than the image, and is taken "
-            f"voxel for voxel: {first}"
-        )
-    if predictions.assumed:
-        number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
-        console().warning(
-            f"warning: {counted(number, 'prediction')} taken voxel for voxel over the image, since one of the two has "
-            f"lost its affine: {first}"
-        )
-    if predictions.elsewhere:
-        first = next(iter(predictions.elsewhere.values()))
-        console().warning(
-            f"warning: {counted(len(predictions.elsewhere), 'prediction')} on another grid than the image, brought to "
-            f"it by nearest neighbour{' (with 0 outside)' if units[0].is_volume else ''}: {first}"
-        )
-    if predictions.unknown:
-        values = listed([str(value) for value in sorted(predictions.unknown)])
-        console().warning(
-            f"warning: no class has the label value {values} of {next(iter(predictions.unknown.values()))}: it counts "
-            "as background; where the truth has another value for the same thing, write that one"
-        )
+    _warn_of_predictions(predictions, list(filter(None, misplaced)), units[0].is_volume)
     unmatched = predictions.unmatched()
     evaluation.unmatched = len(unmatched)
     if not evaluation.rows and evaluation.failed:
@@ -187,6 +164,36 @@ def evaluate_cases(pred_dir, dataset, progress=None, read_raters=raters_of, sett
             f"{evaluation.missing} have no prediction and {evaluation.without_truth} no truth{example}"
         )
     return evaluation
+
+
+def _warn_of_predictions(predictions, misplaced, is_volume):
+    """Warn of masks that lie elsewhere or on another grid than their image, and of label values without a class.
+
+    predictions: `Predictions` with the notes of all cases. misplaced: of truths, see `inspection.misplaced_file`.
+    """
+    if misplaced:
+        console().warning(
+            f"warning: the truth of {counted(len(misplaced), 'volume')} lies elsewhere in space than the image, and is "
+            f"taken voxel for voxel: {misplaced[0]}"
+        )
+    if predictions.assumed:
+        number, first = len(predictions.assumed), next(iter(predictions.assumed.values()))
+        console().warning(
+            f"warning: {counted(number, 'prediction')} taken voxel for voxel over the image, since one of the two has "
+            f"lost its affine: {first}"
+        )
+    if predictions.elsewhere:
+        first = next(iter(predictions.elsewhere.values()))
+        console().warning(
+            f"warning: {counted(len(predictions.elsewhere), 'prediction')} on another grid than the image, brought to "
+            f"it by nearest neighbour{' (with 0 outside)' if is_volume else ''}: {first}"
+        )
+    if predictions.unknown:
+        values = listed([str(value) for value in sorted(predictions.unknown)])
+        console().warning(
+            f"warning: no class has the label value {values} of {next(iter(predictions.unknown.values()))}: it counts "
+            "as background; where the truth has another value for the same thing, write that one"
+        )
 
 
 SHOWN_FAILURES = 20  # cases whose errors are printed; the others are counted

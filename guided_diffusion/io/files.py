@@ -9,7 +9,6 @@ import secrets
 import shutil
 import stat
 import time
-import unicodedata
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .memory import LARGEST_RATIO, check_room
+from .texts import has_control
 
 # ---- names -------------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ def check_encodable(*names):
     Such a file can be opened, but its name can be neither written to a table nor hashed to a seed.
     """
     for name in map(str, names):
-        if not name.isprintable() and any(unicodedata.category(character) == "Cc" for character in name):
+        if has_control(name):
             raise UserError(f"{name!r}: its name holds a line break or another control character; rename it")
         try:
             name.encode()

@@ -43,7 +43,7 @@ def shown(value, most=SHOWN):
 
 def has_control(text):
     """Whether a text holds a line break or another control character."""
-    return any(unicodedata.category(character) == "Cc" for character in text)
+    return not text.isprintable() and any(unicodedata.category(character) == "Cc" for character in text)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
