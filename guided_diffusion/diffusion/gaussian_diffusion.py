@@ -206,6 +206,29 @@ class GaussianDiffusion:
 
         return denoise
 
+    # ---- from predictions to masks -----------------------------------------------------------------------------
+
+    def to_mask(self, x0):
+        """A mask in [0, 1] from x_0, [..., K, H, W]; values outside the range of masks are cut."""
+        return (x0.clamp(-1, 1) + 1) / 2
+
+    def from_mask(self, mask):
+        """The inverse of `to_mask`."""
+        return mask * 2 - 1
+
+    def draw(self, x0, uniform):
+        """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
+
+        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background.
+        uniform: values from [0, 1), like x0. Of exclusive classes the first channel is used.
+        """
+        probability = self.to_mask(x0)
+        if not self.exclusive:
+            return self.from_mask((uniform < probability).to(x0.dtype))
+        above = probability.cumsum(dim=1)
+        place = uniform[:, :1]
+        return self.from_mask(((place < above) & (place >= above - probability)).to(x0.dtype))
+
     # ---- losses ------------------------------------------------------------------------------------------------
 
     def training_losses(self, model, mask, condition, t, noise, dice=False):
