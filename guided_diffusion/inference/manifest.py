@@ -17,7 +17,7 @@ Scalar = str | int | float | bool | list[Any] | None
 class SamplingSettings(TypedDict, total=False):
     """All that decides the masks, see `cli.sample.manifest_of`; manifests of earlier versions have some more."""
 
-    num_ensemble: Annotated[int, Meta(ge=1, le=10**6)]
+    num_ensemble: Annotated[int, Meta(ge=0, le=10**6)]
     fuse: str
     temperature: Annotated[float, Meta(ge=0, le=1e6)]
     weights: str
