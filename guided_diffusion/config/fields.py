@@ -20,9 +20,12 @@ REMOVED = {
     "dynamic_threshold": (0,),
     "neighbours": (0,),
     "noise_draws": (1,),
+    "border_weight": (1.0,),
 }
-ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws")  # in training alone: sampling ignores them
-LAST_VERSION = "0.1.0"  # the last with these options
+# In training alone: sampling ignores them.
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws", "border_weight")
+LAST_VERSIONS = {"border_weight": "0.4.0"}  # the last with an option; the others left after FIRST_VERSION
+FIRST_VERSION = "0.1.0"
 
 
 def option(
@@ -122,9 +125,14 @@ def without_removed(values, who, keep=()):
     for name in sorted(gone):
         if _is_in_use(name, values):
             raise UserError(
-                f"{who} {name} {values[name]}, which this version no longer has: use version {LAST_VERSION}"
+                f"{who} {name} {values[name]}, which this version no longer has: use version {last_version(name)}"
             )
     return {name: value for name, value in values.items() if name not in gone}
+
+
+def last_version(name):
+    """The last version of this program that has a `REMOVED` option."""
+    return LAST_VERSIONS.get(name, FIRST_VERSION)
 
 
 def _is_in_use(name, values):
