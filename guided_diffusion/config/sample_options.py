@@ -208,6 +208,17 @@ class EvalOptions:
         "also show how the ensemble's Dice grows with its size, from 1 to all members, as a table and as a plot in "
         "report.html; needs --save_samples True in sampling",
     )
+    copula_length: float = option(
+        0.0,
+        "also compare with masks of a Gaussian copula of this correlation length in pixels, drawn from the probability "
+        "alone; fit the length on training cases; 0: without",
+        minimum=0,
+    )
+    topology: bool = option(
+        False,
+        "also compare the topology of the mask and of up to 8 members with the truth's: clDice, Betti errors, "
+        "variation of information",
+    )
     compare: str = option(
         "",
         "results folder of another run on the same cases: print the paired differences of the figures, their "

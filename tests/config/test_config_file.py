@@ -303,7 +303,7 @@ def test_coupling_is_neutral_where_it_was_off_and_else_says_what_replaced_it(wri
     line = write("run.yaml", "coupling: coarse")
     assert refused(f"{command} {line}", SAMPLE) == (
         f"{line}: asks for coupling coarse, which this version no longer has: without --num_ensemble the condition "
-        "model's own mask and probability are the answer, or use version 0.1.0"
+        "model's own mask and probability are the answer, or use version 0.4.0"
     )
 
 
