@@ -123,22 +123,3 @@ def solver_of_diffusers(scheduler_class, alphas_bar, objective, steps, **options
     sigmas = ((1 - alphas_bar) / alphas_bar)[scheduler.timesteps.numpy()] ** 0.5
     scheduler.sigmas = torch.from_numpy(np.r_[sigmas, 0.0])
     return scheduler
-
-
-# ---- several plausible masks -----------------------------------------------------------------------------------------
-
-
-def unbiased_ged(members, masks, prior, among_truths):
-    """GED^2 with d = 1 - IoU and without pairs of a member with itself, against truths of known distribution.
-
-    members: bool [E, H, W]; masks: bool [S, H, W] with the probabilities prior [S]; among_truths: E d(Y, Y').
-    """
-
-    def distances(first, second):
-        both = (first[:, None] & second).sum(dim=(2, 3))
-        return 1 - both / (first[:, None] | second).sum(dim=(2, 3)).clamp(min=1)
-
-    count = len(members)
-    among = distances(members, members)
-    own = (among.sum() - among.trace()) / (count * (count - 1))
-    return (2 * (distances(members, masks) @ prior).mean() - own - among_truths).item()
