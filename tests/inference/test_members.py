@@ -15,6 +15,7 @@ from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.evaluation.diversity import compare_with_raters
 from guided_diffusion.inference.members import MemberNoise, answer_in_one_pass, draw_members, member_generator
 from guided_diffusion.inference.plan import NO_STEPS, plan_sampling
+from guided_diffusion.inference.published import fused_by_published
 from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model
 from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 from guided_diffusion.models.unet import UNetShape
@@ -326,6 +327,21 @@ def test_more_members_never_hurt():
     most = figures[128]
     assert most["volume"].mean() < 0.08 and abs(most["ged"].mean()) < 0.03  # 0 against infinitely many raters
     assert most["loss"].mean() < figures[4]["loss"].mean() - 0.05
+
+
+# ---- the published script's members ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm_solver"])
+def test_members_become_what_the_published_script_fuses(version, sampler):
+    model, plan = small_model(), plan_of(sampler, DIFFUSION, 4)
+    own = draw_members(model, DIFFUSION, plan, IMAGES, NAMES, members=2)
+    mixed = draw_members(model, DIFFUSION, replace(plan, published=version), IMAGES, NAMES, members=2)
+    expected = fused_by_published(own.soft, own.coarse, version, is_solver=sampler == "dpm_solver")
+    torch.testing.assert_close(mixed.soft, expected)
+    assert torch.equal(mixed.coarse, own.coarse)
+    assert (sampler, version) == ("ddpm", "v2") or (mixed.soft - own.soft).abs().max() > 0.01
 
 
 # ---- one pass --------------------------------------------------------------------------------------------------------
