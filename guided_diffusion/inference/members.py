@@ -70,7 +70,7 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
         for low in range(0, count, rows or count):
             part = _Rows(names, of_members, range(low, min(low + (rows or count), count)))
             x0, logits = _draw_rows(model, diffusion, plan, condition, part, image, seed, watch)
-            soft.append((x0.float().clamp(-1, 1) + 1) / 2)
+            soft.append(diffusion.to_mask(x0.float()))
             coarse.append(logits)
 
     def ensemble_shape(parts):
