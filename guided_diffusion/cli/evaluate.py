@@ -144,6 +144,8 @@ def evaluation_settings(options, given, manifest):
         group_key=options.group_key if "group_key" in given else recorded,
         sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",  # members are binary masks
         levels=bool(options.fit_temperature),
+        copula_length=options.copula_length,
+        topology=options.topology,
     )
 
 

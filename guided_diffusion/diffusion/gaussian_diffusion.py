@@ -222,6 +222,19 @@ class GaussianDiffusion:
         low, high = MASK_RANGES[self.mask_range]
         return mask * (high - low) + low
 
+    def draw(self, x0, uniform):
+        """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
+
+        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background.
+        uniform: values from [0, 1), like x0. Of exclusive classes the first channel is used.
+        """
+        probability = self.to_mask(x0)
+        if not self.exclusive:
+            return self.from_mask((uniform < probability).to(x0.dtype))
+        above = probability.cumsum(dim=1)
+        place = uniform[:, :1]
+        return self.from_mask(((place < above) & (place >= above - probability)).to(x0.dtype))
+
     # ---- losses ------------------------------------------------------------------------------------------------
 
     def training_losses(self, model, mask, condition, t, noise, coarse_target=None, *, dice=False):

@@ -8,8 +8,9 @@ def class_probabilities(logits, exclusive=False):
     """Probabilities of K classes, in [0, 1], from their logits; both [..., K, H, W].
 
     Each class is a sigmoid by itself. With `exclusive` the result is the softmax over the classes and the background,
-    whose logit is 0. For K = 1 the two are equal.
+    whose logit is 0. For K = 1 the two are equal. Logits of half precision give float32.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
 
 

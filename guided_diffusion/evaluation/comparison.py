@@ -11,8 +11,10 @@ from .statistics import Resampling, describe_values
 from .summary import by_case, groups_of, mean_row
 from .summary_table import metric_label
 
-BAND_FIGURES = ("ece_band", "brier_band")  # here means over cases, elsewhere over the pixels of all cases
-MORE_FIGURES = ("sample_dice", "coarse_dice", *BAND_FIGURES, "ged2", "matched_iou", "rater_dice", "agreement")
+MORE_FIGURES = (
+    *("sample_dice", "coarse_dice", "log_loss", "brier"),
+    *("ged2_unbiased", "ged2", "matched_iou", "rater_dice", "agreement"),
+)
 
 
 def compare_runs(first, second):
@@ -83,8 +85,7 @@ def format_comparison(compared, summary, other):
     for name, one in compared["figures"].items():
         interval = "" if math.isnan(one["low"]) else f"[{one['low']:+.4f}, {one['high']:+.4f}]"
         figures = [f"{one['first']:.4f}", f"{one['second']:.4f}", f"{one['difference']:+.4f}", interval]
-        label = metric_label(name, summary) + (", by case" if name in BAND_FIGURES else "")
-        rows.append([label, *figures, f"{one['p']:.2g}", one["n"]])
+        rows.append([metric_label(name, summary), *figures, f"{one['p']:.2g}", one["n"]])
     lines.append(text_table(["", "this", "other", "difference", "95 % interval", "p", "n"], rows))
     for key, which in (("only_first", "this run"), ("only_second", "the other run")):
         if compared[key]:

@@ -3,11 +3,9 @@
 import csv
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from ..data.accounting import unread_kinds
@@ -15,21 +13,32 @@ from ..data.batches import single_items
 from ..data.cases import check_volumes, group_cases
 from ..data.inspection import misplaced_file
 from ..data.splits import group_of
-from ..data.truth import majority, on_grid, rater_names, raters_of
+from ..data.truth import rater_names, raters_of
 from ..data.volumes import image_geometry
-from ..inference.ensemble import staple
 from ..inference.predictions import Predictions
 from ..io.escaping import csv_cell
 from ..io.files import atomic_path, write_json
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
-from .calibration import ReliabilityTable, boundary_band
-from .diversity import SET_FIGURES, compare_sets, dice_to_raters, level_sets, mean_over_pairs, pair_dice, shared_pixels
+from .case_figures import (
+    ClassTruth,
+    coarse_masks,
+    level_table,
+    mask_figures,
+    member_figures,
+    probability_figures,
+    rater_figures,
+    read_prediction,
+    reliability_tables,
+    set_figures,
+)
 from .ensemble_size import dice_by_size
-from .metrics import LESION_IOU, TOLERANCES, evaluate_mask, metric_names, overlap, pixel_volume, volume_unit
+from .metrics import LESION_IOU, TOLERANCES, metric_names, pixel_volume, volume_unit
 from .statistics import mean_defined
 from .summary import (
     CALIBRATION,
+    DIVERSITY,
+    PROBABILITY,
     add_tables,
     by_case,
     calibration_figures,
@@ -39,6 +48,7 @@ from .summary import (
     summary_of,
 )
 from .temperature_fit import LevelTable
+from .topology import TOPOLOGY_FIGURES, topology_figures
 from .uncertainty import case_scores
 
 
@@ -48,7 +58,8 @@ class EvaluationSettings:
 
     tolerances, lesion_iou: see `metrics.surface` and `metrics.lesion_detection`. group_key: see `splits.group_of`.
     sizes: the method that fuses ensembles of each size (see `ensemble_size`), or "" for none. levels: whether to count
-    pixels by their probability, to fit a temperature.
+    pixels by their probability, to fit a temperature. copula_length: of the Gaussian-copula control in pixels (see
+    `controls`), 0 for none. topology: whether to compute `topology.TOPOLOGY_FIGURES`.
     """
 
     tolerances: tuple[float, ...] = TOLERANCES
@@ -56,6 +67,8 @@ class EvaluationSettings:
     group_key: str = ""
     sizes: str = ""
     levels: bool = False
+    copula_length: float = 0.0
+    topology: bool = False
 
 
 @dataclass
@@ -63,10 +76,10 @@ class Evaluation:
     """The figures of each case and class of a folder of predictions.
 
     rows: a dict for each case and class, in the cases' order: "name", "class", "group" and the figures of `columns`.
-    tables: {class: {(map, part): `ReliabilityTable`}}, sums over the cases (see `_reliability_tables`).
-    members: {class: a list of float64 [E, 3], one for each case}, see `member_figures`.
+    tables: {class: {map: `ReliabilityTable`}}, sums over the cases (see `case_figures.reliability_tables`).
+    members: {class: a list of float64 [E, 3], one for each case}, see `case_figures.member_figures`.
     sizes: {case: float64 [E, K]} of cases with members, where requested; see `ensemble_size.dice_by_size`.
-    levels: where requested, {"": `LevelTable` of all pixels of all classes, "_band": of those in the boundary band}.
+    levels: where requested, the `LevelTable` of all pixels of all classes, else None.
     raters: the names of all raters, see `truth.rater_names`.
     missing, without_truth: the number of cases left out. failed: {case: why it could not be read or compared}.
     unmatched: the number of mask files that belong to no case.
@@ -81,18 +94,22 @@ class Evaluation:
     tables: dict = field(default_factory=dict)
     members: dict = field(default_factory=dict)
     sizes: dict = field(default_factory=dict)
-    levels: dict = field(default_factory=dict)
+    levels: LevelTable | None = None
     missing: int = 0
     without_truth: int = 0
     failed: dict = field(default_factory=dict)
     unmatched: int = 0
 
     def add(self, row, tables, members, levels):
-        """Add one class of a case: its row, `_reliability_tables`, `member_figures` and `_level_tables`."""
+        """Add one class of a case: its row, and the other three of `case_figures`; levels: a `LevelTable` or None."""
         self.rows.append(row)
         self.members.setdefault(row["class"], []).append(members)
         add_tables(self.tables.setdefault(row["class"], {}), tables)
-        add_tables(self.levels, levels)
+        self._add_levels(levels)
+
+    def _add_levels(self, levels):
+        if levels is not None:
+            self.levels = levels if self.levels is None else self.levels + levels
 
     def blank(self):
         """An `Evaluation` by the same rules without any case."""
@@ -105,7 +122,7 @@ class Evaluation:
             self.members.setdefault(name, []).extend(members)
         for name, tables in other.tables.items():
             add_tables(self.tables.setdefault(name, {}), tables)
-        add_tables(self.levels, other.levels)
+        self._add_levels(other.levels)
         self.sizes |= other.sizes
         self.failed |= other.failed
         self.missing += other.missing
@@ -270,175 +287,51 @@ def write_evaluation(evaluation, out_dir, compared=None):
 # ---- one case ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class ClassPrediction:
-    """The prediction of one class of one case, on the truth's grid: arrays [H, W] or [X, Y, Z].
-
-    mask: bool. members: a list of bool arrays. probability, coarse: float in [0, 1], or None where not saved. single:
-    whether the run drew a single member.
-    """
-
-    mask: np.ndarray
-    members: list
-    probability: np.ndarray | None
-    coarse: np.ndarray | None
-    single: bool
-
-
-@dataclass
-class ClassTruth:
-    """The truth of one class of one case. raters: bool [R, H, W] or [R, X, Y, Z]. spacing: see `metrics.surface`."""
-
-    raters: np.ndarray
-    spacing: tuple | None
-
-    @cached_property
-    def fraction(self):
-        """The fraction of raters who marked each pixel, float32."""
-        return self.raters.mean(axis=0, dtype=np.float32)
-
-    @cached_property
-    def mask(self):
-        """The pixels that more than half of the raters marked, bool."""
-        return majority(self.raters)
-
-    @cached_property
-    def band(self):
-        """The band around the mask's boundary, bool; see `calibration.boundary_band`."""
-        return boundary_band(self.mask, self.spacing)
-
-
-def read_prediction(predictions, unit, shape, k=0):
-    """The `ClassPrediction` of class k of a predicted case, on a grid of this shape.
-
-    A picture of another size is stretched, which `predictions.elsewhere` then says. Raises `UserError` for a volume of
-    another shape: its place in space is unknown.
-    """
-    key = (unit.name, unit.is_volume, k)
-    mask = predictions.mask(*key)
-    if mask.shape != tuple(shape):
-        sizes = ["x".join(map(str, size)) for size in (mask.shape, shape)]
-        where = f"{predictions.masks}: the mask of {unit.name}"
-        if unit.is_volume:
-            raise UserError(
-                f"{where} has {sizes[0]} voxels, its image {sizes[1]}, and the loader gives no geometry by which they "
-                "could be compared; save it on its image's grid"
-            )
-        predictions.elsewhere.setdefault(unit.name, f"{where} has {sizes[0]} pixels, its image {sizes[1]}")
-    members = [on_grid(member, shape) for member in predictions.members(*key)]
-    probability, coarse = predictions.probability(*key), predictions.coarse(*key)
-    return ClassPrediction(
-        on_grid(mask, shape),
-        members,
-        None if probability is None else on_grid(probability, shape),
-        None if coarse is None else on_grid(coarse, shape),
-        single=len(members) == 1 or predictions.num_ensemble == 1,
-    )
-
-
 def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
     """Add a case to an `Evaluation`, class by class."""
-    answers, truths, settings, case = [], [], evaluation.settings, unit.cases[0]
+    settings, case, exclusive = evaluation.settings, unit.cases[0], dataset.classes.is_exclusive
     geometry = dataset.load_geometry(case)
     group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
-    for k, class_name in enumerate(evaluation.class_names):
+    answers, truths = [], []
+    for k in range(len(evaluation.class_names)):
         raters = read_raters(dataset, unit.cases, k)
-        truth = ClassTruth(raters, None if geometry is None else geometry.spacing[: raters.ndim - 1])
-        answer = read_prediction(predictions, unit, raters.shape[1:], k)
-        tables = _reliability_tables(answer, truth)
+        truths.append(ClassTruth(raters, None if geometry is None else geometry.spacing[: raters.ndim - 1]))
+        answers.append(read_prediction(predictions, unit, raters.shape[1:], k))
+    coarse = coarse_masks(answers, exclusive)
+    for answer, truth, own_coarse, class_name in zip(answers, truths, coarse, evaluation.class_names, strict=True):
+        tables = reliability_tables(answer, truth)
         members = member_figures(answer.members, truth.mask)
-        row = {"name": unit.name, "class": class_name, "group": group, **_mask_figures(answer, truth, settings)}
-        row |= calibration_figures(tables)
+        row = {"name": unit.name, "class": class_name, "group": group}
+        row |= mask_figures(answer, truth, own_coarse, settings)
+        row |= probability_figures(answer, truth) | calibration_figures(tables)
         row |= case_scores(answer.mask, answer.members, answer.probability, pixel_volume(truth.spacing))
-        if max(len(raters), len(evaluation.raters)) > 1:
-            row |= _rater_figures(answer, list(raters), case.raters, evaluation.raters)
+        if max(len(truth.raters), len(evaluation.raters)) > 1:
+            row |= rater_figures(answer.mask, list(truth.raters), case.raters, evaluation.raters)
+        row |= set_figures(answer, truth, unit.name, settings.copula_length)
+        if settings.topology:
+            row |= topology_figures(answer.mask, answer.members, truth.mask)
         dice = members[:, 2]
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
-        evaluation.add(row, tables, members, _level_tables(answer, truth) if settings.levels else {})
-        answers.append(answer)
-        truths.append(truth.mask)
+        evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
     if settings.sizes and len(answers[0].members) > 1:
         members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
-        exclusive = dataset.classes.is_exclusive
-        evaluation.sizes[unit.name] = dice_by_size(members, np.stack(truths), settings.sizes, exclusive, unit.name)
-
-
-def _mask_figures(answer, truth, settings):
-    """The metrics of a mask, and the Dice and IoU of the coarse mask where it was saved."""
-    row = evaluate_mask(answer.mask, truth.mask, truth.spacing, settings.tolerances, settings.lesion_iou)
-    if answer.coarse is not None:
-        coarse = overlap(answer.coarse > 0.5, truth.mask)
-        row |= {"coarse_dice": coarse["dice"], "coarse_iou": coarse["iou"]}
-    return row
-
-
-def _rater_figures(answer, raters, names, all_names):
-    """The figures of one class of one case of a data set with several raters.
-
-    raters: the masks of this case's raters, whose names are `names`. all_names: the names of the data set's raters, or
-    () where raters have numbers. Each of them has a Dice in the row, NaN where this case lacks that rater.
-    """
-    if not all_names:
-        names = all_names = [str(number) for number in range(1, len(raters) + 1)]
-    dice = dict(zip(names, dice_to_raters(answer.mask, raters), strict=True))
-    row = {f"rater_{name}_dice": dice.get(name, math.nan) for name in all_names}
-    row["rater_dice"] = mean_defined(list(dice.values()))
-    if len(raters) == 1:
-        return row
-    row["raters_agreement"] = mean_over_pairs(pair_dice(shared_pixels(raters)))
-    # A single member is no sample of masks, but its probability stands for a set of level sets.
-    is_deterministic = answer.single and answer.probability is not None
-    samples = level_sets(answer.probability) if is_deterministic else answer.members
-    return row | compare_sets(samples, raters) if samples else row
-
-
-def member_figures(members, truth):
-    """The `summary.MEMBER_FIGURES` of each member: float64 [E, 3], NaN where undefined.
-
-    These are STAPLE's estimates of sensitivity and specificity, which need no truth and more than one member, and the
-    Dice with the truth.
-    """
-    figures = np.full((len(members), 3), math.nan)
-    if len(members) > 1:
-        fused = staple(torch.from_numpy(np.stack(members)).reshape(len(members), 1, 1, 1, -1))
-        figures[:, 0], figures[:, 1] = fused.sensitivity[:, 0, 0], fused.specificity[:, 0, 0]
-    for e, member in enumerate(members):
-        figures[e, 2] = overlap(member, truth)["dice"]
-    return figures
-
-
-def _level_tables(answer, truth):
-    """{"": `LevelTable` of all pixels, "_band": of those in the boundary band}; {} without a probability."""
-    if answer.probability is None:
-        return {}
-    p, y, band = answer.probability, truth.fraction, truth.band
-    return {"": LevelTable.of(p, y), "_band": LevelTable.of(p[band], y[band])}
-
-
-def _reliability_tables(answer, truth):
-    """{(map, part): `ReliabilityTable`}; maps that were not saved have none.
-
-    map: "" for the probability, "coarse_" for the coarse mask. part: "" for all pixels, "_band" for the boundary band.
-    """
-    maps = {name: soft for name, soft in (("", answer.probability), ("coarse_", answer.coarse)) if soft is not None}
-    tables = {(name, ""): ReliabilityTable.of(soft, truth.fraction) for name, soft in maps.items()}
-    for name, soft in maps.items():
-        tables[name, "_band"] = ReliabilityTable.of(soft[truth.band], truth.fraction[truth.band])
-    return tables
+        masks = np.stack([truth.mask for truth in truths])
+        evaluation.sizes[unit.name] = dice_by_size(members, masks, settings.sizes, exclusive, unit.name)
 
 
 # ---- the table of cases ------------------------------------------------------------------------------------------
 
 
-def columns(tolerances=TOLERANCES, raters=(), several_classes=False):
+def columns(tolerances=TOLERANCES, raters=(), several_classes=False, topology=False):
     """The columns of metrics.csv. raters: the raters' names, see `summary.raters_in`."""
     return (
         *(("name", "class") if several_classes else ("name",)),
         *("group", *metric_names(tolerances), "empty"),
-        *("sample_dice", "sample_iou", "coarse_dice", "coarse_iou", *CALIBRATION),
+        *("sample_dice", "sample_iou", "coarse_dice", "coarse_iou", *PROBABILITY, *CALIBRATION),
         *("agreement", "expected_dice", "volume_spread"),
         *("volume", "truth_volume", "volume_low", "volume_high", "lesions", "lesions_predicted", "lesions_found"),
-        *(*SET_FIGURES, "rater_dice", "raters_agreement"),
+        *DIVERSITY,
+        *(TOPOLOGY_FIGURES if topology else ()),
         *(f"rater_{name}_dice" for name in raters),
     )
 
@@ -446,7 +339,8 @@ def columns(tolerances=TOLERANCES, raters=(), several_classes=False):
 def _write_csv(path, evaluation):
     """One row for each case. With several classes: one for each class, then one of their means (`classes.MEAN`)."""
     several = len(evaluation.class_names) > 1
-    names = columns(evaluation.settings.tolerances, raters_in(evaluation.rows), several)
+    settings = evaluation.settings
+    names = columns(settings.tolerances, raters_in(evaluation.rows), several, settings.topology)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()

@@ -30,17 +30,19 @@ class Resampling:
         step = max(1, BLOCK_SIZE // self.groups)
         return [range(low, min(low + step, resamples)) for low in range(0, resamples, step)]
 
-    def interval(self, values, level=0.95):
+    def interval(self, values, level=0.95, denominators=None):
         """The percentile interval of the mean: (low, high), floats; (nan, nan) where no value is defined.
 
-        values: one number for each case, NaN where it is undefined.
+        values: one number for each case, NaN where it is undefined. denominators: for each case, for the interval of
+        the ratio of both sums; by default 1, which is the mean.
         """
         values = np.asarray(values, dtype=np.float64)
         defined = ~np.isnan(values)
         if not defined.any():
             return math.nan, math.nan
         sums = np.bincount(self.group_index, np.where(defined, values, 0), self.groups)
-        counts = np.bincount(self.group_index, defined, self.groups)
+        weights = defined if denominators is None else np.where(defined, denominators, 0)
+        counts = np.bincount(self.group_index, weights, self.groups)
         totals = []
         for rows in self._blocks(len(self.weights)):
             block = self.weights[rows.start : rows.stop].astype(np.float64)
@@ -65,6 +67,26 @@ def describe_values(values, resampling=None):
     described |= {"mean": float(defined.mean()), "median": float(np.median(defined)), "std": float(defined.std())}
     if resampling is not None and len(np.unique(resampling.group_index[is_defined])) > 1:
         described["low"], described["high"] = resampling.interval(values)
+    return described
+
+
+def describe_ratios(numerators, denominators, resampling):
+    """As `describe_values`, of ratios over cases: "mean" is the ratio of the sums of both.
+
+    The sums weigh each case by its denominator, so cases of a small one do not decide, and cases of 0 count in the
+    numerator. low and high are the interval of this ratio. n counts the cases whose numerator is defined; median and
+    std are of the ratios of single cases, where the denominator is above 0. NaN all where the denominators' sum is 0.
+    numerators: one number for each case, NaN where it is undefined. denominators: numbers of at least 0.
+    """
+    numerators, denominators = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
+    defined = ~np.isnan(numerators)
+    total = denominators[defined].sum()
+    if not total:
+        return describe_values([])
+    each = numerators[defined & (denominators > 0)] / denominators[defined & (denominators > 0)]
+    described = describe_values(each) | {"mean": float(numerators[defined].sum() / total), "n": int(defined.sum())}
+    if len(np.unique(resampling.group_index[defined])) > 1:
+        described["low"], described["high"] = resampling.interval(numerators, denominators=denominators)
     return described
 
 

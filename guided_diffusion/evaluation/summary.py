@@ -6,20 +6,19 @@ import re
 import numpy as np
 
 from ..data.classes import MEAN
-from .diversity import SET_FIGURES
+from .controls import CONTROLS
+from .diversity import REFERENCES, SET_FIGURES
 from .ensemble_size import size_summary
 from .metrics import metric_names
-from .statistics import Resampling, describe_values, mean_defined
+from .proper_scores import AREA_SUMS, PROPER_SCORES
+from .statistics import Resampling, describe_ratios, describe_values, mean_defined
+from .topology import TOPOLOGY_FIGURES
 from .uncertainty import SCORES, rank_cases
 
-CALIBRATION = {  # calibration figures and their labels in tables
-    f"{name}{figure}{part}": "  in band" if part else f"{label}{figure.replace('_', ' ')}"
-    for name, label in (("", ""), ("coarse_", "coarse "))
-    for figure in ("ece", "adaptive_ece", "brier")
-    for part in ("", "_band")
-}
-DIVERSITY = (*SET_FIGURES, "rater_dice", "raters_agreement")
 MAPS = {"": "probability", "coarse_": "coarse"}
+CALIBRATION = tuple(f"{name}ece" for name in MAPS)  # over the pixels of all cases together
+PROBABILITY = (*PROPER_SCORES, *(f"coarse_{name}" for name in PROPER_SCORES), *AREA_SUMS)
+DIVERSITY = (*SET_FIGURES, "dice_soft", "rater_dice", "raters_agreement", *REFERENCES, *CONTROLS)
 MEMBER_FIGURES = ("staple_sensitivity", "staple_specificity", "dice")
 EMPTY_LABELS = {"both": "both masks empty", "prediction": "prediction empty", "truth": "truth empty"}
 LEFT_OUT = {  # cases
@@ -37,20 +36,24 @@ def summary_of(evaluation):
                        "truth_empty"
         sample, sample_iou    statistics of the mean Dice and IoU of single members
         coarse, coarse_iou    statistics of the Dice and IoU of the coarse mask
-        calibration    the figures `CALIBRATION` over the pixels of all cases, NaN where no probability was saved;
-                       counts "cases", "cases_band"
+        probability    statistics of each of `PROBABILITY`; those of `proper_scores.AREA_SUMS` are `describe_ratios` to
+                       the raters' mean number of pixels
+        calibration    the figures `CALIBRATION` over the pixels of all cases, NaN where no probability was saved; the
+                       number of "cases"
         diversity      statistics of each of `DIVERSITY`
+        topology       where requested, statistics of each of `topology.TOPOLOGY_FIGURES`
         raters         a list: statistics of the Dice to each of "rater_names", over the cases that this rater marked
-        members        a list: for each member the means of `MEMBER_FIGURES`, see `evaluate.member_figures`
+        members        a list: for each member the means of `MEMBER_FIGURES`, see `case_figures.member_figures`
         uncertainty    for each of `uncertainty.SCORES` its statistics and `uncertainty.rank_cases`;
-                       "volume_coverage", the share of true volumes inside the members' interval
+                       "volume_inside" of "volume_cases" true volumes lie inside the members' interval,
+                       "volume_coverage" is the share
         ensemble_size  where requested, see `ensemble_size.size_summary`
         rater_names    the raters, by number where the data do not name them
         class_names, hd95_unit, volume_unit, nsd_tolerances, lesion_iou
         groups         the number of groups, None where no case has one
         missing, without_truth, failed, unmatched_files   counts of cases and files left out
 
-    With several classes, "classes" holds the first eight entries of each class by name. At the top level a case's
+    With several classes, "classes" holds the first eleven entries of each class by name. At the top level a case's
     figure is then its mean over classes; figures over all pixels are means over the classes, and empty masks are added
     up.
     """
@@ -81,10 +84,10 @@ def summary_of(evaluation):
 def curves_of(evaluation):
     """The curves of an `evaluate.Evaluation` for a report: {"all": curves, "classes": {name: curves}}.
 
-    curves["reliability"]: {"probability", "probability_band", "coarse", "coarse_band"}, where saved, each a
-    `calibration.ReliabilityTable.diagram`. curves["retention"]: for each of `uncertainty.SCORES` "kept", "error",
-    "area", "random" and "oracle", see `uncertainty.rank_cases`. "all" has the pixels of all classes, and the cases'
-    means over classes. "ensemble_size", where requested: see `ensemble_size.size_summary`.
+    curves["reliability"]: {"probability", "coarse"}, where saved, each a `calibration.ReliabilityTable.diagram`.
+    curves["retention"]: for each of `uncertainty.SCORES` "kept", "error", "area", "random" and "oracle", see
+    `uncertainty.rank_cases`. "all" has the pixels of all classes, and the cases' means over classes. "ensemble_size",
+    where requested: see `ensemble_size.size_summary`.
     """
     rows, pooled = evaluation.rows, {}
     for tables in evaluation.tables.values():
@@ -99,15 +102,8 @@ def curves_of(evaluation):
 
 
 def calibration_figures(tables):
-    """The figures `CALIBRATION` of these tables; NaN where a table is missing.
-
-    tables: {(map, part): `ReliabilityTable`}, map "" or "coarse_", part "" or "_band".
-    """
-    figures = dict.fromkeys(CALIBRATION, math.nan)
-    for (name, part), table in tables.items():
-        for figure in ("ece", "adaptive_ece", "brier"):
-            figures[f"{name}{figure}{part}"] = getattr(table, figure)
-    return figures
+    """The figures `CALIBRATION` of {map: `ReliabilityTable`}, map a key of `MAPS`; NaN where a table is missing."""
+    return {f"{name}ece": tables[name].ece if name in tables else math.nan for name in MAPS}
 
 
 def add_tables(pooled, tables):
@@ -161,7 +157,7 @@ def _column(rows, name):
 def _level_summary(rows, names, tables, members=()):
     """The summary of one row for each case: of one class, or of the means over classes.
 
-    tables: see `calibration_figures`. members: the `evaluate.member_figures` of each case.
+    tables: see `calibration_figures`. members: the `case_figures.member_figures` of each case.
     """
     resampling = Resampling(groups_of(rows))
 
@@ -170,7 +166,14 @@ def _level_summary(rows, names, tables, members=()):
 
     ensemble = {name: statistics(name) for name in names} | {"cases": len(rows)}
     ensemble |= {f"{which}_empty": sum(row["empty"] == which for row in rows) for which in EMPTY_LABELS}
-    calibrated = {f"cases{part}": int((~np.isnan(_column(rows, f"ece{part}"))).sum()) for part in ("", "_band")}
+    calibrated = {"cases": int((~np.isnan(_column(rows, "ece"))).sum())}
+    topology = {name: statistics(name) for name in TOPOLOGY_FIGURES if any(name in row for row in rows)}
+
+    def probability_statistics(name):
+        if name not in AREA_SUMS:
+            return statistics(name)
+        return describe_ratios(_column(rows, AREA_SUMS[name]), _column(rows, "rater_pixels"), resampling)
+
     uncertainty = {name: statistics(name) | _ranking(rows, name) for name in SCORES}
     for score in uncertainty.values():
         score.pop("curve")
@@ -180,23 +183,23 @@ def _level_summary(rows, names, tables, members=()):
         "sample_iou": statistics("sample_iou"),
         "coarse": statistics("coarse_dice"),
         "coarse_iou": statistics("coarse_iou"),
+        "probability": {name: probability_statistics(name) for name in PROBABILITY},
         "calibration": calibration_figures(tables) | calibrated,
         "diversity": {name: statistics(name) for name in DIVERSITY},
+        **({"topology": topology} if topology else {}),
         "raters": [statistics(f"rater_{name}_dice") for name in raters_in(rows)],
         "members": _member_means(members),
-        "uncertainty": uncertainty | {"volume_coverage": _volume_coverage(rows)},
+        "uncertainty": uncertainty | _volume_coverage(rows),
     }
 
 
 def _mean_level(rows, names, parts):
     """The summary of several classes together, see `summary_of`. parts: {class: its summary}."""
     whole = _level_summary(_mean_rows(rows), names, {})
-
-    def mean_of(part, key):
-        return mean_defined([one[part][key] for one in parts.values()])
-
-    whole["calibration"] = {key: mean_of("calibration", key) for key in whole["calibration"]}
-    whole["uncertainty"]["volume_coverage"] = mean_of("uncertainty", "volume_coverage")
+    for key in whole["calibration"]:
+        whole["calibration"][key] = mean_defined([one["calibration"][key] for one in parts.values()])
+    counts = [sum(one["uncertainty"][key] for one in parts.values()) for key in ("volume_inside", "volume_cases")]
+    whole["uncertainty"] |= _coverage(*counts)
     whole["members"] = [
         {key: mean_defined([member[key] for member in each]) for key in MEMBER_FIGURES}
         for each in zip(*(one["members"] for one in parts.values()), strict=True)
@@ -207,7 +210,7 @@ def _mean_level(rows, names, parts):
 
 
 def _member_means(figures):
-    """The means over cases of `evaluate.member_figures`: a dict of `MEMBER_FIGURES` for each member."""
+    """The means over cases of `case_figures.member_figures`: a dict of `MEMBER_FIGURES` for each member."""
     most = max((len(one) for one in figures), default=0)
     return [
         {
@@ -219,10 +222,16 @@ def _member_means(figures):
 
 
 def _volume_coverage(rows):
-    """The share of cases whose true volume lies inside the members' interval; NaN where no case has an interval."""
+    """How often the true volume lies inside the members' interval: "volume_inside" of the "volume_cases" that have an
+    interval; "volume_coverage" is the share, NaN where no case has one."""
     low, high, truth = (_column(rows, name) for name in ("volume_low", "volume_high", "truth_volume"))
     known = ~np.isnan(low)
-    return float(((low <= truth) & (truth <= high))[known].mean()) if any(known) else math.nan
+    inside = int(((low <= truth) & (truth <= high))[known].sum())
+    return _coverage(inside, int(known.sum()))
+
+
+def _coverage(inside, cases):
+    return {"volume_inside": inside, "volume_cases": cases, "volume_coverage": inside / cases if cases else math.nan}
 
 
 def _ranking(rows, name):
@@ -239,7 +248,7 @@ def _curves(rows, tables):
         if ranking["judged"]:
             retention[name] = ranking["curve"] | {key: ranking[key] for key in ("area", "random", "oracle")}
     return {
-        "reliability": {f"{MAPS[name]}{part}": table.diagram() for (name, part), table in tables.items()},
+        "reliability": {MAPS[name]: table.diagram() for name, table in tables.items()},
         "retention": retention,
     }
 

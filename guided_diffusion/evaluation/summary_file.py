@@ -35,7 +35,9 @@ class MainFigures(TypedDict):
 class Level(MainFigures, total=False):
     """The figures of one class, or of all together."""
 
+    probability: dict[str, Statistics]
     diversity: dict[str, Statistics]
+    topology: dict[str, Statistics]
     uncertainty: dict[str, Statistics | Figure]
     calibration: dict[str, Figure]
 
@@ -125,7 +127,8 @@ def read_curves(path):
 
 def _statistics_in(level):
     named: dict[str, Any] = {"sample": level["sample"], "coarse": level["coarse"], **level["ensemble"]}
-    named |= {**level.get("diversity", {}), **level.get("uncertainty", {})}
+    for part in ("probability", "diversity", "topology", "uncertainty"):
+        named |= level.get(part, {})
     return [(key, values) for key, values in named.items() if isinstance(values, dict)]
 
 

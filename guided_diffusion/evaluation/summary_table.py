@@ -5,11 +5,38 @@ import math
 from ..runtime.console import counted, text_table
 from .ensemble_size import format_sizes
 from .metrics import metric_names
-from .summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
+from .summary import EMPTY_LABELS, LEFT_OUT
 from .uncertainty import SCORES
 
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")
 PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
+LEADING = ("dice", "log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio")  # first in the table
+SETS = {  # prefixes of the figures of sets of masks that stand beside the members'
+    "control_levels_": "level sets",
+    "control_copula_": "Gaussian copula",
+    "reader_": "held-out reader",
+    "majority_": "raters' majority",
+}
+OF_SETS = ("ged2_unbiased", "matched_iou")
+FURTHER = ("iou", "sensitivity", "precision", "hd95", "assd", "nsd", "volume_error", "lesion_f1")
+FIGURE_LABELS = {
+    "log_loss_per_area": "log loss per lesion pixel",
+    "brier_per_area": "Brier score per lesion pixel",
+    "brier": "Brier score",
+    "expected_volume_ratio": "expected / true volume",
+    "coarse_volume_ratio": "coarse / true volume",
+    "mask_volume_ratio": "mask / true volume",
+    "sample_volume_ratio": "members / true volume",
+    "ged2_unbiased": "GED² unbiased",
+    "ged2": "GED² V-statistic",
+    "ged2_floor": "GED² V-statistic of a perfect sampler",
+    "matched_iou": "matched IoU",
+    "rater_dice": "dice to raters",
+    "collective_insight": "collective insight score",
+    "agreement": "agreement of members",
+    "mask_cldice": "clDice",
+    "sample_cldice": "sample clDice",
+}
 
 
 def format_summary(summary):
@@ -30,11 +57,21 @@ def format_summary(summary):
 
 
 def metric_label(name, summary):
-    """A metric's name in tables, with its unit."""
+    """A figure's name in tables, with its unit."""
     unit = summary["hd95_unit"]
     if name.startswith("nsd_"):
         return f"nsd at {name[4:]} {unit}"
-    return f"{name} ({unit})" if name in ("hd95", "assd") else name.replace("_", " ")
+    return f"{name} ({unit})" if name in ("hd95", "assd") else figure_name(name)
+
+
+def figure_name(name):
+    """A figure's name in tables, from its key in summary.json or its column in metrics.csv."""
+    for prefix, of_whom in SETS.items():
+        if name.startswith(prefix):
+            return f"{of_whom}: {figure_name(name.removeprefix(prefix))}"
+    if name.startswith("coarse_") and name not in FIGURE_LABELS:
+        return f"coarse {figure_name(name.removeprefix('coarse_'))}"
+    return FIGURE_LABELS.get(name, name.replace("_", " "))
 
 
 def _class_lines(summary):
@@ -53,19 +90,19 @@ def _class_lines(summary):
 
 
 def _figure_rows(summary):
-    names = metric_names(summary["nsd_tolerances"])
-    rows = [_statistics_row(metric_label(name, summary), summary["ensemble"][name]) for name in names]
-    values = {"sample dice": summary["sample"], "sample iou": summary["sample_iou"]}
-    values |= {"coarse dice": summary["coarse"], "coarse iou": summary["coarse_iou"]}
-    values |= {name.replace("_", " "): described for name, described in summary["diversity"].items()}
+    """The rows of the figures that decide, then of the others that fit on a screen; the files have all."""
+    ensemble, diversity = summary["ensemble"], summary["diversity"]
+    values = {name: {**ensemble, **summary["probability"]}[name] for name in LEADING}
+    values |= {f"{prefix}{figure}": diversity[f"{prefix}{figure}"] for figure in OF_SETS for prefix in ("", *SETS)}
+    values |= {"rater_dice": diversity["rater_dice"]}
+    labelled = {metric_label(name, summary): described for name, described in values.items() if described["n"]}
     if len(summary["raters"]) > 1:
         raters = zip(summary["rater_names"], summary["raters"], strict=True)
-        values |= {f"  to rater {name}": described for name, described in raters}
-    values |= {name.replace("_", " "): summary["uncertainty"][name] for name in SCORES}
-    rows += [_statistics_row(label, described) for label, described in values.items() if described["n"]]
-    # Calibration is computed over all pixels together, so it has no median.
-    figures = summary["calibration"]
-    return rows + [[label, f"{figures[key]:.4f}"] for key, label in CALIBRATION.items() if not math.isnan(figures[key])]
+        labelled |= {f"  to rater {name}": described for name, described in raters}
+    further = {"sample dice": summary["sample"], "coarse dice": summary["coarse"], **summary.get("topology", {})}
+    further |= {name: ensemble[name] for name in metric_names(summary["nsd_tolerances"]) if name.startswith(FURTHER)}
+    labelled |= {metric_label(name, summary): described for name, described in further.items() if described["n"]}
+    return [_statistics_row(label, described) for label, described in labelled.items() if described["n"]]
 
 
 def _statistics_row(label, values):
@@ -91,5 +128,6 @@ def _uncertainty_lines(uncertainty):
                 f"{score['area']:.4f} (random order {score['random']:.4f}, best order {score['oracle']:.4f})"
             )
     if not math.isnan(uncertainty["volume_coverage"]):
-        lines.append(f"true volume within the members' interval: {uncertainty['volume_coverage']:.1%} of cases")
+        inside, cases = uncertainty["volume_inside"], counted(uncertainty["volume_cases"], "case")
+        lines.append(f"true volume inside the 5-95 % range of the members' volumes in {inside} of {cases}")
     return lines

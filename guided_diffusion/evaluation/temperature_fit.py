@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checkpoint import file_hash, load_checkpoint, save_checkpoint
-from ..inference.temperature import apply_temperature
 from ..runtime.errors import UserError
-from .calibration import ReliabilityTable
+from .proper_scores import CLIPPED
 
 PROBABILITY_LEVELS = 65535  # above 0, as in 16-bit pictures
 BOUNDS = (0.05, 20.0)
@@ -34,9 +33,9 @@ class LevelTable:
         return LevelTable(self.count + other.count, self.truth + other.truth)
 
     def _present(self):
-        """(p, count, truth) of the levels that occur; p is clipped to half a level from 0 and 1."""
+        """(p, count, truth) of the levels that occur; p is clipped by `proper_scores.CLIPPED`."""
         levels = np.flatnonzero(self.count)
-        p = np.clip(levels / PROBABILITY_LEVELS, 0.5 / PROBABILITY_LEVELS, 1 - 0.5 / PROBABILITY_LEVELS)
+        p = np.clip(levels / PROBABILITY_LEVELS, CLIPPED, 1 - CLIPPED)
         return p, self.count[levels], self.truth[levels]
 
     def log_loss(self, temperature=1.0):
@@ -45,11 +44,6 @@ class LevelTable:
         odds = (np.log(p) - np.log1p(-p)) / temperature
         # log(1 + e^x) - y x without overflow
         return float((count * np.logaddexp(0, odds) - truth * odds).sum() / count.sum())
-
-    def ece(self, temperature=1.0):
-        """The expected calibration error at a temperature, see `calibration.ReliabilityTable.ece`."""
-        p, count, truth = self._present()
-        return ReliabilityTable.weighted(apply_temperature(p, temperature), count, truth).ece
 
     def fit(self):
         """The temperature of least log loss, in [0.05, 20]."""
@@ -78,26 +72,23 @@ def check_origin(path, manifest):
 def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to results and write it into their checkpoint at `path`, whole or not at all.
 
-    The fit uses all pixels: a fit to the boundary band alone would spoil the certain background.
-    manifest: of the results. levels: {"": `LevelTable` of all pixels, "_band": of the boundary band}. cases: the number
-    of masks. Returns the checkpoint's new config["calibration"]: "temperature", "cases", "split", "checkpoint_sha256"
-    (before), "log_loss", "log_loss_before", "ece_band", "ece_band_before". Raises `UserError` where the results were
-    not sampled with that checkpoint or hold no probabilities.
+    manifest: of the results. levels: the `LevelTable` of all pixels, or None. cases: the number of masks. Returns the
+    checkpoint's new config["calibration"]: "temperature", "cases", "split", "checkpoint_sha256" (before), "log_loss",
+    "log_loss_before". Raises `UserError` where the results were not sampled with that checkpoint or hold no
+    probabilities.
     """
     checkpoint, original = check_origin(path, manifest)
-    if not levels:
+    if levels is None:
         raise UserError(f"--fit_temperature {path}: the results hold no probabilities; sample again")
     before = manifest.get("settings", {}).get("temperature", 1.0)  # temperatures multiply
-    factor = levels[""].fit()
+    factor = levels.fit()
     calibration = {
         "temperature": round(factor * before, 4),
         "cases": cases,
         "split": manifest.get("data", {}).get("split", "test"),
         "checkpoint_sha256": original,
-        "log_loss_before": levels[""].log_loss(),
-        "log_loss": levels[""].log_loss(factor),
-        "ece_band_before": levels["_band"].ece(),
-        "ece_band": levels["_band"].ece(factor),
+        "log_loss_before": levels.log_loss(),
+        "log_loss": levels.log_loss(factor),
     }
     checkpoint.config["calibration"] = calibration
     save_checkpoint(checkpoint, path)
@@ -109,8 +100,8 @@ def format_fit(fitted, path):
     split = "validation" if fitted["split"] == "val" else "test"
     lines = [
         f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {split} masks and written to "
-        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}, ECE in the boundary band "
-        f"{fitted['ece_band_before']:.4f} -> {fitted['ece_band']:.4f}; segmentation_sample.py applies it from now on"
+        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; segmentation_sample.py applies "
+        "it from now on"
     ]
     if split == "test":
         lines.append("these were test cases, so later figures on them are too good; fit on --split val")

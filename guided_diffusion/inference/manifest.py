@@ -17,7 +17,7 @@ Scalar = str | int | float | bool | list[Any] | None
 class SamplingSettings(TypedDict, total=False):
     """All that decides the masks, see `cli.sample.manifest_of`; manifests of earlier versions have some more."""
 
-    num_ensemble: Annotated[int, Meta(ge=1, le=10**6)]
+    num_ensemble: Annotated[int, Meta(ge=0, le=10**6)]
     fuse: str
     temperature: Annotated[float, Meta(ge=0, le=1e6)]
     weights: str
@@ -34,7 +34,8 @@ class SamplingSettings(TypedDict, total=False):
     dynamic_threshold: float | bool | None
     symmetric: bool
     scales: Annotated[list[float], Meta(max_length=100)]
-    coupling_sigma: float | None
+    coupling_sigma: float | None  # by earlier versions
+    published: str
     clip_denoised: bool
     tile: bool | str
 

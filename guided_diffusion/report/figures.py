@@ -5,20 +5,21 @@ import re
 from html import escape
 
 from ..evaluation.calibration import BINS
-from ..evaluation.summary import EMPTY_LABELS, LEFT_OUT
+from ..evaluation.summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
+from ..evaluation.summary_table import OF_SETS, SETS, figure_name
 from ..runtime.console import counted
 from .charts import Chart, histogram, rounded
 from .page import figure
 
-FIGURE_LABELS = {"hd95": "HD95", "assd": "ASSD", "iou": "IoU", "ged2": "GED²", "agreement": "agreement of members"}
 CHARTED = ("dice", "sensitivity", "precision", "hd95")  # figures with a histogram
 
 
 def figure_label(key):
     """A figure's label, from its column in metrics.csv."""
-    text = FIGURE_LABELS.get(key, key.replace("_band", "_in_band").replace("_", " "))
-    for plain, right in (("dice", "Dice"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1"), ("brier", "Brier")):
+    text = figure_name(key)
+    for plain, right in (("dice", "Dice"), ("iou", "IoU"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1")):
         text = re.sub(rf"\b{plain}\b", right, text)
+    text = re.sub(r"\b(hd95|assd)\b", lambda found: found[0].upper(), text)
     return text[0].upper() + text[1:]
 
 
@@ -42,11 +43,44 @@ def table_of(summary):
     )
 
 
+def sets_table(summary):
+    """The members' unbiased GED squared and matched IoU beside the controls and references, as an HTML table.
+
+    "" where no set of masks was compared. See `controls` and `diversity.reference_figures`.
+    """
+    diversity, rows = summary.get("diversity", {}), []
+    dice = {"": "rater_dice", "reader_": "reader_dice", "majority_": "majority_rater_dice"}
+    for prefix, label in {"": "this run", **SETS}.items():
+        keys = [f"{prefix}{figure}" for figure in OF_SETS] + [dice.get(prefix)]
+        cells = [_with_interval(diversity.get(key) or {}) for key in keys]
+        if any(cells[: len(OF_SETS)]):
+            label = label[0].upper() + label[1:]
+            rows.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    if not rows:
+        return ""
+    return (
+        '<h3>Sets of masks</h3><div class="scroll"><table class="figures sets"><thead><tr><th scope="col">Masks of</th>'
+        '<th scope="col">GED², unbiased</th><th scope="col">Matched IoU</th><th scope="col">Dice to raters</th></tr>'
+        f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">Level sets and Gaussian copula are as '
+        "many masks made from the probability alone: what the members score beyond them is what they add to it. The "
+        "held-out reader answers alone, against the other readers.</p>"
+    )
+
+
+def _with_interval(values):
+    if not values.get("n"):
+        return ""
+    low, high = values.get("low"), values.get("high")
+    return f"{values['mean']:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
+
+
 def _statistics(level, unit):
     """(label, statistics or a number) of each defined figure of one level of the summary."""
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
-    described |= level.get("diversity", {})
+    described |= level.get("probability", {})
+    described |= {k: one for k, one in level.get("diversity", {}).items() if not k.startswith((*SETS, *OF_SETS))}
+    described |= level.get("topology", {})
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
     for key, values in described.items():
         if values.get("n"):
@@ -54,7 +88,7 @@ def _statistics(level, unit):
             distance = key in ("hd95", "assd") or key.startswith("nsd")
             yield f"{label} ({unit})" if distance and unit else label, values
     for key, value in level.get("calibration", {}).items():
-        if isinstance(value, (int, float)) and not key.startswith("cases"):
+        if isinstance(value, (int, float)) and key in CALIBRATION:
             yield f"{figure_label(key)}, all pixels together", value
 
 
@@ -101,21 +135,17 @@ def _distributions(cases, columns):
 
 
 def _reliability_chart(tables):
-    """The reliability diagram, over all pixels and in the boundary band."""
+    """The reliability diagram over all pixels."""
     chart = Chart("Reliability of the probability", (0, 1, "predicted probability"), (0, 1, "fraction of true pixels"))
     chart.reference((0, 0), (1, 1))
-    names = (
-        ("probability", "all pixels"),
-        ("probability_band", "around the boundary"),
-        ("coarse_band", "coarse mask, around the boundary"),
-    )
-    for series, (key, label) in enumerate(names, start=1):
+    for series, (key, label) in enumerate({"probability": "probability", "coarse": "coarse mask"}.items(), start=1):
         bins = tables.get(key)
         if bins:
             chart.line(bins["probability"], bins["truth"], series, label)
     if not chart.keys:
         return []
-    return [f'<div class="chart">{figure(f"Reliability ({BINS} bins; the diagonal is ideal)", chart.svg())}</div>']
+    title = f"Reliability over all pixels ({BINS} bins; the diagonal is ideal)"
+    return [f'<div class="chart">{figure(title, chart.svg())}</div>']
 
 
 def _retention(scores):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
-from ..evaluation.summary_table import metric_label
+from ..evaluation.summary_table import figure_name, metric_label
 from ..evaluation.uncertainty import SCORES
 from ..io.escaping import is_place, markdown_code, markdown_text, place_name, with_short_places
 from ..io.files import atomic_path
@@ -154,7 +154,8 @@ def _table(part, summary):
     names = metric_names(summary["nsd_tolerances"])
     described = {metric_label(name, summary): part["ensemble"][name] for name in names}
     described |= {"Dice of one sample": part["sample"], "Dice of the coarse mask": part["coarse"]}
-    described |= {name.replace("_", " "): one for name, one in part["diversity"].items()}
+    for name, one in {**part["probability"], **part["diversity"], **part.get("topology", {})}.items():
+        described[metric_label(name, summary)] = one
     lines = ["| | mean | 95 % interval | median | std | n |", "|---|---|---|---|---|---|"]
     for label, one in described.items():
         if one["n"]:
@@ -171,12 +172,10 @@ def _table(part, summary):
 
 def _calibration(summary, config):
     figures, lines = summary["calibration"], []
-    shown = {name: label for name, label in CALIBRATION.items() if not math.isnan(figures[name])}
+    shown = [name for name in CALIBRATION if not math.isnan(figures[name])]
     if shown:
-        lines += ["## Calibration and uncertainty", "", "| | all pixels | boundary band |", "|---|---|---|"]
-        for name, label in shown.items():
-            if not name.endswith("_band"):
-                lines.append(f"| {label} | {_decimal(figures[name])} | {_decimal(figures[f'{name}_band'])} |")
+        lines += ["## Calibration and uncertainty", "", "| over all pixels | |", "|---|---|"]
+        lines += [f"| {figure_name(name)} | {_decimal(figures[name])} |" for name in shown]
         lines.append("")
     fitted = config.get("calibration")
     if fitted:

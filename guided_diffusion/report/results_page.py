@@ -23,13 +23,15 @@ from ..io.texts import read_csv
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
-from .figures import charts_of, figure_label, table_of
+from .figures import charts_of, figure_label, sets_table, table_of
 from .model_card import shown_checkpoint
 from .page import asset, data_uri, header, write_page
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
 EMBEDDED = 12 * 2**20  # bytes of pictures that the page itself may hold; it can then still be mailed
-WORSE_HIGH = re.compile("hd95|assd|(.*_)?(ece|brier)|ged2|volume_(difference|error|spread)|.*false")  # prefixes
+WORSE_HIGH = re.compile(
+    r"hd95|assd|(.*_)?(ece|brier|log_loss|ged2)|volume_(difference|error|spread)|.*(false|betti\d_error|vi_\w+)"
+)  # prefixes
 FIRST = ("dice", "expected_dice", "agreement")  # the first of these that exists is the initial order of cases
 
 
@@ -240,7 +242,8 @@ def _body(out_dir, results_dir, dataset, cases, columns, failed):
     parts.append('<div class="overview">')
     if summary:
         definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
-        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{table_of(summary)}{definitions}</section>')
+        tables = table_of(summary) + sets_table(summary)
+        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{tables}{definitions}</section>')
     else:
         parts.append(
             '<p class="note">There is no truth to compare with. Cases are sorted by expected Dice, which assumes that '
@@ -267,7 +270,8 @@ def _facts(results_dir, dataset, cases, manifest, failed):
         facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
     if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         steps = counted(len(settings["timesteps"]), "step")
-        facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
+        drawn = f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"
+        facts.append(("Members", drawn if settings["num_ensemble"] else "none: the condition model's answer"))
         described = describe_members(settings)
         facts += [("Sampling", described)] if described else []
     facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]

@@ -19,7 +19,7 @@ from guided_diffusion.data.cases import Case, group_cases
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.evaluation.calibration import ReliabilityTable, boundary_band
+from guided_diffusion.evaluation.calibration import ReliabilityTable
 from guided_diffusion.evaluation.diversity import compare_sets, level_sets
 from guided_diffusion.evaluation.evaluate import columns, evaluate, shared_workers
 from guided_diffusion.evaluation.summary_table import format_summary
@@ -278,14 +278,13 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
         soft = mask.astype(np.float32)
         results.write_image(name, one_class(mask, soft, soft / 2, np.stack([mask] * 2), None), np.zeros((3, 8, 10)))
     summary = evaluate(tmp_path / "results", dataset_of(data))
-    figures = [summary["calibration"][name] for name in ("ece", "ece_band", "brier", "brier_band")]
-    assert figures == [0, 0, 0, 0] and summary["calibration"]["cases_band"] == 3
-    assert {values["n"] for values in summary["diversity"].values()} == {0} and summary["raters"] == []
+    assert (summary["calibration"]["ece"], summary["probability"]["brier"]["mean"]) == (0, 0)
+    # Of the figures of sets one rater leaves the energy score, the matched IoU and the level sets beside them.
+    defined = {name for name, values in summary["diversity"].items() if values["n"]}
+    sets = {f"{whose}{figure}" for whose in ("", "control_levels_") for figure in ("ged2_unbiased", "matched_iou")}
+    assert defined == sets and summary["diversity"]["ged2_unbiased"]["mean"] == 0 and summary["raters"] == []
     curves = strict_json(tmp_path / "results" / "curves.json")
-    assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {
-        "probability",
-        "probability_band",
-    }
+    assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {"probability"}
     assert curves["all"]["reliability"]["probability"]["truth"] == [0, 1]
     assert curves["all"]["retention"]["agreement"]["error"] == [0] * 3  # "imagined" and "nothing" are empty twice
     saved = strict_json(tmp_path / "results" / "summary.json")
@@ -297,19 +296,28 @@ def test_a_probability_of_another_size_is_brought_to_the_truths_grid(folder, sav
     for name in TRUTH:
         large = np.kron(TRUTH[name], np.ones((2, 3), bool)).astype(np.uint16) * 65535
         save_picture(predicted / "probability" / f"{name}.png", large)
-    calibration = evaluate(predicted, dataset_of(data))["calibration"]
-    assert calibration["ece"] == calibration["brier_band"] == 0 and calibration["cases"] == 5
+    summary = evaluate(predicted, dataset_of(data))
+    assert summary["calibration"] == {"ece": 0, "coarse_ece": pytest.approx(math.nan, nan_ok=True), "cases": 5}
+    assert summary["probability"]["brier"]["mean"] == 0 and summary["probability"]["brier"]["n"] == 5
 
 
-def test_calibration_of_a_volume_has_its_band_in_space(volumes, save_nifti):
+def test_scores_of_a_volume_are_of_all_its_voxels(volumes, save_nifti):
     data, predicted = volumes
     soft = np.full((6, 6, 4), 0.25, np.float32)
     for name in ("v1", "v2"):
         save_nifti(predicted / f"{name}_prob.nii.gz", soft)
-    calibration = evaluate(predicted, dataset_of(data))["calibration"]
-    assert calibration["ece"] == pytest.approx(abs(0.25 - 32 / 144))
-    # 1 x 2 x 3 mm, a band of 1 mm: only neighbours along the first axis are in it, 2 x 8 on either side.
-    assert calibration["ece_band"] == pytest.approx(0.25) and calibration["brier_band"] == pytest.approx(0.3125)
+    summary = evaluate(predicted, dataset_of(data))
+    assert summary["calibration"]["ece"] == pytest.approx(abs(0.25 - 32 / 144))
+    losses = 32 * math.log(4) + 112 * math.log(4 / 3)
+    found = {name: one["mean"] for name, one in summary["probability"].items() if one["n"]}
+    assert found == {
+        "log_loss": pytest.approx(losses / 144),
+        "brier": pytest.approx((32 * 0.75**2 + 112 * 0.25**2) / 144),
+        "log_loss_per_area": pytest.approx(losses / 32),
+        "brier_per_area": pytest.approx((32 * 0.75**2 + 112 * 0.25**2) / 32),
+        "expected_volume_ratio": pytest.approx(36 / 32),
+        "mask_volume_ratio": pytest.approx((16 + 32) / 64),
+    }
 
 
 # ---- the script --------------------------------------------------------------------------------------------------
@@ -433,20 +441,16 @@ def test_calibration_is_of_all_cases_pixels_together(tmp_path, answers):
     summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
     rows = rows_by_name(tmp_path / "results" / "metrics.csv")
     fraction = {name: marks.mean(axis=0) for name, marks in RATERS.items()}
-    bands = {name: boundary_band(marks.sum(axis=0) > 2) for name, marks in RATERS.items()}
-    assert not bands["minority"].any() and bands["disputed"].any()
-    for part, where in (("", {name: np.ones((8, 10), bool) for name in RATERS}), ("_band", bands)):
-        p, y = (np.concatenate([maps[name][where[name]] for name in RATERS]) for maps in (soft, fraction))
-        for prefix, values in (("", p), ("coarse_", p / 2)):
-            expected = ReliabilityTable.of(values, y)
-            got = [summary["calibration"][f"{prefix}{figure}{part}"] for figure in ("ece", "brier")]
-            assert got == pytest.approx([expected.ece, expected.brier], abs=1e-5)
-        case = ReliabilityTable.of(soft["disputed"][where["disputed"]], fraction["disputed"][where["disputed"]])
-        got = [float(rows["disputed"][f"{figure}{part}"]) for figure in ("ece", "brier")]
-        assert got == pytest.approx([case.ece, case.brier], abs=1e-5)
-    assert rows["minority"]["ece_band"] == rows["minority"]["coarse_brier_band"] == "" != rows["minority"]["ece"]
-    assert (summary["calibration"]["cases"], summary["calibration"]["cases_band"]) == (3, 2)
-    assert re.search(rf"\nece +{summary['calibration']['ece']:.4f}\n  in band ", format_summary(summary))
+    p, y = (np.concatenate([maps[name] for name in RATERS]) for maps in (soft, fraction))
+    for prefix, values in (("", p), ("coarse_", p / 2)):
+        assert summary["calibration"][f"{prefix}ece"] == pytest.approx(ReliabilityTable.of(values, y).ece, abs=1e-5)
+        assert summary["probability"][f"{prefix}brier"]["mean"] == pytest.approx(np.mean((values - y) ** 2), abs=1e-5)
+    case = ReliabilityTable.of(soft["disputed"], fraction["disputed"])
+    assert float(rows["disputed"]["ece"]) == pytest.approx(case.ece, abs=1e-5)
+    area = fraction["disputed"].sum()
+    assert float(rows["disputed"]["expected_volume_ratio"]) == pytest.approx(soft["disputed"].sum() / area, abs=1e-4)
+    ratio = sum(one.mean() * one[0].size for one in members.values()) / sum(one.sum() for one in fraction.values())
+    assert summary["probability"]["sample_volume_ratio"]["mean"] == pytest.approx(ratio)
 
 
 def test_diversity_of_members_and_raters(tmp_path, answers):
@@ -455,7 +459,7 @@ def test_diversity_of_members_and_raters(tmp_path, answers):
     summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
     rows = rows_by_name(tmp_path / "results" / "metrics.csv")
     expected = {name: compare_sets(list(members[name]), list(RATERS[name])) for name in RATERS}
-    for figure in ("ged2", "matched_iou"):
+    for figure in ("ged2", "ged2_unbiased", "ged2_floor", "matched_iou", "matched_dice", "dice_max"):
         for name in RATERS:
             assert float(rows[name][figure]) == pytest.approx(expected[name][figure], rel=1e-5)
         mean = np.mean([values[figure] for values in expected.values()])
@@ -464,17 +468,26 @@ def test_diversity_of_members_and_raters(tmp_path, answers):
     assert rows["agreed"]["rater_dice"] == rows["agreed"]["dice"]
     assert rows["disputed"]["rater_dice"] != rows["disputed"]["dice"]
     text = format_summary(summary)
-    assert "\nged2   " in text and "\nmatched iou   " in text and "\nrater dice   " in text
+    labels = [line.split("  ")[0] for line in text.splitlines()]
+    first = ["dice", "log loss per lesion pixel", "expected / true volume", "members / true volume", "GED² unbiased"]
+    assert labels[1:6] == first and {"matched IoU", "dice to raters"} <= set(labels)
+    beside = ("level sets", "held-out reader", "raters' majority")
+    assert {f"{of_whom}: GED² unbiased" for of_whom in beside} <= set(labels)
+    assert len(labels) <= 40 and max(map(len, text.splitlines())) <= 120  # one screen
 
 
-@pytest.mark.parametrize("save_samples", [True, False])
-def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answers, save_samples):
+@pytest.mark.parametrize(("save_samples", "num_ensemble"), [(True, 1), (False, 1), (False, 0)])
+def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answers, save_samples, num_ensemble):
+    """So does an answer in one pass, without members."""
     members, soft = answers
-    save_results(tmp_path / "results", {name: m[:1] for name, m in members.items()}, soft, 1, save_samples=save_samples)
+    first = {name: m[:1] for name, m in members.items()}
+    save_results(tmp_path / "results", first, soft, num_ensemble, save_samples=save_samples)
     evaluate(tmp_path / "results", FourRaters(tmp_path, 8))
     rows = rows_by_name(tmp_path / "results" / "metrics.csv")
     for name in RATERS:
-        expected = compare_sets(level_sets(soft[name]), list(RATERS[name]))
+        expected = compare_sets(level_sets(soft[name]), list(RATERS[name]), drawn=False)
+        assert float(rows[name]["ged2_unbiased"]) == pytest.approx(expected["ged2_unbiased"], rel=1e-5)
+        assert rows[name]["control_levels_ged2_unbiased"] == ""  # they are the answer's own set
         assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
         assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
 
@@ -486,7 +499,7 @@ def test_members_that_were_not_saved_leave_diversity_out(tmp_path, answers):
     assert [summary["diversity"][name]["n"] for name in ("ged2", "matched_iou", "rater_dice")] == [0, 0, 3]
     assert math.isnan(summary["calibration"]["coarse_ece"]) and not math.isnan(summary["calibration"]["ece"])
     text = format_summary(summary)
-    assert "ged2" not in text and "coarse" not in text and "rater dice" in text
+    assert "\nGED²" not in text and "coarse" not in text and "dice to raters" in text
 
 
 # ---- who they are ------------------------------------------------------------------------------------------------

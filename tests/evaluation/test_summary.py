@@ -18,6 +18,7 @@ from guided_diffusion.evaluation.summary import (
     raters_in,
     summary_of,
 )
+from guided_diffusion.evaluation.summary_table import format_summary
 
 NAN = math.nan
 
@@ -76,20 +77,36 @@ def test_the_share_of_true_volumes_within_the_members_interval():
         name: {"dice": 1.0, "volume_low": low, "volume_high": high, "truth_volume": truth}
         for name, (low, high, truth) in rows.items()
     }
-    assert summary_of(evaluation_of(**values))["uncertainty"]["volume_coverage"] == pytest.approx(2 / 3)
+    found = summary_of(evaluation_of(**values))
+    assert found["uncertainty"]["volume_coverage"] == pytest.approx(2 / 3)
+    line = "true volume inside the 5-95 % range of the members' volumes in 2 of 3 cases"
+    assert line in format_summary(found).splitlines()
     assert math.isnan(summary_of(evaluation_of(a={"dice": 1.0}))["uncertainty"]["volume_coverage"])
 
 
 def test_calibration_is_that_of_the_tables_and_nan_without_one():
     probability, truth = np.array([0.1, 0.9, 0.9]), np.array([False, True, False])
     table = ReliabilityTable.of(probability, truth)
-    figures = calibration_figures({("", ""): table})
-    assert figures["brier"] == pytest.approx((0.01 + 0.01 + 0.81) / 3)
-    assert math.isnan(figures["brier_band"]) and math.isnan(figures["coarse_ece"])
+    figures = calibration_figures({"": table})
+    assert figures["ece"] == pytest.approx((0.1 + 0.8) / 3) and math.isnan(figures["coarse_ece"])
     pooled = {}
     for _ in range(2):
-        add_tables(pooled, {("", ""): table})
-    assert calibration_figures(pooled)["brier"] == pytest.approx(figures["brier"])
+        add_tables(pooled, {"": table})
+    assert calibration_figures(pooled) == pytest.approx(figures, nan_ok=True) and pooled[""].pixels == 6
+
+
+def test_figures_per_lesion_pixel_are_ratios_of_sums():
+    """A case of a tiny lesion does not decide, one without a lesion counts, one without a probability does not."""
+    rows = {
+        "a": {"dice": 1.0, "log_loss_sum": 10.0, "rater_pixels": 100.0},
+        "b": {"dice": 1.0, "log_loss_sum": 2.0, "rater_pixels": 1.0},
+        "c": {"dice": NAN, "log_loss_sum": 3.0, "rater_pixels": 0.0},
+        "d": {"dice": 1.0, "rater_pixels": 50.0},
+    }
+    found = summary_of(evaluation_of(**rows))["probability"]["log_loss_per_area"]
+    assert found["mean"] == pytest.approx(15 / 101) and found["n"] == 3 and found["median"] == pytest.approx(1.05)
+    assert found["low"] < found["mean"] < found["high"]
+    assert summary_of(evaluation_of(c=rows["c"]))["probability"]["log_loss_per_area"]["n"] == 0
 
 
 def test_rows_of_a_case_and_their_mean():

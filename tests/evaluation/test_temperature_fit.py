@@ -5,7 +5,6 @@ import pytest
 from conftest import FAST, TINY, strict_json
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.evaluation.calibration import ReliabilityTable
 from guided_diffusion.evaluation.temperature_fit import LevelTable
 from guided_diffusion.inference.temperature import apply_temperature
 from guided_diffusion.io.images import read_picture
@@ -29,8 +28,7 @@ def test_the_temperature_that_spoilt_a_forecast_is_found_again():
     sure = apply_temperature(p, 0.4)  # too sure of itself
     table = LevelTable.of(sure[:100_000], y[:100_000]) + LevelTable.of(sure[100_000:], y[100_000:])
     assert table.fit() == pytest.approx(1 / 0.4, rel=0.03)
-    assert table.log_loss(2.5) < table.log_loss() and table.ece(2.5) < 0.01 < table.ece()
-    assert table.ece() == pytest.approx(ReliabilityTable.of(sure, y).ece, abs=1e-3)
+    assert table.log_loss(2.5) < table.log_loss()
     clipped = np.clip(np.rint(sure * 65535) / 65535, 0.5 / 65535, 1 - 0.5 / 65535)
     assert table.log_loss() == pytest.approx(-np.mean(np.where(y, np.log(clipped), np.log1p(-clipped))))
 

@@ -22,7 +22,7 @@ def cells(table):
 
 
 def test_labels_are_the_field_s_terms():
-    labels = {"dice": "Dice", "hd95": "HD95", "adaptive_ece_band": "Adaptive ECE in band", "lesion_f1": "Lesion F1"}
+    labels = {"dice": "Dice", "hd95": "HD95", "coarse_ece": "Coarse ECE", "lesion_f1": "Lesion F1"}
     assert {key: figure_label(key) for key in labels} == labels and figure_label("nsd_1.5") == "NSD at 1.5"
 
 
