@@ -132,7 +132,7 @@ def without_removed(values, who, keep=()):
     "run.pt: was trained with". Raises `UserError` for any other removed option in use; it names the version to use.
     """
     gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
-    for name in sorted(gone):
+    for name in sorted(gone, key=lambda name: (last_version(name), name)):  # the oldest version has all of them
         if _is_in_use(name, values):
             instead = f"{REPLACED[name]}, or " if name in REPLACED else ""
             raise UserError(

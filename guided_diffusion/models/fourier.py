@@ -6,7 +6,7 @@ from torch import nn
 
 from .layers import at_least_float32, without_autocast
 
-SMALL = 0.1  # the deviation of a last layer's random weights
+LAST_LAYER_DEVIATION = 0.1  # the deviation of a last layer's random weights
 
 
 class FFParser(nn.Module):
@@ -77,7 +77,7 @@ class NBPFilter(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.modulations = nn.ModuleList(nn.Linear(embedding_channels, 2 * hidden) for _ in range(layers))
         self.out = nn.Conv2d(hidden, heads, 1)
-        nn.init.normal_(self.out.weight, std=SMALL)  # zeros would keep gradients from the layers before
+        nn.init.normal_(self.out.weight, std=LAST_LAYER_DEVIATION)  # zeros would keep gradients from the layers before
         nn.init.zeros_(self.out.bias)
 
     def forward(self, height, width, embedding):
