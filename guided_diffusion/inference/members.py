@@ -185,14 +185,14 @@ class MemberNoise:
 
     def __call__(self):
         """Standard noise, float32 [rows, K, H, W]."""
-        return self._rows(torch.randn)
+        return self._rows(torch.randn, self.shape)
 
     def uniform(self):
-        """Numbers from [0, 1), float32 [rows, K, H, W]."""
-        return self._rows(torch.rand)
+        """Numbers from [0, 1), float32 [rows, 1, H, W]."""
+        return self._rows(torch.rand, (1, *self.shape[1:]))
 
-    def _rows(self, function):
-        numbers = {key: function(self.shape, generator=generator) for key, generator in self.generators.items()}
+    def _rows(self, function, shape):
+        numbers = {key: function(shape, generator=generator) for key, generator in self.generators.items()}
         rows = torch.stack([numbers[key] for key in self.members])
         if torch.device(self.device).type == "cuda":  # pinned memory is copied without waiting
             return rows.pin_memory().to(self.device, non_blocking=True)
