@@ -307,7 +307,7 @@ def test_more_members_never_hurt():
     """With an exact network no figure gets worse from 4 to 128 members by more than its sampling error."""
     diffusion = GaussianDiffusion(noise_schedule("cosine", 1000, 0.3), objective="x0", mask_loss="bce")
     masks, prior = disks()
-    plan, cases = plan_of("bernoulli", diffusion, 30), 8
+    plan, cases = plan_of("bernoulli", diffusion, 20), 8
     names, image = [f"case{n}" for n in range(cases)], torch.zeros(cases, 1, 16, 16)
     drawn = draw_members(KnowsDisks(diffusion), diffusion, plan, image, names, members=128).drawn[:, :, 0]
     truth = (prior[:, None, None] * masks).sum(dim=0)
