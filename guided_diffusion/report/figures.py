@@ -5,6 +5,7 @@ import re
 from html import escape
 
 from ..evaluation.calibration import BINS
+from ..evaluation.ensemble_size import OF_SIZE
 from ..evaluation.summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
 from ..evaluation.summary_table import OF_SETS, SETS, figure_name
 from ..runtime.console import counted
@@ -68,7 +69,7 @@ def sets_table(summary):
 
 
 def _with_interval(values):
-    if not values.get("n"):
+    if not values.get("n") or values["mean"] is None:
         return ""
     low, high = values.get("low"), values.get("high")
     return f"{values['mean']:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
@@ -189,4 +190,42 @@ def _ensemble_size_chart(summary):
     chart.line(sizes, means, 1)
     enough = summary["enough"]
     chart.mark(enough, f"{enough} suffice" if enough < sizes[-1] else "still grows")
-    return [f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>']
+    return [
+        f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>',
+        *(_set_size_chart(summary["sets"]) if "sets" in summary else ()),
+    ]
+
+
+def _set_size_chart(sets):
+    """The unbiased GED squared, matched IoU and log loss by the number of members; sets: of `size_summary`."""
+    charts = []
+    for title, keys, unit in (
+        ("Sets of members by size", OF_SETS, "mean"),
+        ("Log loss of the members' mean", ("log_loss_per_area",), "nats per lesion pixel"),
+    ):
+        values = [[one["mean"] for one in sets[key]] for key in keys]
+        ends = [value for line in values for value in line if value is not None]
+        if not ends:
+            continue
+        chart = Chart(title, (1, sets["sizes"][-1], "members"), (*rounded(min(ends), max(ends)), unit))
+        for series, (key, line) in enumerate(zip(keys, values, strict=True), start=1):
+            chart.area(sets["sizes"], *([one[end] for one in sets[key]] for end in ("low", "high")), series)
+            chart.line(sets["sizes"], line, series, figure_label(key) if len(keys) > 1 else "")
+        charts.append(f'<div class="chart">{figure(f"{title}, with the 95 % interval", chart.svg())}</div>')
+    return charts
+
+
+def sizes_table(summary):
+    """The figures of sets by the number of members as an HTML table, of a summary's "ensemble_size"; "" without."""
+    sets = (summary.get("ensemble_size") or {}).get("sets")
+    if not sets:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(figure_label(key))}</th>' for key in OF_SIZE)
+    rows = []
+    for place, size in enumerate(sets["sizes"]):
+        cells = "".join(f"<td>{_with_interval(sets[key][place] | {'n': 1})}</td>" for key in OF_SIZE)
+        rows.append(f'<tr><th scope="row">{size}</th>{cells}</tr>')
+    return (
+        '<h3>By number of members</h3><div class="scroll"><table class="figures"><thead><tr><th scope="col">Members'
+        f"</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
