@@ -16,8 +16,14 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 def noise_source(shape, dtype=torch.float64, seed=1):
+    """Standard noise by each call, and uniform numbers by `uniform()`, both of one generator."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(shape, generator=generator, dtype=dtype)
+
+    def noise():
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    noise.uniform = lambda: torch.rand(shape, generator=generator, dtype=dtype)
+    return noise
 
 
 def network(x, t):

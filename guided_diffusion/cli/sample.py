@@ -38,6 +38,10 @@ from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from ..runtime.errors import NoCasesError, UserError, run_script
 
+DRAWING_FLAGS = (  # without effect where no members are drawn
+    *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
+    *("fuse", "seed"),
+)
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""
 
@@ -53,9 +57,9 @@ class SamplingRun:
     units: list
 
     @property
-    def has_diffusion(self):
-        """False for the plain U-Net, which gives one mask for an image."""
-        return self.settings.model.version != "unet"
+    def draws_members(self):
+        """Whether the diffusion draws members; else the plain U-Net or the condition model answers in one pass."""
+        return self.settings.model.version != "unet" and self.settings.sample.num_ensemble > 0
 
 
 def main(argv=None):
@@ -121,11 +125,13 @@ def prepare_sampling(options, given, processes):
     if settings.model.version == "unet":
         augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
-    if not checkpoint.has_learned_diffusion:
+    if not settings.sample.num_ensemble:
+        console().info(one_pass_line(settings))
+    if not checkpoint.has_learned_diffusion and settings.sample.num_ensemble:
         console().warning(
             f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
             "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-            "sooner (--resume_checkpoint auto --max_steps N), or use the coarse mask (--save_samples True)"
+            "sooner (--resume_checkpoint auto --max_steps N), or leave out --num_ensemble for its own answer"
         )
     data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
@@ -222,7 +228,7 @@ def print_sampling_summary(run, waiting, processes):
             console().warning(line)
     if processes.is_first:
         warn_of_left_over(dataset)
-    if waiting and run.has_diffusion and not run.settings.sample.save_samples and processes.is_first:
+    if waiting and run.draws_members and not run.settings.sample.save_samples and processes.is_first:
         warn_of_raters(dataset, waiting[0].cases[:1])
 
 
@@ -243,14 +249,14 @@ def sample_share(run, waiting, folder, raters, processes):
     written.
     """
     sampler, options = run.sampler, run.settings.sample
-    writer = ResultWriter(run.dataset, [], folder, options, raters)
+    writer = ResultWriter(run.dataset, [], folder, options, sampler.plan, raters)
     unread = {}
     if waiting:
         members = counted(options.num_ensemble, "member")
-        how = f"{members} by {sampler.plan}" if run.has_diffusion else "one pass"
+        how = f"{members} by {sampler.plan}" if run.draws_members else "one pass"
         console().info(f"{how}, on {processes.place} in {sampler.precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
-        writer = ResultWriter(run.dataset, own, folder, options, raters)
+        writer = ResultWriter(run.dataset, own, folder, options, sampler.plan, raters)
         try:
             unread = sampler.run(run.dataset, writer, run.settings.data.num_workers, show=processes.is_first)
         except KeyboardInterrupt:
@@ -310,7 +316,7 @@ def manifest_of(run, processes):
     """The manifest as a dict: the settings that decide the results, the data, the checkpoint and the versions."""
     sample, data, dataset, checkpoint = run.settings.sample, run.settings.data, run.dataset, run.checkpoint
     names = (
-        *("num_ensemble", "fuse", "temperature", "weights", "seed"),
+        *("num_ensemble", "temperature", "weights", "seed"),
         *("save_samples", "uncertainty_maps", "debug"),
     )
     decisive = {name: getattr(sample, name) for name in names}
@@ -343,6 +349,18 @@ def manifest_of(run, processes):
 
 
 # ---- checks and warnings -------------------------------------------------------------------------------------------
+
+
+def one_pass_line(settings):
+    """The line that says that the diffusion is not used, which of the given flags have no effect, and how to draw."""
+    unused = [f"--{name}" for name in DRAWING_FLAGS if name in settings.given]
+    if settings.sample.save_samples:
+        unused.append("--save_samples (but for the coarse mask)")
+    without = f"; {', '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect" if unused else ""
+    return (
+        "the condition model answers in one pass, the diffusion is not used: to draw members by it, add "
+        f"--num_ensemble 5{without}"
+    )
 
 
 def turned_line(units):

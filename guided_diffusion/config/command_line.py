@@ -12,7 +12,7 @@ from ..io.texts import shown
 from ..runtime.console import console
 from ..runtime.errors import UserError
 from .config_file import is_record, read_config, split_record
-from .fields import LAST_VERSION, REMOVED, Given, build, without_removed
+from .fields import REMOVED, REPLACED, Given, build, last_version, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from .recipe import chosen_recipe, recipe_values
@@ -223,7 +223,8 @@ def _unknown_words(words, fields):
 def _unknown_flag(name, fields):
     name = shown(name)
     if name in REMOVED:
-        return f"--{name}: is no longer in this version, leave it out or use version {LAST_VERSION}"
+        instead = f" ({REPLACED[name]})" if name in REPLACED else ""
+        return f"--{name}: is no longer in this version, leave it out{instead} or use version {last_version(name)}"
     if owner := _owner(name):
         return f"--{name}: is a flag of {owner}, not of this script"
     words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}

@@ -20,9 +20,19 @@ REMOVED = {
     "dynamic_threshold": (0,),
     "neighbours": (0,),
     "noise_draws": (1,),
+    "coupling": ("own", "auto"),
+    "coupling_sigma": (None,),
+    "border_weight": (1.0,),
 }
-ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws")  # in training alone: sampling ignores them
-LAST_VERSION = "0.1.0"  # the last with these options
+REPLACED = {  # what to do instead of a removed option
+    "coupling": "without --num_ensemble the condition model's own mask and probability are the answer",
+}
+# In training alone: sampling ignores them.
+ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws", "border_weight")
+LAST_VERSIONS = dict.fromkeys(
+    ("border_weight", "coupling", "coupling_sigma"), "0.4.0"
+)  # the last with an option; the others left after FIRST_VERSION
+FIRST_VERSION = "0.1.0"
 
 
 def option(
@@ -121,10 +131,17 @@ def without_removed(values, who, keep=()):
     gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
     for name in sorted(gone):
         if _is_in_use(name, values):
+            instead = f"{REPLACED[name]}, or " if name in REPLACED else ""
             raise UserError(
-                f"{who} {name} {values[name]}, which this version no longer has: use version {LAST_VERSION}"
+                f"{who} {name} {values[name]}, which this version no longer has: {instead}use version "
+                f"{last_version(name)}"
             )
     return {name: value for name, value in values.items() if name not in gone}
+
+
+def last_version(name):
+    """The last version of this program that has a `REMOVED` option."""
+    return LAST_VERSIONS.get(name, FIRST_VERSION)
 
 
 def _is_in_use(name, values):

@@ -47,7 +47,6 @@ COMMON = {
         "sampler",
         "dpm_solver",
         "image_size",
-        "coupling",
         "fuse",
         "symmetries",
         "tile",

@@ -391,15 +391,6 @@ class DiffusionOptions:
         why=WEIGHT_REASON,
         needs={"version": ("v1", "v2"), "coarse_loss": ("bce_dice",)},
     )
-    border_weight: float = option(
-        1.0,
-        "with --coarse_loss bce: weight of the pixels within 3 % of the image's side from the truth's border. Above 1 "
-        "the coarse mask is better calibrated near borders and worse in the background",
-        above=0,
-        maximum=MAX_WEIGHT,
-        why=WEIGHT_REASON,
-        needs={"version": ("v1", "v2"), "coarse_loss": ("bce",)},
-    )
     coarse_every: int = option(
         1,
         "the loss on the coarse mask counts only items whose time step is a multiple of this (V2's paper: 5)",

@@ -29,9 +29,10 @@ class SampleOptions:
         choices=("test", "val", "train", "all"),
     )
     num_ensemble: int = option(
-        5,
-        "members of the ensemble: masks drawn for each image",
-        above=0,
+        0,
+        "members of the ensemble: masks drawn for each image by the diffusion. 0: for a V2 that was trained in stages "
+        "the condition model answers in one pass, without the diffusion; other checkpoints draw 5",
+        minimum=0,
         maximum=10_000,
         why="all members of an image are in memory at once",
     )
@@ -55,16 +56,18 @@ class SampleOptions:
     )
     diffusion_steps: int = option(
         0,
-        "number of sampling steps. Alone it means strided DDPM; with --dpm_solver True DPM-Solver++. At most T, the "
-        "steps of the checkpoint's schedule: with T, DDPM is not strided. 0: 20 steps of DPM-Solver++",
+        "number of sampling steps. Alone it means the default sampler, for checkpoints that predict eps or v strided "
+        "DDPM; with --dpm_solver True DPM-Solver++. At most T, the steps of the checkpoint's schedule. 0: 10 of "
+        "bernoulli, 20 of DPM-Solver++, 50 of DDIM, T of DDPM",
         minimum=0,
         maximum=MAX_STEPS_OF_NOISE,
         why=NOISE_REASON,
     )
     sampler: str = option(
         "auto",
-        "sampling method; auto: DPM-Solver++, or DDPM with --diffusion_steps alone",
-        choices=("auto", "ddpm", "ddim", "dpm_solver"),
+        "sampling method. bernoulli draws the clean mask at each step, which keeps the network's probabilities; auto: "
+        "bernoulli for checkpoints that predict x0, else DPM-Solver++, or DDPM with --diffusion_steps alone",
+        choices=("auto", "bernoulli", "ddpm", "ddim", "dpm_solver"),
     )
     use_ddim: bool = option(False, "sample with DDIM, in 50 steps unless --diffusion_steps is given")
     dpm_solver: bool = option(False, "sample with DPM-Solver++, in 20 steps unless --diffusion_steps is given")
@@ -97,25 +100,10 @@ class SampleOptions:
         "0.9,1.1, which makes it less confident where it is wrong. none: its own scale only; auto: 0.9,1.1 if the "
         "checkpoint was trained with --augment. A plain U-Net's mask is that mean; its auto is none",
     )
-    coupling: str = option(
-        "auto",
-        "coarse: the members' probability at each pixel is the coarse mask's; the diffusion decides only how the "
-        "pixels vary together. own: members are the diffusion's own samples. auto: coarse for checkpoints trained in "
-        "stages whose classes do not exclude one another, else own",
-        choices=("auto", "own", "coarse"),
-    )
-    coupling_sigma: float = option(
-        1 / 64,
-        "with --coupling coarse: at each pixel members are ranked by their logits, smoothed with a Gaussian of this "
-        "standard deviation (a fraction of the network's side). Larger: smoother outlines and more similar members; "
-        "0: no smoothing",
-        minimum=0,
-        maximum=1,
-    )
     fuse: str = option(
         "auto",
         "how members become one mask: staple (Warfield's EM), mean (of the soft masks) or vote (of the masks cut at "
-        "0.5). auto: mean with --coupling coarse, else staple",
+        "0.5). auto: mean with --sampler bernoulli, else staple",
         choices=("auto", *FUSE),
     )
     temperature: float = option(
@@ -138,7 +126,7 @@ class SampleOptions:
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
         0,
-        "seed of the noise. A result depends only on it, on the case's name and on the member's number",
+        "seed of the noise. A result depends only on it, on the name of the case or volume and on the member's number",
         minimum=0,
         maximum=MAX_SEED,
         why=SEED_REASON,

@@ -14,6 +14,7 @@ from .train_options import TrainOptions
 
 HOLD_OUT_FLAGS = ("val_fraction", "test_fraction", "split_seed", "group_key")
 SCALES = "0.9,1.1"  # --scales auto: the range of scales in --augment light
+MEMBERS_DRAWN = 5  # --num_ensemble auto, as the published command has it
 # A resumed run does not list changes of these: paths become absolute, and a recipe stands for other values.
 UNLISTED_CHANGES = {"out_dir", "resume_checkpoint", "data_dir", "val_dir", "max_steps", "max_minutes", "recipe"}
 
@@ -175,14 +176,15 @@ def _sampling(parts, given, saved):
     has_diffusion = model.version != "unet"
     sample = replace(
         sample,
-        num_ensemble=sample.num_ensemble if has_diffusion else 1,
+        num_ensemble=members_by_default(sample.num_ensemble, model.version, config["train"]),
         temperature=sample.temperature or config.get("calibration", {}).get("temperature", 1.0),
         tile=sample.tile if "tile" in given else config["train"]["crop"],
     )
     if "tile_overlap" in given and not sample.tile:
         raise UserError(f"--tile_overlap {sample.tile_overlap:g} belongs to --tile True; leave it out")
-    exclusive = diffusion.class_activation == "softmax"
-    sample = members_as_trained(sample, config["train"], exclusive=exclusive, has_diffusion=has_diffusion)
+    if not sample.num_ensemble and sample.debug:
+        raise UserError("--debug True: shows how members are drawn; add --num_ensemble N, by default none is drawn")
+    sample = members_as_trained(sample, config["train"], has_diffusion=has_diffusion)
     data = parts.get(DataOptions)
     device = next(part for part in parts.values() if isinstance(part, DeviceOptions))
     return Settings(
@@ -196,31 +198,32 @@ def _sampling(parts, given, saved):
     )
 
 
-def members_as_trained(sample, train, *, exclusive, has_diffusion=True):
-    """The `SampleOptions` with --symmetries, --scales, --coupling and --fuse resolved.
+def members_by_default(asked, version, train):
+    """The number of members to draw, from --num_ensemble; 0: the condition model answers in one pass.
 
-    train: the values of the checkpoint's `TrainOptions` by name. exclusive: whether its classes exclude one another.
-    Raises `UserError` for --coupling coarse with such classes, and for --coupling_sigma without coupling.
+    asked: the flag's value, 0 where it is left open. version: of the network; a plain U-Net has one answer, which
+    counts as 1. train: the values of the checkpoint's `TrainOptions` by name: a V2 trained in stages has a condition
+    model that was trained to answer by itself.
+    """
+    if version == "unet":
+        return 1
+    if asked:
+        return asked
+    return 0 if version == "v2" and train.get("condition_steps") else MEMBERS_DRAWN
+
+
+def members_as_trained(sample, train, *, has_diffusion=True):
+    """The `SampleOptions` with --symmetries and --scales resolved.
+
+    train: the values of the checkpoint's `TrainOptions` by name.
     """
     augmented = train.get("augment", "none") != "none" and has_diffusion
-    symmetries, scales, coupling, fuse = sample.symmetries, sample.scales, sample.coupling, sample.fuse
+    symmetries, scales = sample.symmetries, sample.scales
     if symmetries == "auto":
         symmetries = "all" if augmented and train.get("orientation") == "any" else "none"
     if scales == "auto":
         scales = SCALES if augmented else "none"
-    if coupling == "coarse" and exclusive:
-        raise UserError("--coupling coarse is for classes that do not exclude one another; leave it out")
-    if coupling == "auto":
-        coupling = "coarse" if train.get("condition_steps") and not exclusive else "own"
-    coupling = coupling if has_diffusion else "own"
-    if coupling == "own" and sample.coupling_sigma != SampleOptions.coupling_sigma:
-        raise UserError(
-            f"--coupling_sigma {sample.coupling_sigma:g}: belongs to --coupling coarse, but here --coupling is own; "
-            "leave it out"
-        )
-    if fuse == "auto":
-        fuse = "mean" if coupling == "coarse" else "staple"
-    return replace(sample, symmetries=symmetries, scales=scales, coupling=coupling, fuse=fuse)
+    return replace(sample, symmetries=symmetries, scales=scales)
 
 
 def trained_data(config):

@@ -91,9 +91,9 @@ class TrainOptions:
     )
     condition_steps: int = option(
         0,
-        "v2: steps of a first stage, in which the condition model learns alone, as a plain U-Net, by --coarse_loss "
-        "and Dice on the mean of the raters' masks. Then all of it but its last layer is frozen and the diffusion "
-        "learns. 0: both learn from the start; -1: 85 % of the run's steps, or of --max_minutes if they end first",
+        "v2: steps of a first stage, in which the condition model learns alone, as a plain U-Net, on the mean of the "
+        "raters' masks (see --dice_steps). Then all of it but its last layer is frozen and the diffusion learns. 0: "
+        "both learn from the start; -1: 85 % of the run's steps, or of --max_minutes if they end first",
         minimum=-1,
         maximum=MAX_RUN,
         why=RUN_REASON,
@@ -108,10 +108,11 @@ class TrainOptions:
         needs={"version": ("v2",)},
     )
     dice_steps: int = option(
-        300,
+        -1,
         "steps, from the first, in which Dice is added to --coarse_loss bce (--version unet: to --mask_loss bce). "
-        "Dice finds small objects sooner; the steps after it calibrate",
-        minimum=0,
+        "Dice finds small objects sooner; the steps after it calibrate. -1: 60 % of the first stage of "
+        "--condition_steps; 300 without stages",
+        minimum=-1,
         maximum=MAX_RUN,
         why=RUN_REASON,
     )

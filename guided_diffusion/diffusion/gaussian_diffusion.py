@@ -14,7 +14,6 @@ from .losses import (
     class_probabilities,
     discretised_gaussian_log_likelihood,
     mean_flat,
-    near_borders,
     normal_kl,
 )
 from .schedule import Schedule, noise_schedule
@@ -50,7 +49,7 @@ class GaussianDiffusion:
     logit_skip: what is added to the logits of an x0 prediction, see `skipped_logits`.
     class_activation: "softmax" where classes exclude one another, else "sigmoid" or "auto"; see `class_probabilities`.
     coarse_weight: weight of the coarse mask's loss in the sum. coarse_loss: one of `MASK_LOSSES`, or "auto": as
-    mask_loss. coarse_ce, coarse_every, border_weight: see `coarse_mask_loss`.
+    mask_loss. coarse_ce, coarse_every: see `coarse_mask_loss`.
     rescale_timesteps: the network sees t scaled to 0..1000. rescale_learned_sigmas: the variational term is scaled by
     T / 1000. use_kl: the variational bound replaces the mask loss.
 
@@ -67,7 +66,6 @@ class GaussianDiffusion:
     coarse_loss: str = "auto"
     coarse_ce: float = 1.0
     coarse_every: int = 1
-    border_weight: float = 1.0
     rescale_timesteps: bool = False
     rescale_learned_sigmas: bool = False
     use_kl: bool = False
@@ -206,13 +204,37 @@ class GaussianDiffusion:
 
         return denoise
 
+    # ---- from predictions to masks -----------------------------------------------------------------------------
+
+    def to_mask(self, x0):
+        """A mask in [0, 1] from x_0, [..., K, H, W]; values outside the range of masks are cut."""
+        return (x0.clamp(-1, 1) + 1) / 2
+
+    def from_mask(self, mask):
+        """The inverse of `to_mask`."""
+        return mask * 2 - 1
+
+    def draw(self, x0, uniform):
+        """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
+
+        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background.
+        uniform: values from [0, 1), like x0. Of exclusive classes the first channel is used.
+        """
+        probability = self.to_mask(x0)
+        if not self.exclusive:
+            return self.from_mask((uniform < probability).to(x0.dtype))
+        above = probability.cumsum(dim=1)
+        place = uniform[:, :1]
+        return self.from_mask(((place < above) & (place >= above - probability)).to(x0.dtype))
+
     # ---- losses ------------------------------------------------------------------------------------------------
 
-    def training_losses(self, model, mask, condition, t, noise, dice=False):
+    def training_losses(self, model, mask, condition, t, noise, coarse_target=None, *, dice=False):
         """The losses of each item, at x_t drawn from q(x_t | mask).
 
-        mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. dice: adds Dice to
-        the cross-entropy of the mask that depends on the image alone, which is the coarse mask if there is one.
+        mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. coarse_target: the
+        coarse mask's target, like mask; None: the mask. dice: adds Dice to the cross-entropy of the mask that depends
+        on the image alone, which is the coarse mask if there is one.
         Returns a dict of float32 [N]. "loss": the sum to train on. "mask": the loss of the target (DDPM eq. 14 for
         eps), or the bound with `use_kl`. "vb": the variational term, with a learned variance. "coarse": the coarse
         mask's loss, with a coarse mask.
@@ -241,23 +263,23 @@ class GaussianDiffusion:
                 losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
             total = total + losses["vb"]
         if output.coarse is not None and self.coarse_weight:
-            losses["coarse"] = self.coarse_mask_loss(output.coarse, mask, t, dice)
+            target = mask if coarse_target is None else coarse_target
+            losses["coarse"] = self.coarse_mask_loss(output.coarse, target, t, dice)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
 
     def coarse_mask_loss(self, logits, mask, t, dice=False):
         """The coarse mask's loss per item [N], of the kind `coarse_loss`; V2's (t mod alpha = 0)(L_dice + beta L_ce).
 
-        beta is `coarse_ce`, alpha `coarse_every`: items whose t it does not divide have loss 0. Cross-entropy alone
-        counts pixels near the truth's borders `border_weight` times (see `near_borders`). dice: adds Dice to it.
+        beta is `coarse_ce`, alpha `coarse_every`: items whose t it does not divide have loss 0. dice: adds Dice to
+        cross-entropy alone.
         logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]; t: int [N].
         """
         kind = self.mask_loss if self.coarse_loss == "auto" else self.coarse_loss
         if kind == "bce_dice" or (dice and kind == "bce"):
             loss = bce_dice(logits, mask, self.coarse_ce, self.exclusive)
         elif kind == "bce":
-            weights = 1 + (self.border_weight - 1) * near_borders(mask) if self.border_weight != 1 else None
-            loss = bce(logits, mask, self.exclusive, weights)
+            loss = bce(logits, mask, self.exclusive)
         else:
             loss = mean_flat((class_probabilities(logits, self.exclusive) - mask) ** 2)
         return loss * (t % self.coarse_every == 0)

@@ -1,7 +1,5 @@
 """Losses of predicted masks and of Gaussians, and the probabilities that logits stand for."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -10,8 +8,9 @@ def class_probabilities(logits, exclusive=False):
     """Probabilities of K classes, in [0, 1], from their logits; both [..., K, H, W].
 
     Each class is a sigmoid by itself. With `exclusive` the result is the softmax over the classes and the background,
-    whose logit is 0. For K = 1 the two are equal.
+    whose logit is 0. For K = 1 the two are equal. Logits of half precision give float32.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return with_background(logits).softmax(dim=-3).narrow(-3, 1, logits.shape[-3]) if exclusive else logits.sigmoid()
 
 
@@ -28,32 +27,19 @@ def with_background(logits):
     return F.pad(logits, (0, 0, 0, 0, 1, 0))
 
 
-def bce(logits, mask, exclusive=False, weights=None):
+def bce(logits, mask, exclusive=False):
     """Cross-entropy per item [N], the mean over pixels.
 
     It is binary and averaged over the K classes, or, with `exclusive`, categorical over the classes and the background
     (see `class_probabilities`). Cross-entropy is a proper score: the true probability minimises it.
 
-    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]; weights: the pixels' weights in the mean [N, 1, H, W], or None.
+    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1].
     """
     if exclusive:
         loss = with_background(logits).logsumexp(dim=1, keepdim=True) - (logits * mask).sum(dim=1, keepdim=True)
     else:
-        loss = F.binary_cross_entropy_with_logits(logits, mask, reduction="none").mean(dim=1, keepdim=True)
-    return mean_flat(loss) if weights is None else mean_flat(loss * weights) / mean_flat(weights)
-
-
-def near_borders(mask):
-    """1 at pixels near the border of any class, else 0: [N, K, H, W] in [0, 1] -> float [N, 1, H, W].
-
-    A pixel is near a border when the square of r = max(1, round(0.03 sqrt(H W))) pixels on each side of it holds both
-    foreground and background. r is the width of `calibration.boundary_band`. A value between 0 and 1, the mean of
-    several raters, counts as both.
-    """
-    reach = max(1, round(0.03 * math.sqrt(mask.shape[-2] * mask.shape[-1])))
-    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
-    both = (F.max_pool2d(mask, **window) > 0) & (F.max_pool2d(1 - mask, **window) > 0)
-    return both.any(dim=1, keepdim=True).to(mask.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    return mean_flat(loss)
 
 
 def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):

@@ -31,6 +31,25 @@ def sample_ddpm(denoise, x, timesteps, schedule, noise, watch=None):
     return denoised.x0
 
 
+def sample_bernoulli(denoise, x, timesteps, schedule, noise, watch=None, *, draw):
+    """Ancestral sampling that draws the clean mask, not its mean: x_0 ~ p(x_0 | x_t), then x_s ~ q(x_s | x_t, x_0).
+
+    draw(x0): clean masks whose pixels are drawn independently with the means x0 (see `GaussianDiffusion.draw`).
+    If the predicted mean is right at each step, every pixel's x_s has its exact distribution, for any number of steps:
+    q(x_s) = E q(x_s | x_t, x_0) over the joint distribution of x_t and x_0. So a mask drawn from the result has exact
+    margins. Pixels depend on one another through x_t alone, so few steps lose some of their dependence.
+    """
+    for t, s in _steps(timesteps):
+        x0 = denoise(x, t).x0
+        if watch is not None:
+            watch(x, x0)
+        if s < 0:
+            break
+        of_x0, of_xt, variance, _ = (float(value) for value in schedule.posterior(t, s))
+        x = of_x0 * draw(x0) + of_xt * x + variance**0.5 * noise()
+    return x0
+
+
 def sample_ddim(denoise, x, timesteps, schedule, noise=None, watch=None):
     """Deterministic DDIM (arXiv 2010.02502 eq. 12 with eta = 0): x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps."""
     for t, s in _steps(timesteps):
@@ -47,4 +66,9 @@ def _steps(timesteps):
     return zip(timesteps, [*timesteps[1:], -1], strict=True)
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm_solver": sample_dpm_solver}
+SAMPLERS = {
+    "bernoulli": sample_bernoulli,
+    "ddpm": sample_ddpm,
+    "ddim": sample_ddim,
+    "dpm_solver": sample_dpm_solver,
+}

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+LAST_EVIDENCE = 8.0  # logits that a pixel of the clean mask is worth at a drawing sampler's last step
+
 
 def linear_betas(steps):
     """DDPM's linear betas (arXiv 2006.11239 sec. 4), float64 [T]: 1e-4 to 0.02 at T = 1000.
@@ -98,3 +100,24 @@ def solver_timesteps(schedule, steps):
     if steps == total:
         return np.arange(total)[::-1]
     return np.linspace(0, total - 1, steps + 1)[:0:-1].round().astype(int)
+
+
+def bernoulli_timesteps(schedule, steps):
+    """The falling times at which a sampler draws the clean mask, int [steps]: T - 1 first, even in log(SNR).
+
+    At the last one a pixel's own evidence 2 sqrt(abar) / (1 - abar) is `LAST_EVIDENCE` logits or more, so that the
+    predicted probabilities are close to 0 and 1 there and the last draw adds few specks. A single step is T - 1.
+    Raises ValueError unless 1 <= steps <= T.
+    """
+    total = len(schedule)
+    if not 1 <= steps <= total:
+        raise ValueError(f"{steps} steps through a schedule of {total}")
+    abar = schedule.alphas_bar
+    log_snr = np.log(abar) - np.log1p(-abar)  # falls with t
+    last = max(np.flatnonzero(2 * np.sqrt(abar) / (1 - abar) >= LAST_EVIDENCE), default=0)
+    levels = np.linspace(log_snr[-1], log_snr[last], steps)
+    times = np.interp(levels, log_snr[::-1], np.arange(total)[::-1]).round().astype(int)
+    times[0] = total - 1
+    for i in range(1, steps):  # each time once
+        times[i] = min(times[i], times[i - 1] - 1)
+    return np.maximum(times, np.arange(steps)[::-1])

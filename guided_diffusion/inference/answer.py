@@ -17,8 +17,9 @@ class CaseMaps:
     """A case's maps at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
 
     mask: bool, the fused mask. probability: float32 in [0, 1], the members' mean at the temperature. uncertainty:
-    float32 in [0, 0.5], their standard deviation. members: bool [E, K, ...], cut by `ensemble.member_masks`. coarse:
-    float32 in [0, 1], or None. pixel_maps: those of `PIXEL_MAPS` by name, or empty; see `ensemble.pixel_uncertainty`.
+    float32 in [0, 0.5], their standard deviation; of an answer in one pass see `ensemble.uncertainty`. members: bool
+    [E, K, ...], as drawn or cut by `ensemble.member_masks`; E is 0 for an answer in one pass. coarse: float32 in
+    [0, 1], or None. pixel_maps: those of `PIXEL_MAPS` by name, or empty; see `ensemble.pixel_uncertainty`.
     """
 
     mask: np.ndarray
@@ -45,27 +46,31 @@ class CaseMaps:
         return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse, maps)
 
 
-def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False):
+def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False, one_pass=False):
     """Yield the `CaseMaps` of each image of a batch, from its `members.Members`, one by one: those of many large images
     do not fit into memory together.
 
-    sizes: (H, W) of each original image. Soft masks are interpolated to that size and cut there, so borders are smooth
-    and the fused mask is that of the members as written. method: one of `ensemble.FUSE_METHODS`. classes: the `Classes`
-    of the K masks. temperature: of the probability alone, see `apply_temperature`. pixel_maps: whether to add them.
+    sizes: (H, W) of each original image. Masks are interpolated to that size and cut there, so borders are smooth and
+    the fused mask is that of the members as written. The maps come from the soft masks; votes and members from the
+    drawn masks, where there are any. method: one of `ensemble.FUSE_METHODS`. classes: the `Classes` of the K masks.
+    temperature: of the probability alone, see `apply_temperature`. pixel_maps: whether to add them. one_pass: the soft
+    mask is the condition model's answer rather than a member.
     """
     for n, size in enumerate(sizes):
         soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
-        own = ensemble.member_masks(soft, classes.is_exclusive).numpy()
+        cut = soft if members.drawn is None else _at_size(members.drawn[:, n], size)
+        own = ensemble.member_masks(cut, classes.is_exclusive).numpy()
         coarse = None
         if members.coarse is not None:
             coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
         batch = soft[:, None]  # [E, 1, K, H, W]
-        mask = ensemble.fuse_masks(batch, method, classes.is_exclusive)[0].numpy()
+        fused = batch if method == "mean" else cut[:, None]
+        mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
         yield CaseMaps(
             mask=classes.as_written(mask),
             probability=apply_temperature(ensemble.mean_consensus(batch)[0].numpy(), temperature),
             uncertainty=ensemble.uncertainty(batch)[0].numpy(),
-            members=np.stack([classes.as_written(member) for member in own]),
+            members=np.stack([classes.as_written(member) for member in own])[1 if one_pass else 0 :],
             coarse=None if coarse is None else coarse.numpy(),
             pixel_maps=_pixel_maps(soft) if pixel_maps else {},
         )

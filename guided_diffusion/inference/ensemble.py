@@ -96,11 +96,13 @@ def vote(votes):
 def uncertainty(soft):
     """The members' standard deviation at each pixel: [E, N, K, H, W] in [0, 1] -> float32 [N, K, H, W] in [0, 0.5].
 
-    It is the population's, so it is 0 for a single member.
+    It is the population's. A single soft mask p, such as the answer in one pass, has no members to spread: the result
+    is then sqrt(p (1 - p)), the standard deviation of a mask drawn from p.
     """
     _check_soft(soft)
     if len(soft) == 1:
-        return torch.zeros_like(soft[0], dtype=torch.float32)
+        p = soft[0].double()
+        return (p * (1 - p)).sqrt().float()
     deviation = soft.double() - soft.mean(dim=0, dtype=torch.float64)
     return deviation.square().mean(dim=0).sqrt().float()  # [N, K, H, W]
 

@@ -34,7 +34,8 @@ class SamplingSettings(TypedDict, total=False):
     dynamic_threshold: float | bool | None
     symmetric: bool
     scales: Annotated[list[float], Meta(max_length=100)]
-    coupling_sigma: float | None
+    coupling_sigma: float | None  # by earlier versions
+    published: str
     clip_denoised: bool
     tile: bool | str
 

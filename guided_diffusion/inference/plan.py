@@ -7,11 +7,12 @@ import numpy as np
 
 from ..config.values import numbers
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedule import solver_timesteps, strided_timesteps
+from ..diffusion.schedule import bernoulli_timesteps, solver_timesteps, strided_timesteps
 from ..io.texts import shown
 from ..runtime.errors import UserError
 
-DEFAULT_STEPS = {"ddim": 50, "dpm_solver": 20}  # DDPM takes all T
+DEFAULT_STEPS = {"bernoulli": 10, "ddim": 50, "dpm_solver": 20}  # DDPM takes all T
+TIMES = {"bernoulli": bernoulli_timesteps, "dpm_solver": solver_timesteps}  # the others have strided times
 PUBLISHED_THRESHOLD = 0.995  # the quantile of |x0| by which the published code thresholds in its DPM-Solver++
 
 
@@ -22,9 +23,8 @@ class SamplingPlan:
     sampler: a name in `SAMPLERS`. timesteps: falling ints. solver_order: 1 to 3 for DPM-Solver++, else None. clip and
     dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: each member sees a square image in one of its eight
     symmetries, and the coarse mask is the mean over all eight. scales: further scales of the image over which the
-    coarse mask is averaged (see `tta`). Tiled images have neither. coupling_sigma: members are coupled to the coarse
-    mask, and their logits are smoothed by this sigma, a fraction of the network's side (see `members.coupled`); None:
-    members stay as drawn.
+    coarse mask is averaged (see `tta`). Tiled images have neither. published: "v1" or "v2" where members become what
+    the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`.
     """
 
     sampler: str
@@ -34,7 +34,13 @@ class SamplingPlan:
     dynamic_threshold: float = 0.0
     symmetric: bool = False
     scales: tuple[float, ...] = ()
-    coupling_sigma: float | None = None
+    published: str = ""
+    fuse: str = "mean"
+
+    @property
+    def draws(self):
+        """Whether the sampler draws masks of 0 and 1."""
+        return self.sampler == "bernoulli"
 
     def __str__(self):
         members = describe_members(self.settings())
@@ -47,23 +53,26 @@ class SamplingPlan:
         settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
         return settings | {"clip_denoised": settings.pop("clip")}
 
-    def run(self, denoise, x, schedule, noise, watch=None):
-        """The sampled x0 [rows, K, H, W]; arguments as of every sampler (see `diffusion.samplers`)."""
+    def run(self, denoise, x, schedule, noise, watch=None, draw=None):
+        """The sampled x0 [rows, K, H, W]; arguments as of every sampler (see `diffusion.samplers`).
+
+        draw: needed where the plan `draws`, see `sample_bernoulli`.
+        """
         options = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
+        options |= {"draw": draw} if self.draws else {}
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **options)
 
 
 def describe_members(settings):
-    """A line on test-time augmentation and coupling by a plan's `settings`; "" where members have neither."""
+    """A line on test-time augmentation by a plan's `settings`; "" without any."""
     parts = ["each member sees one of 8 symmetries of the image"] if settings.get("symmetric") else []
     scales = settings.get("scales")
     parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
-    sigma = settings.get("coupling_sigma")
-    parts += [f"members coupled to the coarse mask (--coupling_sigma {sigma:g})"] if sigma is not None else []
     return ", ".join(parts)
 
 
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, which predicts the same x0 from any x_t
+NO_STEPS = SamplingPlan("none", ())  # for the condition model's answer in one pass, without the diffusion
 
 
 def plan_sampling(options, given, diffusion, *, is_published=False):
@@ -75,7 +84,7 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
     Raises `UserError` for flags that contradict each other or the checkpoint, and for more steps than T.
     """
     _check_flags(options, given)
-    sampler = _choose(options, given)
+    sampler = _choose(options, given, draws=diffusion.objective == "x0" and not is_published)
     is_solver, total = sampler == "dpm_solver", diffusion.num_timesteps
     if not is_solver and "solver_order" in given:
         raise UserError(
@@ -87,7 +96,10 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
         steps = options.diffusion_steps or min(DEFAULT_STEPS.get(sampler, total), total)
         if steps > total:
             raise UserError(f"--diffusion_steps {steps}: the checkpoint was trained with {total}; use that or fewer")
-        times = solver_timesteps(diffusion.schedule, steps) if is_solver else strided_timesteps(total, steps)
+        if sampler in TIMES:
+            times = TIMES[sampler](diffusion.schedule, steps)
+        else:
+            times = strided_timesteps(total, steps)
     plan = SamplingPlan(
         sampler,
         tuple(int(t) for t in times),
@@ -99,10 +111,15 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
 
 
 def with_members(plan, options):
-    """The plan with the test-time augmentation and the coupling of resolved `SampleOptions`."""
-    sigma = options.coupling_sigma if options.coupling == "coarse" else None
+    """The plan with the test-time augmentation and the fusion of resolved `SampleOptions`.
+
+    --fuse auto: the mean of members whose probabilities have exact margins, and of an answer in one pass; else STAPLE.
+    """
+    fuse = options.fuse
+    if fuse == "auto":
+        fuse = "mean" if plan.draws or plan == NO_STEPS else "staple"
     symmetric = options.symmetries == "all"
-    return dataclasses.replace(plan, symmetric=symmetric, scales=options.other_scales(), coupling_sigma=sigma)
+    return dataclasses.replace(plan, symmetric=symmetric, scales=options.other_scales(), fuse=fuse)
 
 
 def _check_flags(options, given):
@@ -116,21 +133,29 @@ def _check_flags(options, given):
             raise UserError(f"--sampler {options.sampler} contradicts --{flag} {getattr(options, flag)}; leave one out")
 
 
-def _choose(options, given):
-    """The sampler's name in `SAMPLERS`. Raises `UserError` where --timestep_respacing contradicts it."""
+def _choose(options, given, draws):
+    """The sampler's name in `SAMPLERS`. draws: whether the default draws masks of 0 and 1.
+
+    Raises `UserError` where --timestep_respacing contradicts it.
+    """
     respacing = options.timestep_respacing
     if respacing:
-        if options.dpm_solver or options.sampler == "dpm_solver":
-            raise UserError("--timestep_respacing chooses steps of DDPM or DDIM: leave out it or the solver")
+        if options.dpm_solver or options.sampler in ("dpm_solver", "bernoulli"):
+            what = "bernoulli" if options.sampler == "bernoulli" else "the solver"
+            raise UserError(f"--timestep_respacing chooses steps of DDPM or DDIM: leave out it or {what}")
         if respacing.startswith("ddim") and options.sampler == "ddpm":
             raise UserError(f"--sampler ddpm contradicts --timestep_respacing {respacing}; leave one out")
     if options.sampler != "auto":
         return options.sampler
     if options.use_ddim or respacing.startswith("ddim"):
         return "ddim"
-    if options.dpm_solver or not (respacing or options.diffusion_steps or "dpm_solver" in given):
+    if options.dpm_solver or (draws and "solver_order" in given):
         return "dpm_solver"
-    return "ddpm"  # --dpm_solver False alone asks for full DDPM
+    if respacing or "dpm_solver" in given:
+        return "ddpm"  # --dpm_solver False alone asks for full DDPM
+    if draws:
+        return "bernoulli"
+    return "ddpm" if options.diffusion_steps else "dpm_solver"
 
 
 def _respaced(options, num_timesteps):

@@ -3,8 +3,9 @@
 manifest.json             checkpoint, settings, versions, seconds; status "running", "complete", or "incomplete" if
                           some cases, listed as "unread", could not be read
 masks/NAME.png            the fused mask, 0 or 255, at the input's size
-probability/NAME.png      16 bit: the members' mean after temperature scaling, 0..65535 for 0..1
-uncertainty/NAME.png      8 bit: the members' standard deviation, 0..255 for 0..0.5
+probability/NAME.png      16 bit: the members' mean, or the answer in one pass, after temperature scaling, 0..65535 for
+                          0..1
+uncertainty/NAME.png      8 bit: the members' standard deviation, in one pass sqrt(p (1 - p)), 0..255 for 0..0.5
 overlay/NAME.png          the input with the outlines of the mask (red) and the truth (green); small inputs are enlarged
                           by a whole factor, volumes are a montage
 variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit
@@ -37,7 +38,7 @@ from .volume_files import VolumeFiles
 
 MAX_NAME = 255  # bytes of a file's name
 IDLE = 60  # seconds after which a temporary file is one of a killed run
-IMPLIED = {"temperature": 1.0, "uncertainty_maps": False, "split": "test", "tile": False}  # by older manifests
+IMPLIED = dict(temperature=1.0, uncertainty_maps=False, split="test", tile=False, published="")  # by older manifests
 OPTIONAL = ("data_name", "ct_window")  # compared only where the older manifest has them
 
 
@@ -214,7 +215,7 @@ def check_name_lengths(units, classes, sample):
         name, is_volume = unit.name, unit.is_volume
         files = [file for kind in kinds for file in soft_files(classes, name, is_volume, kind)]
         files += [f"{name}_seg.nii.gz"] if is_nifti(unit.cases[0].images[0]) else []
-        if sample.save_samples:
+        if sample.save_samples and sample.num_ensemble:
             last = f"{sample.num_ensemble - 1:02d}"
             files.append(f"{name}_sample_{last}.nii.gz" if is_volume else f"{name}_{last}.png")
         longest = max((Path(file).name for file in files), key=lambda file: len(file.encode()))
@@ -262,6 +263,8 @@ def _difference(key, before, now, old, new):
         before, now = (_steps_of(manifest.get("settings", {})) for manifest in (old, new))
         flags = "--diffusion_steps, --sampler, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many other steps'} (by {flags})"
+    if key == "published":
+        return "members that are not mixed as the published script mixes them"
     return f"--{key} {before}, now it is {now}"
 
 

@@ -3,7 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from ..models.medsegdiff import check_size
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import is_out_of_memory
-from .members import draw_members
-from .plan import ONE_STEP, plan_sampling, with_members
+from .members import answer_in_one_pass, draw_members
+from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from .tiles import crop_members, in_tiles
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, at first
@@ -62,11 +62,14 @@ def build_sampler(checkpoint, settings, device, precision):
     model, diffusion = checkpoint.build(settings.model)
     checkpoint.load_weights(model, sample.weights)
     check_size(settings.image_size, model.shape)
-    if settings.model.version == "unet":
+    version, is_published = settings.model.version, trained.get("recipe") == "published"
+    if version == "unet":
         plan = with_members(ONE_STEP, sample)
+    elif not sample.num_ensemble:
+        plan = with_members(NO_STEPS, sample)
     else:
-        is_published = trained.get("recipe") == "published"
         plan = plan_sampling(sample, settings.given, diffusion, is_published=is_published)
+        plan = replace(plan, published=version if is_published else "")
     if sample.tile != trained["crop"]:
         trained_on = "squares cut from larger images" if trained["crop"] else "whole images made smaller"
         console().warning(
@@ -97,7 +100,8 @@ class EnsembleSampler:
 
     def __post_init__(self):
         self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
-        self.images = self.options.batch_size or max(1, self.rows // self.options.num_ensemble)
+        self.masks = max(1, self.options.num_ensemble)  # of each image that pass the network
+        self.images = self.options.batch_size or max(1, self.rows // self.masks)
         if self.view.keep_size:
             self.images = 1
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
@@ -114,7 +118,7 @@ class EnsembleSampler:
         images (num_workers 0): a loader need not be thread-safe.
         """
         unread, done, units = {}, 0, writer.units
-        batches, steps = batches_of(units, self.images), self.options.num_ensemble * len(self.plan.timesteps)
+        batches, steps = batches_of(units, self.images), self.steps
         total = sum(map(len, batches)) * steps
         with (
             tqdm(total=total, desc="sampling", unit="step", dynamic_ncols=True, disable=not show) as bar,
@@ -135,49 +139,64 @@ class EnsembleSampler:
                 readable = [index for index in indices if writer.unit_of[index] not in given_up]
                 bar.total -= (len(indices) - len(readable)) * steps
                 if readable:  # of a volume, all slices are or none
-                    later(writer.write, readable, batch, *self.draw(batch, bar))
+                    names = [writer.unit_of[index].name for index in readable]
+                    later(writer.write, readable, batch, *self.draw(batch, names, bar))
                     done += len(readable)
                 bar.set_postfix_str(f"{done} of {len(writer.unit_of)} images", refresh=False)
         return {unit.name: why for unit, why in {**unread, **writer.failed}.items()}
 
-    def draw(self, batch, bar):
-        """The batch's `Members` on the CPU and its `Trace`. Halves `rows` when memory runs out."""
+    @property
+    def steps(self):
+        """The steps of the progress bar for each image."""
+        return self.masks * max(1, len(self.plan.timesteps))
+
+    def draw(self, batch, names, bar):
+        """The batch's `Members` on the CPU and its `Trace`. Halves `rows` when memory runs out.
+
+        names: of each image's case or volume, which with the seed decide the noise.
+        """
         while True:
             began = bar.n
             try:
-                return self._draw(batch, bar)
+                return self._draw(batch, names, bar)
             except RuntimeError as error:
                 fixed = self.options.sample_batch_size != "auto"
                 if fixed or self.rows == 1 or not is_out_of_memory(error):
                     raise
             tiled = self.view.keep_size  # the number of tiles is not known here
-            used = self.rows if tiled else len(batch["name"]) * self.options.num_ensemble
+            used = self.rows if tiled else len(names) * self.masks
             self.rows = max(1, min(self.rows, used) // 2)
             console().info(f"out of memory: goes on with {self.rows} images x members at once (--sample_batch_size)")
             bar.update(began - bar.n)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _draw(self, batch, bar):
-        debug, members = self.options.debug, self.options.num_ensemble
+    def _draw(self, batch, names, bar):
+        debug = self.options.debug
         conditional = self.model.label_embedding is not None
-        trace = Trace(bar, len(batch["name"]), len(self.plan.timesteps) if debug else 0)
+        trace = Trace(bar, len(names), len(self.plan.timesteps) if debug else 0)
         began = time.monotonic()
         image = batch["image"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device) if conditional else None
         model = in_tiles(self.model, image, self.image_size, self.options.tile_overlap, self.rows)
         with autocast(self.precision, self.device):
-            drawn = draw_members(
-                model,
-                self.diffusion,
-                self.plan,
-                image.to(memory_format=memory_format(self.precision, self.device)),
-                batch["name"],
-                members=members,
-                seed=self.options.seed,
-                label=batch["label"].to(self.device) if conditional else None,
-                watch=trace,
-                rows=None if debug else self.rows,  # a trace needs the batch in one pass
-            )
+            image = image.to(memory_format=memory_format(self.precision, self.device))
+            if self.options.num_ensemble:
+                drawn = draw_members(
+                    model,
+                    self.diffusion,
+                    self.plan,
+                    image,
+                    names,
+                    members=self.options.num_ensemble,
+                    seed=self.options.seed,
+                    label=label,
+                    watch=trace,
+                    rows=None if debug else self.rows,  # a trace needs the batch in one pass
+                )
+            else:
+                drawn = answer_in_one_pass(model, self.diffusion, self.plan, image, label=label, rows=self.rows)
+                bar.update(len(names))
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True

@@ -57,7 +57,7 @@ class Segmenter:
         cls,
         path,
         *,
-        members=5,
+        members=0,
         steps=0,
         sampler="auto",
         fuse="auto",
@@ -70,8 +70,8 @@ class Segmenter:
         """The `Segmenter` of a checkpoint file, local or on gs:// or az://.
 
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
-            --seed and --precision of segmentation_sample.py. The default is 20 steps of DPM-Solver++; steps alone
-            selects DDPM.
+            --seed and --precision of segmentation_sample.py. members=0: as the checkpoint was trained, in one pass
+            without the diffusion where a condition model was trained to answer, else 5 members.
         device: a torch device or its name; None: the first GPU, or the CPU without one.
         data_name: needed where a loader of your own trained the checkpoint: its file and class,
             "path/to/my_loader.py:MyDataset". The file named in the checkpoint is never run.
@@ -109,14 +109,14 @@ class Segmenter:
         images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size. Its values
             are those of its file: 0 to 255 for photographs; any unit for MRI, which is normalised here; for your own
             loader what `read_image` returns. A batch is a list of images, or one array with N first.
-        name: the case's name, or a list of them; seed and name decide the noise. By default "0", "1", ...
+        name: the case's name, or a list of them; seed and name decide the members' noise. By default "0", "1", ...
         axes: "HWC" or "CHW". None: the axis with as many entries as the checkpoint has channels; an image that fits
             both ways needs `axes`.
         label: for a class-conditional checkpoint, one of its label_names or its number, or a list of them.
         progress: whether to show a progress bar.
         Returns an `answer.CaseMaps`, which unpacks as mask, probability, uncertainty and also has members and coarse;
         for a batch a list. All are NumPy arrays of the image's own size: [H, W] with one class, [K, H, W] in the order
-        of `class_names` with several; members have E first.
+        of `class_names` with several; members have E first, which is 0 for an answer in one pass.
         Raises ValueError for an image that does not fit or is not an array.
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
@@ -135,7 +135,8 @@ class Segmenter:
 
         affine: [4, 4], as `nibabel.load(path).affine`. The volume is turned by it as the script does, and the answer
             is turned back. None: the volume has axial slices [right, front] already, as from `nifti.read_nifti`.
-        Other arguments are those of `__call__`. Slice k is the case NAME_slice_KKK, as in the script.
+        name: the volume's name; seed and name decide the members' noise, which is the same in every slice.
+        Other arguments are those of `__call__`.
         Returns an `answer.CaseMaps` of the volume's size.
         """
         raw = _tensor(volume, "a volume", "nibabel.load(path).get_fdata()")
@@ -145,7 +146,7 @@ class Segmenter:
         turn = NO_TURN if affine is None else canonical_turn(_placing(affine), raw.shape[1:])
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
-        names = [f"{name}_slice_{k:03d}" for k in range(len(slices))]
+        names = [name] * len(slices)
         answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
         answer = answer.map_arrays(lambda values: reoriented_back(values, turn))
         return answer.without_class_axis() if len(self.class_names) == 1 else answer
@@ -195,12 +196,11 @@ class Segmenter:
         """The `CaseMaps` of normalised images, drawn in the batches of the script."""
         sampler, answers = self.sampler, []
         items = [self._item(*case) for case in zip(normalised, names, labels, strict=True)]
-        total = len(items) * sampler.options.num_ensemble * len(sampler.plan.timesteps)
-        with tqdm(total=total, desc="sampling", unit="step", disable=not progress) as bar:
+        with tqdm(total=len(items) * sampler.steps, desc="sampling", unit="step", disable=not progress) as bar:
             for low in range(0, len(items), sampler.images):
                 batch = collate(items[low : low + sampler.images])
-                members, *_ = sampler.draw(batch, bar)
-                answers += fuse_batch(members, batch, sampler.options, self.loader.classes)
+                members, *_ = sampler.draw(batch, batch["name"], bar)
+                answers += fuse_batch(members, batch, sampler.options, sampler.plan, self.loader.classes)
         return answers
 
     def _item(self, normalised, name, label):

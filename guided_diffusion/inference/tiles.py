@@ -46,10 +46,6 @@ class Tiled(nn.Module):
 
     def forward(self, x_t, t, condition):
         """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole images."""
-        weights = window_weights(self.size).to(x_t.device)
-        total = x_t.new_zeros(x_t.shape[-2:], dtype=torch.float32)
-        for window in condition.windows:
-            total[window] += weights
         sums = {}
         pairs = [(w, row) for w in range(len(condition.windows)) for row in range(len(x_t))]
         for chunk in _chunks(pairs, self.rows):
@@ -61,9 +57,32 @@ class Tiled(nn.Module):
                 if values is not None:
                     shape = (len(x_t), values.shape[1], *x_t.shape[-2:])
                     whole = sums.setdefault(name, x_t.new_zeros(shape, dtype=torch.float32))
-                    for place, value in zip(places, values, strict=True):
-                        whole[place] += weights * value
+                    self._add(whole, places, values)
+        total = self._total(condition.windows, x_t.shape[-2:], x_t.device)
         return ModelOutput(*(sums[name] / total if name in sums else None for name in ModelOutput._fields))
+
+    def blended(self, condition, values, size):
+        """The values [W * N, K, S, S] of all windows of N images, in the order of `TiledCondition`, as [N, K, H, W].
+
+        size: (H, W) of the images.
+        """
+        places = [(n, slice(None), *window) for window in condition.windows for n in range(condition.images)]
+        whole = values.new_zeros((condition.images, values.shape[1], *size), dtype=torch.float32)
+        self._add(whole, places, values)
+        return whole / self._total(condition.windows, size, values.device)
+
+    def _add(self, whole, places, values):
+        """Add each window's values, weighted, at its place of `whole`, in float32."""
+        weights = window_weights(self.size).to(whole.device)
+        for place, value in zip(places, values, strict=True):
+            whole[place] += weights * value.float()
+
+    def _total(self, windows, size, device):
+        """The sum of the windows' weights at each pixel, float32 [H, W]."""
+        total = torch.zeros(tuple(size), device=device)
+        for window in windows:
+            total[window] += window_weights(self.size).to(device)
+        return total
 
 
 def in_tiles(model, image, size, overlap, rows):

@@ -15,22 +15,22 @@ from .answer import fuse_cases
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that would end every other case too
 
 
-def fuse_batch(members, batch, options, classes):
-    """Yield the `CaseMaps` of each image of a batch from its drawn `Members`, by resolved `SampleOptions`."""
+def fuse_batch(members, batch, options, plan, classes):
+    """Yield the `CaseMaps` of each image of a batch from its `Members`, by resolved `SampleOptions` and the plan."""
     maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
-    return fuse_cases(members, batch["size"], options.fuse, classes, **maps)
+    return fuse_cases(members, batch["size"], plan.fuse, classes, one_pass=not options.num_ensemble, **maps)
 
 
 class ResultWriter:
     """Fuses drawn batches and writes each case or volume as soon as it is complete.
 
-    units: the `cases.Unit`s to sample. folder: the `ResultsFolder`. options: resolved `SampleOptions`. read_raters:
-    replaces `truth.raters_of`. empty: the number of empty masks so far. failed: {unit: why it could not be written};
-    the other units go on. An error of the whole disk, such as a full one, is raised.
+    units: the `cases.Unit`s to sample. folder: the `ResultsFolder`. options: resolved `SampleOptions`. plan: the
+    `SamplingPlan`. read_raters: replaces `truth.raters_of`. empty: the number of empty masks so far. failed: {unit: why
+    it could not be written}; the other units go on. An error of the whole disk, such as a full one, is raised.
     """
 
-    def __init__(self, dataset, units, folder, options, read_raters=raters_of):
-        self.dataset, self.units, self.folder, self.options = dataset, units, folder, options
+    def __init__(self, dataset, units, folder, options, plan, read_raters=raters_of):
+        self.dataset, self.units, self.folder, self.options, self.plan = dataset, units, folder, options, plan
         self.read_raters = read_raters
         self.unit_of = {index: unit for unit in units for index in unit.indices}
         self.volumes = {}  # the `VolumeFiles` of each volume, until it is complete
@@ -38,7 +38,7 @@ class ResultWriter:
 
     def write(self, indices, batch, members, trace):
         """Take the `Members` of a batch and its `sampler.Trace`. indices: the data set indices of its cases."""
-        fused = fuse_batch(members, batch, self.options, self.dataset.classes)
+        fused = fuse_batch(members, batch, self.options, self.plan, self.dataset.classes)
         for n, (index, maps) in enumerate(zip(indices, fused, strict=True)):
             unit = self.unit_of[index]
             if unit in self.failed:

@@ -270,7 +270,8 @@ def _facts(results_dir, dataset, cases, manifest, failed):
         facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
     if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         steps = counted(len(settings["timesteps"]), "step")
-        facts.append(("Members", f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"))
+        drawn = f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"
+        facts.append(("Members", drawn if settings["num_ensemble"] else "none: the condition model's answer"))
         described = describe_members(settings)
         facts += [("Sampling", described)] if described else []
     facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]

@@ -18,8 +18,8 @@ from ..runtime.seeds import seed_of
 from .hooks import StepResult, StopSignals, StopWaiting, WaitingShare, standard_hooks
 from .optimization import EMA, build_optimizer, gradient_norm, restore_optimizer, take_step
 from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, with_shared_gradients
-from .randomness import TIMESTEP_SAMPLERS, draw_for_items
-from .stages import Stages
+from .randomness import TIMESTEP_SAMPLERS, draw_for_items, mean_masks
+from .stages import DICE_SHARE, Stages
 
 
 class TrainLoop:
@@ -138,12 +138,17 @@ class TrainLoop:
         return self.step >= self.last_step or any(reasons.values())
 
     def _end_stage(self, began):
-        """Note the end of the first stage: after its share of the steps or of the time, whichever comes first."""
+        """Note the end of the first stage and of Dice in it: after a share of the steps or of the time, whichever comes
+        first."""
         if self.options.condition_steps != -1 or self.stages.ended is not None:
             return
-        late = self.processes.largest({"time": self.stages.is_late(time.monotonic() - began)})["time"]
-        if late or not self.stages.is_first(self.step):
-            self.stages.ended = self.step
+        seconds, stages = time.monotonic() - began, self.stages
+        late = {"dice": stages.is_late(seconds, DICE_SHARE), "stage": stages.is_late(seconds)}
+        late = self.processes.largest(late)
+        if late["dice"] and stages.dice_ended is None:
+            stages.dice_ended = self.step
+        if late["stage"] or not stages.is_first(self.step):
+            stages.ended = self.step
             console().info(f"step {self.step}: from here on the condition model is fixed, and the diffusion learns")
 
     # ---- one step ----------------------------------------------------------------------------------------------
@@ -157,14 +162,14 @@ class TrainLoop:
         learning_rate = self._set_learning_rate()
         self._prepare_condition_model()
         self._seed_dropout()
-        mask, t, weights, noise = self._draw(batch["mask"])
-        losses = self._backward(batch, (mask, t, noise), weights)
+        drawn, weights = self._draw(batch["mask"])
+        losses = self._backward(batch, drawn, weights)
         self._check_finite(losses["loss"], batch["name"])
-        self._learn_timesteps(t, losses["loss"])
+        self._learn_timesteps(drawn[1], losses["loss"])
         grad_norm = self._optimizer_step(batch["name"])
         for ema in self.ema.values():
             ema.update(self.model, self.stages.steps_in(self.step))
-        shares = {name: value.sum().item() / self._global_count(t) for name, value in losses.items()}
+        shares = {name: value.sum().item() / self._global_count(weights) for name, value in losses.items()}
         return {**self.processes.sum(shares), "grad_norm": grad_norm, "lr": learning_rate}
 
     def _set_learning_rate(self):
@@ -188,10 +193,13 @@ class TrainLoop:
     def _draw(self, masks):
         """The random draws for each item of this process's share (see `randomness.draw_for_items`).
 
-        In the first stage the target is the mean of the raters' masks, which informs the condition model best.
+        Returns (mask, time step, noise), in the second stage with the coarse mask's target, and the weights of losses.
+        With stages the condition model's target is the mean of the raters' masks, whose probability it estimates.
         """
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
-        return draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
+        mask, t, weights, noise = draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
+        coarse_target = [mean_masks(masks)] if self.stages.is_second(self.step) else []
+        return (mask, t, noise, *coarse_target), weights
 
     def _backward(self, batch, drawn, weights):
         """Add up the gradients of this process's N items. Returns {name: losses [N] on the CPU}."""
@@ -225,7 +233,7 @@ class TrainLoop:
         return parts
 
     def _losses(self, batch, drawn, part):
-        """The losses of some items, {name: [n]}. drawn: masks, time steps and noise, each [N, ...]."""
+        """The losses of some items, {name: [n]}. drawn: as of `_draw`."""
 
         def to_device(x):
             return x.to(self.device, non_blocking=True)
@@ -236,7 +244,7 @@ class TrainLoop:
                 to_device(batch["image"][part]),
                 label,
                 *map(to_device, (values[part] for values in drawn)),
-                dice=self.step < (self.stages.condition_steps or self.options.dice_steps),
+                dice=self.stages.has_dice(self.step),
                 condition_alone=self.stages.is_first(self.step),
             )
 

@@ -93,8 +93,14 @@ def draw_for_items(masks, options, timesteps, step, first):
         generator = item_generator(options.seed, step, index)
         # The rater is drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
         rater = torch.randint(len(mask), (1,), generator=generator).item()
-        chosen.append(mask.mean(dim=0) if options.raters == "mean" else mask[rater])
+        chosen.append(mask[rater])
         uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())
         noise.append(torch.randn(mask.shape[1:], generator=generator))
     t, weights = timesteps.draw(uniforms)
-    return torch.stack(chosen), t, weights, torch.stack(noise)
+    mask = mean_masks(masks) if options.raters == "mean" else torch.stack(chosen)
+    return mask, t, weights, torch.stack(noise)
+
+
+def mean_masks(masks):
+    """The mean over the raters of each of N items' masks [raters, K, H, W]: [N, K, H, W] in [0, 1]."""
+    return torch.stack([mask.mean(dim=0) for mask in masks])

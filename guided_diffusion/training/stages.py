@@ -21,6 +21,8 @@ def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
 
 
 CONDITION_SHARE = 0.85  # of a run with --condition_steps -1: the length of the first stage
+DICE_SHARE = 0.6  # of the first stage: Dice finds small objects sooner, and cross-entropy then calibrates all weights
+DICE_STEPS = 300  # of a run without stages
 AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
 
 
@@ -29,10 +31,11 @@ class Stages:
 
     The condition model learns alone in the first stage; in the second it is fixed and the diffusion learns. options:
     `TrainOptions`. ended: with --condition_steps -1 the length of the first stage, None before its end.
+    dice_ended: the step at which --max_minutes ended Dice (see `has_dice`), or None.
     """
 
     def __init__(self, options, ended=None):
-        self.options, self.ended = options, ended
+        self.options, self.ended, self.dice_ended = options, ended, None
 
     @property
     def condition_steps(self):
@@ -62,9 +65,18 @@ class Stages:
         is_start = 0 < step == self.condition_steps
         return is_start and self.learning_rate(step - 1) > AT_REST * self.options.lr
 
-    def is_late(self, seconds):
-        """Whether `seconds` of training exceed the first stage's share of --max_minutes."""
-        limit = CONDITION_SHARE * self.options.max_minutes * 60
+    def has_dice(self, step):
+        """Whether Dice is added to the cross-entropy of this step (see --dice_steps)."""
+        options = self.options
+        if options.dice_steps >= 0:
+            return step < options.dice_steps and not self.is_second(step)
+        if not self.condition_steps:
+            return step < DICE_STEPS
+        return step < DICE_SHARE * self.condition_steps and self.dice_ended is None
+
+    def is_late(self, seconds, share=1.0):
+        """Whether `seconds` of training exceed this share of the first stage's part of --max_minutes."""
+        limit = share * CONDITION_SHARE * self.options.max_minutes * 60
         return bool(limit and seconds >= limit)
 
     def learning_rate(self, step):

@@ -120,12 +120,11 @@ class Validation:
     def __post_init__(self):
         self.processes = self.processes or Processes(0, 1, self.device)
         options = SampleOptions(dpm_solver=True, diffusion_steps=min(STEPS, self.diffusion.num_timesteps))
-        exclusive = self.diffusion.exclusive
-        options = members_as_trained(options, self.train, exclusive=exclusive, has_diffusion=self.has_diffusion)
+        options = members_as_trained(options, self.train, has_diffusion=self.has_diffusion)
         is_published = self.train.get("recipe") == "published"
         given = {"dpm_solver", "diffusion_steps"}
         self.plan = plan_sampling(options, given, self.diffusion, is_published=is_published)
-        self.fuse = options.fuse
+        self.fuse = self.plan.fuse
 
     @property
     def names(self):

@@ -4,7 +4,7 @@ import pytest
 from helpers import GROUPS, SAMPLE, TRAIN, refused, train_options, values
 
 from guided_diffusion.config.command_line import COMMANDS, SYNONYMS, fields_of, options_from, parse
-from guided_diffusion.config.fields import REMOVED
+from guided_diffusion.config.fields import REMOVED, REPLACED, last_version
 from guided_diffusion.config.options import DataOptions, ModelOptions
 from guided_diffusion.config.sample_options import EvalOptions
 from guided_diffusion.runtime.errors import UserError
@@ -67,7 +67,8 @@ def test_programs_give_the_same_values_as_a_dict():
 @pytest.mark.parametrize("name", REMOVED)
 @pytest.mark.parametrize("groups", [TRAIN, SAMPLE], ids=["train", "sample"])
 def test_a_flag_that_is_gone_names_the_version_that_has_it(name, groups):
-    line = f"--{name}: is no longer in this version, leave it out or use version 0.1.0"
+    instead = f" ({REPLACED[name]})" if name in REPLACED else ""
+    line = f"--{name}: is no longer in this version, leave it out{instead} or use version {last_version(name)}"
     assert refused(f"--{name} True", groups) == line
     assert name not in fields_of(groups)
 

@@ -69,16 +69,15 @@ def test_the_staged_recipe_is_the_default_of_v2_which_is_the_default(flags):
 def test_without_x0_by_cross_entropy_of_v2_each_flag_has_its_own_default(flags):
     train, model, diffusion = options_of(flags)
     assert (train.recipe, train.condition_steps, train.second_stage_lr) == ("none", 0, 1)
-    assert (diffusion.logit_skip, diffusion.border_weight, model.diffusion_level) == ("none", 1, 0)
+    assert (diffusion.logit_skip, model.diffusion_level) == ("none", 0)
 
 
 @pytest.mark.parametrize("recipe", ["", "--recipe staged"])
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--mask_loss bce_dice --condition_steps 0", {"coarse_loss": "bce_dice", "border_weight": 1}),
-        ("--coarse_loss mse", {"mask_loss": "bce", "border_weight": 1}),
-        ("--border_weight 4", {"mask_loss": "bce", "border_weight": 4}),
+        ("--mask_loss bce_dice --condition_steps 0", {"coarse_loss": "bce_dice", "mask_loss": "bce_dice"}),
+        ("--coarse_loss mse", {"mask_loss": "bce", "coarse_loss": "mse"}),
     ],
 )
 def test_a_recipe_leaves_out_values_without_effect_beside_a_flag(recipe, flags, expected):
@@ -94,7 +93,7 @@ def test_a_recipe_leaves_out_values_without_effect_beside_a_flag(recipe, flags, 
         ("published --coarse_loss mse", {"coarse_loss": "mse", "coarse_ce": 1, "coarse_every": 5}),
         ("published --predict_xstart True", {"objective": "x0", "mask_loss": "mse", "noise_schedule": "linear"}),
         ("published --predict_xstart False", {"objective": "eps"}),
-        ("staged --predict_xstart False", {"objective": "eps", "mask_loss": "mse", "border_weight": 1}),
+        ("staged --predict_xstart False", {"objective": "eps", "mask_loss": "mse"}),
         ("staged --objective v", {"logit_skip": "none", "coarse_loss": "mse", "input_scale": 0.5}),
         ("staged --use_kl True", {"objective": "x0", "mask_loss": "mse"}),
     ],
@@ -106,8 +105,8 @@ def test_flags_win_over_what_contradicts_them_of_a_recipe(flags, found):
 
 
 def test_a_given_flag_without_effect_is_refused_with_a_recipe_too():
-    (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --mask_loss bce_dice --border_weight 4".split())
-    with pytest.raises(UserError, match="--border_weight belongs to --coarse_loss bce"):
+    (_, model, diffusion), given = parse("", GROUPS, "--recipe staged --coarse_loss bce --coarse_ce 4".split())
+    with pytest.raises(UserError, match="--coarse_ce belongs to --coarse_loss bce_dice"):
         check_variant(model, diffusion, given=given)
 
 

@@ -7,29 +7,39 @@ import torch
 from oracles import exact_x0, network, noise_source, randn, record, smooth_denoiser, with_our_schedule
 
 from guided_diffusion.diffusion.gaussian_diffusion import Denoised, GaussianDiffusion
+from guided_diffusion.diffusion.losses import class_probabilities
 from guided_diffusion.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm
-from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps, strided_timesteps
+from guided_diffusion.diffusion.schedule import (
+    bernoulli_timesteps,
+    noise_schedule,
+    solver_timesteps,
+    strided_timesteps,
+)
 from guided_diffusion.models.outputs import ModelOutput
 
 VARIANTS = {
+    "bernoulli": {},
     "ddpm": {},
     "ddim": {},
     "dpm_solver": {},
     "dpm_solver 1": {"order": 1},
     "dpm_solver 3": {"order": 3},
 }
+INDEPENDENT = GaussianDiffusion(noise_schedule("cosine", 50, 0.3))  # whose classes do not exclude one another
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_objective = pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 
 
 def timesteps_of(variant, schedule, steps):
-    is_solver = variant.startswith("dpm_solver")
-    return (solver_timesteps(schedule, steps) if is_solver else strided_timesteps(len(schedule), steps)).tolist()
+    own = {"bernoulli": bernoulli_timesteps, "dpm_solver": solver_timesteps}.get(variant.split()[0])
+    return (own(schedule, steps) if own else strided_timesteps(len(schedule), steps)).tolist()
 
 
-def run(variant, denoise, x, steps, schedule, noise, watch=None):
-    times = timesteps_of(variant, schedule, steps)
-    return SAMPLERS[variant.split()[0]](denoise, x, times, schedule, noise, watch, **VARIANTS[variant])
+def run(variant, denoise, x, steps, schedule, noise, watch=None, diffusion=INDEPENDENT):
+    times, options = timesteps_of(variant, schedule, steps), dict(VARIANTS[variant])
+    if variant == "bernoulli":
+        options["draw"] = lambda x0: diffusion.draw(x0, noise.uniform())
+    return SAMPLERS[variant.split()[0]](denoise, x, times, schedule, noise, watch, **options)
 
 
 # ---- the contract of every sampler -----------------------------------------------------------------------------------
@@ -82,8 +92,12 @@ def test_contract_a_row_does_not_depend_on_the_others(variant, learned):
 
     def draw(rows):
         source = iter(noises[:, rows])
-        denoise = smooth_denoiser(diffusion, learned)
-        return run(variant, denoise, x[rows], 10, diffusion.schedule, lambda: next(source))
+
+        def noise():
+            return next(source)
+
+        noise.uniform = lambda: torch.special.ndtr(next(source))
+        return run(variant, smooth_denoiser(diffusion, learned), x[rows], 10, diffusion.schedule, noise)
 
     together = draw([0, 1, 2, 3])
     for rows in ([2], [3, 1]):
@@ -93,7 +107,7 @@ def test_contract_a_row_does_not_depend_on_the_others(variant, learned):
 MEAN, STD = 0.3, 0.1
 
 
-@every_variant
+@pytest.mark.parametrize("variant", VARIANTS.keys() - {"bernoulli"})  # which draws masks of two values
 @every_objective
 @pytest.mark.parametrize("learned", [False, True])
 def test_contract_many_steps_approach_an_analytic_gaussian(variant, objective, learned):
@@ -114,6 +128,52 @@ def test_contract_many_steps_approach_an_analytic_gaussian(variant, objective, l
         errors.append(abs(samples.std().item() / STD - 1))
         assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert errors[-1] < 0.08 and errors[-1] < errors[0] / 2
+
+
+# ---- margins of drawn masks ------------------------------------------------------------------------------------------
+
+
+def independent_pixels(coarse, rows, b=0.3, **how):
+    """A diffusion and its denoiser with a head of zeros: with the skip "both" it is exact for independent pixels."""
+    options = {"objective": "x0", "mask_loss": "bce", "logit_skip": "both", **how}
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 1000, b), **options)
+    coarse = coarse.expand(rows, *coarse.shape)
+
+    def model(x_t, t, condition):
+        return ModelOutput(torch.zeros_like(x_t), None, coarse)
+
+    return diffusion, diffusion.denoiser(model, None)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_with_a_head_of_zeros_drawn_members_have_the_coarse_probability(activation, steps):
+    coarse = torch.tensor([[-3.0, -1.0, 0.0, 2.0], [0.5, -1.0, 1.0, -4.0]]).reshape(2, 1, 4)
+    diffusion, denoise = independent_pixels(coarse, 8000, class_activation=activation)
+    noise = noise_source((8000, *coarse.shape), torch.float32)
+    soft = run("bernoulli", denoise, noise(), steps, diffusion.schedule, noise, diffusion=diffusion)
+    masks = diffusion.to_mask(diffusion.draw(soft, noise.uniform()))
+    assert set(masks.unique().tolist()) == {0, 1}
+    expected = class_probabilities(coarse, diffusion.exclusive)
+    for members in (masks, diffusion.to_mask(soft)):
+        error = (members.mean(dim=0) - expected) / (expected * (1 - expected) / 8000).sqrt()
+        assert error.abs().max() < 4
+    if diffusion.exclusive:
+        assert masks.sum(dim=1).max() == 1
+
+
+def test_in_five_steps_drawing_keeps_a_probability_that_the_solver_loses():
+    """A pixel of probability 0.3 and b = 0.1: the solver steps along the mean, which is not a mask."""
+    coarse = torch.logit(torch.tensor(0.3)).expand(1, 1, 1)
+    diffusion, denoise = independent_pixels(coarse, 20_000, b=0.1)
+    noise = noise_source((20_000, 1, 1, 1), torch.float32)
+    x0 = {
+        variant: run(variant, denoise, noise(), 5, diffusion.schedule, noise, diffusion=diffusion)
+        for variant in ("bernoulli", "dpm_solver")
+    }
+    drawn = diffusion.draw(x0["bernoulli"], noise.uniform())
+    assert (drawn > 0).double().mean() == pytest.approx(0.3, abs=4 * (0.21 / 20_000) ** 0.5)
+    assert (x0["dpm_solver"] > 0).double().mean() == pytest.approx(0.066, abs=0.01)
 
 
 @pytest.mark.parametrize("steps", [2, 5, 30])

@@ -7,6 +7,7 @@ import pytest
 
 from guided_diffusion.diffusion.schedule import (
     Schedule,
+    bernoulli_timesteps,
     cosine_betas,
     linear_betas,
     noise_schedule,
@@ -145,3 +146,19 @@ def test_uniform_times_are_diffusers_and_evenly_spread(num_timesteps, steps):
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match="schedule of 10"):
         solver_timesteps(Schedule(noise_schedule("linear", 10)), steps)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("linear", 1.0), ("cosine", 0.1), ("cosine", 1.0)])
+@pytest.mark.parametrize("num_timesteps", [2, 10, 1000])
+def test_a_drawing_sampler_s_times_fall_from_the_last_to_one_of_little_noise(name, scale, num_timesteps):
+    schedule = Schedule(noise_schedule(name, num_timesteps, scale))
+    for steps in {1, 2, 5, 10, 100, num_timesteps} & set(range(1, num_timesteps + 1)):
+        times = bernoulli_timesteps(schedule, steps)
+        assert len(times) == steps and times.dtype.kind == "i" and times[0] == num_timesteps - 1
+        assert (np.diff(times) < 0).all() and times[-1] >= 0
+    if num_timesteps == 1000:
+        times = bernoulli_timesteps(schedule, 10)
+        abar = schedule.alpha_bar(times[[-1]])
+        assert 2 * np.sqrt(abar) / (1 - abar) >= 8 and times[-1] > 0
+    with pytest.raises(ValueError, match=f"schedule of {num_timesteps}"):
+        bernoulli_timesteps(schedule, num_timesteps + 1)

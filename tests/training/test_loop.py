@@ -1,5 +1,6 @@
 """The training loop: batches, averaged weights, time steps, resuming, and how a run ends."""
 
+import dataclasses
 import math
 import time
 
@@ -10,6 +11,8 @@ from helpers import batch_of, flat, log_rows
 from networks import Blobs
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.config.options import DiffusionOptions
+from guided_diffusion.config.recipe import recipe_values
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.optimization import EMA
 
@@ -115,7 +118,7 @@ def test_one_rater_is_drawn_for_each_item(loop):
     batch = batch_of(trainer.dataset, [0, 1])
     seen = [set(), set()]
     for trainer.step in range(40):
-        chosen = trainer._draw(batch["mask"])[0]
+        (chosen, _, _), _ = trainer._draw(batch["mask"])
         for n in range(2):
             matches = [r for r in range(3) if torch.equal(chosen[n], batch["mask"][n, r])]
             assert len(matches) == 1
@@ -128,10 +131,10 @@ def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
     three = type("ThreeRaters", (Blobs,), {"raters": 3})
     random, mean = loop(dataset=three), loop(dataset=three, raters="mean")
     batch = batch_of(mean.dataset, [0, 1])
-    mask, *others = mean._draw(batch["mask"])
+    (mask, *others), _ = mean._draw(batch["mask"])
     torch.testing.assert_close(mask, batch["mask"].sum(dim=1) / 3)
     assert mask.unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    for one, other in zip(others, random._draw(batch["mask"])[1:], strict=True):
+    for one, other in zip(others, random._draw(batch["mask"])[0][1:], strict=True):
         assert torch.equal(one, other)
     assert math.isfinite(mean.train_step(batch)["loss"])
 
@@ -139,18 +142,18 @@ def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
 def test_the_mean_of_one_rater_is_that_rater(loop):
     trainer = loop(raters="mean")
     batch = batch_of(trainer.dataset, [0, 1])
-    assert torch.equal(trainer._draw(batch["mask"])[0], batch["mask"][:, 0])
+    assert torch.equal(trainer._draw(batch["mask"])[0][0], batch["mask"][:, 0])
 
 
 def test_what_an_item_draws_depends_on_seed_step_and_place_alone(loop):
     trainer = loop()
     three, one = (batch_of(trainer.dataset, indices)["mask"] for indices in ([0, 1, 2], [0]))
-    _, t3, _, noise3 = trainer._draw(three)
-    _, t1, _, noise1 = trainer._draw(one)
+    (_, t3, noise3), _ = trainer._draw(three)
+    (_, t1, noise1), _ = trainer._draw(one)
     assert t3[0] == t1[0] and torch.equal(noise3[0], noise1[0])
     assert not torch.equal(noise3[0], noise3[1])
     trainer.step += 1
-    assert not torch.equal(trainer._draw(one)[3], noise1)
+    assert not torch.equal(trainer._draw(one)[0][2], noise1)
 
 
 # ---- a run that goes wrong ---------------------------------------------------------------------------------------
@@ -322,6 +325,50 @@ def test_in_the_first_stage_the_condition_model_learns_alone_and_then_its_last_l
     assert any(name.startswith("decoder.") for name in changed)
 
 
+def test_in_the_second_stage_the_last_layer_learns_the_raters_mean_and_the_diffusion_one_rater(loop):
+    three = type("ThreeRaters", (Blobs,), {"raters": 3})
+    trainer = loop(dataset=three, model={"version": "v2"}, condition_steps=2)
+    batch = batch_of(trainer.dataset, [0, 1])
+    mean = torch.stack([mask.mean(dim=0) for mask in batch["mask"]])
+    (first, _, _), _ = trainer._draw(batch["mask"])
+    trainer.step = 2
+    (mask, t, noise, coarse_target), _ = trainer._draw(batch["mask"])
+    assert torch.equal(first, mean) and torch.equal(coarse_target, mean) and not torch.equal(mask, mean)
+    assert mask.unique().tolist() == [0, 1]
+    trainer.model.eval()
+    with torch.no_grad():
+        coarse = trainer.model.encode(batch["image"]).coarse
+    expected = trainer.diffusion.coarse_mask_loss(coarse, mean, t).mean().item()
+    found = trainer._backward(batch, (mask, t, noise, coarse_target), torch.ones(2))
+    assert found["coarse"].mean().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_raters_disagree_the_recipe_s_expected_volume_is_their_mean_volume(loop):
+    """Disks of three radii about one centre, in images that blur where their edges are."""
+
+    class Disks(Blobs):
+        away = np.hypot(*(np.mgrid[:16, :16] - 8))
+
+        def read_mask(self, case):
+            return np.stack([(self.away <= radius)[None] for radius in (1, 3, 5)])
+
+        def read_image(self, case):
+            noise = np.random.default_rng(int(case.name[1:])).normal(0, 40, (16, 16))
+            return np.clip(255 - 25 * self.away + noise, 0, 255)[None].repeat(2, axis=0)
+
+    names = {item.name for item in dataclasses.fields(DiffusionOptions)}
+    recipe = {name: value for name, value in recipe_values("staged", {}).items() if name in names}
+    model = {"version": "v2", "channel_mult": "1", "ss_former": "add"}
+    trainer = loop(dataset=Disks, model=model, diffusion=recipe, condition_steps=15, lr=2e-2)
+    batch = batch_of(trainer.dataset, range(2))
+    for trainer.step in range(90):
+        trainer.train_step(batch)
+    with torch.no_grad():
+        probability = trainer.model.eval().encode(batch["image"]).coarse.sigmoid()
+    truth = sum(mask.mean(dim=0).sum().item() for mask in batch["mask"])
+    assert probability.sum().item() == pytest.approx(truth, rel=0.03)
+
+
 def test_each_stage_has_its_own_decay(loop, tmp_path):
     loop(model={"version": "v2"}, lr=0.1, condition_steps=4, lr_anneal_steps=6, max_steps=6, log_interval=1).run()
     assert [row["lr"] for row in log_rows(tmp_path / "run")] == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.1, 0.05])
@@ -330,7 +377,7 @@ def test_each_stage_has_its_own_decay(loop, tmp_path):
 def test_a_step_learns_from_what_was_drawn(loop):
     trainer = loop(model={"version": "v2"})
     batch = batch_of(trainer.dataset, [0, 1])
-    mask, t, weights, noise = trainer._draw(batch["mask"])
+    (mask, t, noise), weights = trainer._draw(batch["mask"])
     assert len(mask) == len(t) == len(weights) == len(noise) == 2 and not torch.equal(noise[0], noise[1])
     model = trainer.model.eval()
     with torch.no_grad():
@@ -360,9 +407,13 @@ def test_the_second_stage_has_a_learning_rate_of_its_own(loop):
 def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     trainer = loop(model={"version": "v2"}, condition_steps=-1, max_steps=1000, max_minutes=1)
     trainer.step = 5
+    monkeypatch.setattr("time.monotonic", lambda: 30.0)
+    trainer._end_stage(0.0)
+    assert trainer.stages.has_dice(5)
     monkeypatch.setattr("time.monotonic", lambda: 50.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_first(trainer.step)
+    assert [trainer.stages.has_dice(step) for step in (4, 5)] == [False, False]  # after 0.6 of the stage's 51 s
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_second(trainer.step) and trainer.stages.ended == 5

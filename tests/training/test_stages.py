@@ -42,6 +42,18 @@ def test_the_average_takes_over_at_the_second_stage_unless_the_weights_have_come
     assert starts(condition_steps=50, lr_anneal_steps=1000) == [50]  # to 1 / 50
 
 
+def test_dice_shapes_the_first_part_of_the_first_stage_alone():
+    def dice(steps=range(1000), **options):
+        stages = Stages(build(TrainOptions, {"max_steps": 1000, **options}))
+        return [step for step in steps if stages.has_dice(step)]
+
+    assert dice(condition_steps=100) == list(range(60))
+    assert dice(condition_steps=-1) == list(range(510))  # of 850
+    assert dice(condition_steps=100, dice_steps=20) == list(range(20))
+    assert dice(condition_steps=100, dice_steps=400) == list(range(100))
+    assert dice() == list(range(300)) and dice(dice_steps=20) == list(range(20)) and dice(dice_steps=0) == []
+
+
 # ---- runs without a second stage ---------------------------------------------------------------------------------
 
 
