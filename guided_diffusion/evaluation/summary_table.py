@@ -18,6 +18,7 @@ SETS = {  # prefixes of the figures of sets of masks that stand beside the membe
     "majority_": "raters' majority",
 }
 OF_SETS = ("ged2_unbiased", "matched_iou")
+SHOWN_MEMBERS = 8  # in a table of their own; summary.json has all
 FURTHER = ("iou", "sensitivity", "precision", "hd95", "assd", "nsd", "volume_error", "lesion_f1")
 FIGURE_LABELS = {
     "log_loss_per_area": "log loss per lesion pixel",
@@ -111,7 +112,7 @@ def _statistics_row(label, values):
 
 
 def _member_lines(members):
-    if len(members) < 2:
+    if not 1 < len(members) <= SHOWN_MEMBERS:
         return []
     names = ("dice", "staple_sensitivity", "staple_specificity")
     rows = [[f"  {e}", *(f"{one[name]:.4f}" for name in names)] for e, one in enumerate(members)]
