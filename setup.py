@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="guided_diffusion",
-    version="0.4.0",
+    version="0.5.0",
     description="Medical image segmentation with diffusion models: MedSegDiff, done right",
     license="MIT",
     packages=find_packages(include=["guided_diffusion*"]),

@@ -24,9 +24,9 @@ LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the
 # Values of options that a checkpoint lacks because it is older than they are. A new option of the network or the
 # diffusion needs its value here: a checkpoint that lacks any other is refused.
 OLDER = {
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0},
-    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid"},
-    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False},
+    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "nbp_factor": "sigmoid"},
+    "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
+    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False, "ema_warmup": True},
 }
 PLAIN_TYPES = (str, int, float, bool, type(None))
 WORDS = {"`object`": "a dict", "`array`": "a list", "`str`": "text", "`int`": "a whole number", "`float`": "a number"}

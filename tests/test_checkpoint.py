@@ -83,8 +83,11 @@ def test_round_trip(content, tmp_path):
         ("model", "concat_features", False),
         ("model", "diffusion_channels", 0),
         ("model", "diffusion_level", 0),
+        ("model", "nbp_factor", "sigmoid"),
         ("diffusion", "logit_skip", "none"),
+        ("diffusion", "mask_range", "signed"),
         ("train", "augment", "none"),
+        ("train", "ema_warmup", True),
         ("train", "dice_steps", 0),
     ],
 )
@@ -141,14 +144,17 @@ def test_a_checkpoint_that_used_one_is_refused_with_the_version_to_use(content, 
         assert str(error.value) == f"{path}: was trained with {name} {value}, {gone}"
 
 
-@pytest.mark.parametrize(("name", "value"), [("loss_weighting", "min_snr"), ("own_predictions", 0.5)])
-def test_what_shaped_the_training_alone_is_refused_to_those_who_train_on(content, tmp_path, name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "version"),
+    [("loss_weighting", "min_snr", "0.1.0"), ("own_predictions", 0.5, "0.1.0"), ("border_weight", 16.0, "0.4.0")],
+)
+def test_what_shaped_the_training_alone_is_refused_to_those_who_train_on(content, tmp_path, name, value, version):
     path = with_options(content, tmp_path / "m.pt", diffusion={name: value})
     loaded = load_checkpoint(path)
     assert equal(dict(loaded.build()[0].state_dict()), dict(content.model))
     save_checkpoint(loaded, tmp_path / "again.pt")  # as --fit_temperature does: it still says how it was trained
     for one in (path, tmp_path / "again.pt"):
-        with pytest.raises(UserError, match=f"was trained with {name} {value}, which .* use version 0.1.0"):
+        with pytest.raises(UserError, match=f"was trained with {name} {value}, which .* use version {version}"):
             load_checkpoint(one, to_train=True)
 
 

@@ -132,7 +132,7 @@ def _parser(fields):
     )
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--help_all", "--help-all", action="store_true")
-    for name in ("config", *fields):
+    for name in ("config", *(name for name, item in fields.items() if item.metadata["is_flag"])):
         alone = True if name in fields and fields[name].type is bool else NO_VALUE
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const=alone)
     return parser
@@ -208,7 +208,8 @@ def _unknown_words(words, fields):
         if word.startswith("-"):
             written = word.partition("=")[0]
             name = written.lstrip("-").replace("-", "_")
-            if name in fields or name == "config":  # one dash, or dashes mixed with underscores
+            # One dash, or dashes mixed with underscores.
+            if name == "config" or (name in fields and fields[name].metadata["is_flag"]):
                 lines.append(f"{shown(written)}: write --{name}")
             else:
                 lines.append(_unknown_flag(name, fields))
@@ -225,10 +226,12 @@ def _unknown_flag(name, fields):
     if name in REMOVED:
         instead = f" ({REPLACED[name]})" if name in REPLACED else ""
         return f"--{name}: is no longer in this version, leave it out{instead} or use version {last_version(name)}"
+    if name in fields:  # but not a flag
+        return f"--{name}: is no flag; a checkpoint sets it"
     if owner := _owner(name):
         return f"--{name}: is a flag of {owner}, not of this script"
     words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
-    words |= {flag: flag for flag in fields}
+    words |= {flag: flag for flag, item in fields.items() if item.metadata["is_flag"]}
     if name.lower() not in words and (flag := _synonym_of(name.lower())):
         return f"--{name}: no such flag; --{flag} is a flag of {_owner(flag)}, not of this script"
     close = difflib.get_close_matches(name.lower(), words, n=1)

@@ -49,16 +49,19 @@ def option(
     path=False,
     needs=None,
     shown="",
+    is_flag=True,
 ):
     """A dataclass field with its help and its rules.
 
     choices, minimum, above (an open lower bound), maximum: the allowed values. why: the reason of the maximum, for the
     error. required: the help says so; the command itself checks it. remote: the value is a path and may be one in a
     blob store. path: it is a local path. needs: {name of another option: the values at which this option has an
-    effect}. shown: the default in the help, where it depends on something else.
+    effect}. shown: the default in the help, where it depends on something else. is_flag: False for a mark of the
+    version that trained a network, which has no flag; files of options have it.
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "why": why}
     known = {"help": help, "required": required, "remote": remote, "path": path, "needs": needs or {}, "shown": shown}
+    known["is_flag"] = is_flag
     return field(default=default, metadata=known | rules)
 
 
@@ -129,7 +132,7 @@ def without_removed(values, who, keep=()):
     "run.pt: was trained with". Raises `UserError` for any other removed option in use; it names the version to use.
     """
     gone = {name for name in REMOVED if name in values and not (name in keep and _is_in_use(name, values))}
-    for name in sorted(gone):
+    for name in sorted(gone, key=lambda name: (last_version(name), name)):  # the oldest version has all of them
         if _is_in_use(name, values):
             instead = f"{REPLACED[name]}, or " if name in REPLACED else ""
             raise UserError(

@@ -103,8 +103,8 @@ def help_text(description, groups, fields, *, example="", saved=(), common=()):
 
 
 def _own_fields(group, fields):
-    """The options of a group that no earlier group has."""
-    return [item for item in dataclasses.fields(group) if fields[item.name] is item]
+    """The flags of a group that no earlier group has."""
+    return [i for i in dataclasses.fields(group) if fields[i.name] is i and i.metadata["is_flag"]]
 
 
 def _wrapped(text):

@@ -253,6 +253,13 @@ class ModelOptions:
         "v2: the SS-Former filters its affinity maps by frequency and time step",
         needs={"version": ("v2",), "ss_former": ("fourier",)},
     )
+    nbp_factor: str = option(
+        "doubled",
+        "v2: the NBP-filter's factor: doubled (2 sigmoid, starts at 1) or sigmoid, as up to version 0.4.0",
+        choices=("doubled", "sigmoid"),
+        needs={"version": ("v2",), "ss_former": ("fourier",), "nbp_filter": (True,)},
+        is_flag=False,
+    )
     concat_features: bool = option(
         False,
         "v2: the diffusion's encoder also sees the features of the condition model's first decoder level",
@@ -361,6 +368,12 @@ class DiffusionOptions:
         "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
         choices=("none", "noise", "coarse", "both"),
     )
+    mask_range: str = option(
+        "signed",
+        "values of the masks to which noise is added: signed (-1 and 1) or unit (0 and 1, as published; without "
+        "--logit_skip noise)",
+        choices=("signed", "unit"),
+    )
     class_activation: str = option(
         "auto",
         "from logits to probabilities with several --classes: softmax (exclusive classes, 0 as the background's "
@@ -422,6 +435,8 @@ class DiffusionOptions:
         ):
             if value not in neutral and objective != "x0":
                 raise UserError(f"--{flag} {value} goes with --objective x0, not {objective}")
+        if self.mask_range == "unit" and self.logit_skip in ("noise", "both"):
+            raise UserError(f"--logit_skip {self.logit_skip} goes with --mask_range signed, not unit")
         if mask_loss != "mse" and self.use_kl:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")
         return replace(

@@ -86,8 +86,11 @@ class TrainOptions:
         maximum=1e30,
         why="single precision ends at 3e38; 0 means off",
     )
-    ema_rate: str = option(
-        "0.9999", "decay rate of the averaged weights, or several as 0.99,0.9999; short runs warm up to it"
+    ema_rate: str = option("0.9999", "decay rate of the averaged weights, or several as 0.99,0.9999")
+    ema_warmup: bool = option(
+        True,
+        "the decay of the averaged weights rises to --ema_rate, so that short runs lose their random start; False: it "
+        "is fixed, as published",
     )
     condition_steps: int = option(
         0,

@@ -22,13 +22,15 @@ OBJECTIVES = ("eps", "x0", "v")
 MASK_LOSSES = ("mse", "bce", "bce_dice")
 LOGIT_SKIPS = ("none", "noise", "coarse", "both")
 ACTIVATIONS = ("auto", "sigmoid", "softmax")
+MASK_RANGES = {"signed": (-1, 1), "unit": (0, 1)}  # of the clean mask x_0
 LARGEST_GAIN = 4.0  # of the network's output: at low noise the evidence would magnify its errors
 
 
 class Denoised(NamedTuple):
     """What a denoiser makes of x_t.
 
-    x0: the predicted mask [N, K, H, W], in [-1, 1] when it is clipped. eps: the noise that goes with it, [N, K, H, W].
+    x0: the predicted mask [N, K, H, W], in [-1, 1] when it is clipped (see `GaussianDiffusion.from_mask`).
+    eps: the noise that goes with it, [N, K, H, W].
     variance_fraction: [N, K, H, W], the learned log variance's place between its bounds, 0 to 1, or None.
     coarse: the condition branch's mask logits [N, K, H, W], or None.
     """
@@ -47,6 +49,7 @@ class GaussianDiffusion:
     objective: what the network predicts, one of `OBJECTIVES`.
     mask_loss: one of `MASK_LOSSES`; the cross-entropies need the objective x0.
     logit_skip: what is added to the logits of an x0 prediction, see `skipped_logits`.
+    mask_range: the values of the clean mask x_0, one of `MASK_RANGES`; the pixel's own evidence needs "signed".
     class_activation: "softmax" where classes exclude one another, else "sigmoid" or "auto"; see `class_probabilities`.
     coarse_weight: weight of the coarse mask's loss in the sum. coarse_loss: one of `MASK_LOSSES`, or "auto": as
     mask_loss. coarse_ce, coarse_every: see `coarse_mask_loss`.
@@ -61,6 +64,7 @@ class GaussianDiffusion:
     objective: str = "eps"
     mask_loss: str = "mse"
     logit_skip: str = "none"
+    mask_range: str = "signed"
     class_activation: str = "auto"
     coarse_weight: float = 1.0
     coarse_loss: str = "auto"
@@ -78,6 +82,8 @@ class GaussianDiffusion:
             raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {skip!r}")
         if (mask_loss != "mse" or skip != "none") and objective != "x0":
             raise ValueError(f"the mask loss {mask_loss} with the skip {skip} needs the objective x0")
+        if self.mask_range not in MASK_RANGES or (self.mask_range == "unit" and skip in ("noise", "both")):
+            raise ValueError(f"the mask range {self.mask_range!r} does not go with the skip {skip}")
         if self.class_activation not in ACTIVATIONS or (self.exclusive and objective != "x0"):
             raise ValueError(
                 f"the class activation {self.class_activation!r} does not go with the objective {objective}"
@@ -160,14 +166,13 @@ class GaussianDiffusion:
     def activate(self, prediction):
         """The value of the target from its prediction, [N, K, H, W].
 
-        An x0 prediction is squashed to [-1, 1]: by tanh with the loss "mse", by 2 p - 1 with a cross-entropy, where p
-        are the `class_probabilities`. A softmax replaces the sigmoid in both.
+        An x0 prediction z becomes the `class_probabilities` of z with a cross-entropy, of 2 z with the loss "mse"
+        (tanh z = 2 sigmoid(2 z) - 1), in the range of x_0.
         """
         if self.objective != "x0":
             return prediction
-        if self.mask_loss != "mse":
-            return 2 * class_probabilities(prediction, self.exclusive) - 1
-        return 2 * class_probabilities(2 * prediction, True) - 1 if self.exclusive else torch.tanh(prediction)
+        logits = 2 * prediction if self.mask_loss == "mse" else prediction
+        return self.from_mask(class_probabilities(logits, self.exclusive))
 
     def to_x0(self, value, x_t, t):
         """x_0 from an activated prediction at x_t, [N, K, H, W]. t: int [N], or one int for all rows."""
@@ -187,7 +192,8 @@ class GaussianDiffusion:
         """A function (x_t, t) -> `Denoised` that closes over the condition; samplers see nothing else.
 
         t is int [N], or one int for all rows: sampling passes an int, so that it never waits for the GPU.
-        clip: x_0 is cut to [-1, 1]. dynamic_threshold: above 0, `threshold_dynamically` replaces the cut.
+        clip: x_0 is cut to [-1, 1], as in the published code also for masks of 0 and 1. dynamic_threshold: above 0,
+        `threshold_dynamically` replaces the cut.
         eps follows from the clipped x_0, so that the two agree.
         """
 
@@ -208,11 +214,13 @@ class GaussianDiffusion:
 
     def to_mask(self, x0):
         """A mask in [0, 1] from x_0, [..., K, H, W]; values outside the range of masks are cut."""
-        return (x0.clamp(-1, 1) + 1) / 2
+        low, high = MASK_RANGES[self.mask_range]
+        return (x0.clamp(low, high) - low) / (high - low)
 
     def from_mask(self, mask):
         """The inverse of `to_mask`."""
-        return mask * 2 - 1
+        low, high = MASK_RANGES[self.mask_range]
+        return mask * (high - low) + low
 
     def draw(self, x0, uniform):
         """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
@@ -240,7 +248,7 @@ class GaussianDiffusion:
         mask's loss, with a coarse mask.
         Raises ValueError for outputs of another shape than the mask's.
         """
-        x0 = mask * 2 - 1
+        x0 = self.from_mask(mask)
         x_t = self.q_sample(x0, t, noise)
         output = model(x_t, self.model_time(t), condition)
         if any(part is not None and part.shape != mask.shape for part in output):  # they would broadcast silently

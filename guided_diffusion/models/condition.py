@@ -193,11 +193,11 @@ class SSFormerBlock(nn.Module):
     c~ = c + A1(q = e, k = v = c),   c' = c~ + A2(q = c~, k = v = e)
     """
 
-    def __init__(self, channels, heads, embedding_channels, nbp_filter):
+    def __init__(self, channels, heads, embedding_channels, nbp_filter, largest_factor):
         super().__init__()
 
         def cross_attention():
-            filter = NBPFilter(heads, embedding_channels) if nbp_filter else None
+            filter = NBPFilter(heads, embedding_channels, largest_factor) if nbp_filter else None
             return CrossAttention(channels, heads, embedding_channels, FourierAffinity(filter))
 
         self.read, self.write = cross_attention(), cross_attention()
@@ -227,9 +227,10 @@ class SSFormer(nn.Module):
     e + c0, V1's addition.
 
     kind: "fourier" (`SSFormerBlock`, with or without the NBP-filter), "cross" (`PlainBlock`) or "add" (no blocks).
+    largest_factor: of the `NBPFilter`.
     """
 
-    def __init__(self, shape, embedding_channels, kind="fourier", blocks=2, nbp_filter=True):
+    def __init__(self, shape, embedding_channels, kind="fourier", blocks=2, nbp_filter=True, largest_factor=2.0):
         super().__init__()
         self.use_checkpoint = shape.use_checkpoint
         width = shape.widths[-1]
@@ -238,7 +239,7 @@ class SSFormer(nn.Module):
         def block():
             if kind == "cross":
                 return PlainBlock(width, heads, embedding_channels)
-            return SSFormerBlock(width, heads, embedding_channels, nbp_filter)
+            return SSFormerBlock(width, heads, embedding_channels, nbp_filter, largest_factor)
 
         self.blocks = nn.ModuleList(block() for _ in range(0 if kind == "add" else blocks))
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from .layers import at_least_float32, without_autocast
 
+LAST_LAYER_DEVIATION = 0.1  # the deviation of a last layer's random weights
+
 
 class FFParser(nn.Module):
     """FF-Parser (MedSegDiff, arXiv 2211.00611 sec. 2.2): M = F[m], M' = A (x) M, m' = F^-1[M'].
@@ -60,23 +62,26 @@ class NBPFilter(nn.Module):
     """Neural band-pass filter (MedSegDiff-V2, arXiv 2301.11798): a factor for each entry of an affinity map.
 
     1x1 convolutions map the coordinates of a pair (query frequency, key frequency) to one value per head. The time
-    embedding scales and shifts the features after each layer. A sigmoid keeps the values in (0, 1). The filter starts
-    constant at sigmoid(3) = 0.95, so that nearly everything passes.
+    embedding scales and shifts the features after each layer. The factor is 2 sigmoid(value), in (0, 2): it damps or
+    amplifies, and it starts near 1, where the sigmoid is steepest.
     The coordinates are magnitudes, so the filter is even and the filtered map stays real. They are relative to the
     Nyquist frequency, so the filter works for maps of any size.
+
+    largest: the upper end of the factor's range; 1.0 for the filters of versions up to 0.4.0.
     """
 
-    def __init__(self, heads, embedding_channels, hidden=16, layers=2):
+    def __init__(self, heads, embedding_channels, largest=2.0, hidden=16, layers=2):
         super().__init__()
+        self.largest = largest
         widths = [4] + [hidden] * layers
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.modulations = nn.ModuleList(nn.Linear(embedding_channels, 2 * hidden) for _ in range(layers))
         self.out = nn.Conv2d(hidden, heads, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, 3.0)
+        nn.init.normal_(self.out.weight, std=LAST_LAYER_DEVIATION)  # zeros would keep gradients from the layers before
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, height, width, embedding):
-        """embedding: [N, D]. Returns [N, heads, L, L] in (0, 1), L = height * width frequencies row by row."""
+        """embedding: [N, D]. Returns [N, heads, L, L] in (0, largest), L = height * width frequencies row by row."""
         coordinates, place = self._frequencies(height, width, embedding.device)
         count = coordinates.shape[1]
         queries, keys = coordinates[:, :, None].expand(2, count, count), coordinates[:, None].expand(2, count, count)
@@ -84,7 +89,7 @@ class NBPFilter(nn.Module):
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             scale, shift = modulation(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)  # [N, hidden, 1, 1]
             h = F.silu(layer(h) * (1 + scale) + shift)
-        values = torch.sigmoid(self.out(h))  # [N, heads, U, U]
+        values = self.largest * torch.sigmoid(self.out(h))  # [N, heads, U, U]
         return values.index_select(2, place).index_select(3, place)
 
     @staticmethod

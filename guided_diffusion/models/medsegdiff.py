@@ -13,6 +13,7 @@ from .outputs import ConditionV1, ConditionV2, ModelOutput, PlainCondition
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # as in MedSegDiff's figure
+NBP_FACTORS = {"doubled": 2.0, "sigmoid": 1.0}  # the largest factor of the NBP-filter
 
 
 class Variant(nn.Module):
@@ -330,4 +331,5 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,
+        largest_factor=NBP_FACTORS[options.nbp_factor],
     )

@@ -52,7 +52,10 @@ class TrainLoop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.timesteps = TIMESTEP_SAMPLERS[self.options.schedule_sampler](diffusion.num_timesteps)
         saved_ema = start.ema if start else {}
-        self.ema = {str(rate): EMA(model, rate, saved_ema.get(str(rate))) for rate in self.options.ema_rates()}
+        self.ema = {
+            str(rate): EMA(model, rate, saved_ema.get(str(rate)), self.options.ema_warmup)
+            for rate in self.options.ema_rates()
+        }
         if start:
             self._restore(start)
         has_start = start and self.processes.from_first(lambda: self.checkpoints.has(self.step))

@@ -57,11 +57,11 @@ class EMA:
     The decay warms up as min(rate, (1 + n) / (10 + n)) after n updates: a fixed 0.9999 would keep the random start
     for tens of thousands of steps and ruin a short run. The average is sharded like the parameters.
 
-    state: {name: whole tensor} of a checkpoint to go on from.
+    state: {name: whole tensor} of a checkpoint to go on from. warmup: False for a fixed decay, as published.
     """
 
-    def __init__(self, model, rate, state=None):
-        self.rate = rate
+    def __init__(self, model, rate, state=None, warmup=True):
+        self.rate, self.warmup = rate, warmup
         self.parameters = {}
         for name, parameter in model.named_parameters():
             source = parameter.detach() if state is None else laid_out(state[name], parameter)
@@ -69,7 +69,7 @@ class EMA:
 
     def decay(self, updates):
         """The decay of update number `updates` (0 for the first)."""
-        return min(self.rate, (1 + updates) / (10 + updates))
+        return min(self.rate, (1 + updates) / (10 + updates)) if self.warmup else self.rate
 
     @torch.no_grad()
     def update(self, model, updates):

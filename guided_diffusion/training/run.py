@@ -31,6 +31,8 @@ from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .validation import spread_cases
 
+MUCH_OF_START = 0.05  # share of the random start in averaged weights
+
 
 @dataclass(frozen=True)
 class ValidationData:
@@ -162,6 +164,7 @@ def prepare_run(options, given, processes):
         lacking,
         condition_model_warning(settings.train, start),
         no_diffusion_warning(settings, start),
+        random_start_warning(settings.train),
     )
     return Run(settings, precision, dataset, folder, start, validation, tuple(filter(None, warnings)))
 
@@ -449,4 +452,16 @@ def no_diffusion_warning(settings, start):
     return (
         f"warning: --condition_steps {alone} leaves none of {last} steps to the diffusion, which learns nothing: give "
         "fewer, or -1 for 85 % of the run, or go on with more by --resume_checkpoint auto --max_steps N"
+    )
+
+
+def random_start_warning(train):
+    """A warning if averaged weights without warm-up still hold much of the random start at the run's end, or None."""
+    share = max(train.ema_rates()) ** train.last_step
+    if train.ema_warmup or share < MUCH_OF_START:
+        return None
+    return (
+        f"warning: --ema_warmup False: after {train.last_step} steps the averaged weights, by which runs are validated "
+        f"and sampled, still hold {share:.0%} of the random start: add --ema_warmup True, or sample with --weights "
+        "model"
     )

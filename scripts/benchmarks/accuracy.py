@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accuracy_table import write_tables
 from measuring import machine_kind
@@ -33,7 +34,9 @@ from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.config.values import numbers
 from guided_diffusion.data.batches import training_batches
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.evaluation.controls import fit_copula_length
 from guided_diffusion.io.files import atomic_path, check_writable, write_json
+from guided_diffusion.io.images import read_picture, write_png
 from guided_diffusion.io.texts import read_json
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
@@ -65,6 +68,8 @@ SAMPLING = {  # equal test-time augmentation for everyone; images in tiles have 
     "drive": "--tile True",
     "em": "--tile True",
 }
+EVALUATION = {"drive": "--topology True", "em": "--topology True"}
+FITTED_ON = 40  # training cases, for the length of the copula
 LATE = 0.67  # of the steps of `unet_mean`: from there on cross-entropy alone
 DEEP = 4  # networks of the deep ensemble
 
@@ -72,23 +77,29 @@ DEEP = 4  # networks of the deep ensemble
 class Contender(NamedTuple):
     """training: its own flags. sampling: flags that win over `SAMPLING`. weights_of: whose trained weights it samples
     with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured. networks: above 1, as many
-    networks share the steps, and their mean probability is the answer."""
+    networks share the steps, and their mean probability is the answer. evaluation: flags of the evaluation."""
 
     training: str
     sampling: str = ""
     weights_of: str = ""
     as_fast_as: str = ""
     networks: int = 1
+    evaluation: str = ""
 
 
+SOLVER = "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"  # as the published commands have it
 UNET_MEAN = f"--version unet --mask_loss bce --raters mean --dice_steps {LATE:.0%}"
 CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
     "unet": Contender("--version unet --mask_loss bce_dice"),
     "unet_mse": Contender("--version unet --mask_loss mse", as_fast_as="unet"),
     "unet_mean": Contender(UNET_MEAN, as_fast_as="unet"),
     "unet_mean_x4": Contender(UNET_MEAN, as_fast_as="unet", networks=DEEP),
-    "v1_published": Contender("--version v1 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"),
-    "v2_published": Contender("--version v2 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"),
+    "v1_published": Contender(
+        "--version v1 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
+    ),
+    "v2_published": Contender(
+        "--version v2 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
+    ),
     "v2": Contender("--version v2 --recipe staged"),
 }
 
@@ -96,25 +107,54 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
 def resampled(name, sampling, known=CONTENDERS):
     """The `Contender` that samples with the weights of another, `name`, with more flags."""
     base = known[name]
-    return Contender(base.training, f"{base.sampling} {sampling}".strip(), weights_of=base.weights_of or name)
+    sampling = f"{base.sampling} {sampling}".strip()
+    return base._replace(sampling=sampling, weights_of=base.weights_of or name, as_fast_as="")
+
+
+CONTENDERS |= {
+    "v2_members": resampled("v2", "--num_ensemble 16"),
+    "v2_members_64": resampled("v2", "--num_ensemble 64")._replace(evaluation="--ensemble_curve True"),
+    "v2_members_128": resampled("v2", "--num_ensemble 128")._replace(evaluation="--ensemble_curve True"),
+}
 
 
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
-    "iou": ("ensemble", "iou", "mean"),
     "sample_dice": ("sample", "mean"),
-    "sample_iou": ("sample_iou", "mean"),
-    "coarse_dice": ("coarse", "mean"),
-    "coarse_iou": ("coarse_iou", "mean"),
-    "ece_band": ("calibration", "ece_band"),
+    "log_loss_per_area": ("probability", "log_loss_per_area", "mean"),
+    "brier_per_area": ("probability", "brier_per_area", "mean"),
+    "volume": ("probability", "expected_volume_ratio", "mean"),
+    "sample_volume": ("probability", "sample_volume_ratio", "mean"),
     "ece": ("calibration", "ece"),
-    "brier_band": ("calibration", "brier_band"),
-    "coarse_ece_band": ("calibration", "coarse_ece_band"),
+    "ged2_unbiased": ("diversity", "ged2_unbiased", "mean"),
     "ged2": ("diversity", "ged2", "mean"),
     "matched_iou": ("diversity", "matched_iou", "mean"),
-    "rater_dice": ("diversity", "rater_dice", "mean"),
+    "copula_ged2": ("diversity", "control_copula_ged2_unbiased", "mean"),
+    "copula_matched_iou": ("diversity", "control_copula_matched_iou", "mean"),
+    "reader_dice": ("diversity", "reader_dice", "mean"),
+    "reader_ged2": ("diversity", "reader_ged2_unbiased", "mean"),
+    "majority_dice": ("diversity", "majority_dice", "mean"),
+    "majority_ged2": ("diversity", "majority_ged2_unbiased", "mean"),
+    "mask_cldice": ("topology", "mask_cldice", "mean"),
+    "sample_cldice": ("topology", "sample_cldice", "mean"),
+    "mask_betti0": ("topology", "mask_betti0_error", "mean"),
+    "sample_betti0": ("topology", "sample_betti0_error", "mean"),
+    "mask_betti1": ("topology", "mask_betti1_error", "mean"),
+    "sample_betti1": ("topology", "sample_betti1_error", "mean"),
+    "mask_vi": ("topology", "mask_vi_background", "mean"),
+    "sample_vi": ("topology", "sample_vi_background", "mean"),
 }
-PER_CASE = ("dice", "sample_dice", "coarse_dice", "ged2", "matched_iou")
+PER_CASE = {  # columns of metrics.csv
+    "dice": "dice",
+    "sample_dice": "sample_dice",
+    "log_loss": "log_loss",
+    "ged2_unbiased": "ged2_unbiased",
+    "matched_iou": "matched_iou",
+    "copula_ged2": "control_copula_ged2_unbiased",
+    "copula_matched_iou": "control_copula_matched_iou",
+    "mask_cldice": "mask_cldice",
+    "sample_cldice": "sample_cldice",
+}
 
 
 @dataclass
@@ -129,7 +169,7 @@ class AccuracyOptions:
     em_dir: str = option("/work/shared/data/em", "membranes: a folder that --data_name FOLDER reads")
     sets: str = option("ph2,lidc4,drive,em", "which data sets, separated by commas")
     contenders: str = option(
-        "unet,unet_mean,unet_mse,unet_mean_x4,v1_published,v2_published,v2",
+        "unet_mean,unet,unet_mse,unet_mean_x4,v1_published,v2_published,v2,v2_members",
         f"which of {', '.join(CONTENDERS)}, separated by commas. Or separated by semicolons, with some of your own: "
         "'NAME=flags' of training, 'NAME=v2 flags' for v2 trained with these too, 'NAME=v2: flags' for v2's weights "
         "sampled with these",
@@ -199,8 +239,8 @@ def steps_of(options, name, contenders):
     """{contender: optimizer steps}: --steps, or as many as fit --minutes by the seconds of a step on this machine.
 
     The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
-    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with the
-    recipe, where its seconds are known, and scaled by it to the machine as it was then.
+    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with one
+    of `REFERENCES` whose seconds are known, and scaled by it to the machine as it was then.
     """
     if options.steps:
         return dict.fromkeys(contenders, options.steps)
@@ -213,16 +253,25 @@ def steps_of(options, name, contenders):
             known[line["contender"], line["flags"]] = line["seconds_per_step"]
     lacking = {twin: words for twin, words in flags.items() if (twin, words) not in known}
     if lacking:
-        recipe = trained_with(options, name, CONTENDERS["v2"].training)
-        reference = known.get(("v2", recipe))
-        seconds = measure(options, name, lacking | ({"v2": recipe} if reference else {}))
-        scale = reference / seconds["v2"] if reference else 1.0
+        reference = next((c for c in REFERENCES if (c, _as_trained(options, name, c)) in known), None)
+        others = {reference: _as_trained(options, name, reference)} if reference else {}
+        seconds = measure(options, name, lacking | others)
+        scale = known[reference, others[reference]] / seconds[reference] if reference else 1.0
         for twin, words in lacking.items():
             known[twin, words] = seconds[twin] * scale
             line = {"kind": "speed", "set": name, "contender": twin, "flags": words, "machine": machine()}
             line["seconds_per_step"] = known[twin, words]
-            append(options.record, line | ({"scaled_by": "v2, measured in the same turns"} if reference else {}))
+            append(
+                options.record, line | ({"scaled_by": f"{reference}, measured in the same turns"} if reference else {})
+            )
     return {c: max(1, int(options.minutes * 60 / known[twin, flags[twin]])) for c, twin in twins.items()}
+
+
+REFERENCES = ("unet", "v2")
+
+
+def _as_trained(options, name, contender):
+    return trained_with(options, name, CONTENDERS[contender].training)
 
 
 def measure(options, name, flags):
@@ -317,6 +366,9 @@ def run(options, name, contender, how, seed, steps):
         words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results)]
         call_script(options, "segmentation_sample.py", [*words, "--save_samples", "True", *shlex.split(sampling)])
     results = parts[0] if how.networks == 1 else mean_of(parts, folder / "results")
+    length = copula_length(options, name, checkpoints[0], where, sampling)
+    words = ["--pred_dir", str(results), *where, "--copula_length", str(length)]
+    call_script(options, "segmentation_eval.py", [*words, *shlex.split(f"{EVALUATION.get(name, '')} {how.evaluation}")])
     append(options.record, what | {"machine": machine()} | seconds_of(folder) | outcome(results, kind, data_dir))
 
 
@@ -332,6 +384,41 @@ def train(options, where, flags, folder, seed, steps):
     seconds, processor_seconds = call_script(options, "segmentation_train.py", words)
     write_json(folder / SECONDS, {"train_seconds": seconds, "train_cpu_seconds": processor_seconds})
     return checkpoint
+
+
+def mean_of(parts, results):
+    """Write the results folder `results`: the mean probability of the folders `parts`, and its masks.
+
+    Its manifest is that of the first part, so it has one answer a case, without members. Returns `results`.
+    """
+    for path in sorted((parts[0] / "probability").glob("*.png")):
+        mean = np.mean([read_picture(part / "probability" / path.name)[..., 0] for part in parts], axis=0)
+        for kind, values in (("probability", mean.round().astype(np.uint16)), ("masks", 255 * (mean > 32767.5))):
+            (results / kind).mkdir(parents=True, exist_ok=True)
+            write_png(results / kind / path.name, values.astype(np.uint16 if kind == "probability" else np.uint8))
+    write_json(results / "manifest.json", read_json(parts[0] / "manifest.json"))
+    return results
+
+
+def copula_length(options, name, checkpoint, where, sampling):
+    """The copula's correlation length in pixels, fitted once for each set on training cases and recorded.
+
+    checkpoint: of the first contender that asks; its probabilities of training cases are the margins.
+    """
+    for line in records(options.record):
+        if line["kind"] == "copula" and (line["set"], line["split"]) == (name, options.split):
+            return line["length"]
+    results = checkpoint.parent / "results_train"
+    words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results), "--split", "train"]
+    call_script(options, "segmentation_sample.py", [*words, "--num_samples", str(FITTED_ON), *shlex.split(sampling)])
+    dataset = build_dataset(*data_of(options, name), image_size=1, split="train", need_masks=True)
+    probabilities, raters = [], []
+    for case in dataset.cases[:FITTED_ON]:
+        probabilities.append(read_picture(results / "probability" / f"{case.name}.png")[..., 0] / 65535)
+        raters.append(dataset.load_mask(case)[:, 0])
+    length = fit_copula_length(probabilities, raters)
+    append(options.record, {"kind": "copula", "set": name, "split": options.split, "length": length})
+    return length
 
 
 SECONDS = "seconds.json"
@@ -382,13 +469,17 @@ def outcome(results, data_name, data_dir):
         figures[key] = None if value is None or math.isnan(value) else round(value, 5)
     with open(results / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    cases = {key: [round(float(row[key]), 4) if row[key] else None for row in rows] for key in PER_CASE}
+    cases = {key: [_number(row.get(column)) for row in rows] for key, column in PER_CASE.items()}
     return {
         "seconds_per_case": round(manifest["seconds"] / manifest["cases_sampled"], 3),
         "figures": figures,
         "groups": [groups[row["name"]] for row in rows],
         "cases": {key: values for key, values in cases.items() if any(value is not None for value in values)},
     }
+
+
+def _number(text):
+    return round(float(text), 5) if text else None
 
 
 # ---- the record ----------------------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ def test_a_flag_that_is_gone_names_the_version_that_has_it(name, groups):
     assert name not in fields_of(groups)
 
 
+def test_what_a_checkpoint_alone_sets_is_no_flag_but_a_run_s_record_has_it(tmp_path):
+    assert refused("--nbp_factor sigmoid") == "--nbp_factor: is no flag; a checkpoint sets it"
+    (tmp_path / "run.yaml").write_text("nbp_factor: sigmoid\n")
+    (model,), _ = parse("", [ModelOptions], ["--config", str(tmp_path / "run.yaml")])
+    assert model.nbp_factor == "sigmoid"
+
+
 def test_abbreviations_are_not_guessed():
     assert refused("--image_siz 64") == "--image_siz: no such flag, did you mean --image_size?"
     assert refused("--batchsize 64") == "--batchsize: no such flag, did you mean --batch_size?"

@@ -50,7 +50,8 @@ def test_the_whole_help_names_every_flag_once(name, script, capsys):
     text = help_of(name, script, capsys)
     fields = fields_of(GROUPS[name])
     saved = fields_of([ModelOptions, DiffusionOptions]) if name == "segmentation_sample" else {}
-    explained = [item.name for item in fields.values() if saved.get(item.name) is not item]
+    flags = [item for item in fields.values() if item.metadata["is_flag"]]
+    explained = [item.name for item in flags if saved.get(item.name) is not item]
     assert not GROUPS[name] or sorted(flags_of(text.partition("Taken from")[0])) == sorted(
         [*explained, *(["config"] if not saved else [])]
     )
@@ -79,10 +80,11 @@ def test_help_shows_choices_and_what_is_needed(script, capsys):
 def test_help_of_sampling_names_what_the_checkpoint_brings_in_one_block(script, capsys):
     text = help_of("segmentation_sample", script, capsys)
     block = text.partition("Taken from the checkpoint; accepted because published commands pass them.")[2]
-    for name in fields_of([ModelOptions, DiffusionOptions]).keys() - {"diffusion_steps"}:
+    fields = fields_of([ModelOptions, DiffusionOptions])
+    for name in [n for n, item in fields.items() if n != "diffusion_steps" and item.metadata["is_flag"]]:
         assert f"--{name}," in block.replace("--use_kl", "--use_kl,"), name
         assert not re.search(rf"(?m)^  --{name} [^-]", text), name
-    assert "(default: the checkpoint's)" in text and "(default: 5)" in text
+    assert "(default: the checkpoint's)" in text and "(default: by the checkpoint)" in text
     short = help_of("segmentation_sample", script, capsys, "--help")
     assert "--num_channels" not in short and "Taken from the checkpoint" not in short
     assert "--num_channels N" in help_of("segmentation_train", script, capsys, "--help")

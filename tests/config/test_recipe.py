@@ -32,7 +32,8 @@ def test_the_published_process_is_ddpm_s_on_eps_with_a_learned_variance(version)
 
 
 def test_the_coarse_losses_are_each_paper_s_and_code_s():
-    _, _, v1 = options_of("--recipe published --version v1")
+    train, _, v1 = options_of("--recipe published --version v1")
+    assert (v1.mask_range, train.ema_rate, train.ema_warmup) == ("unit", "0.9999", False)
     _, _, v2 = options_of("--recipe published --version v2")
     assert (v1.coarse_loss, v1.coarse_weight, v1.coarse_every) == ("mse", 10, 1)
     assert (v2.coarse_loss, v2.coarse_weight, v2.coarse_ce, v2.coarse_every) == ("bce_dice", 1, 10, 5)

@@ -56,6 +56,35 @@ def test_q_sample_has_the_moments_of_single_noising_steps():
         assert x_t.item() == pytest.approx(mean * 0.7 - 1.3 * math.sqrt(variance), abs=1e-9)
 
 
+# ---- the range of masks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_masks_of_0_and_1_enter_and_leave_the_published_diffusion(objective):
+    diffusion = diffusion_of(objective=objective, mask_range="unit")
+    mask, _, noise, t = random_masks()
+    assert torch.equal(diffusion.from_mask(mask), mask) and torch.equal(diffusion.to_mask(mask), mask)
+    seen = []
+
+    def model(x_t, t, condition):
+        seen.append(x_t)
+        return ModelOutput(torch.randn_like(x_t), None, None)
+
+    diffusion.training_losses(model, mask, None, t, noise)
+    torch.testing.assert_close(seen[0], diffusion.q_sample(mask, t, noise))
+    x0 = diffusion.denoiser(model, None)(10 * noise, 50).x0
+    assert (0 if objective == "x0" else -1) <= x0.min() < x0.max() <= 1  # cut to [-1, 1] as in the published code
+    assert diffusion.to_mask(x0).min() == 0 or objective == "x0"
+
+
+def test_masks_of_0_and_1_have_no_evidence_of_their_own():
+    for skip in ("noise", "both"):
+        with pytest.raises(ValueError, match="does not go with the skip"):
+            diffusion_of(objective="x0", mask_range="unit", logit_skip=skip)
+        with pytest.raises(UserError, match=f"--logit_skip {skip} goes with --mask_range signed"):
+            build(DiffusionOptions, {"mask_range": "unit", "logit_skip": skip})
+
+
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
 

@@ -23,12 +23,18 @@ def old(tmp_path_factory):
     return path
 
 
-def test_it_gives_the_probability_that_it_gave(old):
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("probability", {}),  # the condition model's, to which members were then coupled
+        ("members", {"num_ensemble": 3, "diffusion_steps": 4, "dpm_solver": True}),
+    ],
+)
+def test_it_gives_the_probability_that_it_gave(old, file, options):
     y, x = np.mgrid[:16, :16]
     image = np.stack([200 - 120 * ((x - 8) ** 2 + (y - 7) ** 2 < 20)] * 3, axis=-1).astype(np.uint8)
-    segmenter = Segmenter.load(old, device="cpu", precision="fp32", num_ensemble=3, diffusion_steps=4, dpm_solver=True)
-    found = np.squeeze(segmenter(image).probability)
-    np.testing.assert_allclose(found, np.load(FILES / "v0.1.0_probability.npy"), atol=1e-4)
+    found = np.squeeze(Segmenter.load(old, device="cpu", precision="fp32", **options)(image).probability)
+    np.testing.assert_allclose(found, np.load(FILES / f"v0.1.0_{file}.npy"), atol=1e-4)
 
 
 def resume(checkpoint, isic, out):
@@ -37,7 +43,8 @@ def resume(checkpoint, isic, out):
 
 def test_training_goes_on_from_one_of_a_single_draw_of_noise(old, script, isic, tmp_path):
     content = torch.load(old, weights_only=True)
-    content["config"]["train"]["noise_draws"] = 1  # as --noise_draws 1 recorded it
+    content["config"]["train"]["noise_draws"] = 1  # as --noise_draws 1 --border_weight 1 recorded it
+    content["config"]["diffusion"]["border_weight"] = 1.0
     torch.save(content, tmp_path / "model000004.pt")
     script("segmentation_train", resume(tmp_path / "model000004.pt", isic, tmp_path / "run"))
     before, after = load_checkpoint(old), load_checkpoint(tmp_path / "run" / "model000005.pt")

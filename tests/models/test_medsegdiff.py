@@ -6,7 +6,11 @@ import pytest
 import torch
 from networks import inputs, model_of, options_of, run_model
 
-from guided_diffusion.models.medsegdiff import MedSegDiffV1, check_size, default_multipliers, unet_shape
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.models.fourier import NBPFilter
+from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model, check_size, default_multipliers, unet_shape
 from guided_diffusion.models.unet import SelfAttention, UNetShape
 from guided_diffusion.runtime.errors import UserError
 
@@ -364,3 +368,64 @@ def test_no_layer_depends_on_the_image_size_but_the_frequency_maps():
     large_state = large.state_dict()
     differing = {name for name, value in small.state_dict().items() if value.shape != large_state[name].shape}
     assert differing == {"fusions.0.parser.weight", "fusions.1.parser.weight"}
+
+
+# ---- trained parts ---------------------------------------------------------------------------------------------------
+
+
+def two_disks(count, generator, size=16):
+    """Images of two disks and masks of one of them, which a bright or dark band at the top names."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    row = torch.randint(5, 12, (count, 2, 1, 1), generator=generator)
+    disks = torch.stack([(y - row[:, k]) ** 2 + (x - column) ** 2 < 9 for k, column in enumerate((4, 11))], 1).float()
+    side = torch.randint(2, (count,), generator=generator)
+    image = disks.amax(1, keepdim=True) + 0.3 * torch.randn(count, 1, size, size, generator=generator)
+    image[:, :, :2] += 2 * side[:, None, None, None] - 1
+    return image, disks[torch.arange(count), side][:, None]
+
+
+def test_every_part_of_v2_learns_and_acts_on_the_prediction():
+    """After 200 steps each part changes the prediction, in units of its deviation, by more than rounding could."""
+    torch.manual_seed(0)
+    diffusion = build_diffusion(build(DiffusionOptions, {"diffusion_steps": 20}))
+    model = build_model(options_of(version="v2", ss_blocks=1), 1, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, fused=True)
+    generator, filters = torch.Generator().manual_seed(0), [m for m in model.modules() if isinstance(m, NBPFilter)]
+
+    def draw(count):
+        image, mask = two_disks(count, generator)
+        times = torch.randint(20, (count,), generator=generator)
+        return image, mask, times, torch.randn(mask.shape, generator=generator)
+
+    image, mask, t, noise = draw(32)
+    x_t = diffusion.q_sample(diffusion.from_mask(mask), t, noise)
+
+    @torch.no_grad()
+    def answers():
+        factors = torch.stack([nbp(8, 8, model._embed_time(t, None)) for nbp in filters])
+        return model(x_t, t, model.encode(image)).prediction, factors
+
+    _, start = answers()
+    for _ in range(200):
+        seen, masks, times, noises = draw(4)
+        losses = diffusion.training_losses(model, masks, model.encode(seen), times, noises)["loss"]
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    prediction, factors = answers()
+    assert (factors - start).abs().amax(dim=(1, 2, 3, 4)).mean() > 0.2
+
+    def change():
+        return ((answers()[0] - prediction).std() / prediction.std()).item()
+
+    changes = {}
+    for name, owner, attribute in (("anchor", model, "anchors"), ("SS-Former", model.semantic, "blocks")):
+        part = getattr(owner, attribute)
+        setattr(owner, attribute, torch.nn.ModuleList())
+        changes[name] = change()
+        setattr(owner, attribute, part)
+    hooks = [nbp.register_forward_hook(lambda _module, _inputs, out: torch.ones_like(out)) for nbp in filters]
+    changes["NBP-filter"] = change()
+    for hook in hooks:
+        hook.remove()
+    assert changes["anchor"] > 0.02 and changes["SS-Former"] > 0.01 and changes["NBP-filter"] > 5e-4

@@ -77,6 +77,8 @@ def test_ema_warms_up_to_its_rate():
     ema = EMA(torch.nn.Linear(1, 1), 0.99)
     assert ema.decay(0) == 0.1 and ema.decay(90) == pytest.approx(0.91)
     assert ema.decay(10_000) == 0.99
+    published = EMA(torch.nn.Linear(1, 1), 0.99, warmup=False)
+    assert published.decay(0) == published.decay(10_000) == 0.99
 
 
 def test_several_rates_in_one_run(loop):
