@@ -35,8 +35,17 @@ FIGURE_LABELS = {
     "rater_dice": "dice to raters",
     "collective_insight": "collective insight score",
     "agreement": "agreement of members",
-    "mask_cldice": "clDice",
-    "sample_cldice": "sample clDice",
+    **{
+        f"{whose}_{key}": f"{whose} {label}"
+        for whose in ("mask", "sample")
+        for key, label in (
+            ("cldice", "clDice"),
+            ("betti0_error", "Betti-0 error"),
+            ("betti1_error", "Betti-1 error"),
+            ("vi_foreground", "VI of foreground segments"),
+            ("vi_background", "VI of background segments"),
+        )
+    },
 }
 
 

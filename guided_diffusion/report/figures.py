@@ -7,7 +7,7 @@ from html import escape
 from ..evaluation.calibration import BINS
 from ..evaluation.ensemble_size import OF_SIZE
 from ..evaluation.summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
-from ..evaluation.summary_table import OF_SETS, SETS, figure_name
+from ..evaluation.summary_table import LEADING, OF_SETS, SETS, figure_name
 from ..runtime.console import counted
 from .charts import Chart, histogram, rounded
 from .page import figure
@@ -64,7 +64,8 @@ def sets_table(summary):
         '<th scope="col">GED², unbiased</th><th scope="col">Matched IoU</th><th scope="col">Dice to raters</th></tr>'
         f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">Level sets and Gaussian copula are as '
         "many masks made from the probability alone: what the members score beyond them is what they add to it. The "
-        "held-out reader answers alone, against the other readers.</p>"
+        "held-out reader answers alone, against the other readers. With one rater the unbiased GED² is "
+        "the energy score.</p>"
     )
 
 
@@ -80,6 +81,7 @@ def _statistics(level, unit):
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
     described |= level.get("probability", {})
+    described = {key: described[key] for key in LEADING if key in described} | described
     described |= {k: one for k, one in level.get("diversity", {}).items() if not k.startswith((*SETS, *OF_SETS))}
     described |= level.get("topology", {})
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
@@ -204,8 +206,9 @@ def _set_size_chart(sets):
         ("Log loss of the members' mean", ("log_loss_per_area",), "nats per lesion pixel"),
     ):
         values = [[one["mean"] for one in sets[key]] for key in keys]
-        ends = [value for line in values for value in line if value is not None]
-        if not ends:
+        ends = [one[end] for key in keys for one in sets[key] for end in ("mean", "low", "high")]
+        ends = [value for value in ends if value is not None]
+        if not ends or len(sets["sizes"]) < 2:
             continue
         chart = Chart(title, (1, sets["sizes"][-1], "members"), (*rounded(min(ends), max(ends)), unit))
         for series, (key, line) in enumerate(zip(keys, values, strict=True), start=1):
