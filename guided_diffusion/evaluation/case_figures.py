@@ -93,7 +93,7 @@ def read_prediction(predictions, unit, shape, k=0):
         members,
         None if probability is None else on_grid(probability, shape),
         None if coarse is None else on_grid(coarse, shape),
-        single=len(members) == 1 or predictions.num_ensemble == 1,
+        single=len(members) == 1 or predictions.num_ensemble in (0, 1),
     )
 
 
