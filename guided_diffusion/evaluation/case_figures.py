@@ -206,5 +206,5 @@ def set_figures(answer, truth, name, copula_length):
     kinds = [kind for kind in kinds if kind != "levels" or not levels_stand_for_it]  # they are the answer's own set
     count = LEVEL_SETS if levels_stand_for_it else len(samples)
     return row | control_figures(
-        answer.probability, raters, count, kinds, length=copula_length, name=name, spacing=truth.spacing
+        answer.probability, raters, count, kinds, row, length=copula_length, name=name, spacing=truth.spacing
     )

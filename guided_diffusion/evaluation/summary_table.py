@@ -13,7 +13,9 @@ PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_
 LEADING = ("dice", "log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio")  # first in the table
 SETS = {  # prefixes of the figures of sets of masks that stand beside the members'
     "control_levels_": "level sets",
+    "beyond_levels_": "members - level sets",
     "control_copula_": "Gaussian copula",
+    "beyond_copula_": "members - Gaussian copula",
     "reader_": "held-out reader",
     "majority_": "raters' majority",
 }

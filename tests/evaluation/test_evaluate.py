@@ -299,7 +299,11 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     assert (summary["calibration"]["ece"], summary["probability"]["brier"]["mean"]) == (0, 0)
     # Of the figures of sets one rater leaves the energy score, the matched IoU and the level sets beside them.
     defined = {name for name, values in summary["diversity"].items() if values["n"]}
-    sets = {f"{whose}{figure}" for whose in ("", "control_levels_") for figure in ("ged2_unbiased", "matched_iou")}
+    sets = {
+        f"{whose}{figure}"
+        for whose in ("", "control_levels_", "beyond_levels_")
+        for figure in ("ged2_unbiased", "matched_iou")
+    }
     assert defined == sets and summary["diversity"]["ged2_unbiased"]["mean"] == 0 and summary["raters"] == []
     curves = strict_json(tmp_path / "results" / "curves.json")
     assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {"probability"}
@@ -505,7 +509,7 @@ def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answ
     for name in RATERS:
         expected = compare_sets(level_sets(soft[name]), list(RATERS[name]), drawn=False)
         assert float(rows[name]["ged2_unbiased"]) == pytest.approx(expected["ged2_unbiased"], rel=1e-5)
-        assert rows[name]["control_levels_ged2_unbiased"] == ""  # they are the answer's own set
+        assert rows[name]["beyond_levels_ged2_unbiased"] == ""  # they are the answer's own set
         assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
         assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
 
