@@ -28,6 +28,7 @@ OLDER = {
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False, "ema_warmup": True},
 }
+WHO = "was trained with"  # the beginning of a message
 PLAIN_TYPES = (str, int, float, bool, type(None))
 WORDS = {"`object`": "a dict", "`array`": "a list", "`str`": "text", "`int`": "a whole number", "`float`": "a number"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -121,11 +122,12 @@ def _check_options(content, written_by, to_train):
     if LABELS_OF_CONDITION not in content["model"]:
         older["model"] = OLDER["model"] | {"condition_labels": False}
     keep = () if to_train else ONLY_LEARNED_BY
-    for name in ("data", "model", "diffusion", "train"):
-        try:
-            config[name] = without_removed(older.get(name, {}) | config[name], "was trained with", keep)
-        except UserError as error:
-            raise OtherVersionError(str(error)) from None
+    groups = {name: older.get(name, {}) | config[name] for name in ("data", "model", "diffusion", "train")}
+    try:  # all groups together, for the oldest version that is needed
+        without_removed({name: value for values in groups.values() for name, value in values.items()}, WHO, keep)
+    except UserError as error:
+        raise OtherVersionError(str(error)) from None
+    config |= {name: without_removed(values, WHO, keep) for name, values in groups.items()}
     for name, lacking in (("model", ModelOptions), ("diffusion", DiffusionOptions), ("data", ("data_name",))):
         wanted = lacking if isinstance(lacking, tuple) else [item.name for item in dataclasses.fields(lacking)]
         missing = [option for option in wanted if option not in config[name]]
