@@ -35,6 +35,7 @@ class SampleOptions:
         minimum=0,
         maximum=10_000,
         why="all members of an image are in memory at once",
+        shown="by the checkpoint",
     )
     num_samples: int = option(
         0, "sample only the first N cases; 0: all", minimum=0, maximum=10**9, why="no data set has as many; 0 means all"

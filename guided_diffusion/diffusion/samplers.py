@@ -35,9 +35,10 @@ def sample_bernoulli(denoise, x, timesteps, schedule, noise, watch=None, *, draw
     """Ancestral sampling that draws the clean mask, not its mean: x_0 ~ p(x_0 | x_t), then x_s ~ q(x_s | x_t, x_0).
 
     draw(x0): clean masks whose pixels are drawn independently with the means x0 (see `GaussianDiffusion.draw`).
-    If the predicted mean is right at each step, every pixel's x_s has its exact distribution, for any number of steps:
-    q(x_s) = E q(x_s | x_t, x_0) over the joint distribution of x_t and x_0. So a mask drawn from the result has exact
-    margins. Pixels depend on one another through x_t alone, so few steps lose some of their dependence.
+    Where the predicted mean is right for the x_t that this sampler reaches, each pixel's x_s has its exact
+    distribution, for any number of steps: q(x_s) = E q(x_s | x_t, x_0) over the joint distribution of x_t and x_0. So a
+    mask drawn from the result has exact margins where pixels are independent. Where they depend on one another, a step
+    keeps as much of their dependence as x_t has: few steps lose some, and x_t is then not quite one of training.
     """
     for t, s in _steps(timesteps):
         x0 = denoise(x, t).x0

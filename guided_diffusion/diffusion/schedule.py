@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+FIRST_LOG_SNR = -9.0  # below it x_t says nothing even of a mask of thousands of pixels
 LAST_EVIDENCE = 8.0  # logits that a pixel of the clean mask is worth at a drawing sampler's last step
 
 
@@ -103,9 +104,10 @@ def solver_timesteps(schedule, steps):
 
 
 def bernoulli_timesteps(schedule, steps):
-    """The falling times at which a sampler draws the clean mask, int [steps]: T - 1 first, even in log(SNR).
+    """The falling times at which a sampler draws the clean mask, int [steps]: T - 1, then even in log(SNR).
 
-    At the last one a pixel's own evidence 2 sqrt(abar) / (1 - abar) is `LAST_EVIDENCE` logits or more, so that the
+    The first counts as `FIRST_LOG_SNR`: steps between it and T - 1, of a level far lower, would change nothing. At the
+    last one a pixel's own evidence 2 sqrt(abar) / (1 - abar) is `LAST_EVIDENCE` logits or more, so that the
     predicted probabilities are close to 0 and 1 there and the last draw adds few specks. A single step is T - 1.
     Raises ValueError unless 1 <= steps <= T.
     """
@@ -115,7 +117,7 @@ def bernoulli_timesteps(schedule, steps):
     abar = schedule.alphas_bar
     log_snr = np.log(abar) - np.log1p(-abar)  # falls with t
     last = max(np.flatnonzero(2 * np.sqrt(abar) / (1 - abar) >= LAST_EVIDENCE), default=0)
-    levels = np.linspace(log_snr[-1], log_snr[last], steps)
+    levels = np.linspace(max(log_snr[-1], FIRST_LOG_SNR), log_snr[last], steps)
     times = np.interp(levels, log_snr[::-1], np.arange(total)[::-1]).round().astype(int)
     times[0] = total - 1
     for i in range(1, steps):  # each time once

@@ -61,7 +61,7 @@ def encoded(model, image, label, *, kept, symmetries, scales, rows, exclusive):
     if name is None:
         return condition
     others = [getattr(other, name) for other in _passes(model, image, label, views[kept:], rows)]
-    logits = torch.cat([getattr(condition, name), *others]).float()
+    logits = at_least_float32(torch.cat([getattr(condition, name), *others]))
     probabilities = class_probabilities(logits, exclusive).split(len(image))
     mean = class_logits(_mean_over_views(probabilities, views), exclusive)
     return condition._replace(**{name: torch.cat([turned(mean, symmetry) for symmetry in symmetries[:kept]])})

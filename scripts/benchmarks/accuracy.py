@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accuracy_table import write_tables
 from measuring import machine_kind
@@ -32,7 +34,9 @@ from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.config.values import numbers
 from guided_diffusion.data.batches import training_batches
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.io.files import atomic_path, check_writable
+from guided_diffusion.evaluation.controls import fit_copula_length
+from guided_diffusion.io.files import atomic_path, check_writable, write_json
+from guided_diffusion.io.images import read_picture, write_png
 from guided_diffusion.io.texts import read_json
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
@@ -43,72 +47,114 @@ from guided_diffusion.training.stages import CONDITION_SHARE
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent
 MEASURED_TURNS = 11  # of a training step
-KINDS = {"ph2": "FOLDER", "lidc4": "LIDC"}
+SETS = {  # the class in loaders.py that reads each, and its flags of training
+    "ph2": ("Folder", "--orientation any"),
+    "lidc4": ("LIDC", "--orientation any"),
+    "drive": ("Folder", "--orientation any --image_size 64 --patch_size 2 --crop True"),
+    "em": ("Folder", "--orientation any --image_size 64 --patch_size 2 --crop True"),
+}
 
 # ---- the contenders ------------------------------------------------------------------------------------------------
 
 # The same for all: the size of the network, and what a trainer of any network would set.
 SIZE = (
-    "--image_size 128 --patch_size 2 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 "
-    "--attention_resolutions 16"
+    "--image_size 128 --patch_size 4 --num_channels 16 --channel_mult 1,2,4,8 --num_res_blocks 1 "
+    "--attention_resolutions 8"
 )
-OF_64 = "--image_size 64 --patch_size 1"  # as published; its first level, and so its time, is of the same size
-TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light --orientation any --val_fraction 0"
-SAMPLING = {
-    "ph2": "--num_ensemble 8 --diffusion_steps 5 --dpm_solver True",
-    "lidc4": "--num_ensemble 16 --diffusion_steps 5 --dpm_solver True",
+TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light --val_fraction 0"
+SAMPLING = {  # equal test-time augmentation for everyone; images in tiles have none
+    "ph2": "--symmetries all --scales 0.9,1.1",
+    "lidc4": "--symmetries all --scales 0.9,1.1",
+    "drive": "--tile True",
+    "em": "--tile True",
 }
-RECIPE = "--version v2 --recipe staged --condition_steps 85%"
+EVALUATION = {"drive": "--topology True", "em": "--topology True"}
+FITTED_ON = 40  # training cases, for the length of the copula
+LATE = 0.67  # of the steps of `unet_mean`: from there on cross-entropy alone
+DEEP = 4  # networks of the deep ensemble
 
 
 class Contender(NamedTuple):
     """training: its own flags. sampling: flags that win over `SAMPLING`. weights_of: whose trained weights it samples
-    with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured."""
+    with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured. networks: above 1, as many
+    networks share the steps, and their mean probability is the answer. evaluation: flags of the evaluation."""
 
     training: str
     sampling: str = ""
     weights_of: str = ""
     as_fast_as: str = ""
+    networks: int = 1
+    evaluation: str = ""
 
 
+SOLVER = "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"  # as the published commands have it
+UNET_MEAN = f"--version unet --mask_loss bce --raters mean --dice_steps {LATE:.0%}"
 CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as published
     "unet": Contender("--version unet --mask_loss bce_dice"),
     "unet_mse": Contender("--version unet --mask_loss mse", as_fast_as="unet"),
-    "unet_64": Contender(f"--version unet --mask_loss bce_dice {OF_64}", as_fast_as="unet"),
-    "v1_published": Contender(f"--version v1 --recipe published {OF_64}", "--diffusion_steps 20"),  # eps takes more
-    "v2_published": Contender(f"--version v2 --recipe published {OF_64}", "--diffusion_steps 20"),
-    "v2": Contender(RECIPE),
+    "unet_mean": Contender(UNET_MEAN, as_fast_as="unet"),
+    "unet_mean_x4": Contender(UNET_MEAN, as_fast_as="unet", networks=DEEP),
+    "v1_published": Contender(
+        "--version v1 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
+    ),
+    "v2_published": Contender(
+        "--version v2 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
+    ),
+    "v2": Contender("--version v2 --recipe staged"),
 }
 
 
 def resampled(name, sampling, known=CONTENDERS):
     """The `Contender` that samples with the weights of another, `name`, with more flags."""
     base = known[name]
-    return Contender(base.training, f"{base.sampling} {sampling}".strip(), weights_of=base.weights_of or name)
+    sampling = f"{base.sampling} {sampling}".strip()
+    return base._replace(sampling=sampling, weights_of=base.weights_of or name, as_fast_as="")
 
 
 CONTENDERS |= {
-    "unet_looks": resampled("unet", "--symmetries all --scales 0.9,1.1"),  # the recipe's own test-time augmentation
-    "v2_one_look": resampled("v2", "--scales none --symmetries none"),
-    "v2_by_pixel": resampled("v2", "--coupling_sigma 0"),
+    "v2_members": resampled("v2", "--num_ensemble 16"),
+    "v2_members_64": resampled("v2", "--num_ensemble 64")._replace(evaluation="--ensemble_curve True"),
+    "v2_members_128": resampled("v2", "--num_ensemble 128")._replace(evaluation="--ensemble_curve True"),
 }
+
 
 FIGURES = {  # of summary.json
     "dice": ("ensemble", "dice", "mean"),
-    "iou": ("ensemble", "iou", "mean"),
     "sample_dice": ("sample", "mean"),
-    "sample_iou": ("sample_iou", "mean"),
-    "coarse_dice": ("coarse", "mean"),
-    "coarse_iou": ("coarse_iou", "mean"),
-    "ece_band": ("calibration", "ece_band"),
+    "log_loss_per_area": ("probability", "log_loss_per_area", "mean"),
+    "brier_per_area": ("probability", "brier_per_area", "mean"),
+    "volume": ("probability", "expected_volume_ratio", "mean"),
+    "sample_volume": ("probability", "sample_volume_ratio", "mean"),
     "ece": ("calibration", "ece"),
-    "brier_band": ("calibration", "brier_band"),
-    "coarse_ece_band": ("calibration", "coarse_ece_band"),
+    "ged2_unbiased": ("diversity", "ged2_unbiased", "mean"),
     "ged2": ("diversity", "ged2", "mean"),
     "matched_iou": ("diversity", "matched_iou", "mean"),
-    "rater_dice": ("diversity", "rater_dice", "mean"),
+    "copula_ged2": ("diversity", "control_copula_ged2_unbiased", "mean"),
+    "copula_matched_iou": ("diversity", "control_copula_matched_iou", "mean"),
+    "reader_dice": ("diversity", "reader_dice", "mean"),
+    "reader_ged2": ("diversity", "reader_ged2_unbiased", "mean"),
+    "majority_dice": ("diversity", "majority_dice", "mean"),
+    "majority_ged2": ("diversity", "majority_ged2_unbiased", "mean"),
+    "mask_cldice": ("topology", "mask_cldice", "mean"),
+    "sample_cldice": ("topology", "sample_cldice", "mean"),
+    "mask_betti0": ("topology", "mask_betti0_error", "mean"),
+    "sample_betti0": ("topology", "sample_betti0_error", "mean"),
+    "mask_betti1": ("topology", "mask_betti1_error", "mean"),
+    "sample_betti1": ("topology", "sample_betti1_error", "mean"),
+    "mask_vi": ("topology", "mask_vi_background", "mean"),
+    "sample_vi": ("topology", "sample_vi_background", "mean"),
 }
-PER_CASE = ("dice", "sample_dice", "coarse_dice", "ged2", "matched_iou")
+PER_CASE = {  # columns of metrics.csv
+    "dice": "dice",
+    "sample_dice": "sample_dice",
+    "log_loss": "log_loss",
+    "ged2_unbiased": "ged2_unbiased",
+    "matched_iou": "matched_iou",
+    "copula_ged2": "control_copula_ged2_unbiased",
+    "copula_matched_iou": "control_copula_matched_iou",
+    "mask_cldice": "mask_cldice",
+    "sample_cldice": "sample_cldice",
+}
 
 
 @dataclass
@@ -117,16 +163,18 @@ class AccuracyOptions:
 
     out_dir: str = option("./runs/accuracy/", "folder for checkpoints and results; may be deleted when all is recorded")
     record: str = option("docs/record/accuracy.jsonl", "file of one JSON line per finished run; tables lie beside it")
-    ph2_dir: str = option("../shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
-    lidc4_dir: str = option("../shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
-    sets: str = option("ph2,lidc4", "which data sets, separated by commas")
+    ph2_dir: str = option("/work/shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
+    lidc4_dir: str = option("/work/shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
+    drive_dir: str = option("/work/shared/data/drive", "retinal vessels: a folder that --data_name FOLDER reads")
+    em_dir: str = option("/work/shared/data/em", "membranes: a folder that --data_name FOLDER reads")
+    sets: str = option("ph2,lidc4,drive,em", "which data sets, separated by commas")
     contenders: str = option(
-        "unet,unet_looks,unet_mse,v1_published,v2_published,v2",
+        "unet_mean,unet,unet_mse,unet_mean_x4,v1_published,v2_published,v2,v2_members",
         f"which of {', '.join(CONTENDERS)}, separated by commas. Or separated by semicolons, with some of your own: "
         "'NAME=flags' of training, 'NAME=v2 flags' for v2 trained with these too, 'NAME=v2: flags' for v2's weights "
         "sampled with these",
     )
-    seeds: str = option("0,1", "seeds of the runs, separated by commas")
+    seeds: str = option("0,1,2", "seeds of the runs, separated by commas")
     split: str = option(
         "test",
         "what is reported on: test, or tuning (train on three quarters of the training split, report on the fourth)",
@@ -137,6 +185,7 @@ class AccuracyOptions:
     threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
     size: str = option(SIZE, "flags of the network's size, the same for all contenders")
     sampling: str = option("", "more flags of sampling, the same for all contenders")
+    only_train: bool = option(False, "train what is not trained, and leave the rest for later")
     table: bool = option(False, "only write the tables of what --record has")
 
 
@@ -162,8 +211,8 @@ def chosen(options):
     """The data sets, {name: `Contender`} and seeds asked for."""
     sets = options.sets.split(",")
     for name in sets:
-        if name not in KINDS:
-            raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(KINDS)}")
+        if name not in SETS:
+            raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(SETS)}")
     contenders = {}
     for word in options.contenders.split(";" if "=" in options.contenders else ","):
         name, own, flags = word.strip().partition("=")
@@ -190,30 +239,39 @@ def steps_of(options, name, contenders):
     """{contender: optimizer steps}: --steps, or as many as fit --minutes by the seconds of a step on this machine.
 
     The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
-    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with the
-    recipe, where its seconds are known, and scaled by it to the machine as it was then.
+    sitting on the same kind of machine takes the same steps. Contenders that come later are measured by turns with one
+    of `REFERENCES` whose seconds are known, and scaled by it to the machine as it was then.
     """
     if options.steps:
         return dict.fromkeys(contenders, options.steps)
     every = CONTENDERS | contenders
     twins = {c: how.weights_of or how.as_fast_as or c for c, how in contenders.items()}
-    flags = {twin: trained_with(options, every[twin].training) for twin in twins.values()}
+    flags = {twin: trained_with(options, name, every[twin].training) for twin in twins.values()}
     known = {}
     for line in records(options.record):
         if line["kind"] == "speed" and line["machine"] == machine() and line["set"] == name:
             known[line["contender"], line["flags"]] = line["seconds_per_step"]
     lacking = {twin: words for twin, words in flags.items() if (twin, words) not in known}
     if lacking:
-        recipe = trained_with(options, CONTENDERS["v2"].training)
-        reference = known.get(("v2", recipe))
-        seconds = measure(options, name, lacking | ({"v2": recipe} if reference else {}))
-        scale = reference / seconds["v2"] if reference else 1.0
+        reference = next((c for c in REFERENCES if (c, _as_trained(options, name, c)) in known), None)
+        others = {reference: _as_trained(options, name, reference)} if reference else {}
+        seconds = measure(options, name, lacking | others)
+        scale = known[reference, others[reference]] / seconds[reference] if reference else 1.0
         for twin, words in lacking.items():
             known[twin, words] = seconds[twin] * scale
             line = {"kind": "speed", "set": name, "contender": twin, "flags": words, "machine": machine()}
             line["seconds_per_step"] = known[twin, words]
-            append(options.record, line | ({"scaled_by": "v2, measured in the same turns"} if reference else {}))
+            append(
+                options.record, line | ({"scaled_by": f"{reference}, measured in the same turns"} if reference else {})
+            )
     return {c: max(1, int(options.minutes * 60 / known[twin, flags[twin]])) for c, twin in twins.items()}
+
+
+REFERENCES = ("unet", "v2")
+
+
+def _as_trained(options, name, contender):
+    return trained_with(options, name, CONTENDERS[contender].training)
 
 
 def measure(options, name, flags):
@@ -252,21 +310,21 @@ def loop_of(options, name, flags):
     return loop, training_batches(dataset, train.batch_size, seed=0, augment=train.augment)
 
 
-def trained_with(options, flags):
-    """The flags of a contender's training, later ones winning over earlier ones."""
-    common = "" if "--recipe published" in flags else TRAINING
-    return " ".join(f"{common} {options.size} {flags}".split())
+def trained_with(options, name, flags):
+    """The flags of a contender's training on a set, later ones winning over earlier ones."""
+    common = "--val_fraction 0" if "--recipe published" in flags else TRAINING
+    return " ".join(f"{common} {options.size} {SETS[name][1]} {flags}".split())
 
 
 def in_steps(flags, steps):
-    """The flags with the condition model's share of the steps, "85%", as a number of at least 1."""
-    return flags.replace(f"{CONDITION_SHARE:.0%}", str(max(1, round(CONDITION_SHARE * steps))))
+    """The flags with a share of the steps, such as "--dice_steps 67%", as a number of at least 1."""
+    return re.sub(r"\b(\d+)%", lambda found: str(max(1, round(int(found[1]) / 100 * steps))), flags)
 
 
 def data_of(options, name):
     """--data_name and --data_dir of a set."""
-    kind = KINDS[name] if options.split == "test" else f"{HERE / 'tuning_split.py'}:Tuning{KINDS[name]}"
-    return kind, getattr(options, f"{name}_dir")
+    reading = "Benchmark" if options.split == "test" else "Tuning"
+    return f"{HERE / 'loaders.py'}:{reading}{SETS[name][0]}", getattr(options, f"{name}_dir")
 
 
 def machine():
@@ -284,7 +342,7 @@ def run(options, name, contender, how, seed, steps):
     how: its `Contender`. Where the training is finished, be it another contender's with the same weights, only the
     sampling is done, and the line lacks the training's seconds.
     """
-    trained, flags = how.weights_of or contender, trained_with(options, how.training)
+    trained, flags = how.weights_of or contender, trained_with(options, name, how.training)
     sampling = " ".join(f"{SAMPLING[name]} {options.sampling} {how.sampling}".split())
     what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
     what |= {"minutes": None if options.steps else options.minutes, "steps": steps}
@@ -296,17 +354,80 @@ def run(options, name, contender, how, seed, steps):
     folder = Path(options.out_dir) / f"{options.split}_{name}_{trained}_{seed}_{steps}"
     kind, data_dir = data_of(options, name)
     where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
+    if how.networks == 1:
+        checkpoints = [train(options, where, flags, folder, seed, steps)]
+    else:
+        each, parts = max(1, steps // how.networks), range(how.networks)
+        checkpoints = [train(options, where, flags, folder / str(n), 1000 * (seed + 1) + n, each) for n in parts]
+    if options.only_train:
+        return
+    parts = [checkpoint.parent / f"results_{contender}" for checkpoint in checkpoints]
+    for checkpoint, results in zip(checkpoints, parts, strict=True):
+        words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results)]
+        call_script(options, "segmentation_sample.py", [*words, "--save_samples", "True", *shlex.split(sampling)])
+    results = parts[0] if how.networks == 1 else mean_of(parts, folder / "results")
+    length = copula_length(options, name, checkpoints[0], where, sampling)
+    words = ["--pred_dir", str(results), *where, "--copula_length", str(length)]
+    call_script(options, "segmentation_eval.py", [*words, *shlex.split(f"{EVALUATION.get(name, '')} {how.evaluation}")])
+    append(options.record, what | {"machine": machine()} | seconds_of(folder) | outcome(results, kind, data_dir))
+
+
+def train(options, where, flags, folder, seed, steps):
+    """Train a network into `folder`, unless it is trained. Returns its checkpoint."""
+    checkpoint = checkpoint_path(folder, steps)
+    if checkpoint.is_file():
+        return checkpoint
     words = [*where, "--out_dir", str(folder), "--seed", str(seed), "--max_steps", str(steps)]
     words += shlex.split(in_steps(flags, steps))
     words += [] if "--recipe published" in flags else ["--lr_anneal_steps", str(steps)]
-    words += ["--resume_checkpoint", "auto", "--save_interval", "100", "--sample_interval", "0"]
-    checkpoint, results, taken = checkpoint_path(folder, steps), folder / f"results_{contender}", {}
-    if not checkpoint.is_file():
-        seconds, processor_seconds = call_script(options, "segmentation_train.py", words)
-        taken = {"train_seconds": seconds, "train_cpu_seconds": processor_seconds}
-    words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results)]
-    call_script(options, "segmentation_sample.py", [*words, "--save_samples", "True", *shlex.split(sampling)])
-    append(options.record, what | {"machine": machine()} | taken | outcome(results, kind, data_dir))
+    words += ["--resume_checkpoint", "auto", "--save_interval", "1000", "--sample_interval", "0"]
+    seconds, processor_seconds = call_script(options, "segmentation_train.py", words)
+    write_json(folder / SECONDS, {"train_seconds": seconds, "train_cpu_seconds": processor_seconds})
+    return checkpoint
+
+
+def mean_of(parts, results):
+    """Write the results folder `results`: the mean probability of the folders `parts`, and its masks.
+
+    Its manifest is that of the first part, so it has one answer a case, without members. Returns `results`.
+    """
+    for path in sorted((parts[0] / "probability").glob("*.png")):
+        mean = np.mean([read_picture(part / "probability" / path.name)[..., 0] for part in parts], axis=0)
+        for kind, values in (("probability", mean.round().astype(np.uint16)), ("masks", 255 * (mean > 32767.5))):
+            (results / kind).mkdir(parents=True, exist_ok=True)
+            write_png(results / kind / path.name, values.astype(np.uint16 if kind == "probability" else np.uint8))
+    write_json(results / "manifest.json", read_json(parts[0] / "manifest.json"))
+    return results
+
+
+def copula_length(options, name, checkpoint, where, sampling):
+    """The copula's correlation length in pixels, fitted once for each set on training cases and recorded.
+
+    checkpoint: of the first contender that asks; its probabilities of training cases are the margins.
+    """
+    for line in records(options.record):
+        if line["kind"] == "copula" and (line["set"], line["split"]) == (name, options.split):
+            return line["length"]
+    results = checkpoint.parent / "results_train"
+    words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results), "--split", "train"]
+    call_script(options, "segmentation_sample.py", [*words, "--num_samples", str(FITTED_ON), *shlex.split(sampling)])
+    dataset = build_dataset(*data_of(options, name), image_size=1, split="train", need_masks=True)
+    probabilities, raters = [], []
+    for case in dataset.cases[:FITTED_ON]:
+        probabilities.append(read_picture(results / "probability" / f"{case.name}.png")[..., 0] / 65535)
+        raters.append(dataset.load_mask(case)[:, 0])
+    length = fit_copula_length(probabilities, raters)
+    append(options.record, {"kind": "copula", "set": name, "split": options.split, "length": length})
+    return length
+
+
+SECONDS = "seconds.json"
+
+
+def seconds_of(folder):
+    """The sums of what `train` noted in a folder and below it."""
+    noted = [read_json(path) for path in sorted(folder.rglob(SECONDS))]
+    return {key: sum(seconds[key] for seconds in noted) for key in (noted[0] if noted else ())}
 
 
 def call_script(options, script, words):
@@ -348,13 +469,17 @@ def outcome(results, data_name, data_dir):
         figures[key] = None if value is None or math.isnan(value) else round(value, 5)
     with open(results / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    cases = {key: [round(float(row[key]), 4) if row[key] else None for row in rows] for key in PER_CASE}
+    cases = {key: [_number(row.get(column)) for row in rows] for key, column in PER_CASE.items()}
     return {
         "seconds_per_case": round(manifest["seconds"] / manifest["cases_sampled"], 3),
         "figures": figures,
         "groups": [groups[row["name"]] for row in rows],
         "cases": {key: values for key, values in cases.items() if any(value is not None for value in values)},
     }
+
+
+def _number(text):
+    return round(float(text), 5) if text else None
 
 
 # ---- the record ----------------------------------------------------------------------------------------------------

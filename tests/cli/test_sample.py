@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAST, files, strict_json, write_folder
@@ -13,19 +14,22 @@ from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.cli.sample import turned_line
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.inference.ensemble import entropy
+from guided_diffusion.inference.segmenter import Segmenter
 
 
 @pytest.mark.parametrize(
     "flags, sampler, steps",
     [
-        ("", "dpm_solver", 20),
-        ("--diffusion_steps 3", "ddpm", 3),
+        ("", "bernoulli", 10),
+        ("--diffusion_steps 3", "bernoulli", 3),
+        ("--sampler ddpm --diffusion_steps 3", "ddpm", 3),
         ("--diffusion_steps 3 --use_ddim True", "ddim", 3),
         ("--use_ddim True", "ddim", 50),
         ("--diffusion_steps 4 --dpm_solver True", "dpm_solver", 4),
         ("--timestep_respacing ddim3", "ddim", 3),
         ("--timestep_respacing 1,2", "ddpm", 3),
-        ("--diffusion_steps 3 --clip_denoised False --fuse mean --weights model --seed 4", "ddpm", 3),
+        ("--diffusion_steps 3 --clip_denoised False --fuse mean --weights model --seed 4", "bernoulli", 3),
     ],
 )
 def test_sampler_flags(sample, trained, pictures, flags, sampler, steps):
@@ -34,6 +38,39 @@ def test_sampler_flags(sample, trained, pictures, flags, sampler, steps):
     assert settings["sampler"] == sampler and len(settings["timesteps"]) == steps
     assert settings["timesteps"] == sorted(settings["timesteps"], reverse=True) and max(settings["timesteps"]) < 1000
     assert files(results / "masks") == ["case0.png"]
+
+
+def test_a_v2_trained_in_stages_answers_in_one_pass_unless_members_are_asked_for(
+    train, sample, refusal, pictures, capsys, tmp_path
+):
+    checkpoint = train("FOLDER", pictures, "--version v2 --condition_steps 1 --lr 1e-2")
+    flags = "--num_workers 0 --precision fp32 --save_samples True --uncertainty_maps True"
+    capsys.readouterr()
+    out = sample(checkpoint, pictures, f"{flags} --sampler ddpm")
+    printed = capsys.readouterr().out
+    assert (
+        "the condition model answers in one pass, the diffusion is not used: to draw members by it, add "
+        "--num_ensemble 5; --sampler, --save_samples (but for the coarse mask) have no effect"
+    ) in printed
+    settings = strict_json(out / "manifest.json")["settings"]
+    assert (settings["num_ensemble"], settings["sampler"], settings["timesteps"]) == (0, "none", [])
+    assert not (out / "samples").exists() and "GED" not in printed
+    segmenter = Segmenter.load(checkpoint, device="cpu", precision="fp32")
+    for name in ("case0", "case3"):
+        p, coarse, spread, bits = (
+            np.asarray(Image.open(out / kind / f"{name}.png")).astype(float) / top
+            for kind, top in (("probability", 65535), ("coarse", 255), ("uncertainty", 510), ("entropy", 65535))
+        )
+        assert np.abs(p - coarse).max() < 1 / 255 and p.std() > 1e-4
+        assert np.abs(spread - np.sqrt(p * (1 - p))).max() < 1 / 255
+        assert np.abs(bits - entropy(p)).max() < 1e-3
+        mask = np.asarray(Image.open(out / "masks" / f"{name}.png")) > 0
+        assert (mask == (p > 0.5)).mean() > 0.99
+        image = np.asarray(Image.open(pictures / "images" / f"{name}.png"))
+        answer = segmenter(image, name)
+        assert len(answer.members) == 0 and (answer.mask == mask).all() and np.abs(answer.probability - p).max() < 1e-4
+    again = ["--model_path", checkpoint, "--data_dir", pictures, "--out_dir", out, flags, "--num_ensemble 2"]
+    assert "made with --num_ensemble 0, now it is 2" in refusal("segmentation_sample", again)
 
 
 def test_a_case_whose_image_changed_after_it_was_finished_is_said(sample, trained, pictures, capsys, tmp_path):

@@ -296,6 +296,17 @@ def test_an_option_that_is_gone_is_refused_where_it_is_in_use(write, text, asked
     assert refused(line) == f"{line}: asks for {asked}, which this version no longer has: use version 0.1.0"
 
 
+def test_coupling_is_neutral_where_it_was_off_and_else_says_what_replaced_it(write):
+    command = "--model_path M.pt --data_dir D"
+    for text in ("coupling: own", "coupling: auto"):
+        assert values(f"{command} {write('run.yaml', text)}", SAMPLE)["num_ensemble"] == 0
+    line = write("run.yaml", "coupling: coarse")
+    assert refused(f"{command} {line}", SAMPLE) == (
+        f"{line}: asks for coupling coarse, which this version no longer has: without --num_ensemble the condition "
+        "model's own mask and probability are the answer, or use version 0.4.0"
+    )
+
+
 # ---- the record of a run in other commands -----------------------------------------------------------------------
 
 

@@ -84,7 +84,7 @@ def test_help_of_sampling_names_what_the_checkpoint_brings_in_one_block(script, 
     for name in [n for n, item in fields.items() if n != "diffusion_steps" and item.metadata["is_flag"]]:
         assert f"--{name}," in block.replace("--use_kl", "--use_kl,"), name
         assert not re.search(rf"(?m)^  --{name} [^-]", text), name
-    assert "(default: the checkpoint's)" in text and "(default: 5)" in text
+    assert "(default: the checkpoint's)" in text and "(default: by the checkpoint)" in text
     short = help_of("segmentation_sample", script, capsys, "--help")
     assert "--num_channels" not in short and "Taken from the checkpoint" not in short
     assert "--num_channels N" in help_of("segmentation_train", script, capsys, "--help")

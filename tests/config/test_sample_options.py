@@ -24,7 +24,7 @@ def test_published_flags_for_the_large_model_and_fast_sampling():
 
 
 @pytest.mark.parametrize(
-    "line", ["--num_ensemble 0", "--fuse median", "--diffusion_steps -1", "--num_samples -1", "--sample_batch_size 0"]
+    "line", ["--num_ensemble -1", "--fuse median", "--diffusion_steps -1", "--num_samples -1", "--sample_batch_size 0"]
 )
 def test_sampling_values_out_of_range(line):
     assert refused(line, SAMPLE).startswith(line + ": must be ")

@@ -117,3 +117,24 @@ def test_a_folder_is_sampled_as_training_divided_it(tmp_path):
 def test_a_plain_unet_samples_one_member():
     saved = saved_of("--data_dir x --version unet")
     assert settled("--model_path m.pt --data_dir x --num_ensemble 9", saved, groups=SAMPLE).sample.num_ensemble == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "flags", "members"),
+    [
+        ("--version v2", "", 0),  # the default recipe trains in stages
+        ("--version v2", "--num_ensemble 7", 7),
+        ("--version v2 --recipe none", "", 5),
+        ("--version v1 --recipe none", "", 5),
+        ("--version v1 --recipe none", "--num_ensemble 0", 5),
+    ],
+)
+def test_a_v2_trained_in_stages_draws_no_members_unless_asked(trained, flags, members):
+    saved = saved_of(f"--data_dir x {trained}")
+    assert settled(f"--model_path m.pt --data_dir x {flags}", saved, groups=SAMPLE).sample.num_ensemble == members
+
+
+def test_without_members_there_is_no_denoising_to_show():
+    saved = saved_of("--data_dir x")
+    with pytest.raises(UserError, match="--debug True: shows how members are drawn; add --num_ensemble N"):
+        settled("--model_path m.pt --data_dir x --debug True", saved, groups=SAMPLE)

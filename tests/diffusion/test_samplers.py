@@ -104,6 +104,39 @@ def test_contract_a_row_does_not_depend_on_the_others(variant, learned):
         torch.testing.assert_close(draw(rows), together[rows], atol=1e-12, rtol=0)
 
 
+@every_variant
+@pytest.mark.parametrize("how", [{"objective": "eps"}, {"objective": "v"}, {"class_activation": "softmax"}], ids=str)
+def test_contract_autocast_changes_nothing(variant, how):
+    """All but the network is in float32: under autocast to bf16 as in float64 without it, up to float32's rounding."""
+    if "class_activation" in how:
+        how = {"objective": "x0", "mask_loss": "bce", "logit_skip": "both", **how}
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), **how)
+    shape = (2, 2, 6, 6)
+
+    def draw(dtype):
+        source = noise_source(shape, torch.float32)
+
+        def noise():
+            return source().to(dtype)
+
+        noise.uniform = lambda: source.uniform().to(dtype)
+        coarse = randn(*shape, seed=3).to(dtype)
+
+        def model(x, t, condition):
+            return ModelOutput(network(x, t).to(dtype), network(-x, t).to(dtype), coarse)
+
+        denoise = diffusion.denoiser(model, None)
+        x0 = run(variant, denoise, noise(), 5, diffusion.schedule, noise, diffusion=diffusion)
+        return x0, diffusion.draw(x0, noise.uniform())
+
+    expected = draw(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = draw(torch.float32)
+    for got, exact in zip(found, expected, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), exact, atol=2e-4, rtol=0)
+
+
 MEAN, STD = 0.3, 0.1
 
 

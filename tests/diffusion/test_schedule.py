@@ -160,5 +160,8 @@ def test_a_drawing_sampler_s_times_fall_from_the_last_to_one_of_little_noise(nam
         times = bernoulli_timesteps(schedule, 10)
         abar = schedule.alpha_bar(times[[-1]])
         assert 2 * np.sqrt(abar) / (1 - abar) >= 8 and times[-1] > 0
+        abar = schedule.alpha_bar(times[1:])
+        levels = np.log(abar / (1 - abar))
+        assert levels[0] > -9 and np.ptp(np.diff(levels)) < 0.15  # even, and none in pure noise
     with pytest.raises(ValueError, match=f"schedule of {num_timesteps}"):
         bernoulli_timesteps(schedule, num_timesteps + 1)

@@ -351,7 +351,7 @@ for flags, *line in (
 ):
     row(train, flags[:40], flags, *(line or (flags.split()[0],)))
 for flags, *line in (
-    ("--num_ensemble 0",),
+    ("--num_ensemble -1",),
     ("--num_ensemble 2.5",),
     ("--num_ensemble 1000000000",),
     ("--diffusion_steps 2000000000",),

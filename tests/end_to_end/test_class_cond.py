@@ -8,13 +8,10 @@ from conftest import LOADER, TINY
 from networks import inputs, model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.config.sample_options import SampleOptions
-from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.inference.ensemble import fuse_masks
-from guided_diffusion.inference.members import draw_members
-from guided_diffusion.inference.plan import SamplingPlan, with_members
+from guided_diffusion.inference.members import answer_in_one_pass, draw_members
+from guided_diffusion.inference.plan import NO_STEPS, SamplingPlan
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
 LEVEL_1 = {"diffusion_level": 1, "concat_features": True}  # as the default recipe has it
@@ -25,21 +22,19 @@ def labelled(**values):
 
 
 def drawn(model, label):
-    """Members of a run in stages, which are coupled: their mean is the coarse mask."""
-    options = members_as_trained(SampleOptions(), {"condition_steps": 5}, exclusive=False)
-    plan = with_members(SamplingPlan("ddim", (40, 20, 0)), options)
-    image = inputs(n=2)[0]
-    return draw_members(model, DIFFUSION, plan, image, ["a", "b"], members=3, label=torch.tensor([label] * 2)), options
+    """The answer in one pass, which a run in stages gives by default, and members."""
+    image, labels = inputs(n=2)[0], torch.tensor([label] * 2)
+    answer = answer_in_one_pass(model, DIFFUSION, NO_STEPS, image, label=labels)
+    plan = SamplingPlan("ddim", (40, 20, 0))
+    return answer, draw_members(model, DIFFUSION, plan, image, ["a", "b"], members=3, label=labels)
 
 
 @pytest.mark.parametrize("values", [{}, LEVEL_1], ids=["whole", "level 1"])
-def test_the_coarse_mask_and_the_fused_mask_depend_on_the_label(values):
+def test_the_answer_and_the_members_depend_on_the_label(values):
     model = labelled(**values)
-    (one, options), (other, _) = drawn(model, 0), drawn(model, 2)
-    assert (one.coarse - other.coarse).abs().mean() > 1e-3
-    torch.testing.assert_close(one.soft.mean(dim=0), one.coarse.mean(dim=0), atol=1e-5, rtol=0)  # so it must
-    fused = [fuse_masks(members.soft, options.fuse, False) for members in (one, other)]
-    assert (fused[0] != fused[1]).any()
+    (one, members), (other, others) = drawn(model, 0), drawn(model, 2)
+    assert (one.soft - other.soft).abs().mean() > 1e-3 and (members.soft - others.soft).abs().mean() > 1e-3
+    torch.testing.assert_close(one.soft[0], members.coarse.mean(dim=0), atol=1e-5, rtol=0)
 
 
 def test_rows_have_their_own_labels():

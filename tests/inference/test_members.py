@@ -1,23 +1,26 @@
-"""Members: their noise, drawing an ensemble, and coupling to a probability."""
+"""Members: their noise, drawing an ensemble, members of volumes, and the answer in one pass."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from oracles import randn
-from scipy.ndimage import gaussian_filter
 
 from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import ModelOptions
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.samplers import SAMPLERS
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.inference.members import MemberNoise, coupled, draw_members, member_generator, smoothed
-from guided_diffusion.inference.plan import plan_sampling
-from guided_diffusion.models.medsegdiff import MedSegDiffV1
+from guided_diffusion.evaluation.diversity import compare_with_raters
+from guided_diffusion.inference.members import MemberNoise, answer_in_one_pass, draw_members, member_generator
+from guided_diffusion.inference.plan import NO_STEPS, plan_sampling
+from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model
+from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 from guided_diffusion.models.unet import UNetShape
 
 VARIANTS = {
+    "bernoulli": {},
     "ddpm": {},
     "ddim": {},
     "dpm_solver": {},
@@ -45,6 +48,15 @@ def test_a_member_s_noise_follows_from_seed_name_and_member():
     assert torch.equal(first[2 * 2 + 1], torch.randn((1, 64, 64), generator=member_generator(0, "b", 2)))
     assert first.shape == (6, 1, 64, 64) and not torch.equal(first, second)
     torch.testing.assert_close(first.flatten(1).std(dim=1), torch.ones(6), atol=0.05, rtol=0)
+    places = noise.uniform()
+    assert places.min() >= 0 and places.max() < 1 and abs(places.mean() - 0.5) < 0.02
+
+
+def test_rows_of_one_name_and_member_share_their_noise():
+    noise = MemberNoise(0, [("volume", 0), ("volume", 0), ("volume", 1)], (1, 8, 8), "cpu")
+    for draw in (noise, noise.uniform, noise):
+        rows = draw()
+        assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
 
 
 # ---- ensembles -------------------------------------------------------------------------------------------------------
@@ -69,15 +81,27 @@ def draw(model, variant="ddpm", rows=(0, 1, 2), members=2, batch_rows=None, **op
     return draw_members(model, DIFFUSION, plan, IMAGES[list(rows)], names, **options)
 
 
+def parts_of(first, second):
+    """The pairs of masks of two `Members`."""
+    return [pair for pair in zip(first, second, strict=True) if pair[0] is not None]
+
+
 @every_variant
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_members_are_one_soft_mask_each_with_a_coarse_one(variant, learn_sigma):
     members = draw(small_model(learn_sigma=learn_sigma), variant)
-    for masks in members:
+    for masks in (members.soft, members.coarse):
         assert masks.shape == (2, 3, 1, 16, 16) and masks.dtype == torch.float32
         assert masks.min() >= 0 and masks.max() <= 1 and masks.isfinite().all()
     assert (members.soft[0] - members.soft[1]).abs().max() > 1e-4
     assert (members.soft - members.coarse).abs().max() > 1e-3
+    if variant != "bernoulli":
+        assert members.drawn is None
+        return
+    assert members.drawn.shape == members.soft.shape and set(members.drawn.unique().tolist()) <= {0, 1}
+    agreement = torch.where(members.drawn == 1, members.soft, 1 - members.soft).mean().item()
+    expected = (members.soft**2 + (1 - members.soft) ** 2).mean().item()  # of draws with these probabilities
+    assert agreement == pytest.approx(expected, abs=0.05)
 
 
 @every_variant
@@ -89,9 +113,9 @@ def test_members_depend_on_the_seed_but_neither_on_the_batch_nor_on_their_number
     assert not torch.allclose(together.soft, draw(model, variant, members=2, seed=4).soft, atol=1e-4)
     for rows in ((0,), (2, 1)):
         apart = draw(model, variant, rows, members=2)
-        for few, many in zip(apart, together, strict=True):
+        for few, many in parts_of(apart, together):
             torch.testing.assert_close(few, many[:, list(rows)], atol=1e-4, rtol=0)
-    for few, many in zip(together, draw(model, variant, members=5), strict=True):
+    for few, many in parts_of(together, draw(model, variant, members=5)):
         torch.testing.assert_close(few, many[:2], atol=1e-4, rtol=0)
 
 
@@ -131,7 +155,7 @@ def test_members_do_not_depend_on_how_the_work_is_split_and_each_image_is_encode
     model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
     split = draw(model, variant, batch_rows=rows)
     assert encoded == [3] and max(passes) == min(rows, 6) and sum(passes) == 6 * 4
-    for parts, together in zip(split, whole, strict=True):
+    for parts, together in parts_of(split, whole):
         torch.testing.assert_close(parts, together, atol=1e-5, rtol=0)
 
 
@@ -211,79 +235,114 @@ def test_sampling_on_a_gpu_never_waits_for_it(variant):
     torch.testing.assert_close(members.soft, expected.soft, atol=1e-4, rtol=0)
 
 
-# ---- coupling -------------------------------------------------------------------------------------------------------
+# ---- volumes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def drawn():
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(5, 2, 3, 8, 8, generator=generator), torch.rand(2, 3, 8, 8, generator=generator)
+class Sure(torch.nn.Module):
+    """Its mask is what x_t has where the image is 1, a pixel by itself; elsewhere background."""
+
+    mask_channels = 1
+
+    def encode(self, image, label=None):
+        return PlainCondition(8 * image - 8)
+
+    def forward(self, x_t, t, condition):
+        return ModelOutput(condition.logits, None, None)
 
 
-def test_the_members_mean_is_the_probability_at_every_pixel(drawn):
-    members = coupled(*drawn)
-    assert members.shape == drawn[0].shape and members.min() >= 0 and members.max() <= 1
-    torch.testing.assert_close(members.mean(dim=0), drawn[1], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("variant", ["bernoulli", "ddpm", "dpm_solver"])
+def test_the_members_of_a_volume_are_volumes(variant):
+    """Of a volume of equal slices each member is constant along z, so that members' volumes spread with the depth."""
+    diffusion = GaussianDiffusion(
+        noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce", logit_skip="noise"
+    )
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 2:6, 2:6] = 1
+    spread = {}
+    for depth in (1, 6):
+        slices = image.expand(depth, 1, 8, 8).contiguous()
+        plan = plan_of(variant, diffusion, 5)
+        drawn = draw_members(Sure(), diffusion, plan, slices, ["volume"] * depth, members=16, rows=7)
+        masks = (drawn.soft > 0.5).float() if drawn.drawn is None else drawn.drawn
+        assert torch.equal(masks, masks[:, :1].expand_as(masks))
+        spread[depth] = masks.sum(dim=(1, 2, 3, 4)).std().item()
+    assert spread[1] > 0.5 and spread[6] == pytest.approx(6 * spread[1])
 
 
-def test_a_member_that_is_surer_stays_surer(drawn):
-    soft, members = drawn[0], coupled(*drawn)
-    for first in range(5):
-        for second in range(5):
-            assert (members[first] >= members[second])[soft[first] > soft[second]].all()
+# ---- more members ----------------------------------------------------------------------------------------------------
 
 
-def test_it_moves_with_the_members_order(drawn):
-    soft, probability = drawn
-    order = [3, 0, 4, 1, 2]
-    assert torch.equal(coupled(soft[order], probability), coupled(soft, probability)[order])
+def disks(size=16):
+    """Masks of disks of different radii, bool [S, H, W], and their probabilities [S]."""
+    along = torch.arange(size) - (size - 1) / 2
+    distance = (along[:, None] ** 2 + along**2).sqrt()
+    return torch.stack([distance < radius for radius in (2, 3, 4.5, 6, 7)]), torch.tensor([0.15, 0.25, 0.3, 0.2, 0.1])
 
 
-def test_by_hand():
-    soft = torch.tensor([[0.9, 0.2], [0.6, 0.4], [0.1, 0.3], [0.7, 0.1]]).reshape(4, 1, 1, 1, 2)
-    members = coupled(soft, torch.tensor([0.6, 0.25]).reshape(1, 1, 1, 2)).reshape(4, 2)
-    # 0.6 * 4 = 2.4: the two surest have the first pixel, the third in part; of the second the surest alone.
-    expected = torch.tensor([[1, 0], [0.4, 1], [0, 0], [1, 0]])
-    torch.testing.assert_close(members, expected, atol=1e-6, rtol=0)
+class KnowsDisks(torch.nn.Module):
+    """The exact network for `disks`: the logits of E[x_0 | x_t] by Bayes' rule over all of them."""
+
+    mask_channels = 1
+
+    def __init__(self, diffusion):
+        super().__init__()
+        self.diffusion = diffusion
+        masks, self.prior = disks()
+        self.masks = masks.float()
+
+    def encode(self, image, label=None):
+        return PlainCondition(image)
+
+    def forward(self, x_t, t, condition):
+        abar = torch.from_numpy(self.diffusion.schedule.alpha_bar(t.numpy())).float()[:, None]
+        ways = self.masks * 2 - 1
+        error = (x_t.flatten(1)[:, None] - abar.sqrt()[..., None] * ways.flatten(1)).square().sum(dim=-1)
+        weights = (self.prior.log() - error / (2 * (1 - abar))).softmax(dim=1)
+        p = (weights @ self.masks.flatten(1)).reshape(x_t.shape)
+        return ModelOutput(torch.logit(p, eps=1e-6), None, None)
 
 
-def test_where_members_are_equally_sure_the_larger_ones_come_first():
-    soft = torch.zeros(3, 1, 1, 1, 4)
-    soft[1, ..., :3] = 1  # the largest
-    soft[2, ..., :2] = 1
-    members = coupled(soft, torch.full((1, 1, 1, 4), 1 / 3))
-    torch.testing.assert_close(members[:, 0, 0, 0], torch.tensor([[0.0] * 4, [1.0] * 4, [0.0] * 4]), atol=1e-6, rtol=0)
+def test_more_members_never_hurt():
+    """With an exact network no figure gets worse from 4 to 128 members by more than its sampling error."""
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 1000, 0.3), objective="x0", mask_loss="bce")
+    masks, prior = disks()
+    plan, cases = plan_of("bernoulli", diffusion, 30), 8
+    names, image = [f"case{n}" for n in range(cases)], torch.zeros(cases, 1, 16, 16)
+    drawn = draw_members(KnowsDisks(diffusion), diffusion, plan, image, names, members=128).drawn[:, :, 0]
+    truth = (prior[:, None, None] * masks).sum(dim=0)
+    raters = [mask.numpy() for mask, p in zip(masks, prior, strict=True) for _ in range(round(20 * p.item()))]
+    figures = {}
+    for count in (4, 16, 64, 128):
+        members = drawn[:count].bool()
+        p = (members.float().sum(dim=0) + 0.5) / (count + 1)
+        loss = -(truth * p.log() + (1 - truth) * (1 - p).log()).mean(dim=(1, 2))
+        volume = members.sum(dim=(0, 2, 3)) / count / truth.sum() - 1
+        ged = [compare_with_raters([*members[:, n].numpy()], raters)["ged2_unbiased"] for n in range(cases)]
+        figures[count] = {"loss": loss, "volume": volume.abs(), "ged": torch.tensor(ged)}
+    for few, many in ((4, 16), (16, 64), (64, 128), (4, 128)):
+        for name in ("loss", "volume", "ged"):
+            change = figures[many][name] - figures[few][name]
+            assert change.mean() < 3 * change.std() / cases**0.5, (name, few, many)
+    most = figures[128]
+    assert most["volume"].mean() < 0.08 and abs(most["ged"].mean()) < 0.03  # 0 against infinitely many raters
+    assert most["loss"].mean() < figures[4]["loss"].mean() - 0.05
 
 
-def test_one_member_is_the_probability(drawn):
-    soft, probability = drawn
-    torch.testing.assert_close(coupled(soft[:1], probability)[0], probability, atol=1e-6, rtol=0)
+# ---- one pass --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.5])
-def test_the_neighbourhood_is_a_gaussian_as_scipy_has_it(drawn, sigma):
-    x = drawn[0].double()
-    expected = gaussian_filter(x.numpy(), (0, 0, 0, sigma, sigma), truncate=3, mode="nearest")
-    torch.testing.assert_close(smoothed(x, sigma), torch.from_numpy(expected))
-
-
-def test_members_are_ranked_by_their_neighbourhood_and_keep_the_mean(drawn):
-    soft, probability = drawn
-    members = coupled(soft, probability, sigma=1.0)
-    torch.testing.assert_close(members.mean(dim=0), probability, atol=1e-6, rtol=0)
-    sure = smoothed(torch.logit(soft, eps=1e-7).clamp(-16, 16), 1.0)
-    torch.testing.assert_close(members, coupled(torch.sigmoid(sure), probability), atol=1e-6, rtol=0)
-
-
-def test_a_doubt_about_single_pixels_leaves_no_ragged_outline():
-    """Members differ in where a straight border is, by smooth fields, and each pixel in its own doubt."""
-    generator = torch.Generator().manual_seed(0)
-    across = torch.linspace(-4, 4, 64).expand(64, 64)
-    where = torch.linspace(-2, 2, 8)[:, None, None, None, None]
-    soft = torch.sigmoid(across + where + torch.randn(8, 1, 1, 64, 64, generator=generator))
-    probability = torch.sigmoid(across)[None, None]
-
-    def changes(members):  # along the border, where a smooth outline has few
-        return (members > 0.5).int().diff(dim=-2).abs().sum(dim=(-2, -1)).float().mean()
-
-    assert changes(coupled(soft, probability, 1.0)) < changes(coupled(soft, probability)) / 3
+def test_the_answer_in_one_pass_is_the_coarse_probability_and_runs_no_step():
+    options = build(ModelOptions, {"image_size": 16, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1})
+    torch.manual_seed(0)
+    model, steps = build_model(options, 2, 1), []
+    torch.nn.init.normal_(model.condition_model.head.conv.weight)
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce", logit_skip="both")
+    model.register_forward_hook(lambda *_: steps.append(1))
+    for plan in (NO_STEPS, replace(NO_STEPS, symmetric=True, scales=(0.9, 1.1))):
+        answer = answer_in_one_pass(model, diffusion, plan, IMAGES)
+        assert not steps and answer.drawn is None and torch.equal(answer.soft, answer.coarse)
+        drawing = replace(plan_of("bernoulli", diffusion, 2), symmetric=plan.symmetric, scales=plan.scales)
+        drawn = draw_members(model, diffusion, drawing, IMAGES, NAMES, members=1)
+        torch.testing.assert_close(answer.soft, drawn.coarse, atol=1e-6, rtol=0)
+        assert steps and answer.soft.std() > 0.01
+        steps.clear()

@@ -63,7 +63,30 @@ def test_the_flags_make_the_plan(flags, sampler, steps):
     assert all(t > s >= 0 for t, s in zip(plan.timesteps[:-1], plan.timesteps[1:], strict=True))
 
 
-@pytest.mark.parametrize("flags", [{}, {"use_ddim": True}, {"dpm_solver": False}])
+PREDICTING_X0 = [
+    ({}, "bernoulli", 10),
+    ({"diffusion_steps": 5}, "bernoulli", 5),
+    ({"diffusion_steps": 1000}, "bernoulli", 1000),
+    ({"sampler": "bernoulli", "diffusion_steps": 7}, "bernoulli", 7),
+    ({"dpm_solver": True}, "dpm_solver", 20),
+    ({"solver_order": 3}, "dpm_solver", 20),
+    ({"use_ddim": True}, "ddim", 50),
+    ({"dpm_solver": False}, "ddpm", 1000),
+    ({"timestep_respacing": "50"}, "ddpm", 50),
+    ({"sampler": "ddpm", "diffusion_steps": 50}, "ddpm", 50),
+]
+
+
+@pytest.mark.parametrize(("flags", "sampler", "steps"), PREDICTING_X0, ids=str)
+def test_a_checkpoint_that_predicts_x0_draws_the_clean_mask_by_default(flags, sampler, steps):
+    plan = plan_of(flags, objective="x0")
+    assert (plan.sampler, len(plan.timesteps), plan.draws) == (sampler, steps, sampler == "bernoulli")
+    assert plan.timesteps[0] == 999 and all(type(t) is int for t in plan.timesteps)
+    assert plan.fuse == ("mean" if sampler == "bernoulli" else "staple")
+    assert plan_of({}, objective="x0", is_published=True).sampler == "dpm_solver"
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_ddim": True}, {"dpm_solver": False}, {"sampler": "bernoulli"}])
 @pytest.mark.parametrize("num_timesteps", [2, 10])
 def test_default_step_numbers_shrink_to_a_short_schedule(flags, num_timesteps):
     times = plan_of(flags, num_timesteps).timesteps
@@ -90,6 +113,8 @@ def test_respacing_counts_the_steps_of_each_section():
         ({"timestep_respacing": "1001"}, "cannot give 1001"),
         ({"timestep_respacing": "400,10,10"}, "cannot give 400"),
         ({"sampler": "dpm_solver", "timestep_respacing": "50"}, "leave out"),
+        ({"sampler": "bernoulli", "timestep_respacing": "50"}, "leave out it or bernoulli"),
+        ({"sampler": "bernoulli", "dpm_solver": True}, "--sampler bernoulli contradicts --dpm_solver True"),
         ({"sampler": "ddpm", "timestep_respacing": "ddim50"}, "--sampler ddpm contradicts --timestep_respacing ddim50"),
         ({"sampler": "dpm_solver", "use_ddim": True}, "--sampler dpm_solver contradicts --use_ddim True"),
         ({"sampler": "ddim", "use_ddim": False}, "--sampler ddim contradicts --use_ddim False"),
@@ -134,7 +159,8 @@ def test_the_plan_holds_all_settings():
         "solver_order": 3,
         "symmetric": False,
         "scales": [],
-        "coupling_sigma": None,
+        "published": "",
+        "fuse": "staple",
         "clip_denoised": True,
         "dynamic_threshold": 0.0,
     }
@@ -143,13 +169,12 @@ def test_the_plan_holds_all_settings():
     assert not ddpm["clip_denoised"] and ddpm["solver_order"] is None
 
 
-def test_a_plan_describes_augmentation_and_coupling():
+def test_a_plan_describes_augmentation():
     plan = plan_of({"sampler": "ddim", "diffusion_steps": 12})
     assert str(plan) == "ddim, 12 steps"
-    plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1), coupling_sigma=1 / 64)
+    plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1))
     assert str(plan) == (
-        "ddim, 12 steps; each member sees one of 8 symmetries of the image, coarse mask also at scales 0.9, 1.1, "
-        "members coupled to the coarse mask (--coupling_sigma 0.015625)"
+        "ddim, 12 steps; each member sees one of 8 symmetries of the image, coarse mask also at scales 0.9, 1.1"
     )
 
 

@@ -107,7 +107,7 @@ def test_images_that_do_not_fit_are_refused(segmenter, image, message):
 
 def test_settings_that_the_script_would_refuse(trained, tmp_path):
     for settings, message in (
-        ({"members": 0}, "--num_ensemble 0: must be above 0"),
+        ({"members": -1}, "--num_ensemble -1: must be at least 0"),
         ({"fuse": "best"}, "must be one of auto, staple, mean, vote"),
         ({"sampler": "ddim", "solver_order": 3}, "ddim has none"),
         ({"image_size": 33}, "33"),

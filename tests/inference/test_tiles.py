@@ -1,6 +1,5 @@
 """Tiles: windows blended as MONAI blends them, one field of noise for a member, and images that need none untouched."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -15,8 +14,8 @@ from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.inference.members import coupled, draw_members
-from guided_diffusion.inference.plan import SamplingPlan
+from guided_diffusion.inference.members import answer_in_one_pass, draw_members
+from guided_diffusion.inference.plan import NO_STEPS, SamplingPlan
 from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.inference.tiles import Tiled, window_weights, windows_of
 from guided_diffusion.io.nifti import read_nifti
@@ -111,13 +110,25 @@ def test_a_pointwise_network_draws_what_it_draws_on_the_whole_image(rows):
     torch.testing.assert_close(got.coarse, expected.coarse, rtol=1e-4, atol=1e-5)
 
 
-def test_coupled_members_are_ranked_by_a_neighbourhood_of_the_network_s_size_not_the_image_s():
-    image = image_of(37, 20)
-    drawn = draw(Pointwise(), image)
-    got = draw(Tiled(Pointwise(), SIZE, 0.25, 5), image, plan=dataclasses.replace(PLAN, coupling_sigma=1 / 16))
-    expected = coupled(drawn.soft, drawn.coarse.mean(dim=0), sigma=1.0)
-    torch.testing.assert_close(got.soft.mean(dim=0), expected.mean(dim=0), rtol=1e-4, atol=1e-4)
-    assert ((got.soft - expected).abs() < 1e-3).float().mean() > 0.99  # near ties, rounding decides
+def test_the_answer_in_one_pass_is_the_coarse_mask_of_the_tiles():
+    model, image = Tiled(model_of("v2"), SIZE, 0.25, rows=4), image_of(37, 20, count=2)
+    answer = answer_in_one_pass(model, build_diffusion(build(DiffusionOptions, {})), NO_STEPS, image)
+    drawn = draw(model, image, members=1)
+    assert answer.soft.std() > 0.01
+    torch.testing.assert_close(answer.soft, drawn.coarse, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("height", [SIZE + 5, 40])
+def test_tiles_are_blended_in_float32_under_autocast(height):
+    network, image = Pointwise(), image_of(height, 20)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        tiled = Tiled(network, SIZE, 0.25, rows=4)
+        condition = tiled.encode(image)
+        got = tiled(image[:, :1], torch.zeros(1), condition)
+        blended = tiled.blended(condition, condition.conditions.logits.bfloat16(), image.shape[-2:])
+    assert got.coarse.dtype == blended.dtype == torch.float32
+    torch.testing.assert_close(got.coarse, image[:, 1:] - 1, atol=1e-6, rtol=0)
+    torch.testing.assert_close(blended, image.bfloat16().float(), atol=1e-6, rtol=0)
 
 
 def test_overlapping_windows_share_the_noise_of_a_member():

@@ -1,6 +1,5 @@
 """Test-time augmentation: members see the image turned, mirrored and scaled, and share the mean over these views."""
 
-import dataclasses
 import json
 from typing import NamedTuple
 
@@ -15,11 +14,10 @@ from guided_diffusion.config.settings import members_as_trained
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.losses import class_logits, class_probabilities
 from guided_diffusion.diffusion.schedule import noise_schedule
-from guided_diffusion.inference.members import coupled, draw_members
+from guided_diffusion.inference.members import draw_members
 from guided_diffusion.inference.plan import ONE_STEP, SamplingPlan, plan_sampling, with_members
 from guided_diffusion.inference.tta import SYMMETRIES, each_turned, encoded, scaled, scaled_back, turned, turned_back
 from guided_diffusion.models.outputs import ModelOutput, select_rows
-from guided_diffusion.runtime.errors import UserError
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce")
 PLAN = SamplingPlan("dpm_solver", (49, 30, 10), 2, symmetric=True)
@@ -92,35 +90,11 @@ def test_every_member_has_the_mean_of_the_coarse_masks(image):
     torch.testing.assert_close(drawn.coarse, mean.expand(8, 2, 1, 8, 8), atol=1e-5, rtol=0)
 
 
-def test_coupled_members_have_the_coarse_mask_s_probability(image):
-    plan = dataclasses.replace(PLAN, coupling_sigma=0.1)
-    drawn = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=5)
-    torch.testing.assert_close(drawn.soft.mean(dim=0), drawn.coarse[0], atol=1e-5, rtol=0)
-    alone = draw_members(Fake(), DIFFUSION, plan, image, ["a", "b"], members=1)
-    torch.testing.assert_close(alone.soft[0], torch.sigmoid(image), atol=1e-5, rtol=0)
-
-
-def test_coupled_members_are_ranked_by_a_neighbourhood_in_parts_of_the_network_s_side(image):
-    drawn, by_pixel, alike = (
-        draw_members(Fake(), DIFFUSION, dataclasses.replace(PLAN, coupling_sigma=sigma), image, ["a", "b"], members=5)
-        for sigma in (0.1, 0.0, None)
-    )
-    expected = coupled(alike.soft, alike.coarse.mean(dim=0), sigma=0.8)  # of 8 pixels
-    torch.testing.assert_close(drawn.soft, expected)
-    torch.testing.assert_close(by_pixel.soft, coupled(alike.soft, alike.coarse.mean(dim=0)))
-
-
 def test_an_image_that_is_not_square_is_seen_as_it_is():
     model, image = Fake(), torch.randn(1, 1, 8, 16)
     drawn = draw_members(model, DIFFUSION, PLAN, image, ["a"], members=3)
     assert model.encoded == 1
     torch.testing.assert_close(drawn.soft[2], torch.sigmoid(image), atol=1e-5, rtol=0)
-
-
-def test_a_neighbourhood_is_refused_where_nothing_is_coupled():
-    options = SampleOptions(coupling="own", coupling_sigma=0.1)
-    with pytest.raises(UserError, match="--coupling_sigma 0.1: belongs to --coupling coarse"):
-        members_as_trained(options, {"condition_steps": 85}, exclusive=False)
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -131,25 +105,22 @@ def test_logits_are_the_inverse_of_probabilities(exclusive):
 
 
 @pytest.mark.parametrize(
-    ("flags", "train", "exclusive", "expected"),
+    ("flags", "train", "expected"),
     [
-        ({}, {}, False, (False, None, "staple")),
-        ({}, {"augment": "light", "orientation": "any"}, False, (True, None, "staple")),
-        ({}, {"augment": "light", "orientation": "upright"}, False, (False, None, "staple")),
-        ({}, {"augment": "none", "orientation": "any"}, False, (False, None, "staple")),
-        ({}, {"condition_steps": 85}, False, (False, 1 / 64, "mean")),
-        ({"coupling_sigma": 0.0}, {"condition_steps": 85}, False, (False, 0.0, "mean")),
-        ({}, {"condition_steps": 85}, True, (False, None, "staple")),
-        ({"fuse": "vote", "symmetries": "all"}, {"condition_steps": 85}, False, (True, 1 / 64, "vote")),
-        ({"coupling": "own", "symmetries": "none"}, {"condition_steps": 85, "augment": "light", "orientation": "any"},
-         False, (False, None, "staple")),
-        ({"coupling": "coarse"}, {}, False, (False, 1 / 64, "mean")),
+        ({}, {}, (False, "mean")),
+        ({}, {"augment": "light", "orientation": "any"}, (True, "mean")),
+        ({}, {"augment": "light", "orientation": "upright"}, (False, "mean")),
+        ({}, {"augment": "none", "orientation": "any"}, (False, "mean")),
+        ({"sampler": "dpm_solver"}, {"condition_steps": 85}, (False, "staple")),
+        ({"sampler": "ddpm"}, {}, (False, "staple")),
+        ({"fuse": "vote", "symmetries": "all"}, {"condition_steps": 85}, (True, "vote")),
+        ({"symmetries": "none"}, {"augment": "light", "orientation": "any"}, (False, "mean")),
     ],
-)  # fmt: skip
-def test_what_is_left_open_follows_from_the_training(flags, train, exclusive, expected):
-    options = members_as_trained(SampleOptions(**flags), train, exclusive=exclusive)
+)
+def test_what_is_left_open_follows_from_the_training_and_the_sampler(flags, train, expected):
+    options = members_as_trained(SampleOptions(**flags), train)
     plan = plan_sampling(options, set(flags), DIFFUSION)
-    assert (plan.symmetric, plan.coupling_sigma, options.fuse) == expected
+    assert (plan.symmetric, plan.fuse) == expected
 
 
 SCALES = (0.9, 1.1)
@@ -182,6 +153,38 @@ def counts(size, scale):
     outward = torch.arange(float(size)).sub((size - 1) / 2).abs() * scale / (size / 2)  # 1 at the view's edge
     along = torch.where(outward < 0.75, 1, 16 * (1 - outward).clamp(min=0) ** 2)
     return along[:, None] * along
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.1])
+def test_scaling_is_in_float32_under_autocast(scale):
+    x = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).cumsum(dim=-1)  # a slope everywhere
+    expected = scaled(x.double(), scale), *scaled_back(x.double(), scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scaled(x, scale), *scaled_back(x, scale)
+    for got, exact in zip(found, expected, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), exact, atol=1e-3, rtol=1e-4)
+
+
+class Logits(NamedTuple):
+    """A condition of logits alone."""
+
+    coarse: torch.Tensor
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_mean_over_views_is_in_float32_under_autocast(exclusive):
+    class Model:
+        def encode(self, image, label=None):
+            return Logits(torch.cat([2 * image, -image], dim=1))
+
+    picture = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    views = {"kept": 1, "symmetries": SYMMETRIES, "scales": (0.9, 1.1), "rows": 8, "exclusive": exclusive}
+    expected = class_probabilities(encoded(Model(), picture.double(), None, **views).coarse, exclusive)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = class_probabilities(encoded(Model(), picture, None, **views).coarse, exclusive)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.25])
@@ -247,16 +250,16 @@ def test_how_many_images_go_through_the_network_at_once_changes_nothing(picture)
     ],
 )
 def test_the_scales_follow_from_the_training_where_they_are_left_open(flags, train, expected):
-    options = members_as_trained(SampleOptions(**flags), train, exclusive=False)
+    options = members_as_trained(SampleOptions(**flags), train)
     assert plan_sampling(options, set(flags), DIFFUSION).scales == expected
 
 
 def test_a_plain_unet_has_one_view_unless_more_are_asked_for():
-    how = {"exclusive": False, "has_diffusion": False}
-    assert with_members(ONE_STEP, members_as_trained(SampleOptions(), TRAINED, **how)) == ONE_STEP
+    plan = with_members(ONE_STEP, members_as_trained(SampleOptions(), TRAINED, has_diffusion=False))
+    assert not plan.symmetric and not plan.scales
     asked = SampleOptions(symmetries="all", scales="0.9,1.1")
-    asked = with_members(ONE_STEP, members_as_trained(asked, TRAINED, **how))
-    assert asked.symmetric and asked.scales == (0.9, 1.1) and asked.coupling_sigma is None
+    asked = with_members(ONE_STEP, members_as_trained(asked, TRAINED, has_diffusion=False))
+    assert asked.symmetric and asked.scales == (0.9, 1.1)
 
 
 def test_a_plain_unet_s_answer_is_the_mean_over_its_views(train, sample, pictures):

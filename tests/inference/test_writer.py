@@ -13,6 +13,7 @@ from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.data.cases import Geometry, group_cases
 from guided_diffusion.inference import writer
 from guided_diffusion.inference.members import Members
+from guided_diffusion.inference.plan import SamplingPlan
 from guided_diffusion.inference.writer import ReadableRaters, ResultWriter
 from guided_diffusion.runtime.errors import UserError
 
@@ -64,8 +65,9 @@ def take_in(results, dataset, indices, value=1.0):
 
 
 def writer_of(dataset, folder, **flags):
-    options = build(SampleOptions, {"fuse": "mean", "symmetries": "none", "scales": "none", "coupling": "own", **flags})
-    return ResultWriter(dataset, group_cases(dataset.cases), folder, options, read_raters=lambda *_: None)
+    options = build(SampleOptions, {"num_ensemble": 2, **flags})
+    plan = SamplingPlan("bernoulli", (9, 0), fuse="mean")
+    return ResultWriter(dataset, group_cases(dataset.cases), folder, options, plan, read_raters=lambda *_: None)
 
 
 def test_a_volume_is_written_when_its_last_slice_is_there(dataset):

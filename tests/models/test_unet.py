@@ -181,6 +181,16 @@ def test_head_starts_at_zero_and_answers_in_float32():
         assert perturb(head)(torch.randn(1, 8, 4, 4)).dtype == torch.float32
 
 
+def test_the_heads_convolution_is_in_float32_under_autocast():
+    head = perturb(Head(8, 3))
+    x = torch.randn(2, 8, 6, 6).bfloat16()  # features as autocast leaves them
+    with torch.autocast("cpu", torch.bfloat16):
+        h = torch.nn.functional.silu(head.norm(x)).double()
+        found = head(x)
+    expected = torch.nn.functional.conv2d(h, head.conv.weight.double(), head.conv.bias.double(), padding=1)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
 # ---- encoder and decoder ---------------------------------------------------------------------------------------------
 
 COMBINATIONS = [
