@@ -59,11 +59,15 @@ class Config(msgspec.Struct):
 
 
 class BestValidation(msgspec.Struct):
-    """`checkpoint.Checkpoint.validation` of a run that has validated. Older checkpoints list the cases' names."""
+    """`checkpoint.Checkpoint.validation` of a run that has validated.
+
+    Up to version 0.4.0 Dice chose the best and there is no log loss; still older checkpoints list the cases' names.
+    """
 
     step: StepCount
-    dice: Annotated[float, msgspec.Meta(ge=0, le=1)]
     cases: str | list[str]
+    log_loss: Annotated[float, msgspec.Meta(ge=0)] | msgspec.UnsetType = msgspec.UNSET
+    dice: Annotated[float, msgspec.Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class OptimizerState(msgspec.Struct):
