@@ -212,10 +212,10 @@ class GaussianDiffusion:
 
     # ---- from predictions to masks -----------------------------------------------------------------------------
 
-    def to_mask(self, x0):
-        """A mask in [0, 1] from x_0, [..., K, H, W]; values outside the range of masks are cut."""
+    def to_mask(self, x0, cut=True):
+        """A mask in [0, 1] from x_0, [..., K, H, W]. cut: values outside the range of masks are cut to it."""
         low, high = MASK_RANGES[self.mask_range]
-        return (x0.clamp(low, high) - low) / (high - low)
+        return ((x0.clamp(low, high) if cut else x0) - low) / (high - low)
 
     def from_mask(self, mask):
         """The inverse of `to_mask`."""

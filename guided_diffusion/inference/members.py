@@ -83,7 +83,9 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
     coarse = None if coarse is None else class_probabilities(coarse, diffusion.exclusive)
     soft = diffusion.to_mask(x0)
     if plan.published:
-        soft = fused_by_published(soft, coarse, plan.published, is_solver=plan.sampler == "dpm_solver")
+        soft = fused_by_published(
+            diffusion.to_mask(x0, cut=False), coarse, plan.published, is_solver=plan.sampler == "dpm_solver"
+        )
     return Members(soft, coarse, None if drawn is None else diffusion.to_mask(drawn))
 
 

@@ -79,9 +79,10 @@ class Watch:
             return
         figures, cases = self.latest.figures, counted(len(self.validation.indices), self.validation.source)
         console().warning(
-            f"warning: the diffusion adds nothing by {cases}: its members have a GED² of {figures['ged2']:.4f}, and of {figures['ged2'] + figures['health']:.4f} with its "
-            "head set to zero. Train it for longer (more --max_steps, or fewer --condition_steps), or use the mask and "
-            "the probability alone, without --num_ensemble"
+            f"warning: the diffusion adds nothing by {cases}: its members have a GED² of {figures['ged2']:.4f}, and of "
+            f"{figures['ged2'] + figures['health']:.4f} with its head set to zero. Train it for longer (more "
+            "--max_steps, or fewer --condition_steps), or use the mask and the probability alone, without "
+            "--num_ensemble"
         )
 
     def verdict(self, step):
