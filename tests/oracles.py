@@ -22,7 +22,7 @@ def noise_source(shape, dtype=torch.float64, seed=1):
     def noise():
         return torch.randn(shape, generator=generator, dtype=dtype)
 
-    noise.uniform = lambda: torch.rand(shape, generator=generator, dtype=dtype)
+    noise.uniform = lambda: torch.rand((shape[0], 1, *shape[2:]), generator=generator, dtype=dtype)
     return noise
 
 

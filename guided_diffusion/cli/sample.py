@@ -40,7 +40,7 @@ from ..runtime.errors import NoCasesError, UserError, run_script
 
 DRAWING_FLAGS = (  # without effect where no members are drawn
     *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
-    *("fuse", "seed"),
+    *("fuse", "seed", "compile"),
 )
 EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
       --out_dir runs/first/results --num_ensemble 5"""

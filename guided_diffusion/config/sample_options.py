@@ -213,6 +213,8 @@ class EvalOptions:
         "also compare with masks of a Gaussian copula of this correlation length in pixels, drawn from the probability "
         "alone; fit the length on training cases; 0: without",
         minimum=0,
+        maximum=100_000,
+        why="no image is as wide",
     )
     topology: bool = option(
         False,

@@ -212,10 +212,10 @@ class GaussianDiffusion:
 
     # ---- from predictions to masks -----------------------------------------------------------------------------
 
-    def to_mask(self, x0, cut=True):
-        """A mask in [0, 1] from x_0, [..., K, H, W]. cut: values outside the range of masks are cut to it."""
+    def to_mask(self, x0):
+        """A mask in [0, 1] from x_0, [..., K, H, W]; values outside the range of masks are cut."""
         low, high = MASK_RANGES[self.mask_range]
-        return ((x0.clamp(low, high) if cut else x0) - low) / (high - low)
+        return (x0.clamp(low, high) - low) / (high - low)
 
     def from_mask(self, mask):
         """The inverse of `to_mask`."""
@@ -225,15 +225,16 @@ class GaussianDiffusion:
     def draw(self, x0, uniform):
         """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
 
-        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background.
-        uniform: values from [0, 1), like x0. Of exclusive classes the first channel is used.
+        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background. One
+        number decides all classes of a pixel, so that a region inside another one stays inside.
+        uniform: from [0, 1), [N, 1, H, W].
         """
         probability = self.to_mask(x0)
-        if not self.exclusive:
-            return self.from_mask((uniform < probability).to(x0.dtype))
-        above = probability.cumsum(dim=1)
-        place = uniform[:, :1]
-        return self.from_mask(((place < above) & (place >= above - probability)).to(x0.dtype))
+        low, high = 0, probability
+        if self.exclusive:
+            high = probability.cumsum(dim=1)
+            low = torch.cat([torch.zeros_like(high[:, :1]), high[:, :-1]], dim=1)
+        return self.from_mask(((uniform >= low) & (uniform < high)).to(x0.dtype))
 
     # ---- losses ------------------------------------------------------------------------------------------------
 

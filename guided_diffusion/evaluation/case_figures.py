@@ -93,7 +93,7 @@ def read_prediction(predictions, unit, shape, k=0):
         members,
         None if probability is None else on_grid(probability, shape),
         None if coarse is None else on_grid(coarse, shape),
-        single=len(members) == 1 or (not members and predictions.num_ensemble in (0, 1)),
+        single=len(members) == 1 or predictions.num_ensemble in (0, 1),
     )
 
 
@@ -206,5 +206,5 @@ def set_figures(answer, truth, name, copula_length):
     kinds = [kind for kind in kinds if kind != "levels" or not levels_stand_for_it]  # they are the answer's own set
     count = LEVEL_SETS if levels_stand_for_it else len(samples)
     return row | control_figures(
-        answer.probability, raters, count, kinds, length=copula_length, name=name, spacing=truth.spacing
+        answer.probability, raters, count, kinds, row, length=copula_length, name=name, spacing=truth.spacing
     )

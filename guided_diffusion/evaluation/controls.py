@@ -18,15 +18,24 @@ from .diversity import LEVEL_SETS, compare_with_raters, level_sets
 from .metrics import bounding_box
 
 CONTROL_KINDS = ("levels", "copula")
-CONTROLS = tuple(f"control_{kind}_{figure}" for kind in CONTROL_KINDS for figure in ("ged2_unbiased", "matched_iou"))
+CONTROLS = tuple(
+    f"{whose}_{kind}_{figure}"
+    for kind in CONTROL_KINDS
+    for whose in ("control", "beyond")
+    for figure in ("ged2_unbiased", "matched_iou")
+)
 LENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried in a fit, in pixels
 
 
-def control_figures(probability, raters, count, kinds, *, length=0.0, name="", spacing=None):
+def control_figures(probability, raters, count, kinds, own, *, length=0.0, name="", spacing=None):
     """The `CONTROLS` of one class of a case: a dict of floats.
 
+        control_*  unbiased GED squared and matched IoU of a control's set of masks
+        beyond_*   those of the members minus the control's, case by case, so that their interval says which is better
+
     probability: [...] in [0, 1]. raters: a list of bool masks. count: masks in each control's set. kinds: of
-    `CONTROL_KINDS`, those to compute. length, name, spacing: see `copula_members`.
+    `CONTROL_KINDS`, those to compute. own: {"ged2_unbiased", "matched_iou"} of the members. length, name, spacing: see
+    `copula_members`.
     """
     found = {}
     for kind in kinds:
@@ -34,6 +43,7 @@ def control_figures(probability, raters, count, kinds, *, length=0.0, name="", s
         members = copula_members(probability, count, length, name, spacing) if drawn else level_sets(probability, count)
         figures = compare_with_raters(members, raters, drawn)
         found |= {f"control_{kind}_{figure}": value for figure, value in figures.items()}
+        found |= {f"beyond_{kind}_{figure}": own[figure] - value for figure, value in figures.items()}
     return found
 
 

@@ -32,7 +32,7 @@ from .case_figures import (
     reliability_tables,
     set_figures,
 )
-from .ensemble_size import dice_by_size
+from .ensemble_size import EnsembleFigures, dice_by_size, sets_by_size
 from .metrics import LESION_IOU, TOLERANCES, metric_names, pixel_volume, volume_unit
 from .statistics import mean_defined
 from .summary import (
@@ -78,7 +78,7 @@ class Evaluation:
     rows: a dict for each case and class, in the cases' order: "name", "class", "group" and the figures of `columns`.
     tables: {class: {map: `ReliabilityTable`}}, sums over the cases (see `case_figures.reliability_tables`).
     members: {class: a list of float64 [E, 3], one for each case}, see `case_figures.member_figures`.
-    sizes: {case: float64 [E, K]} of cases with members, where requested; see `ensemble_size.dice_by_size`.
+    sizes: {case: `ensemble_size.EnsembleFigures`} of cases with members, where requested.
     levels: where requested, the `LevelTable` of all pixels of all classes, else None.
     raters: the names of all raters, see `truth.rater_names`.
     missing, without_truth: the number of cases left out. failed: {case: why it could not be read or compared}.
@@ -316,7 +316,11 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
     if settings.sizes and len(answers[0].members) > 1:
         members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
         masks = np.stack([truth.mask for truth in truths])
-        evaluation.sizes[unit.name] = dice_by_size(members, masks, settings.sizes, exclusive, unit.name)
+        evaluation.sizes[unit.name] = EnsembleFigures(
+            dice_by_size(members, masks, settings.sizes, exclusive, unit.name),
+            [sets_by_size(members[:, k], truth.raters, unit.name) for k, truth in enumerate(truths)],
+            len(members),
+        )
 
 
 # ---- the table of cases ------------------------------------------------------------------------------------------

@@ -254,10 +254,16 @@ def _curves(rows, tables):
 
 
 def _ensemble_sizes(evaluation):
-    """The `ensemble_size.size_summary` of the cases' means over classes, up to the smallest ensemble, or None."""
+    """The `ensemble_size.size_summary` of the cases' means over classes, or None. Cases of fewer members than others
+    are left out."""
     if not evaluation.sizes:
         return None
-    most = min(len(dice) for dice in evaluation.sizes.values())
-    groups = {row["name"]: row["group"] or row["name"] for row in evaluation.rows}
-    means = [[mean_defined(row) for row in dice[:most]] for dice in evaluation.sizes.values()]
-    return size_summary(means, [groups[name] for name in evaluation.sizes], evaluation.settings.sizes)
+    count = max(figures.count for figures in evaluation.sizes.values())
+    cases = {name: figures for name, figures in evaluation.sizes.items() if figures.count == count}
+    row_groups = {row["name"]: row["group"] or row["name"] for row in evaluation.rows}
+    dice = [[mean_defined(row) for row in figures.dice] for figures in cases.values()]
+    sets = [
+        {key: np.mean([one[key] for one in figures.sets], axis=0) for key in figures.sets[0]}
+        for figures in cases.values()
+    ]
+    return size_summary(dice, [row_groups[name] for name in cases], evaluation.settings.sizes, count, sets)

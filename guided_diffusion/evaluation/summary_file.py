@@ -24,6 +24,37 @@ class Statistics(PlainStatistics, total=False):
     high: Figure
 
 
+class Interval(TypedDict):
+    """A mean with its interval."""
+
+    mean: Figure
+    low: Figure
+    high: Figure
+
+
+class SetSizes(TypedDict):
+    """The "sets" of `ensemble_size.size_summary`."""
+
+    sizes: list[int]
+    ged2_unbiased: list[Interval]
+    matched_iou: list[Interval]
+    log_loss_per_area: list[Interval]
+
+
+class PlainEnsembleSizes(TypedDict):
+    """Of `ensemble_size.size_summary`, as earlier versions wrote it."""
+
+    sizes: list[int]
+    dice: list[Interval]
+    enough: int
+
+
+class EnsembleSizes(PlainEnsembleSizes, total=False):
+    """Of `ensemble_size.size_summary`."""
+
+    sets: SetSizes
+
+
 class MainFigures(TypedDict):
     """The figures that every summary has."""
 
@@ -47,6 +78,7 @@ class Summary(Level, total=False):
 
     classes: dict[str, Level]
     hd95_unit: str
+    ensemble_size: EnsembleSizes
     missing: int
     without_truth: int
     unmatched_files: int
@@ -65,22 +97,6 @@ class Retention(TypedDict):
 
     kept: list[float]
     error: list[float]
-
-
-class Interval(TypedDict):
-    """A mean with its interval."""
-
-    mean: Figure
-    low: Figure
-    high: Figure
-
-
-class EnsembleSizes(TypedDict):
-    """Of `ensemble_size.size_summary`."""
-
-    sizes: list[int]
-    dice: list[Interval]
-    enough: int
 
 
 class CurvesOfLevel(TypedDict, total=False):
@@ -122,6 +138,8 @@ def read_curves(path):
     if sizes is not None:
         if len(sizes["sizes"]) != len(sizes["dice"]) or not any(one["mean"] is not None for one in sizes["dice"]):
             raise _incomplete(path, 'has lists of unequal lengths, or no figure, in "ensemble_size"')
+        if len({len(values) for values in sizes.get("sets", {}).values()}) > 1:
+            raise _incomplete(path, 'has lists of unequal lengths in "ensemble_size.sets"')
     return curves
 
 

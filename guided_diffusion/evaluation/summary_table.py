@@ -13,11 +13,14 @@ PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_
 LEADING = ("dice", "log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio")  # first in the table
 SETS = {  # prefixes of the figures of sets of masks that stand beside the members'
     "control_levels_": "level sets",
+    "beyond_levels_": "members - level sets",
     "control_copula_": "Gaussian copula",
+    "beyond_copula_": "members - Gaussian copula",
     "reader_": "held-out reader",
     "majority_": "raters' majority",
 }
 OF_SETS = ("ged2_unbiased", "matched_iou")
+SHOWN_MEMBERS = 8  # in a table of their own; summary.json has all
 FURTHER = ("iou", "sensitivity", "precision", "hd95", "assd", "nsd", "volume_error", "lesion_f1")
 FIGURE_LABELS = {
     "log_loss_per_area": "log loss per lesion pixel",
@@ -34,8 +37,17 @@ FIGURE_LABELS = {
     "rater_dice": "dice to raters",
     "collective_insight": "collective insight score",
     "agreement": "agreement of members",
-    "mask_cldice": "clDice",
-    "sample_cldice": "sample clDice",
+    **{
+        f"{whose}_{key}": f"{whose} {label}"
+        for whose in ("mask", "sample")
+        for key, label in (
+            ("cldice", "clDice"),
+            ("betti0_error", "Betti-0 error"),
+            ("betti1_error", "Betti-1 error"),
+            ("vi_foreground", "VI of foreground segments"),
+            ("vi_background", "VI of background segments"),
+        )
+    },
 }
 
 
@@ -111,7 +123,7 @@ def _statistics_row(label, values):
 
 
 def _member_lines(members):
-    if len(members) < 2:
+    if not 1 < len(members) <= SHOWN_MEMBERS:
         return []
     names = ("dice", "staple_sensitivity", "staple_specificity")
     rows = [[f"  {e}", *(f"{one[name]:.4f}" for name in names)] for e, one in enumerate(members)]

@@ -83,9 +83,9 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
     coarse = None if coarse is None else class_probabilities(coarse, diffusion.exclusive)
     soft = diffusion.to_mask(x0)
     if plan.published:
-        soft = fused_by_published(
-            diffusion.to_mask(x0, cut=False), coarse, plan.published, is_solver=plan.sampler == "dpm_solver"
-        )
+        low, high = diffusion.from_mask(0.0), diffusion.from_mask(1.0)
+        sample = (x0 - low) / (high - low)  # as `to_mask`, but values beyond 0 and 1 count
+        soft = fused_by_published(sample, coarse, plan.published, is_solver=plan.sampler == "dpm_solver")
     return Members(soft, coarse, None if drawn is None else diffusion.to_mask(drawn))
 
 
@@ -185,14 +185,14 @@ class MemberNoise:
 
     def __call__(self):
         """Standard noise, float32 [rows, K, H, W]."""
-        return self._rows(torch.randn)
+        return self._rows(torch.randn, self.shape)
 
     def uniform(self):
-        """Numbers from [0, 1), float32 [rows, K, H, W]."""
-        return self._rows(torch.rand)
+        """Numbers from [0, 1), float32 [rows, 1, H, W]."""
+        return self._rows(torch.rand, (1, *self.shape[1:]))
 
-    def _rows(self, function):
-        numbers = {key: function(self.shape, generator=generator) for key, generator in self.generators.items()}
+    def _rows(self, function, shape):
+        numbers = {key: function(shape, generator=generator) for key, generator in self.generators.items()}
         rows = torch.stack([numbers[key] for key in self.members])
         if torch.device(self.device).type == "cuda":  # pinned memory is copied without waiting
             return rows.pin_memory().to(self.device, non_blocking=True)

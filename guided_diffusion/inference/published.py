@@ -9,11 +9,10 @@ ADDED, MIXED = 0.25, 0.5  # the sample's weights
 def fused_by_published(sample, calibration, version, *, is_solver):
     """The members that the published script fuses, of the shape of `sample`, in [0, 1].
 
-    sample: the members, [E, N, K, H, W], 0 and 1 where they are sure; values below 0 count as they are, as there.
-    calibration: the condition branch's mask, likewise, in [0, 1]. version: "v1" or "v2" (the published "new").
-    is_solver: whether DPM-Solver++ drew the sample. It is then scaled to span [0, 1] in each mask. V2 fuses the sample.
-    V1 fuses `cal_out`: calibration + 0.25 sample, or, without the solver and where the Dice of the two is 0.65 or more,
-    the mean of both.
+    sample: the members, [E, N, K, H, W], 0 for background and 1 for foreground, also beyond. calibration: the condition
+    branch's mask, in [0, 1]. version: "v1" or "v2" (the published "new"). is_solver: whether DPM-Solver++ drew the
+    sample. It is then scaled to span [0, 1] in each mask. V2 fuses the sample. V1 fuses `cal_out`: calibration + 0.25
+    sample, or, without the solver and where the Dice of sample > 0 and calibration is 0.65 or more, the mean of both.
     """
     if is_solver:
         low, high = sample.amin(dim=(-2, -1), keepdim=True), sample.amax(dim=(-2, -1), keepdim=True)

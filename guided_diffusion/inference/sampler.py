@@ -105,8 +105,8 @@ class EnsembleSampler:
         if self.view.keep_size:
             self.images = 1
         self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
-        self.warm = not self.options.compile
-        if self.options.compile:
+        self.warm = not (self.options.compile and self.options.num_ensemble)
+        if not self.warm:  # the answer in one pass calls no step
             self.model.forward = torch.compile(self.model.forward)
 
     def run(self, dataset, writer, num_workers, show=True):

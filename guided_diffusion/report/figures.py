@@ -5,8 +5,9 @@ import re
 from html import escape
 
 from ..evaluation.calibration import BINS
+from ..evaluation.ensemble_size import OF_SIZE
 from ..evaluation.summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
-from ..evaluation.summary_table import OF_SETS, SETS, figure_name
+from ..evaluation.summary_table import LEADING, OF_SETS, SETS, figure_name
 from ..runtime.console import counted
 from .charts import Chart, histogram, rounded
 from .page import figure
@@ -63,12 +64,13 @@ def sets_table(summary):
         '<th scope="col">GED², unbiased</th><th scope="col">Matched IoU</th><th scope="col">Dice to raters</th></tr>'
         f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">Level sets and Gaussian copula are as '
         "many masks made from the probability alone: what the members score beyond them is what they add to it. The "
-        "held-out reader answers alone, against the other readers.</p>"
+        "held-out reader answers alone, against the other readers. With one rater the unbiased GED² is "
+        "the energy score.</p>"
     )
 
 
 def _with_interval(values):
-    if not values.get("n"):
+    if not values.get("n") or values["mean"] is None:
         return ""
     low, high = values.get("low"), values.get("high")
     return f"{values['mean']:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
@@ -79,6 +81,7 @@ def _statistics(level, unit):
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
     described |= level.get("probability", {})
+    described = {key: described[key] for key in LEADING if key in described} | described
     described |= {k: one for k, one in level.get("diversity", {}).items() if not k.startswith((*SETS, *OF_SETS))}
     described |= level.get("topology", {})
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
@@ -189,4 +192,43 @@ def _ensemble_size_chart(summary):
     chart.line(sizes, means, 1)
     enough = summary["enough"]
     chart.mark(enough, f"{enough} suffice" if enough < sizes[-1] else "still grows")
-    return [f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>']
+    return [
+        f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>',
+        *(_set_size_chart(summary["sets"]) if "sets" in summary else ()),
+    ]
+
+
+def _set_size_chart(sets):
+    """The unbiased GED squared, matched IoU and log loss by the number of members; sets: of `size_summary`."""
+    charts = []
+    for title, keys, unit in (
+        ("Sets of members by size", OF_SETS, "mean"),
+        ("Log loss of the members' mean", ("log_loss_per_area",), "nats per lesion pixel"),
+    ):
+        values = [[one["mean"] for one in sets[key]] for key in keys]
+        ends = [one[end] for key in keys for one in sets[key] for end in ("mean", "low", "high")]
+        ends = [value for value in ends if value is not None]
+        if not ends or len(sets["sizes"]) < 2:
+            continue
+        chart = Chart(title, (1, sets["sizes"][-1], "members"), (*rounded(min(ends), max(ends)), unit))
+        for series, (key, line) in enumerate(zip(keys, values, strict=True), start=1):
+            chart.area(sets["sizes"], *([one[end] for one in sets[key]] for end in ("low", "high")), series)
+            chart.line(sets["sizes"], line, series, figure_label(key) if len(keys) > 1 else "")
+        charts.append(f'<div class="chart">{figure(f"{title}, with the 95 % interval", chart.svg())}</div>')
+    return charts
+
+
+def sizes_table(summary):
+    """The figures of sets by the number of members as an HTML table, of a summary's "ensemble_size"; "" without."""
+    sets = (summary.get("ensemble_size") or {}).get("sets")
+    if not sets:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(figure_label(key))}</th>' for key in OF_SIZE)
+    rows = []
+    for place, size in enumerate(sets["sizes"]):
+        cells = "".join(f"<td>{_with_interval(sets[key][place] | {'n': 1})}</td>" for key in OF_SIZE)
+        rows.append(f'<tr><th scope="row">{size}</th>{cells}</tr>')
+    return (
+        '<h3>By number of members</h3><div class="scroll"><table class="figures"><thead><tr><th scope="col">Members'
+        f"</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -23,7 +23,7 @@ from ..io.texts import read_csv
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
-from .figures import charts_of, figure_label, sets_table, table_of
+from .figures import charts_of, figure_label, sets_table, sizes_table, table_of
 from .model_card import shown_checkpoint
 from .page import asset, data_uri, header, write_page
 
@@ -242,7 +242,7 @@ def _body(out_dir, results_dir, dataset, cases, columns, failed):
     parts.append('<div class="overview">')
     if summary:
         definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
-        tables = table_of(summary) + sets_table(summary)
+        tables = table_of(summary) + sets_table(summary) + sizes_table(summary)
         parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{tables}{definitions}</section>')
     else:
         parts.append(

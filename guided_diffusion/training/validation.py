@@ -206,12 +206,13 @@ class Validation:
         # Several processes must run the network equally often, so all tiles go in one pass.
         rows = TILES_AT_ONCE if self.processes.count == 1 else None
         tiled = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
+        label = batch["label"].to(self.device) if model.label_embedding is not None else None
         raters = batch["mask"][0].numpy()  # [R, K, S, S]
         if isinstance(tiled, Tiled):
             raters = raters[..., : size[0], : size[1]]
 
         def draw():
-            members = self._members(tiled, batch, coarse_only)
+            members = self._members(tiled, batch, label, coarse_only)
             members = crop_members(members, size) if isinstance(tiled, Tiled) else members
             return Drawn.of(members, self.plan.fuse, self.dataset.classes.is_exclusive)
 
@@ -224,10 +225,9 @@ class Validation:
             figures["health_log_loss"] = zeroed["log_loss"] - figures["log_loss"]
         return {"figures": figures, "tiles": drawn.tiles(batch["name"][0], pictures, majority_of(raters))}
 
-    def _members(self, model, batch, coarse_only):
+    def _members(self, model, batch, label, coarse_only):
         """The `Members` of one case on the CPU; with `coarse_only` without `soft`. model: perhaps `Tiled`."""
         image = batch["image"].to(self.device)
-        label = batch["label"].to(self.device) if model.label_embedding is not None else None
         with autocast(self.precision, self.device):
             if coarse_only:
                 one = answer_in_one_pass(model, self.diffusion, self.one_pass, image, label=label, rows=self.rows)

@@ -94,13 +94,10 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "unet_mse": Contender("--version unet --mask_loss mse", as_fast_as="unet"),
     "unet_mean": Contender(UNET_MEAN, as_fast_as="unet"),
     "unet_mean_x4": Contender(UNET_MEAN, as_fast_as="unet", networks=DEEP),
-    "v1_published": Contender(
-        "--version v1 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
-    ),
-    "v2_published": Contender(
-        "--version v2 --recipe published", "--num_ensemble 5 --diffusion_steps 20 --dpm_solver True"
-    ),
-    "v2": Contender("--version v2 --recipe staged"),
+    "v1_published": Contender("--version v1 --recipe published", SOLVER),
+    "v2_published": Contender("--version v2 --recipe published", SOLVER),
+    # The patches of `SIZE` are coarse enough for the diffusion's first level.
+    "v2": Contender("--version v2 --recipe staged --condition_steps 85% --diffusion_level 0"),
 }
 
 
@@ -133,7 +130,7 @@ FIGURES = {  # of summary.json
     "copula_matched_iou": ("diversity", "control_copula_matched_iou", "mean"),
     "reader_dice": ("diversity", "reader_dice", "mean"),
     "reader_ged2": ("diversity", "reader_ged2_unbiased", "mean"),
-    "majority_dice": ("diversity", "majority_dice", "mean"),
+    "majority_dice": ("diversity", "majority_rater_dice", "mean"),
     "majority_ged2": ("diversity", "majority_ged2_unbiased", "mean"),
     "mask_cldice": ("topology", "mask_cldice", "mean"),
     "sample_cldice": ("topology", "sample_cldice", "mean"),
@@ -163,10 +160,10 @@ class AccuracyOptions:
 
     out_dir: str = option("./runs/accuracy/", "folder for checkpoints and results; may be deleted when all is recorded")
     record: str = option("docs/record/accuracy.jsonl", "file of one JSON line per finished run; tables lie beside it")
-    ph2_dir: str = option("/work/shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
-    lidc4_dir: str = option("/work/shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
-    drive_dir: str = option("/work/shared/data/drive", "retinal vessels: a folder that --data_name FOLDER reads")
-    em_dir: str = option("/work/shared/data/em", "membranes: a folder that --data_name FOLDER reads")
+    ph2_dir: str = option("../shared/data/ph2", "dermoscopic images: a folder that --data_name FOLDER reads")
+    lidc4_dir: str = option("../shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
+    drive_dir: str = option("../shared/data/drive", "retinal vessels: a folder that --data_name FOLDER reads")
+    em_dir: str = option("../shared/data/em", "membranes: a folder that --data_name FOLDER reads")
     sets: str = option("ph2,lidc4,drive,em", "which data sets, separated by commas")
     contenders: str = option(
         "unet_mean,unet,unet_mse,unet_mean_x4,v1_published,v2_published,v2,v2_members",
@@ -392,8 +389,8 @@ def mean_of(parts, results):
     Its manifest is that of the first part, so it has one answer a case, without members. Returns `results`.
     """
     for path in sorted((parts[0] / "probability").glob("*.png")):
-        mean = np.mean([read_picture(part / "probability" / path.name)[..., 0] for part in parts], axis=0)
-        for kind, values in (("probability", mean.round().astype(np.uint16)), ("masks", 255 * (mean > 32767.5))):
+        mean = np.mean([read_picture(part / "probability" / path.name)[0] for part in parts], axis=0)
+        for kind, values in (("probability", (257 * mean).round().astype(np.uint16)), ("masks", 255 * (mean > 127.5))):
             (results / kind).mkdir(parents=True, exist_ok=True)
             write_png(results / kind / path.name, values.astype(np.uint16 if kind == "probability" else np.uint8))
     write_json(results / "manifest.json", read_json(parts[0] / "manifest.json"))
@@ -414,7 +411,7 @@ def copula_length(options, name, checkpoint, where, sampling):
     dataset = build_dataset(*data_of(options, name), image_size=1, split="train", need_masks=True)
     probabilities, raters = [], []
     for case in dataset.cases[:FITTED_ON]:
-        probabilities.append(read_picture(results / "probability" / f"{case.name}.png")[..., 0] / 65535)
+        probabilities.append(read_picture(results / "probability" / f"{case.name}.png")[0] / 255)
         raters.append(dataset.load_mask(case)[:, 0])
     length = fit_copula_length(probabilities, raters)
     append(options.record, {"kind": "copula", "set": name, "split": options.split, "length": length})

@@ -6,23 +6,44 @@ import numpy as np
 
 from guided_diffusion.io.files import atomic_path
 
-BASELINES = ("unet", "unet_looks", "v2")
+BASELINES = ("unet_mean", "v2")
 RESAMPLES = 10_000  # of patients and seeds, for an interval
 COLUMNS = {  # figures of a run's line and their headings
     "dice": "Dice",
-    "iou": "IoU",
     "sample_dice": "one sample",
-    "sample_iou": "its IoU",
-    "coarse_dice": "coarse",
-    "coarse_iou": "its IoU",
-    "ece_band": "ECE band",
+    "log_loss_per_area": "log loss / lesion px",
+    "brier_per_area": "Brier / lesion px",
+    "volume": "volume",
+    "sample_volume": "members' volume",
     "ece": "ECE",
-    "brier_band": "Brier band",
-    "ged2": "GED²",
+    "ged2_unbiased": "GED² unbiased",
+    "ged2": "GED² V",
     "matched_iou": "matched IoU",
-    "rater_dice": "Dice to each rater",
+    "copula_ged2": "copula's GED²",
+    "copula_matched_iou": "copula's matched IoU",
+    "reader_dice": "a reader's Dice",
+    "reader_ged2": "a reader's GED²",
+    "majority_ged2": "the majority's GED²",
+    "mask_cldice": "clDice",
+    "sample_cldice": "one sample's",
+    "mask_betti0": "Betti-0 error",
+    "sample_betti0": "one sample's",
+    "mask_betti1": "Betti-1 error",
+    "sample_betti1": "one sample's",
+    "mask_vi": "VI",
+    "sample_vi": "one sample's",
 }
-PAIRED = {"dice": "Dice", "sample_dice": "one sample", "ged2": "GED²", "matched_iou": "matched IoU"}
+PAIRED = (  # heading, the figure of the run, that of the baseline
+    ("Dice", "dice", "dice"),
+    ("log loss", "log_loss", "log_loss"),
+    ("GED²", "ged2_unbiased", "ged2_unbiased"),
+    ("GED² to the copula", "ged2_unbiased", "copula_ged2"),
+    ("matched IoU", "matched_iou", "matched_iou"),
+    ("matched IoU to the copula", "matched_iou", "copula_matched_iou"),
+    ("clDice", "mask_cldice", "mask_cldice"),
+    ("one sample's clDice", "sample_cldice", "mask_cldice"),
+    ("one sample's Dice", "sample_dice", "dice"),
+)
 
 
 def write_tables(lines, path):
@@ -75,35 +96,36 @@ def _paired_table(contenders, baseline):
     rows = []
     for (name, _), own in contenders.items():
         pairs = [(run, base[run["seed"]]) for run in own if name != baseline and run["seed"] in base]
-        cells = [difference_cell(pairs, key) for key in PAIRED]
+        cells = [difference_cell(pairs, *keys) for _, *keys in PAIRED]
         if any(cell != "–" for cell in cells):
             rows.append([name, str(len(pairs)), *cells])
     if not rows:
         return ""
-    heading = ["contender", "seeds", *(f"{label} - {baseline}'s [95 %]" for label in PAIRED.values())]
+    heading = ["contender", "seeds", *(f"{label} - {baseline}'s [95 %]" for label, *_ in PAIRED)]
     columns = [column for column in zip(heading, *rows, strict=True) if set(column[1:]) != {"–"}]
     return _markdown([list(row) for row in zip(*columns, strict=True)])
 
 
-def difference_cell(pairs, key):
+def difference_cell(pairs, key, other):
     """The mean paired difference of a figure and its 95 % interval as text, or a dash.
 
-    pairs: (run, baseline's run), one pair a seed. A patient's difference under one seed is the mean over its cases; the
-    figure is the mean of these over patients and seeds.
+    pairs: (run, baseline's run), one pair a seed. key: the figure of the run. other: the figure of the baseline. A
+    patient's difference under one seed is the mean over its cases; the result is the mean over patients and seeds.
     """
-    differences = _by_seed_and_patient(pairs, key)
+    differences = _by_seed_and_patient(pairs, key, other)
     if not differences.size:
         return "–"
     low, high = interval_over_both(differences)
     return f"{np.nanmean(differences):+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _by_seed_and_patient(pairs, key):
+def _by_seed_and_patient(pairs, key, other_key):
     """Mean differences, float [seeds, patients], NaN where a patient has none under a seed."""
     seeds = []
     for run, other in pairs:
         patients = defaultdict(list)
-        for group, a, b in zip(run["groups"], run["cases"].get(key, ()), other["cases"].get(key, ()), strict=False):
+        own, others = run["cases"].get(key, ()), other["cases"].get(other_key, ())
+        for group, a, b in zip(run["groups"], own, others, strict=False):
             if a is not None and b is not None:
                 patients[group].append(a - b)
         seeds.append({group: float(np.mean(values)) for group, values in patients.items()})

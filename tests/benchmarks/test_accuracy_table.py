@@ -19,10 +19,10 @@ def table(monkeypatch):
 
 def run_of(contender, seed, dice, ged2, groups=("a", "a", "b"), **more):
     defined = [value for value in dice if value is not None]
-    figures = {"dice": float(np.mean(defined)), "ged2": float(np.mean(ged2)), "coarse_dice": None}
+    figures = {"dice": float(np.mean(defined)), "ged2_unbiased": float(np.mean(ged2)), "volume": None}
     line = {"kind": "run", "set": "lidc4", "split": "test", "minutes": 12.0, "contender": contender, "seed": seed}
     line |= {"steps": 7, "flags": contender, "machine": "box", "seconds_per_case": 0.5, "figures": figures}
-    return line | {"groups": list(groups), "cases": {"dice": dice, "ged2": ged2}} | more
+    return line | {"groups": list(groups), "cases": {"dice": dice, "ged2_unbiased": ged2}} | more
 
 
 def test_the_table_of_a_fixed_record(table, tmp_path):
@@ -31,10 +31,10 @@ def test_the_table_of_a_fixed_record(table, tmp_path):
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == text + "\n"
     heading, rows, *paired = text.split("\n\n")
     assert heading == "### ph2, test split, 12 minutes of training (AMD EPYC (family 25, 17), 1 threads, bf16)"
-    assert "| unet | 1000 | 2 | 0.850 (0.800 to 0.900) | – | 0.20 (0.20 to 0.20) |" in rows
+    assert "| unet_mean | 1000 | 2 | 0.850 (0.800 to 0.900) | – | 0.20 (0.20 to 0.20) |" in rows
     assert "| v2 | 400 | 2 | 0.900 (0.850 to 0.950) | 0.875 (0.850 to 0.900) | 0.50 (0.40 to 0.60) |" in rows
     assert [part.split("'s [95 %]")[0] for part in paired] == [
-        "| contender | seeds | Dice - unet",
+        "| contender | seeds | Dice - unet_mean",
         "| contender | seeds | Dice - v2",
     ]
     assert "| v2 | 2 | +0.0500 [+0.0000, +0.1000] |" in paired[0]
@@ -49,14 +49,14 @@ def test_mean_and_spread(table):
 def test_a_difference_is_paired_by_case_and_weighs_patients_equally(table):
     pair = (run_of("v2", 0, [0.9, 0.8, 0.6], [0.1, 0.1, 0.3]), run_of("unet", 0, [0.7, 0.8, 0.9], [0.2, 0.3, 0.2]))
     # Patient a: (0.2 + 0) / 2, patient b: -0.3. Two patients: the interval reaches from one to the other.
-    assert table.difference_cell([pair], "dice") == "-0.1000 [-0.3000, +0.1000]"
+    assert table.difference_cell([pair], "dice", "dice") == "-0.1000 [-0.3000, +0.1000]"
 
 
 def test_undefined_cases_and_missing_figures_are_left_out(table):
     pair = (run_of("v2", 0, [0.9, None, 0.6], [0.1] * 3), run_of("unet", 0, [0.7, 0.8, 0.5], [0.2] * 3))
-    assert table.difference_cell([pair], "dice").startswith("+0.1500 ")
-    assert table.difference_cell([pair], "matched_iou") == "–"
-    assert table.difference_cell([], "dice") == "–"
+    assert table.difference_cell([pair], "dice", "dice").startswith("+0.1500 ")
+    assert table.difference_cell([pair], "matched_iou", "matched_iou") == "–"
+    assert table.difference_cell([], "dice", "dice") == "–"
 
 
 def test_the_interval_covers_patients_and_seeds(table):
@@ -74,22 +74,31 @@ def test_the_interval_covers_patients_and_seeds(table):
 
 
 def test_seeds_are_paired_and_each_baseline_has_a_table(table, tmp_path):
-    lines = [run_of("unet", 0, [0.5] * 3, [0.2] * 3), run_of("unet", 1, [0.7] * 3, [0.4] * 3)]
-    lines += [run_of("unet_looks", 1, [0.6] * 3, [0.3] * 3), run_of("v2", 1, [0.8] * 3, [0.1] * 3), {"kind": "speed"}]
+    lines = [run_of("unet_mean", 0, [0.5] * 3, [0.2] * 3), run_of("unet_mean", 1, [0.7] * 3, [0.4] * 3)]
+    lines += [run_of("unet", 1, [0.6] * 3, [0.3] * 3), run_of("v2", 1, [0.8] * 3, [0.1] * 3), {"kind": "speed"}]
     text = table.write_tables(lines, tmp_path / "table.md")
-    _, first, second, third = text.split("| contender | seeds | Dice - ")
-    assert [part.split("'s")[0] for part in (first, second, third)] == ["unet", "unet_looks", "v2"]
-    assert "| v2 | 1 | +0.1000 [+0.1000, +0.1000] | -0.3000 [-0.3000, -0.3000] |" in first  # to seed 1's unet alone
-    assert "| unet_looks | 1 | -0.1000" in first and "| unet_looks | 1" not in second
-    assert "| v2 | 1 | +0.2000 [+0.2000, +0.2000] | -0.2000 [-0.2000, -0.2000] |" in second
-    assert "matched IoU" not in text and "coarse" not in text  # no run has them
+    _, first, second = text.split("| contender | seeds | Dice - ")
+    assert [part.split("'s")[0] for part in (first, second)] == ["unet_mean", "v2"]
+    assert "| v2 | 1 | +0.1000 [+0.1000, +0.1000] | -0.3000 [-0.3000, -0.3000] |" in first  # to seed 1 alone
+    assert "| unet | 1 | -0.1000" in first and "| unet_mean | 1 | -0.1000" in second
+    assert "| unet | 1 | -0.2000 [-0.2000, -0.2000] | +0.2000 [+0.2000, +0.2000] |" in second
+    assert "matched IoU" not in text and "volume" not in text  # no run has them
     assert table.write_tables([], tmp_path / "none.md") == "No runs yet."
 
 
+def test_members_are_compared_with_the_controls_of_the_baseline_s_probability(table, tmp_path):
+    cases = {"ged2_unbiased": [0.30] * 3, "copula_ged2": [0.25] * 3}
+    lines = [run_of("v2", 0, [0.8] * 3, [0.3] * 3, cases=cases), run_of("v2_members", 0, [0.7] * 3, [0.2] * 3)]
+    *_, heading, _, row = table.write_tables(lines, tmp_path / "table.md").splitlines()
+    assert heading == "| contender | seeds | GED² - v2's [95 %] | GED² to the copula - v2's [95 %] |"
+    assert row == "| v2_members | 1 | -0.1000 [-0.1000, -0.1000] | -0.0500 [-0.0500, -0.0500] |"
+
+
 def test_other_machines_and_budgets_have_tables_of_their_own(table, tmp_path):
-    lines = [run_of("unet", 0, [0.5] * 3, [0.2] * 3), run_of("v2", 0, [0.8] * 3, [0.1] * 3, machine="other box")]
+    lines = [run_of("unet_mean", 0, [0.5] * 3, [0.2] * 3)]
+    lines += [run_of("v2", 0, [0.8] * 3, [0.1] * 3, machine="other box")]
     lines += [run_of("v2", 0, [0.8] * 3, [0.1] * 3, minutes=None)]
     text = table.write_tables(lines, tmp_path / "table.md")
     for heading in ("12 minutes of training (box)", "12 minutes of training (other box)", "7 steps of training (box)"):
         assert heading in text
-    assert "unet's" not in text
+    assert "unet_mean's" not in text

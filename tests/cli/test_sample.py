@@ -54,7 +54,7 @@ def test_a_v2_trained_in_stages_answers_in_one_pass_unless_members_are_asked_for
     ) in printed
     settings = strict_json(out / "manifest.json")["settings"]
     assert (settings["num_ensemble"], settings["sampler"], settings["timesteps"]) == (0, "none", [])
-    assert not (out / "samples").exists() and "GED" not in printed
+    assert not (out / "samples").exists()
     segmenter = Segmenter.load(checkpoint, device="cpu", precision="fp32")
     for name in ("case0", "case3"):
         p, coarse, spread, bits = (

@@ -195,6 +195,13 @@ def test_with_a_head_of_zeros_drawn_members_have_the_coarse_probability(activati
         assert masks.sum(dim=1).max() == 1
 
 
+def test_regions_inside_one_another_are_drawn_inside_one_another():
+    inner, outer = torch.rand(2, 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sort(dim=0).values
+    x0 = INDEPENDENT.from_mask(torch.cat([inner, outer], dim=1)).expand(500, 2, 8, 8)
+    drawn = INDEPENDENT.draw(x0, noise_source((500, 2, 8, 8), torch.float32).uniform())
+    assert (drawn[:, 0] <= drawn[:, 1]).all() and (drawn[:, 0] < drawn[:, 1]).any()
+
+
 def test_in_five_steps_drawing_keeps_a_probability_that_the_solver_loses():
     """A pixel of probability 0.3 and b = 0.1: the solver steps along the mean, which is not a mask."""
     coarse = torch.logit(torch.tensor(0.3)).expand(1, 1, 1)

@@ -53,13 +53,21 @@ def runs(tmp_path):
 
 
 def test_script_compares_writes_the_card_and_the_sizes(runs, script, refusal, capsys):
-    script("segmentation_eval", ["--pred_dir", runs / "near", "--ensemble_curve True --card True"])
+    script(
+        "segmentation_eval",
+        ["--pred_dir", runs / "near", "--ensemble_curve True --card True --copula_length 3 --topology True"],
+    )
     before = strict_json(runs / "near" / "summary.json")
     sizes = before["ensemble_size"]
     assert sizes["method"] == "vote" and sizes["sizes"] == [1, 2, 3]
     assert sizes["dice"][0]["mean"] == pytest.approx(before["sample"]["mean"])
     assert sizes["dice"][2]["mean"] == pytest.approx(before["ensemble"]["dice"]["mean"])
     assert strict_json(runs / "near" / "curves.json")["ensemble_size"] == sizes
+    assert sizes["sets"]["sizes"] == [3]
+    assert sizes["sets"]["ged2_unbiased"][0] == pytest.approx(before["diversity"]["ged2_unbiased"])
+    assert before["topology"]["mask_cldice"]["n"] == before["diversity"]["control_copula_matched_iou"]["n"] == 4
+    page = (runs / "near" / "report.html").read_text()
+    assert "By number of members" in page and "Gaussian copula" in page
     out = capsys.readouterr().out
     assert "members     dice" in out and "specificity by STAPLE" in out
     for member in before["members"]:

@@ -75,13 +75,15 @@ def test_the_fitted_length_is_that_of_the_raters():
 
 def test_figures_are_those_of_the_sets():
     p, raters = soft_disc(), [disc(5), disc(8)]
-    found = control_figures(p, raters, 6, CONTROL_KINDS, length=4.0, name="a")
+    own = {"ged2_unbiased": 0.25, "matched_iou": 0.75}
+    found = control_figures(p, raters, 6, CONTROL_KINDS, own, length=4.0, name="a")
     assert set(found) == set(CONTROLS)
     levels = compare_with_raters(level_sets(p, 6), raters, drawn=False)
     copula = compare_with_raters(copula_members(p, 6, 4.0, "a"), raters)
     for kind, figures in (("levels", levels), ("copula", copula)):
         assert {name: found[f"control_{kind}_{name}"] for name in figures} == figures
-    assert set(control_figures(p, raters, 6, ["levels"])) == {name for name in CONTROLS if "levels" in name}
+        assert {name: own[name] - found[f"beyond_{kind}_{name}"] for name in figures} == pytest.approx(figures)
+    assert set(control_figures(p, raters, 6, ["levels"], own)) == {name for name in CONTROLS if "levels" in name}
 
 
 def test_limits_are_as_the_text_says():

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.evaluation.ensemble_size import dice_by_size, format_sizes, size_summary, subsets
+from guided_diffusion.evaluation.controls import copula_members
+from guided_diffusion.evaluation.diversity import compare_sets
+from guided_diffusion.evaluation.ensemble_size import (
+    dice_by_size,
+    format_sizes,
+    sets_by_size,
+    size_summary,
+    sizes_up_to,
+    subsets,
+)
 from guided_diffusion.evaluation.metrics import overlap
+from guided_diffusion.evaluation.proper_scores import proper_scores
 from guided_diffusion.inference.ensemble import fuse_masks
 
 
@@ -44,6 +54,48 @@ def test_a_truth_that_is_empty_twice_is_undefined_and_identical_members_do_not_g
     members, truth = case(1, 1, 1)
     same = dice_by_size(np.repeat(members, 3, axis=0), truth, "staple", True, "a")
     assert (same == overlap(members[0, 0], truth[0])["dice"]).all()
+
+
+def test_large_ensembles_are_scored_at_few_sizes():
+    assert sizes_up_to(40, (1, 2, 4, 8, 16, 32, 64)) == [1, 2, 4, 8, 16, 32, 40] and sizes_up_to(3, (4, 8)) == [3]
+    members, truth = case(3, 20, 1)
+    found = dice_by_size(members, truth, "vote", True, "a")
+    assert found.shape == (10, 1)  # 1 to 8, 16 and 20
+    assert found[-1] == overlap(members[:, 0].mean(axis=0) > 0.5, truth[0])["dice"]
+
+
+def test_sets_of_each_size_are_those_of_the_subsets():
+    members, truth = case(4, 6, 1)
+    raters = np.stack([truth[0], members[0, 0], np.zeros_like(truth[0])])
+    found = sets_by_size(members[:, 0], raters, "a")
+    fraction = raters.mean(axis=0)
+    for place, size in enumerate((4, 6)):
+        chosen = [members[one, 0] for one in subsets(6, size, "a")]
+        sets = [compare_sets(list(one), list(raters)) for one in chosen]
+        for figure in ("ged2_unbiased", "matched_iou"):
+            assert found[figure][place] == pytest.approx(np.mean([one[figure] for one in sets]))
+        losses = [proper_scores(one.mean(axis=0), fraction)["log_loss_sum"] for one in chosen]
+        assert found["log_loss_sum"][place] == pytest.approx(np.mean(losses))
+    assert found["rater_pixels"] == pytest.approx(fraction.sum())
+
+
+def test_more_members_from_the_truth_never_score_worse():
+    """Members and raters from one distribution: the unbiased GED stays at 0, the log loss falls."""
+    cases = [np.array(copula_members(np.clip(soft_disc(), 0, 1), 34, 4.0, str(k))) for k in range(40)]
+    sets = [sets_by_size(masks[:32], masks[32:], str(k)) for k, masks in enumerate(cases)]
+    found = size_summary([[0.5, 0.5]] * 40, range(40), "vote", 2, None)
+    assert "sets" not in found
+    found = size_summary([[0.5] * 10] * 40, range(40), "vote", 32, sets)["sets"]
+    assert found["sizes"] == [4, 8, 16, 32] == [*found["sizes"]]
+    geds = [one["mean"] for one in found["ged2_unbiased"]]
+    assert max(geds) - min(geds) < 0.03 and all(one["low"] < 0.01 for one in found["ged2_unbiased"])
+    losses = [one["mean"] for one in found["log_loss_per_area"]]
+    assert losses == sorted(losses, reverse=True) and losses[0] > 1.5 * losses[-1]
+
+
+def soft_disc(size=24):
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    return (10 - np.hypot(y, x)) / 8
 
 
 def test_subsets_are_distinct_seeded_and_complete_where_few():

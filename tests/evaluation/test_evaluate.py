@@ -21,7 +21,7 @@ from guided_diffusion.data.loaders.folder import FolderDataset
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.calibration import ReliabilityTable
 from guided_diffusion.evaluation.diversity import compare_sets, level_sets
-from guided_diffusion.evaluation.evaluate import columns, evaluate, shared_workers
+from guided_diffusion.evaluation.evaluate import EvaluationSettings, columns, evaluate, shared_workers
 from guided_diffusion.evaluation.summary_table import format_summary
 from guided_diffusion.inference.results import ResultsFolder
 from guided_diffusion.report.results_page import write_report
@@ -226,6 +226,24 @@ def test_a_missing_volume_is_counted(volumes):
     assert evaluate(predicted, dataset_of(data))["missing"] == 1
 
 
+def test_volumes_of_members_are_those_of_whole_volumes(volumes, save_nifti):
+    """The true volume, 32 voxels of 6 mm3, lies inside the 5-95 % range of v2's members and outside that of v1's."""
+    data, predicted = volumes
+    for name, sizes in (("v1", (8, 12, 16)), ("v2", (24, 32, 40))):
+        for e, size in enumerate(sizes):
+            member = np.zeros((6, 6, 4), np.uint8)
+            member.reshape(-1)[:size] = 1
+            save_nifti(predicted / f"{name}_sample_{e:02d}.nii.gz", member, np.diag([1.0, 2.0, 3.0, 1.0]))
+    summary = evaluate(predicted, dataset_of(data))
+    row = table(predicted / "metrics.csv")["v1"]
+    expected = [12 * 6 / 1000 * factor for factor in (1 - 0.9 / 3, 1 + 0.9 / 3)]  # percentiles between the members
+    assert [float(row[name]) for name in ("volume_low", "volume_high")] == pytest.approx(expected, rel=1e-5)
+    assert float(row["volume_spread"]) == pytest.approx(np.std([8, 12, 16]) / 12, rel=1e-5)
+    found = summary["uncertainty"]
+    assert (found["volume_inside"], found["volume_cases"], found["volume_coverage"]) == (1, 2, 0.5)
+    assert "members' volumes in 1 of 2 cases" in format_summary(summary)
+
+
 class Filtered(FolderDataset):
     """Only the slices in which something is marked, as some train on."""
 
@@ -281,7 +299,11 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
     assert (summary["calibration"]["ece"], summary["probability"]["brier"]["mean"]) == (0, 0)
     # Of the figures of sets one rater leaves the energy score, the matched IoU and the level sets beside them.
     defined = {name for name, values in summary["diversity"].items() if values["n"]}
-    sets = {f"{whose}{figure}" for whose in ("", "control_levels_") for figure in ("ged2_unbiased", "matched_iou")}
+    sets = {
+        f"{whose}{figure}"
+        for whose in ("", "control_levels_", "beyond_levels_")
+        for figure in ("ged2_unbiased", "matched_iou")
+    }
     assert defined == sets and summary["diversity"]["ged2_unbiased"]["mean"] == 0 and summary["raters"] == []
     curves = strict_json(tmp_path / "results" / "curves.json")
     assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {"probability"}
@@ -487,9 +509,20 @@ def test_a_single_member_stands_for_the_levels_of_its_probability(tmp_path, answ
     for name in RATERS:
         expected = compare_sets(level_sets(soft[name]), list(RATERS[name]), drawn=False)
         assert float(rows[name]["ged2_unbiased"]) == pytest.approx(expected["ged2_unbiased"], rel=1e-5)
-        assert rows[name]["control_levels_ged2_unbiased"] == ""  # they are the answer's own set
+        assert rows[name]["beyond_levels_ged2_unbiased"] == ""  # they are the answer's own set
         assert float(rows[name]["ged2"]) == pytest.approx(expected["ged2"], rel=1e-5)
         assert float(rows[name]["matched_iou"]) == pytest.approx(expected["matched_iou"], rel=1e-5)
+
+
+def test_topology_and_the_copula_are_figures_where_they_are_asked_for(tmp_path, answers):
+    members, soft = answers
+    save_results(tmp_path / "results", members, soft)
+    settings = EvaluationSettings(copula_length=2.0, topology=True)
+    summary = evaluate(tmp_path / "results", FourRaters(tmp_path, 8), settings=settings)
+    assert {one["n"] for one in summary["topology"].values()} <= {1, 2, 3} and len(summary["topology"]) == 10
+    assert summary["diversity"]["control_copula_matched_iou"]["n"] == 3
+    row = rows_by_name(tmp_path / "results" / "metrics.csv")["agreed"]
+    assert 0 <= float(row["sample_cldice"]) <= 1 and row["control_copula_ged2_unbiased"] != ""
 
 
 def test_members_that_were_not_saved_leave_diversity_out(tmp_path, answers):

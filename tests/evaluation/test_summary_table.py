@@ -6,7 +6,8 @@ import numpy as np
 from helpers import evaluation_of
 
 from guided_diffusion.evaluation.summary import summary_of
-from guided_diffusion.evaluation.summary_table import format_summary, metric_label
+from guided_diffusion.evaluation.summary_table import figure_name, format_summary, metric_label
+from guided_diffusion.evaluation.topology import TOPOLOGY_FIGURES
 
 
 def test_figures_that_are_defined_have_a_row():
@@ -45,6 +46,27 @@ def test_members_are_shown_where_there_are_several():
     evaluation.members["organ"] = [np.array([[0.5, 1.0, 0.25], [1.0, 1.0, 0.75]])]
     text = format_summary(summary_of(evaluation))
     assert "sensitivity by STAPLE" in text and "0.2500" in text and "0.7500" in text
+    evaluation.members["organ"] = [np.full((64, 3), 0.5)]
+    assert "by STAPLE" not in format_summary(summary_of(evaluation))  # more than a screen
+
+
+def test_a_label_says_whose_masks_are_meant():
+    labels = {
+        "control_copula_ged2_unbiased": "Gaussian copula: GED² unbiased",
+        "majority_rater_dice": "raters' majority: dice to raters",
+        "coarse_log_loss_per_area": "coarse log loss per lesion pixel",
+        "ged2": "GED² V-statistic",
+        "collective_insight": "collective insight score",
+    }
+    assert {name: figure_name(name) for name in labels} == labels
+
+
+def test_topology_is_shown_where_it_was_computed():
+    rows = {"dice": 1.0, **{name: 0.25 for name in TOPOLOGY_FIGURES}}
+    summary = summary_of(evaluation_of(a=rows))
+    assert set(summary["topology"]) == set(TOPOLOGY_FIGURES)
+    assert any(line.startswith("sample clDice") and "0.2500" in line for line in format_summary(summary).splitlines())
+    assert "topology" not in summary_of(evaluation_of(a={"dice": 1.0}))
 
 
 def test_units():

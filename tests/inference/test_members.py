@@ -15,6 +15,7 @@ from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.evaluation.diversity import compare_with_raters
 from guided_diffusion.inference.members import MemberNoise, answer_in_one_pass, draw_members, member_generator
 from guided_diffusion.inference.plan import NO_STEPS, plan_sampling
+from guided_diffusion.inference.published import fused_by_published
 from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model
 from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 from guided_diffusion.models.unet import UNetShape
@@ -306,7 +307,7 @@ def test_more_members_never_hurt():
     """With an exact network no figure gets worse from 4 to 128 members by more than its sampling error."""
     diffusion = GaussianDiffusion(noise_schedule("cosine", 1000, 0.3), objective="x0", mask_loss="bce")
     masks, prior = disks()
-    plan, cases = plan_of("bernoulli", diffusion, 30), 8
+    plan, cases = plan_of("bernoulli", diffusion, 20), 8
     names, image = [f"case{n}" for n in range(cases)], torch.zeros(cases, 1, 16, 16)
     drawn = draw_members(KnowsDisks(diffusion), diffusion, plan, image, names, members=128).drawn[:, :, 0]
     truth = (prior[:, None, None] * masks).sum(dim=0)
@@ -326,6 +327,24 @@ def test_more_members_never_hurt():
     most = figures[128]
     assert most["volume"].mean() < 0.08 and abs(most["ged"].mean()) < 0.03  # 0 against infinitely many raters
     assert most["loss"].mean() < figures[4]["loss"].mean() - 0.05
+
+
+# ---- the published script's members ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm_solver"])
+def test_members_become_what_the_published_script_fuses(version, sampler):
+    model, plan = small_model(), plan_of(sampler, DIFFUSION, 4)
+    own = draw_members(model, DIFFUSION, plan, IMAGES, NAMES, members=2)
+    mixed = draw_members(model, DIFFUSION, replace(plan, published=version), IMAGES, NAMES, members=2)
+    seen = []
+    draw_members(model, DIFFUSION, plan, IMAGES, NAMES, members=2, watch=lambda x, x0: seen.append(x0))
+    sample = ((seen[-1] + 1) / 2).reshape(own.soft.shape)
+    expected = fused_by_published(sample, own.coarse, version, is_solver=sampler == "dpm_solver")
+    torch.testing.assert_close(mixed.soft, expected)
+    assert torch.equal(mixed.coarse, own.coarse)
+    assert (sampler, version) == ("ddpm", "v2") or (mixed.soft - own.soft).abs().max() > 0.01
 
 
 # ---- one pass --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ def fused(sample, calibration, version, is_solver):
 
 
 def test_the_solvers_samples_span_0_to_1_and_are_added_to_the_calibration_output():
-    sample, calibration = [0.1, 0.2, 0.3, 0.5], [0.0, 0.9, 0.5, 0.2]
+    sample, calibration = [-0.1, 0.0, 0.1, 0.3], [0.0, 0.9, 0.5, 0.2]
     spanned = torch.tensor([0.0, 0.25, 0.5, 1.0])
     torch.testing.assert_close(fused(sample, calibration, "v2", True), spanned)
     torch.testing.assert_close(fused(sample, calibration, "v1", True), torch.tensor([0.0, 0.9625, 0.625, 0.45]))
@@ -23,6 +23,9 @@ def test_without_the_solver_the_two_are_averaged_where_they_agree():
     agreeing, sample = [0.9, 0.9, 0.1, 0.0], [1.0, 0.4, 0.0, 0.0]
     assert fused(sample, agreeing, "v2", False).tolist() == torch.tensor(sample).tolist()
     torch.testing.assert_close(fused(sample, agreeing, "v1", False), torch.tensor([0.95, 0.65, 0.05, 0.0]))
+    beyond = torch.tensor([0.95, 0.65, 0.0, 1.0])
+    torch.testing.assert_close(fused([1.0, 0.4, -0.4, 1.5], [0.9, 0.9, 0.1, 0.9], "v1", False), beyond)
+    assert fused([1.5, 0.4, -0.2, 0.0], agreeing, "v2", False).tolist() == torch.tensor([1.0, 0.4, 0.0, 0.0]).tolist()
     apart = [0.1, 0.2, 0.9, 0.8]  # of Dice 2 * 0.3 / 4 = 0.15
     torch.testing.assert_close(fused(sample, apart, "v1", False), torch.tensor([0.35, 0.3, 0.9, 0.8]))
 

@@ -233,7 +233,7 @@ def test_a_damaged_manifest_is_an_error(tmp_path):
     ("suffix", "volume", "sample", "letters"),
     [
         (".png", None, {}, 251),
-        (".png", None, {"save_samples": True}, 248),
+        (".png", None, {"save_samples": True, "num_ensemble": 5}, 248),
         (".png", None, {"save_samples": True, "num_ensemble": 1001}, 246),
         (".nii.gz", None, {}, 244),
         (".nii.gz", True, {}, 236),

@@ -11,8 +11,10 @@ from conftest import files
 from helpers import torchrun
 from PIL import Image
 
+from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.data.cases import Case, Unit
 from guided_diffusion.inference.sampler import batches_of, rows_at_once, share_of
+from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.inference.writer import ResultWriter
 from guided_diffusion.models.medsegdiff import MedSegDiffV1
 
@@ -43,6 +45,18 @@ def test_processes_share_all_cases_once_in_the_batches_of_one_process(processes,
     assert sorted(unit.name for share in shares for unit in share) == sorted(unit.name for unit in units)
     together = sorted(batch for share in shares for batch in batches_of(share, 2))
     assert together == sorted(batches_of(units, 2))
+
+
+def test_the_published_recipe_samples_as_the_published_script(trained, tmp_path):
+    checkpoint = load_checkpoint(trained)
+    checkpoint.config["train"]["recipe"] = "published"
+    save_checkpoint(checkpoint, tmp_path / "published.pt")
+    how = {"device": "cpu", "precision": "fp32"}
+    plans = [Segmenter.load(path, **how).sampler.plan for path in (trained, tmp_path / "published.pt")]
+    assert [(plan.published, plan.sampler, plan.fuse) for plan in plans] == [
+        ("", "bernoulli", "mean"),
+        ("v1", "dpm_solver", "staple"),
+    ]
 
 
 def test_rows_follow_the_size_and_the_flag():

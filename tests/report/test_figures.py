@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from guided_diffusion.report.figures import charts_of, figure_label, table_of
+from guided_diffusion.report.figures import charts_of, figure_label, sets_table, sizes_table, table_of
 
 
 def one(mean, n=3):
@@ -62,3 +62,31 @@ def test_curves_that_there_are_are_drawn():
     assert "Ensemble size" in grown and "still grows" in grown
     flat = {"all": {"retention": {"agreement": {"kept": [0.5, 1], "error": [0.0, 0.0]}}}}
     assert charts_of([], [], flat) == []  # no error, no axis
+
+
+def test_controls_and_references_stand_beside_the_members():
+    diversity = {name: one(0.25) for name in ("ged2_unbiased", "matched_iou", "rater_dice", "reader_dice")}
+    diversity |= {f"control_levels_{name}": one(0.5) for name in ("ged2_unbiased", "matched_iou")}
+    diversity |= {"control_copula_ged2_unbiased": one(0.3, n=0), "ged2": one(0.4)}
+    summary = {**LEVEL, "diversity": diversity}
+    rows = cells(sets_table(summary))
+    assert rows["This run"] == ["0.2500 (0.1500 to 0.3500)"] * 3
+    assert rows["Level sets"] == ["0.5000 (0.4000 to 0.6000)"] * 2 + [""]
+    assert list(rows) == ["Masks of", "This run", "Level sets"]  # no set, no row
+    below = cells(table_of(summary))
+    assert "GED² V-statistic" in below and "GED² unbiased" not in below
+    assert sets_table(LEVEL) == ""
+
+
+def test_sets_by_size_have_a_table_and_charts():
+    figures = {name: [one(0.5), one(0.25)] for name in ("ged2_unbiased", "matched_iou", "log_loss_per_area")}
+    sizes = {"sizes": [1, 2], "dice": [one(0.4), one(0.6)], "enough": 2, "sets": {"sizes": [4, 8], **figures}}
+    rows = cells(sizes_table({"ensemble_size": sizes}))
+    assert rows["8"] == ["0.2500 (0.1500 to 0.3500)"] * 3 and sizes_table({}) == ""
+    charts = "".join(charts_of([], [], {"ensemble_size": sizes}))
+    titles = [unescape(title) for title in re.findall("<figcaption>(.*?)</figcaption>", charts)]
+    assert [title.split(",")[0] for title in titles] == [
+        "Ensemble size",
+        "Sets of members by size",
+        "Log loss of the members' mean",
+    ]
