@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -47,8 +48,8 @@ class Checkpoint:
     data set's class lists in `kept`; "digests": of folders (see `config.places`). image_channels, class_names,
     label_names: from the data set. step: optimizer steps taken. model: state dict. ema: {rate as text: state dict of
     the averaged parameters}. optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best
-    validation so far, {"step", "dice", "cases" (the `names_digest` of their names)}; {} without one. stage_end: with
-    --condition_steps -1 the steps of the first stage, None before its end.
+    validation so far, {"step", "log_loss", "cases" (the `names_digest` of their names), perhaps "dice"}; {} without
+    one. stage_end: with --condition_steps -1 the steps of the first stage, None before its end.
     """
 
     config: dict
@@ -261,6 +262,11 @@ def names_digest(names):
     return hashlib.sha256("\0".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
+def _log_loss(validation):
+    """The log loss of the best validation; infinite for one up to version 0.4.0, which has only a Dice."""
+    return validation.get("log_loss", math.inf)
+
+
 def _checkpoint_names():
     return [item.name for item in dataclasses.fields(Checkpoint)]
 
@@ -350,17 +356,19 @@ class CheckpointFolder:
         if not own or own["step"] != start.step:
             return found
         path = checkpoint_path(self.folder.path, start.step)
-        if path.exists() and (found.get("cases") != own["cases"] or found["dice"] < own["dice"]):
+        if path.exists() and (found.get("cases") != own["cases"] or _log_loss(own) < _log_loss(found)):
             name_also(path, self.folder.path / BEST)
             return own
         return found
 
     def describe_best(self, validation):
-        """The end of a line on best.pt, "; best.pt is of step 500, validation Dice 0.900"; "" for no validation, {}."""
+        """The end of a line on best.pt, "; best.pt is of step 500, validation log loss 0.0812, Dice 0.900"; "" for no
+        validation, {}."""
         if not validation:
             return ""
-        step, dice = validation["step"], validation["dice"]
-        return f"; {self.folder.shown(BEST)} is of step {step}, validation Dice {dice:.3f}"
+        figures = [f"log loss {validation['log_loss']:.4f}"] if "log_loss" in validation else []
+        figures += [f"Dice {validation['dice']:.3f}"] if "dice" in validation else []
+        return f"; {self.folder.shown(BEST)} is of step {validation['step']}, validation {', '.join(figures)}"
 
     def _validation_of_best(self, start):
         if BEST not in self.folder.names():

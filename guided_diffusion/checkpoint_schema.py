@@ -28,6 +28,7 @@ OLDER = {
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
     "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False, "ema_warmup": True},
 }
+WHO = "was trained with"  # the beginning of a message
 PLAIN_TYPES = (str, int, float, bool, type(None))
 WORDS = {"`object`": "a dict", "`array`": "a list", "`str`": "text", "`int`": "a whole number", "`float`": "a number"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -58,11 +59,15 @@ class Config(msgspec.Struct):
 
 
 class BestValidation(msgspec.Struct):
-    """`checkpoint.Checkpoint.validation` of a run that has validated. Older checkpoints list the cases' names."""
+    """`checkpoint.Checkpoint.validation` of a run that has validated.
+
+    Up to version 0.4.0 Dice chose the best and there is no log loss; still older checkpoints list the cases' names.
+    """
 
     step: StepCount
-    dice: Annotated[float, msgspec.Meta(ge=0, le=1)]
     cases: str | list[str]
+    log_loss: Annotated[float, msgspec.Meta(ge=0)] | msgspec.UnsetType = msgspec.UNSET
+    dice: Annotated[float, msgspec.Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class OptimizerState(msgspec.Struct):
@@ -121,11 +126,12 @@ def _check_options(content, written_by, to_train):
     if LABELS_OF_CONDITION not in content["model"]:
         older["model"] = OLDER["model"] | {"condition_labels": False}
     keep = () if to_train else ONLY_LEARNED_BY
-    for name in ("data", "model", "diffusion", "train"):
-        try:
-            config[name] = without_removed(older.get(name, {}) | config[name], "was trained with", keep)
-        except UserError as error:
-            raise OtherVersionError(str(error)) from None
+    groups = {name: older.get(name, {}) | config[name] for name in ("data", "model", "diffusion", "train")}
+    try:  # all groups together, for the oldest version that is needed
+        without_removed({name: value for values in groups.values() for name, value in values.items()}, WHO, keep)
+    except UserError as error:
+        raise OtherVersionError(str(error)) from None
+    config |= {name: without_removed(values, WHO, keep) for name, values in groups.items()}
     for name, lacking in (("model", ModelOptions), ("diffusion", DiffusionOptions), ("data", ("data_name",))):
         wanted = lacking if isinstance(lacking, tuple) else [item.name for item in dataclasses.fields(lacking)]
         missing = [option for option in wanted if option not in config[name]]

@@ -30,7 +30,7 @@ MODEL = (
     "--image_size 64 --num_channels 24 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16 "
     "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --log_interval 20"
 )
-SAMPLING = "--num_ensemble 5 --diffusion_steps 10 --dpm_solver True --batch_size 4 --save_samples True"
+SAMPLING = "--num_ensemble 5 --batch_size 4 --save_samples True"
 EXAMPLE = "python scripts/demo.py --data ISIC --speed 0.5 --out_dir demo_isic"
 
 
@@ -241,9 +241,9 @@ def print_results(task, options, out_dir, record):
         raise UserError(f"{file}: lacks a Dice; remove {out_dir} and run the demo again")
     console().info(f"{task.data_name}: Dice over {counted(dice['n'], f'test {unit}')}")
     figures = [done["threshold"], *figures]
-    labels = ("best grey-value threshold", "coarse mask", "one sample", "ensemble of 5")
+    labels = ("best grey-value threshold", "default answer, in one pass", "one member", "ensemble of 5 members")
     for label, figure in zip(labels, figures, strict=True):
-        console().info(f"  {label:<27} {figure:.3f}")
+        console().info(f"  {label:<28} {figure:.3f}")
     if done["steps"] < wanted:
         speed = math.ceil(10 * options.speed * task.steps / done["steps"]) / 10
         console().info(

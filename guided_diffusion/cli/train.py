@@ -161,7 +161,7 @@ def build_watch(run, diffusion, processes):
         diffusion,
         processes.device,
         run.precision,
-        has_diffusion=settings.model.version != "unet",
+        version=settings.model.version,
         seed=settings.train.seed,
         processes=processes,
         rows=settings.train.microbatch if settings.train.microbatch > 0 else None,  # as many as training itself

@@ -171,7 +171,7 @@ class TrainOptions:
     )
     keep_checkpoints: int = option(
         0,
-        "keep only the N newest model*.pt; best.pt (by validation Dice) and last.pt are never removed. 0: all",
+        "keep only the N newest model*.pt; best.pt (by validation log loss) and last.pt are never removed. 0: all",
         minimum=0,
         maximum=MAX_RUN,
         why=RUN_REASON,
@@ -179,7 +179,7 @@ class TrainOptions:
     sample_interval: int = option(
         1000,
         "steps between validations; one is also made at the end. Each samples a few fixed cases with the averaged "
-        "weights, for Dice and a picture; training does not depend on it. 0: never",
+        "weights, for log loss, Dice and a picture; training does not depend on it. 0: never",
         minimum=0,
         maximum=MAX_RUN,
         why=RUN_REASON,

@@ -18,6 +18,9 @@ from .page import data_uri, figure, header, write_page
 # Of each chart: title, y axis, columns of the log, and whether the axis may be logarithmic.
 CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
+    ("Validation log loss", "nats per pixel", ("val_log_loss", "val_coarse_log_loss"), True),
+    ("Expected over true volume", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
+    ("GED² that the diffusion takes away", "GED²", ("val_health",), False),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
     ("Learning rate", "rate", ("lr",), False),
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
@@ -39,9 +42,9 @@ PICTURE = re.compile(r"step(\d+)\.png")
 def write_training_page(folder, config, last_step, best=None, stage=0):
     """Write training.html in a run's folder, whole or not at all, from its log.jsonl and validation/step<step>.png.
 
-    config: the run's option values, as in a checkpoint. last_step: the run's last step. best: the "step" and "dice" of
-    best.pt, or None. stage: the steps of the first stage, 0 without stages. The page holds the newest picture and loads
-    earlier ones from the folder when they are chosen. Returns the page's path.
+    config: the run's option values, as in a checkpoint. last_step: the run's last step. best: the
+    `Checkpoint.validation` of best.pt, or None. stage: the steps of the first stage, 0 without stages. The page holds
+    the newest picture and loads earlier ones from the folder when they are chosen. Returns the page's path.
     """
     folder = Path(folder)
     rows, _ = read_log(folder)
@@ -50,7 +53,7 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
     facts = [("Run", folder.resolve().name), ("Step", f"{step} of {last_step}")]
     if best:
-        facts.append(("Best validation Dice", f"{best['dice']:.4f} at step {best['step']} (best.pt)"))
+        facts.append(("Best validation log loss", f"{best['log_loss']:.4f} at step {best['step']} (best.pt)"))
     facts += [(name, _shown(key, config[group][key])) for name, group, key in FACTS if key in config.get(group, {})]
     body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
     if not charts:

@@ -102,6 +102,8 @@ class Validate(Hook):
         if loop.options.overfit and result.validation.dice >= OVERFIT_DICE:
             result.finished = True
         result.is_best = self.watch.is_best(loop.step)
+        if result.finished and loop.processes.is_first and not loop.options.overfit:
+            self.watch.warn_of_useless_diffusion()
 
 
 class Report(Hook):

@@ -52,8 +52,9 @@ class ValidationData:
         line = f"validation: {cases}, every {counted(train.sample_interval, 'step')}"
         if self.trained_on and not train.overfit:
             line += (
-                ". They are trained on: their Dice, which also selects best.pt, shows whether the network learns, not "
-                "how well it does on new images; hold some out with --val_fraction 0.1 or name others with --val_dir"
+                ". They are trained on: their log loss, which also selects best.pt, shows whether the network learns, "
+                "not how well it does on new images; hold some out with --val_fraction 0.1 or name others with "
+                "--val_dir"
             )
         return line
 

@@ -2,32 +2,41 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..config.sample_options import SampleOptions
-from ..config.settings import members_as_trained
+from ..config.settings import members_as_trained, members_by_default
 from ..data.batches import collate
+from ..evaluation.diversity import compare_with_raters
 from ..evaluation.metrics import overlap
+from ..evaluation.proper_scores import log_losses
 from ..evaluation.statistics import mean_defined
 from ..inference.ensemble import fuse_masks, member_masks, pairwise_dice, uncertainty
-from ..inference.members import draw_members
-from ..inference.plan import ONE_STEP, plan_sampling
+from ..inference.members import Members, answer_in_one_pass, draw_members
+from ..inference.plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from ..inference.tiles import Tiled, crop_members, in_tiles
 from ..io.drawing import captions, displayed, heat, mosaic, radiological, resized, tinted
+from ..models.outputs import ModelOutput
 from ..runtime.distributed import Processes, autocast
 
-MEMBERS, STEPS = 5, 10  # of DPM-Solver++: enough to show progress, and short beside the training between
+MEMBERS, STEPS = 5, 10  # enough to show progress, and short beside the training between
 TILE = 128  # pixels of a picture in the grid
 TRIES = 16  # cases that are read to find one with a mask that is not empty
 TILES_AT_ONCE = 8  # of an image larger than the network, whose memory training needs as well
 NEARLY_ALL = 0.95  # of an image's pixels: a larger mask counts as full
 
 # The figures of a validation, each a mean over cases of a mean over classes. The log has them as val_NAME.
-FIGURES = ("dice", "member_dice", "coarse_dice", "agreement", "empty", "full")
+FIGURES = (
+    *("log_loss", "coarse_log_loss", "ged2", "dice", "member_dice", "coarse_dice", "agreement", "empty", "full"),
+    *("health", "health_log_loss"),
+)
+# Sums over pixels and classes. The log has their ratios over the cases to that of "truth", the expected volume.
+VOLUMES = {"volume_ratio": "expected", "coarse_volume_ratio": "coarse_expected"}
 
 
 def spread_cases(dataset, count):
@@ -68,18 +77,32 @@ def _filled(dataset, part):
 class ValidationResult:
     """The result of one validation.
 
-    figures: the mean of each of `FIGURES` over the cases, NaN where undefined. picture: RGB uint8 [H, W, 3].
-    coarse_only: whether only the condition model was validated. seconds: the duration.
+    figures: the mean of each of `FIGURES` over the cases, and the ratios of `VOLUMES`; NaN where undefined. picture:
+    RGB uint8 [H, W, 3]. coarse_only: whether only the condition model was validated. seconds: the duration.
+    in_one_pass: whether the checkpoint answers in one pass, by the condition model, unless members are asked for.
+    is_healthy: whether the members are better than those of a zeroed head (see `Validation`), or None.
     """
 
     figures: dict
     picture: np.ndarray
     coarse_only: bool
     seconds: float
+    in_one_pass: bool = False
+    is_healthy: bool | None = None
+
+    @property
+    def log_loss(self):
+        """The log loss of what the checkpoint delivers, by which checkpoints are compared; lower is better.
+
+        It is that of the members' mean. Where the default answer is the condition model's, it is the mean of both, as
+        members can be asked for. NaN if the diffusion was not sampled: the checkpoint cannot draw members yet.
+        """
+        figures = self.figures
+        return (figures["log_loss"] + figures["coarse_log_loss"]) / 2 if self.in_one_pass else figures["log_loss"]
 
     @property
     def dice(self):
-        """The ensemble's Dice, by which checkpoints are compared; NaN if the diffusion was not sampled."""
+        """The ensemble's Dice; NaN if the diffusion was not sampled."""
         return self.figures["dice"]
 
     @property
@@ -97,11 +120,15 @@ class ValidationResult:
 class Validation:
     """The cases of `dataset` (a `SegmentationDataset` with masks) at these `indices`, and how they are sampled.
 
-    source: a noun for the cases in the singular. diffusion: a `GaussianDiffusion`. has_diffusion: False for the plain
-    U-Net, which has one answer. seed: of the noise, the same at each validation. processes: they share the cases, and
-    all call `validate`. rows: how many members pass the network at once; None: all of a case. train: the option values
-    of the training, which decide how members are drawn (see `settings.members_as_trained`). Validation neither reads
-    nor changes global random state.
+    source: a noun for the cases in the singular. diffusion: a `GaussianDiffusion`. version: of the network; the plain
+    U-Net has one answer. seed: of the noise, the same at each validation. processes: they share the cases, and all call
+    `validate`. rows: how many members pass the network at once; None: all of a case. train: the option values of the
+    training, which decide how members are drawn: as by default in sampling, in `STEPS` steps at most. Validation
+    neither reads nor changes global random state.
+
+    Where the coarse mask's logits are part of a prediction (--logit_skip coarse or both), the figure "health" says what
+    the diffusion adds: how much lower the members' unbiased GED squared is than that of members drawn with the
+    denoiser's head set to zero, of the same cases and random numbers; "health_log_loss" likewise.
     """
 
     dataset: object
@@ -110,7 +137,7 @@ class Validation:
     diffusion: object
     device: torch.device
     precision: str
-    has_diffusion: bool = True
+    version: str = "v2"
     seed: int = 0
     processes: Processes | None = None
     rows: int | None = None
@@ -119,12 +146,25 @@ class Validation:
 
     def __post_init__(self):
         self.processes = self.processes or Processes(0, 1, self.device)
-        options = SampleOptions(dpm_solver=True, diffusion_steps=min(STEPS, self.diffusion.num_timesteps))
-        options = members_as_trained(options, self.train, has_diffusion=self.has_diffusion)
+        options = members_as_trained(SampleOptions(), self.train, has_diffusion=self.has_diffusion)
         is_published = self.train.get("recipe") == "published"
-        given = {"dpm_solver", "diffusion_steps"}
-        self.plan = plan_sampling(options, given, self.diffusion, is_published=is_published)
-        self.fuse = self.plan.fuse
+        plan = plan_sampling(options, set(), self.diffusion, is_published=is_published)
+        if len(plan.timesteps) > STEPS:
+            options, given = replace(options, dpm_solver=True, diffusion_steps=STEPS), {"dpm_solver", "diffusion_steps"}
+            plan = plan_sampling(options, given, self.diffusion, is_published=is_published)
+        self.plan = replace(plan, published=self.version if is_published else "")
+        self.one_pass = with_members(NO_STEPS, options)
+        self.in_one_pass = not members_by_default(0, self.version, self.train)
+
+    @property
+    def has_diffusion(self):
+        """False for the plain U-Net."""
+        return self.version != "unet"
+
+    @property
+    def checks_health(self):
+        """Whether members of a zeroed head mean something: they then follow the coarse mask."""
+        return self.has_diffusion and self.diffusion.logit_skip in ("coarse", "both")
 
     @property
     def names(self):
@@ -150,37 +190,51 @@ class Validation:
                 bar.update()
         shares = self.processes.gather(own)
         results = [share[turn] for turn in range(each) for share in shares if turn < len(share)]  # in the cases' order
-        figures = {name: _mean(result["figures"][name] for result in results) for name in FIGURES}
+        cases = [result["figures"] for result in results]
+        figures = {name: _mean(case[name] for case in cases) for name in FIGURES}
+        volume = sum(case["truth"] for case in cases)
+        for name, total in VOLUMES.items():
+            figures[name] = sum(case[total] for case in cases) / volume if volume else math.nan
         picture = picture_grid([result["tiles"] for result in results])
-        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began)
+        healthy = is_above_zero([case["health"] for case in cases])
+        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began, self.in_one_pass, healthy)
 
     def _sampled(self, model, index, coarse_only):
         """Sample one case. Returns {"figures": see `Drawn.figures`, "tiles": see `Drawn.tiles`}."""
         batch, pictures = self._case(index)
-        one_pass = coarse_only or not self.has_diffusion
-        conditional, size = model.label_embedding is not None, batch["size"][0]
+        size = batch["size"][0]
         # Several processes must run the network equally often, so all tiles go in one pass.
         rows = TILES_AT_ONCE if self.processes.count == 1 else None
-        model = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
+        tiled = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
+        label = batch["label"].to(self.device) if model.label_embedding is not None else None
+        raters = batch["mask"][0].numpy()  # [R, K, S, S]
+        if isinstance(tiled, Tiled):
+            raters = raters[..., : size[0], : size[1]]
+
+        def draw():
+            members = self._members(tiled, batch, label, coarse_only)
+            members = crop_members(members, size) if isinstance(tiled, Tiled) else members
+            return Drawn.of(members, self.plan.fuse, self.dataset.classes.is_exclusive)
+
+        drawn = draw()
+        figures = drawn.figures(raters)
+        if self.checks_health and not coarse_only:
+            with head_zeroed(model):
+                zeroed = draw().figures(raters)
+            figures["health"] = zeroed["ged2"] - figures["ged2"]
+            figures["health_log_loss"] = zeroed["log_loss"] - figures["log_loss"]
+        return {"figures": figures, "tiles": drawn.tiles(batch["name"][0], pictures, majority_of(raters))}
+
+    def _members(self, model, batch, label, coarse_only):
+        """The `Members` of one case on the CPU; with `coarse_only` without `soft`. model: perhaps `Tiled`."""
+        image = batch["image"].to(self.device)
         with autocast(self.precision, self.device):
-            drawn = draw_members(
-                model,
-                self.diffusion,
-                ONE_STEP if one_pass else self.plan,
-                batch["image"].to(self.device),
-                batch["name"],
-                members=1 if one_pass else MEMBERS,
-                seed=self.seed,
-                label=batch["label"].to(self.device) if conditional else None,
-                rows=self.rows,
-            ).cpu()
-        truth = batch["mask"][0].numpy().mean(axis=0) > 0.5  # [R, K, S, S] -> [K, S, S]
-        if isinstance(model, Tiled):
-            drawn, truth = crop_members(drawn, size), truth[:, : size[0], : size[1]]
-        drawn = Drawn.of(
-            None if coarse_only else drawn.soft, drawn.coarse, self.fuse, self.dataset.classes.is_exclusive
-        )
-        return {"figures": drawn.figures(truth), "tiles": drawn.tiles(batch["name"][0], pictures, truth)}
+            if coarse_only:
+                one = answer_in_one_pass(model, self.diffusion, self.one_pass, image, label=label, rows=self.rows)
+                return Members(None, one.coarse).cpu()
+            plan, count = (self.plan, MEMBERS) if self.has_diffusion else (ONE_STEP, 1)
+            options = {"members": count, "seed": self.seed, "label": label, "rows": self.rows}
+            return draw_members(model, self.diffusion, plan, image, batch["name"], **options).cpu()
 
     def _case(self, index):
         """A case as a batch of one, and its `_CaseTiles`. Each case is read once."""
@@ -194,7 +248,7 @@ class Validation:
 class Drawn:
     """The masks drawn for one case, with K classes.
 
-    soft: the members, float32 [E, K, H, W] in [0, 1]. masks: the members' masks, bool [E, K, H, W]. fused: bool
+    soft: the members' probabilities, float32 [E, K, H, W]. masks: the members' masks, bool [E, K, H, W]. fused: bool
     [K, H, W]. agreement: the mean Dice of pairs of members, or NaN. spread: the members' standard deviation [K, H, W]
     in [0, 0.5], None with one member. These are None if the diffusion was not sampled. coarse, coarse_mask: [K, H, W]
     in [0, 1] and bool, None without a condition branch.
@@ -209,33 +263,45 @@ class Drawn:
     coarse_mask: np.ndarray | None = None
 
     @classmethod
-    def of(cls, soft, coarse, method, exclusive):
-        """From soft members and coarse masks, both [E, 1, K, H, W] or None. method, exclusive: see
-        `ensemble.fuse_masks`."""
-        drawn = cls()
+    def of(cls, members, method, exclusive):
+        """From the `Members` of one case, perhaps without `soft`. method, exclusive: see `ensemble.fuse_masks`."""
+        drawn, soft, coarse = cls(), members.soft, members.coarse
         if coarse is not None:
             coarse = coarse.mean(dim=0)[0]
             drawn.coarse, drawn.coarse_mask = coarse.numpy(), member_masks(coarse, exclusive).numpy()
         if soft is not None:
-            masks = member_masks(soft, exclusive)
+            cut = soft if members.drawn is None else members.drawn
+            masks = member_masks(cut, exclusive)
             drawn.soft, drawn.masks = soft[:, 0].numpy(), masks[:, 0].numpy()
-            drawn.fused = fuse_masks(soft, method, exclusive)[0].numpy()
+            drawn.fused = fuse_masks(soft if method == "mean" else cut, method, exclusive)[0].numpy()
             if len(soft) > 1:
                 drawn.agreement = _mean(pairwise_dice(masks)[0].tolist())
                 drawn.spread = uncertainty(soft)[0].numpy()
         return drawn
 
-    def figures(self, truth):
-        """{name in `FIGURES`: value} against a truth bool [K, H, W]; NaN where undefined or not sampled.
+    def figures(self, raters):
+        """{name in `FIGURES`: value} against the raters' masks [R, K, H, W]; NaN where undefined or not sampled.
 
-        Each figure is a mean over the classes for which it is defined. empty, full: the share of members that are empty
-        or full, over classes whose truth is not.
+        Each figure is a mean over the classes for which it is defined. Dice is against the raters' majority; log loss,
+        in nats a pixel, is of the mean probability against the raters' mean; ged2: unbiased GED squared of the members
+        and the raters. empty, full: the share of members that are empty or full, over classes whose truth is not. Also
+        the sums of `VOLUMES` and of the raters' mean, "truth".
         """
-        figures = dict.fromkeys(FIGURES, math.nan) | {"agreement": self.agreement}
+        truth, fraction = majority_of(raters), raters.mean(axis=0)
+        figures = dict.fromkeys((*FIGURES, *VOLUMES.values()), math.nan) | {"agreement": self.agreement}
+        figures["truth"] = float(fraction.sum())
         if self.coarse is not None:
             figures["coarse_dice"] = mean_dice(self.coarse_mask, truth)
+            figures["coarse_log_loss"] = float(log_losses(self.coarse, fraction).mean())
+            figures["coarse_expected"] = float(self.coarse.sum())
         if self.soft is None:
             return figures
+        mean = self.soft.mean(axis=0)
+        figures["log_loss"], figures["expected"] = float(log_losses(mean, fraction).mean()), float(mean.sum())
+        figures["ged2"] = _mean(
+            compare_with_raters(list(self.masks[:, k]), list(raters[:, k] > 0.5))["ged2_unbiased"]
+            for k in range(len(truth))
+        )
         figures["dice"] = mean_dice(self.fused, truth)
         if len(self.masks) > 1:
             figures["member_dice"] = _mean(mean_dice(mask, truth) for mask in self.masks)
@@ -262,6 +328,35 @@ class Drawn:
         if self.coarse is not None:
             tiles.append(scored("coarse", self.coarse, self.coarse_mask))
         return tiles
+
+
+@contextmanager
+def head_zeroed(model):
+    """Within, the network's prediction is 0, as if all weights of the denoiser's last layer were; `coarse` stays."""
+
+    def zero(_module, _inputs, output):
+        variance = None if output.variance is None else torch.zeros_like(output.variance)
+        return ModelOutput(torch.zeros_like(output.prediction), variance, output.coarse)
+
+    hook = model.register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def is_above_zero(values):
+    """Whether the mean of the defined values exceeds its standard error; None if none is defined."""
+    found = [value for value in values if math.isfinite(value)]
+    if not found:
+        return None
+    error = float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return float(np.mean(found)) > error
+
+
+def majority_of(raters):
+    """bool [K, H, W]: the pixels that more than half of the raters marked, of [R, K, H, W]."""
+    return raters.mean(axis=0) > 0.5
 
 
 def mean_dice(mask, truth):

@@ -27,9 +27,12 @@ class Watch:
         self.reported = set()
         self.losses, self.loss_before = [], None
         self.cases = names_digest(validation.names)
-        self.best = best if best and best.get("cases") == self.cases else {}
+        self.best = best if best and best.get("cases") == self.cases and "log_loss" in best else {}
         if best and not self.best:
-            console().info("the validation cases have changed: best.pt begins anew")
+            why = "the validation cases have changed"
+            if best.get("cases") == self.cases:
+                why = "a version up to 0.4.0 chose it by Dice, and now the log loss decides"
+            console().info(f"{why}: best.pt begins anew")
 
     def due(self, step, ending):
         """Whether to validate after this step. ending: whether it is the run's last."""
@@ -63,11 +66,24 @@ class Watch:
 
     def is_best(self, step):
         """Whether the latest validation is the best so far; if so, record it in `best`."""
-        dice = self.latest.dice
-        if math.isnan(dice) or dice <= self.best.get("dice", -1):
+        log_loss, dice = self.latest.log_loss, self.latest.dice
+        if math.isnan(log_loss) or log_loss >= self.best.get("log_loss", math.inf):
             return False
-        self.best = {"step": step, "dice": dice, "cases": self.cases}
+        self.best = {"step": step, "log_loss": log_loss, "cases": self.cases}
+        self.best |= {} if math.isnan(dice) else {"dice": dice}
         return True
+
+    def warn_of_useless_diffusion(self):
+        """Warn if the members of the latest validation are not better than those of a zeroed head."""
+        if self.latest is None or self.latest.is_healthy is not False:
+            return
+        figures, cases = self.latest.figures, counted(len(self.validation.indices), self.validation.source)
+        console().warning(
+            f"warning: the diffusion adds nothing by {cases}: its members have a GED² of {figures['ged2']:.4f}, and of "
+            f"{figures['ged2'] + figures['health']:.4f} with its head set to zero. Train it for longer (more "
+            "--max_steps, or fewer --condition_steps), or use the mask and the probability alone, without "
+            "--num_ensemble"
+        )
 
     def verdict(self, step):
         """Print whether --overfit passed after `step` steps. Returns the exit status."""
@@ -100,6 +116,8 @@ class Watch:
     def _summary_line(self, result):
         figures = {name: value for name, value in result.figures.items() if not math.isnan(value)}
         coarse = f"coarse {figures['coarse_dice']:.3f}" if "coarse_dice" in figures else ""
+        losses = [figures[name] for name in ("log_loss", "coarse_log_loss") if name in figures]
+        loss = f", log loss {' (coarse '.join(f'{value:.4f}' for value in losses)}{')' * (len(losses) - 1)}"
         undefined = "undefined (no case has anything to segment)"
         if result.coarse_only:
             line = (
@@ -110,7 +128,8 @@ class Watch:
             beside = ", ".join(filter(None, [members, coarse]))
             dice = f"{result.dice:.3f}" if "dice" in figures else undefined
             line = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
-        return f"{line}, {counted(len(self.validation.indices), self.validation.source)}, in {result.seconds:.1f} s"
+        cases = counted(len(self.validation.indices), self.validation.source)
+        return f"{line}{loss}, {cases}, in {result.seconds:.1f} s"
 
     def _mean_loss(self):
         return float(np.mean(self.losses)) if self.losses else None

@@ -42,7 +42,7 @@ def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
     line = ["--out_dir", str(tmp_path / "demo")]
     demo.main(line)
     summary = capsys.readouterr().out.rpartition("ISIC: Dice")[2]
-    for name in ("best grey-value threshold", "coarse mask", "one sample", "ensemble"):
+    for name in ("best grey-value threshold", "default answer, in one pass", "one member", "ensemble of 5 members"):
         assert re.search(rf"{name}.* 0\.\d{{3}}\n", summary), name
     assert demo.calls == ALL and "cut short" not in summary
     before = files(tmp_path)

@@ -70,11 +70,11 @@ def test_a_checkpoint_holds_no_folder_and_no_case(validated, pictures):
 
 
 def test_a_run_goes_on_with_the_folders_of_its_record(copied, script, refusal, validated, pictures, tmp_path, capsys):
-    best = load_checkpoint(copied / "best.pt").validation["dice"]
+    best = load_checkpoint(copied / "best.pt").validation["log_loss"]
     script("segmentation_train", ["--resume_checkpoint", copied / "model000002.pt", "--max_steps 3"])
     text = capsys.readouterr().out
     assert (copied / "model000003.pt").is_file() and "the validation cases have changed" not in text
-    assert load_checkpoint(copied / "model000003.pt").validation["dice"] >= best
+    assert load_checkpoint(copied / "model000003.pt").validation["log_loss"] <= best
     record = yaml.safe_load((copied / "config.yaml").read_text())
     assert (record["val_dir"], record["data_dir"]) == (str(validated[1]), str(pictures))
     (copied / "config.yaml").unlink()

@@ -35,3 +35,13 @@ def test_each_mask_of_each_image_is_judged_by_itself():
     calibration = torch.tensor([[0.8, 0.0], [0.0, 0.8]]).reshape(1, 2, 1, 1, 2)
     found = fused_by_published(sample, calibration, "v1", is_solver=False).reshape(2, 2)
     torch.testing.assert_close(found, torch.tensor([[0.9, 0.0], [0.25, 0.8]]))
+
+
+def test_values_below_0_of_masks_of_0_and_1_take_part_and_the_result_is_a_mask():
+    """As in the published code, whose samples lie in [-1, 1]."""
+    sample, calibration = torch.tensor([-1.0, -0.5, 0.0, 1.0]).reshape(1, 1, 1, 2, 2), torch.full((1, 1, 1, 2, 2), 0.6)
+    assert fused_by_published(sample, calibration, "v2", is_solver=False).flatten().tolist() == [0, 0, 0, 1]
+    scaled = fused_by_published(sample, calibration, "v2", is_solver=True).flatten()
+    assert scaled.tolist() == [0, 0.25, 0.5, 1]
+    mixed = fused_by_published(sample, calibration, "v1", is_solver=False).flatten()
+    torch.testing.assert_close(mixed, torch.tensor([0.35, 0.475, 0.6, 0.85]))

@@ -24,12 +24,14 @@ def training_run(folder):
 
 
 def test_the_page_of_a_training_run(tmp_path):
-    page = write_training_page(training_run(tmp_path), CONFIG, 100, {"step": 60, "dice": 0.75}, stage=40)
+    page = write_training_page(
+        training_run(tmp_path), CONFIG, 100, {"step": 60, "log_loss": 0.25, "cases": ""}, stage=40
+    )
     text = page.read_text()
     assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
     embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
     assert embedded.shape == (20, 30, 3) and abs(embedded.astype(int) - 200).max() <= 3
-    for words in ("60 of 100", "0.7500 at step 60", "&lt;x&gt;", "the diffusion begins", "Validation Dice"):
+    for words in ("60 of 100", "0.2500 at step 60", "&lt;x&gt;", "the diffusion begins", "Validation Dice"):
         assert words in text, words
     assert "/data/" not in text and str(tmp_path) not in text
     assert "<x>" not in text and "Gradient norm" not in text and not re.search("https?://", text)

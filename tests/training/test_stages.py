@@ -77,6 +77,19 @@ def test_a_first_stage_that_fills_the_run_is_warned_of(pictures, tmp_path, flags
     assert len(warnings) == warned and all("leaves none of" in line and "or -1 for 85 %" in line for line in warnings)
 
 
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [
+        ("--ema_warmup False --max_steps 1000", "90%"),
+        ("--ema_warmup False --max_steps 1000 --ema_rate 0.99", None),
+        ("--max_steps 1000", None),
+    ],
+)
+def test_averages_that_hold_much_of_the_random_start_are_warned_of(pictures, tmp_path, flags, share):
+    warnings = settled(pictures, tmp_path, flags).warnings
+    assert len(warnings) == bool(share) and all(f"still hold {share} of the random start" in line for line in warnings)
+
+
 def test_a_run_that_is_past_its_first_stage_is_not(script, pictures, tmp_path, capsys):
     """It ends there, or goes on, by its own number of steps."""
     line = ["--data_name FOLDER --data_dir", pictures, "--resume_checkpoint auto --out_dir", tmp_path / "run", TINY]

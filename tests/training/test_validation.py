@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import inputs, model_of, run_model
 
-from guided_diffusion.training.validation import Drawn, spread_cases
+from guided_diffusion.inference.members import Members
+from guided_diffusion.training.validation import Drawn, ValidationResult, head_zeroed, is_above_zero, spread_cases
 
 
 class Cases:
@@ -30,10 +32,54 @@ def test_figures_of_one_case():
     truth[0, :2] = True
     half, empty, full = truth.astype(np.float32), np.zeros_like(truth, np.float32), np.ones_like(truth, np.float32)
     soft = torch.from_numpy(np.stack([half, empty, full]))
-    found = Drawn.of(soft[:, None], torch.from_numpy(full)[None, None], "vote", True).figures(truth)
+    members = Members(soft[:, None], torch.from_numpy(full)[None, None])
+    found = Drawn.of(members, "vote", True).figures(truth[None].astype(np.float32))
     assert found["dice"] == 1 and found["coarse_dice"] == pytest.approx(2 / 3)
     assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert found["agreement"] == pytest.approx((0 + 2 / 3 + 0) / 3)
     assert found["empty"] == found["full"] == pytest.approx(1 / 3)
-    nothing = Drawn.of(soft[:1, None], None, "vote", True).figures(np.zeros_like(truth))
+    nothing = Drawn.of(Members(soft[:1, None], None), "vote", True).figures(np.zeros((1, 1, 4, 4), np.float32))
     assert nothing["dice"] == 0 and all(math.isnan(nothing[name]) for name in ("agreement", "coarse_dice", "empty"))
+
+
+def test_proper_figures_are_of_the_mean_probability_against_all_raters():
+    """Two raters mark one half and the whole of the image; two members are drawn as just these."""
+    raters = np.ones((2, 1, 4, 4), np.float32)
+    raters[0, 0, 2:] = 0
+    drawn = torch.from_numpy(raters)
+    soft = torch.full_like(drawn, 0.5)
+    coarse = drawn.mean(dim=0, keepdim=True)
+    found = Drawn.of(Members(soft[:, None], coarse[None], drawn[:, None]), "mean", False).figures(raters)
+    assert found["log_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert found["coarse_log_loss"] == pytest.approx(math.log(2) / 2, rel=1e-3)  # 0 where p is 1, log 2 where it is 0.5
+    assert (found["truth"], found["expected"], found["coarse_expected"]) == (12, 8, 12)
+    assert found["ged2"] == pytest.approx(2 * 0.25 - 0.5 - 0.5)  # d(S, Y) = 0, 0.5, 0.5, 0; the others 0.5
+    assert found["agreement"] == pytest.approx(2 / 3)  # of the masks as drawn
+
+
+def test_what_is_delivered_decides():
+    figures = {"log_loss": 0.3, "coarse_log_loss": 0.1}
+    assert ValidationResult(figures, None, False, 0).log_loss == 0.3
+    assert ValidationResult(figures, None, False, 0, in_one_pass=True).log_loss == pytest.approx(0.2)
+    assert math.isnan(ValidationResult(figures | {"log_loss": math.nan}, None, True, 0, in_one_pass=True).log_loss)
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_a_zeroed_head_is_one_whose_weights_are_zero(learn_sigma):
+    model = model_of(image_channels=3, version="v2", learn_sigma=learn_sigma)
+    image, x_t, t = inputs(16)
+    before = run_model(model, image, x_t, t)
+    with head_zeroed(model):
+        hooked = run_model(model, image, x_t, t)
+    after = run_model(model, image, x_t, t)
+    torch.nn.init.zeros_(model.head.conv.weight)
+    torch.nn.init.zeros_(model.head.conv.bias)
+    zeroed = run_model(model, image, x_t, t)
+    for part, others in zip(after, zip(before, hooked, zeroed, strict=True), strict=True):
+        assert part is None or (torch.equal(part, others[0]) and torch.equal(others[1], others[2]))
+    assert not torch.equal(after.prediction, zeroed.prediction)
+
+
+def test_a_gain_counts_beyond_its_standard_error():
+    assert is_above_zero([0.1, 0.2, 0.1]) and is_above_zero([0.1]) and not is_above_zero([0.3, -0.25, 0.0])
+    assert is_above_zero([-0.1, math.nan]) is False and is_above_zero([math.nan]) is None
