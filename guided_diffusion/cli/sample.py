@@ -28,6 +28,7 @@ from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
+from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
@@ -254,6 +255,9 @@ def sample_share(run, waiting, folder, raters, processes):
     if waiting:
         members = counted(options.num_ensemble, "member")
         how = f"{members} by {sampler.plan}" if run.draws_members else "one pass"
+        augmentation = describe_augmentation(sampler.plan.settings())
+        if augmentation:
+            how += f"; {augmentation}{' (not of tiled images)' if options.tile else ''}"
         console().info(f"{how}, on {processes.place} in {sampler.precision}")
         own = share_of(waiting, sampler.images, processes.rank, processes.count)
         writer = ResultWriter(run.dataset, own, folder, options, sampler.plan, raters)
@@ -324,6 +328,8 @@ def manifest_of(run, processes):
     decisive |= {"image_size": run.settings.image_size, "precision": run.sampler.precision}
     decisive |= run.sampler.plan.settings()
     decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
+    if not run.draws_members:  # neither has an effect, so a rerun may have others
+        del decisive["seed"], decisive["fuse"]
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",

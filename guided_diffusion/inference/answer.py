@@ -77,9 +77,16 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
 
 
 def _pixel_maps(soft):
-    """The `PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}."""
-    found = ensemble.pixel_uncertainty(soft.numpy())
-    return {name: getattr(found, name).astype(np.float32) for name in PIXEL_MAPS}
+    """The `PIXEL_MAPS` of soft members [E, K, H, W]: {name: float32 [K, H, W]}.
+
+    A single one has no mutual information, and its variance is that of a mask drawn from it, as in
+    `ensemble.uncertainty`.
+    """
+    found = ensemble.pixel_uncertainty(soft.numpy())._asdict()
+    if len(soft) == 1:
+        found["variance"] = found["mean"] * (1 - found["mean"])
+        del found["mutual_information"]
+    return {name: found[name].astype(np.float32) for name in PIXEL_MAPS if name in found}
 
 
 def _at_size(maps, size):

@@ -9,6 +9,7 @@ from ..config.values import numbers
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import bernoulli_timesteps, solver_timesteps, strided_timesteps
 from ..io.texts import shown
+from ..runtime.console import counted
 from ..runtime.errors import UserError
 
 DEFAULT_STEPS = {"bernoulli": 10, "ddim": 50, "dpm_solver": 20}  # DDPM takes all T
@@ -43,9 +44,7 @@ class SamplingPlan:
         return self.sampler == "bernoulli"
 
     def __str__(self):
-        members = describe_members(self.settings())
-        steps = f"{len(self.timesteps)} steps"
-        return f"{self.sampler}, {steps}" + (f"; {members}" if members else "")
+        return f"{self.sampler}, {counted(len(self.timesteps), 'step')}"
 
     def settings(self):
         """A dict of plain types for a manifest."""
@@ -63,16 +62,30 @@ class SamplingPlan:
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **options)
 
 
-def describe_members(settings):
-    """A line on test-time augmentation by a plan's `settings`; "" without any."""
-    parts = ["each member sees one of 8 symmetries of the image"] if settings.get("symmetric") else []
-    scales = settings.get("scales")
-    parts += [f"coarse mask also at scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales else []
-    return ", ".join(parts)
-
-
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, which predicts the same x0 from any x_t
 NO_STEPS = SamplingPlan("none", ())  # for the condition model's answer in one pass, without the diffusion
+
+
+def describe_members(settings):
+    """Who draws the members, by the `settings` of a manifest, or who answers in one pass instead."""
+    if not _has_members(settings):
+        return f"none: one pass of the {'condition model' if settings['sampler'] == 'none' else 'plain U-Net'}"
+    return f"{settings['num_ensemble']} by {settings['sampler']}, {counted(len(settings['timesteps']), 'step')}"
+
+
+def describe_augmentation(settings):
+    """A line on test-time augmentation by the `settings` of a plan or a manifest; "" without any."""
+    scales = ", ".join(f"{scale:g}" for scale in settings.get("scales", ()))
+    if not _has_members(settings):
+        views = ["8 symmetries of the image"] if settings.get("symmetric") else []
+        views += [f"scales 1, {scales}"] if scales else []
+        return f"mean over {' and '.join(views)}" if views else ""
+    parts = ["each member sees one of 8 symmetries of the image"] if settings.get("symmetric") else []
+    return ", ".join([*parts, f"coarse mask also at scales {scales}"] if scales else parts)
+
+
+def _has_members(settings):
+    return tuple(settings["timesteps"]) not in (ONE_STEP.timesteps, NO_STEPS.timesteps)
 
 
 def plan_sampling(options, given, diffusion, *, is_published=False):

@@ -263,6 +263,8 @@ def _difference(key, before, now, old, new):
         before, now = (_steps_of(manifest.get("settings", {})) for manifest in (old, new))
         flags = "--diffusion_steps, --sampler, --use_ddim, --dpm_solver or --timestep_respacing"
         return f"{before}, now it is {now if now != before else 'as many other steps'} (by {flags})"
+    if key == "num_ensemble" and not now:
+        return f"--num_ensemble {before}, now it is left out, which asks for the answer in one pass"
     if key == "published":
         return "members that are not mixed as the published script mixes them"
     return f"--{key} {before}, now it is {now}"

@@ -15,7 +15,7 @@ from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_file import read_curves, read_summary
 from ..inference.manifest import read_manifest
-from ..inference.plan import describe_members
+from ..inference.plan import describe_augmentation, describe_members
 from ..io.drawing import class_colour
 from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
@@ -269,10 +269,8 @@ def _facts(results_dir, dataset, cases, manifest, failed):
     if manifest.get("checkpoint"):
         facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
     if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
-        steps = counted(len(settings["timesteps"]), "step")
-        drawn = f"{settings['num_ensemble']} by {settings['sampler']}, {steps}"
-        facts.append(("Members", drawn if settings["num_ensemble"] else "none: the condition model's answer"))
-        described = describe_members(settings)
-        facts += [("Sampling", described)] if described else []
+        facts.append(("Members", describe_members(settings)))
+        described = describe_augmentation(settings)
+        facts += [("Test-time augmentation", described)] if described else []
     facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]
     return facts

@@ -54,23 +54,33 @@ def test_a_v2_trained_in_stages_answers_in_one_pass_unless_members_are_asked_for
     ) in printed
     settings = strict_json(out / "manifest.json")["settings"]
     assert (settings["num_ensemble"], settings["sampler"], settings["timesteps"]) == (0, "none", [])
-    assert not (out / "samples").exists()
+    assert not (out / "samples").exists() and not (out / "mutual_information").exists()
     segmenter = Segmenter.load(checkpoint, device="cpu", precision="fp32")
     for name in ("case0", "case3"):
-        p, coarse, spread, bits = (
+        p, coarse, spread, bits, variance = (
             np.asarray(Image.open(out / kind / f"{name}.png")).astype(float) / top
-            for kind, top in (("probability", 65535), ("coarse", 255), ("uncertainty", 510), ("entropy", 65535))
+            for kind, top in (
+                *(("probability", 65535), ("coarse", 255), ("uncertainty", 510)),
+                *(("entropy", 65535), ("variance", 4 * 65535)),
+            )
         )
         assert np.abs(p - coarse).max() < 1 / 255 and p.std() > 1e-4
         assert np.abs(spread - np.sqrt(p * (1 - p))).max() < 1 / 255
-        assert np.abs(bits - entropy(p)).max() < 1e-3
+        assert np.abs(bits - entropy(p)).max() < 1e-3 and np.abs(variance - p * (1 - p)).max() < 1e-4
         mask = np.asarray(Image.open(out / "masks" / f"{name}.png")) > 0
         assert (mask == (p > 0.5)).mean() > 0.99
         image = np.asarray(Image.open(pictures / "images" / f"{name}.png"))
         answer = segmenter(image, name)
         assert len(answer.members) == 0 and (answer.mask == mask).all() and np.abs(answer.probability - p).max() < 1e-4
-    again = ["--model_path", checkpoint, "--data_dir", pictures, "--out_dir", out, flags, "--num_ensemble 2"]
-    assert "made with --num_ensemble 0, now it is 2" in refusal("segmentation_sample", again)
+    assert files(out) == files(sample(checkpoint, pictures, f"{flags} --fuse vote --seed 3"))  # they have no effect
+    assert "4 finished already" in capsys.readouterr().out
+    again = ["--model_path", checkpoint, "--data_dir", pictures, flags, "--out_dir"]
+    refused = refusal("segmentation_sample", [*again, out, "--num_ensemble 2"])
+    assert "made with --num_ensemble 0, now it is 2" in refused
+    members = sample(checkpoint, pictures, f"{flags} --num_ensemble 2 --diffusion_steps 2", out="members")
+    assert "--num_ensemble 2, now it is left out, which asks for the answer in one pass" in refusal(
+        "segmentation_sample", [*again, members]
+    )
 
 
 def test_a_case_whose_image_changed_after_it_was_finished_is_said(sample, trained, pictures, capsys, tmp_path):

@@ -11,7 +11,7 @@ from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps
-from guided_diffusion.inference.plan import plan_sampling
+from guided_diffusion.inference.plan import NO_STEPS, ONE_STEP, describe_augmentation, describe_members, plan_sampling
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -172,10 +172,16 @@ def test_the_plan_holds_all_settings():
 def test_a_plan_describes_augmentation():
     plan = plan_of({"sampler": "ddim", "diffusion_steps": 12})
     assert str(plan) == "ddim, 12 steps"
-    plan = dataclasses.replace(plan, symmetric=True, scales=(0.9, 1.1))
-    assert str(plan) == (
-        "ddim, 12 steps; each member sees one of 8 symmetries of the image, coarse mask also at scales 0.9, 1.1"
+    assert describe_augmentation(plan.settings()) == describe_augmentation(NO_STEPS.settings()) == ""
+    views = {"symmetric": True, "scales": (0.9, 1.1)}
+    plan, one_pass = dataclasses.replace(plan, **views), dataclasses.replace(NO_STEPS, **views)
+    assert describe_augmentation(plan.settings()) == (
+        "each member sees one of 8 symmetries of the image, coarse mask also at scales 0.9, 1.1"
     )
+    assert describe_augmentation(one_pass.settings()) == "mean over 8 symmetries of the image and scales 1, 0.9, 1.1"
+    assert describe_members(plan.settings() | {"num_ensemble": 5}) == "5 by ddim, 12 steps"
+    assert describe_members(one_pass.settings()) == "none: one pass of the condition model"
+    assert describe_members(ONE_STEP.settings() | {"num_ensemble": 1}) == "none: one pass of the plain U-Net"
 
 
 # ---- from the command line -------------------------------------------------------------------------------------------
