@@ -100,9 +100,10 @@ def answer_in_one_pass(model, diffusion, plan, image, *, label=None, rows=None):
     with _evaluating(model):
         views = {"kept": 1, "symmetries": symmetries, "scales": scales, "rows": rows or len(image)}
         condition = encoded(model, image, label, exclusive=diffusion.exclusive, **views)
-    logits = condition.conditions.coarse if isinstance(model, Tiled) else condition.coarse
     if isinstance(model, Tiled):
-        logits = model.blended(condition, logits, image.shape[-2:])
+        logits = model.blended(condition, condition.conditions.coarse, image.shape[-2:])
+    else:
+        logits = condition.coarse
     probability = class_probabilities(logits, diffusion.exclusive).float()[None]
     return Members(probability, probability)
 
@@ -167,20 +168,15 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
 # ---- noise ---------------------------------------------------------------------------------------------------------
 
 
-def member_generator(seed, name, member):
-    """The CPU generator of one member of one case or volume. (seed, name, member) alone decide its noise."""
-    return seeded_generator(seed, name, member)
-
-
 class MemberNoise:
-    """Random numbers for rows of members, from a generator for each (name, member).
+    """Random numbers for rows of members, from a generator for each (seed, name, member).
 
     They are drawn on the CPU, so they are the same for every device. members: (name, member) of each row; rows of the
     same key, which are the slices of a volume, get the same numbers.
     """
 
     def __init__(self, seed, members, shape, device):
-        self.generators = {key: member_generator(seed, *key) for key in members}
+        self.generators = {key: seeded_generator(seed, *key) for key in members}
         self.members, self.shape, self.device = members, shape, device
 
     def __call__(self):

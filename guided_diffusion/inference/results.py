@@ -8,7 +8,8 @@ probability/NAME.png      16 bit: the members' mean, or the answer in one pass, 
 uncertainty/NAME.png      8 bit: the members' standard deviation, in one pass sqrt(p (1 - p)), 0..255 for 0..0.5
 overlay/NAME.png          the input with the outlines of the mask (red) and the truth (green); small inputs are enlarged
                           by a whole factor, volumes are a montage
-variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit
+variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit;
+                          the last only of several members
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
 debug/NAME.gif            with --debug: the denoising, step by step
 NAME_seg.nii.gz           a volume's fused mask, with sform, qform, codes, units and sizes of voxels of its image;

@@ -13,12 +13,13 @@ from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.samplers import SAMPLERS
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.evaluation.diversity import compare_with_raters
-from guided_diffusion.inference.members import MemberNoise, answer_in_one_pass, draw_members, member_generator
+from guided_diffusion.inference.members import MemberNoise, answer_in_one_pass, draw_members
 from guided_diffusion.inference.plan import NO_STEPS, plan_sampling
 from guided_diffusion.inference.published import fused_by_published
 from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model
 from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 from guided_diffusion.models.unet import UNetShape
+from guided_diffusion.runtime.seeds import seeded_generator
 
 VARIANTS = {
     "bernoulli": {},
@@ -42,11 +43,11 @@ def plan_of(variant, diffusion, steps, **more):
 
 def test_a_member_s_noise_follows_from_seed_name_and_member():
     keys = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a/0", 1), (10, "a", 0), (1, "0a", 0)]
-    draws = [torch.randn(4, generator=member_generator(*key)) for key in keys]
+    draws = [torch.randn(4, generator=seeded_generator(*key)) for key in keys]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(keys)
     noise = MemberNoise(0, [(name, member) for member in range(3) for name in "ab"], (1, 64, 64), "cpu")
     first, second = noise(), noise()
-    assert torch.equal(first[2 * 2 + 1], torch.randn((1, 64, 64), generator=member_generator(0, "b", 2)))
+    assert torch.equal(first[2 * 2 + 1], torch.randn((1, 64, 64), generator=seeded_generator(0, "b", 2)))
     assert first.shape == (6, 1, 64, 64) and not torch.equal(first, second)
     torch.testing.assert_close(first.flatten(1).std(dim=1), torch.ones(6), atol=0.05, rtol=0)
     places = noise.uniform()
