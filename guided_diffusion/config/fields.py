@@ -26,12 +26,12 @@ REMOVED = {
 }
 REPLACED = {  # what to do instead of a removed option
     "coupling": "without --num_ensemble the condition model's own mask and probability are the answer",
+    "coupling_sigma": "choose another --out_dir",  # it stands in manifests alone
 }
 # In training alone: sampling ignores them.
 ONLY_LEARNED_BY = ("loss_weighting", "own_predictions", "noise_draws", "border_weight")
-LAST_VERSIONS = dict.fromkeys(
-    ("border_weight", "coupling", "coupling_sigma"), "0.4.0"
-)  # the last with an option; the others left after FIRST_VERSION
+# The last version with an option; the others left after FIRST_VERSION.
+LAST_VERSIONS = dict.fromkeys(("border_weight", "coupling", "coupling_sigma"), "0.4.0")
 FIRST_VERSION = "0.1.0"
 
 

@@ -16,8 +16,8 @@ PIXEL_MAPS = {"variance": 0.25, "entropy": 1.0, "mutual_information": 1.0}  # th
 class CaseMaps:
     """A case's maps at its own size: [K, H, W], or [K, X, Y, Z] for a volume.
 
-    mask: bool, the fused mask. probability: float32 in [0, 1], the members' mean at the temperature. uncertainty:
-    float32 in [0, 0.5], their standard deviation; of an answer in one pass see `ensemble.uncertainty`. members: bool
+    mask: bool, the fused mask. probability: float32 in [0, 1], the mean of the soft members, or the answer in one pass,
+    at the temperature. uncertainty: float32 in [0, 0.5], see `ensemble.uncertainty`. members: bool
     [E, K, ...], as drawn or cut by `ensemble.member_masks`; E is 0 for an answer in one pass. coarse: float32 in
     [0, 1], or None. pixel_maps: those of `PIXEL_MAPS` by name, or empty; see `ensemble.pixel_uncertainty`.
     """
