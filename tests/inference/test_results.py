@@ -124,6 +124,7 @@ def test_the_same_run_goes_on(tmp_path):
             "made with another checkpoint, m.pt of step 5, now --model_path is m.pt of step 6",
         ),
         ({"num_ensemble": 3}, "made with --num_ensemble 2, now it is 3"),
+        ({"num_ensemble": 0}, "made with --num_ensemble 2, now it is left out, which asks for the answer in one pass"),
         ({"data_dir": "/other"}, "made with --data_dir /data, now it is /other"),
         (
             {"timesteps": list(range(50))},
@@ -146,6 +147,19 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, words):
         ResultsFolder(tmp_path, manifest_with(**change))
     assert words in str(error.value) and "choose another --out_dir" in str(error.value)
     assert (tmp_path / "manifest.json").read_text() == before
+
+
+def test_a_folder_of_coupled_members_is_refused_with_both_ways_out(tmp_path):
+    def write(sigma):
+        old = manifest_with()
+        old["settings"]["coupling_sigma"] = sigma
+        (tmp_path / "manifest.json").write_text(json.dumps(old))
+
+    write(2.0)
+    with pytest.raises(UserError, match="coupling_sigma 2.0, .*: choose another --out_dir, or use version 0.4.0"):
+        ResultsFolder(tmp_path, manifest_with())
+    write(None)
+    ResultsFolder(tmp_path, manifest_with())
 
 
 def test_what_a_kill_left_is_no_mask_and_is_removed(tmp_path):
