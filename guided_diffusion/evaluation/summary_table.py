@@ -3,6 +3,7 @@
 import math
 
 from ..runtime.console import counted, text_table
+from .diversity import LEVEL_SETS
 from .ensemble_size import format_sizes
 from .metrics import metric_names
 from .summary import EMPTY_LABELS, LEFT_OUT
@@ -20,7 +21,6 @@ SETS = {  # prefixes of the figures of sets of masks that stand beside the membe
     "majority_": "raters' majority",
 }
 OF_SETS = ("ged2_unbiased", "matched_iou")
-SHOWN_MEMBERS = 8  # in a table of their own; summary.json has all
 FURTHER = ("iou", "sensitivity", "precision", "hd95", "assd", "nsd", "volume_error", "lesion_f1")
 FIGURE_LABELS = {
     "log_loss_per_area": "log loss per lesion pixel",
@@ -54,7 +54,9 @@ FIGURE_LABELS = {
 def format_summary(summary):
     """The summary (see `summary.summary_of`) as text; with several classes a table of the classes comes first."""
     lines = [*_class_lines(summary), text_table(HEAD, _figure_rows(summary))]
-    lines += _uncertainty_lines(summary["uncertainty"]) + _member_lines(summary["members"])
+    if summary["diversity"]["ged2_unbiased"]["n"] and len(summary["members"]) < 2:
+        lines.append(f"one answer, no members: as a set of masks count {LEVEL_SETS} level sets of its probability")
+    lines += _uncertainty_lines(summary["uncertainty"])
     if "ensemble_size" in summary:
         lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
@@ -120,14 +122,6 @@ def _figure_rows(summary):
 def _statistics_row(label, values):
     interval = "" if math.isnan(values["low"]) else f"[{values['low']:.4f}, {values['high']:.4f}]"
     return [label, f"{values['mean']:.4f}", interval, f"{values['median']:.4f}", f"{values['std']:.4f}", values["n"]]
-
-
-def _member_lines(members):
-    if not 1 < len(members) <= SHOWN_MEMBERS:
-        return []
-    names = ("dice", "staple_sensitivity", "staple_specificity")
-    rows = [[f"  {e}", *(f"{one[name]:.4f}" for name in names)] for e, one in enumerate(members)]
-    return [text_table(["member", "dice", "sensitivity by STAPLE", "specificity by STAPLE"], rows)]
 
 
 def _uncertainty_lines(uncertainty):

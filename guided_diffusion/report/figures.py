@@ -5,6 +5,7 @@ import re
 from html import escape
 
 from ..evaluation.calibration import BINS
+from ..evaluation.diversity import LEVEL_SETS
 from ..evaluation.ensemble_size import OF_SIZE
 from ..evaluation.summary import CALIBRATION, EMPTY_LABELS, LEFT_OUT
 from ..evaluation.summary_table import LEADING, OF_SETS, SETS, figure_name
@@ -64,8 +65,9 @@ def sets_table(summary):
         '<th scope="col">GED², unbiased</th><th scope="col">Matched IoU</th><th scope="col">Dice to raters</th></tr>'
         f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">Level sets and Gaussian copula are as '
         "many masks made from the probability alone: what the members score beyond them is what they add to it. The "
-        "held-out reader answers alone, against the other readers. With one rater the unbiased GED² is "
-        "the energy score.</p>"
+        "held-out reader answers alone, against the other readers. The raters' majority is made from the masks that "
+        f"it is compared with. A run without members stands for {LEVEL_SETS} level sets of its probability. With one "
+        "rater the unbiased GED² is the energy score.</p>"
     )
 
 

@@ -80,7 +80,7 @@ class ValidationResult:
     figures: the mean of each of `FIGURES` over the cases, and the ratios of `VOLUMES`; NaN where undefined. picture:
     RGB uint8 [H, W, 3]. coarse_only: whether only the condition model was validated. seconds: the duration.
     in_one_pass: whether the checkpoint answers in one pass, by the condition model, unless members are asked for.
-    is_healthy: whether the members are better than those of a zeroed head (see `Validation`), or None.
+    health_error: the standard error of figures["health"], see `Validation`; NaN unless at least two cases define it.
     """
 
     figures: dict
@@ -88,7 +88,7 @@ class ValidationResult:
     coarse_only: bool
     seconds: float
     in_one_pass: bool = False
-    is_healthy: bool | None = None
+    health_error: float = math.nan
 
     @property
     def log_loss(self):
@@ -99,6 +99,12 @@ class ValidationResult:
         """
         figures = self.figures
         return (figures["log_loss"] + figures["coarse_log_loss"]) / 2 if self.in_one_pass else figures["log_loss"]
+
+    @property
+    def is_healthy(self):
+        """Whether the members are better than those of a zeroed head by more than the standard error, or None."""
+        gain, error = self.figures["health"], self.health_error
+        return None if math.isnan(gain) else gain > (0 if math.isnan(error) else error)
 
     @property
     def dice(self):
@@ -196,8 +202,8 @@ class Validation:
         for name, total in VOLUMES.items():
             figures[name] = sum(case[total] for case in cases) / volume if volume else math.nan
         picture = picture_grid([result["tiles"] for result in results])
-        healthy = is_above_zero([case["health"] for case in cases])
-        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began, self.in_one_pass, healthy)
+        error = standard_error([case["health"] for case in cases])
+        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began, self.in_one_pass, error)
 
     def _sampled(self, model, index, coarse_only):
         """Sample one case. Returns {"figures": see `Drawn.figures`, "tiles": see `Drawn.tiles`}."""
@@ -345,13 +351,10 @@ def head_zeroed(model):
         hook.remove()
 
 
-def is_above_zero(values):
-    """Whether the mean of the defined values exceeds its standard error; None if none is defined."""
+def standard_error(values):
+    """The standard error of the mean of the defined values; NaN for fewer than two."""
     found = [value for value in values if math.isfinite(value)]
-    if not found:
-        return None
-    error = float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
-    return float(np.mean(found)) > error
+    return float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else math.nan
 
 
 def majority_of(raters):

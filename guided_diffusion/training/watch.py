@@ -77,12 +77,14 @@ class Watch:
         """Warn if the members of the latest validation are not better than those of a zeroed head."""
         if self.latest is None or self.latest.is_healthy is not False:
             return
-        figures, cases = self.latest.figures, counted(len(self.validation.indices), self.validation.source)
+        figures, error = self.latest.figures, self.latest.health_error
+        known = "" if math.isnan(error) else f" with a standard error of {error:.4f}"
+        instead = ", or sample without --num_ensemble: one pass needs no diffusion" if self.latest.in_one_pass else ""
         console().warning(
-            f"warning: the diffusion adds nothing by {cases}: its members have a GED² of {figures['ged2']:.4f}, and of "
-            f"{figures['ged2'] + figures['health']:.4f} with its head set to zero. Train it for longer (more "
-            "--max_steps, or fewer --condition_steps), or use the mask and the probability alone, without "
-            "--num_ensemble"
+            f"warning: the diffusion shows no gain on {counted(len(self.validation.indices), self.validation.source)}: "
+            f"the members' unbiased GED² is {figures['ged2']:.4f}, and {figures['ged2'] + figures['health']:.4f} with "
+            f"the denoiser's output set to zero, a gain of {figures['health']:.4f}{known}. Train the diffusion for "
+            f"longer (more --max_steps, or fewer --condition_steps){instead}"
         )
 
     def verdict(self, step):

@@ -39,15 +39,14 @@ def test_classes_come_first():
     assert "over all classes" in text.splitlines()[-1]
 
 
-def test_members_are_shown_where_there_are_several():
-    evaluation = evaluation_of(a={"dice": 1.0})
-    evaluation.members["organ"] = [np.array([[0.5, 1.0, 0.25]])]
-    assert "by STAPLE" not in format_summary(summary_of(evaluation))
+def test_the_set_of_masks_of_a_single_answer_is_named():
+    evaluation = evaluation_of(a={"dice": 1.0, "ged2_unbiased": 0.25})
+    line = "one answer, no members: as a set of masks count 16 level sets of its probability"
+    assert line in format_summary(summary_of(evaluation)).splitlines()
     evaluation.members["organ"] = [np.array([[0.5, 1.0, 0.25], [1.0, 1.0, 0.75]])]
-    text = format_summary(summary_of(evaluation))
-    assert "sensitivity by STAPLE" in text and "0.2500" in text and "0.7500" in text
-    evaluation.members["organ"] = [np.full((64, 3), 0.5)]
-    assert "by STAPLE" not in format_summary(summary_of(evaluation))  # more than a screen
+    assert line not in format_summary(summary_of(evaluation))
+    evaluation.members["organ"], evaluation.rows[0]["ged2_unbiased"] = [], math.nan
+    assert line not in format_summary(summary_of(evaluation))
 
 
 def test_a_label_says_whose_masks_are_meant():

@@ -161,7 +161,7 @@ def test_addition_has_no_parameters():
 
 def test_both_cross_attentions_ask_and_answer_as_the_figure_draws():
     torch.manual_seed(0)
-    block = perturb(SSFormerBlock(8, 1, 12, True))
+    block = perturb(SSFormerBlock(8, 1, 12, True, 2.0))
     seen = {}
     for name in ("read", "write"):
         module = getattr(block, name)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from networks import inputs, model_of, run_model
 
+from guided_diffusion.evaluation.statistics import mean_defined
 from guided_diffusion.inference.members import Members
-from guided_diffusion.training.validation import Drawn, ValidationResult, head_zeroed, is_above_zero, spread_cases
+from guided_diffusion.training.validation import Drawn, ValidationResult, head_zeroed, spread_cases, standard_error
 
 
 class Cases:
@@ -81,5 +82,10 @@ def test_a_zeroed_head_is_one_whose_weights_are_zero(learn_sigma):
 
 
 def test_a_gain_counts_beyond_its_standard_error():
-    assert is_above_zero([0.1, 0.2, 0.1]) and is_above_zero([0.1]) and not is_above_zero([0.3, -0.25, 0.0])
-    assert is_above_zero([-0.1, math.nan]) is False and is_above_zero([math.nan]) is None
+    def healthy(*gains):
+        figures = {"health": mean_defined(gains)}
+        return ValidationResult(figures, None, False, 0.0, health_error=standard_error(gains)).is_healthy
+
+    assert standard_error([1.0, 2.0, 3.0, math.nan]) == pytest.approx(1 / math.sqrt(3))
+    assert healthy(0.1, 0.2, 0.1) and healthy(0.1) and not healthy(0.3, -0.25, 0.0)
+    assert healthy(-0.1, math.nan) is False and healthy(math.nan) is None

@@ -236,7 +236,7 @@ def test_in_the_first_stage_the_coarse_mask_is_validated_and_in_the_second_the_h
     assert rows[2]["val_coarse_dice"] is not None and rows[2]["val_dice"] is rows[2]["val_health"] is None
     assert rows[2]["val_coarse_log_loss"] > 0 and rows[2]["val_coarse_volume_ratio"] > 0
     assert rows[3]["val_dice"] is not None and abs(rows[3]["val_health"]) < 1e-3
-    assert "warning: the diffusion adds nothing by 1 training case" in out  # its head has not moved from zero
+    assert "warning: the diffusion shows no gain on 1 training case" in out  # its head has not moved from zero
     best = load_checkpoint(tmp_path / "best.pt")
     mean = (rows[3]["val_log_loss"] + rows[3]["val_coarse_log_loss"]) / 2
     assert best.step == 3 and best.validation["log_loss"] == pytest.approx(mean)
