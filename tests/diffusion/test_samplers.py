@@ -140,7 +140,7 @@ def test_contract_autocast_changes_nothing(variant, how):
 MEAN, STD = 0.3, 0.1
 
 
-@pytest.mark.parametrize("variant", VARIANTS.keys() - {"bernoulli"})  # which draws masks of two values
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "bernoulli"])  # it draws masks of two values
 @every_objective
 @pytest.mark.parametrize("learned", [False, True])
 def test_contract_many_steps_approach_an_analytic_gaussian(variant, objective, learned):

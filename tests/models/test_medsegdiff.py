@@ -406,7 +406,7 @@ def test_every_part_of_v2_learns_and_acts_on_the_prediction():
         return model(x_t, t, model.encode(image)).prediction, factors
 
     _, start = answers()
-    for _ in range(100):
+    for _ in range(200):
         seen, masks, times, noises = draw(4)
         losses = diffusion.training_losses(model, masks, model.encode(seen), times, noises)["loss"]
         optimizer.zero_grad()
