@@ -8,11 +8,11 @@ expected_dice_alone  the level set of largest expected Dice by the probability a
 medoid               the member whose mean Dice with the others is largest
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accuracy import append
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.fields import option
@@ -27,7 +27,6 @@ from guided_diffusion.evaluation.metrics import overlap
 from guided_diffusion.evaluation.statistics import Resampling, describe_values
 from guided_diffusion.evaluation.topology import cl_dice, skeleton
 from guided_diffusion.inference.manifest import read_manifest
-from guided_diffusion.io.files import atomic_path
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.errors import UserError, run_script
 
@@ -57,11 +56,10 @@ def main(argv=None):
             scores.append(figures)
     table = tabulate(groups, scores)
     if options.record:
-        path = Path(options.record)
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        with atomic_path(path) as temporary:
-            line = {"kind": "decisions", "folders": [Path(folder).parent.name for folder in folders], "figures": table}
-            temporary.write_text(before + json.dumps(line) + "\n", encoding="utf-8")
+        append(
+            options.record,
+            {"kind": "decisions", "folders": [Path(folder).parent.name for folder in folders], "figures": table},
+        )
     for figure, rows in table.items():
         console().info(f"{figure:>8}{'mean':>9}   difference to half, 95 % interval over patients")
         for name, row in rows.items():
