@@ -29,6 +29,7 @@ from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
 from .runtime.console import console
 from .runtime.errors import UserError
+from .runtime.program import command_name
 from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
@@ -181,7 +182,7 @@ def _read_content(path, where, remedy):
     if not path.stat().st_size:
         raise UserError(f"{where}: is empty; {remedy or advice(path)}")
     foreign = UserError(
-        f"{where}: is no checkpoint of this program; {remedy or 'train one with scripts/segmentation_train.py'}"
+        f"{where}: is no checkpoint of this program; {remedy or 'train one with ' + command_name('train')}"
     )
     with open(path, "rb") as file:
         if file.read(2) != b"PK":  # torch.save writes a zip file

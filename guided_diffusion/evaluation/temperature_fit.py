@@ -100,8 +100,8 @@ def format_fit(fitted, path):
     split = "validation" if fitted["split"] == "val" else "test"
     lines = [
         f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {split} masks and written to "
-        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; segmentation_sample.py applies "
-        "it from now on"
+        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; sampling applies it "
+        "from now on"
     ]
     if split == "test":
         lines.append("these were test cases, so later figures on them are too good; fit on --split val")
