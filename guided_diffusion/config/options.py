@@ -154,7 +154,8 @@ class DataOptions:
         check_group_key(self.group_key)
         if fold_of(self.fold) and self.val_fraction:
             raise UserError(
-                f"--fold {self.fold} --val_fraction {self.val_fraction:g}: both name the validation cases; leave one out"
+                f"--fold {self.fold} --val_fraction {self.val_fraction:g}: both name the validation cases; leave one "
+                "out"
             )
         self.window()
         return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)

@@ -92,7 +92,8 @@ class HoldOut:
         while tests + vals >= len(ordered):  # one group is kept; the larger part gives way
             tests, vals = (tests - 1, vals) if tests > vals else (tests, vals - 1)
         held_out = self._fold_of(ordered[tests:]) if self.fold else ordered[tests : tests + vals]
-        sides = dict.fromkeys(ordered, "train") | dict.fromkeys(held_out, "val") | dict.fromkeys(ordered[:tests], "test")
+        sides = dict.fromkeys(ordered, "train") | dict.fromkeys(held_out, "val")
+        sides |= dict.fromkeys(ordered[:tests], "test")
         parts = {"train": [], "val": [], "test": []}
         for case, group in zip(cases, groups, strict=True):
             parts[sides[group]].append(case)
