@@ -239,7 +239,7 @@ def _validation_cases(data, train, dataset, val_dir):
     except NoCasesError as error:
         warning = str(error) if isinstance(error, NoTruthError) else ""
         return ValidationData(dataset, "training case", trained_on=True, warning=warning)
-    return ValidationData(found, "held-out case" if data.val_fraction else "validation case")
+    return ValidationData(found, "held-out case" if data.val_fraction or data.fold else "validation case")
 
 
 def _check_fits(found, dataset):
