@@ -31,7 +31,7 @@ from .runtime.errors import UserError
 from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
-BEST, LAST = "best.pt", "last.pt"
+BEST, LAST, STAGE = "best.pt", "last.pt", "stage1.pt"
 PICKLE = "data.pkl"
 ALLOCATING = re.compile(rb"c(builtins|__builtin__)\nbytearray\n|ctorch\._utils\n_rebuild_device_tensor_\w+\n")
 LARGEST_PICKLE = {PICKLE: 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
@@ -311,10 +311,11 @@ def step_of(path):
 
 
 class CheckpointFolder:
-    """Writes the checkpoints of one run to its `WorkFolder`: model<step>.pt, last.pt (the newest) and best.pt.
+    """Writes the checkpoints of one run to its `WorkFolder`: model<step>.pt, last.pt (the newest), best.pt
+    and, where a time limit ended the first stage, stage1.pt.
 
-    Only the first of several processes writes. keep: the number of the newest model<step>.pt to keep; 0: all. best.pt
-    and last.pt are never removed. If a blob store fails, a warning says so and the run continues: the next call pushes
+    Only the first of several processes writes. keep: the number of the newest model<step>.pt to keep; 0: all. The
+    others are never removed. If a blob store fails, a warning says so and the run continues: the next call pushes
     the missing files.
     """
 
@@ -341,6 +342,17 @@ class CheckpointFolder:
         else:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
+
+    def save_stage(self, checkpoint):
+        """Write stage1.pt, from which the first stage can go on. Returns its path or store's URL."""
+        save_checkpoint(checkpoint, self.folder.path / STAGE)
+        self.folder.try_push()
+        return self.folder.shown(STAGE)
+
+    def forget_stage(self):
+        """Remove a stage1.pt of a run that this one replaces."""
+        if STAGE in self.folder.names():
+            self.folder.try_remove([STAGE])
 
     def has(self, step):
         """Whether the folder holds this step's checkpoint; a resumed run may have its start in another folder."""
