@@ -26,14 +26,15 @@ from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, run_script
+from ..runtime.program import command
 
-EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
+EXAMPLE = "--pred_dir runs/first/results"
 
 
 def main(argv=None):
     """Evaluate a folder of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
-    (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
+    (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
     pred_dir, manifest = read_results(options)
     other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, given, manifest)

@@ -16,7 +16,7 @@ from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
-from ..data.loader_checks import REMEDY
+from ..data.loader_checks import case_remedy
 from ..data.mask_checks import check_foreground
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
@@ -33,13 +33,14 @@ from ..runtime.distributed import (
     training_memory_format,
 )
 from ..runtime.errors import UserError, run_script
+from ..runtime.program import command
 from ..training.hints import resuming_command, sampling_command
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
-EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --val_fraction 0.2 \\
+EXAMPLE = """--data_dir MY_DATA --val_fraction 0.2 \\
       --test_fraction 0.2 --out_dir runs/first --image_size 128 --patch_size 2 --num_channels 16 \\
       --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
@@ -49,12 +50,12 @@ CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over th
 def main(argv=None):
     """Parse the command line and train, in this process or in one for each GPU of --multi_gpu."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=EXAMPLE, common=COMMON["train"])
+    options, given = parse(__doc__, groups, argv, example=f"{command('train')} {EXAMPLE}", common=COMMON["train"])
     process_options = options[-1]
     if options[1].dry_run:
         return dry_run(options, given)
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, __spec__.name, sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "train", sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
@@ -266,7 +267,7 @@ def warn_of_data(dataset, validation=None):
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
         console().warning(
             f"warning: nothing is marked{classes} in any mask looked at, of training cases from all over the data; "
-            "nothing can be learned from such masks. python scripts/check_data.py lists the values in all masks"
+            f"nothing can be learned from such masks. {command('check')} lists the values in all masks"
         )
     indices = spread_indices(len(dataset), CASES_LOOKED_AT)
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
@@ -277,8 +278,8 @@ def warn_of_data(dataset, validation=None):
     for finding in found:
         text = finding.text.removeprefix("train: ")
         if finding.is_error:
-            raise UserError(text + REMEDY)
-        console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; scripts/check_data.py reads all)")
+            raise UserError(text + case_remedy())
+        console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; {command('check')} reads all)")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_a_resumed_run_keeps_the_time_limit_and_says_so(script, pictures, tmp_pa
 
 def test_a_run_that_the_time_ended_goes_on_in_both_ways_that_it_names(script, pictures, tmp_path, capsys, monkeypatch):
     now = itertools.count()
-    monkeypatch.setattr("time.monotonic", lambda: 0.8 * next(now))
+    monkeypatch.setattr("time.monotonic", lambda: 1.6 * next(now))
     data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run"]
     script("segmentation_train", [*data, TINY, "--version v2 --recipe staged --max_minutes 1 --cache_dir none"])
     captured = capsys.readouterr()
