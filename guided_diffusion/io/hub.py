@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: hf://OWNER/NAME[@REVISION] becomes a local folder, through huggingface_hub's cache."""
+"""Models on the Hugging Face Hub: hf://OWNER/NAME[@REVISION] becomes a local folder in huggingface_hub's cache."""
 
 import re
 from pathlib import Path
