@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..checkpoint import Checkpoint, file_hash, load_checkpoint
+from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
@@ -33,7 +33,7 @@ from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
-from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, on_this_machine
+from ..io.storage import WorkFolder, fetch_file, fetch_folder, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -335,7 +335,7 @@ def manifest_of(run, processes):
     return {
         "status": "running",
         "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": file_hash(cached(sample.model_path)),
+        "checkpoint_sha256": checkpoint_digest(sample.model_path),
         "step": checkpoint.step,
         "settings": decisive,
         "data": {
