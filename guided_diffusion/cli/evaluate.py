@@ -1,9 +1,11 @@
 """Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and uncertainty, case by case."""
 
 import sys
+from dataclasses import replace
 
 from tqdm import tqdm
 
+from ..checkpoint import checkpoint_file
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
@@ -35,6 +37,9 @@ def main(argv=None):
     """Evaluate a folder of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
+    if options.fit_temperature:
+        file = checkpoint_file(options.fit_temperature, f"--fit_temperature {options.fit_temperature}")
+        options = replace(options, fit_temperature=str(file))
     pred_dir, manifest = read_results(options)
     other_dir = fetch_predictions(options.compare) if options.compare else None
     dataset = find_truth(options, given, manifest)
