@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoint import Checkpoint, checkpoint_file, file_hash, load_checkpoint
+from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint, resolved_path
 from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
@@ -41,7 +41,7 @@ from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
-from ..io.storage import WorkFolder, cached, fetch_data, fetch_file, is_remote, on_this_machine
+from ..io.storage import WorkFolder, fetch_data, fetch_file, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -163,7 +163,7 @@ def prepare_sampling(options, given, processes):
 def with_checkpoint_file(sample):
     """The `SampleOptions` with --model_path as a file, where it names a run's folder."""
     path = sample.model_path
-    return replace(sample, model_path=str(checkpoint_file(path, f"--model_path {path}")))
+    return replace(sample, model_path=resolved_path(path, f"--model_path {path}"))
 
 
 def find_cases(data, sampler, settings, config, origin):
@@ -384,7 +384,7 @@ def manifest_of(run, processes):
     return {
         "status": "running",
         "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": file_hash(cached(sample.model_path)),
+        "checkpoint_sha256": checkpoint_digest(sample.model_path),
         "step": checkpoint.step,
         "settings": decisive,
         "data": {

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from ..checkpoint import CheckpointFolder, checkpoint_path
+from ..checkpoint import LAST, STAGE, CheckpointFolder, checkpoint_path
 from ..config.command_line import parse
 from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
@@ -34,7 +34,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
-from ..training.hints import sampling_command
+from ..training.hints import resuming_command, sampling_command
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
@@ -78,8 +78,9 @@ def train(options, given, processes):
             write_config(run.values, run.folder.path)
         print_run_summary(run, model, processes)
         watch = build_watch(run, diffusion, processes)
-        last = TrainLoop(run, model, diffusion, processes, watch).run()
-        return conclude_training(run, watch, last, processes)
+        loop = TrainLoop(run, model, diffusion, processes, watch)
+        last = loop.run()
+        return conclude_training(run, watch, last, processes, stage_end=loop.stages.ended)
 
 
 # ---- the steps -----------------------------------------------------------------------------------------------------
@@ -172,8 +173,11 @@ def build_watch(run, diffusion, processes):
     return Watch(validation, settings.train, run.config, run.folder, best)
 
 
-def conclude_training(run, watch, last, processes):
-    """Push files that a store still lacks; print how the run ended and the next command. Returns the exit status."""
+def conclude_training(run, watch, last, processes, stage_end=None):
+    """Push files that a store still lacks; print how the run ended and the next command. Returns the exit status.
+
+    last: the last step. stage_end: see `checkpoint.Checkpoint`.
+    """
     if processes.is_first:
         command = command_to_sample(run, last)
         run.folder.finish()
@@ -184,10 +188,14 @@ def conclude_training(run, watch, last, processes):
     if run.is_complete:
         line = run.complete_line
     elif last < train.last_step:
-        line += f" of {train.last_step}; to go on, add --resume_checkpoint auto to the same command"
+        line += f" of {train.last_step}"
+        if stage_end is None or STAGE not in run.folder.names():  # else both ways to go on follow
+            line += "; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:
         best = "" if watch is None else CheckpointFolder(run.folder).describe_best(watch.best)
         console().info(f"{line}{best}\nsample with: {command}")
+        if stage_end is not None and STAGE in run.folder.names():
+            console().info(choice_after_time_limit(run, stage_end))
     return 0
 
 
@@ -219,6 +227,20 @@ def command_to_sample(run, step):
     data = run.settings.data
     checkpoint = checkpoint_path("", step)
     return sampling_command(data.data_dir, run.dataset.data_dir, run.folder, checkpoint, data.data_name)
+
+
+def choice_after_time_limit(run, stage_end):
+    """Lines on the two ways to go on with a run whose first stage a time limit ended, each with its command."""
+    folder, name, minutes = run.folder, run.settings.data.data_name, run.settings.train.max_minutes
+    on, longer = (
+        resuming_command(folder, LAST, name, minutes),
+        resuming_command(folder, STAGE, name, minutes, f"{folder.shown()}_longer"),
+    )
+    return (
+        f"the time limit ended the first stage, and the condition model is fixed since step {stage_end}. To go on, "
+        f"for as many minutes as you set:\nthe diffusion alone: {on}\n"
+        f"both stages, from step {stage_end}, in a folder of its own: {longer}"
+    )
 
 
 def size_of(model):

@@ -168,9 +168,11 @@ class EvalOptions:
     pred_dir: str = option(
         "",
         "results folder of sampling, or a folder of masks named like the cases (NAME.png, "
-        "NAME_mask.png, NAME_seg.nii.gz, ...), also on gs:// or az://",
+        "NAME_mask.png, NAME_seg.nii.gz, ...), also on gs:// or az://. Several, A,B,C, as of the folds of a "
+        "cross-validation, are evaluated as one",
         required=True,
         remote=True,
+        several=True,
     )
     data_name: str = option("", "kind of data that holds the truth; empty: from the results folder's manifest")
     data_dir: str = option("", "folder that holds the truth; empty: from the results folder's manifest", remote=True)
@@ -229,8 +231,9 @@ class EvalOptions:
     compare: str = option(
         "",
         "results folder of another run on the same cases: print the paired differences of the figures, their "
-        "intervals and Wilcoxon's p",
+        "intervals and Wilcoxon's p. Beside several of --pred_dir as many, in their order",
         remote=True,
+        several=True,
     )
     card: bool = option(
         False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"

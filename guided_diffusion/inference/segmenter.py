@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import checkpoint_file, load_checkpoint
+from ..checkpoint import load_checkpoint, resolved_path
 from ..config.command_line import nearest_name, options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
@@ -26,7 +26,7 @@ from ..io.files import split_suffix
 from ..io.images import read_picture
 from ..io.nifti import as_3d, is_nifti, nifti_geometry, read_nifti_channels, read_nifti_header
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
-from ..io.storage import fetch_file
+from ..io.storage import fetch_file, is_remote
 from ..runtime.console import counted
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
@@ -108,13 +108,13 @@ class Segmenter:
             near = nearest_name(unknown[0], others | PARAMETERS.keys())
             meant = f"; did you mean {PARAMETERS.get(near[1]) or near[1]}?" if near else ""
             raise UserError(f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of sampling{meant}")
-        path = str(checkpoint_file(path))
+        path = resolved_path(path)
         values = {"model_path": path, "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        checkpoint = load_checkpoint(fetch_file(path), where=path)
+        checkpoint = load_checkpoint(fetch_file(path) if is_remote(path) else path, where=path)
         settings = settle(asked, given, checkpoint.saved(path))
         precision = pick_precision(settings.device.precision, device)
         return cls(checkpoint, build_sampler(checkpoint, settings, device, precision), data_name)

@@ -83,6 +83,17 @@ def sampling_command(data_dir, fetched, folder, checkpoint, data_name=""):
     return command("sample", *words)
 
 
+def resuming_command(folder, checkpoint, data_name, max_minutes, out_dir=""):
+    """The command that goes on from a run's checkpoint, ready for the shell; the checkpoint has the other options.
+
+    folder: the run's `WorkFolder`; checkpoint: the name of the file in it. data_name: as for `sampling_command`.
+    max_minutes: the new time limit. out_dir: another folder to write to; "": the run's own.
+    """
+    words = ["--resume_checkpoint", folder.shown(checkpoint), *(["--out_dir", out_dir] if out_dir else [])]
+    words += ["--data_name", data_name] if is_loader_file(data_name) else []
+    return command("train", *words, "--max_minutes", f"{max_minutes:g}")
+
+
 def checking_command(data):
     """The command that checks the data of a run, ready for the shell. data: its option values, a dict."""
     words = ["--data_name", data["data_name"], "--data_dir", data["data_dir"]]
