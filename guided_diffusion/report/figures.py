@@ -20,17 +20,22 @@ LEAST_PATIENTS = 5  # for an interval: resamples of fewer know too little of oth
 def with_sure_intervals(content, patients):
     """Statistics, in dicts and lists, without the bounds "low" and "high" of those of fewer than `LEAST_PATIENTS`.
 
-    content: a summary or curves. patients: their number, or None where the summary does not know them; then each case
-    counts as a patient.
+    content: a summary or curves. patients: the number of patients of all cases.
     """
     if isinstance(content, list):
         return [with_sure_intervals(part, patients) for part in content]
     if not isinstance(content, dict):
         return content
     if "low" in content and "high" in content:
-        known = [number for number in (patients, content.get("n")) if number is not None]
-        return content if min(known, default=0) >= LEAST_PATIENTS else content | {"low": None, "high": None}
+        enough = min(patients, content.get("n", patients)) >= LEAST_PATIENTS
+        return content if enough else content | {"low": None, "high": None}
     return {key: with_sure_intervals(part, patients) for key, part in content.items()}
+
+
+def patients_of(summary):
+    """The number of patients of a summary; without groups each case counts as one."""
+    cases = summary["ensemble"]["cases"]
+    return min(summary.get("groups") or cases, cases)
 
 
 def figure_label(key, size="volume"):
@@ -94,9 +99,11 @@ def sets_table(summary):
 
 
 def interval_text(values, digits=4):
-    """The bounds of a figure's interval; "" where it has none."""
-    low, high = values.get("low"), values.get("high")
-    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    """The bounds of a figure's interval; "" where it has none: they are missing, None or NaN."""
+    bounds = [values.get("low"), values.get("high")]
+    if any(bound is None or math.isnan(bound) for bound in bounds):
+        return ""
+    return " to ".join(f"{bound:.{digits}f}" for bound in bounds)
 
 
 def _with_interval(values):

@@ -75,7 +75,9 @@ def _natural(name):
 
 def _card(index, case, columns, source):
     height, width = case["card_size"]
-    shown = [f"{one['label']} {_short(case['scores'][one['key']])}" for one in columns if one["key"] in case["scores"]]
+    shown = [
+        f"{one['label']} {_card_number(case['scores'][one['key']])}" for one in columns if one["key"] in case["scores"]
+    ]
     values = shown[:ON_CARD] + ([f"{case['empty']} empty"] if case["empty"] else [])
     values += [f"{case['depth']} slices"] if case["indices"][0] is not None else []
     name = case["name"]
@@ -92,7 +94,7 @@ def _card(index, case, columns, source):
     )
 
 
-def _short(value):
+def _card_number(value):
     if float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"

@@ -4,7 +4,7 @@ from html import escape
 
 import numpy as np
 
-from .figures import LEAST_PATIENTS, figure_label, interval_text
+from .figures import LEAST_PATIENTS, figure_label, interval_text, patients_of
 from .page import swatch
 
 RATIOS = ("expected_volume_ratio", "mask_volume_ratio", "hd95")  # of which the first that is defined leads
@@ -22,11 +22,10 @@ def headline(summary, cases, size):
     if not summary:
         return _without_truth(cases, size)
     ensemble, described = summary["ensemble"], _described(summary)
-    groups, cases = summary.get("groups"), ensemble["cases"]
-    notes = [f"of {groups} patients"] if groups else []
-    if min(groups or cases, cases) < LEAST_PATIENTS:
+    notes = [f"of {summary['groups']} patients"] if summary.get("groups") else []
+    if patients_of(summary) < LEAST_PATIENTS:
         notes.append(f"no intervals below {LEAST_PATIENTS} patients")
-    line = [("Cases", str(cases), "; ".join(notes))]
+    line = [("Cases", str(ensemble["cases"]), "; ".join(notes))]
     sharpness = (OF_RATERS if "rater_dice" in described else ()) + OF_PROBABILITY
     for choice in (("dice",), RATIOS, sharpness):
         key = next((key for key in choice if key in described), None)
@@ -81,7 +80,7 @@ def class_table(summary, legend, size):
     labels = [figure_label(key, size) + (f" ({unit})" if key == "hd95" and unit else "") for key in keys]
     rows = []
     for name, level in classes.items():
-        cells = [_cell(described[name].get(key)) for key in keys]
+        cells = [_class_cell(described[name].get(key)) for key in keys]
         cells += [str(level["ensemble"].get(f"{which}_empty", 0)) for which in ("prediction", "truth")]
         mark = swatch(colours[name]) if name in colours else ""
         rows.append(
@@ -97,7 +96,7 @@ def class_table(summary, legend, size):
     )
 
 
-def _cell(values):
+def _class_cell(values):
     if values is None:
         return "–"
     interval = interval_text(values, 3)

@@ -22,7 +22,7 @@ from ..io.texts import read_csv
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
-from .figures import charts_of, sets_table, sizes_table, table_of, with_sure_intervals
+from .figures import charts_of, patients_of, sets_table, sizes_table, table_of, with_sure_intervals
 from .gallery import class_colours, columns_of, drawn_colours, gallery_html
 from .headline import class_table, headline
 from .model_card import shown_checkpoint
@@ -76,7 +76,11 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     facts = _facts(results_dir, dataset, cases, manifest)
     body = _body(out_dir, cases, columns, size, gallery, facts, dataset.class_names)
     write_page(
-        path, title, body, scripts=("theme.js", "report.js"), data=_data(cases, columns, dataset, pictures, manifest)
+        path,
+        title,
+        body,
+        scripts=("theme.js", "report.js"),
+        data=_script_data(cases, columns, dataset, pictures, manifest),
     )
     pictures.remove_others()
     return path
@@ -214,7 +218,7 @@ def _case(unit, shown, pictures, scores):
     }
 
 
-def _data(cases, columns, dataset, pictures, manifest):
+def _script_data(cases, columns, dataset, pictures, manifest):
     """What report.js needs; it reads the cards from the page. A case's scores are in the order of the columns."""
     kept = ("name", "indices", "depth", "first", "layers", "size")
     listed_cases = []
@@ -247,8 +251,7 @@ def _body(out_dir, cases, columns, size, gallery, facts, class_names):
         read(out_dir / name) if (out_dir / name).exists() else {}
         for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
     )
-    patients = summary["ensemble"]["cases"] if summary else len(cases)
-    patients = min(patients, summary.get("groups") or patients)
+    patients = patients_of(summary) if summary else len(cases)
     summary, curves = (with_sure_intervals(part, patients) for part in (summary, curves))
     charts = charts_of(cases, columns, curves, size)
     files = {name: link_to(out_dir / name, out_dir) for name in FILES}
