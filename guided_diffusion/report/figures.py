@@ -64,12 +64,26 @@ def table_of(summary, size="volume"):
 
 
 def _statistics_table(level, unit, size):
-    rows = [_html_row(label, values) for label, values in _statistics(level, unit, size)]
-    return (
-        '<div class="scroll"><table class="figures"><thead><tr><th scope="col">Figure</th><th scope="col">Mean</th>'
-        '<th scope="col">95 % interval</th><th scope="col">Median</th><th scope="col">SD</th><th scope="col">n</th>'
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    rows = [(label, _cells(values)) for label, values in _statistics(level, unit, size)]
+    heads = ["Mean", "95 % interval", "Median", "SD", "n"]
+    if not any(cells[1] for _, cells in rows):  # of few patients there are no intervals
+        heads, rows = [heads[0], *heads[2:]], [(label, [cells[0], *cells[2:]]) for label, cells in rows]
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("Figure", *heads))
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for label, cells in rows
     )
+    return (
+        f'<div class="scroll"><table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cells(values):
+    """The cells of a figure: mean, interval, median, standard deviation, n."""
+    if not isinstance(values, dict):
+        return [f"{values:.4f}", "", "", "", ""]
+    mean, median, deviation = (f"{values[key]:.4f}" for key in ("mean", "median", "std"))
+    return [mean, interval_text(values), median, deviation, values["n"]]
 
 
 def sets_table(summary):
@@ -130,20 +144,6 @@ def _statistics(level, unit, size):
     for key, value in level.get("calibration", {}).items():
         if isinstance(value, (int, float)) and key in CALIBRATION:
             yield f"{figure_label(key, size)}, all pixels together", value
-
-
-def _html_row(label, values):
-    if isinstance(values, dict):
-        cells = [
-            f"{values['mean']:.4f}",
-            interval_text(values),
-            f"{values['median']:.4f}",
-            f"{values['std']:.4f}",
-            values["n"],
-        ]
-    else:
-        cells = [f"{values:.4f}", "", "", "", ""]
-    return f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 # ---- charts ------------------------------------------------------------------------------------------------------

@@ -53,10 +53,15 @@ def _empty_masks(ensemble, several_classes):
 
 def _without_truth(cases, size):
     line = [("Cases", str(len(cases)), "without truth")]
-    for key, note in (("expected_dice", "if the probability is calibrated"), ("agreement", "mean Dice of two members")):
-        values = [case["scores"][key] for case in cases if key in case["scores"]]
-        if values:
-            line.append((figure_label(key, size), f"{np.mean(values):.3f}", note))
+    expected, agreement = (
+        [case["scores"][key] for case in cases if key in case["scores"]] for key in ("expected_dice", "agreement")
+    )
+    if expected:
+        line.append((figure_label("expected_dice"), f"{np.mean(expected):.3f}", "if the probability is calibrated"))
+    if agreement:
+        line.append((figure_label("agreement"), f"{np.mean(agreement):.3f}", "mean Dice of two members"))
+    elif expected:
+        line.append(("Lowest expected Dice", f"{min(expected):.3f}", "the first case below"))
     shares = [case["share"] for case in cases]
     if shares:
         note = f"of the {'volume' if size == 'volume' else 'image'}, median over cases"

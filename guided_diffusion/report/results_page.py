@@ -214,7 +214,7 @@ def _case(unit, shown, pictures, scores):
         "card_size": card_size,
         "share": shown.share,
         "scores": {key: value for key, value in scores.items() if key != "empty"},
-        "empty": scores.get("empty", ""),
+        "empty": scores.get("empty", "" if shown.share else "mask"),
     }
 
 

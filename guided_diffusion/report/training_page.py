@@ -19,16 +19,17 @@ from .page import data_uri, facts_list, figure, header, link_to, tiles, write_pa
 CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
     ("Validation log loss", "nats per pixel", ("val_log_loss", "val_coarse_log_loss"), True),
-    ("Expected over true volume", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
+    ("Expected over true size", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
     ("GED² that the diffusion takes away", "GED²", ("val_health",), False),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
     ("Learning rate", "rate", ("lr",), False),
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
     ("Waiting for data", "share of time", ("waiting",), False),
 )
+# A run of pictures measures areas, one of volumes volumes: "size" is both.
 NEWEST = (  # label, column of the log; of the line of main figures
     ("Validation Dice", "val_dice"),
-    ("Expected / true volume", "val_volume_ratio"),
+    ("Expected / true size", "val_volume_ratio"),
     ("Training loss", "loss"),
 )
 FACTS = (  # label, group of options, option
@@ -69,7 +70,7 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
         f"{facts_list(facts)}{_option_table(config)}</section>",
     }
     parts = {name: part for name, part in parts.items() if part}
-    head = header("Training", f"Run {folder.resolve().name}", [(name.capitalize(), f"#{name}") for name in parts])
+    head = header("Training", folder.resolve().name, [(name.capitalize(), f"#{name}") for name in parts])
     line = tiles(_headline(rows, step, last_step, best), "Main figures")
     body = "\n".join([head, "<main>", line, *parts.values(), "</main>"])
     path = folder / "training.html"

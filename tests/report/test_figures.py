@@ -61,6 +61,12 @@ def test_the_table_has_what_is_defined_with_units():
     assert "both empty" not in note and "without truth" not in note
 
 
+def test_without_intervals_the_table_has_no_column_for_them():
+    summary = {**LEVEL, "hd95_unit": "mm", "missing": 0, "without_truth": 0}
+    rows = cells(table_of(with_sure_intervals(summary, 3)))
+    assert rows["Figure"] == ["Mean", "Median", "SD", "n"] and rows["Dice"] == ["0.5000", "0.5000", "0.1000", "3"]
+
+
 def test_each_of_several_classes_has_its_rows():
     table = table_of({**LEVEL, "classes": {"liver": LEVEL, "<tumour>": LEVEL}})
     assert table.index("<details>") > table.index(">Dice<") and table.count("<details>") == 2

@@ -72,8 +72,10 @@ def test_without_truth_the_figures_are_of_the_cases():
         ("Mask's area", "10 %"),
         ("Empty masks", "1 of 3"),
     ]
-    one_pass = headline({}, [{"scores": {}, "share": 0.3}], "volume")
-    assert [label for label, _, _ in one_pass] == ["Cases", "Mask's volume", "Empty masks"]
+    one_pass = [{"scores": {"expected_dice": value}, "share": 0.3} for value in (0.5, 1)]
+    assert headline({}, one_pass, "volume")[2][:2] == ("Lowest expected Dice", "0.500")
+    foreign = headline({}, [{"scores": {}, "share": 0.3}], "volume")
+    assert [label for label, _, _ in foreign] == ["Cases", "Mask's volume", "Empty masks"]
 
 
 def test_a_row_for_each_class():
