@@ -257,16 +257,15 @@ def _body(out_dir, cases, columns, size, gallery, facts, class_names):
     files = {name: link_to(out_dir / name, out_dir) for name in FILES}
     parts = {"cases": gallery, "classes": class_table(summary, class_colours(class_names), size)}
     parts["figures"] = _figures_section(summary, size)
-    parts["charts"] = charts and (
-        f'<section aria-labelledby="charts"><h2 id="charts">Charts</h2><div class="charts">{"".join(charts)}</div>'
-        "</section>"
-    )
+    grid = f'<div class="charts">{"".join(charts)}</div>'
+    parts["charts"] = f'<section aria-labelledby="charts"><h2 id="charts">Charts</h2>{grid}</section>' if charts else ""
     parts["run"] = _run_section(facts, files)
-    parts = {name: part for name, part in parts.items() if part}
-    links = [(name.capitalize(), f"#{name}") for name in parts]
+    links = [(name.capitalize(), f"#{name}") for name, part in parts.items() if part]
     head = header("Segmentation report", f"{dict(facts)['Results']}, data {dict(facts)['Data']}", links)
     line = tiles(headline(summary, cases, size), "Main figures")
-    return "\n".join([head, "<main>", line, *parts.values(), "</main>", asset("case.html")])
+    overview = f'<div class="overview">{parts["figures"]}{parts["charts"]}</div>'
+    content = [head, "<main>", line, parts["cases"], parts["classes"], overview, parts["run"], "</main>"]
+    return "\n".join([*content, asset("case.html")])
 
 
 def _figures_section(summary, size):
