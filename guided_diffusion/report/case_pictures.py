@@ -30,7 +30,7 @@ from ..io.drawing import (
     tinted,
 )
 
-SIDE = 384  # longest side of a picture, in pixels
+SIDE = 512  # longest side of a picture, in pixels, which zooming enlarges
 MAP_SIDE = 160  # longest side of a soft map, which is smooth
 CARD_TILE = 132  # side of each picture of a card
 MOST_SLICES = 64  # of a volume
