@@ -12,6 +12,7 @@ from ..io.files import atomic_path
 from ..io.storage import is_remote
 from ..runtime.console import counted
 from ..runtime.errors import UserError
+from .figures import LEAST_PATIENTS, interval_text, patients_of, with_sure_intervals
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,
@@ -56,7 +57,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         f"# Model card: {_card_title(manifest, summary)}",
         _data(config, manifest, dataset, part, summary),
         _configuration(config, manifest),
-        _metrics(summary),
+        _metrics(with_sure_intervals(summary, patients_of(summary))),
         _calibration(summary, config),
         _limits(summary, part, leak and with_short_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
@@ -141,6 +142,8 @@ def _option_list(values):
 
 def _metrics(summary):
     parts = ["## Metrics", _table(summary, summary)]
+    if patients_of(summary) < LEAST_PATIENTS:
+        parts.append(f"No intervals: there are fewer than {LEAST_PATIENTS} patients.")
     for name, part in summary.get("classes", {}).items():
         parts += [f"### {markdown_text(name)}", _table(part, summary)]
     sizes = summary.get("ensemble_size")
@@ -245,7 +248,7 @@ def _decimal(value):
 
 
 def _interval(described):
-    return "–" if math.isnan(described["low"]) else f"{described['low']:.4f} to {described['high']:.4f}"
+    return interval_text(described) or "–"
 
 
 # ---- the card of an exported model ---------------------------------------------------------------------------------
@@ -286,7 +289,12 @@ def hub_card(checkpoint, weights, results=None, graphs=()):
             raise UserError(f"summary.json: has no {missing[0]}; evaluate the results again, which writes it anew")
         summary, split = _with_nan(summary), manifest.get("data", {}).get("split", "all")
         ways = f"Sampling: {_option_list(manifest.get('settings', {}))}."
-        parts += [_metrics(summary), ways, _calibration(summary, config), _limits(summary, split, None)]
+        parts += [
+            _metrics(with_sure_intervals(summary, patients_of(summary))),
+            ways,
+            _calibration(summary, config),
+            _limits(summary, split, None),
+        ]
         parts.append(_definitions(summary))
     else:
         parts.append(f"## Limits\n\n{NO_DEVICE}\n- Nothing was measured for this card.")
