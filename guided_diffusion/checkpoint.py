@@ -22,6 +22,7 @@ from .data.classes import Classes
 from .data.compatibility import trained_window
 from .io.archives import DamagedArchive, check_records
 from .io.files import atomic_path, name_also
+from .io.storage import is_remote, is_stored, join
 from .io.texts import shown
 from .models.medsegdiff import build_model
 from .models.saved_weights import named_tensors
@@ -137,13 +138,14 @@ def save_checkpoint(checkpoint, path):
 def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """Read a checkpoint onto the CPU, after a check of every byte by its checksum and of all content.
 
+    path: a file, or a run's folder (see `checkpoint_file`).
     to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` and the optimizer's state matter too.
     where: the file's name in messages, such as "--model_path last.pt"; "": the path. remedy: what to do about a damaged
     file. Raises `UserError` for a missing file, a file that is no checkpoint of this program, a damaged or changed one,
     and a checkpoint that used a `REMOVED` option. Tensors are mapped to the file. Checksums take 0.3 s per GB.
     """
-    path = Path(path)
     where = where or str(path)
+    path = Path(checkpoint_file(path, where))
     content, records = _read_content(path, where, remedy)
     try:
         check_content(content, to_train)
@@ -174,10 +176,6 @@ def _read_content(path, where, remedy):
 
     It is read with `weights_only=True`: a pickle that holds code is refused, not run.
     """
-    if path.is_dir():
-        newest = newest_checkpoint(path)
-        there = f"its newest checkpoint is {shlex.quote(str(newest))}" if newest else "without a checkpoint model*.pt"
-        raise UserError(f"{where}: is a folder, {there}; name a file")
     if not path.is_file():
         raise UserError(f"{where}: no such file; a run writes last.pt and model*.pt into its --out_dir")
     if not path.stat().st_size:
@@ -283,6 +281,25 @@ def file_hash(path):
 def checkpoint_path(out_dir, step):
     """Where the checkpoint of a step lies: OUT/model000500.pt."""
     return Path(out_dir) / f"model{step:06d}.pt"
+
+
+def checkpoint_file(path, where=""):
+    """The checkpoint that `path` names: a file itself; of a run's folder best.pt, else last.pt.
+
+    path: local or on gs:// or az://; a remote one counts as a file where its name ends in .pt. Returns a `Path`, or a
+    str of a remote one. where: the path's name in messages, such as "--model_path runs/first"; "": the path. Raises
+    `UserError` for a folder with neither. A path that does not exist is returned, for `load_checkpoint` to refuse.
+    """
+    path, is_far = join(path), is_remote(path)
+    if str(path).endswith(".pt") if is_far else not path.is_dir():
+        return path
+    for name in (BEST, LAST):
+        file = join(path, name)
+        if is_stored(file) if is_far else file.is_file():
+            return file
+    newest = None if is_far else newest_checkpoint(path)
+    there = f"; its newest checkpoint is {shlex.quote(str(newest))}" if newest else ""
+    raise UserError(f"{where or path}: is a folder without {BEST} and {LAST}{there}; name a run's folder or a file")
 
 
 def newest_checkpoint(out_dir):

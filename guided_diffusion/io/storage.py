@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
+from ..runtime.extras import optional
 from .files import atomic_path, check_writable, remove_temporaries
 from .locks import folder_lock
 from .texts import read_json_lines
@@ -102,10 +103,7 @@ def cached(path):
 @cache
 def store():
     """The blobfile context for all stores, which retries a failed request four times."""
-    try:
-        import blobfile
-    except ImportError as error:
-        raise UserError("gs:// and az:// paths need blobfile: pip install blobfile") from error
+    blobfile = optional("blobfile", "cloud", "gs:// and az:// paths")
     return blobfile.create_context(retry_limit=4, connect_timeout=10, read_timeout=60, log_callback=lambda _: None)
 
 
@@ -127,6 +125,11 @@ def _one_line(path, what):
         refused = status in (401, 403) or any(word in str(error).lower() for word in ("credential", "anonymous"))
         remedy = CREDENTIALS[str(path)[:5]] if refused else "check the path, the network and your credentials"
         raise StoreError(f"{path}: cannot be {what} ({reason}); {remedy}") from error
+
+
+def is_stored(path):
+    """Whether a remote path is a file in the store."""
+    return _entry(path) is not None
 
 
 def _entry(path):

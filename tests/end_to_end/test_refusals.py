@@ -191,11 +191,11 @@ class Touch:
 def test_model_path_that_is_no_checkpoint(not_sampled, trained, truncate, tmp_path):
     assert f"--model_path {tmp_path / 'none.pt'}: no such file" in not_sampled(checkpoint=tmp_path / "none.pt")
     (tmp_path / "a run").mkdir()
-    assert "a run: is a folder, without a checkpoint model*.pt" in not_sampled(checkpoint=tmp_path / "a run")
+    assert "a run: is a folder without best.pt and last.pt; name a" in not_sampled(checkpoint=tmp_path / "a run")
     for step in (9, 10):
         shutil.copy(trained, tmp_path / "a run" / f"model{step:06d}.pt")
     newest = tmp_path / "a run" / "model000010.pt"
-    assert f"is a folder, its newest checkpoint is '{newest}'" in not_sampled(checkpoint=tmp_path / "a run")
+    assert f"; its newest checkpoint is '{newest}'; name" in not_sampled(checkpoint=tmp_path / "a run")
     (tmp_path / "text.pt").write_text("weights")
     assert "text.pt: is no checkpoint of this program" in not_sampled(checkpoint=tmp_path / "text.pt")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "foreign.pt")
