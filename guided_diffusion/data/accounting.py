@@ -300,7 +300,7 @@ class _Used:
             if os.path.join(self.root, folder) in self.paths:
                 return True
             folder = os.path.dirname(folder)
-        return False
+        return self.root in self.paths
 
     def aliases(self, candidates):
         """Those of the candidates, paths below `root`, that are used under another name of the same file."""

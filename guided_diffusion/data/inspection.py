@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
+from ..io.nifti import is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
+from ..io.volume_formats import is_volume_path
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import check_shape, check_volumes, group_cases, same_cases
 from .loader_checks import REMEDY
@@ -145,7 +146,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     first = unit.cases[0]
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
-    has_spread = dataset.volumes is not None and is_nifti(first.images[0])
+    has_spread = dataset.volumes is not None and is_volume_path(first.images[0])
     digest, marked, sums, raters = hashlib.sha256(), [], 0, set()
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
@@ -240,7 +241,7 @@ def _try_read(inspection, read, *arguments):
 
 def _count_mask_values(dataset, case, inspection, notes):
     """Count the values in a case's mask files, if they are label maps or pictures."""
-    if is_nifti(case.masks[0]) and dataset.volumes is not None:
+    if is_volume_path(case.masks[0]) and dataset.volumes is not None:
         inspection.values.update(_value_counts(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
         inspection.values.update(_value_counts(dataset.load_labels(case)))
@@ -278,7 +279,7 @@ def _value_counts(array):
 def misplaced_file(case):
     """The first file of a volume that lies elsewhere in space than its first image, and where; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
-        how = is_nifti(path) and is_nifti(case.images[0]) and lies_elsewhere(path, case.images[0])
+        how = is_volume_path(path) and is_volume_path(case.images[0]) and lies_elsewhere(path, case.images[0])
         if how:
             return f"{path} ({how})"
     return ""
@@ -287,6 +288,6 @@ def misplaced_file(case):
 def _unplaced_file(case):
     """The first file of a volume that has lost its affine, unlike its first image; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
-        if is_nifti(path) and is_nifti(case.images[0]) and is_unplaced(path, case.images[0]):
+        if is_volume_path(path) and is_volume_path(case.images[0]) and is_unplaced(path, case.images[0]):
             return str(path)
     return ""

@@ -12,7 +12,7 @@ import numpy as np
 from ..runtime.console import counted
 from ..runtime.errors import UserError
 from ..runtime.extras import optional
-from .files import is_found, is_hidden
+from .files import content_of, is_found, is_hidden
 from .stored_values import LPS_TO_RAS, LazyValues, affine_of, as_nifti
 from .texts import shown
 
@@ -23,7 +23,7 @@ MEASURED = ("CT", "PT", "NM")  # modalities whose values are quantities, whichev
 UNEVEN = 0.05  # of the distance between slices: how far one may lie from its place
 NOT_PARALLEL = 1e-3  # difference of direction cosines, which are written with few digits
 SHOWN_SERIES = 3
-GREY = ("MONOCHROME1", "MONOCHROME2")
+GREY_KINDS = ("MONOCHROME1", "MONOCHROME2")
 TAGS = (
     *("SeriesInstanceUID", "SeriesDescription", "Modality", "SOPClassUID", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"),
@@ -74,7 +74,7 @@ def is_series(path):
 
 @lru_cache(maxsize=4096)
 def _is_series(folder, _time):
-    for entry in _entries(folder):
+    for entry in _files_in(folder):
         if _may_be_dicom(entry.name):
             return _has_mark(entry.path) and _is_slice(entry.path)
     return False
@@ -89,7 +89,7 @@ def _is_slice(path):
     return "ImagePositionPatient" in header and int(header.get("NumberOfFrames", 1) or 1) == 1
 
 
-def _entries(folder):
+def _files_in(folder):
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not is_hidden(entry.name) and is_found(entry.is_file)]
     return sorted(found, key=lambda entry: entry.name)
@@ -132,14 +132,14 @@ def open_dicom(path):
     def decode(depth):
         values = np.empty((*first.size, len(frames)), dtype, order="F")
         for k, frame in enumerate(frames[:depth]):
-            values[..., k] = _pixels(frame).T if is_stored else _rescaled(frame)
+            values[..., k] = _pixels_of(frame).T if is_stored else _rescaled(frame)
         return values
 
     return as_nifti(LazyValues((*first.size, len(frames)), dtype, decode), found.affine)
 
 
 def _stamped(folder):
-    return [(entry, entry.stat()) for entry in _entries(folder) if _may_be_dicom(entry.name)]
+    return [(entry, entry.stat()) for entry in _files_in(folder) if _may_be_dicom(entry.name)]
 
 
 @lru_cache(maxsize=64)  # a volume is opened several times, and the headers of its slices take a second
@@ -169,11 +169,16 @@ def _header(path):
     """pydicom's data set of a file without its pixels."""
     pydicom = optional("pydicom", "medical", f"{path}: DICOM")
     if not _has_mark(path):
-        raise UserError(f"{path}: is truncated or damaged, or is no DICOM file (it lacks the mark DICM); copy it again")
+        other = content_of(path, "DICOM file")
+        raise UserError(
+            f"{path}: {other or 'is truncated or damaged, or is no DICOM file (it lacks the mark DICM); copy it again'}"
+        )
     try:
         with _quiet():
             if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
-                raise UserError(f"{path}: is deflated as a whole; save it with another transfer syntax (gdcmconv --raw)")
+                raise UserError(
+                    f"{path}: is deflated as a whole; save it with another transfer syntax (gdcmconv --raw)"
+                )
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
     except (UserError, PermissionError):
         raise
@@ -202,7 +207,7 @@ def _check_one_series(path, images):
 def _frames(path, header):
     """The `Frame`s of a file. Raises `UserError` for colours, films, and headers without what a slice needs."""
     count = int(header.get("NumberOfFrames", 1) or 1)
-    if header.get("PhotometricInterpretation") not in GREY or int(header.get("SamplesPerPixel", 1) or 1) != 1:
+    if header.get("PhotometricInterpretation") not in GREY_KINDS or int(header.get("SamplesPerPixel", 1) or 1) != 1:
         colours = header.get("PhotometricInterpretation", "no grey values")
         raise UserError(f"{path}: is a DICOM file in colour ({shown(str(colours))}); export it as PNG")
     per_frame = header.get("PerFrameFunctionalGroupsSequence", ())
@@ -236,7 +241,7 @@ def _frame(path, header, groups, index):
     bits, is_signed = int(header.BitsAllocated), bool(header.get("PixelRepresentation", 0))
     if bits not in (8, 16, 32):
         raise UserError(f"{path}: has {bits} bits for each pixel, no image of 8, 16 or 32; export it again")
-    is_inverted = header.PhotometricInterpretation == GREY[0] and header.get("Modality") not in MEASURED
+    is_inverted = header.PhotometricInterpretation == GREY_KINDS[0] and header.get("Modality") not in MEASURED
     transform = "PixelValueTransformationSequence"
     slope, intercept = (float(value(name, transform, n)) for name, n in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
     frame = Frame(
@@ -295,13 +300,16 @@ def _sorted(path, frames):
 
     def named(k):
         pair = frames[k : k + 2]
-        return " and ".join(f"{one.path.name}{f' frame {one.index + 1}' if one.index is not None else ''}" for one in pair)
+        return " and ".join(
+            f"{one.path.name}{f' frame {one.index + 1}' if one.index is not None else ''}" for one in pair
+        )
 
     same = np.flatnonzero(steps <= margin)
     if len(same):
         raise UserError(
-            f"{path}: {counted(len(same), 'slice')} lie at the place of another, such as {named(same[0])}: a copy, or a "
-            "series of several times or contrasts; keep one slice for each place"
+            f"{path}: {counted(len(same), 'slice')} {'lies' if len(same) == 1 else 'lie'} at the place of another, as "
+            f"{named(same[0])}: a copy, or "
+            "a series of several times or contrasts; keep one slice for each place"
         )
     far = np.flatnonzero(np.abs(steps - usual) > margin)
     if len(far):
@@ -326,7 +334,7 @@ def _affine_of_frames(path, frames):
     return LPS_TO_RAS @ affine_of(np.column_stack([directions, step]), origin)
 
 
-def _pixels(frame):
+def _pixels_of(frame):
     """The stored values of a frame, [rows, columns]. Raises `UserError` for a damaged file and a lacking decoder."""
     pixels = optional("pydicom.pixels", "medical", f"{frame.path}: DICOM")
     try:
@@ -337,8 +345,12 @@ def _pixels(frame):
             raise
         raise UserError(f"{frame.path}: {_why_not_decoded(frame.path, error)}") from error
     if values.shape != frame.size[::-1]:
-        raise UserError(f"{frame.path}: is truncated or damaged (its pixels have the shape {values.shape}); copy it again")
-    return values if frame.inverted_from is None else (frame.inverted_from - values.astype(np.int64)).astype(values.dtype)
+        raise UserError(
+            f"{frame.path}: is truncated or damaged (its pixels have the shape {values.shape}); copy it again"
+        )
+    return (
+        values if frame.inverted_from is None else (frame.inverted_from - values.astype(np.int64)).astype(values.dtype)
+    )
 
 
 def _why_not_decoded(path, error):
@@ -359,4 +371,4 @@ def _why_not_decoded(path, error):
 
 
 def _rescaled(frame):
-    return _pixels(frame).T * np.float32(frame.slope) + np.float32(frame.intercept)
+    return _pixels_of(frame).T * np.float32(frame.slope) + np.float32(frame.intercept)

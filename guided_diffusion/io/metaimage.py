@@ -5,7 +5,16 @@ import math
 import numpy as np
 
 from ..runtime.errors import UserError
-from .stored_values import LPS_TO_RAS, LazyValues, StoredBytes, affine_of, as_nifti, damaged_header, file_beside, numbers
+from .stored_values import (
+    LPS_TO_RAS,
+    LazyValues,
+    StoredBytes,
+    affine_of,
+    as_nifti,
+    damaged_header,
+    file_beside,
+    header_numbers,
+)
 
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
 LONGEST_HEADER = 2**16  # bytes
@@ -66,7 +75,7 @@ def _parsed(path):
         place = end + 1 or len(head)
     if fields.get("BinaryData", "True").lower() == "false":
         raise UserError(f"{path}: has its values as text (BinaryData = False); save it in binary form")
-    if numbers(path, "a slope", fields.get("ElementToIntensityFunctionSlope", "1")) != [1.0]:
+    if header_numbers(path, "a slope", fields.get("ElementToIntensityFunctionSlope", "1")) != [1.0]:
         raise UserError(f"{path}: has an intensity function, which is not applied here; save it with the final values")
     is_compressed = fields.get("CompressedData", "False").lower() == "true"
     text = fields["ElementDataFile"]
@@ -80,14 +89,14 @@ def _parsed(path):
 
 
 def _whole(path, fields, name, default):
-    found = numbers(path, name, fields.get(name, str(default)), int)
+    found = header_numbers(path, name, fields.get(name, str(default)), int)
     if len(found) != 1:
         raise damaged_header(path, f"{name} is {fields[name]!r}")
     return found[0]
 
 
 def _sizes(path, fields):
-    sizes = tuple(numbers(path, "DimSize", fields.get("DimSize", ""), int))
+    sizes = tuple(header_numbers(path, "DimSize", fields.get("DimSize", ""), int))
     if len(sizes) not in (2, 3, 4) or len(sizes) != _whole(path, fields, "NDims", len(sizes)) or min(sizes) < 1:
         raise damaged_header(path, f"NDims is {fields.get('NDims')} and DimSize {fields.get('DimSize')}")
     return sizes
@@ -98,7 +107,7 @@ def _affine(path, fields, axes):
 
     def first(names, default):
         name = next((name for name in names if name in fields), names[0])
-        return name, np.array(numbers(path, name, fields.get(name, " ".join(map(str, default)))))
+        return name, np.array(header_numbers(path, name, fields.get(name, " ".join(map(str, default)))))
 
     values = {
         "matrix": first(MATRIX, np.eye(axes).ravel()),

@@ -6,7 +6,16 @@ import re
 import numpy as np
 
 from ..runtime.errors import UserError
-from .stored_values import LPS_TO_RAS, LazyValues, StoredBytes, affine_of, as_nifti, damaged_header, file_beside, numbers
+from .stored_values import (
+    LPS_TO_RAS,
+    LazyValues,
+    StoredBytes,
+    affine_of,
+    as_nifti,
+    damaged_header,
+    file_beside,
+    header_numbers,
+)
 from .texts import shown
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
@@ -43,14 +52,18 @@ def open_nrrd(path):
     a damaged header, and for values as text or in several files.
     """
     fields, stored = _parsed_nrrd(path)
-    sizes = tuple(numbers(path, "sizes", fields.get("sizes", ""), int))
-    if not sizes or min(sizes) < 1 or [len(sizes)] != numbers(path, "dimension", fields.get("dimension", ""), int):
+    sizes = tuple(header_numbers(path, "sizes", fields.get("sizes", ""), int))
+    if (
+        not sizes
+        or min(sizes) < 1
+        or [len(sizes)] != header_numbers(path, "dimension", fields.get("dimension", ""), int)
+    ):
         raise damaged_header(path, f"dimension is {fields.get('dimension')} and sizes {fields.get('sizes')}")
     kind = NRRD_TYPES.get(fields.get("type", "").lower())
     if kind is None:
         raise damaged_header(path, f"its type is {shown(fields.get('type', ''))!r}")
     dtype = np.dtype(kind).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
-    affine, channel_axis = _place(path, fields, len(sizes))
+    affine, channel_axis = _place_in_space(path, fields, len(sizes))
     count = math.prod(sizes)
     stored.check_length(count * dtype.itemsize)
     spatial = [size for axis, size in enumerate(sizes) if axis != channel_axis]
@@ -89,7 +102,7 @@ def _parsed_nrrd(path):
         raise ValueError("its header does not end")
     if encoding not in ENCODINGS:
         raise UserError(f"{path}: has its values in the encoding {shown(encoding)!r}; save it as raw or gzip")
-    skip = {name: numbers(path, name, fields.get(f"{name} skip", "0"), int) for name in ("line", "byte")}
+    skip = {name: header_numbers(path, name, fields.get(f"{name} skip", "0"), int) for name in ("line", "byte")}
     if skip["line"] != [0] or len(skip["byte"]) != 1 or skip["byte"][0] < -1:
         raise UserError(f"{path}: skips lines before its values; save it anew, without them")
     skipped = skip["byte"][0]
@@ -101,7 +114,7 @@ def _parsed_nrrd(path):
     return fields, StoredBytes(path, file_beside(path, text), start, ENCODINGS[encoding])
 
 
-def _place(path, fields, axes):
+def _place_in_space(path, fields, axes):
     """(the affine [4, 4] in RAS, the axis of components or None) of a file with these axes."""
     space = fields.get("space", "").lower()
     if space.endswith("-time"):
@@ -125,7 +138,7 @@ def _place(path, fields, axes):
         others = [axis for axis, kind in enumerate(kinds) if kind not in PLAIN_KINDS]
         others = others or ([axes - 1] if axes == 4 else [])
         spacings = fields.get("spacings", " ".join(["1"] * axes)).lower().replace("nan", "1").split()
-        sizes = numbers(path, "spacings", " ".join(spacings))
+        sizes = header_numbers(path, "spacings", " ".join(spacings))
         if len(sizes) != axes:
             raise damaged_header(path, f"it has {len(sizes)} spacings for {axes} axes")
         sizes = [size for axis, size in enumerate(sizes) if axis not in others]
@@ -140,4 +153,4 @@ def _place(path, fields, axes):
 def _vectors(path, what, text):
     """The vectors in "(1,0,0) none (0,1,0)": lists of numbers, None for "none"."""
     found = [match[1] for match in VECTOR.finditer(text)]
-    return [None if inner is None else numbers(path, what, inner.replace(",", " ")) for inner in found]
+    return [None if inner is None else header_numbers(path, what, inner.replace(",", " ")) for inner in found]

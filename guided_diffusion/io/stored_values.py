@@ -67,8 +67,8 @@ def as_nifti(values, affine):
 
 
 def affine_of(directions, origin):
-    """The affine [4, 4] of voxels with these steps, [D, n] in mm along D = 2 or 3 axes of space for n axes of the array,
-    from an origin [D]. Axes that lack are the identity, or orthogonal to two given ones."""
+    """The affine [4, 4] of voxels with these steps from an origin [D]: [D, n], in mm along D = 2 or 3 axes of space for
+    n axes of the array. Axes that lack are the identity, or orthogonal to two given ones."""
     affine = np.eye(4)
     rows, columns = np.shape(directions)
     affine[:rows, :columns], affine[:rows, 3] = directions, origin
@@ -82,7 +82,7 @@ def affine_of(directions, origin):
 # ---- headers ----------------------------------------------------------------------------------------------------
 
 
-def numbers(path, what, text, kind=float):
+def header_numbers(path, what, text, kind=float):
     """The numbers in a header's text. Raises `UserError` for anything else, and for those that are not finite."""
     try:
         found = [kind(part) for part in text.split()]

@@ -23,7 +23,7 @@ def is_nifti(path):
     return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
 
 
-def is_volume(path):
+def is_volume_path(path):
     """Whether a path is a volume, or a 2-D image of a volume's formats: by a file's suffix, or a folder of slices."""
     return split_suffix(path)[1].lower() in VOLUME_SUFFIXES or is_series(path)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from guided_diffusion.data.left_over import DOCUMENT, FOREIGN, LINK, UNUSED, foreign, looks_like_a_part
-from guided_diffusion.io.nifti import NIFTI_SUFFIXES
+from guided_diffusion.io.volume_formats import NIFTI_SUFFIXES
 
 
 def test_a_line_names_three_files_and_counts_them():

@@ -10,8 +10,8 @@ import numpy as np
 from ...io.files import split_suffix
 from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
-from ...io.nifti import NIFTI_SUFFIXES
 from ...io.texts import shown
+from ...io.volume_formats import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
