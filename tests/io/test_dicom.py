@@ -187,7 +187,7 @@ def test_damaged_files(tmp_path, truncate):
     with pytest.raises(UserError, match="IM0002.dcm: is truncated or damaged"):
         np.asarray(open_volume(folder).dataobj)
     (folder / "IM0003.dcm").write_bytes(b"text")
-    with pytest.raises(UserError, match="IM0003.dcm: is truncated or damaged, or is no DICOM file"):
+    with pytest.raises(UserError, match="IM0003.dcm: is a text that begins .text., no DICOM file"):
         open_volume(folder)
 
 
