@@ -1,20 +1,25 @@
 """Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and uncertainty, case by case."""
 
 import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tqdm import tqdm
 
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
+from ..config.values import path_list
 from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
 from ..data.compatibility import leakage_warning, selection_warning
+from ..data.dataset import SegmentationDataset
 from ..data.division import part_of
 from ..data.registry import build_dataset
 from ..data.splits import given_split, hold_out_of
 from ..evaluation.comparison import compare_runs, format_comparison
 from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_evaluation
+from ..evaluation.pooling import check_same_settings, fold_figures, format_folds, pooled_evaluation
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
 from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
@@ -26,33 +31,54 @@ from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, run_script
+from ..runtime.program import command
 
-EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
+EXAMPLE = "--pred_dir runs/first/results"
+
+
+@dataclass
+class Results:
+    """One folder of --pred_dir. folder: as the user named it. pred_dir: on this machine. manifest: {} without one.
+    other_dir: its folder of --compare, or None."""
+
+    folder: str
+    pred_dir: Path
+    manifest: dict
+    dataset: SegmentationDataset
+    settings: EvaluationSettings
+    other_dir: Path | None
 
 
 def main(argv=None):
-    """Evaluate a folder of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
+    """Evaluate folders of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
-    (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
-    pred_dir, manifest = read_results(options)
-    other_dir = fetch_predictions(options.compare) if options.compare else None
-    dataset = find_truth(options, given, manifest)
-    settings = evaluation_settings(options, given, manifest)
+    (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
+    results = find_results(options, given)
     out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     with out.held():
-        return evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest)
+        return evaluate_into(out, options, results)
 
 
-def evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest):
-    """`main` after its checks, into the `WorkFolder` for the tables and pages. other_dir: of --compare, or None."""
-    leak = warn_about_data(dataset, manifest)
-    evaluation = evaluate_cases(pred_dir, dataset, progress_bar, settings=settings, num_workers=options.num_workers)
-    compared = compare_with(other_dir, evaluation, dataset, options.num_workers) if other_dir else None
-    summary = write_evaluation(evaluation, out.path, compared)
+def evaluate_into(out, options, results):
+    """`main` after its checks, into the `WorkFolder` for the tables and pages. results: the `Results`."""
+    leaks, evaluations, others, workers = [], [], [], options.num_workers
+    for one in results:
+        leaks.append(warn_about_data(one.dataset, one.manifest))
+        found = evaluate_cases(one.pred_dir, one.dataset, progress_bar, settings=one.settings, num_workers=workers)
+        evaluations.append(found)
+        if one.other_dir:
+            others.append(evaluate_others(one, found, workers))
+    evaluation, folds = evaluations[0], None
+    if len(results) > 1:
+        evaluation = pooled_evaluation(evaluations, [one.folder for one in results])
+        folds = fold_figures(evaluations, fold_labels(results))
+    compared = compare_runs(evaluation, pooled_evaluation(others, path_list(options.compare))) if others else None
+    summary = write_evaluation(evaluation, out.path, compared, folds)
     print_tables(summary, compared, options)
-    pages = write_pages(options, out, pred_dir, dataset, summary, manifest, leak)
+    pages = [] if folds else write_pages(options, out, results[0], summary, leaks[0])
     if options.fit_temperature:
-        fitted = fit_into_checkpoint(options.fit_temperature, manifest, evaluation.levels, len(evaluation.rows))
+        cases = len(evaluation.rows)
+        fitted = fit_into_checkpoint(options.fit_temperature, results[0].manifest, evaluation.levels, cases)
         console().info(format_fit(fitted, options.fit_temperature))
     out.finish()
     written = ["metrics.csv", "summary.json", "curves.json", *pages]
@@ -63,13 +89,54 @@ def evaluate_into(out, options, settings, pred_dir, other_dir, dataset, manifest
 # ---- what is evaluated -------------------------------------------------------------------------------------------
 
 
+def find_results(options, given):
+    """The `Results` of each folder of --pred_dir. Raises `UserError` for folders that cannot be pooled."""
+    if not options.pred_dir:
+        raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
+    folders = path_list(options.pred_dir)
+    others = path_list(options.compare) if options.compare else [""] * len(folders)
+    check_several(options, folders, others)
+    results = []
+    for folder, other in zip(folders, others, strict=True):
+        own = replace(options, pred_dir=folder, compare=other)
+        pred_dir, manifest = read_results(own)
+        other_dir = fetch_predictions(other) if other else None
+        dataset = find_truth(own, given, manifest)
+        settings = evaluation_settings(own, given, manifest)
+        results.append(Results(folder, pred_dir, manifest, dataset, settings, other_dir))
+    check_same_settings([one.manifest for one in results], folders)
+    return results
+
+
+def check_several(options, folders, others):
+    """Raise `UserError` for flags that do not go with these folders of --pred_dir and of --compare."""
+    if len(others) != len(folders):
+        raise UserError(
+            f"--compare: names {counted(len(others), 'folder')}, --pred_dir {len(folders)}; name as many, in one order"
+        )
+    if len(folders) == 1:
+        return
+    twice = [folder for folder in folders if folders.count(folder) > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: is named twice in --pred_dir; name each folder once")
+    if not options.out_dir:
+        raise UserError("--out_dir: is needed with several folders in --pred_dir, since the figures are of none alone")
+    for name in ("fit_temperature", "card"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: belongs to the results of one checkpoint; name one folder with --pred_dir")
+
+
+def fold_labels(results):
+    """The name of each of several `Results` in tables: the fold in its manifest, "2/5", else its number."""
+    labels = [one.manifest.get("data", {}).get("fold") or str(number) for number, one in enumerate(results, 1)]
+    return labels if len(set(labels)) == len(labels) else [str(number) for number in range(1, len(results) + 1)]
+
+
 def read_results(options):
     """The folder of predictions on this machine, and its manifest, {} where it has none.
 
     --split replaces the recorded split. Raises `UserError` for --fit_temperature with another checkpoint.
     """
-    if not options.pred_dir:
-        raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     pred_dir = fetch_predictions(options.pred_dir)
     manifest = read_manifest(pred_dir)
     if options.split:
@@ -159,12 +226,11 @@ def warn_about_data(dataset, manifest):
     return leak
 
 
-def compare_with(other_dir, evaluation, dataset, num_workers):
-    """The comparison with another run's predictions, evaluated by the same rules."""
+def evaluate_others(results, evaluation, num_workers):
+    """The `Evaluation` of the predictions that `Results` are compared with, by the same rules."""
     rules = evaluation.settings
     settings = EvaluationSettings(rules.tolerances, rules.lesion_iou, rules.group_key)
-    others = evaluate_cases(other_dir, dataset, progress_bar, settings=settings, num_workers=num_workers)
-    return compare_runs(evaluation, others)
+    return evaluate_cases(results.other_dir, results.dataset, progress_bar, settings=settings, num_workers=num_workers)
 
 
 def progress_bar(units):
@@ -176,8 +242,10 @@ def progress_bar(units):
 
 
 def print_tables(summary, compared, options):
-    """Print the summary, and the comparison where there is one."""
+    """Print the summary, the folds' means and the comparison where there are any."""
     console().info(format_summary(summary))
+    if "folds" in summary:
+        console().info(format_folds(summary["folds"], summary))
     if options.ensemble_curve and "ensemble_size" not in summary:
         console().warning("warning: no ensemble curve: no members are saved; sample with --save_samples True")
     if compared:
@@ -185,10 +253,11 @@ def print_tables(summary, compared, options):
     console().info(f"every figure is defined in {DEFINITIONS}")
 
 
-def write_pages(options, out, pred_dir, dataset, summary, manifest, leak):
-    """Write the model card, if requested, and the report; returns the names of the written files."""
-    card = write_card(out.path, summary, manifest, dataset, part_of(dataset), leak) if options.card else None
-    report = try_report(pred_dir, dataset, group_cases(dataset.cases), out.path)
+def write_pages(options, out, results, summary, leak):
+    """Write the model card, if requested, and the report of `Results`; returns the names of the written files."""
+    dataset, part = results.dataset, part_of(results.dataset)
+    card = write_card(out.path, summary, results.manifest, dataset, part, leak) if options.card else None
+    report = try_report(results.pred_dir, dataset, group_cases(dataset.cases), out.path)
     return [path.name for path in (card, report) if path]
 
 

@@ -33,6 +33,7 @@ def check_group_key(group_key):
 
 
 MAX_HELD = 0.9  # of the cases, for validation and testing
+FOLD, MAX_FOLDS = re.compile("([0-9]{1,4})/([0-9]{1,4})"), 1000
 MAX_SEED, SEED_REASON = 2**63 - 1, "the generators of random numbers take 64 bits"
 MAX_SIDE = 8192
 MAX_CHANNELS, CHANNEL_REASON = 8192, "one convolution of that many channels has 600 million weights"
@@ -41,6 +42,21 @@ MAX_LEVELS, LEVEL_REASON = 13, "each level halves the image, whose side is 8192 
 MAX_STEPS_OF_NOISE = 100_000
 NOISE_REASON = "the schedule's tables have a number for each step, and with that many neighbours hardly differ"
 MAX_WEIGHT, WEIGHT_REASON = 1e6, "beside it no other loss counts in single precision"
+
+
+def fold_of(text):
+    """A value of `--fold`, "2/5", as (2, 5); None if it is empty. Raises `UserError` for anything else."""
+    if not text:
+        return None
+    found, flag = FOLD.fullmatch(text), f"--fold {shown(text)}"
+    if not found:
+        raise UserError(f"{flag}: write K/N, the fold and the number of folds, as 1/5")
+    fold, folds = int(found[1]), int(found[2])
+    if not 2 <= folds <= MAX_FOLDS:
+        raise UserError(f"{flag}: the number of folds must be from 2 to {MAX_FOLDS}")
+    if not 1 <= fold <= folds:
+        raise UserError(f"{flag}: folds are counted from 1: name one of 1/{folds} to {folds}/{folds}")
+    return fold, folds
 
 
 @dataclass(frozen=True)
@@ -74,16 +90,21 @@ class DataOptions:
         minimum=0,
         maximum=MAX_HELD,
     )
+    fold: str = option(
+        "",
+        "K/N, as 1/5: divide the patients or cases into N folds and hold fold K out of training for validation, "
+        "instead of --val_fraction. Runs with 1/N to N/N hold out every case once",
+    )
     group_key: str = option(
         "",
         "regular expression that finds the patient in a case's name, as '^(P[0-9]+)'. Cases with the same match (of "
-        "its first group, if it has one) stay in one part of --val_fraction and --test_fraction. Sampling and "
-        "check_data use it to count patients. Empty: the loader's groups, else each image or volume by itself",
+        "its first group, if it has one) stay in one part of --val_fraction, --fold and --test_fraction. Sampling and "
+        "the check of data use it to count patients. Empty: the loader's groups, else each image or volume by itself",
     )
     split_seed: int = option(
         0,
-        "seed that decides which groups --val_fraction and --test_fraction hold out. It is not --seed, so that runs "
-        "with other seeds have the same split",
+        "seed that decides which groups --val_fraction, --fold and --test_fraction hold out. It is not --seed, so that "
+        "runs with other seeds have the same split",
         minimum=0,
         maximum=MAX_SEED,
         why=SEED_REASON,
@@ -131,13 +152,18 @@ class DataOptions:
             raise UserError("--cache_dir: is empty; name a folder, auto or none")
         cache_dir = self.cache_dir if self.cache_dir in ("auto", "none") else os.path.abspath(self.cache_dir)
         check_group_key(self.group_key)
+        if fold_of(self.fold) and self.val_fraction:
+            raise UserError(
+                f"--fold {self.fold} --val_fraction {self.val_fraction:g}: both name the validation cases; leave one "
+                "out"
+            )
         self.window()
         return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)
 
     def complete(self, given):
-        """Raise `UserError` for --split_seed without a share to hold out, and for shares that leave no case."""
-        if self.split_seed and not (self.val_fraction or self.test_fraction):
-            raise UserError("--split_seed belongs to --val_fraction and --test_fraction; leave it out")
+        """Raise `UserError` for --split_seed without a part to hold out, and for shares that leave no case."""
+        if self.split_seed and not (self.val_fraction or self.test_fraction or self.fold):
+            raise UserError("--split_seed belongs to --val_fraction, --fold and --test_fraction; leave it out")
         if self.val_fraction + self.test_fraction > MAX_HELD:
             raise UserError(
                 f"--val_fraction {self.val_fraction:g} --test_fraction {self.test_fraction:g}: together must be at "

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..io.storage import is_same_folder
 from ..runtime.errors import UserError
+from ..runtime.program import command_name
 from .fields import build, check_variant
 from .options import NO_WINDOW, DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from .presets import PRESETS
@@ -12,7 +13,8 @@ from .recipe import recipe_values
 from .sample_options import SampleOptions
 from .train_options import TrainOptions
 
-HOLD_OUT_FLAGS = ("val_fraction", "test_fraction", "split_seed", "group_key")
+HOLD_OUT_FLAGS = ("val_fraction", "test_fraction", "fold", "split_seed", "group_key")
+DIVIDING_FLAGS = ("val_fraction", "test_fraction", "fold")  # each of them asks for a part to hold out
 SCALES = "0.9,1.1"  # --scales auto: the range of scales in --augment light
 MEMBERS_DRAWN = 5  # --num_ensemble auto, as the published command has it
 # A resumed run does not list changes of these: paths become absolute, and a recipe stands for other values.
@@ -99,9 +101,9 @@ def _training(parts, given, saved, facts):
         data = _over(data, binding, trained_data(saved.config))
         train = _over(train, binding, saved.config["train"])
     data, train, model = (part.complete(given) for part in (data, train, model))
-    if data.group_key and not (data.val_fraction or data.test_fraction):
+    if data.group_key and not is_divided(asdict(data)):
         raise UserError(
-            "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave it out"
+            "--group_key belongs to --val_fraction, --fold and --test_fraction, which divide the cases; leave it out"
         )
     check_variant(model, diffusion, train, given=given)
     if not data.data_dir:
@@ -238,19 +240,23 @@ def _data_as_trained(data, given, config):
     trained = trained_data(config)
     left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
     values = {name: value for name, value in left_open.items() if name not in given}
-    is_divided = trained.get("val_fraction") or trained.get("test_fraction")
-    is_divided = is_divided and trained.get("data_dir") and is_same_folder(data.data_dir, trained["data_dir"])
-    if is_divided and not {"val_fraction", "test_fraction"} & given:
+    is_same = trained.get("data_dir") and is_same_folder(data.data_dir, trained["data_dir"])
+    if is_divided(trained) and is_same and not given.intersection(DIVIDING_FLAGS):
         check_division(trained)
         held = {name: trained[name] for name in HOLD_OUT_FLAGS if name in trained}
         if "group_key" in given and data.group_key != held.get("group_key", ""):
             by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
             raise UserError(
                 f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
-                "differently, give it to segmentation_eval.py), or set --val_fraction to divide anew"
+                f"differently, give it to {command_name('evaluate')}), or set --val_fraction or --fold to divide anew"
             )
         values |= held
     return replace(data, **values)
+
+
+def is_divided(values):
+    """Whether data options, a dict as in checkpoints and manifests, hold out a part of the cases."""
+    return any(values.get(name) for name in DIVIDING_FLAGS)
 
 
 def is_of_earlier_version(values):

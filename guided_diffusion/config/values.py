@@ -97,7 +97,7 @@ def read_value(item, value):
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, (dict, list, tuple, set, bytes)) for part in parts):
         raise UserError(f"--{name} {shown(value)}: must be one value, or a list of values")
-    if parts is value and (kind is not str or item.metadata["choices"] or is_path(item)):
+    if parts is value and (kind is not str or item.metadata["choices"] or (is_path(item) and not is_list(item))):
         raise UserError(f"--{name} {shown(value)}: must be one value, not a list")
     text = ",".join("" if part is None else str(part) for part in parts)
     if not text and kind is not str:
@@ -116,6 +116,18 @@ def read_value(item, value):
 def is_path(item):
     """Whether the option `item` names a file or a folder."""
     return bool(item.metadata["remote"] or item.metadata["path"])
+
+
+def is_list(item):
+    """Whether the option `item` may name several files or folders."""
+    return item.metadata["several"]
+
+
+def path_list(text):
+    """The paths of a value such as "runs/a,runs/b"; one path where it exists as it is written, commas included."""
+    if "," not in text or os.path.exists(text):
+        return (text,)
+    return tuple(part.strip() for part in text.split(","))
 
 
 def check_value(item, value, text=None):
@@ -161,12 +173,18 @@ def _check_text(item, value, flag):
         value.encode()
     except UnicodeEncodeError:
         raise UserError(f"{flag}: is not in UTF-8; rename the file or folder, or write the value in UTF-8") from None
-    if is_remote(value):
-        if not item.metadata["remote"]:
-            raise UserError(f"{flag}: must be a local path")
-        check_path(item.name, value)
-    elif is_path(item):
-        _check_local_path(item, value, flag)
+    paths = path_list(value) if is_list(item) else (value,)
+    if len(paths) > 1 and "" in paths:
+        raise UserError(f"{flag}: has no path beside a comma; write A,B")
+    if len(paths) > MOST_IN_LIST:
+        raise UserError(f"{flag}: has {len(paths)} paths; {MOST_IN_LIST} are the most")
+    for path in paths:
+        if is_remote(path):
+            if not item.metadata["remote"]:
+                raise UserError(f"{flag}: must be a local path")
+            check_path(item.name, path)
+        elif is_path(item):
+            _check_local_path(item, path, flag)
 
 
 def _check_local_path(item, value, flag):

@@ -13,6 +13,7 @@ from ..io.folders import is_inside, walk_folders
 from ..io.volume_formats import VOLUME_SUFFIXES, is_nifti
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
+from ..runtime.program import command
 from .left_over import (
     ARCHIVE,
     ARCHIVES,
@@ -157,7 +158,7 @@ class Account:
         failed = f" ({self.failed[0]})" if self.failed else ""
         return (
             f"warning: {counted(number, 'file')} of {self.folder} {'is' if number == 1 else 'are'} not used ({why})"
-            f"{failed}; python scripts/check_data.py names them"
+            f"{failed}; {command('check')} names them"
         )
 
 

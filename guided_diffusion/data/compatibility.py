@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..config.options import NO_WINDOW
-from ..config.settings import HOLD_OUT_FLAGS, is_of_earlier_version
+from ..config.settings import HOLD_OUT_FLAGS, is_divided, is_of_earlier_version
 from ..io.storage import cached
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, reason_of
@@ -199,7 +199,7 @@ def _absent_folder_warning(dataset, trained):
 
 def _leakage_remedy(dataset, trained):
     """How to sample the held-out cases. "" if nothing was held out, or `dataset` does so."""
-    if not (trained.get("val_fraction") or trained.get("test_fraction")) or dataset.hold_out is not None:
+    if not is_divided(trained) or dataset.hold_out is not None:
         return ""
     if is_of_earlier_version(trained):
         return "only version 0.2.0 takes the held-out cases"

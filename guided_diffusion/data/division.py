@@ -13,8 +13,8 @@ def find_held_out(dataset, hold_out):
     Raises `UserError` where the data have a part of their own in place of one that is to be held out.
     """
     own_val = [case for case in dataset.find_split("val") if case.masks]
-    if own_val and hold_out.fraction:
-        raise UserError(f"{dataset.data_dir}: has validation cases of its own; leave out --val_fraction")
+    if own_val and hold_out.validates:
+        raise UserError(f"{dataset.data_dir}: has validation cases of its own; leave out {hold_out.validation_flag}")
     training, tests = dataset.find_split("train"), []
     if dataset.split == "test" or hold_out.test_fraction:
         tests = _own_tests(dataset, training, own_val)

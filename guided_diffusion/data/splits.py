@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..config.settings import check_division
+from ..config.options import fold_of
+from ..config.settings import check_division, is_divided
 from ..io.texts import shown
 from ..runtime.console import counted
 from ..runtime.errors import NoSplitError, UserError
@@ -25,27 +26,40 @@ SPLIT_SET = re.compile(rf"({SPLIT_WORDS})([_ -]?(data)?set)?")
 
 @dataclass(frozen=True)
 class HoldOut:
-    """How undivided data are divided: `--val_fraction`, `--test_fraction`, `--split_seed` and `--group_key`.
+    """How undivided data are divided: `--val_fraction` or `--fold`, `--test_fraction`, `--split_seed`, `--group_key`.
 
     fraction, test_fraction: the shares of the groups to hold out for validation and for testing. The number held out is
     the nearest to the share, at least one for each share above 0, and at least one group is kept. group_key: see
-    `group_of`.
+    `group_of`. fold: (K, N) instead of a fraction: of the groups that are not for testing, the K-th of N parts is for
+    validation.
 
-    A hash of the seed and the group's name gives each group a place. The first places are test, the next validation.
-    So a group goes to one side as a whole, the test part does not depend on `fraction`, and one more group moves at
-    most one of the others over each border.
+    A hash of the seed and the group's name gives each group a place. The first places are test, the next validation;
+    folds follow one another. So a group goes to one side as a whole, the test part does not depend on `fraction` or
+    `fold`, and one more group moves at most one of the others over each border.
     """
 
     fraction: float
     seed: int = 0
     group_key: str = ""
     test_fraction: float = 0.0
+    fold: tuple[int, int] | None = None
+
+    @property
+    def validates(self):
+        """Whether a part is held out for validation."""
+        return bool(self.fraction or self.fold)
+
+    @property
+    def validation_flag(self):
+        """The name of the flag that holds cases out for validation."""
+        return "--fold" if self.fold else "--val_fraction"
 
     @property
     def flags(self):
-        """The shares as flags, "--val_fraction 0.2 --test_fraction 0.1"."""
+        """The parts as flags, "--val_fraction 0.2 --test_fraction 0.1"."""
         shares = {"val_fraction": self.fraction, "test_fraction": self.test_fraction}
-        return " ".join(f"--{name} {share:g}" for name, share in shares.items() if share)
+        flags = [f"--{name} {share:g}" for name, share in shares.items() if share]
+        return " ".join([*([f"--fold {self.fold[0]}/{self.fold[1]}"] if self.fold else []), *flags])
 
     def divide(self, cases):
         """{"train": kept, "val": held out, "test": held out}: lists of `Case`s, in their order.
@@ -77,12 +91,24 @@ class HoldOut:
             )
         while tests + vals >= len(ordered):  # one group is kept; the larger part gives way
             tests, vals = (tests - 1, vals) if tests > vals else (tests, vals - 1)
-        sides = dict.fromkeys(ordered, "train") | dict.fromkeys(ordered[: tests + vals], "val")
+        held_out = self._fold_of(ordered[tests:]) if self.fold else ordered[tests : tests + vals]
+        sides = dict.fromkeys(ordered, "train") | dict.fromkeys(held_out, "val")
         sides |= dict.fromkeys(ordered[:tests], "test")
         parts = {"train": [], "val": [], "test": []}
         for case, group in zip(cases, groups, strict=True):
             parts[sides[group]].append(case)
         return parts
+
+    def _fold_of(self, groups):
+        """The groups of the fold, a run of these ordered ones. Raises `UserError` where there are too few."""
+        fold, folds = self.fold
+        if len(groups) < folds:
+            raise UserError(
+                f"{self.flags}: the cases to divide are of {counted(len(groups), 'group')}, fewer than folds; ask for "
+                "fewer folds, or change --group_key"
+            )
+        low, high = ((2 * border * len(groups) + folds) // (2 * folds) for border in (fold - 1, fold))
+        return groups[low:high]
 
     @staticmethod
     def _number(share, count):
@@ -123,11 +149,15 @@ def hold_out_of(values):
 
     Raises `UserError` for values of an earlier version, which held out other cases.
     """
-    if not (values.get("val_fraction") or values.get("test_fraction")):
+    if not is_divided(values):
         return None
     check_division(values)
     return HoldOut(
-        values["val_fraction"], values.get("split_seed", 0), values.get("group_key", ""), values["test_fraction"]
+        values.get("val_fraction", 0.0),
+        values.get("split_seed", 0),
+        values.get("group_key", ""),
+        values.get("test_fraction", 0.0),
+        fold_of(values.get("fold", "")),
     )
 
 

@@ -272,12 +272,14 @@ def predictions_of(pred_dir, dataset, units):
     return Predictions(pred_dir, firsts, dataset.classes, lambda name: image_geometry(dataset, firsts[name]))
 
 
-def write_evaluation(evaluation, out_dir, compared=None):
+def write_evaluation(evaluation, out_dir, compared=None, folds=None):
     """Write metrics.csv, summary.json and curves.json to `out_dir`; returns the summary.
 
-    compared: of `comparison.compare_runs`; it becomes the summary's "comparison".
+    compared: of `comparison.compare_runs`; it becomes the summary's "comparison". folds: of `pooling.fold_figures`; it
+    becomes its "folds".
     """
     summary = summary_of(evaluation) | ({"comparison": compared} if compared else {})
+    summary |= {"folds": folds} if folds else {}
     _write_csv(Path(out_dir) / "metrics.csv", evaluation)
     write_json(Path(out_dir) / "summary.json", summary)
     write_json(Path(out_dir) / "curves.json", curves_of(evaluation))

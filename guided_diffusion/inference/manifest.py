@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
-from ..config.options import check_group_key
+from ..config.options import check_group_key, fold_of
 from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
 
@@ -50,6 +50,7 @@ class DataSettings(TypedDict, total=False):
     classes: str
     val_fraction: Share
     test_fraction: Share
+    fold: str
     split_seed: Annotated[int, Meta(ge=0)]
     group_key: str
     max_megapixels: Annotated[float, Meta(gt=0)]
@@ -110,6 +111,7 @@ def read_manifest(folder):
                 raise UserError(f"{path}: {name} {shown(part[name])}: holds a control character; correct it")
         try:
             check_group_key(part.get("group_key", ""))
+            fold_of(part.get("fold", ""))
         except UserError as error:
             raise UserError(f"{path}: {error}; correct it, or restore the file as it was written") from None
     return manifest

@@ -97,7 +97,8 @@ def _data(config, manifest, dataset, part, summary):
     lines = ["## Data", ""]
     if trained:
         shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
-        held = " and ".join(f"{share:g} of the groups for {what}" for share, what in shares if share)
+        parts = [f"fold {trained['fold']} of the groups for validation"] if trained.get("fold") else []
+        held = " and ".join([*parts, *(f"{share:g} of the groups for {what}" for share, what in shares if share)])
         held_out = f", with {held} held out" if held else ""
         name, place = (place_name(trained.get(key, "")) for key in ("data_name", "data_dir"))
         origin = f" from {markdown_code(place)}" if place else ""

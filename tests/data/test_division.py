@@ -142,9 +142,39 @@ def test_training_sampling_and_evaluating_by_the_scripts(script, folder, tmp_pat
     assert strict_json(tmp_path / "results" / "summary.json")["missing"] == 0
 
 
+def test_the_folds_by_the_scripts_are_pooled_into_one_evaluation(script, refusal, folder, tmp_path, capsys):
+    data, held, results = ["--data_name FOLDER --data_dir", folder], [], []
+    for fold in ("1/2", "2/2"):
+        out, place = tmp_path / f"run{fold[0]}", tmp_path / f"results{fold[0]}"
+        script("segmentation_train", [*data, "--out_dir", out, TINY, f"--max_steps 1 --fold {fold}"])
+        checkpoint = ["--model_path", out / "model000001.pt", "--data_dir", folder, FAST]
+        script("segmentation_sample", [*checkpoint, "--split val --out_dir", place])
+        assert "were trained on" not in capsys.readouterr().out
+        held.append(sorted(path.stem for path in (place / "masks").iterdir()))
+        results.append(place)
+        assert strict_json(place / "manifest.json")["data"]["fold"] == fold
+    assert [len(part) for part in held] == [3, 3] and sorted(sum(held, [])) == [f"case{k}" for k in range(6)]
+
+    both = ["--pred_dir", f"{results[0]},{results[1]}", "--out_dir", tmp_path / "pooled"]
+    script("segmentation_eval", both)
+    found, table = strict_json(tmp_path / "pooled" / "summary.json"), capsys.readouterr().out
+    own = [strict_json(place / "summary.json")["ensemble"]["dice"]["mean"] for place in results]
+    assert found["ensemble"]["cases"] == 6 and found["ensemble"]["dice"]["mean"] == pytest.approx(sum(own) / 2)
+    assert [(one["fold"], one["cases"]) for one in found["folds"]] == [("1/2", 3), ("2/2", 3)]
+    assert [one["dice"] for one in found["folds"]] == pytest.approx(own)
+    assert "fold" in table and "1/2" in table
+    assert sorted(row["name"] for row in rows(tmp_path / "pooled")) == sorted(sum(held, []))
+
+    line = refusal("segmentation_eval", both[:2])
+    assert "--out_dir: is needed with several folders" in line
+    twice = refusal("segmentation_eval", ["--pred_dir", f"{results[0]},{results[0]}", "--out_dir", tmp_path / "none"])
+    assert twice.endswith(f"{results[0]}: is named twice in --pred_dir; name each folder once")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_key_alone_divides_nothing(refusal, folder):
     message = refusal("segmentation_train", ["--data_name FOLDER --group_key ^c --data_dir", folder])
-    assert "--group_key belongs to --val_fraction and --test_fraction, which divide the cases; leave" in message
+    assert "--group_key belongs to --val_fraction, --fold and --test_fraction, which divide the cases; leave" in message
 
 
 def test_data_that_moved_are_known_by_their_names_though_few_were_trained_on(folder, tmp_path):

@@ -41,6 +41,36 @@ def test_one_patient_is_never_on_both_sides_and_the_share_is_met():
     assert len(patients[1]) == 80  # of 400
 
 
+def test_folds_hold_out_every_patient_once_and_never_on_both_sides():
+    parts = [HoldOut(0, group_key=r"^(P\d+)_", fold=(fold, 7)).divide(cases(PATIENTS)) for fold in range(1, 8)]
+    assert sorted(sum((names(part["val"]) for part in parts), [])) == sorted(PATIENTS)
+    for part in parts:
+        patients = [{name[:4] for name in names(part[side])} for side in ("train", "val")]
+        assert not patients[0] & patients[1] and len(patients[1]) in (57, 58) and not part["test"]
+    tested = [HoldOut(0, 0, r"P\d+", 0.25, (fold, 3)).divide(cases(PATIENTS)) for fold in (1, 2, 3)]
+    assert {tuple(names(part["test"])) for part in tested} == {
+        tuple(names(HoldOut(0, 0, r"P\d+", 0.25).divide(cases(PATIENTS))["test"]))
+    }
+    assert sorted(sum((names(part["val"]) for part in tested), names(tested[0]["test"]))) == sorted(PATIENTS)
+
+
+def test_the_first_of_n_folds_is_that_share_and_one_more_case_moves_few():
+    assert HoldOut(0, fold=(1, 5)).divide(cases(PATIENTS[:60])) == HoldOut(0.2).divide(cases(PATIENTS[:60]))
+    before = {}
+    for count in range(20, 60):
+        every = cases([f"c{k}" for k in range(count)])
+        held = [HoldOut(0, fold=(fold, 4)).divide(every)["val"] for fold in range(1, 5)]
+        now = {case.name: fold for fold, part in enumerate(held) for case in part}
+        moved = [(before[name], now[name]) for name in before if before[name] != now[name]]
+        assert len(moved) <= 3 and len(set(moved)) == len(moved) and all(abs(a - b) == 1 for a, b in moved)
+        before = now
+
+
+def test_fewer_groups_than_folds_are_refused():
+    with pytest.raises(UserError, match="--fold 3/5: the cases to divide are of 4 groups, fewer than folds; ask for"):
+        HoldOut(0, fold=(3, 5)).divide(cases("abcd"))
+
+
 @pytest.mark.parametrize(("count", "share", "held"), [(60, 0.2, 12), (24, 0.25, 6), (10, 0.25, 3), (3, 0.01, 1)])
 def test_the_number_held_out_is_the_nearest_to_the_share(count, share, held):
     names = [f"c{k}" for k in range(count)]
@@ -113,9 +143,25 @@ def test_option_values():
     assert refused("--val_fraction 0.5 --test_fraction 0.5").endswith("together must be at most 0.9")
     assert values("--val_fraction 0.2 --group_key ^P")["val_fraction"] == 0.2
     assert refused("--val_fraction 1").endswith("must be at most 0.9")
-    assert refused("--split_seed 1") == "--split_seed belongs to --val_fraction and --test_fraction; leave it out"
+    assert refused("--split_seed 1").startswith("--split_seed belongs to --val_fraction, --fold and --test_fraction;")
     assert values("--group_key ^P")["group_key"] == "^P"  # for sampling and check_data, to count patients
     assert "--group_key (: is no regular expression" in refused("--val_fraction 0.1 --group_key (")
+    assert hold_out_of({"fold": "2/5", "split_seed": 3}) == HoldOut(0, 3, fold=(2, 5))
+    assert HoldOut(0, 3, test_fraction=0.2, fold=(2, 5)).flags == "--fold 2/5 --test_fraction 0.2"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--fold 0/5", "--fold 0/5: folds are counted from 1: name one of 1/5 to 5/5"),
+        ("--fold 6/5", "--fold 6/5: folds are counted from 1: name one of 1/5 to 5/5"),
+        ("--fold 1/1", "--fold 1/1: the number of folds must be from 2 to 1000"),
+        ("--fold 2", "--fold 2: write K/N, the fold and the number of folds, as 1/5"),
+        ("--fold 1/5 --val_fraction 0.2", "--fold 1/5 --val_fraction 0.2: both name the validation cases; leave one"),
+    ],
+)
+def test_folds_that_are_none(flags, line):
+    assert refused(flags).startswith(line)
 
 
 def test_slices_of_a_volume_in_two_groups_are_refused():
