@@ -569,7 +569,6 @@ for name, spoil, *line in (
     ),
 ):
     row(check_scans, name, spoil, *line)
-row(train_scans, "NRRD cut short", halved("scans/images/a.nrrd"), "a.nrrd", "truncated or damaged")
 row(
     train_scans,
     "NRRD of other voxels",
