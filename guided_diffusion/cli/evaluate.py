@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ..checkpoint import resolved_path
 from ..config.command_line import parse
 from ..config.fields import named_by
+from ..config.options import ignored_values
 from ..config.sample_options import FUSE, EvalOptions
 from ..config.values import path_list
 from ..data.accounting import outside_line, walk

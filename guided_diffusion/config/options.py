@@ -125,9 +125,8 @@ class DataOptions:
     )
     ignore_label: str = option(
         "",
-        "label values of pixels without truth, as 255 or 254,255: they count neither in the loss nor in any figure, and "
-        "the network does not see them. Masks are then read as label maps, by exact values. Empty: the label that "
-        "dataset.json calls ignore, else none",
+        "label values of pixels without truth, as 255 or 254,255: they count neither in the loss nor in any figure. "
+        "Masks are then read as label maps, by exact values. Empty: the label that dataset.json calls ignore, or none",
     )
     ct_window: str = option(
         "",

@@ -194,8 +194,7 @@ class EvalOptions:
     )
     ignore_label: str = option(
         "",
-        "label values of pixels without truth, as in training; they count in no figure. Empty: from the results folder's "
-        "manifest",
+        "label values of pixels without truth, which count in no figure; empty: from the results folder's manifest",
     )
     max_megapixels: float = option(
         0.0,

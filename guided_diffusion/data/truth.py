@@ -226,6 +226,15 @@ def raters_of(dataset, cases, k=0):
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
+def known_of(dataset, cases):
+    """The pixels that every rater labelled, bool [H, W], or [X, Y, Z] for the slices of a volume; None without an
+    `ignore_label`, when all are."""
+    if not dataset.ignore_label:
+        return None
+    slices = [~dataset.load_ignored(case).any(axis=0) for case in cases]
+    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
+
+
 def majority(raters):
     """The pixels that more than half of the raters marked: bool [R, ...] -> bool [...]; None -> None."""
     if raters is None or len(raters) == 1:

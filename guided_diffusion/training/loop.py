@@ -211,9 +211,10 @@ class TrainLoop:
     def _draw(self, masks, known=None):
         """The random draws for each item of this process's share (see `randomness.draw_for_items`).
 
-        known: the pixels that each rater's mask knows, [N, R, 1, H, W] in {0, 1}; None for all. Returns the tuple (mask,
-        time step, noise, the coarse mask's target in the second stage, where the mask is known, where the coarse target
-        is), with None for what is not there, and the weights of losses. With stages the condition model's target is the mean of the raters' masks, whose probability it estimates.
+        known: the pixels that each rater's mask knows, [N, R, 1, H, W] in {0, 1}; None for all. Returns the tuple
+        (mask, time step, noise), in the second stage with the coarse mask's target, and the weights of losses; with
+        `known` the tuple goes on as `StepLosses` takes it. With stages the condition model's target is the mean of the
+        raters' masks, whose probability it estimates.
         """
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
         if known is not None:  # one more channel, which goes with the rater
@@ -221,7 +222,7 @@ class TrainLoop:
         mask, t, weights, noise = draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
         coarse = mean_masks(masks) if self.stages.is_second(self.step) else None
         if known is None:
-            return (mask, t, noise, coarse, None, None), weights
+            return (mask, t, noise, *([] if coarse is None else [coarse])), weights
         (mask, is_known), (coarse, coarse_is_known) = map(_with_known, (mask, coarse))
         return (mask, t, noise[:, :-1], coarse, is_known, coarse_is_known), weights
 

@@ -46,10 +46,8 @@ class StepLosses(nn.Module):
         if condition_alone:
             loss = self.diffusion.coarse_mask_loss(condition.coarse, mask, t, dice, known)
             return {"loss": loss, "coarse": loss}
-        unknown = {"known": known, "coarse_known": coarse_known}
-        return self.diffusion.training_losses(
-            self.model, mask, condition, t, noise, coarse_target, dice=dice, **unknown
-        )
+        draws = (mask, condition, t, noise, coarse_target)
+        return self.diffusion.training_losses(self.model, *draws, dice=dice, known=known, coarse_known=coarse_known)
 
 
 def with_shared_gradients(losses, processes, stages=False, shards=False):

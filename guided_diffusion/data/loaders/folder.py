@@ -110,7 +110,7 @@ class FolderDataset(SegmentationDataset):
         return read_picture(case.images[0])
 
     def read_mask(self, case):
-        if self.is_nifti or not self.classes.is_binary:
+        if self.is_nifti or self.ignore_label or not self.classes.is_binary:
             return super().read_mask(case)  # from label maps
         return stacked(case.masks, [self._read_united(path) for path in case.masks])[:, None]
 
