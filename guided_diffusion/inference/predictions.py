@@ -76,7 +76,7 @@ class Predictions:
 
     def mask(self, name, is_volume, k=0):
         """The mask of a case's class, bool [H, W] or [X, Y, Z], or None without a prediction."""
-        path = self._mask_path(name, is_volume)
+        path = self.mask_file(name, is_volume)
         if path is None:
             return None
         self.used.add(path)
@@ -130,7 +130,8 @@ class Predictions:
             files = [path for paths in self._files.values() for path in paths]
         return sorted(set(files) - self.used)
 
-    def _mask_path(self, name, is_volume):
+    def mask_file(self, name, is_volume):
+        """The path of a case's mask, or None without a prediction."""
         if self.is_ours:
             path = self.folder / f"{name}_seg.nii.gz" if is_volume else self.masks / f"{name}.png"
             return path if os.path.exists(path) else None  # also where the name is too long for a file

@@ -11,6 +11,7 @@ from ..io.escaping import is_place, markdown_code, markdown_text, place_name, wi
 from ..io.files import atomic_path
 from ..io.storage import is_remote
 from ..runtime.console import counted
+from .figures import LEAST_PATIENTS, interval_text, patients_of, with_sure_intervals
 
 PAPERS = {
     "v1": """@inproceedings{wu2024medsegdiff,
@@ -53,7 +54,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         f"# Model card: {_card_title(manifest, summary)}",
         _data(config, manifest, dataset, part, summary),
         _configuration(config, manifest),
-        _metrics(summary),
+        _metrics(with_sure_intervals(summary, patients_of(summary))),
         _calibration(summary, config),
         _limits(summary, part, leak and with_short_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
@@ -138,6 +139,8 @@ def _option_list(values):
 
 def _metrics(summary):
     parts = ["## Metrics", _table(summary, summary)]
+    if patients_of(summary) < LEAST_PATIENTS:
+        parts.append(f"No intervals: there are fewer than {LEAST_PATIENTS} patients.")
     for name, part in summary.get("classes", {}).items():
         parts += [f"### {markdown_text(name)}", _table(part, summary)]
     sizes = summary.get("ensemble_size")
@@ -242,4 +245,4 @@ def _decimal(value):
 
 
 def _interval(described):
-    return "–" if math.isnan(described["low"]) else f"{described['low']:.4f} to {described['high']:.4f}"
+    return interval_text(described) or "–"
