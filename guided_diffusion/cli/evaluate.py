@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..checkpoint import resolved_path
 from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.sample_options import FUSE, EvalOptions
@@ -53,6 +54,9 @@ def main(argv=None):
     """Evaluate folders of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
+    if options.fit_temperature:
+        path = options.fit_temperature
+        options = replace(options, fit_temperature=resolved_path(path, f"--fit_temperature {path}"))
     results = find_results(options, given)
     out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     with out.held():

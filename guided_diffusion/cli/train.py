@@ -253,7 +253,7 @@ def data_lines(dataset):
     channels = counted(dataset.image_channels, "channel")
     layout = [f"layout: {dataset.layout}"] if dataset.layout else []
     classes = [] if dataset.classes.is_binary else [f"classes: {dataset.classes.described()}"]
-    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}"
+    found = f"data: {counted(len(dataset), 'case')} of {dataset.data_dir}, {channels}, read as {dataset.shown_name()}"
     return [found, *layout, *classes, *dataset.notes]
 
 

@@ -231,16 +231,22 @@ def _unknown_flag(name, fields):
         return f"--{name}: is no flag; a checkpoint sets it"
     if owner := _owner(name):
         return f"--{name}: is a flag of {command_name(owner)}, not of this command"
-    words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
-    words |= {flag: flag for flag, item in fields.items() if item.metadata["is_flag"]}
-    if name.lower() not in words and (flag := _synonym_of(name.lower())):
+    near = nearest_name(name, [flag for flag, item in fields.items() if item.metadata["is_flag"]])
+    if (near is None or near[0] != name.lower()) and (flag := _synonym_of(name.lower())):
         return f"--{name}: no such flag; --{flag} is a flag of {command_name(_owner(flag))}, not of this command"
-    close = difflib.get_close_matches(name.lower(), words, n=1)
-    if not close:
+    if near is None:
         return f"--{name}: no such flag, see --help_all"
-    if close[0] in EPOCHS:
+    if near[0] in EPOCHS:
         return f"--{name}: no such flag; training counts steps: --max_steps = epochs x images / batch_size"
-    return f"--{name}: no such flag, did you mean --{words[close[0]]}?"
+    return f"--{name}: no such flag, did you mean --{near[1]}?"
+
+
+def nearest_name(name, names):
+    """The word nearest to `name` among these names and their `SYNONYMS`, and the name that it stands for, or None."""
+    words = {word: flag for flag in reversed(SYNONYMS) if flag in names for word in SYNONYMS[flag].split()}
+    words |= {flag: flag for flag in names}
+    close = difflib.get_close_matches(name.lower(), words, n=1)
+    return (close[0], words[close[0]]) if close else None
 
 
 def _owner(name):

@@ -64,11 +64,10 @@ class DataOptions:
     """The data."""
 
     data_name: str = option(
-        "BRATS",
-        "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches, several readers' masks), "
-        "MSD (Medical Segmentation Decathlon, nnU-Net), FOLDER (images/ and masks/, paired by name) or AUTO "
-        "(recognised from the folder); also a name that an installed package registers, or "
-        "path/to/my_loader.py:MyDataset",
+        "AUTO",
+        "kind of data: AUTO (recognised from the folder), BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT "
+        "patches, several readers' masks), MSD (Medical Segmentation Decathlon, nnU-Net) or FOLDER (images/ and "
+        "masks/, paired by name); also a name that an installed package registers, or path/to/my_loader.py:MyDataset",
     )
     data_dir: str = option(
         "",
@@ -195,8 +194,8 @@ class ModelOptions:
     )
     preset: str = option(
         "",
-        "a published size: S, B, L (4, 5, 6 downsamplings) or ++. It sets --image_size, --num_channels and the other "
-        "sizes of the network; explicit flags win",
+        "a size: XS (a first run on a CPU), or a published one, S, B, L (4, 5, 6 downsamplings) or ++. It sets "
+        "--image_size, --num_channels and the other sizes of the network; explicit flags win",
         choices=("", *PRESETS),
     )
     image_size: int = option(

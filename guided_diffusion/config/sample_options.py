@@ -1,12 +1,12 @@
 """The options of sampling, of evaluation and of the check of data."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..io.texts import shown
 from ..runtime.errors import UserError
 from .fields import option
-from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, absolute_loader, check_group_key
+from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, check_group_key
 from .train_options import BATCH_REASON, MAX_BATCH
 from .values import numbers
 
@@ -19,7 +19,12 @@ FUSE = ("staple", "mean", "vote")
 class SampleOptions:
     """Sampling. The network and its diffusion come from the checkpoint."""
 
-    model_path: str = option("", "checkpoint to sample from, also on gs:// or az://", required=True, remote=True)
+    model_path: str = option(
+        "",
+        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://",
+        required=True,
+        remote=True,
+    )
     out_dir: str = option(
         "./results/", "results folder, also on gs:// or az://; cases that are finished in it are skipped", remote=True
     )
@@ -235,7 +240,8 @@ class EvalOptions:
     )
     fit_temperature: str = option(
         "",
-        "checkpoint that made these results: fit the temperature of least log loss on them and store it in that file, "
+        "checkpoint that made these results, or its run's folder: fit the temperature of least log loss on them and "
+        "store it in that file, "
         "for sampling to apply to probabilities. Use results of validation cases (sampled with --split val)",
         path=True,
     )
@@ -262,11 +268,6 @@ class EvalOptions:
 class CheckOptions:
     """The check of data."""
 
-    data_name: str = option(
-        "AUTO",
-        "kind of data: AUTO (recognised from the folder), BRATS, ISIC, LIDC, MSD, FOLDER, a name that an installed "
-        "package registers, or path/to/my_loader.py:MyDataset",
-    )
     out_dir: str = option("data_check", "folder for contact_sheet.png", path=True)
     num_shown: int = option(
         32,
@@ -275,7 +276,3 @@ class CheckOptions:
         maximum=10_000,
         why="the sheet is one picture",
     )
-
-    def resolve(self, given):
-        """Make the path of a user's loader absolute."""
-        return replace(self, data_name=absolute_loader(self.data_name))

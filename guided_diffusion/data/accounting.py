@@ -62,9 +62,13 @@ class Listing:
 
 
 def walk(folder):
-    """The `Listing` of everything below a folder. Each real folder is entered once (see `walk_folders`), and no file is
-    opened."""
+    """The `Listing` of everything below a folder; of a file nothing.
+
+    Each real folder is entered once (see `walk_folders`), and no file is opened.
+    """
     found, root = Listing(), os.path.realpath(folder)
+    if os.path.isfile(root):
+        return found
     for visited in walk_folders(folder, once=True):
         below = visited.below
         folders, visited.enter = {entry.name for entry in visited.enter}, []

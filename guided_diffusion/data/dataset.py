@@ -93,6 +93,7 @@ class SegmentationDataset(Dataset):
     reserved = ""  # a message, if masks of one class cannot be read since a label means "not annotated"
     volumes = None  # the loader's `volumes.VolumeReader`, if it has one
     finds_validation = False
+    takes_a_file = False  # whether data_dir may be one image's file, where no masks are needed
     layout = ""  # one line that describes what was found
     notes = ()  # lines about the data that the commands print
     other_files = ("split.json", "labels.csv")  # patterns (fnmatch, any case) of the layout's files beside its cases
@@ -120,7 +121,7 @@ class SegmentationDataset(Dataset):
         self.view = view
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
-        if not self.data_dir.is_dir():
+        if not self.data_dir.is_dir() and (need_masks or not self.takes_a_file):
             raise UserError(f"{self.data_dir}: is a file; --data_dir must name the folder that holds the data")
         reads = ("read_image", "read_mask") if need_masks else ()  # else only what is called need be there
         check_methods(type(self), SegmentationDataset, ("find_cases", *reads))

@@ -139,13 +139,17 @@ class GaussianDiffusion:
             return output.prediction
         prediction = output.prediction
         if self.logit_skip in ("noise", "both"):
-            prediction = prediction * _per_row(np.minimum(self._evidence(t), LARGEST_GAIN), x_t)
+            prediction = prediction * _per_row(self._gain(t), x_t)
         return prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
 
     def _evidence(self, t):
         """The logits that one unit of x_t is worth at t, 2 sqrt(abar) / (1 - abar): float64 of t's shape."""
         abar = self.schedule.alpha_bar(_on_host(t))
         return 2 * np.sqrt(abar) / (1 - abar)
+
+    def _gain(self, t):
+        """The unit of the network's output with the skip "noise"."""
+        return np.minimum(self._evidence(t), LARGEST_GAIN)
 
     def skipped_logits(self, output, x_t, t):
         """The part of the mask logits that needs no network: [N, K, H, W] like x_t, or None.
@@ -340,11 +344,13 @@ def _on_host(t):
 
 
 def _per_row(values, like):
-    """float64 values [N] as a tensor of `like`'s type that broadcasts over [N, K, H, W].
+    """float64 values [N], an array or a tensor, as a tensor of `like`'s type that broadcasts over [N, K, H, W].
 
     A scalar becomes a float: unlike a tensor it needs no copy to the device.
     """
-    if np.ndim(values) == 0:
-        return float(values)
-    tensor = torch.as_tensor(np.asarray(values), dtype=like.dtype).to(like.device)
+    if not isinstance(values, torch.Tensor):
+        if np.ndim(values) == 0:
+            return float(values)
+        values = torch.as_tensor(np.asarray(values))
+    tensor = values.to(like.dtype).to(like.device)
     return tensor.reshape(-1, *[1] * (like.ndim - 1))

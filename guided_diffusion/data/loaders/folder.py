@@ -43,9 +43,9 @@ from ..cases import Case
 from ..dataset import SegmentationDataset
 from ..intensities import first_like_ct, normalised_channels, normaliser, window_for
 from ..left_over import SHOWN_FILES, Reason
-from ..pairing import companions, count_data, has_reader, holds_pairs, layouts_inside, pairs_in, unwrapped
+from ..pairing import Pair, companions, count_data, has_reader, holds_pairs, layouts_inside, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
-from ..truth import NearNames
+from ..truth import SUFFIXES, NearNames
 from ..volumes import FILES_ONLY, VolumeReader
 
 SET_ASIDE = {  # folders that no case has files of
@@ -67,6 +67,7 @@ class FolderDataset(SegmentationDataset):
     What is near to this is read too, with a note (see `pairing`): names that differ in Unicode form or case, folders
     such as imgs/ and labels/, a folder inside one of the same name, sub-folders of patients, masks beside their images,
     NAME_mask_1.png as a part of NAME_mask.png, and DRIVE with its fields of view left out.
+    For sampling data_dir may also be the file of one image.
     Optional files:
     - `split.json`, {"train": [names], "val": [names], "test": [names]}: the images of each split. "val" may be left
       out, and replaces a missing "test". The alternative is sub-folders train/, val/ and test/, each with images/ and
@@ -78,6 +79,7 @@ class FolderDataset(SegmentationDataset):
     class_names = ("foreground",)
     kept = ("is_nifti", "ct_window")
     finds_validation = True
+    takes_a_file = True
     further = {}  # {mask: files that are united with it}
     set_aside = {}  # {folder, from data_dir: why it is not read, a key of SET_ASIDE}
 
@@ -171,6 +173,8 @@ class FolderDataset(SegmentationDataset):
 
     def _find_pairs(self):
         """The `Pair`s of the split, in the order of their files."""
+        if self.data_dir.is_file():
+            return [self._single_pair()]
         self.root = unwrapped(self.data_dir)
         self.notes = () if self.root == self.data_dir else (f"{self.root}: is read, the folder inside {self.data_dir}",)
         path = self._beside_images("split.json")
@@ -201,6 +205,13 @@ class FolderDataset(SegmentationDataset):
         if self.split == "val" and is_undivided:
             return []
         return self._listed_pairs(path, found) if is_listed else found
+
+    def _single_pair(self):
+        """The `Pair` of data_dir itself, an image's file. Raises `UserError` for a file that is none."""
+        self.root = self.data_dir
+        if not self.data_dir.name.lower().endswith(SUFFIXES):
+            raise UserError(f"{self.data_dir}: is no image; name one that ends in {', '.join(SUFFIXES)}, or a folder")
+        return Pair(self.data_dir, split_suffix(self.data_dir)[0])
 
     def _split_folders(self):
         """The folders of all splits, or the root alone if these hold no images.
@@ -421,6 +432,8 @@ class FolderDataset(SegmentationDataset):
 
     def _describe_layout(self, found):
         """The text of `layout`."""
+        if self.root == found[0].image:
+            return "one NIfTI file" if self.is_nifti else "one picture"
         parts = [f"folder of {counted(len(found), 'NIfTI file' if self.is_nifti else 'picture')}"]
         if os.path.lexists(self._beside_images("split.json")):
             parts.append("divided by split.json")
