@@ -61,7 +61,7 @@ def overview():
     return (
         f"MedSegDiff: medical image segmentation with diffusion models, version {VERSION}\n\n"
         f"usage: {name} --flag value ...\n\n{verbs}\n\n"
-        f"{name} --help has the verb's flags; {name.replace('VERB', '--version')} prints the versions."
+        f"{name} --help shows the flags of a verb, --version the versions."
     )
 
 
