@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
 from ..checkpoint import checkpoint_file, load_checkpoint
 from ..io.hub import is_on_hub
 from ..io.storage import fetch_file, is_remote
@@ -53,29 +55,32 @@ class Fit:
     unused: list = field(default_factory=list)
 
 
-def fit_weights(state, wanted, counts, own_counts, keep_labels):
+def fit_weights(state, wanted, counts, own_counts, patches, keep_labels):
     """The `Fit` of a state dict to a network's, by name and shape.
 
     wanted: {name: tensor} of the network. counts, own_counts: {"image": channels, "masks": classes} of the state dict
-    and of the network. keep_labels: whether both mean the same class labels. An encoder's first layer is adapted to
-    other channels (see `adapted_stem`).
+    and of the network. patches: the pixels that become channels of one, {"image", "masks": of an encoder that sees x_t
+    too}. keep_labels: whether both mean the same class labels. An encoder's first layer is adapted to other numbers of
+    channels (see `adapted_stem`).
     """
-    fit, done = Fit(), []
+    fit, done = Fit(), set()
     for name, own in wanted.items():
         value = state.get(name)
         if name.endswith("label_embedding.weight") and not keep_labels:
             value = None
-        if value is not None and value.shape != own.shape and name.endswith(STEM):
-            value = adapted_stem(value, own.shape, _seen_by(name), counts, own_counts)
-            done += [] if value is None else _seen_by(name)
+        seen = _seen_by(name) if value is not None and name.endswith(STEM) else ()
+        changed = {what for what in seen if counts[what] != own_counts[what]}
+        if changed:
+            patch = patches["masks" if "masks" in seen else "image"]
+            value = adapted_stem(value, own.shape[1], [(counts[what], own_counts[what]) for what in seen], patch)
         if value is None or value.shape != own.shape:
             fit.left.append(name)
         else:
             fit.taken[name] = value
-    for what, noun in (("image", "channel"), ("masks", "class")):
-        if what in done and counts[what] != own_counts[what]:
-            plural = f"{noun}es" if noun == "class" else f"{noun}s"
-            fit.adapted.append(f"the mean of its {counts[what]} {plural} stands for each of {own_counts[what]}")
+            done |= changed
+    for what, noun in (("image", "channels"), ("masks", "classes")):
+        if what in done:
+            fit.adapted.append(f"the mean of its {counts[what]} {noun} stands for each of {own_counts[what]}")
     fit.unused = [name for name in state if name not in wanted]
     return fit
 
@@ -84,41 +89,24 @@ def _seen_by(name):
     return next(seen for start, seen in SEEN.items() if name.startswith(start))
 
 
-def adapted_stem(weight, shape, seen, counts, own_counts):
+def adapted_stem(weight, size, numbers, patch):
     """An encoder's first layer for other numbers of channels, or None where more than these numbers differ.
 
     Where a number differs, the mean over the old channels stands for each new one, times old / new, so that the sum
-    over channels keeps its size. weight: [D, S, 3, 3], S = p^2 (masks + image) + rest. shape: of the new layer.
+    over channels keeps its size.
+    weight: [D, patch (sum of old numbers) + rest, 3, 3]. size: of the new layer's channels. numbers: (old, new) of each
+    part that the encoder sees, in order. patch: the pixels that become channels of one.
     """
-    old, new = (sum(numbers[what] for what in seen) for numbers in (counts, own_counts))
-    patch = _patch(weight.shape[1], shape[1], old, new)
-    if weight.shape[0] != shape[0] or not patch:
+    rest = weight.shape[1] - patch * sum(old for old, _ in numbers)
+    if rest < 0 or size != patch * sum(new for _, new in numbers) + rest:
         return None
-    parts, start = [], 0
-    for what in seen:
-        count, wanted = counts[what], own_counts[what]
-        part = weight[:, start : start + count * patch].unflatten(1, (count, patch))
-        start += count * patch
-        if count != wanted:
-            part = part.mean(dim=1, keepdim=True).expand(-1, wanted, -1, -1, -1) * (count / wanted)
-        parts.append(part.flatten(1, 2))
-    return type(weight).contiguous(_joined([*parts, weight[:, start:]]))
-
-
-def _joined(parts):
-    import torch
-
-    return torch.cat(parts, dim=1)
-
-
-def _patch(size, own_size, old, new):
-    """p^2, the pixels of a patch, from the channels that both layers see; 0 if no p fits."""
-    if old == new:
-        return 0
-    patch, rest = divmod(size - own_size, old - new)
-    side = round(max(patch, 0) ** 0.5)
-    fits = not rest and side**2 == patch > 0 and size >= old * patch
-    return patch if fits else 0
+    parts = []
+    for part, (old, new) in zip(weight.split([*(patch * old for old, _ in numbers), rest], 1), numbers, strict=False):
+        if old != new:
+            mean = part.unflatten(1, (old, patch)).mean(dim=1, keepdim=True)
+            part = (mean * (old / new)).expand(-1, new, -1, -1, -1).flatten(1, 2)
+        parts.append(part)
+    return torch.cat([*parts, weight[:, weight.shape[1] - rest :]], dim=1)
 
 
 def initialise(model, initial, dataset, where):
@@ -130,14 +118,17 @@ def initialise(model, initial, dataset, where):
     counts = {"image": initial.image_channels, "masks": len(initial.class_names)}
     own_counts = {"image": dataset.image_channels, "masks": len(dataset.class_names)}
     keep_labels = list(initial.label_names) == list(dataset.label_names)
-    fit = fit_weights(state, model.state_dict(), counts, own_counts, keep_labels)
+    patches = {"image": model.shape.patch**2, "masks": getattr(model, "block", model.shape.patch) ** 2}
+    fit = fit_weights(state, model.state_dict(), counts, own_counts, patches, keep_labels)
     if not fit.taken:
         version = initial.config["model"]["version"]
         raise UserError(f"{where}: none of its weights fits the network; its own is a {version}, see its config.yaml")
     load_whole(model, fit.taken, strict=False)
     kind = "of the last step" if rate == "model" else f"averaged at {rate}"
     total = len(fit.taken) + len(fit.left)
-    line = f"{where}: {len(fit.taken)} of {counted(total, 'tensor')} begin with its weights (step {initial.step}, {kind})"
+    line = (
+        f"{where}: {len(fit.taken)} of {counted(total, 'tensor')} begin with its weights (step {initial.step}, {kind})"
+    )
     line += "".join(f"; {text}" for text in fit.adapted)
     for names, text in ((fit.left, "at random begin"), (fit.unused, "of it not used")):
         line += f"; {text} {len(names)}: {listed(names, MOST_LISTED)}" if names else ""
