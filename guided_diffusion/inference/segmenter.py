@@ -24,9 +24,10 @@ from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
 from ..io.files import split_suffix
 from ..io.images import read_picture
-from ..io.nifti import as_3d, is_nifti, nifti_geometry, read_nifti_channels, read_nifti_header
+from ..io.nifti import as_3d, nifti_geometry, read_nifti_channels, read_nifti_header
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote
+from ..io.volume_formats import is_volume_path
 from ..runtime.console import counted
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
@@ -271,12 +272,12 @@ def _is_path(image):
 
 
 def _is_volume(path):
-    return is_nifti(path) and as_3d(read_nifti_header(path)[0])[2] > 1
+    return is_volume_path(path) and as_3d(read_nifti_header(path)[0])[2] > 1
 
 
 def _read_image(path):
-    """The file of a picture, or of a 2-D image in NIfTI, as float32 [C, H, W] or [C, X, Y]."""
-    if not is_nifti(path):
+    """The file of a picture, or of a 2-D image in a format of volumes, as float32 [C, H, W] or [C, X, Y]."""
+    if not is_volume_path(path):
         return read_picture(path)
     volume, _ = _read_volume(path)
     if volume.shape[-1] > 1:
@@ -285,7 +286,7 @@ def _read_image(path):
 
 
 def _read_volume(path):
-    """A NIfTI file as float32 [C, X, Y, Z] with axial slices, and the turn that made them so."""
+    """A volume's file as float32 [C, X, Y, Z] with axial slices, and the turn that made them so."""
     values = read_nifti_channels(path)
     raw = torch.from_numpy(np.ascontiguousarray(values).reshape(*as_3d(values.shape[:-1]), values.shape[-1]))
     return raw.permute(3, 0, 1, 2), Geometry(*nifti_geometry(path)).turn
