@@ -217,12 +217,13 @@ def evaluation_settings(options, given, manifest):
 
 def warn_about_data(dataset, manifest):
     """Print the data set's notes, and a warning where evaluated cases were trained on; returns that warning or None."""
-    trained_on = manifest.get("config", {}).get("data", {})
-    leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on)
-    for line in (*dataset.notes, selection_warning(dataset), leak):
+    trained_on = [manifest.get("config", {}).get("data", {}), *(one["data"] for one in manifest.get("further", ()))]
+    units = group_cases(dataset.cases)
+    leaks = list(filter(None, dict.fromkeys(leakage_warning(dataset, units, data) for data in trained_on)))
+    for line in (*dataset.notes, selection_warning(dataset), *leaks):
         if line:
             console().warning(line)
-    return leak
+    return leaks[0] if leaks else None
 
 
 def evaluate_others(results, evaluation, num_workers):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..checkpoint import Checkpoint, file_hash, load_checkpoint
+from ..checkpoint import Checkpoint, checkpoint_file, file_hash, load_checkpoint
 from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
@@ -17,7 +17,8 @@ from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.places import folders_around, with_folders
 from ..config.sample_options import SampleOptions
-from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
+from ..config.settings import HOLD_OUT_FLAGS, Settings
+from ..config.values import path_list
 from ..data.accounting import warn_of_left_over
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import check_channels, check_reading, leakage_warning, selection_warning, used_window
@@ -31,6 +32,7 @@ from ..evaluation.summary_table import format_summary
 from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
+from ..inference.several import check_named_once, settle_several
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
 from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, on_this_machine
@@ -49,13 +51,21 @@ EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """Everything that sampling needs. units: the images and volumes of the data set to sample."""
+    """Everything that sampling needs.
+
+    checkpoints: by their files, as --model_path names them. units: the images and volumes of the data set to sample.
+    """
 
     settings: Settings
-    checkpoint: Checkpoint
+    checkpoints: dict[str, Checkpoint]
     sampler: EnsembleSampler
     dataset: SegmentationDataset
     units: list
+
+    @property
+    def checkpoint(self):
+        """The first of `checkpoints`, with which all agree in their data."""
+        return next(iter(self.checkpoints.values()))
 
     @property
     def draws_members(self):
@@ -115,25 +125,32 @@ def sample_into(out, run, processes):
 
 def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
-    path = next(part for part in options if isinstance(part, SampleOptions)).model_path
-    checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
-    asked = next(part for part in options if isinstance(part, DataOptions)).data_dir
-    checkpoint.config = with_folders(checkpoint.config, record_beside(path), folders_around(asked))
-    settings = settle(options, given, checkpoint.saved(path))
+    checkpoints = load_checkpoints(options, processes)
+    path, checkpoint = next(iter(checkpoints.items()))
+    every = settle_several(options, given, list(checkpoints.values()), list(checkpoints))
+    settings = every[0]
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)
-    sampler = build_sampler(checkpoint, settings, processes.device, precision)
+    sampler = build_sampler(list(checkpoints.values()), every, processes.device, precision)
+    if sampler.others and settings.sample.debug:
+        raise UserError("--debug True: shows how one checkpoint draws; name one with --model_path")
     if settings.model.version == "unet":
         augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not settings.sample.num_ensemble:
         console().info(one_pass_line(settings))
-    if not checkpoint.has_learned_diffusion and settings.sample.num_ensemble:
-        console().warning(
-            f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
-            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-            "sooner (--resume_checkpoint auto --max_steps N), or leave out --num_ensemble for its own answer"
+    if sampler.others:
+        console().info(
+            f"{len(checkpoints)} checkpoints, which give {' + '.join(map(str, sampler.shares))} members: the mean of "
+            "their probabilities is the answer"
         )
+    for one in checkpoints.values():
+        if not one.has_learned_diffusion and settings.sample.num_ensemble:
+            console().warning(
+                f"warning: the checkpoint, of step {one.step}, is from training's first stage, in which the condition "
+                "model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
+                "sooner (--resume_checkpoint auto --max_steps N), or leave out --num_ensemble for its own answer"
+            )
     data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
     settings = replace(settings, data=data)
@@ -147,8 +164,24 @@ def prepare_sampling(options, given, processes):
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
     if not check_volumes(dataset, units, to_write=True):
         dataset.volumes.check_readable()
-    check_name_lengths(units, dataset.classes, settings.sample)
-    return SamplingRun(settings, checkpoint, sampler, dataset, units)
+    answers = settings.sample.num_ensemble or len(sampler.others) and sampler.masks
+    check_name_lengths(units, dataset.classes, settings.sample, answers)
+    return SamplingRun(settings, checkpoints, sampler, dataset, units)
+
+
+def load_checkpoints(options, processes):
+    """The `Checkpoint`s that --model_path names, by their files. Raises `UserError` for one that cannot be read."""
+    asked = next(part for part in options if isinstance(part, SampleOptions)).model_path
+    data_dir = next(part for part in options if isinstance(part, DataOptions)).data_dir
+    paths, loaded = path_list(asked), {}
+    files = [str(checkpoint_file(path, f"--model_path {path}")) for path in paths]
+    check_named_once(files)
+    for path, file in zip(paths, files, strict=True):
+        local = on_this_machine(file, fetch_file, processes)
+        checkpoint = load_checkpoint(local, where=f"--model_path {path}")
+        checkpoint.config = with_folders(checkpoint.config, record_beside(file), folders_around(data_dir))
+        loaded[file] = checkpoint
+    return loaded
 
 
 def find_cases(data, sampler, split, chosen, origin):
@@ -222,9 +255,10 @@ def print_sampling_summary(run, waiting, processes):
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
-    leak = leakage_warning(dataset, units, run.checkpoint.config["data"])
+    trained = [one.config["data"] for one in run.checkpoints.values()]
+    leaks = dict.fromkeys(leakage_warning(dataset, units, data) for data in trained)
     turned = turned_line(waiting) if processes.is_first else ""  # it opens every image, and only the first prints
-    for line in (*dataset.notes, turned, selection_warning(dataset), leak):
+    for line in (*dataset.notes, turned, selection_warning(dataset), *leaks):
         if line:
             console().warning(line)
     if processes.is_first:
@@ -328,14 +362,17 @@ def manifest_of(run, processes):
     decisive |= {"image_size": run.settings.image_size, "precision": run.sampler.precision}
     decisive |= run.sampler.plan.settings()
     decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
-    if not run.draws_members:  # neither has an effect, so a rerun may have others
-        del decisive["seed"], decisive["fuse"]
+    if not run.draws_members:  # without an effect, so a rerun may have others
+        del decisive["seed"]
+        if not run.sampler.others:
+            del decisive["fuse"]
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
-        "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": file_hash(cached(sample.model_path)),
+        "checkpoint": ",".join(run.checkpoints),
+        "checkpoint_sha256": ",".join(file_hash(cached(file)) for file in run.checkpoints),
         "step": checkpoint.step,
+        **({"further": further_checkpoints(run)} if run.sampler.others else {}),
         "settings": decisive,
         "data": {
             "data_name": data.data_name,
@@ -352,6 +389,12 @@ def manifest_of(run, processes):
         "processes": processes.count,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def further_checkpoints(run):
+    """What the manifest says of each checkpoint but the first, which evaluation needs to know what was trained on."""
+    others = list(run.checkpoints.items())[1:]
+    return [{"checkpoint": file, "step": one.step, "data": one.config["data"]} for file, one in others]
 
 
 # ---- checks and warnings -------------------------------------------------------------------------------------------

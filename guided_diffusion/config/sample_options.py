@@ -19,7 +19,14 @@ FUSE = ("staple", "mean", "vote")
 class SampleOptions:
     """Sampling. The network and its diffusion come from the checkpoint."""
 
-    model_path: str = option("", "checkpoint to sample from, also on gs:// or az://", required=True, remote=True)
+    model_path: str = option(
+        "",
+        "checkpoint to sample from, or a run's folder, also on gs:// or az://. Several, A,B,C: each draws its share of "
+        "the members, and the mean of their probabilities is the answer",
+        required=True,
+        remote=True,
+        several=True,
+    )
     out_dir: str = option(
         "./results/", "results folder, also on gs:// or az://; cases that are finished in it are skipped", remote=True
     )

@@ -30,6 +30,7 @@ class SamplingSettings(TypedDict, total=False):
     precision: str
     sampler: str
     timesteps: Annotated[list[WholeNumber], Meta(max_length=10**6)]
+    shares: Annotated[list[WholeNumber], Meta(max_length=100)]
     solver_order: int | None
     dynamic_threshold: float | bool | None
     symmetric: bool
@@ -76,8 +77,16 @@ class CheckpointOptions(TypedDict, total=False):
     calibration: Calibration
 
 
+class FurtherCheckpoint(TypedDict):
+    """Another checkpoint than the first, of several that were sampled together. data: its options of data."""
+
+    checkpoint: str
+    step: WholeNumber
+    data: DataSettings
+
+
 class Manifest(TypedDict, total=False):
-    """The whole file."""
+    """The whole file. checkpoint, checkpoint_sha256: of several checkpoints those of all, separated by commas."""
 
     status: str
     checkpoint: str
@@ -86,6 +95,7 @@ class Manifest(TypedDict, total=False):
     settings: SamplingSettings
     data: DataSettings
     config: CheckpointOptions
+    further: Annotated[list[FurtherCheckpoint], Meta(max_length=100)]
     class_names: list[str]
     device: str
     processes: WholeNumber
@@ -105,7 +115,8 @@ def read_manifest(folder):
     if not path.exists():
         return {}
     manifest = read_json(path, Manifest)
-    for part in (manifest, manifest.get("data", {}), manifest.get("config", {}).get("data", {})):
+    further = [part for one in manifest.get("further", ()) for part in (one, one["data"])]
+    for part in (manifest, manifest.get("data", {}), manifest.get("config", {}).get("data", {}), *further):
         for name in ("checkpoint", "data_dir"):
             if has_control(part.get(name, "")):
                 raise UserError(f"{path}: {name} {shown(part[name])}: holds a control character; correct it")

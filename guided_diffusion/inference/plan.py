@@ -25,7 +25,8 @@ class SamplingPlan:
     dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: each member sees a square image in one of its eight
     symmetries, and the coarse mask is the mean over all eight. scales: further scales of the image over which the
     coarse mask is averaged (see `tta`). Tiled images have neither. published: "v1" or "v2" where members become what
-    the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`.
+    the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`. shares:
+    the members of each of several checkpoints (see `several.dealt`), in the order of their numbers; () for one.
     """
 
     sampler: str
@@ -37,6 +38,7 @@ class SamplingPlan:
     scales: tuple[float, ...] = ()
     published: str = ""
     fuse: str = "mean"
+    shares: tuple[int, ...] = ()
 
     @property
     def draws(self):
@@ -49,7 +51,7 @@ class SamplingPlan:
     def settings(self):
         """A dict of plain types for a manifest."""
         settings = dataclasses.asdict(self)
-        settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
+        settings |= {name: list(settings[name]) for name in ("timesteps", "scales", "shares")}
         return settings | {"clip_denoised": settings.pop("clip")}
 
     def run(self, denoise, x, schedule, noise, watch=None, draw=None):
@@ -68,9 +70,12 @@ NO_STEPS = SamplingPlan("none", ())  # for the condition model's answer in one p
 
 def describe_members(settings):
     """Who draws the members, by the `settings` of a manifest, or who answers in one pass instead."""
+    shares = settings.get("shares", ())
     if not _has_members(settings):
-        return f"none: one pass of the {'condition model' if settings['sampler'] == 'none' else 'plain U-Net'}"
-    return f"{settings['num_ensemble']} by {settings['sampler']}, {counted(len(settings['timesteps']), 'step')}"
+        each = f" of each of {len(shares)} checkpoints" if shares else ""
+        return f"none: one pass of the {'condition model' if settings['sampler'] == 'none' else 'plain U-Net'}{each}"
+    each = f", {' + '.join(map(str, shares))} of {len(shares)} checkpoints" if shares else ""
+    return f"{settings['num_ensemble']} by {settings['sampler']}, {counted(len(settings['timesteps']), 'step')}{each}"
 
 
 def describe_augmentation(settings):

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import checkpoint_file, load_checkpoint
 from ..config.command_line import options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
-from ..config.settings import settle
 from ..data.batches import collate
 from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
-from ..io.storage import fetch_file, is_remote
+from ..io.storage import fetch_file
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
 from .answer import stack_slices
 from .sampler import build_sampler
+from .several import check_named_once, settle_several
 from .writer import fuse_batch
 
 
@@ -67,7 +67,10 @@ class Segmenter:
         data_name=None,
         **options,
     ):
-        """The `Segmenter` of a checkpoint file, local or on gs:// or az://.
+        """The `Segmenter` of a checkpoint file or of a run's folder, local or on gs:// or az://.
+
+        path: also a list of them; each then draws its share of the members, and the mean of their probabilities is the
+            answer. All networks are in memory at once.
 
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
             --seed and --precision of segmentation_sample.py. members=0: as the checkpoint was trained, in one pass
@@ -83,15 +86,25 @@ class Segmenter:
             raise UserError(
                 f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of segmentation_sample.py"
             )
-        values = {"model_path": str(path), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if not paths:
+            raise UserError("Segmenter.load: the list of checkpoints is empty; name one or several")
+        values = {
+            "model_path": ",".join(map(str, paths)),
+            "num_ensemble": members,
+            "diffusion_steps": steps,
+            "sampler": sampler,
+        }
         values |= {"fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        checkpoint = load_checkpoint(fetch_file(str(path)) if is_remote(path) else path, where=str(path))
-        settings = settle(asked, given, checkpoint.saved(str(path)))
-        precision = pick_precision(settings.device.precision, device)
-        return cls(checkpoint, build_sampler(checkpoint, settings, device, precision), data_name)
+        files = [str(checkpoint_file(one)) for one in paths]
+        check_named_once(files)
+        checkpoints = [load_checkpoint(fetch_file(file), where=file) for file in files]
+        settings = settle_several(asked, given, checkpoints, files)
+        precision = pick_precision(settings[0].device.precision, device)
+        return cls(checkpoints[0], build_sampler(checkpoints, settings, device, precision), data_name)
 
     @property
     def classes(self):

@@ -17,8 +17,9 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors tha
 
 def fuse_batch(members, batch, options, plan, classes):
     """Yield the `CaseMaps` of each image of a batch from its `Members`, by resolved `SampleOptions` and the plan."""
-    maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
-    return fuse_cases(members, batch["size"], plan.fuse, classes, one_pass=not options.num_ensemble, **maps)
+    maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps, "shares": plan.shares}
+    one_pass = not options.num_ensemble and not plan.shares
+    return fuse_cases(members, batch["size"], plan.fuse, classes, one_pass=one_pass, **maps)
 
 
 class ResultWriter:

@@ -158,6 +158,7 @@ def test_the_plan_holds_all_settings():
         "timesteps": times,
         "solver_order": 3,
         "symmetric": False,
+        "shares": [],
         "scales": [],
         "published": "",
         "fuse": "staple",
