@@ -52,13 +52,13 @@ def check_agreement(checkpoints, paths):
 
     They must agree in channels, classes, class labels, loader, normalisation and image size.
     """
-    first = _facts(checkpoints[0])
+    first = _training_facts(checkpoints[0])
     for checkpoint, path in zip(checkpoints[1:], paths[1:], strict=True):
-        for what, other in _facts(checkpoint).items():
+        for what, other in _training_facts(checkpoint).items():
             _check_equal(what, first[what], other, paths[0], path, "name checkpoints of one kind of data")
 
 
-def _facts(checkpoint):
+def _training_facts(checkpoint):
     """What checkpoints must agree in, {description: value}."""
     config, classes = checkpoint.config, checkpoint.classes
     kept = {name: value for name, value in config.get("loader", {}).items() if name != "class_values"}
@@ -69,12 +69,12 @@ def _facts(checkpoint):
         "was trained with --data_name": config["data"]["data_name"].upper(),
         "was trained with --ct_window": trained_window(config) or "none",
         "was trained with --image_size": config["model"]["image_size"],
-        "has the normalisation": ", ".join(f"{name} {_plain(value)}" for name, value in sorted(kept.items())),
+        "has the normalisation": ", ".join(f"{name} {_listed(value)}" for name, value in sorted(kept.items())),
     }
 
 
-def _plain(value):
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+def _listed(value):
+    return list(map(_listed, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_equal(what, one, other, first, second, remedy):
