@@ -20,19 +20,22 @@ from .config.places import without_folders
 from .config.settings import Saved
 from .data.classes import Classes
 from .data.compatibility import trained_window
-from .io.archives import DamagedArchive, check_records
+from .exported import NEEDED, SETTINGS, is_exported, read_exported
+from .io.archives import DamagedArchive, check_records, file_hash
 from .io.files import atomic_path, name_also
-from .io.storage import is_remote, is_stored, join
+from .io.hub import fetch_from_hub, is_on_hub
+from .io.storage import cached, is_remote, is_stored, join
 from .io.texts import shown
 from .models.medsegdiff import build_model
 from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
 from .runtime.console import console
 from .runtime.errors import UserError
+from .runtime.program import command_name
 from .runtime.version import VERSION
 
 FORMAT, OLD_FORMAT = "medsegdiff-checkpoint-2", "medsegdiff-checkpoint-1"  # the old one names folders and cases
-BEST, LAST = "best.pt", "last.pt"
+BEST, LAST, STAGE = "best.pt", "last.pt", "stage1.pt"
 PICKLE = "data.pkl"
 ALLOCATING = re.compile(rb"c(builtins|__builtin__)\nbytearray\n|ctorch\._utils\n_rebuild_device_tensor_\w+\n")
 LARGEST_PICKLE = {PICKLE: 16 << 20}  # bytes of all but the tensors; torch reads a MB of them in a second
@@ -104,19 +107,38 @@ class Checkpoint:
         load_whole(model, self.model)
         return model, saved_diffusion(self.config["diffusion"])
 
-    def load_weights(self, model, weights):
-        """Load the weights that `--weights` names into `model`: "ema" (the first rate), "model" or a rate as text.
+    def weights(self, which):
+        """What `which` stands for, "model" or a rate as text, and the state dict of these weights.
 
-        Raises `UserError` for a rate that the checkpoint lacks.
+        which: the value of --weights, "ema" (the first rate), "model" or a rate as text. Raises `UserError` for a rate
+        that the checkpoint lacks.
         """
-        if weights == "model":
-            state = self.model
-        else:
-            rate = next(iter(self.ema)) if weights == "ema" else weights
-            if rate not in self.ema:
-                raise UserError(f"--weights {weights}: the checkpoint has {', '.join(['model', 'ema', *self.ema])}")
-            state = {**self.model, **self.ema[rate]}
-        model.load_state_dict(state)
+        if which == "model":
+            return which, self.model
+        rate = next(iter(self.ema)) if which == "ema" else which
+        if rate not in self.ema:
+            raise UserError(f"--weights {which}: the checkpoint has {', '.join(['model', 'ema', *self.ema])}")
+        return rate, {**self.model, **self.ema[rate]}
+
+    def load_weights(self, model, weights):
+        """Load weights into `model`; see `weights`, also for the error."""
+        model.load_state_dict(self.weights(weights)[1])
+
+
+@dataclass
+class ExportedModel(Checkpoint):
+    """An exported model (see `exported`), which has one set of weights.
+
+    exported_as: what they are: "model", or the decay rate of an average as text.
+    """
+
+    exported_as: str = "model"
+
+    def weights(self, which):
+        """As of a checkpoint; "ema" stands for the only weights."""
+        if which not in ("ema", self.exported_as):
+            raise UserError(f"--weights {which}: the exported model has only {self.exported_as}; leave it out")
+        return self.exported_as, self.model
 
 
 def save_checkpoint(checkpoint, path):
@@ -138,7 +160,7 @@ def save_checkpoint(checkpoint, path):
 def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """Read a checkpoint onto the CPU, after a check of every byte by its checksum and of all content.
 
-    path: a file, or a run's folder (see `checkpoint_file`).
+    path: a file, a run's folder, an exported model's folder or one on the Hub (see `checkpoint_file`).
     to_train: the checkpoint is to be trained further, so that `ONLY_LEARNED_BY` and the optimizer's state matter too.
     where: the file's name in messages, such as "--model_path last.pt"; "": the path. remedy: what to do about a damaged
     file. Raises `UserError` for a missing file, a file that is no checkpoint of this program, a damaged or changed one,
@@ -146,6 +168,11 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     """
     where = where or str(path)
     path = Path(checkpoint_file(path, where))
+    if path.is_dir():
+        if to_train:
+            raise UserError(f"{where}: is an exported model, without what going on needs; begin a run with --init_from")
+        content, exported_as = read_exported(path, where)
+        return ExportedModel(**content, exported_as=exported_as)
     content, records = _read_content(path, where, remedy)
     try:
         check_content(content, to_train)
@@ -181,7 +208,7 @@ def _read_content(path, where, remedy):
     if not path.stat().st_size:
         raise UserError(f"{where}: is empty; {remedy or advice(path)}")
     foreign = UserError(
-        f"{where}: is no checkpoint of this program; {remedy or 'train one with scripts/segmentation_train.py'}"
+        f"{where}: is no checkpoint of this program; {remedy or 'train one with ' + command_name('train')}"
     )
     with open(path, "rb") as file:
         if file.read(2) != b"PK":  # torch.save writes a zip file
@@ -269,13 +296,13 @@ def _checkpoint_names():
     return [item.name for item in dataclasses.fields(Checkpoint)]
 
 
-def file_hash(path):
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def checkpoint_digest(path):
+    """SHA-256, in hexadecimal, of a checkpoint that `load_checkpoint` has read from `path`.
+
+    Of an exported model it is that of config.json, which holds the sum of the weights.
+    """
+    file = Path(checkpoint_file(path if is_on_hub(path) else cached(path)))
+    return file_hash(file / SETTINGS if file.is_dir() else file)
 
 
 def checkpoint_path(out_dir, step):
@@ -284,12 +311,19 @@ def checkpoint_path(out_dir, step):
 
 
 def checkpoint_file(path, where=""):
-    """The checkpoint that `path` names: a file itself; of a run's folder best.pt, else last.pt.
+    """The checkpoint that `path` names: a file itself; of a run's folder best.pt, else last.pt; an exported model's
+    folder itself.
 
-    path: local or on gs:// or az://; a remote one counts as a file where its name ends in .pt. Returns a `Path`, or a
-    str of a remote one. where: the path's name in messages, such as "--model_path runs/first"; "": the path. Raises
-    `UserError` for a folder with neither. A path that does not exist is returned, for `load_checkpoint` to refuse.
+    path: local or on gs:// or az://; a remote one counts as a file where its name ends in .pt. hf://OWNER/NAME is an
+    exported model, which is fetched. Returns a `Path`, or a str of a remote one. where: the path's name in messages,
+    such as "--model_path runs/first"; "": the path. Raises `UserError` for a folder without any of these. A path that
+    does not exist is returned, for `load_checkpoint` to refuse.
     """
+    if is_on_hub(path):
+        folder = fetch_from_hub(path, NEEDED)
+        if not is_exported(folder):
+            raise UserError(f"{where or path}: has no {SETTINGS} of a model that this program exported")
+        return folder
     path, is_far = join(path), is_remote(path)
     if str(path).endswith(".pt") if is_far else not path.is_dir():
         return path
@@ -297,6 +331,8 @@ def checkpoint_file(path, where=""):
         file = join(path, name)
         if is_stored(file) if is_far else file.is_file():
             return file
+    if not is_far and is_exported(path):
+        return path
     newest = None if is_far else newest_checkpoint(path)
     there = f"; its newest checkpoint is {shlex.quote(str(newest))}" if newest else ""
     raise UserError(f"{where or path}: is a folder without {BEST} and {LAST}{there}; name a run's folder or a file")
@@ -328,10 +364,11 @@ def step_of(path):
 
 
 class CheckpointFolder:
-    """Writes the checkpoints of one run to its `WorkFolder`: model<step>.pt, last.pt (the newest) and best.pt.
+    """Writes the checkpoints of one run to its `WorkFolder`: model<step>.pt, last.pt (the newest), best.pt
+    and, where a time limit ended the first stage, stage1.pt.
 
-    Only the first of several processes writes. keep: the number of the newest model<step>.pt to keep; 0: all. best.pt
-    and last.pt are never removed. If a blob store fails, a warning says so and the run continues: the next call pushes
+    Only the first of several processes writes. keep: the number of the newest model<step>.pt to keep; 0: all. The
+    others are never removed. If a blob store fails, a warning says so and the run continues: the next call pushes
     the missing files.
     """
 
@@ -358,6 +395,17 @@ class CheckpointFolder:
         else:
             save_checkpoint(checkpoint, path)
         self.folder.try_push()
+
+    def save_stage(self, checkpoint):
+        """Write stage1.pt, from which the first stage can go on. Returns its path or store's URL."""
+        save_checkpoint(checkpoint, self.folder.path / STAGE)
+        self.folder.try_push()
+        return self.folder.shown(STAGE)
+
+    def forget_stage(self):
+        """Remove a stage1.pt of a run that this one replaces."""
+        if STAGE in self.folder.names():
+            self.folder.try_remove([STAGE])
 
     def has(self, step):
         """Whether the folder holds this step's checkpoint; a resumed run may have its start in another folder."""

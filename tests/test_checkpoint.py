@@ -14,7 +14,6 @@ from guided_diffusion.checkpoint import (
     Checkpoint,
     checkpoint_file,
     checkpoint_path,
-    file_hash,
     load_checkpoint,
     names_digest,
     newest_checkpoint,
@@ -23,7 +22,7 @@ from guided_diffusion.checkpoint import (
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.places import without_folders
 from guided_diffusion.config.train_options import TrainOptions
-from guided_diffusion.io.archives import check_records
+from guided_diffusion.io.archives import check_records, file_hash
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.errors import UserError, describe_os_error
 from guided_diffusion.runtime.version import VERSION

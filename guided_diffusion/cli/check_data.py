@@ -25,13 +25,14 @@ from ..io.pictures import allow_megapixels
 from ..io.storage import fetch_folder, is_remote
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
+from ..runtime.program import command
 
-EXAMPLE = "python scripts/check_data.py --data_dir ISIC --out_dir checked"
+EXAMPLE = "--data_dir ISIC --out_dir checked"
 
 
 def main(argv=None):
     """Read every case, print the tables and the problems, draw the contact sheet. Returns 1 with errors, else 0."""
-    (options, data), given = parse(__doc__, [CheckOptions, DataOptions], argv, example=EXAMPLE)
+    (options, data), given = parse(__doc__, [CheckOptions, DataOptions], argv, example=f"{command('check')} {EXAMPLE}")
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the data")
     out = Path(options.out_dir)

@@ -24,14 +24,14 @@ from ..io.locks import folder_lock
 from ..io.texts import read_json, shown
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError, run_script
-from ..training.hints import SCRIPTS
+from ..runtime.program import command, prepare_children
 
 MODEL = (
     "--image_size 64 --num_channels 24 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16 "
     "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --log_interval 20"
 )
 SAMPLING = "--num_ensemble 5 --batch_size 4 --save_samples True"
-EXAMPLE = "python scripts/demo.py --data ISIC --speed 0.5 --out_dir demo_isic"
+EXAMPLE = "--data ISIC --speed 0.5 --out_dir demo_isic"
 
 
 @dataclass
@@ -87,7 +87,7 @@ TASKS = (
 
 def main(argv=None):
     """Read the command line and run the demo in its folder, where no other one is at work."""
-    (options,), _ = parse(__doc__, [DemoOptions], argv, example=EXAMPLE)
+    (options,), _ = parse(__doc__, [DemoOptions], argv, example=f"{command('demo')} {EXAMPLE}")
     out_dir = Path(options.out_dir)
     record = Record(out_dir, options)
     with folder_lock(out_dir):
@@ -176,7 +176,7 @@ def run_task(task, options, out_dir, record):
     console().info(f"{data}: the best grey-value threshold of each image, chosen with its truth: Dice {threshold:.3f}")
     if not record.of(task):
         call(
-            "segmentation_train.py",
+            "train",
             f"--data_name {task.data_name} --data_dir {quoted(data / task.train_folder)} --out_dir {quoted(run)} "
             f"{MODEL} --max_steps {task.steps_at(options.speed)} --max_minutes {task.minutes * options.speed:g} "
             f"--cache_dir {quoted(out_dir / 'cache')} --seed {options.seed} --resume_checkpoint auto "
@@ -185,11 +185,11 @@ def run_task(task, options, out_dir, record):
         checkpoint = newest_checkpoint(run)
         record.add(task, checkpoint=checkpoint.name, steps=int(checkpoint.stem.removeprefix("model")))
     call(
-        "segmentation_sample.py",
+        "sample",
         f"--model_path {quoted(run / record.of(task)['checkpoint'])} --data_dir {quoted(data / task.test_folder)} "
         f"--out_dir {quoted(results)} {SAMPLING} --seed {options.seed}" + (" --debug True" if task.debug else ""),
     )
-    call("segmentation_eval.py", f"--pred_dir {quoted(results)}")
+    call("evaluate", f"--pred_dir {quoted(results)}")
     record.add(task, threshold=threshold)
 
 
@@ -208,21 +208,22 @@ def quoted(path):
     return shlex.quote(str(path))
 
 
-def call(script, arguments):
-    """Print a script's command and run it. Raises `UserError` where it fails."""
-    console().info(f"\n$ python scripts/{script} {arguments}")
-    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *shlex.split(arguments)])
+def call(verb, arguments):
+    """Print a verb's command and run it. Raises `UserError` where it fails."""
+    console().info(f"\n$ {command(verb)} {arguments}")
+    prepare_children()
+    child = subprocess.Popen([sys.executable, "-m", "guided_diffusion", verb, *shlex.split(arguments)])
     interrupted, status = False, None
     while status is None:
         try:
             status = child.wait()
-        except KeyboardInterrupt:  # the script gets Ctrl-C too; wait for it, since training saves first
+        except KeyboardInterrupt:  # the child gets Ctrl-C too; wait for it, since training saves first
             interrupted = True
     if interrupted:
         console().info("the same command continues from here")
         raise KeyboardInterrupt
     if status:
-        raise UserError(f"{script} ended with status {status}")
+        raise UserError(f"{command(verb)} ended with status {status}")
 
 
 def summary_file(out_dir, task):

@@ -31,8 +31,9 @@ from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, run_script
+from ..runtime.program import command
 
-EXAMPLE = "python scripts/segmentation_eval.py --pred_dir runs/first/results"
+EXAMPLE = "--pred_dir runs/first/results"
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Results:
 def main(argv=None):
     """Evaluate folders of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
-    (options,), given = parse(__doc__, [EvalOptions], argv, example=EXAMPLE)
+    (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
     results = find_results(options, given)
     out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     with out.held():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..checkpoint import Checkpoint, checkpoint_file, file_hash, load_checkpoint
+from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
@@ -32,21 +32,21 @@ from ..evaluation.summary_table import format_summary
 from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
-from ..inference.several import check_named_once, settle_several
+from ..inference.several import checkpoint_files, settle_several
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
-from ..io.storage import WorkFolder, cached, fetch_file, fetch_folder, is_remote, on_this_machine
+from ..io.storage import WorkFolder, fetch_file, fetch_folder, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from ..runtime.errors import NoCasesError, UserError, run_script
+from ..runtime.program import command
 
 DRAWING_FLAGS = (  # without effect where no members are drawn
     *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
     *("fuse", "seed", "compile"),
 )
-EXAMPLE = """python scripts/segmentation_sample.py --model_path runs/first/last.pt --data_dir MY_DATA \\
-      --out_dir runs/first/results --num_ensemble 5"""
+EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results --num_ensemble 5"
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ def main(argv=None):
     """Parse the command line and sample, in this process or in one for each GPU of --multi_gpu."""
     groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
     saved = (ModelOptions, DiffusionOptions)
-    options, given = parse(__doc__, groups, argv, example=EXAMPLE, saved=saved, common=COMMON["sample"])
+    example = f"{command('sample')} {EXAMPLE}"
+    options, given = parse(__doc__, groups, argv, example=example, saved=saved, common=COMMON["sample"])
     process_options = options[-1]
     for name in ("model_path", "data_dir"):
         if name not in given:
             raise UserError(f"--{name}: is needed; see --help")
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, __spec__.name, sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "sample", sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
@@ -174,9 +175,7 @@ def load_checkpoints(options, processes):
     asked = next(part for part in options if isinstance(part, SampleOptions)).model_path
     data_dir = next(part for part in options if isinstance(part, DataOptions)).data_dir
     paths, loaded = path_list(asked), {}
-    files = [str(checkpoint_file(path, f"--model_path {path}")) for path in paths]
-    check_named_once(files)
-    for path, file in zip(paths, files, strict=True):
+    for path, file in zip(paths, checkpoint_files(paths, "--model_path "), strict=True):
         local = on_this_machine(file, fetch_file, processes)
         checkpoint = load_checkpoint(local, where=f"--model_path {path}")
         checkpoint.config = with_folders(checkpoint.config, record_beside(file), folders_around(data_dir))
@@ -370,7 +369,7 @@ def manifest_of(run, processes):
     return {
         "status": "running",
         "checkpoint": ",".join(run.checkpoints),
-        "checkpoint_sha256": ",".join(file_hash(cached(file)) for file in run.checkpoints),
+        "checkpoint_sha256": ",".join(map(checkpoint_digest, run.checkpoints)),
         "step": checkpoint.step,
         **({"further": further_checkpoints(run)} if run.sampler.others else {}),
         "settings": decisive,

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from ..checkpoint import CheckpointFolder, checkpoint_path
+from ..checkpoint import LAST, STAGE, CheckpointFolder, checkpoint_path
 from ..config.command_line import parse
 from ..config.config_file import as_yaml, write_config
 from ..config.help import COMMON
@@ -16,7 +16,7 @@ from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
-from ..data.loader_checks import REMEDY
+from ..data.loader_checks import case_remedy
 from ..data.mask_checks import check_foreground
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
@@ -33,13 +33,14 @@ from ..runtime.distributed import (
     training_memory_format,
 )
 from ..runtime.errors import UserError, run_script
-from ..training.hints import sampling_command
+from ..runtime.program import command
+from ..training.hints import resuming_command, sampling_command
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
-EXAMPLE = """python scripts/segmentation_train.py --data_name FOLDER --data_dir MY_DATA --val_fraction 0.2 \\
+EXAMPLE = """--data_dir MY_DATA --val_fraction 0.2 \\
       --test_fraction 0.2 --out_dir runs/first --image_size 128 --patch_size 2 --num_channels 16 \\
       --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
@@ -49,12 +50,12 @@ CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over th
 def main(argv=None):
     """Parse the command line and train, in this process or in one for each GPU of --multi_gpu."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=EXAMPLE, common=COMMON["train"])
+    options, given = parse(__doc__, groups, argv, example=f"{command('train')} {EXAMPLE}", common=COMMON["train"])
     process_options = options[-1]
     if options[1].dry_run:
         return dry_run(options, given)
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, __spec__.name, sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "train", sys.argv[1:] if argv is None else argv)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
@@ -77,8 +78,9 @@ def train(options, given, processes):
             write_config(run.values, run.folder.path)
         print_run_summary(run, model, processes)
         watch = build_watch(run, diffusion, processes)
-        last = TrainLoop(run, model, diffusion, processes, watch).run()
-        return conclude_training(run, watch, last, processes)
+        loop = TrainLoop(run, model, diffusion, processes, watch)
+        last = loop.run()
+        return conclude_training(run, watch, last, processes, stage_end=loop.stages.ended)
 
 
 # ---- the steps -----------------------------------------------------------------------------------------------------
@@ -171,8 +173,11 @@ def build_watch(run, diffusion, processes):
     return Watch(validation, settings.train, run.config, run.folder, best)
 
 
-def conclude_training(run, watch, last, processes):
-    """Push files that a store still lacks; print how the run ended and the next command. Returns the exit status."""
+def conclude_training(run, watch, last, processes, stage_end=None):
+    """Push files that a store still lacks; print how the run ended and the next command. Returns the exit status.
+
+    last: the last step. stage_end: see `checkpoint.Checkpoint`.
+    """
     if processes.is_first:
         command = command_to_sample(run, last)
         run.folder.finish()
@@ -183,10 +188,14 @@ def conclude_training(run, watch, last, processes):
     if run.is_complete:
         line = run.complete_line
     elif last < train.last_step:
-        line += f" of {train.last_step}; to go on, add --resume_checkpoint auto to the same command"
+        line += f" of {train.last_step}"
+        if stage_end is None or STAGE not in run.folder.names():  # else both ways to go on follow
+            line += "; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:
         best = "" if watch is None else CheckpointFolder(run.folder).describe_best(watch.best)
         console().info(f"{line}{best}\nsample with: {command}")
+        if stage_end is not None and STAGE in run.folder.names():
+            console().info(choice_after_time_limit(run, stage_end))
     return 0
 
 
@@ -220,6 +229,20 @@ def command_to_sample(run, step):
     return sampling_command(data.data_dir, run.dataset.data_dir, run.folder, checkpoint, data.data_name)
 
 
+def choice_after_time_limit(run, stage_end):
+    """Lines on the two ways to go on with a run whose first stage a time limit ended, each with its command."""
+    folder, name, minutes = run.folder, run.settings.data.data_name, run.settings.train.max_minutes
+    on, longer = (
+        resuming_command(folder, LAST, name, minutes),
+        resuming_command(folder, STAGE, name, minutes, f"{folder.shown()}_longer"),
+    )
+    return (
+        f"the time limit ended the first stage, and the condition model is fixed since step {stage_end}. To go on, "
+        f"for as many minutes as you set:\nthe diffusion alone: {on}\n"
+        f"both stages, from step {stage_end}, in a folder of its own: {longer}"
+    )
+
+
 def size_of(model):
     """The number of a network's parameters, as "1.234 M parameters"."""
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.4g} M parameters"
@@ -244,7 +267,7 @@ def warn_of_data(dataset, validation=None):
         classes = "" if dataset.classes.is_binary else f" by --classes {dataset.classes}"
         console().warning(
             f"warning: nothing is marked{classes} in any mask looked at, of training cases from all over the data; "
-            "nothing can be learned from such masks. python scripts/check_data.py lists the values in all masks"
+            f"nothing can be learned from such masks. {command('check')} lists the values in all masks"
         )
     indices = spread_indices(len(dataset), CASES_LOOKED_AT)
     units = [Unit(dataset.cases[index].name, (dataset.cases[index],), (index,)) for index in indices]
@@ -255,8 +278,8 @@ def warn_of_data(dataset, validation=None):
     for finding in found:
         text = finding.text.removeprefix("train: ")
         if finding.is_error:
-            raise UserError(text + REMEDY)
-        console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; scripts/check_data.py reads all)")
+            raise UserError(text + case_remedy())
+        console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; {command('check')} reads all)")
 
 
 if __name__ == "__main__":

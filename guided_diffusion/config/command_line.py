@@ -11,6 +11,7 @@ from pathlib import Path
 from ..io.texts import shown
 from ..runtime.console import console
 from ..runtime.errors import UserError
+from ..runtime.program import command_name
 from .config_file import is_record, read_config, split_record
 from .fields import REMOVED, REPLACED, Given, build, last_version, without_removed
 from .help import help_text
@@ -22,10 +23,10 @@ from .values import NO_VALUE, is_path, read_value
 
 TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
 COMMANDS = {
-    "segmentation_train.py": TRAINING,
-    "segmentation_sample.py": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
-    "segmentation_eval.py": (EvalOptions,),
-    "check_data.py": (CheckOptions, DataOptions),
+    "train": TRAINING,
+    "sample": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
+    "evaluate": (EvalOptions,),
+    "check": (CheckOptions, DataOptions),
 }
 SYNONYMS = {  # other programs' names for our flags; an error suggests the first flag that the command has
     "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",
@@ -229,11 +230,11 @@ def _unknown_flag(name, fields):
     if name in fields:  # but not a flag
         return f"--{name}: is no flag; a checkpoint sets it"
     if owner := _owner(name):
-        return f"--{name}: is a flag of {owner}, not of this script"
+        return f"--{name}: is a flag of {command_name(owner)}, not of this command"
     words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
     words |= {flag: flag for flag, item in fields.items() if item.metadata["is_flag"]}
     if name.lower() not in words and (flag := _synonym_of(name.lower())):
-        return f"--{name}: no such flag; --{flag} is a flag of {_owner(flag)}, not of this script"
+        return f"--{name}: no such flag; --{flag} is a flag of {command_name(_owner(flag))}, not of this command"
     close = difflib.get_close_matches(name.lower(), words, n=1)
     if not close:
         return f"--{name}: no such flag, see --help_all"
@@ -243,12 +244,12 @@ def _unknown_flag(name, fields):
 
 
 def _owner(name):
-    """The first script that has this flag, or None."""
-    return next((script for script, groups in COMMANDS.items() if name in fields_of(groups)), None)
+    """The first verb that has this flag, or None."""
+    return next((verb for verb, groups in COMMANDS.items() if name in fields_of(groups)), None)
 
 
 def _synonym_of(word):
-    """The first flag, of any script, that other programs call `word`, or None."""
+    """The first flag, of any verb, that other programs call `word`, or None."""
     return next((flag for flag, words in SYNONYMS.items() if word in words.split()), None)
 
 

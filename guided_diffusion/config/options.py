@@ -99,7 +99,7 @@ class DataOptions:
         "",
         "regular expression that finds the patient in a case's name, as '^(P[0-9]+)'. Cases with the same match (of "
         "its first group, if it has one) stay in one part of --val_fraction, --fold and --test_fraction. Sampling and "
-        "check_data use it to count patients. Empty: the loader's groups, else each image or volume by itself",
+        "the check of data use it to count patients. Empty: the loader's groups, else each image or volume by itself",
     )
     split_seed: int = option(
         0,

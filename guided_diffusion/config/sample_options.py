@@ -117,7 +117,7 @@ class SampleOptions:
     temperature: float = option(
         0.0,
         "temperature T of the probability map, sigmoid(logit(p) / T); masks do not change. 0: the checkpoint's, "
-        "fitted by segmentation_eval.py --fit_temperature, or 1",
+        "fitted by --fit_temperature of the evaluation, or 1",
         minimum=0,
         maximum=MAX_TEMPERATURE,
         why="every probability is 0.5 then",
@@ -169,7 +169,7 @@ class EvalOptions:
 
     pred_dir: str = option(
         "",
-        "results folder of segmentation_sample.py, or a folder of masks named like the cases (NAME.png, "
+        "results folder of sampling, or a folder of masks named like the cases (NAME.png, "
         "NAME_mask.png, NAME_seg.nii.gz, ...), also on gs:// or az://. Several, A,B,C, as of the folds of a "
         "cross-validation, are evaluated as one",
         required=True,
@@ -243,8 +243,7 @@ class EvalOptions:
     fit_temperature: str = option(
         "",
         "checkpoint that made these results: fit the temperature of least log loss on them and store it in that file, "
-        "for sampling to apply to probabilities. Use results of validation cases (segmentation_sample.py --split "
-        "val)",
+        "for sampling to apply to probabilities. Use results of validation cases (sampled with --split val)",
         path=True,
     )
     lesion_iou: float = option(

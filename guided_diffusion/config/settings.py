@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..io.storage import is_same_folder
 from ..runtime.errors import UserError
+from ..runtime.program import command_name
 from .fields import build, check_variant
 from .options import NO_WINDOW, DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
 from .presets import PRESETS
@@ -247,7 +248,7 @@ def _data_as_trained(data, given, config):
             by = f"by --group_key {held['group_key']}" if held.get("group_key") else "without --group_key"
             raise UserError(
                 f"--group_key {data.group_key}: training divided {data.data_dir} {by}; leave it out (to group figures "
-                "differently, give it to segmentation_eval.py), or set --val_fraction or --fold to divide anew"
+                f"differently, give it to {command_name('evaluate')}), or set --val_fraction or --fold to divide anew"
             )
         values |= held
     return replace(data, **values)

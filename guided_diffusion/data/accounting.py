@@ -12,6 +12,7 @@ from ..io.files import is_found, is_rubbish, split_suffix
 from ..io.folders import is_inside, walk_folders
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
+from ..runtime.program import command
 from .left_over import (
     ARCHIVE,
     ARCHIVES,
@@ -156,7 +157,7 @@ class Account:
         failed = f" ({self.failed[0]})" if self.failed else ""
         return (
             f"warning: {counted(number, 'file')} of {self.folder} {'is' if number == 1 else 'are'} not used ({why})"
-            f"{failed}; python scripts/check_data.py names them"
+            f"{failed}; {command('check')} names them"
         )
 
 

@@ -1,4 +1,4 @@
-"""What `scripts/check_data.py` shows of a data set: its layout, a table of its splits, and a contact sheet."""
+"""What the check of data shows of a data set: its layout, a table of its splits, and a contact sheet."""
 
 from collections import Counter
 

@@ -14,6 +14,7 @@ from ..io.masks import read_label_array
 from ..io.pictures import MaskNote, note_mask, noted_masks
 from ..runtime.console import counted
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
+from ..runtime.program import command
 from .accounting import account, links_without_target, unread_kinds
 from .cases import group_cases
 from .classes import KEYWORDS, Classes, found_classes, own_classes, parse_classes, read_classes
@@ -410,7 +411,7 @@ class SegmentationDataset(Dataset):
                 named = f"{counted(len(orphans), 'mask')} {'belongs' if len(orphans) == 1 else 'belong'} to no image"
                 return f" (none of {count} has one, and {named}, as {orphans[0]}: their names must agree)"
             return f" (none of {count} has one: is {self.data_dir} the folder that holds the masks too?)"
-        return f" ({lacking} of {count} have none; python scripts/check_data.py names them)" if lacking > 1 else ""
+        return f" ({lacking} of {count} have none; {command('check')} names them)" if lacking > 1 else ""
 
     @classmethod
     def shown_name(cls):

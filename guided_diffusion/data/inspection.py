@@ -12,7 +12,7 @@ from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import check_shape, check_volumes, group_cases, same_cases
-from .loader_checks import REMEDY
+from .loader_checks import case_remedy
 from .registry import build_dataset
 from .splits import SPLIT_FOLDERS, known_group
 
@@ -234,7 +234,7 @@ def _try_read(inspection, read, *arguments):
     except (UserError, OSError) as error:
         if inspection.strict:
             raise
-        inspection.problems.append(reason_of(error).removesuffix(REMEDY))
+        inspection.problems.append(reason_of(error).removesuffix(case_remedy()))
         return None
 
 

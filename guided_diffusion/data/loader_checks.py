@@ -10,6 +10,7 @@ import numpy as np
 
 from ..runtime.console import listed
 from ..runtime.errors import UserError, in_one_line, innermost_place
+from ..runtime.program import command
 from .cases import Case, Geometry
 
 BACKGROUND_NAMES = ("background", "bg", "back ground")
@@ -18,7 +19,6 @@ SAME_LENGTH = 0.01  # of a voxel's size: a larger difference is no rounding
 # ---- Exceptions in a loader of the user's own ------------------------------------------------------------------------
 
 OURS = {__name__.partition(".")[0]}
-REMEDY = "; python scripts/check_data.py tries every case"
 
 
 @contextmanager
@@ -47,7 +47,13 @@ def own_errors(loader, method, case=None):
                 raise
             where = f"{getattr(sys.modules.get(definer.__module__), '__file__', definer.__name__)}, {method}"
         message = f"{where}: {in_one_line(error)}"
-        raise UserError(f"{method}: {message}" if case is None else f"case {case.name}: {message}{REMEDY}") from error
+        text = f"{method}: {message}" if case is None else f"case {case.name}: {message}{case_remedy()}"
+        raise UserError(text) from error
+
+
+def case_remedy():
+    """What to do about a case that cannot be used, at the end of a message."""
+    return f"; {command('check')} tries every case"
 
 
 def is_ours(cls):

@@ -20,6 +20,7 @@ from ..io.nifti import (
 )
 from ..runtime.console import counted
 from ..runtime.errors import UserError, reason_of
+from ..runtime.program import command
 from .cases import Case, Geometry
 from .intensities import CTWindow as CTWindow  # loaders of version 0.2.0 import it from here
 from .intensities import doubt_of, normalisation_text, normalised, ranges_of, spread, zscore
@@ -91,7 +92,7 @@ class VolumeReader:
         """Raise `UserError` with the first of the `unreadable` volumes and their number."""
         if self.unreadable:
             count = len(self.unreadable)
-            more = f" ({count} volumes in all cannot be read: python scripts/check_data.py names them)"
+            more = f" ({count} volumes in all cannot be read: {command('check')} names them)"
             raise UserError(next(iter(self.unreadable.values())) + (more if count > 1 else ""))
 
     def channels(self, paths):

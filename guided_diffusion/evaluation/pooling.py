@@ -9,7 +9,7 @@ from .statistics import mean_defined
 from .summary import by_case, mean_row
 from .summary_table import metric_label
 
-SHOWN = ("dice", "iou", "sensitivity", "precision", "hd95")
+FOLD_FIGURES = ("dice", "iou", "sensitivity", "precision", "hd95")
 # Of a manifest's settings: these may differ between folds. A temperature is fitted for each checkpoint.
 OWN_SETTINGS = ("temperature", "save_samples", "uncertainty_maps", "debug", "precision")
 
@@ -78,6 +78,6 @@ def fold_figures(evaluations, labels):
 
 def format_folds(folds, summary):
     """The folds' means as a table for the console. summary: of all cases together, see `summary.summary_of`."""
-    names = [name for name in SHOWN if name in folds[0]]
+    names = [name for name in FOLD_FIGURES if name in folds[0]]
     rows = [[one["fold"], one["cases"], *(f"{one[name]:.4f}" for name in names)] for one in folds]
     return text_table(["fold", "cases", *(metric_label(name, summary) for name in names)], rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint import file_hash, load_checkpoint, save_checkpoint
+from ..checkpoint import ExportedModel, checkpoint_digest, checkpoint_file, load_checkpoint, save_checkpoint
 from ..runtime.errors import UserError
 from .proper_scores import CLIPPED
 
@@ -59,7 +59,12 @@ def check_origin(path, manifest):
 
     Raises `UserError` where the results with this manifest were not sampled with it.
     """
-    checkpoint, digest = load_checkpoint(path, where=f"--fit_temperature {path}"), file_hash(path)
+    checkpoint = load_checkpoint(path, where=f"--fit_temperature {path}")
+    if isinstance(checkpoint, ExportedModel):
+        raise UserError(
+            f"--fit_temperature {path}: is an exported model; fit into the run's checkpoint, then export it again"
+        )
+    digest = checkpoint_digest(path)
     original = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
     if manifest.get("checkpoint_sha256") not in (digest, original):
         raise UserError(
@@ -91,7 +96,7 @@ def fit_into_checkpoint(path, manifest, levels, cases):
         "log_loss": levels.log_loss(factor),
     }
     checkpoint.config["calibration"] = calibration
-    save_checkpoint(checkpoint, path)
+    save_checkpoint(checkpoint, checkpoint_file(path))
     return calibration
 
 
@@ -100,8 +105,8 @@ def format_fit(fitted, path):
     split = "validation" if fitted["split"] == "val" else "test"
     lines = [
         f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {split} masks and written to "
-        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; segmentation_sample.py applies "
-        "it from now on"
+        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; sampling applies it "
+        "from now on"
     ]
     if split == "test":
         lines.append("these were test cases, so later figures on them are too good; fit on --split val")

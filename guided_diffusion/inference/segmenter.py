@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import checkpoint_file, load_checkpoint
+from ..checkpoint import load_checkpoint
 from ..config.command_line import options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
@@ -24,16 +24,17 @@ from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented,
 from ..io.storage import fetch_file
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
+from ..runtime.program import command_name
 from .answer import stack_slices
 from .sampler import build_sampler
-from .several import check_named_once, settle_several
+from .several import checkpoint_files, settle_several
 from .writer import fuse_batch
 
 
 class Segmenter:
     """A trained network with its settings. `load` makes one; call it with an image or a batch.
 
-    With the same checkpoint, image, case name, seed and settings it returns the masks of segmentation_sample.py.
+    With the same checkpoint, image, case name, seed and settings it returns the masks of `medsegdiff sample`.
     """
 
     def __init__(self, checkpoint, sampler, data_name=None):
@@ -48,7 +49,7 @@ class Segmenter:
         if missing:
             raise UserError(
                 f"{sampler.options.model_path}: is older than Segmenter and lacks the normalisation of "
-                f"{loader.__name__}; train one more step (--resume_checkpoint) or use scripts/segmentation_sample.py"
+                f"{loader.__name__}; train one more step (--resume_checkpoint) or use {command_name('sample')}"
             )
         self.loader = loader.without_data(kept, checkpoint.class_names)
 
@@ -73,34 +74,26 @@ class Segmenter:
             answer. All networks are in memory at once.
 
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
-            --seed and --precision of segmentation_sample.py. members=0: as the checkpoint was trained, in one pass
+            --seed and --precision of `medsegdiff sample`. members=0: as the checkpoint was trained, in one pass
             without the diffusion where a condition model was trained to answer, else 5 members.
         device: a torch device or its name; None: the first GPU, or the CPU without one.
         data_name: needed where a loader of your own trained the checkpoint: its file and class,
             "path/to/my_loader.py:MyDataset". The file named in the checkpoint is never run.
-        options: other flags of the script, such as weights="model", image_size=512 or solver_order=3.
-        Raises `UserError` for whatever the script refuses, and ValueError for an unknown device.
+        options: other flags of that command, such as weights="model", image_size=512 or solver_order=3.
+        Raises `UserError` for whatever that command refuses, and ValueError for an unknown device.
         """
         others = {item.name for group in (SampleOptions, ModelOptions) for item in dataclasses.fields(group)}
         if unknown := sorted(options.keys() - others):
-            raise UserError(
-                f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of segmentation_sample.py"
-            )
+            raise UserError(f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of sampling")
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         if not paths:
             raise UserError("Segmenter.load: the list of checkpoints is empty; name one or several")
-        values = {
-            "model_path": ",".join(map(str, paths)),
-            "num_ensemble": members,
-            "diffusion_steps": steps,
-            "sampler": sampler,
-        }
-        values |= {"fuse": fuse, "seed": seed, **options}
+        values = {"model_path": ",".join(map(str, paths)), "num_ensemble": members, "diffusion_steps": steps}
+        values |= {"sampler": sampler, "fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        files = [str(checkpoint_file(one)) for one in paths]
-        check_named_once(files)
+        files = checkpoint_files(paths)
         checkpoints = [load_checkpoint(fetch_file(file), where=file) for file in files]
         settings = settle_several(asked, given, checkpoints, files)
         precision = pick_precision(settings[0].device.precision, device)

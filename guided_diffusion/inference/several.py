@@ -3,8 +3,10 @@
 import os
 from dataclasses import replace
 
+from ..checkpoint import checkpoint_file
 from ..config.settings import settle
 from ..data.compatibility import trained_window
+from ..io.hub import is_on_hub
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 
@@ -39,12 +41,18 @@ def _without_fitted(settings, given):
     return replace(settings, sample=replace(settings.sample, temperature=1.0))
 
 
-def check_named_once(files):
-    """Raise `UserError` where two of these checkpoints are one file, perhaps by two names, as best.pt and last.pt."""
+def checkpoint_files(paths, flag=""):
+    """The file of each checkpoint, see `checkpoint.checkpoint_file`; a model on the Hub keeps its name.
+
+    flag: the beginning of messages. Raises `UserError` where two are one file, perhaps by two names, as best.pt and
+    last.pt may be.
+    """
+    files = [str(path) if is_on_hub(path) else str(checkpoint_file(path, f"{flag}{path}")) for path in paths]
     for number, file in enumerate(files):
         for other in files[:number]:
             if file == other or (os.path.exists(file) and os.path.exists(other) and os.path.samefile(file, other)):
                 raise UserError(f"--model_path: {other} and {file} are one file, which would count twice; name it once")
+    return files
 
 
 def check_agreement(checkpoints, paths):
@@ -69,12 +77,12 @@ def _training_facts(checkpoint):
         "was trained with --data_name": config["data"]["data_name"].upper(),
         "was trained with --ct_window": trained_window(config) or "none",
         "was trained with --image_size": config["model"]["image_size"],
-        "has the normalisation": ", ".join(f"{name} {_listed(value)}" for name, value in sorted(kept.items())),
+        "has the normalisation": ", ".join(f"{name} {_without_tuples(value)}" for name, value in sorted(kept.items())),
     }
 
 
-def _listed(value):
-    return list(map(_listed, value)) if isinstance(value, (list, tuple)) else value
+def _without_tuples(value):
+    return list(map(_without_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_equal(what, one, other, first, second, remedy):

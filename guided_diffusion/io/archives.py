@@ -6,6 +6,7 @@ and every burst of up to 32. It costs 0.3 s per GB, and files of all earlier ver
 against forgery: whoever changes a file on purpose can write a new sum.
 """
 
+import hashlib
 import mmap
 import os
 import struct
@@ -118,3 +119,12 @@ def _sums(data, records):
         return [crc_of(record) for record in records]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(crc_of, records))
+
+
+def file_hash(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

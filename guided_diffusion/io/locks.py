@@ -12,7 +12,6 @@ import secrets
 import shlex
 import socket
 import stat
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from ..runtime.console import console
 from ..runtime.errors import UserError
+from ..runtime.program import own_name
 from .files import NO_LINKS
 
 try:
@@ -77,10 +77,9 @@ def folder_lock(folder, flag="--out_dir", shown=""):
 
 
 def _this_process():
-    command = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     pid = os.getpid()
-    return Holder(socket.gethostname(), _machine(), pid, _start_time(pid), command, since, secrets.token_hex(8))
+    return Holder(socket.gethostname(), _machine(), pid, _start_time(pid), own_name(), since, secrets.token_hex(8))
 
 
 def _machine():

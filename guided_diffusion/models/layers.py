@@ -78,8 +78,8 @@ def checkpointed(function, *inputs, enabled):
 
 def without_autocast(device_type):
     """A context in which operations keep the precision of their inputs."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
+    if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(device_type):
+        return nullcontext()  # an exported graph is in float32, and would keep the context as an operation
     return torch.autocast(device_type, enabled=False)
 
 

@@ -4,19 +4,18 @@ import ctypes
 import os
 import re
 import signal
-import site
 import sys
 import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from .console import console
 from .errors import PeerGone, UserError, is_out_of_memory
+from .program import prepare_children
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -165,13 +164,14 @@ def visible_gpus(text):
     return [names[gpu] if names != [""] else str(gpu) for gpu in gpus]
 
 
-def launch_on_gpus(multi_gpu, program, arguments):
-    """Run a program (see `launch`) in one process for each GPU of `--multi-gpu`; returns the exit status."""
+def launch_on_gpus(multi_gpu, verb, arguments):
+    """Run a verb of this program in one process for each GPU of `--multi-gpu`; returns the exit status."""
     if "LOCAL_RANK" in os.environ:
         raise UserError(f"--multi-gpu {multi_gpu}: starts its processes itself; leave it out under torchrun")
     gpus = visible_gpus(multi_gpu)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return launch(program, [*arguments, "--multi_gpu="], len(gpus))  # the last flag wins, also over a YAML file
+    # The last flag wins, also over a YAML file.
+    return launch("guided_diffusion", [verb, *arguments, "--multi_gpu="], len(gpus))
 
 
 def launch(program, arguments, count):
@@ -186,7 +186,7 @@ def launch(program, arguments, count):
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     if not program.endswith(".py"):
-        _import_from_here_alone()
+        prepare_children()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -209,17 +209,6 @@ def launch(program, arguments, count):
     except SignalException as error:
         return 128 + error.sigval
     return 0
-
-
-def _import_from_here_alone():
-    """Let `python -m` in the processes to start import this package, but no module of the folder that they are in.
-
-    That folder may hold a stranger's files: a numpy.py among them would run (before Python 3.11 it still does).
-    """
-    os.environ["PYTHONSAFEPATH"] = "1"
-    root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
-    if root not in (*site.getsitepackages(), site.getusersitepackages()):  # those come last, after Python's own
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, path)))
 
 
 def pick_device(gpu_dev, explicit=False):

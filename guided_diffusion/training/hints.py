@@ -1,13 +1,12 @@
 """Hints for the user: symptoms of a run that goes wrong with remedies, and the next command to run."""
 
 import math
-import shlex
-from pathlib import Path
 
 from ..data.registry import is_loader_file
 from ..data.splits import split_folders, split_of
 from ..io.storage import folder_and_name, is_remote, join, list_folders
 from ..runtime.errors import UserError
+from ..runtime.program import command
 
 EMPTY = FULL = 0.5  # share of the members
 AGREEMENT = 0.5  # mean Dice of pairs of members
@@ -70,8 +69,6 @@ def _for_masks(diffusion, last):
 
 # ---- the next command ----------------------------------------------------------------------------------------------
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 def sampling_command(data_dir, fetched, folder, checkpoint, data_name=""):
     """The command that samples a checkpoint, ready for the shell.
@@ -83,20 +80,24 @@ def sampling_command(data_dir, fetched, folder, checkpoint, data_name=""):
     testing = remote_testing_folder(data_dir, fetched) if is_remote(data_dir) else testing_folder(fetched)
     words = ["--model_path", folder.shown(checkpoint.name), "--data_dir", testing, "--out_dir", folder.shown(results)]
     words += ["--data_name", data_name] if is_loader_file(data_name) else []
-    return _command("segmentation_sample.py", words)
+    return command("sample", *words)
+
+
+def resuming_command(folder, checkpoint, data_name, max_minutes, out_dir=""):
+    """The command that goes on from a run's checkpoint, ready for the shell; the checkpoint has the other options.
+
+    folder: the run's `WorkFolder`; checkpoint: the name of the file in it. data_name: as for `sampling_command`.
+    max_minutes: the new time limit. out_dir: another folder to write to; "": the run's own.
+    """
+    words = ["--resume_checkpoint", folder.shown(checkpoint), *(["--out_dir", out_dir] if out_dir else [])]
+    words += ["--data_name", data_name] if is_loader_file(data_name) else []
+    return command("train", *words, "--max_minutes", f"{max_minutes:g}")
 
 
 def checking_command(data):
     """The command that checks the data of a run, ready for the shell. data: its option values, a dict."""
     words = ["--data_name", data["data_name"], "--data_dir", data["data_dir"]]
-    return _command("check_data.py", [*words, "--classes", data["classes"]] if data["classes"] else words)
-
-
-def _command(name, words):
-    script = SCRIPTS / name
-    if script.is_relative_to(Path.cwd()):
-        script = script.relative_to(Path.cwd())
-    return shlex.join(map(str, ["python", script, *words]))
+    return command("check", *words, *(["--classes", data["classes"]] if data["classes"] else []))
 
 
 def testing_folder(data_dir):

@@ -117,14 +117,13 @@ class Report(Hook):
         """Open the log and the bar."""
         remove_temporaries(loop.folder.path / "validation")  # of a killed run
         self.log = RunLog(loop.folder.path, loop.step)
-        self.bar = tqdm(total=loop.last_step, initial=loop.step, desc="training", unit="step", dynamic_ncols=True)
+        self.bar = MinuteBar(loop) if loop.options.max_minutes else StepBar(loop)
 
     def after_step(self, loop, result):
         """Move the bar; log the means since the last line and the validation."""
         for name, value in result.values.items():
             self.recent[name].append(value)
-        self.bar.update()
-        self.bar.set_postfix(self._postfix(loop, result), refresh=False)
+        self.bar.move(loop, self._postfix(loop, result))
         means = {}
         if loop.step % loop.options.log_interval == 0 or result.finished:
             means = {name: float(np.mean(history)) for name, history in self.recent.items()}
@@ -142,9 +141,6 @@ class Report(Hook):
 
     def _postfix(self, loop, result):
         shown = {"loss": f"{result.values['loss']:.4f}", "waiting": f"{loop.waiting.share:.0%}"}
-        if loop.options.max_minutes:
-            left = loop.options.max_minutes - (time.monotonic() - loop.began) / 60
-            shown["minutes left"] = f"{max(left, 0):.1f}"
         if self.watch is not None and self.watch.latest is not None:
             shown["val"] = f"{self.watch.latest.shown_dice:.3f}"
         return shown
@@ -154,6 +150,42 @@ class Report(Hook):
         for opened in (self.bar, self.log):
             if opened is not None:
                 opened.close()
+
+
+class StepBar:
+    """The progress bar of a run that its last step ends; it counts steps."""
+
+    def __init__(self, loop):
+        self.bar = tqdm(total=loop.last_step, initial=loop.step, desc="training", unit="step", dynamic_ncols=True)
+
+    def move(self, loop, figures):
+        """Show the loop's step. figures: a dict of texts, shown after the bar."""
+        self.bar.set_postfix(figures, refresh=False)
+        self.bar.update(loop.step - self.bar.n)
+
+    def close(self):
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+class MinuteBar(StepBar):
+    """The progress bar of a run with a time limit: it counts minutes, and its line says the step.
+
+    It ends at the limit or, at the pace so far, at the last step: at whichever comes first.
+    """
+
+    def __init__(self, loop):
+        self.limit, self.first_step = loop.options.max_minutes, loop.step
+        shape = "{l_bar}{bar}| {n:.1f}/{total:.1f} min [{remaining} left{postfix}]"
+        self.bar = tqdm(total=self.limit, desc="training", bar_format=shape, dynamic_ncols=True)
+
+    def move(self, loop, figures):
+        """Show the time. figures: a dict of texts, shown after the step."""
+        minutes = (time.monotonic() - loop.began) / 60
+        for_all = minutes / (loop.step - self.first_step) * (loop.last_step - self.first_step)
+        self.bar.total = max(minutes, min(self.limit, for_all))
+        self.bar.set_postfix({"step": f"{loop.step}", **figures}, refresh=False)
+        self.bar.update(minutes - self.bar.n)
 
 
 class SaveCheckpoints(Hook):

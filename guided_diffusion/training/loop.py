@@ -151,8 +151,23 @@ class TrainLoop:
         if late["dice"] and stages.dice_ended is None:
             stages.dice_ended = self.step
         if late["stage"] or not stages.is_first(self.step):
+            self._keep_stage(by_time=stages.is_first(self.step))
             stages.ended = self.step
             console().info(f"step {self.step}: from here on the condition model is fixed, and the diffusion learns")
+
+    def _keep_stage(self, by_time):
+        """Write stage1.pt before the condition model is fixed, if a time limit ends its stage.
+
+        A longer limit is another run then: it may go on from there. A run that ends by its steps was planned so.
+        """
+        if not by_time:
+            if self.processes.is_first:
+                self.checkpoints.forget_stage()
+            return
+        checkpoint = self.checkpoint()
+        if self.processes.is_first:
+            where = self.checkpoints.save_stage(checkpoint)
+            console().info(f"step {self.step}: wrote {where}, from which a longer run can go on")
 
     # ---- one step ----------------------------------------------------------------------------------------------
 

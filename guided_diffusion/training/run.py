@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoint import BEST, Checkpoint, load_checkpoint, newest_name, step_of
+from ..checkpoint import BEST, STAGE, Checkpoint, load_checkpoint, newest_name, step_of
 from ..config.config_file import record_beside, run_values
 from ..config.fields import named_by
 from ..config.options import NO_WINDOW, DataOptions
@@ -163,7 +163,7 @@ def prepare_run(options, given, processes):
         divided,
         changed,
         lacking,
-        condition_model_warning(settings.train, start),
+        condition_model_warning(settings.train, start, folder),
         no_diffusion_warning(settings, start),
         random_start_warning(settings.train),
     )
@@ -433,15 +433,20 @@ def choose_precision(device_options, given, start, device):
 # ---- warnings ------------------------------------------------------------------------------------------------------
 
 
-def condition_model_warning(train, start):
-    """A warning if a run past its first stage continues for much longer with a fixed condition model, or None."""
+def condition_model_warning(train, start, folder):
+    """A warning if a run past its first stage continues for much longer with a fixed condition model, or None.
+
+    folder: the run's `WorkFolder`, which may hold the checkpoint at the end of the first stage.
+    """
     first_stage = None if start is None else start.first_stage
     if not first_stage or train.condition_steps > start.step or train.last_step <= 2 * first_stage:
         return None
+    before = f"a checkpoint before step {first_stage}, or begin anew"
+    if STAGE in folder.names():
+        before = f"{folder.shown(STAGE)}, into another --out_dir"
     return (
         f"warning: the condition model learned in the first {first_stage} of {train.last_step} steps and stays fixed, "
-        f"except its last layer; to train it for longer go on from a checkpoint before step {first_stage}, or begin "
-        "anew"
+        f"except its last layer; to train it for longer go on from {before}"
     )
 
 

@@ -13,6 +13,7 @@ from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.cli import demo as module
 from guided_diffusion.data.phantoms import write_isic
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.program import VERB_SCRIPTS
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def demo(script, monkeypatch):
             write_isic(folder, num_train=4, num_test=3, size=32, seed=seed)
 
     def call(name, arguments):
-        module.calls.append(name.removesuffix(".py"))
-        script(name.removesuffix(".py"), shlex.split(arguments))
+        module.calls.append(name)
+        script(VERB_SCRIPTS[name].removesuffix(".py"), shlex.split(arguments))
 
     sampling = "--num_ensemble 2 --diffusion_steps 2 --dpm_solver True --save_samples True"
     tasks = (Task("ISIC", "Train", "Test", steps=4, minutes=5, debug=False),)
@@ -35,7 +36,7 @@ def demo(script, monkeypatch):
     return module
 
 
-ALL = ["segmentation_train", "segmentation_sample", "segmentation_eval"]
+ALL = ["train", "sample", "evaluate"]
 
 
 def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
@@ -62,7 +63,7 @@ def test_an_interrupted_demo_goes_on(demo, tmp_path, monkeypatch, where):
 
     def interrupted(name, arguments):
         call(name, arguments)
-        if name == f"{where}.py":
+        if name == where:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "call", interrupted)
@@ -72,8 +73,8 @@ def test_an_interrupted_demo_goes_on(demo, tmp_path, monkeypatch, where):
     monkeypatch.setattr(demo, "call", call)
     demo.calls.clear()
     demo.main(["--out_dir", str(tmp_path / "demo")])
-    assert demo.calls == (ALL if where == "segmentation_train" else ALL[1:])
-    assert {path: path.stat().st_mtime_ns for path in masks} == masks and (masks or where == "segmentation_train")
+    assert demo.calls == (ALL if where == "train" else ALL[1:])
+    assert {path: path.stat().st_mtime_ns for path in masks} == masks and (masks or where == "train")
     assert [path.name for path in tmp_path.glob("demo/ISIC_run/model*.pt")] == ["model000004.pt"]
 
 

@@ -82,7 +82,7 @@ def said(tmp_path, save_picture, capsys):
 
 def test_training_says_of_its_data_what_check_data_says(said):
     disc = (np.hypot(*np.mgrid[-16:16, -16:16]) < 9).astype(np.uint8)
-    end = " (of 3 cases looked at; scripts/check_data.py reads all)"
+    end = " (of 3 cases looked at; python scripts/check_data.py reads all)"
     assert said([disc * 255] * 3) == []
     (line,) = said([disc, disc, disc * 255])
     assert line.startswith("warning: the foreground of masks is 1 in 2 cases") and line.endswith(end)

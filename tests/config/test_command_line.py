@@ -130,7 +130,7 @@ def test_epochs_are_converted_to_steps(word):
     ],
 )
 def test_a_synonym_of_another_scripts_flag_names_both(word, flag, script, groups):
-    line = f"--{word}: no such flag; --{flag} is a flag of {script}, not of this script"
+    line = f"--{word}: no such flag; --{flag} is a flag of {script}, not of this command"
     assert refused(f"--{word} 3", groups) == line
 
 
@@ -140,7 +140,7 @@ def test_a_known_flag_with_wrong_dashes():
     assert refused("--num_res-blocks 3 -config x.yaml") == (
         "--num_res-blocks: write --num_res_blocks; -config: write --config"
     )
-    assert refused("-lr 1", SAMPLE) == "--lr: is a flag of segmentation_train.py, not of this script"
+    assert refused("-lr 1", SAMPLE) == "--lr: is a flag of segmentation_train.py, not of this command"
 
 
 def test_a_value_out_of_range_is_echoed_as_typed():
@@ -163,7 +163,7 @@ def test_all_mistakes_of_a_command_line_are_named_at_once():
             "--learning_rate: no such flag, did you mean --lr?",
             "--epochs: no such flag; training counts steps: --max_steps = epochs x images / batch_size",
             "'stray': follows no flag",
-            "--num_ensemble: is a flag of segmentation_sample.py, not of this script",
+            "--num_ensemble: is a flag of segmentation_sample.py, not of this command",
             "--lr x: must be a number",
             "--image_size 0: must be above 0",
         ]

@@ -92,7 +92,7 @@ def test_all_mistakes_of_a_yaml_file_are_named_at_once(write):
         "--learning_rate: no such flag, did you mean --lr?",
         "--batch_size many: must be a whole number",
         "--lr -1: must be above 0",
-        "--num_ensemble: is a flag of segmentation_sample.py, not of this script",
+        "--num_ensemble: is a flag of segmentation_sample.py, not of this command",
         "--qqq: no such flag, see --help_all",
     ]
 

@@ -1,9 +1,11 @@
 """Whole training runs by the script: how they end, how they go on, and what they log."""
 
+import itertools
 import json
 import math
 import os
 import re
+import shlex
 import signal
 
 import pytest
@@ -124,6 +126,26 @@ def test_a_resumed_run_keeps_the_time_limit_and_says_so(script, pictures, tmp_pa
     assert 1 < step < 1000000000
     script("segmentation_train", [*again, f"--max_minutes 0 --max_steps {step + 1}"])
     assert "is kept from before" not in capsys.readouterr().out
+
+
+def test_a_run_that_the_time_ended_goes_on_in_both_ways_that_it_names(script, pictures, tmp_path, capsys, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: 1.6 * next(now))
+    data = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run"]
+    script("segmentation_train", [*data, TINY, "--version v2 --recipe staged --max_minutes 1 --cache_dir none"])
+    captured = capsys.readouterr()
+    assert "/1.0 min" in captured.err and "100000" not in captured.err
+    stage, last = (load_checkpoint(tmp_path / "run" / name) for name in ("stage1.pt", "last.pt"))
+    assert 0 < stage.step == last.first_stage < last.step and not stage.has_learned_diffusion
+    told = captured.out.partition(f"the condition model is fixed since step {stage.step}. To go on")[2]
+    commands = [shlex.split(line.partition(": ")[2])[2:] for line in told.splitlines() if ": python" in line]
+    assert len(commands) == 2
+    alone, both = (" ".join(map(shlex.quote, words)) for words in commands)
+    script("segmentation_train", both)
+    script("segmentation_train", alone)
+    assert "go on from " + str(tmp_path / "run" / "stage1.pt") in capsys.readouterr().out
+    longer, fixed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run_longer", "run"))
+    assert longer.step > longer.first_stage > stage.step == fixed.first_stage < last.step < fixed.step
 
 
 def test_going_back_needs_a_folder_without_later_checkpoints(refusal, long_run):

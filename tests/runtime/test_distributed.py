@@ -23,6 +23,7 @@ from guided_diffusion.runtime.distributed import (
     visible_gpus,
 )
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.program import CALLED_BY
 
 CPU = torch.device("cpu")
 
@@ -90,9 +91,9 @@ def test_each_gpu_gets_a_process_which_starts_no_others(gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     started = []
     monkeypatch.setattr(dist_util, "launch", lambda *how: started.append((*how, os.environ["CUDA_VISIBLE_DEVICES"])))
-    launch_on_gpus("0,2", "script.py", ["--multi-gpu", "0,2", "--seed", "1"])
-    ((script, arguments, count, visible),) = started
-    assert (script, count, visible) == ("script.py", 2, "0,2")
+    launch_on_gpus("0,2", "train", ["--multi-gpu", "0,2", "--seed", "1"])
+    ((program, (verb, *arguments), count, visible),) = started
+    assert (program, verb, count, visible) == ("guided_diffusion", "train", 2, "0,2")
     (options,), _ = parse("", [ProcessOptions], [word for word in arguments if word not in ("--seed", "1")])
     assert options.multi_gpu == ""
 
@@ -100,7 +101,7 @@ def test_each_gpu_gets_a_process_which_starts_no_others(gpus, monkeypatch):
 def test_processes_within_processes_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="--multi-gpu 0,1: starts its processes itself; leave it out under torchrun"):
-        launch_on_gpus("0,1", "script.py", [])
+        launch_on_gpus("0,1", "train", [])
 
 
 KEEPING = """
@@ -171,18 +172,19 @@ def launched(tmp_path, monkeypatch, capfd):
 
 def test_a_module_is_launched_without_the_modules_of_the_folder(tmp_path, monkeypatch):
     """As with --multi_gpu in a folder of a stranger's files."""
-    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH", CALLED_BY):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    for name in ("runpy", "pkgutil", "guided_diffusion"):
+    for name in ("runpy", "pkgutil", "platform", "guided_diffusion"):
         (tmp_path / f"{name}.py").write_text("print('ran')")
     monkeypatch.chdir(tmp_path)
     commands = []
     monkeypatch.setattr(
         "torch.distributed.launcher.api.elastic_launch", lambda config, *how: lambda *words: commands.append(words)
     )
-    assert launch("guided_diffusion.config.presets", [], 2) == 0
+    assert launch("guided_diffusion", ["--version"], 2) == 0
     ran = subprocess.run([sys.executable, *commands[0]], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (0, "") and commands[0][1] == "-m", ran.stderr
+    assert ran.returncode == 0 and ran.stdout.startswith("medsegdiff "), ran.stderr
+    assert commands[0][1] == "-m" and "ran\n" not in ran.stdout
 
 
 def test_launched_processes_know_each_other(launched):

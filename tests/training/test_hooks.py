@@ -1,4 +1,4 @@
-"""Hooks of a run: the share of time spent waiting for data, signals that stop it, and the forecast."""
+"""Hooks of a run: the share of time spent waiting for data, signals that stop it, the forecast, the bar of minutes."""
 
 import signal
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from guided_diffusion.training import hooks as waiting
-from guided_diffusion.training.hooks import Forecast, StepResult, StopSignals, WaitingShare
+from guided_diffusion.training.hooks import Forecast, MinuteBar, StepResult, StopSignals, WaitingShare
 
 
 @pytest.fixture
@@ -83,3 +83,31 @@ def test_a_run_of_days_is_warned_of_early_and_once(seconds, minutes, warns, caps
     for loop.step in (6, 7, 8):
         forecast.after_step(loop, StepResult({}, seconds, False))
     assert capsys.readouterr().out.count("steps will take 2 days or so; a smaller model takes less") == warns
+
+
+# ---- the bar of a run with a time limit ------------------------------------------------------------------------------
+
+
+def test_with_a_time_limit_the_bar_counts_minutes_and_says_the_step(clock, capsys):
+    loop = SimpleNamespace(step=10, last_step=100_000, began=clock[0], options=SimpleNamespace(max_minutes=20))
+    bar = MinuteBar(loop)
+    assert "0.0/20.0 min" in capsys.readouterr().err
+    for loop.step in (11, 12, 13):
+        clock[0] += 100
+        bar.move(loop, {"loss": "0.5"})
+    assert (bar.bar.n, bar.bar.total) == (pytest.approx(5), 20)
+    bar.bar.refresh()
+    line = capsys.readouterr().err
+    assert " 25%|" in line and "5.0/20.0 min" in line and "step=13, loss=0.5" in line and "100000" not in line
+    bar.close()
+
+
+def test_the_bar_of_minutes_ends_with_the_last_step_where_that_comes_first(clock):
+    loop = SimpleNamespace(step=0, last_step=6, began=clock[0], options=SimpleNamespace(max_minutes=20))
+    bar = MinuteBar(loop)
+    for loop.step in range(1, 7):
+        clock[0] += 60
+        bar.move(loop, {})
+        assert bar.bar.total == pytest.approx(6)
+    assert bar.bar.n == pytest.approx(6)
+    bar.close()

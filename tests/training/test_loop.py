@@ -10,7 +10,7 @@ import torch
 from helpers import batch_of, flat, log_rows
 from networks import Blobs
 
-from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
+from guided_diffusion.checkpoint import STAGE, load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.config.recipe import recipe_values
 from guided_diffusion.runtime.errors import UserError
@@ -419,6 +419,26 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_second(trainer.step) and trainer.stages.ended == 5
+
+
+def test_a_stage_that_the_time_ended_can_go_on_and_one_that_steps_ended_keeps_nothing(loop, monkeypatch, tmp_path):
+    options = {"model": {"version": "v2"}, "condition_steps": -1, "max_minutes": 1}
+    trainer = loop(**options, max_steps=1000)
+    trainer.train_step(batch_of(trainer.dataset, [0, 1]))
+    trainer.step = 1
+    monkeypatch.setattr("time.monotonic", lambda: 52.0)
+    trainer._end_stage(0.0)
+    start = load_checkpoint(tmp_path / "run" / STAGE, to_train=True)
+    assert (start.step, start.stage_end, start.first_stage) == (1, None, None) and start.optimizer["state"]
+    again = loop(**options, max_steps=1000, start=start)
+    assert again.stages.is_first(again.step)
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
+    again._end_stage(0.0)
+    assert again.stages.is_first(again.step)  # until 85 % of the new limit
+    by_steps = loop(**options, max_steps=1)
+    by_steps.step = 1
+    by_steps._end_stage(0.0)
+    assert by_steps.stages.ended == 1 and not (tmp_path / "run" / STAGE).exists()  # it was of the run replaced
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -1,0 +1,78 @@
+"""The command `medsegdiff VERB`, also `python -m guided_diffusion VERB`: finds the verb's main and calls it."""
+
+import difflib
+import importlib
+import importlib.metadata
+import platform
+import sys
+
+from ..runtime.console import console
+from ..runtime.errors import UserError, interruptible_imports, run_script
+from ..runtime.program import MEDSEGDIFF, MODULE, door
+from ..runtime.version import VERSION
+
+VERBS = {  # the module with the verb's main, and what it does in one sentence
+    "check": ("check_data", "Check a data set: count its cases, list its problems, draw cases with their masks."),
+    "train": ("train", "Train a model on images and masks."),
+    "sample": ("sample", "Segment images with a trained model and write a results folder."),
+    "evaluate": ("evaluate", "Score masks against the truth."),
+    "demo": ("demo", "Run all of this on phantom data, in minutes on a CPU."),
+}
+OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
+    "check": "check_data data inspect verify",
+    "train": "segmentation_train fit training",
+    "sample": "segmentation_sample predict segment infer inference test sampling",
+    "evaluate": "segmentation_eval eval score metrics evaluation",
+    "demo": "example phantoms",
+}
+
+
+def run():
+    """`medsegdiff` in a shell: `main` from its imports, which take seconds, to its exit status."""
+    interruptible_imports()
+    run_script(main)
+
+
+def main(argv=None):
+    """Call the main of the verb that comes first, with the words after it; returns its exit status.
+
+    Without a verb, or for --help, prints the verbs; for --version the versions. Raises `UserError` for another word.
+    """
+    verb, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("--help", "-h", "--help_all", "--help-all", "help"):
+        console().info(overview())
+        return 0
+    if verb in ("--version", "-V", "version"):
+        console().info(versions())
+        return 0
+    if verb not in VERBS:
+        raise UserError(unknown_verb(verb))
+    module = importlib.import_module(f"guided_diffusion.cli.{VERBS[verb][0]}")
+    return module.main(words)
+
+
+def overview():
+    """The verbs with a sentence each."""
+    name = f"{MODULE if door() == MODULE else MEDSEGDIFF} VERB"
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {sentence}" for verb, (_, sentence) in VERBS.items())
+    return (
+        f"MedSegDiff: medical image segmentation with diffusion models, version {VERSION}\n\n"
+        f"usage: {name} --flag value ...\n\n{verbs}\n\n"
+        f"{name} --help has the verb's flags; {name.replace('VERB', '--version')} prints the versions."
+    )
+
+
+def versions():
+    """The versions of this program, of torch and of Python, one line; torch is not imported for it."""
+    return f"medsegdiff {VERSION}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+
+
+def unknown_verb(word):
+    """The line for a word that is no verb."""
+    if word.startswith("-"):
+        return f"{word}: comes before the verb; write the verb first, one of {', '.join(VERBS)}"
+    words = {other: verb for verb, others in OTHER_WORDS.items() for other in (verb, *others.split())}
+    close = difflib.get_close_matches(word.lower().replace("-", "_").removesuffix(".py"), words, n=1)
+    meant = f"did you mean {words[close[0]]}?" if close else f"use one of {', '.join(VERBS)}"
+    return f"{word[:60]}: no such verb; {meant}"
