@@ -29,6 +29,8 @@ from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
+from ..inference.cleanup import CLEANING_FLAGS, described_rules
+from ..inference.mask_rules import tiling
 from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
@@ -140,6 +142,8 @@ def prepare_sampling(options, given, processes):
         console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not settings.sample.num_ensemble:
         console().info(one_pass_line(settings))
+    for line in mask_lines(sampler.plan, checkpoint, settings.given):
+        console().info(line)
     if sampler.others:
         console().info(
             f"{len(checkpoints)} checkpoints, which give {' + '.join(map(str, sampler.shares))} members: the mean of "
@@ -330,7 +334,8 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
     warn_if_empty(empty, drawn, run.checkpoint.step)
     folder.complete(seconds, drawn, cases=len(units), unread=left_out)
-    settings = EvaluationSettings(group_key=run.settings.data.group_key)
+    max_misses = run.sampler.plan.max_misses
+    settings = EvaluationSettings(group_key=run.settings.data.group_key, max_misses=max_misses)
     if any(case.masks for unit in units for case in unit.cases):
         try:
             console().info(format_summary(evaluate(out.path, run.dataset, read_raters=raters, settings=settings)))
@@ -360,7 +365,7 @@ def manifest_of(run, processes):
     decisive |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
     decisive |= {"image_size": run.settings.image_size, "precision": run.sampler.precision}
     decisive |= run.sampler.plan.settings()
-    decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
+    decisive["tile"] = tiling(sample)
     if not run.draws_members:  # without an effect, so a rerun may have others
         del decisive["seed"]
         if not run.sampler.others:
@@ -409,6 +414,24 @@ def one_pass_line(settings):
         "the condition model answers in one pass, the diffusion is not used: to draw members by it, add "
         f"--num_ensemble 5{without}"
     )
+
+
+def mask_lines(plan, checkpoint, given):
+    """Lines on the clean-up and the threshold of the masks. given: the names of the given flags."""
+    lines, fits = [], checkpoint.config.get("masks", {})
+    if plan.cleanup:
+        line = f"clean-up of the masks: {described_rules(plan.cleanup, checkpoint.classes)}"
+        if "cleanup" in fits and not given.intersection(CLEANING_FLAGS):
+            cases = counted(fits["cleanup"]["cases"], "case")
+            line += f", chosen on {cases}; without it: --fill_holes False --keep_largest False --min_size 0"
+        lines.append(line)
+    if plan.max_misses:
+        values = ", ".join(f"{value:.4g}" for value in plan.threshold)
+        lines.append(
+            f"threshold {values}: at most {plan.max_misses:.3g} of a patient's lesion pixels are missed on average, "
+            "where the cases are like those on which it was fitted"
+        )
+    return lines
 
 
 def turned_line(units):

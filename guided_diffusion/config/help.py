@@ -116,7 +116,7 @@ def _add_flag(section, fields, item, saved):
     choices = item.metadata["choices"]
     section.add_argument(
         f"--{item.name}",
-        nargs="?" if item.type is bool else None,
+        nargs="?" if item.type is bool or item.metadata["alone"] else None,
         metavar=f"{{{','.join(filter(None, choices))}}}" if choices else METAVARS[item.type],
         help=f"{item.metadata['help']}{_remark(item, fields, saved)}".replace("%", "%%"),
     )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..data.classes import BINARY
 from . import ensemble
+from .mask_rules import with_larger_regions
 from .temperature import apply_temperature
 
 # The largest value of each; the last is of several checkpoints.
@@ -49,7 +50,18 @@ class CaseMaps:
         return CaseMaps(self.mask[0], self.probability[0], self.uncertainty[0], self.members[:, 0], coarse, maps)
 
 
-def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel_maps=False, one_pass=False, shares=()):
+def fuse_cases(
+    members,
+    sizes,
+    method,
+    classes=BINARY,
+    *,
+    temperature=1.0,
+    pixel_maps=False,
+    one_pass=False,
+    shares=(),
+    threshold=(),
+):
     """Yield the `CaseMaps` of each image of a batch, from its `members.Members`, one by one: those of many large images
     do not fit into memory together.
 
@@ -58,7 +70,8 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
     drawn masks, where there are any. method: one of `ensemble.FUSE_METHODS`. classes: the `Classes` of the K masks.
     temperature: of the probability alone, see `apply_temperature`. pixel_maps: whether to add them. one_pass: the soft
     mask is the condition model's answer rather than a member. shares: the members of each of several checkpoints, whose
-    means then have equal weights in the probability and in the fusion by the mean.
+    means then have equal weights in the probability and in the fusion by the mean. threshold: of each class, above
+    which its mean probability, before the temperature, is foreground; () for the mask of `method`.
     """
     for n, size in enumerate(sizes):
         soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
@@ -70,10 +83,14 @@ def fuse_cases(members, sizes, method, classes=BINARY, *, temperature=1.0, pixel
         batch = soft[:, None]  # [E, 1, K, H, W]
         answers = checkpoint_means(batch, shares)
         fused = answers if method == "mean" else cut[:, None]
-        mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
+        mean = ensemble.mean_consensus(answers)[0].numpy()
+        if threshold:
+            mask = with_larger_regions(mean > np.float32(threshold)[:, None, None], classes)
+        else:
+            mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
         yield CaseMaps(
             mask=classes.as_written(mask),
-            probability=apply_temperature(ensemble.mean_consensus(answers)[0].numpy(), temperature),
+            probability=apply_temperature(mean, temperature),
             uncertainty=ensemble.uncertainty(batch)[0].numpy(),
             members=np.stack([classes.as_written(member) for member in own])[1 if one_pass else 0 :],
             coarse=None if coarse is None else coarse.numpy(),

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
+from ..config.fitted import MaskFits
 from ..config.options import check_group_key, fold_of
 from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
@@ -34,6 +35,11 @@ class SamplingSettings(TypedDict, total=False):
     solver_order: int | None
     dynamic_threshold: float | bool | None
     symmetric: bool
+    threshold: float | Annotated[list[float], Meta(max_length=65535)]
+    max_misses: Share
+    fill_holes: bool | Annotated[list[bool], Meta(max_length=65535)]
+    keep_largest: bool | Annotated[list[bool], Meta(max_length=65535)]
+    min_size: WholeNumber | Annotated[list[WholeNumber], Meta(max_length=65535)]
     scales: Annotated[list[float], Meta(max_length=100)]
     coupling_sigma: float | None  # by earlier versions
     published: str
@@ -75,6 +81,7 @@ class CheckpointOptions(TypedDict, total=False):
     device: dict[str, Scalar]
     loader: dict[str, Any]
     calibration: Calibration
+    masks: MaskFits
 
 
 class FurtherCheckpoint(TypedDict):

@@ -11,6 +11,7 @@ from ..diffusion.schedule import bernoulli_timesteps, solver_timesteps, strided_
 from ..io.texts import shown
 from ..runtime.console import counted
 from ..runtime.errors import UserError
+from .cleanup import CLEANING_FLAGS, Cleanup
 
 DEFAULT_STEPS = {"bernoulli": 10, "ddim": 50, "dpm_solver": 20}  # DDPM takes all T
 TIMES = {"bernoulli": bernoulli_timesteps, "dpm_solver": solver_timesteps}  # the others have strided times
@@ -27,6 +28,9 @@ class SamplingPlan:
     coarse mask is averaged (see `tta`). Tiled images have neither. published: "v1" or "v2" where members become what
     the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`. shares:
     the members of each of several checkpoints (see `several.dealt`), in the order of their numbers; () for one.
+    threshold: of each class, above which the mean probability is foreground; () for 0.5, or what `fuse` does.
+    max_misses: the share of missed lesion pixels that the threshold guarantees (see `evaluation.risk_control`), 0 for
+    none. cleanup: the `cleanup.Cleanup` of each class, or ().
     """
 
     sampler: str
@@ -39,6 +43,9 @@ class SamplingPlan:
     published: str = ""
     fuse: str = "mean"
     shares: tuple[int, ...] = ()
+    threshold: tuple[float, ...] = ()
+    max_misses: float = 0.0
+    cleanup: tuple[Cleanup, ...] = ()
 
     @property
     def draws(self):
@@ -52,6 +59,10 @@ class SamplingPlan:
         """A dict of plain types for a manifest."""
         settings = dataclasses.asdict(self)
         settings |= {name: list(settings[name]) for name in ("timesteps", "scales", "shares")}
+        settings["threshold"] = _of_classes(self.threshold, 0.5)
+        for name in CLEANING_FLAGS:
+            settings[name] = _of_classes([getattr(rule, name) for rule in self.cleanup], getattr(Cleanup(), name))
+        del settings["cleanup"]
         return settings | {"clip_denoised": settings.pop("clip")}
 
     def run(self, denoise, x, schedule, noise, watch=None, draw=None):
@@ -62,6 +73,12 @@ class SamplingPlan:
         options = {"order": self.solver_order} if self.sampler == "dpm_solver" else {}
         options |= {"draw": draw} if self.draws else {}
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **options)
+
+
+def _of_classes(values, idle):
+    """The values of all classes for a manifest: one where they are equal, else a list; `idle` without any."""
+    values = list(values) or [idle]
+    return values[0] if values.count(values[0]) == len(values) else values
 
 
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, which predicts the same x0 from any x_t

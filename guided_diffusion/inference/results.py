@@ -41,6 +41,7 @@ MAX_NAME = 255  # bytes of a file's name
 IDLE = 60  # seconds after which a temporary file is one of a killed run
 # By older manifests.
 IMPLIED = dict(temperature=1.0, uncertainty_maps=False, split="test", tile=False, published="", shares=[])
+IMPLIED |= dict(threshold=0.5, max_misses=0.0, fill_holes=False, keep_largest=False, min_size=0)
 OPTIONAL = ("data_name", "ct_window")  # compared only where the older manifest has them
 
 
@@ -167,9 +168,10 @@ class ResultsFolder:
         self._write_masks(self.mask_path(name, False), maps.mask)
         self.written(self._existing_files(name, False, len(maps.members)))
 
-    def begin_volume(self, name, geometry, depth):
-        """The `VolumeFiles` that take the slices of a volume. geometry: its `data.Geometry`. depth: of its slices."""
-        return VolumeFiles(self, name, geometry, depth)
+    def begin_volume(self, name, geometry, depth, clean=None):
+        """The `VolumeFiles` that take the slices of a volume. geometry: its `data.Geometry`. depth: of its slices.
+        clean: see `VolumeFiles`."""
+        return VolumeFiles(self, name, geometry, depth, clean)
 
     def finish_volume(self, files, image_of, truth=None):
         """Write `VolumeFiles` that have all slices; see `VolumeFiles.write`."""

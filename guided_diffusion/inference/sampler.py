@@ -16,6 +16,7 @@ from ..models.medsegdiff import check_size
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError, is_out_of_memory
+from .mask_rules import with_mask_rules
 from .members import answer_in_one_pass, draw_members, joined_members
 from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from .several import dealt
@@ -70,6 +71,7 @@ def build_sampler(checkpoints, settings, device, precision):
         fuse = "mean" if sample.fuse == "auto" else plan.fuse
         members = 0 if plan.timesteps in (ONE_STEP.timesteps, NO_STEPS.timesteps) else sample.num_ensemble
         plan = replace(plan, fuse=fuse, shares=dealt(members, len(checkpoints)))
+    plan = with_mask_rules(plan, sample, checkpoints[0], settings[0].image_size)
     if sample.tile != checkpoints[0].config["train"]["crop"]:
         trained_on = "whole images made smaller" if sample.tile else "squares cut from larger images"
         console().warning(

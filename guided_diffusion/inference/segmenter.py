@@ -26,6 +26,7 @@ from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .answer import stack_slices
+from .cleanup import cleaned
 from .sampler import build_sampler
 from .several import checkpoint_files, settle_several
 from .writer import fuse_batch
@@ -133,6 +134,7 @@ class Segmenter:
             raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
         raws = [self._raw(image, axes) for image in images]
         answers = self._draw([self._normalised(raw) for raw in raws], names, labels, progress)
+        answers = [self._cleaned(answer) for answer in answers]
         answers = [answer.without_class_axis() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
@@ -153,9 +155,15 @@ class Segmenter:
         raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
         slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
         names = [name] * len(slices)
-        answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        answer = self._cleaned(stack_slices(self._draw(slices, names, [label] * len(slices), progress)))
         answer = answer.map_arrays(lambda values: reoriented_back(values, turn))
         return answer.without_class_axis() if len(self.class_names) == 1 else answer
+
+    def _cleaned(self, answer):
+        rules = self.sampler.plan.cleanup
+        if not rules:
+            return answer
+        return dataclasses.replace(answer, mask=cleaned(answer.mask, rules, self.loader.classes))
 
     @property
     def _channels(self):

@@ -10,7 +10,7 @@ from ..io.hub import is_on_hub
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 
-FITTED = "calibration"  # of a checkpoint's config: fitted to its own probability, so not to the mean of several
+FITTED = ("calibration", "masks")  # of a checkpoint's config: fitted to its own answers, so not to those of several
 
 
 def settle_several(options, given, checkpoints, paths):
@@ -30,8 +30,10 @@ def settle_several(options, given, checkpoints, paths):
             compared[name] = (getattr(first.sample, name), getattr(own.sample, name))
         for name, (one, other) in compared.items():
             _check_equal(f"would be sampled with --{name}", one, other, paths[0], path, f"add --{name}")
-    if any(one.config.get(FITTED) for one in checkpoints) and "temperature" not in given:
-        console().info("several checkpoints: the temperature that was fitted for one of them is not applied")
+    if any(one.config.get(name) for one in checkpoints for name in FITTED):
+        console().info(
+            "several checkpoints: the temperature and the clean-up that were fitted for one of them are not applied"
+        )
     return [_without_fitted(one, given) for one in settled]
 
 
