@@ -310,9 +310,9 @@ def checkpoint_path(out_dir, step):
     return Path(out_dir) / f"model{step:06d}.pt"
 
 
-def checkpoint_file(path, where=""):
-    """The checkpoint that `path` names: a file itself; of a run's folder best.pt, else last.pt; an exported model's
-    folder itself.
+def checkpoint_file(path, where="", names=(BEST, LAST)):
+    """The checkpoint that `path` names: a file itself; of a run's folder the first of `names` that it has; an exported
+    model's folder itself.
 
     path: local or on gs:// or az://; a remote one counts as a file where its name ends in .pt. hf://OWNER/NAME is an
     exported model, which is fetched. Returns a `Path`, or a str of a remote one. where: the path's name in messages,
@@ -327,7 +327,7 @@ def checkpoint_file(path, where=""):
     path, is_far = join(path), is_remote(path)
     if str(path).endswith(".pt") if is_far else not path.is_dir():
         return path
-    for name in (BEST, LAST):
+    for name in names:
         file = join(path, name)
         if is_stored(file) if is_far else file.is_file():
             return file
@@ -335,7 +335,12 @@ def checkpoint_file(path, where=""):
         return path
     newest = None if is_far else newest_checkpoint(path)
     there = f"; its newest checkpoint is {shlex.quote(str(newest))}" if newest else ""
-    raise UserError(f"{where or path}: is a folder without {BEST} and {LAST}{there}; name a run's folder or a file")
+    raise UserError(f"{where or path}: is a folder without {' and '.join(names)}{there}; name a run's folder or a file")
+
+
+def resolved_path(path, where="", names=(BEST, LAST)):
+    """The `checkpoint_file` as a str to record and to show; an exported model on the Hub keeps its name there."""
+    return str(path if is_on_hub(path) else checkpoint_file(path, where, names))
 
 
 def newest_checkpoint(out_dir):

@@ -143,7 +143,7 @@ def read_exported(folder, where=""):
 
 
 def _read_weights(path, digest, where):
-    """The tensors of a safetensors file by name. Its library compares the sizes that the header claims with the file."""
+    """The tensors of a safetensors file. Its library compares the sizes that the header claims with the file."""
     if not path.is_file():
         raise UserError(f"{where}: has no {WEIGHTS}; copy all files of the exported folder")
     safetensors = optional("safetensors", "hub", "exported models")

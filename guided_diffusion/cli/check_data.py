@@ -38,7 +38,7 @@ def main(argv=None):
     out = Path(options.out_dir)
     allow_megapixels(data.max_megapixels)
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
-    name = recognised(options.data_name, data_dir)
+    name = recognised(data.data_name, data_dir)
     console().info(f"--data_name {name}")
     parts = find_parts(name, data_dir, named_by=named_by("data_name", given, ""), **loading_of(data))
     check_writable(out)

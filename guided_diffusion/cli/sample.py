@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +22,16 @@ from ..config.settings import HOLD_OUT_FLAGS, Settings
 from ..config.values import path_list
 from ..data.accounting import warn_of_left_over
 from ..data.cases import check_volumes, group_cases
-from ..data.compatibility import check_channels, check_reading, leakage_warning, selection_warning, used_window
+from ..data.compatibility import (
+    check_channels,
+    check_reading,
+    is_read_alike,
+    leakage_warning,
+    selection_warning,
+    used_window,
+)
 from ..data.dataset import SegmentationDataset
-from ..data.registry import build_dataset, recognised
+from ..data.registry import ANY_FOLDER, AUTO, build_dataset, recognised
 from ..data.splits import given_split, group_of, loading_of
 from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
@@ -37,7 +45,7 @@ from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.several import checkpoint_files, settle_several
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
-from ..io.storage import WorkFolder, fetch_file, fetch_folder, is_remote, on_this_machine
+from ..io.storage import WorkFolder, fetch_data, fetch_file, is_remote, on_this_machine
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
@@ -48,7 +56,7 @@ DRAWING_FLAGS = (  # without effect where no members are drawn
     *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
     *("fuse", "seed", "compile"),
 )
-EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results --num_ensemble 5"
+EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results"
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ def sample_into(out, run, processes):
 
 def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
+    options = [with_checkpoint_files(part) if isinstance(part, SampleOptions) else part for part in options]
     checkpoints = load_checkpoints(options, processes)
     path, checkpoint = next(iter(checkpoints.items()))
     every = settle_several(options, given, list(checkpoints.values()), list(checkpoints))
@@ -154,14 +163,14 @@ def prepare_sampling(options, given, processes):
             console().warning(
                 f"warning: the checkpoint, of step {one.step}, is from training's first stage, in which the condition "
                 "model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-                "sooner (--resume_checkpoint auto --max_steps N), or leave out --num_ensemble for its own answer"
+                "sooner (--resume_checkpoint auto --max_steps N), name a later checkpoint such as last.pt, or leave "
+                "out --num_ensemble for its own answer"
             )
-    data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
-    data = replace(settings.data, data_name=recognised(settings.data.data_name, data_dir))
-    settings = replace(settings, data=data)
-    here = replace(data, data_dir=data_dir)
+    here = replace(settings.data, data_dir=on_this_machine(settings.data.data_dir, fetch_data, processes))
     origin = named_by("data_name", given, f"--model_path {path}")
-    dataset = find_cases(here, sampler, settings.sample.split, chosen="data_name" in given, origin=origin)
+    dataset, data_name = find_cases(here, sampler, settings, checkpoint.config, origin)
+    data = replace(settings.data, data_name=data_name)
+    settings = replace(settings, data=data)
     check_data(dataset, checkpoint)
     if "group_key" in given:  # raises its error now rather than after the last case
         for case in dataset.cases:
@@ -176,29 +185,68 @@ def prepare_sampling(options, given, processes):
 
 def load_checkpoints(options, processes):
     """The `Checkpoint`s that --model_path names, by their files. Raises `UserError` for one that cannot be read."""
-    asked = next(part for part in options if isinstance(part, SampleOptions)).model_path
+    files = path_list(next(part for part in options if isinstance(part, SampleOptions)).model_path)
     data_dir = next(part for part in options if isinstance(part, DataOptions)).data_dir
-    paths, loaded = path_list(asked), {}
-    for path, file in zip(paths, checkpoint_files(paths, "--model_path "), strict=True):
-        local = on_this_machine(file, fetch_file, processes)
-        checkpoint = load_checkpoint(local, where=f"--model_path {path}")
+    loaded = {}
+    for file in files:
+        checkpoint = load_checkpoint(on_this_machine(file, fetch_file, processes), where=f"--model_path {file}")
         checkpoint.config = with_folders(checkpoint.config, record_beside(file), folders_around(data_dir))
         loaded[file] = checkpoint
     return loaded
 
 
-def find_cases(data, sampler, split, chosen, origin):
-    """The data to sample. split: the value of --split. chosen: whether the user set --data_name. origin: see
-    `fields.named_by`."""
+def with_checkpoint_files(sample):
+    """The `SampleOptions` with --model_path as files, where it names folders of runs."""
+    return replace(sample, model_path=",".join(checkpoint_files(path_list(sample.model_path), "--model_path ")))
+
+
+def find_cases(data, sampler, settings, config, origin):
+    """The data to sample and the name of their loader: --data_name's, else training's, else one that recognises them.
+
+    data: the `DataOptions` with a local data_dir. config: the checkpoint's. origin: see `fields.named_by`. A single
+    file is read as FOLDER reads it. Raises `UserError` where another loader than training's may normalise the images
+    otherwise.
+    """
+    split, chosen = given_split(settings.sample.split), "data_name" in settings.given
+
+    def build(name, named_by=""):
+        options = {"split": split, "view": sampler.view, "keep_unreadable": True, **loading_of(data)}
+        return build_dataset(name, data.data_dir, sampler.image_size, named_by=named_by, **options), name
+
+    if Path(data.data_dir).is_file():
+        check_reads_a_file(data, chosen, config)
+        return build(ANY_FOLDER)
+    name = recognised(data.data_name, data.data_dir)
+    if name != data.data_name:
+        console().info(f"--data_name {name}")
     try:
-        options = {"split": given_split(split), "view": sampler.view, "keep_unreadable": True, **loading_of(data)}
-        return build_dataset(data.data_name, data.data_dir, sampler.image_size, named_by=origin, **options)
+        return build(name, origin)
     except NoCasesError as error:
+        advice = f"{error}; the checkpoint was trained on {name}: for other data add --data_name"
         if chosen:
             raise
+        if not is_read_alike(config):
+            raise UserError(advice) from None
+    try:
+        other = recognised(AUTO, data.data_dir)
+    except UserError:
+        raise UserError(advice) from None
+    console().info(f"--data_name {other}: {data.data_dir} has no cases for {name}, on which the checkpoint was trained")
+    return build(other)
+
+
+def check_reads_a_file(data, chosen, config):
+    """Raise `UserError` unless a single file may be read as FOLDER reads it.
+
+    chosen: whether the user set --data_name. config: the checkpoint's.
+    """
+    if chosen and data.data_name.upper() not in (AUTO, ANY_FOLDER):
+        raise UserError(f"{data.data_dir}: is a file, which only FOLDER reads; leave out --data_name {data.data_name}")
+    if not chosen and not is_read_alike(config):
         raise UserError(
-            f"{error}; the checkpoint was trained on {data.data_name}: for other data add --data_name"
-        ) from None
+            f"{data.data_dir}: is a file, but only {data.data_name} reads images as in training; name a folder in its "
+            f"layout, or add --data_name {ANY_FOLDER} if you know that the values are alike"
+        )
 
 
 def open_results_store(out, processes):
@@ -384,6 +432,7 @@ def manifest_of(run, processes):
             "split": sample.split,
             "ct_window": used_window(dataset.kept_values(), data.ct_window),
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
+            **({"ignore_label": data.ignore_label} if data.ignore_label else {}),
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
             **({"max_megapixels": data.max_megapixels} if data.max_megapixels != MAX_MEGAPIXELS else {}),
         },

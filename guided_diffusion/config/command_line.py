@@ -13,6 +13,7 @@ from ..runtime.console import console
 from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .config_file import is_record, read_config, split_record
+from .export_options import ExportOptions
 from .fields import REMOVED, REPLACED, Given, build, last_version, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
@@ -27,6 +28,7 @@ COMMANDS = {
     "sample": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
     "evaluate": (EvalOptions,),
     "check": (CheckOptions, DataOptions),
+    "export": (ExportOptions,),
 }
 SYNONYMS = {  # other programs' names for our flags; an error suggests the first flag that the command has
     "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",
@@ -233,16 +235,22 @@ def _unknown_flag(name, fields):
         return f"--{name}: is no flag; a checkpoint sets it"
     if owner := _owner(name):
         return f"--{name}: is a flag of {command_name(owner)}, not of this command"
-    words = {word: flag for flag in reversed(SYNONYMS) if flag in fields for word in SYNONYMS[flag].split()}
-    words |= {flag: flag for flag, item in fields.items() if item.metadata["is_flag"]}
-    if name.lower() not in words and (flag := _synonym_of(name.lower())):
+    near = nearest_name(name, [flag for flag, item in fields.items() if item.metadata["is_flag"]])
+    if (near is None or near[0] != name.lower()) and (flag := _synonym_of(name.lower())):
         return f"--{name}: no such flag; --{flag} is a flag of {command_name(_owner(flag))}, not of this command"
-    close = difflib.get_close_matches(name.lower(), words, n=1)
-    if not close:
+    if near is None:
         return f"--{name}: no such flag, see --help_all"
-    if close[0] in EPOCHS:
+    if near[0] in EPOCHS:
         return f"--{name}: no such flag; training counts steps: --max_steps = epochs x images / batch_size"
-    return f"--{name}: no such flag, did you mean --{words[close[0]]}?"
+    return f"--{name}: no such flag, did you mean --{near[1]}?"
+
+
+def nearest_name(name, names):
+    """The word nearest to `name` among these names and their `SYNONYMS`, and the name that it stands for, or None."""
+    words = {word: flag for flag in reversed(SYNONYMS) if flag in names for word in SYNONYMS[flag].split()}
+    words |= {flag: flag for flag in names}
+    close = difflib.get_close_matches(name.lower(), words, n=1)
+    return (close[0], words[close[0]]) if close else None
 
 
 def _owner(name):

@@ -125,8 +125,6 @@ def split_record(values, fields, training, with_data):
         for item in dataclasses.fields(group)
         if fields.get(item.name) is item  # --diffusion_steps of sampling is another option
     }
-    if "data_dir" in usable:
-        usable.add("data_name")  # check_data has its own, with another default
     default = {name: item.default for name, item in training.items()} | {n: REMOVED[n][0] for n in ONLY_LEARNED_BY}
     ignored = [n for n, v in values.items() if n in default and n not in usable and v != default[n]]
     used = {n: v for n, v in values.items() if n not in default or (n in usable and v != fields[n].default)}

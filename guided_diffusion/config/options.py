@@ -15,6 +15,7 @@ from .fields import option
 from .presets import PRESETS
 from .values import numbers
 
+LARGEST_LABEL = 2**31 - 1  # that a label map may hold
 NO_WINDOW = "none"  # of --ct_window: z-scores, whatever the values look like
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # by synonym
 
@@ -59,20 +60,26 @@ def fold_of(text):
     return fold, folds
 
 
+def ignored_values(text):
+    """The label values of `--ignore_label`, a tuple. Raises `UserError` for anything else than whole numbers from 0 to
+    `LARGEST_LABEL`."""
+    return numbers("ignore_label", text, int, minimum=0, maximum=LARGEST_LABEL)
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """The data."""
 
     data_name: str = option(
-        "BRATS",
-        "kind of data: BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT patches, several readers' masks), "
-        "MSD (Medical Segmentation Decathlon, nnU-Net), FOLDER (images/ and masks/, paired by name) or AUTO "
-        "(recognised from the folder); also a name that an installed package registers, or "
-        "path/to/my_loader.py:MyDataset",
+        "AUTO",
+        "kind of data: AUTO (recognised from the folder), BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT "
+        "patches, several readers' masks), MSD (Decathlon, nnU-Net), FOLDER (images/ and masks/, paired by name) or "
+        "path/to/my_loader.py:MyDataset. Also a name that an installed package registers",
     )
     data_dir: str = option(
         "",
-        "folder of the data; a folder on gs:// or az:// is first copied to $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff",
+        "folder of the data; for sampling it may be the file of one image. A folder on gs:// or az:// is first copied "
+        "to $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff",
         required=True,
         remote=True,
     )
@@ -117,6 +124,11 @@ class DataOptions:
         "and labels (NCR, ED, ET). Results are label maps with the same values. Empty: one class, masks with one value "
         "besides 0 (MSD and BRATS: every value but 0)",
     )
+    ignore_label: str = option(
+        "",
+        "label values of pixels without truth, as 255 or 254,255: they count neither in the loss nor in any figure. "
+        "Masks are then read as label maps, by exact values. Empty: the label that dataset.json calls ignore, or none",
+    )
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. none: z-scores, "
@@ -158,6 +170,7 @@ class DataOptions:
                 "out"
             )
         self.window()
+        self.ignored_values()
         return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)
 
     def complete(self, given):
@@ -170,6 +183,10 @@ class DataOptions:
                 f"most {MAX_HELD}"
             )
         return self
+
+    def ignored_values(self):
+        """`ignore_label` as a tuple of label values."""
+        return ignored_values(self.ignore_label)
 
     def window(self):
         """`ct_window` as (low, high) in HU, () for none, or None if it is empty."""
@@ -189,14 +206,14 @@ class ModelOptions:
 
     version: str = option(
         "v2",
-        "the network: v2 (MedSegDiff-V2), v1 (MedSegDiff) or unet (the same U-Net without diffusion, the baseline); "
+        "the network: v2 (MedSegDiff-V2), v1 (MedSegDiff) or unet (the same U-Net without diffusion, the baseline). "
         "1, 2 and new (v2) are accepted too",
         choices=tuple(VERSIONS),
     )
     preset: str = option(
         "",
-        "a published size: S, B, L (4, 5, 6 downsamplings) or ++. It sets --image_size, --num_channels and the other "
-        "sizes of the network; explicit flags win",
+        "a size: XS (a first run on a CPU), or a published one, S, B, L (4, 5, 6 downsamplings) or ++. It sets "
+        "--image_size, --num_channels and the other sizes of the network; explicit flags win",
         choices=("", *PRESETS),
     )
     image_size: int = option(

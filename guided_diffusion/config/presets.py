@@ -1,4 +1,4 @@
-"""The published sizes of the network, `--preset S|B|L|++`."""
+"""Sizes of the network, `--preset XS|S|B|L|++`: all but XS are published."""
 
 _OWN = {  # S, B, L: 4, 5 and 6 downsamplings (MedSegDiff sec. 3.2); B and ++: the published commands
     "S": {"channel_mult": "1,1,2,2,4"},
@@ -21,4 +21,14 @@ _EVERY = {
     "attention_resolutions": "16",
     "use_scale_shift_norm": False,
 }
-PRESETS = {name: {**_EVERY, **values} for name, values in _OWN.items()}
+_SMALL = {  # a first run on a CPU
+    "image_size": 128,
+    "patch_size": 2,
+    "num_channels": 16,
+    "channel_mult": "1,2,4,8",
+    "num_res_blocks": 1,
+    "num_heads": 1,
+    "attention_resolutions": "16",
+    "use_scale_shift_norm": True,
+}
+PRESETS = {"XS": _SMALL} | {name: {**_EVERY, **values} for name, values in _OWN.items()}

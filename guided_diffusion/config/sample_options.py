@@ -1,12 +1,12 @@
 """The options of sampling, of evaluation and of the check of data."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..io.texts import shown
 from ..runtime.errors import UserError
 from .fields import option
-from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, absolute_loader, check_group_key
+from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, check_group_key
 from .train_options import BATCH_REASON, MAX_BATCH
 from .values import numbers
 
@@ -21,8 +21,8 @@ class SampleOptions:
 
     model_path: str = option(
         "",
-        "checkpoint to sample from, or a run's folder, also on gs:// or az://. Several, A,B,C: each draws its share of "
-        "the members, and the mean of their probabilities is the answer",
+        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. Several, "
+        "A,B,C: each draws its share of the members, and the mean of their probabilities is the answer",
         required=True,
         remote=True,
         several=True,
@@ -217,6 +217,10 @@ class EvalOptions:
         "classes to score in label maps: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or auto, as in "
         "training. They need not be the trained ones; empty: from the results folder's manifest",
     )
+    ignore_label: str = option(
+        "",
+        "label values of pixels without truth, which count in no figure; empty: from the results folder's manifest",
+    )
     max_megapixels: float = option(
         0.0,
         "pictures with more million pixels are refused; 0: as when sampling, by default 179",
@@ -284,7 +288,8 @@ class EvalOptions:
     )
     fit_temperature: str = option(
         "",
-        "checkpoint that made these results: fit the temperature of least log loss on them and store it in that file, "
+        "checkpoint that made these results, or its run's folder: fit the temperature of least log loss on them and "
+        "store it in that file, "
         "for sampling to apply to probabilities. Use results of validation cases (sampled with --split val)",
         path=True,
     )
@@ -311,11 +316,6 @@ class EvalOptions:
 class CheckOptions:
     """The check of data."""
 
-    data_name: str = option(
-        "AUTO",
-        "kind of data: AUTO (recognised from the folder), BRATS, ISIC, LIDC, MSD, FOLDER, a name that an installed "
-        "package registers, or path/to/my_loader.py:MyDataset",
-    )
     out_dir: str = option("data_check", "folder for contact_sheet.png", path=True)
     num_shown: int = option(
         32,
@@ -324,7 +324,3 @@ class CheckOptions:
         maximum=10_000,
         why="the sheet is one picture",
     )
-
-    def resolve(self, given):
-        """Make the path of a user's loader absolute."""
-        return replace(self, data_name=absolute_loader(self.data_name))

@@ -208,7 +208,8 @@ class TrainOptions:
     )
     resume_checkpoint: str = option(
         "",
-        "continue from this checkpoint; auto: from the newest in --out_dir, or from the start if there is none",
+        "continue from this checkpoint, or from last.pt of a run's folder; auto: from the newest in --out_dir, or from "
+        "the start if there is none",
         remote=True,
     )
     dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..io.files import is_found, is_rubbish, split_suffix
 from ..io.folders import is_inside, walk_folders
+from ..io.volume_formats import VOLUME_SUFFIXES, is_nifti
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
 from ..runtime.program import command
@@ -62,9 +63,13 @@ class Listing:
 
 
 def walk(folder):
-    """The `Listing` of everything below a folder. Each real folder is entered once (see `walk_folders`), and no file is
-    opened."""
+    """The `Listing` of everything below a folder; of a file nothing.
+
+    Each real folder is entered once (see `walk_folders`), and no file is opened.
+    """
     found, root = Listing(), os.path.realpath(folder)
+    if os.path.isfile(root):
+        return found
     for visited in walk_folders(folder, once=True):
         below = visited.below
         folders, visited.enter = {entry.name for entry in visited.enter}, []
@@ -301,7 +306,7 @@ class _Used:
             if os.path.join(self.root, folder) in self.paths:
                 return True
             folder = os.path.dirname(folder)
-        return False
+        return self.root in self.paths
 
     def aliases(self, candidates):
         """Those of the candidates, paths below `root`, that are used under another name of the same file."""
@@ -338,7 +343,7 @@ class _Explanation:
             return reason
         suffix = split_suffix(below)[1].lower()
         folder = os.path.dirname(os.path.join(self.used.root, below))
-        if suffix in SUFFIXES:
+        if suffix in SUFFIXES and (self.is_ours or suffix not in VOLUME_SUFFIXES or is_nifti(below)):
             return self._of_data(below, folder)
         if suffix in FOREIGN and self.is_ours and (suffix not in ARRAYS or self._is_beside_cases(folder)):
             return foreign(suffix)

@@ -75,6 +75,15 @@ def check_reading(dataset, config):
         console().warning(f"warning: {message}; they must mean the same")
 
 
+def is_read_alike(config):
+    """Whether the kind of a checkpoint's images is known, so that `check_reading` compares it with another loader's.
+
+    config: the checkpoint's.
+    """
+    name = config["data"]["data_name"].upper()
+    return bool(_kinds(config.get("loader", {}), find_loader(name) if name in LOADERS else None))
+
+
 def _kinds(kept, loader):
     """The kind of a data set's images, for each channel or one for all; () if it is unknown.
 

@@ -23,8 +23,8 @@ LOADERS = {
 }
 
 INIT_REMEDY = "write def __init__(self, *args, **settings): super().__init__(*args, **settings), or leave it out"
-AUTO = "AUTO"  # the first loader that recognises the folder
-RECOGNISED = ("MSD", "ISIC", "LIDC", "BRATS", "FOLDER")  # in this order: FOLDER takes any folder of NIfTI files
+AUTO = "AUTO"  # the loader that recognises the folder
+LAYOUTS, ANY_FOLDER = ("MSD", "ISIC", "LIDC", "BRATS"), "FOLDER"  # the last one comes after them: it takes any images
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
 
 
@@ -35,7 +35,8 @@ def build_dataset(data_name, data_dir, image_size, *, named_by="", split=None, n
     a loader of your own, AUTO, or a subclass of `SegmentationDataset` itself.
     named_by: the file that the name was read from, such as a checkpoint; "": the user names it in this very command or
     call. A file's name of a loader file is refused: whoever wrote the file would choose code that runs here.
-    split, need_masks, settings (view, hold_out, ct_window, classes, keep_unreadable): see `SegmentationDataset`.
+    split, need_masks, settings (view, hold_out, ct_window, classes, ignore_label, keep_unreadable): see
+    `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir), named_by=named_by)
@@ -58,23 +59,35 @@ def _takes(loader, keyword):
 
 
 def recognised(data_name, data_dir):
-    """The data name itself, or for AUTO the name of the first loader that recognises the folder.
+    """The data name itself, or for AUTO the name of the loader that recognises the folder.
 
-    Raises `UserError` if none does.
+    Raises `UserError` if none does, or two of `LAYOUTS` do.
     """
     if not isinstance(data_name, str) or data_name.upper() != AUTO:
         return data_name
     if not Path(data_dir).is_dir():
-        raise UserError(f"{data_dir}: no such folder; --data_dir must name the folder that holds the data")
-    for name in [*RECOGNISED, *registered_loaders()]:
-        loader = find_loader(name)
-        with own_errors(loader, "recognises"):
-            if loader.recognises(Path(data_dir)):
-                return name
-    raise UserError(
-        f"{data_dir}: is in none of the layouts {', '.join(RECOGNISED)}; name a loader with --data_name"
-        f"{unread_kinds(data_dir)}"
-    )
+        what = "is a file" if Path(data_dir).is_file() else "no such folder"
+        raise UserError(f"{data_dir}: {what}; --data_dir must name the folder that holds the data")
+    found = [name for name in LAYOUTS if _recognises(name, data_dir)]
+    if len(found) > 1:
+        raise UserError(
+            f"{data_dir}: has the layouts of {found[0]} and {found[1]}; choose one with --data_name {found[0]} or "
+            f"--data_name {found[1]}"
+        )
+    found = found or [name for name in (ANY_FOLDER, *registered_loaders()) if _recognises(name, data_dir)]
+    if not found:
+        raise UserError(
+            f"{data_dir}: is in none of the layouts {', '.join((*LAYOUTS, ANY_FOLDER))}; name a loader with --data_name"
+            f"{unread_kinds(data_dir)}"
+        )
+    return found[0]
+
+
+def _recognises(name, data_dir):
+    """Whether the loader of this name recognises a folder."""
+    loader = find_loader(name)
+    with own_errors(loader, "recognises"):
+        return loader.recognises(Path(data_dir))
 
 
 def find_loader(data_name, *, named_by="", flag="--data_name "):

@@ -83,6 +83,7 @@ class Summary(Level, total=False):
     without_truth: int
     unmatched_files: int
     class_names: list[str]
+    groups: int | None
 
 
 class Diagram(TypedDict):

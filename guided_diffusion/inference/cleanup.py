@@ -12,7 +12,7 @@ from ..config.values import BOOLEANS, numbers
 from ..io.texts import shown
 from ..runtime.errors import UserError
 
-AUTO = "auto"
+AS_FITTED = "auto"  # the value of a flag that takes what was fitted
 CLEANING_FLAGS = ("fill_holes", "keep_largest", "min_size")
 
 
@@ -100,7 +100,7 @@ def rules_of(sample, classes, fitted=None):
 def _of_each(name, text, classes):
     """The value of each class of a flag's text; None for "auto"."""
     text, count = text.strip(), len(classes)
-    if text == AUTO:
+    if text == AS_FITTED:
         return None
     if name == "min_size":
         sizes = numbers(name, text, int, minimum=0)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from msgspec import Meta
 
 from ..config.fitted import MaskFits
-from ..config.options import check_group_key, fold_of
+from ..config.options import check_group_key, fold_of, ignored_values
 from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
 
@@ -55,6 +55,7 @@ class DataSettings(TypedDict, total=False):
     split: Literal["train", "val", "test", "all"]
     ct_window: str | None
     classes: str
+    ignore_label: str
     val_fraction: Share
     test_fraction: Share
     fold: str
@@ -130,6 +131,7 @@ def read_manifest(folder):
         try:
             check_group_key(part.get("group_key", ""))
             fold_of(part.get("fold", ""))
+            ignored_values(part.get("ignore_label", ""))
         except UserError as error:
             raise UserError(f"{path}: {error}; correct it, or restore the file as it was written") from None
     return manifest

@@ -2,7 +2,7 @@
 
 from guided_diffusion import Segmenter
 
-segmenter = Segmenter.load("runs/first/last.pt")
+segmenter = Segmenter.load("runs/first")
 mask, probability, uncertainty = segmenter(image)
 """
 
@@ -14,22 +14,33 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import load_checkpoint
-from ..config.command_line import options_from
+from ..config.command_line import nearest_name, options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
 from ..data.batches import collate
+from ..data.cases import Geometry
 from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
+from ..io.files import split_suffix
+from ..io.images import read_picture
+from ..io.nifti import as_3d, nifti_geometry, read_nifti_channels, read_nifti_header
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
-from ..io.storage import fetch_file
+from ..io.storage import fetch_file, is_remote
+from ..io.volume_formats import is_volume_path
+from ..runtime.console import counted
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .answer import stack_slices
 from .cleanup import cleaned
+from .plan import describe_augmentation, describe_members
 from .sampler import build_sampler
 from .several import checkpoint_files, settle_several
 from .writer import fuse_batch
+
+# The parameters of `Segmenter.load` that its flags have other names for, or that are no flags.
+PARAMETERS = {"num_ensemble": "members", "diffusion_steps": "steps", "gpu_dev": "device", "data_name": ""}
+PARAMETERS |= dict.fromkeys(("members", "steps", "device", "precision"), "")
 
 
 class Segmenter:
@@ -54,6 +65,19 @@ class Segmenter:
             )
         self.loader = loader.without_data(kept, checkpoint.class_names)
 
+    def __repr__(self):
+        config, sampler = self.checkpoint.config, self.sampler
+        settings = sampler.plan.settings() | {"num_ensemble": sampler.options.num_ensemble}
+        described, augmented = describe_members(settings), describe_augmentation(settings)
+        lines = [
+            f"model: {config['model']['version']} of step {self.checkpoint.step}, {sampler.options.model_path}",
+            f"images: {self._channels}, normalised as by {type(self.loader).__name__}",
+            f"classes: {self.classes.described()}",
+            f"members: {described}{'; ' if augmented else ''}{augmented}; seed {sampler.options.seed}",
+            f"runs at {sampler.image_size} x {sampler.image_size} pixels in {sampler.precision} on {sampler.device}",
+        ]
+        return "\n  ".join(["Segmenter", *lines])
+
     @classmethod
     def load(
         cls,
@@ -69,7 +93,8 @@ class Segmenter:
         data_name=None,
         **options,
     ):
-        """The `Segmenter` of a checkpoint file or of a run's folder, local or on gs:// or az://.
+        """The `Segmenter` of a checkpoint file, or of a run's folder: its best.pt, else last.pt. Local, on gs:// or
+        az://.
 
         path: also a list of them; each then draws its share of the members, and the mean of their probabilities is the
             answer. All networks are in memory at once.
@@ -85,17 +110,16 @@ class Segmenter:
         """
         others = {item.name for group in (SampleOptions, ModelOptions) for item in dataclasses.fields(group)}
         if unknown := sorted(options.keys() - others):
-            raise UserError(f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of sampling")
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        if not paths:
-            raise UserError("Segmenter.load: the list of checkpoints is empty; name one or several")
-        values = {"model_path": ",".join(map(str, paths)), "num_ensemble": members, "diffusion_steps": steps}
-        values |= {"sampler": sampler, "fuse": fuse, "seed": seed, **options}
+            near = nearest_name(unknown[0], others | PARAMETERS.keys())
+            meant = f"; did you mean {PARAMETERS.get(near[1]) or near[1]}?" if near else ""
+            raise UserError(f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of sampling{meant}")
+        files = checkpoint_files([path] if isinstance(path, (str, os.PathLike)) else list(path))
+        values = {"model_path": ",".join(files), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
+        values |= {"fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        files = checkpoint_files(paths)
-        checkpoints = [load_checkpoint(fetch_file(file), where=file) for file in files]
+        checkpoints = [load_checkpoint(fetch_file(file) if is_remote(file) else file, where=file) for file in files]
         settings = settle_several(asked, given, checkpoints, files)
         precision = pick_precision(settings[0].device.precision, device)
         return cls(checkpoints[0], build_sampler(checkpoints, settings, device, precision), data_name)
@@ -115,8 +139,10 @@ class Segmenter:
 
         images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size. Its values
             are those of its file: 0 to 255 for photographs; any unit for MRI, which is normalised here; for your own
-            loader what `read_image` returns. A batch is a list of images, or one array with N first.
-        name: the case's name, or a list of them; seed and name decide the members' noise. By default "0", "1", ...
+            loader what `read_image` returns. A batch is a list of images, or one array with N first. An image may also
+            be the path of its file; that of a NIfTI volume is segmented as by `volume`.
+        name: the case's name, or a list of them; seed and name decide the members' noise. By default a file's name
+            without its suffix, else "0", "1", ...
         axes: "HWC" or "CHW". None: the axis with as many entries as the checkpoint has channels; an image that fits
             both ways needs `axes`.
         label: for a class-conditional checkpoint, one of its label_names or its number, or a list of them.
@@ -128,7 +154,10 @@ class Segmenter:
         """
         batch = isinstance(images, (list, tuple)) or np.ndim(images) == 4
         images = list(images) if batch else [images]
-        names = [str(n) for n in range(len(images))] if name is None else [name] if not batch else list(name)
+        if not batch and _is_path(images[0]) and _is_volume(images[0]):
+            return self.volume(images[0], name, label=label, progress=progress)
+        own = [split_suffix(image)[0] if _is_path(image) else str(n) for n, image in enumerate(images)]
+        names = own if name is None else [name] if not batch else list(name)
         labels = list(label) if isinstance(label, (list, tuple)) else [label] * len(images)
         if not len(images) == len(names) == len(labels):
             raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
@@ -138,23 +167,29 @@ class Segmenter:
         answers = [answer.without_class_axis() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
-    def volume(self, volume, name="volume", *, affine=None, label=None, progress=False):
+    def volume(self, volume, name=None, *, affine=None, label=None, progress=False):
         """Segment each slice along the last axis of a volume [X, Y, Z] or [C, X, Y, Z], normalised as a whole.
 
         affine: [4, 4], as `nibabel.load(path).affine`. The volume is turned by it as the script does, and the answer
             is turned back. None: the volume has axial slices [right, front] already, as from `nifti.read_nifti`.
-        name: the volume's name; seed and name decide the members' noise, which is the same in every slice.
+        volume: an array or tensor, or the path of a NIfTI file, which has its own affine.
+        name: the volume's name; seed and name decide the members' noise, which is the same in every slice. By default
+            a file's name without its suffix, else "volume".
         Other arguments are those of `__call__`.
         Returns an `answer.CaseMaps` of the volume's size.
         """
-        raw = _tensor(volume, "a volume", "nibabel.load(path).get_fdata()")
-        raw = raw[None] if raw.ndim == 3 else raw
+        if _is_path(volume):
+            if affine is not None:
+                raise ValueError("affine is given with a path; the file has its own")
+            name = split_suffix(volume)[0] if name is None else name
+            raw, turn = _read_volume(volume)
+        else:
+            raw, turn = _turned(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
-            raise ValueError(f"a volume of shape {tuple(np.shape(volume))} is not [C, X, Y, Z] with {self._channels}")
-        turn = NO_TURN if affine is None else canonical_turn(_placing(affine), raw.shape[1:])
-        raw = torch.from_numpy(np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn)))
-        slices = self._normalised(raw.permute(3, 0, 1, 2).contiguous()).unbind(-1)
-        names = [name] * len(slices)
+            shape = tuple(np.shape(raw if _is_path(volume) else volume))
+            raise ValueError(f"a volume of shape {shape} is not [C, X, Y, Z] with the checkpoint's {self._channels}")
+        slices = self._normalised(raw.contiguous()).unbind(-1)
+        names = ["volume" if name is None else name] * len(slices)
         answer = self._cleaned(stack_slices(self._draw(slices, names, [label] * len(slices), progress)))
         answer = answer.map_arrays(lambda values: reoriented_back(values, turn))
         return answer.without_class_axis() if len(self.class_names) == 1 else answer
@@ -168,10 +203,12 @@ class Segmenter:
     @property
     def _channels(self):
         count = self.checkpoint.image_channels
-        return f"the checkpoint's {count} channel{'' if count == 1 else 's'}"
+        return counted(count, "channel")
 
     def _raw(self, image, axes):
         """The image as float32 [C, H, W] on the CPU, with its own values."""
+        if _is_path(image):
+            image, axes = _read_image(image), "CHW"
         raw = _tensor(image, "an image", "numpy.asarray(PIL.Image.open(path))")
         count = self.checkpoint.image_channels
         shape = tuple(raw.shape)
@@ -186,7 +223,7 @@ class Segmenter:
             raise ValueError(f"an image of shape {shape} may be [H, W, C] or [C, H, W]: add axes='HWC' or axes='CHW'")
         channels_last = axes == "HWC" or (axes is None and last)
         if not (last if channels_last else first):
-            raise ValueError(f"an image of shape {shape} does not have {self._channels}")
+            raise ValueError(f"an image of shape {shape} does not have the checkpoint's {self._channels}")
         return (raw.permute(2, 0, 1) if channels_last else raw).contiguous()
 
     def _normalised(self, raw):
@@ -241,6 +278,41 @@ def _usable(device):
     return usable
 
 
+def _is_path(image):
+    return isinstance(image, (str, os.PathLike))
+
+
+def _is_volume(path):
+    return is_volume_path(path) and as_3d(read_nifti_header(path)[0])[2] > 1
+
+
+def _read_image(path):
+    """The file of a picture, or of a 2-D image in a format of volumes, as float32 [C, H, W] or [C, X, Y]."""
+    if not is_volume_path(path):
+        return read_picture(path)
+    volume, _ = _read_volume(path)
+    if volume.shape[-1] > 1:
+        raise ValueError(f"{path}: is a volume, not an image; pass it alone, or to volume()")
+    return volume[..., 0]
+
+
+def _read_volume(path):
+    """A volume's file as float32 [C, X, Y, Z] with axial slices, and the turn that made them so."""
+    values = read_nifti_channels(path)
+    raw = torch.from_numpy(np.ascontiguousarray(values).reshape(*as_3d(values.shape[:-1]), values.shape[-1]))
+    return raw.permute(3, 0, 1, 2), Geometry(*nifti_geometry(path)).turn
+
+
+def _turned(raw, affine):
+    """A volume [X, Y, Z] or [C, X, Y, Z] as [C, X, Y, Z] with axial slices, and the turn that made them so."""
+    raw = raw[None] if raw.ndim == 3 else raw
+    if affine is None or raw.ndim != 4:
+        return raw, NO_TURN
+    turn = canonical_turn(_placing(affine), raw.shape[1:])
+    turned = np.ascontiguousarray(reoriented(raw.numpy().transpose(1, 2, 3, 0), turn))
+    return torch.from_numpy(turned).permute(3, 0, 1, 2), turn
+
+
 def _placing(affine):
     """The affine as float64 [4, 4]. Raises ValueError for one that places no volume in space."""
     affine = np.asarray(affine, dtype=np.float64)
@@ -257,10 +329,6 @@ def _tensor(values, what, reader):
 
     what: "an image" or "a volume"; reader: code that reads its file; both for messages.
     """
-    if isinstance(values, (str, os.PathLike)):
-        raise ValueError(
-            f"{what} is given by its path, {str(values)!r}; read it first, for example by {reader}, and pass the array"
-        )
     if not isinstance(values, torch.Tensor):
         try:
             values = np.asarray(values)

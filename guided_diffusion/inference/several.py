@@ -3,10 +3,9 @@
 import os
 from dataclasses import replace
 
-from ..checkpoint import checkpoint_file
+from ..checkpoint import resolved_path
 from ..config.settings import settle
 from ..data.compatibility import trained_window
-from ..io.hub import is_on_hub
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 
@@ -44,12 +43,14 @@ def _without_fitted(settings, given):
 
 
 def checkpoint_files(paths, flag=""):
-    """The file of each checkpoint, see `checkpoint.checkpoint_file`; a model on the Hub keeps its name.
+    """The file of each checkpoint, see `checkpoint.resolved_path`.
 
     flag: the beginning of messages. Raises `UserError` where two are one file, perhaps by two names, as best.pt and
-    last.pt may be.
+    last.pt may be, and for an empty list.
     """
-    files = [str(path) if is_on_hub(path) else str(checkpoint_file(path, f"{flag}{path}")) for path in paths]
+    if not paths:
+        raise UserError(f"{flag or 'Segmenter.load: '}the list of checkpoints is empty; name one or several")
+    files = [resolved_path(path, f"{flag}{path}") for path in paths]
     for number, file in enumerate(files):
         for other in files[:number]:
             if file == other or (os.path.exists(file) and os.path.exists(other) and os.path.samefile(file, other)):

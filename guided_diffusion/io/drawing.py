@@ -5,7 +5,15 @@ from PIL import Image, ImageDraw
 
 MASK_COLOUR = (255, 64, 64)
 TRUTH_COLOUR = (64, 255, 96)
-MEMBER_COLOUR = (80, 190, 255)
+MEMBER_COLOURS = (  # distinct on grey and skin, and from mask and truth
+    (80, 190, 255),
+    (255, 210, 0),
+    (255, 130, 230),
+    (255, 140, 30),
+    (170, 130, 255),
+    (0, 225, 200),
+    (255, 255, 255),
+)
 
 CLASS_COLOURS = (  # distinct on grey
     (255, 64, 64),
@@ -113,6 +121,11 @@ def overlay(picture, masks, truths=None):
 def class_colour(k):
     """The colour of class k, where there are several."""
     return CLASS_COLOURS[k % len(CLASS_COLOURS)]
+
+
+def member_colour(e):
+    """The colour of member e; they repeat from the eighth on."""
+    return MEMBER_COLOURS[e % len(MEMBER_COLOURS)]
 
 
 def tinted(values):

@@ -208,6 +208,11 @@ def fetch_folder(path, what="folder"):
     return target
 
 
+def fetch_data(path):
+    """The local `Path` of a folder, or of a file: itself, or a copy of a remote one in the cache."""
+    return fetch_file(path) if is_remote(path) and is_stored(path) else fetch_folder(path)
+
+
 def _fetch(folder, target, entries):
     """Fetch those files {name: `_entry`} of a remote folder that `target` lacks, each whole or not at all."""
     changed = {name: entry for name, entry in entries.items() if not _is_fetched(target / name, entry)}

@@ -15,7 +15,7 @@ from ..evaluation.uncertainty import SCORES, case_scores
 from ..io.drawing import (
     CLASS_COLOURS,
     MASK_COLOUR,
-    MEMBER_COLOUR,
+    MEMBER_COLOURS,
     TRUTH_COLOUR,
     border,
     class_colour,
@@ -24,18 +24,19 @@ from ..io.drawing import (
     enlarged,
     grey,
     heat,
+    member_colour,
     radiological,
     resized,
     tinted,
 )
 
-SIDE = 384  # longest side of a picture, in pixels
+SIDE = 512  # longest side of a picture, in pixels, which zooming enlarges
 MAP_SIDE = 160  # longest side of a soft map, which is smooth
 CARD_TILE = 132  # side of each picture of a card
 MOST_SLICES = 64  # of a volume
 MAP_COLOURS = 48  # of a soft map; more colours need more bytes without a visible difference
 # Of an outline sheet; the first colour is transparent.
-PALETTE = [(0, 0, 0), MASK_COLOUR, TRUTH_COLOUR, MEMBER_COLOUR, *CLASS_COLOURS]
+PALETTE = [(0, 0, 0), MASK_COLOUR, TRUTH_COLOUR, MEMBER_COLOURS[0], *CLASS_COLOURS]
 
 
 @dataclass
@@ -60,7 +61,8 @@ class CaseView:
     def card(self):
         """A card with up to four tiles side by side: image, mask and truth, members, uncertainty.
 
-        Returns the JPEG and its (height, width).
+        Each member has its `member_colour`, with several classes those of the classes. Returns the JPEG and its
+        (height, width).
         """
         image = resized(self.image, CARD_TILE)
         answer = image.copy()
@@ -70,8 +72,8 @@ class CaseView:
         tiles = [image, answer]
         if self.members:
             tiles.append(image.copy())
-            for member in self.members:
-                _draw_outlines(tiles[-1], member, MEMBER_COLOUR)
+            for e, member in enumerate(self.members):
+                _draw_outlines(tiles[-1], member, member_colour(e))
         if self.uncertainty is not None:
             tiles.append(resized(heat(self.uncertainty), CARD_TILE))
         # Cut off the bars above and below a wide picture.
@@ -86,7 +88,10 @@ class CaseView:
         return _jpeg(_fitted(self.image, SIDE), 88)
 
     def outlines(self):
-        """The outlines of `layers` side by side on a transparent ground: a PNG, and a tile's (height, width)."""
+        """The outlines of `layers` side by side on a transparent ground: a PNG, and a tile's (height, width).
+
+        With one class all members have the same colour: the page colours each anew.
+        """
         tiles = []
         if self.truths is not None:
             tiles.append(_outlined(self._lines(self.truths), 2, dashed=len(self.truths) > 1))
@@ -112,11 +117,13 @@ class CaseSlices(NamedTuple):
     """The slices of a case in a report.
 
     views: a list of (slice index, `CaseView`); a 2-D image has one view, without an index (None). scores: the defined
-    `uncertainty.SCORES` of the case, means over classes.
+    `uncertainty.SCORES` of the case, means over classes. share: the share of the whole image or volume that lies in
+    the mask of any class.
     """
 
     views: list
     scores: dict
+    share: float
 
 
 def slices_of(predictions, dataset, unit, read_raters):
@@ -146,17 +153,17 @@ def slices_of(predictions, dataset, unit, read_raters):
     if truths is not None:
         truths = np.stack([on_grid(truth, masks.shape[1:]) for truth in truths])
     layers = (masks, truths, members, uncertainty, probability)
-    scores = _scores(masks, members, probability)
+    scores, share = _scores(masks, members, probability), float(masks.any(axis=0).mean())
     if not is_volume:
         image = displayed(dataset.load_image(unit.cases[0]))
-        return CaseSlices([(None, _view(image, *layers))], scores)
+        return CaseSlices([(None, _view(image, *layers))], scores, share)
     geometry = dataset.load_geometry(unit.cases[0])
     affine = None if geometry is None else geometry.affine
     views = []
     for k in _shown_slices(masks, truths, uncertainty):
         image = radiological(displayed(dataset.load_image(unit.cases[k])), affine)
         views.append((k, _view(image, *(_layer_slice(layer, k, affine) for layer in layers))))
-    return CaseSlices(views, scores)
+    return CaseSlices(views, scores, share)
 
 
 def _stack(maps):

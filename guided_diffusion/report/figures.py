@@ -14,35 +14,76 @@ from .charts import Chart, histogram, rounded
 from .page import figure
 
 CHARTED = ("dice", "sensitivity", "precision", "hd95")  # figures with a histogram
+LEAST_PATIENTS = 5  # for an interval: resamples of fewer know too little of other patients
 
 
-def figure_label(key):
-    """A figure's label, from its column in metrics.csv."""
-    text = figure_name(key)
+def with_sure_intervals(content, patients):
+    """Statistics, in dicts and lists, without the bounds "low" and "high" of those of fewer than `LEAST_PATIENTS`.
+
+    content: a summary or curves. patients: the number of patients of all cases.
+    """
+    if isinstance(content, list):
+        return [with_sure_intervals(part, patients) for part in content]
+    if not isinstance(content, dict):
+        return content
+    if "low" in content and "high" in content:
+        enough = min(patients, content.get("n", patients)) >= LEAST_PATIENTS
+        return content if enough else content | {"low": None, "high": None}
+    return {key: with_sure_intervals(part, patients) for key, part in content.items()}
+
+
+def patients_of(summary):
+    """The number of patients of a summary; without groups each case counts as one."""
+    cases = summary["ensemble"]["cases"]
+    return min(summary.get("groups") or cases, cases)
+
+
+def figure_label(key, size="volume"):
+    """A figure's label, from its column in metrics.csv. size: what the masks have, "area" or "volume"."""
+    text = re.sub(r"\bvolume\b", size, figure_name(key))
     for plain, right in (("dice", "Dice"), ("iou", "IoU"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1")):
         text = re.sub(rf"\b{plain}\b", right, text)
     text = re.sub(r"\b(hd95|assd)\b", lambda found: found[0].upper(), text)
     return text[0].upper() + text[1:]
 
 
-def table_of(summary):
-    """The summary's statistics as an HTML table; with several classes each class follows with its own rows."""
-    parts = summary.get("classes") or {}
-    groups = {"": summary} | (parts if len(parts) > 1 else {})
-    rows = []
-    for title, level in groups.items():
-        if title:
-            rows.append(f'<tr><th colspan="6" scope="rowgroup">{escape(title)}</th></tr>')
-        rows += [_html_row(label, values) for label, values in _statistics(level, summary.get("hd95_unit", ""))]
+def table_of(summary, size="volume"):
+    """The summary's statistics as an HTML table; with several classes each has its own in an element to be opened.
+
+    size: see `figure_label`.
+    """
+    unit, parts = summary.get("hd95_unit", ""), summary.get("classes") or {}
+    tables = [_statistics_table(summary, unit, size)]
+    for name, level in parts.items() if len(parts) > 1 else ():
+        tables.append(f"<details><summary>{escape(name)}</summary>{_statistics_table(level, unit, size)}</details>")
     ensemble = summary["ensemble"]
     empties = {text: ensemble.get(f"{which}_empty") for which, text in EMPTY_LABELS.items()}
     notes = [counted(ensemble["cases"], "case"), *(f"{number} {text}" for text, number in empties.items() if number)]
     notes += [f"{counted(summary[key], 'case')} {text}" for key, text in LEFT_OUT.items() if summary.get(key)]
-    return (
-        '<div class="scroll"><table class="figures"><thead><tr><th scope="col">Figure</th><th scope="col">Mean</th>'
-        '<th scope="col">95 % interval</th><th scope="col">Median</th><th scope="col">SD</th><th scope="col">n</th>'
-        f'</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">{escape("; ".join(notes))}.</p>'
+    return f'{"".join(tables)}<p class="note">{escape("; ".join(notes))}.</p>'
+
+
+def _statistics_table(level, unit, size):
+    rows = [(label, _cells(values)) for label, values in _statistics(level, unit, size)]
+    heads = ["Mean", "95 % interval", "Median", "SD", "n"]
+    if not any(cells[1] for _, cells in rows):  # of few patients there are no intervals
+        heads, rows = [heads[0], *heads[2:]], [(label, [cells[0], *cells[2:]]) for label, cells in rows]
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("Figure", *heads))
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for label, cells in rows
     )
+    return (
+        f'<div class="scroll"><table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cells(values):
+    """The cells of a figure: mean, interval, median, standard deviation, n."""
+    if not isinstance(values, dict):
+        return [f"{values:.4f}", "", "", "", ""]
+    mean, median, deviation = (f"{values[key]:.4f}" for key in ("mean", "median", "std"))
+    return [mean, interval_text(values), median, deviation, values["n"]]
 
 
 def sets_table(summary):
@@ -71,14 +112,22 @@ def sets_table(summary):
     )
 
 
+def interval_text(values, digits=4):
+    """The bounds of a figure's interval; "" where it has none: they are missing, None or NaN."""
+    bounds = [values.get("low"), values.get("high")]
+    if any(bound is None or math.isnan(bound) for bound in bounds):
+        return ""
+    return " to ".join(f"{bound:.{digits}f}" for bound in bounds)
+
+
 def _with_interval(values):
     if not values.get("n") or values["mean"] is None:
         return ""
-    low, high = values.get("low"), values.get("high")
-    return f"{values['mean']:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
+    interval = interval_text(values)
+    return f"{values['mean']:.4f}" + (f" ({interval})" if interval else "")
 
 
-def _statistics(level, unit):
+def _statistics(level, unit, size):
     """(label, statistics or a number) of each defined figure of one level of the summary."""
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
@@ -89,50 +138,40 @@ def _statistics(level, unit):
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
     for key, values in described.items():
         if values.get("n"):
-            label = figure_label(key)
+            label = figure_label(key, size)
             distance = key in ("hd95", "assd") or key.startswith("nsd")
             yield f"{label} ({unit})" if distance and unit else label, values
     for key, value in level.get("calibration", {}).items():
         if isinstance(value, (int, float)) and key in CALIBRATION:
-            yield f"{figure_label(key)}, all pixels together", value
-
-
-def _html_row(label, values):
-    if isinstance(values, dict):
-        low, high = values.get("low"), values.get("high")
-        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-        cells = [f"{values['mean']:.4f}", interval, f"{values['median']:.4f}", f"{values['std']:.4f}", values["n"]]
-    else:
-        cells = [f"{values:.4f}", "", "", "", ""]
-    return f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+            yield f"{figure_label(key, size)}, all pixels together", value
 
 
 # ---- charts ------------------------------------------------------------------------------------------------------
 
 
-def charts_of(cases, columns, curves):
+def charts_of(cases, columns, curves, size="volume"):
     """The charts: a list of HTML strings.
 
     cases: dicts with "name" and "scores". columns: dicts with the "key" of each figure. curves: of `summary.curves_of`,
-    or {}.
+    or {}. size: see `figure_label`.
     """
     level = curves.get("all") or next(iter(curves.get("classes", {}).values()), {})
     return [
-        *_distributions(cases, columns),
+        *_distributions(cases, columns, size),
         *_reliability_chart(level.get("reliability", {})),
-        *_retention(level.get("retention", {})),
+        *_retention(level.get("retention", {}), size),
         *_scatter(cases),
         *_ensemble_size_chart(curves.get("ensemble_size")),
     ]
 
 
-def _distributions(cases, columns):
+def _distributions(cases, columns, size):
     """Histograms of the figures `CHARTED`; without truth a histogram of the first figure."""
     shown, keys = [], [column["key"] for column in columns]
     for key in [key for key in CHARTED if key in keys] or keys[:1]:
         values = [case["scores"][key] for case in cases if key in case["scores"]]
         if len(values) > 1:
-            label, share = figure_label(key), min(values) >= 0 and max(values) <= 1
+            label, share = figure_label(key, size), min(values) >= 0 and max(values) <= 1
             bounds = (math.floor(min(values) * 10) / 10 if min(values) > 0.5 else 0, 1) if share else None
             chart = histogram(f"Distribution of {label} over cases", values, label, bounds=bounds)
             shown.append(f'<div class="chart" data-column="{escape(key)}">{figure(f"{label} per case", chart)}</div>')
@@ -153,7 +192,7 @@ def _reliability_chart(tables):
     return [f'<div class="chart">{figure(title, chart.svg())}</div>']
 
 
-def _retention(scores):
+def _retention(scores, size):
     """Error retention: the mean error of the most certain cases, by the share that is kept."""
     highest = max((max(score["error"], default=0) for score in scores.values()), default=0)
     if not highest:
@@ -164,7 +203,7 @@ def _retention(scores):
         (0, highest, "mean 1 - Dice"),
     )
     for series, (name, score) in enumerate(scores.items(), start=1):
-        chart.line(score["kept"], score["error"], series, figure_label(name))
+        chart.line(score["kept"], score["error"], series, figure_label(name, size))
     return [f'<div class="chart">{figure("Error retention by uncertainty", chart.svg())}</div>']
 
 
@@ -195,7 +234,7 @@ def _ensemble_size_chart(summary):
     enough = summary["enough"]
     chart.mark(enough, f"{enough} suffice" if enough < sizes[-1] else "still grows")
     return [
-        f'<div class="chart">{figure("Ensemble size, with the 95 % interval", chart.svg())}</div>',
+        f'<div class="chart">{figure("Ensemble size" + _band_note(lows), chart.svg())}</div>',
         *(_set_size_chart(summary["sets"]) if "sets" in summary else ()),
     ]
 
@@ -216,8 +255,14 @@ def _set_size_chart(sets):
         for series, (key, line) in enumerate(zip(keys, values, strict=True), start=1):
             chart.area(sets["sizes"], *([one[end] for one in sets[key]] for end in ("low", "high")), series)
             chart.line(sets["sizes"], line, series, figure_label(key) if len(keys) > 1 else "")
-        charts.append(f'<div class="chart">{figure(f"{title}, with the 95 % interval", chart.svg())}</div>')
+        note = _band_note([one["low"] for key in keys for one in sets[key]])
+        charts.append(f'<div class="chart">{figure(title + note, chart.svg())}</div>')
     return charts
+
+
+def _band_note(lows):
+    """What a chart's title says of the intervals, by their lower bounds."""
+    return ", with the 95 % interval" if any(low is not None for low in lows) else ""
 
 
 def sizes_table(summary):

@@ -6,8 +6,10 @@ The content security policy allows only pictures and the page's own script and s
 import base64
 import hashlib
 import json
+import os
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from ..io.files import atomic_path, json_ready
 
@@ -27,7 +29,8 @@ def write_page(path, title, body, *, scripts=("theme.js",), data=None):
         f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
     # In JSON a "<" only occurs in strings, where it may be escaped. So no string can end the element.
-    content = "" if data is None else json.dumps(json_ready(data), ensure_ascii=False).replace("<", "\\u003c")
+    content = "" if data is None else json.dumps(json_ready(data), ensure_ascii=False, separators=(",", ":"))
+    content = content.replace("<", "\\u003c")
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">\n'
@@ -41,13 +44,46 @@ def write_page(path, title, body, *, scripts=("theme.js",), data=None):
         temporary.write_text(text, encoding="utf-8")
 
 
-def header(title, facts):
-    """The head of a page: title, theme button and facts, a list of (name, value); returns HTML."""
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
+def header(title, subtitle, links=()):
+    """The head of a page: title, theme button, a line of text, and (text, address) of its parts; returns HTML."""
+    items = "".join(f'<a href="{escape(address, quote=True)}">{escape(text)}</a>' for text, address in links)
     return (
-        f'<header><h1>{escape(title)}</h1><button type="button" id="theme" aria-live="polite">Theme: system</button>'
-        f"<dl>{items}</dl></header>"
+        f'<header><h1>{escape(title)}</h1><button type="button" id="theme" aria-live="polite" hidden>Theme: system</button>'
+        f"<p>{escape(subtitle)}</p>" + (f'<nav aria-label="Parts">{items}</nav>' if items else "") + "</header>"
     )
+
+
+def tiles(line, label):
+    """A line of main figures, (label, value, note) each, as an HTML list with a label for screen readers."""
+    items = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        + (f'<dd class="note">{escape(note)}</dd>' if note else "")
+        + "</div>"
+        for name, value, note in line
+    )
+    return f'<dl class="tiles" aria-label="{escape(label, quote=True)}">{"".join(items)}</dl>'
+
+
+def facts_list(facts):
+    """Facts, a list of (name, value), as an HTML list."""
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def swatch(colour):
+    """A short line of a colour, "#rrggbb", for legends; the policy forbids style attributes, so it is a picture."""
+    return (
+        f'<svg class="mark" viewBox="0 0 14 3" aria-hidden="true"><rect width="14" height="3" fill="{colour}"/></svg>'
+    )
+
+
+def link_to(path, folder):
+    """The address of a file for a page in `folder`, relative and quoted; "" for one that is missing or lies outside."""
+    path, folder = Path(path), Path(folder)
+    if not path.exists() or not path.resolve().is_relative_to(folder.resolve()):
+        return ""
+    address = Path(os.path.relpath(path, folder)).as_posix()
+    return "" if address.startswith("../") else quote(address)
 
 
 def figure(caption, content):

@@ -16,23 +16,27 @@ from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_file import read_curves, read_summary
 from ..inference.manifest import read_manifest
 from ..inference.plan import describe_augmentation, describe_members
-from ..io.drawing import class_colour
 from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
 from ..io.texts import read_csv
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, reason_of
 from .case_pictures import slices_of
-from .figures import charts_of, figure_label, sets_table, sizes_table, table_of
+from .figures import charts_of, patients_of, sets_table, sizes_table, table_of, with_sure_intervals
+from .gallery import class_colours, columns_of, drawn_colours, gallery_html
+from .headline import class_table, headline
 from .model_card import shown_checkpoint
-from .page import asset, data_uri, header, write_page
+from .page import asset, data_uri, facts_list, header, link_to, tiles, write_page
 
 PICTURE_NAMES = re.compile(r"(\d+_)?(card|image)\.jpg|(\d+_)?(lines|maps)\.png")
 EMBEDDED = 12 * 2**20  # bytes of pictures that the page itself may hold; it can then still be mailed
-WORSE_HIGH = re.compile(
-    r"hd95|assd|(.*_)?(ece|brier|log_loss|ged2)|volume_(difference|error|spread)|.*(false|betti\d_error|vi_\w+)"
-)  # prefixes
-FIRST = ("dice", "expected_dice", "agreement")  # the first of these that exists is the initial order of cases
+FILES = {  # beside the page, with what they hold
+    "metrics.csv": "the figures of each case",
+    "summary.json": "the figures over all cases",
+    "curves.json": "the points of the charts",
+    "manifest.json": "the settings of the run",
+}
+SCORE_DIGITS = 5  # significant digits of a case's figures in the page
 
 
 def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_of, progress=None):
@@ -55,7 +59,8 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
             failed[unit.name] = reason_of(error)
             continue
         if slices is not None:
-            cases.append(_case(unit, slices.views, pictures, scores.get(unit.name) or slices.scores))
+            file = link_to(predictions.mask_file(unit.name, unit.is_volume), out_dir)
+            cases.append(_case(unit, slices, pictures, scores.get(unit.name) or slices.scores) | {"file": file})
     if failed:
         first, number = next(iter(failed.values())), counted(len(failed), "case")
         if not cases:
@@ -63,15 +68,20 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         console().warning(
             f"warning: report.html lacks {number} that could not be read: {listed(list(failed))}; {first}"
         )
-    columns = _columns(cases)
-    data = {
-        "cases": [case | {"pictures": pictures.sources(case["pictures"])} for case in cases],
-        "columns": columns,
-        "classes": _legend(dataset.class_names),
-    }
+    size = "volume" if units and units[0].is_volume else "area"
+    columns, manifest = columns_of(cases, size), read_manifest(results_dir)
     path, title = out_dir / "report.html", f"Segmentation report: {_results_title(results_dir)}"
-    body = _body(out_dir, results_dir, dataset, cases, columns, list(failed))
-    write_page(path, title, body, scripts=("theme.js", "report.js"), data=data)
+    notes = [f"{counted(len(failed), 'case')} could not be read: {listed(list(failed))}"] if failed else []
+    gallery = gallery_html(cases, columns, dataset.class_names, lambda case: pictures.sources(case["card"]), notes)
+    facts = _facts(results_dir, dataset, cases, manifest)
+    body = _body(out_dir, cases, columns, size, gallery, facts, dataset.class_names)
+    write_page(
+        path,
+        title,
+        body,
+        scripts=("theme.js", "report.js"),
+        data=_script_data(cases, columns, dataset, pictures, manifest),
+    )
     pictures.remove_others()
     return path
 
@@ -174,12 +184,12 @@ def _finite_number(text):
 # ---- cases -------------------------------------------------------------------------------------------------------
 
 
-def _case(unit, views, pictures, scores):
-    """A case for report.js, with the keys of its pictures."""
-    areas = [view.masks.sum() for _, view in views]
-    largest = int(np.argmax(areas)) if any(areas) else len(views) // 2
+def _case(unit, shown, pictures, scores):
+    """A case for the page, with the keys of its pictures. shown: its `CaseSlices`."""
+    areas = [view.masks.sum() for _, view in shown.views]
+    largest = int(np.argmax(areas)) if any(areas) else len(areas) // 2
     slices = []
-    for k, view in views:
+    for k, view in shown.views:
         prefix = "" if k is None else f"{k:03d}_"
         lines, shape = view.outlines()
         maps = view.maps()
@@ -190,37 +200,42 @@ def _case(unit, views, pictures, scores):
                 "maps": maps and pictures.add(unit.name, f"{prefix}maps.png", maps),
             }
         )
-    first = views[largest][1]
+    first = shown.views[largest][1]
     card, card_size = first.card()
     return {
         "name": unit.name,
-        "pictures": {"card": pictures.add(unit.name, "card.jpg", card), "slices": slices},
-        "indices": [k for k, _ in views],
+        "slices": slices,
+        "indices": [k for k, _ in shown.views],
         "depth": len(unit.cases),
         "first": largest,
         "layers": first.layers(),
         "size": list(shape),
-        "card": list(card_size),
+        "card": pictures.add(unit.name, "card.jpg", card),
+        "card_size": card_size,
+        "share": shown.share,
         "scores": {key: value for key, value in scores.items() if key != "empty"},
-        "empty": scores.get("empty", ""),
+        "empty": scores.get("empty", "" if shown.share else "mask"),
     }
 
 
-def _columns(cases):
-    """The figures to sort by: [{"key", "label", "worst": "low" or "high"}]; the first is the initial order."""
-    keys = dict.fromkeys(key for case in cases for key in case["scores"])
-    first = [key for key in FIRST if key in keys]
-    return [
-        {"key": key, "label": figure_label(key), "worst": "high" if WORSE_HIGH.match(key) else "low"}
-        for key in (*first, *(key for key in keys if key not in first))
-    ]
-
-
-def _legend(names):
-    """[[name, colour]] of several classes; [] with a single class."""
-    if len(names) == 1:
-        return []
-    return [[name, "#{:02x}{:02x}{:02x}".format(*class_colour(k))] for k, name in enumerate(names)]
+def _script_data(cases, columns, dataset, pictures, manifest):
+    """What report.js needs; it reads the cards from the page. A case's scores are in the order of the columns."""
+    kept = ("name", "indices", "depth", "first", "layers", "size")
+    listed_cases = []
+    for case in cases:
+        scores = [case["scores"].get(column["key"]) for column in columns]
+        scores = [value if value is None else float(f"{value:.{SCORE_DIGITS}g}") for value in scores]
+        parts = {"slices": pictures.sources(case["slices"]), "scores": scores}
+        listed_cases.append({key: case[key] for key in kept} | parts)
+    members = manifest.get("settings", {}).get("num_ensemble")
+    spread = "√(p (1 − p))" if members in (0, 1) else "standard deviation of the members"
+    return {
+        "cases": listed_cases,
+        "columns": columns,
+        "classes": class_colours(dataset.class_names),
+        "colours": drawn_colours(),
+        "uncertainty": spread,
+    }
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
@@ -231,39 +246,49 @@ def _results_title(results_dir):
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _body(out_dir, results_dir, dataset, cases, columns, failed):
+def _body(out_dir, cases, columns, size, gallery, facts, class_names):
     summary, curves = (
         read(out_dir / name) if (out_dir / name).exists() else {}
         for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
     )
-    manifest = read_manifest(results_dir)
-    charts = charts_of(cases, columns, curves)
-    parts = [header("Segmentation report", _facts(results_dir, dataset, cases, manifest, failed)), "<main>"]
-    parts.append('<div class="overview">')
-    if summary:
-        definitions = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
-        tables = table_of(summary) + sets_table(summary) + sizes_table(summary)
-        parts.append(f'<section aria-label="Figures"><h2>Figures</h2>{tables}{definitions}</section>')
-    else:
-        parts.append(
-            '<p class="note">There is no truth to compare with. Cases are sorted by expected Dice, which assumes that '
-            "the probability is calibrated. The most uncertain cases come first.</p>"
-        )
-    if charts:
-        parts.append(
-            f'<section aria-label="Charts"><h2>Charts</h2><div class="charts">{"".join(charts)}</div></section>'
-        )
-    parts.append("</div>")
-    parts += [asset("gallery.html"), "</main>"]
-    return "\n".join(parts)
+    patients = patients_of(summary) if summary else len(cases)
+    summary, curves = (with_sure_intervals(part, patients) for part in (summary, curves))
+    charts = charts_of(cases, columns, curves, size)
+    files = {name: link_to(out_dir / name, out_dir) for name in FILES}
+    parts = {"cases": gallery, "classes": class_table(summary, class_colours(class_names), size)}
+    parts["figures"] = _figures_section(summary, size)
+    grid = f'<div class="charts">{"".join(charts)}</div>'
+    parts["charts"] = f'<section aria-labelledby="charts"><h2 id="charts">Charts</h2>{grid}</section>' if charts else ""
+    parts["run"] = _run_section(facts, files)
+    links = [(name.capitalize(), f"#{name}") for name, part in parts.items() if part]
+    head = header("Segmentation report", f"{dict(facts)['Results']}, data {dict(facts)['Data']}", links)
+    line = tiles(headline(summary, cases, size), "Main figures")
+    overview = f'<div class="overview">{parts["figures"]}{parts["charts"]}</div>'
+    content = [head, "<main>", line, parts["cases"], parts["classes"], overview, parts["run"], "</main>"]
+    return "\n".join([*content, asset("case.html")])
 
 
-def _facts(results_dir, dataset, cases, manifest, failed):
+def _figures_section(summary, size):
+    if not summary:
+        return ""
+    note = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
+    tables = table_of(summary, size) + sets_table(summary) + sizes_table(summary)
+    return f'<section aria-labelledby="figures"><h2 id="figures">Figures</h2>{tables}{note}</section>'
+
+
+def _run_section(facts, files):
+    """The settings of the run, and links to the files beside the page."""
+    links = "".join(
+        f'<li><a href="{address}">{name}</a>: {FILES[name]}</li>' for name, address in files.items() if address
+    )
+    links = f'<ul class="files">{links}</ul>' if links else ""
+    return f'<section aria-labelledby="run"><h2 id="run">Run</h2>{facts_list(facts)}{links}</section>'
+
+
+def _facts(results_dir, dataset, cases, manifest):
     settings = manifest.get("settings", {})
     data = place_name(Path(dataset.data_dir).resolve())
     facts = [("Results", _results_title(results_dir)), ("Data", data), ("Cases", len(cases))]
-    if failed:
-        facts.append(("Could not be read", listed(failed)))
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):

@@ -13,18 +13,24 @@ from ..io.escaping import is_place, place_name
 from ..io.texts import read_json_lines
 from ..runtime.errors import UserError
 from .charts import Chart, rounded
-from .page import data_uri, figure, header, write_page
+from .page import data_uri, facts_list, figure, header, link_to, tiles, write_page
 
 # Of each chart: title, y axis, columns of the log, and whether the axis may be logarithmic.
 CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
     ("Validation log loss", "nats per pixel", ("val_log_loss", "val_coarse_log_loss"), True),
-    ("Expected over true volume", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
+    ("Expected over true size", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
     ("GED² that the diffusion takes away", "GED²", ("val_health",), False),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
     ("Learning rate", "rate", ("lr",), False),
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),
     ("Waiting for data", "share of time", ("waiting",), False),
+)
+# A run of pictures measures areas, one of volumes volumes: "size" is both.
+NEWEST = (  # label, column of the log; of the line of main figures
+    ("Validation Dice", "val_dice"),
+    ("Expected / true size", "val_volume_ratio"),
+    ("Training loss", "loss"),
 )
 FACTS = (  # label, group of options, option
     ("Data", "data", "data_dir"),
@@ -51,18 +57,38 @@ def write_training_page(folder, config, last_step, best=None, stage=0):
     step = rows[-1]["step"] if rows else 0
     pictures = validation_pictures(folder / "validation", step)
     charts = "".join(_chart(rows, *curve, stage) for curve in CURVES)
-    facts = [("Run", folder.resolve().name), ("Step", f"{step} of {last_step}")]
-    if best:
-        facts.append(("Best validation log loss", f"{best['log_loss']:.4f} at step {best['step']} (best.pt)"))
-    facts += [(name, _shown(key, config[group][key])) for name, group, key in FACTS if key in config.get(group, {})]
-    body = f'{header("Training", facts)}<main><h2>Curves</h2><div class="charts wide">{charts}</div>'
+    facts = [(name, _shown(key, config[group][key])) for name, group, key in FACTS if key in config.get(group, {})]
+    curves = f'<div class="charts wide">{charts}</div>'
     if not charts:
-        body += '<p class="note">Nothing is logged yet; see --log_interval.</p>'
+        curves = '<p class="note">Nothing is logged yet; see --log_interval.</p>'
+    log = link_to(folder / "log.jsonl", folder)
+    log = f'<p class="note">As a file: <a href="{log}">log.jsonl</a></p>' if log else ""
+    parts = {
+        "validation": _gallery(pictures),
+        "curves": f'<section aria-labelledby="curves"><h2 id="curves">Curves</h2>{curves}{log}</section>',
+        "options": '<section aria-labelledby="options"><h2 id="options">Options</h2>'
+        f"{facts_list(facts)}{_option_table(config)}</section>",
+    }
+    parts = {name: part for name, part in parts.items() if part}
+    head = header("Training", folder.resolve().name, [(name.capitalize(), f"#{name}") for name in parts])
+    line = tiles(_headline(rows, step, last_step, best), "Main figures")
+    body = "\n".join([head, "<main>", line, *parts.values(), "</main>"])
     path = folder / "training.html"
     data = {"pictures": [[number, f"validation/{picture.name}"] for number, picture in pictures]}
-    body += _gallery(pictures) + f"{_option_table(config)}</main>"
     write_page(path, f"Training: {folder.resolve().name}", body, scripts=("theme.js", "training.js"), data=data)
     return path
+
+
+def _headline(rows, step, last_step, best):
+    """The line of main figures: a list of (label, value, note), the newest of each figure that was logged."""
+    line = [("Step", f"{step} of {last_step}", "")]
+    for label, column in NEWEST:
+        logged = [(row["step"], row[column]) for row in rows if row.get(column) is not None]
+        if logged:
+            line.append((label, f"{logged[-1][1]:.4g}", f"at step {logged[-1][0]}"))
+    if best:
+        line.insert(1, ("Best validation log loss", f"{best['log_loss']:.4f}", f"at step {best['step']} (best.pt)"))
+    return line
 
 
 def read_log(folder):
@@ -118,10 +144,10 @@ def _gallery(pictures):
     try:
         source = _embedded(path)
     except UserError as error:
-        return f'<h2>Validation</h2><p class="note">{escape(str(error))}</p>'
+        return f'<section id="validation"><h2>Validation</h2><p class="note">{escape(str(error))}</p></section>'
     hidden = "" if len(pictures) > 1 else " hidden"
     return (
-        '<section aria-label="Validation"><h2>Validation</h2>'
+        '<section aria-labelledby="validation"><h2 id="validation">Validation</h2>'
         f'<label id="steps"{hidden}><output id="step">Step {step}</output><input type="range" id="pick" min="0" '
         f'max="{len(pictures) - 1}" value="{len(pictures) - 1}" step="1"></label>'
         f'<div class="scroll"><img id="picture" alt="Validation cases: image, truth, members and ensemble" '

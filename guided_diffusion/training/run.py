@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoint import BEST, STAGE, Checkpoint, load_checkpoint, newest_name, step_of
+from ..checkpoint import BEST, LAST, STAGE, Checkpoint, load_checkpoint, newest_name, resolved_path, step_of
 from ..config.config_file import record_beside, run_values
 from ..config.fields import named_by
 from ..config.options import NO_WINDOW, DataOptions
@@ -12,7 +12,7 @@ from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, sett
 from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
 from ..data.dataset import SegmentationDataset
-from ..data.registry import AUTO, build_dataset, recognised
+from ..data.registry import build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
 from ..io.pictures import allow_megapixels
@@ -126,6 +126,7 @@ def prepare_run(options, given, processes):
 
     options, given: from `command_line.parse`. Raises `UserError` for options, data or a checkpoint that do not fit.
     """
+    options = [with_last_checkpoint(part) if isinstance(part, TrainOptions) else part for part in options]
     asked = next(part for part in options if isinstance(part, TrainOptions))
     folder = begun_folder(asked.out_dir, processes)
     start = find_start(asked, folder, processes)
@@ -146,8 +147,7 @@ def prepare_run(options, given, processes):
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
     view = View(keep_size=settings.train.crop)
     origin = named_by("data_name", given, "" if start is None else shown_start(asked, folder))
-    chosen = "data_name" in given or start is not None
-    dataset = find_data(here, settings.image_size, view, chosen=chosen, origin=origin)
+    dataset = find_data(here, settings.image_size, view, origin)
     settings = settle(options, given, saved, facts_of(dataset, here))
     dataset.orientation = settings.train.orientation
     check_dataset(dataset, settings.model, start)
@@ -186,26 +186,10 @@ def facts_of(dataset, data):
     )
 
 
-def find_data(data, image_size, view, chosen, origin):
-    """The training data. view: how it shows a case to the network. chosen: whether the user chose --data_name. origin:
-    see `fields.named_by`."""
-    try:
-        options = {"split": "train", "need_masks": True, "view": view, **loading_of(data)}
-        return build_dataset(data.data_name, data.data_dir, image_size, named_by=origin, **options)
-    except NoCasesError as error:
-        if chosen:
-            raise
-        raise UserError(
-            f"{error}; {data.data_name} is the default of --data_name: {suggested(data.data_dir)}"
-        ) from None
-
-
-def suggested(data_dir):
-    """Advice on `--data_name` where its default finds no cases."""
-    try:
-        return f"add --data_name {recognised(AUTO, data_dir)}"
-    except (UserError, OSError):
-        return "name your kind of data"
+def find_data(data, image_size, view, origin):
+    """The training data. view: how it shows a case to the network. origin: see `fields.named_by`."""
+    options = {"split": "train", "need_masks": True, "view": view, **loading_of(data)}
+    return build_dataset(data.data_name, data.data_dir, image_size, named_by=origin, **options)
 
 
 def find_validation(data, settings, dataset, processes):
@@ -318,6 +302,14 @@ def find_start(train, folder, processes):
             f"--out_dir holds a run already ({folder.shown(newest)}): add --resume_checkpoint auto or choose another"
         )
     return None
+
+
+def with_last_checkpoint(train):
+    """The `TrainOptions` with --resume_checkpoint as a file, where it names a run's folder: that run's last.pt."""
+    path = train.resume_checkpoint
+    if path in ("", "auto"):
+        return train
+    return replace(train, resume_checkpoint=resolved_path(path, f"--resume_checkpoint {path}", (LAST,)))
 
 
 def recalled(config, train, data, given, folder):

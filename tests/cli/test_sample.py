@@ -166,3 +166,75 @@ def test_images_that_a_tag_turns_are_named(tmp_path):
         "1 image with an EXIF tag that turns or mirrors them (case1): they are read, and their masks written, as they "
         "are shown, not as they are stored"
     )
+
+
+# ---- doors: a run's folder, a single file, another layout ----------------------------------------------------------
+
+
+QUICK = "--num_ensemble 2 --diffusion_steps 1 --num_workers 0 --precision fp32"
+
+
+def test_a_runs_folder_and_its_config_sample_by_the_best_checkpoint(sample, trained, pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.parent, run)
+    results = sample(run, pictures, QUICK, "by last")
+    assert strict_json(results / "manifest.json")["checkpoint"] == str(run / "last.pt")
+    shutil.copy(trained, run / "best.pt")
+    capsys.readouterr()
+    results = sample(run, pictures, f"{QUICK} --config '{run / 'config.yaml'}'", "by best")
+    assert strict_json(results / "manifest.json")["checkpoint"] == str(run / "best.pt")
+    assert capsys.readouterr().out.count("holds a training run's settings; not used here: ") == 1
+    assert len(files(results / "masks")) == 4
+
+
+def test_one_picture_is_sampled_into_a_mask_of_its_name(sample, trained, pictures, tmp_path, capsys):
+    folder, path = tmp_path / "photos of today", tmp_path / "photos of today" / "left knee.PNG"
+    folder.mkdir()
+    shutil.copy(pictures / "images" / "case1.png", path)
+    (folder / "labels.csv").write_text("another,layout,here")
+    results = sample(trained.parent, path, QUICK)
+    out = capsys.readouterr().out
+    assert (
+        files(results / "masks") == ["left knee.png"]
+        and strict_json(results / "manifest.json")["data"]
+        | {
+            "data_name": "FOLDER",
+            "data_dir": str(path.resolve()),
+        }
+        == strict_json(results / "manifest.json")["data"]
+    )
+    assert f"1 case of {path}; 0 finished already" in out and "layout: one picture" in out and "not used" not in out
+    sample(trained.parent, path, QUICK)
+    assert "1 finished already" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_sampled_give_one_line(refusal, trained, pictures, train, slices, tmp_path):
+    def refused(path, flags="", checkpoint=trained):
+        line = ["--model_path", checkpoint, "--data_dir", path, "--out_dir", tmp_path / "results", QUICK, flags]
+        return refusal("segmentation_sample", line)
+
+    (tmp_path / "notes.txt").write_text("x")
+    assert "notes.txt: is no image; name one that ends in .png, .jpg, " in refused(tmp_path / "notes.txt")
+    path = pictures / "images" / "case1.png"
+    assert "case1.png: is a file, which only FOLDER reads; leave out --data_name" in refused(path, "--data_name ISIC")
+    assert "none.png: no such folder" in refused(tmp_path / "none.png")
+    line = refused(path, checkpoint=train("BRATS", slices, steps=1))
+    assert "case1.png: is a file, but only BRATS reads images as in training; name a folder" in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_layout_than_training_had_is_found_and_said(train, script, refusal, isic, pictures, tmp_path, capsys):
+    checkpoint = train("ISIC", isic, steps=1)
+    line = ["--model_path", checkpoint, "--data_dir", pictures, "--out_dir", tmp_path / "results", QUICK]
+    capsys.readouterr()
+    script("segmentation_sample", line)
+    said = f"--data_name FOLDER: {pictures} has no cases for ISIC, on which the checkpoint was trained"
+    assert said in capsys.readouterr().out and len(files(tmp_path / "results" / "masks")) == 4
+    assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == "FOLDER"
+    line[-2] = tmp_path / "other"
+    assert "no cases found for ISIC" in refusal("segmentation_sample", [*line, "--data_name ISIC"])
+    (tmp_path / "empty").mkdir()
+    line[3] = tmp_path / "empty"
+    assert refusal("segmentation_sample", line).endswith(
+        "the checkpoint was trained on ISIC: for other data add --data_name"
+    )

@@ -354,7 +354,7 @@ def test_flags_win_over_a_record_and_other_data_over_all_of_its_data(record):
 def test_the_check_of_data_takes_its_kind_and_evaluation_goes_by_the_manifest(record):
     line = record(RUN)
     (options, data), _ = parse("", GROUPS["check_data"], line.split())
-    assert (options.data_name, data.data_dir, data.val_fraction) == ("FOLDER", "D", 0.2)
+    assert (data.data_name, data.data_dir, data.val_fraction) == ("FOLDER", "D", 0.2)
     assert options.out_dir == "data_check"
     (options,), given = parse("", [EvalOptions], [*line.split(), "--pred_dir", "P"])
     assert (options.data_name, options.out_dir, given) == ("", "", {"pred_dir"})

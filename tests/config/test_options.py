@@ -8,7 +8,7 @@ from helpers import PUBLISHED, refused, values
 
 def test_published_training_command():
     got = values(PUBLISHED + " --lr 1e-4 --batch_size 8")
-    assert got["data_name"] == "BRATS" and got["data_dir"] == "DATA/training" and got["out_dir"] == "OUT"
+    assert got["data_name"] == "AUTO" and got["data_dir"] == "DATA/training" and got["out_dir"] == "OUT"
     assert (got["image_size"], got["num_channels"], got["num_res_blocks"], got["num_heads"]) == (256, 128, 2, 1)
     assert got["class_cond"] is False and got["learn_sigma"] is True and got["use_scale_shift_norm"] is False
     assert got["attention_resolutions"] == "16" and got["noise_schedule"] == "linear"

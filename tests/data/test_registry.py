@@ -1,11 +1,12 @@
 """Loaders by name: the project's, those of installed packages, and AUTO."""
 
 import pickle
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from conftest import LOADER
+from conftest import LOADER, TINY
 
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.phantoms import write_lidc
@@ -80,9 +81,28 @@ def test_layouts_are_found_by_themselves(tmp_path, isic, brats, slices, pictures
         recognised("AUTO", tmp_path / "gone")
 
 
-def test_another_layout_than_the_one_asked_for_is_suggested(tmp_path, isic, refusal):
-    line = ["--data_dir", isic, "--out_dir", tmp_path / "run"]
-    assert refusal("segmentation_train", line).endswith("BRATS is the default of --data_name: add --data_name ISIC")
+def test_training_recognises_the_folder_and_says_as_what(tmp_path, isic, slices, script, capsys):
+    for folder, name in ((isic, "ISIC"), (slices / "training", "BRATS")):  # the latter as in the published command
+        script("segmentation_train", ["--data_dir", folder, "--out_dir", tmp_path / name, TINY, "--dry_run"])
+        out = capsys.readouterr().out
+        assert f"data_name: {name}\n" in out and f", read as {name}\n" in out
+
+
+def test_two_layouts_in_a_folder_are_named(tmp_path, isic, slices, refusal):
+    for folder in (isic, slices):
+        shutil.copytree(folder, tmp_path / "both" / folder.name)
+    line = refusal("segmentation_train", ["--data_dir", tmp_path / "both", "--out_dir", tmp_path / "run"])
+    assert line == (
+        f"error: {tmp_path / 'both'}: has the layouts of ISIC and BRATS; choose one with --data_name ISIC or "
+        "--data_name BRATS"
+    )
+
+
+def test_a_file_is_no_folder_to_recognise(tmp_path, pictures, refusal):
+    line = ["--data_dir", pictures / "images" / "case0.png", "--out_dir", tmp_path / "run"]
+    assert "case0.png: is a file; --data_dir must name the folder" in refusal("segmentation_train", line)
+    line.append("--data_name FOLDER")
+    assert "case0.png: is a file; --data_dir must name the folder" in refusal("segmentation_train", line)
 
 
 @pytest.mark.parametrize("name", ["ISIC", "isic", "BRATS", "FOLDER", "LIDC"])

@@ -8,7 +8,6 @@ from conftest import FAST, strict_json
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.data.classes import Classes
 from guided_diffusion.evaluation.risk_control import (
     LesionLevels,
     achieved_misses,
@@ -16,7 +15,6 @@ from guided_diffusion.evaluation.risk_control import (
     controlled_level,
     missed_shares,
 )
-from guided_diffusion.inference.mask_rules import holds_every_union, with_larger_regions
 from guided_diffusion.runtime.errors import UserError
 
 TOP = 65535
@@ -89,18 +87,6 @@ def test_the_achieved_share_is_a_mean_over_patients():
     found = achieved_misses(rows, ["a", "a", "b", "c"])
     assert found["mean"] == pytest.approx((0.25 + 0.1) / 2) and found["n"] == 2
     assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(0.25)
-
-
-def test_regions_within_one_another_have_thresholds_and_others_do_not():
-    nested = Classes(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)))
-    assert holds_every_union(nested) and holds_every_union(Classes(("polyp",)))
-    assert not holds_every_union(Classes(("liver", "tumour"), ((1,), (2,))))
-    assert not holds_every_union(Classes(("a", "b"), ((1, 2), (2, 3))))
-    masks = np.zeros((3, 1, 3), bool)
-    masks[2, 0, 0] = masks[1, 0, 1] = True
-    found = with_larger_regions(masks, nested)
-    assert found[:, 0].T.tolist() == [[True, True, True], [True, True, False], [False, False, False]]
-    assert np.array_equal(nested.as_written(found), found)
 
 
 def test_by_the_scripts_from_results_to_guaranteed_masks(

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, LOADER
+from conftest import FAST, LOADER, mri
 from helpers import TASK_AFFINE, write_task
 from PIL import Image
 
@@ -77,6 +77,46 @@ def test_one_picture_alone_and_how_its_channels_lie(segmenter, sample, trained, 
     assert np.allclose(segmenter(image).probability, in_batch, atol=1e-5)  # batches of other sizes round otherwise
 
 
+def test_the_path_of_a_picture_is_read_as_the_script_reads_it(segmenter, sample, trained, pictures):
+    results, path = sample(trained, pictures, f"{SAVED} --batch_size 1"), pictures / "images" / "case1.png"
+    check(segmenter(path), results, "case1")
+    assert np.array_equal(segmenter([str(path)])[0].members, segmenter(path).members)
+    assert np.array_equal(segmenter(path, "other").members, segmenter(pixels(path), "other").members)
+    with pytest.raises(UserError, match="none.png: "):
+        segmenter(pictures / "none.png")
+
+
+def test_the_path_of_a_volume_has_its_own_affine(train, sample, volumes, save_nifti, tmp_path):
+    """The mask lies over the file, whose axes point elsewhere than the slices do."""
+    checkpoint, path = train("FOLDER", volumes(mri())), tmp_path / "v0.nii.gz"
+    save_nifti(path, mri(), np.array([[0, -2.0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    results = sample(checkpoint, path, SAVED)
+    assert [file.name for file in results.glob("*_seg.nii.gz")] == ["v0_seg.nii.gz"]
+    segmenter = Segmenter.load(checkpoint, seed=3, **SETTINGS)
+    answer = segmenter(path)
+    assert np.array_equal(nibabel.load(results / "v0_seg.nii.gz").get_fdata(), answer.mask)
+    assert np.array_equal(answer.members, segmenter.volume(mri(), "v0", affine=nibabel.load(path).affine).members)
+    with pytest.raises(ValueError, match="affine is given with a path"):
+        segmenter.volume(path, affine=np.eye(4))
+    with pytest.raises(ValueError, match="v0.nii.gz: is a volume, not an image"):
+        segmenter([path])
+
+
+def test_it_describes_itself(segmenter, trained):
+    assert repr(segmenter).splitlines() == [
+        "Segmenter",
+        f"  model: v1 of step 2, {trained}",
+        "  images: 3 channels, normalised as by FolderDataset",
+        f"  classes: {segmenter.classes.described()}",
+        "  members: 2 by dpm_solver, 2 steps; seed 3",
+        "  runs at 32 x 32 pixels in fp32 on cpu",
+    ]
+
+
+def test_a_runs_folder_is_loaded_by_its_best_checkpoint(trained):
+    assert "last.pt" in repr(Segmenter.load(trained.parent, **SETTINGS))
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -86,11 +126,6 @@ def test_one_picture_alone_and_how_its_channels_lie(segmenter, sample, trained, 
         (np.random.default_rng(0).random((32, 32, 3)), "give them from 0 to 255"),
         (np.full((32, 32, 3), 256), "give them from 0 to 255"),
         (np.full((32, 32, 3), np.nan), "not finite"),
-        (
-            "scans/a.png",
-            r"^an image is given by its path, 'scans/a.png'; read it first, for example by .*PIL.* and pass the array$",
-        ),
-        ([Path("scans/a.png")], "is given by its path, 'scans/a.png'; read it first"),
         (np.zeros((0, 32, 3)), r"^an image of shape \(0, 32, 3\) has no pixels; check how it was read or cut$"),
         (torch.zeros(3, 32, 0), r"^an image of shape \(3, 32, 0\) has no pixels"),
         (np.full((32, 32, 3), None), "^an image has dtype object; pass an array of numbers, as from numpy.asarray"),
@@ -111,7 +146,10 @@ def test_settings_that_the_script_would_refuse(trained, tmp_path):
         ({"fuse": "best"}, "must be one of auto, staple, mean, vote"),
         ({"sampler": "ddim", "solver_order": 3}, "ddim has none"),
         ({"image_size": 33}, "33"),
-        ({"wheel": 1}, "wheel: is neither a parameter of Segmenter.load nor a flag"),
+        ({"wheel": 1}, "wheel: is neither a parameter of Segmenter.load nor a flag of sampling$"),
+        ({"n_samples": 5}, "n_samples: is neither .*; did you mean members?"),
+        ({"gpu": 0}, "gpu: is neither .*; did you mean device?"),
+        ({"symetries": "all"}, "symetries: is neither .*; did you mean symmetries?"),
         ({"num_channels": 16}, "contradicts the checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
@@ -135,10 +173,6 @@ def test_a_device_that_is_not_there(trained, monkeypatch, device):
 @pytest.mark.parametrize(
     ("volume", "message"),
     [
-        (
-            "a.nii.gz",
-            r"^a volume is given by its path, 'a.nii.gz'; read it first, for example by nibabel.load\(path\).get_fdata",
-        ),
         (np.zeros((3, 32, 32, 0)), r"^a volume of shape \(3, 32, 32, 0\) has no pixels"),
         (np.full((3, 8, 8, 2), None), "^a volume has dtype object; "),
         (np.zeros((3, 8, 8, 2), complex), "^a volume has complex numbers; "),
@@ -186,9 +220,12 @@ def test_a_folder_of_nifti_files_is_remembered_by_its_checkpoint(train, sample, 
         save_nifti(tmp_path / "scans" / "masks" / f"{name}.nii.gz", pixels(pictures / "masks" / f"{name}.png").T / 255)
     checkpoint = train("FOLDER", tmp_path / "scans")
     results = sample(checkpoint, tmp_path / "scans", SAVED)
-    answers = Segmenter.load(checkpoint, seed=3, **SETTINGS)(list(scans.values()), list(scans))
+    segmenter = Segmenter.load(checkpoint, seed=3, **SETTINGS)
+    answers = segmenter(list(scans.values()), list(scans))
     for name, answer in zip(scans, answers, strict=True):
         check(answer, results, name)
+    by_path = segmenter([tmp_path / "scans" / "images" / f"{name}.nii.gz" for name in scans])
+    assert all(np.array_equal(one.members, other.members) for one, other in zip(answers, by_path, strict=True))
     older = load_checkpoint(checkpoint)
     del older.config["loader"]
     save_checkpoint(older, tmp_path / "older.pt")
@@ -235,9 +272,9 @@ def test_a_loader_of_ones_own_with_labels(train, sample, pictures, tmp_path):
 def test_the_readmes_lines_run_as_they_stand(trained, pictures, tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n([^`]*Segmenter\.load[^`]*)```", text)
-    path = tmp_path / re.search(r'Segmenter\.load\("([^"]+)"', lines)[1]
-    path.parent.mkdir(parents=True)
-    path.write_bytes(trained.read_bytes())
+    run = tmp_path / re.search(r'Segmenter\.load\("([^"]+)"', lines)[1]
+    run.mkdir(parents=True)
+    (run / "last.pt").write_bytes(trained.read_bytes())
     monkeypatch.chdir(tmp_path)
     names = {"image": images_of(pictures)["case0"]}
     exec(lines, names)

@@ -5,7 +5,15 @@ from html import unescape
 
 import pytest
 
-from guided_diffusion.report.figures import charts_of, figure_label, sets_table, sizes_table, table_of
+from guided_diffusion.report.figures import (
+    charts_of,
+    figure_label,
+    interval_text,
+    sets_table,
+    sizes_table,
+    table_of,
+    with_sure_intervals,
+)
 
 
 def one(mean, n=3):
@@ -13,6 +21,7 @@ def one(mean, n=3):
 
 
 EMPTIES = {"cases": 3, "both_empty": 0, "prediction_empty": 1, "truth_empty": 0}
+SIZES = {"sizes": [1, 2], "dice": [one(0.4), one(0.6)], "enough": 2}
 LEVEL = {"ensemble": {"dice": one(0.5), "hd95": one(7.25)} | EMPTIES, "sample": one(0.4), "coarse": one(0.3, n=0)}
 
 
@@ -24,6 +33,21 @@ def cells(table):
 def test_labels_are_the_field_s_terms():
     labels = {"dice": "Dice", "hd95": "HD95", "coarse_ece": "Coarse ECE", "lesion_f1": "Lesion F1"}
     assert {key: figure_label(key) for key in labels} == labels and figure_label("nsd_1.5") == "NSD at 1.5"
+    assert figure_label("volume_error") == "Volume error" and figure_label("volume_error", "area") == "Area error"
+
+
+def test_intervals_of_few_patients_are_left_out():
+    content = {"dice": one(0.5, n=5), "rare": one(0.5, n=4), "sizes": [{"mean": 0.5, "low": 0.4, "high": 0.6}], "n": 3}
+    sure = with_sure_intervals(content, 5)
+    assert sure["dice"] == content["dice"] and sure["sizes"] == content["sizes"] and sure["n"] == 3
+    assert sure["rare"] == content["rare"] | {"low": None, "high": None} and interval_text(sure["rare"]) == ""
+    few = with_sure_intervals(content, 4)  # five cases of four patients
+    assert interval_text(few["dice"]) == interval_text(few["sizes"][0]) == ""
+    assert interval_text(content["dice"], 2) == "0.40 to 0.60"
+    assert ", with the 95 % interval" in "".join(charts_of([], [], {"ensemble_size": SIZES}))
+    assert ", with the 95 % interval" not in "".join(
+        charts_of([], [], with_sure_intervals({"ensemble_size": SIZES}, 4))
+    )
 
 
 def test_the_table_has_what_is_defined_with_units():
@@ -37,8 +61,15 @@ def test_the_table_has_what_is_defined_with_units():
     assert "both empty" not in note and "without truth" not in note
 
 
+def test_without_intervals_the_table_has_no_column_for_them():
+    summary = {**LEVEL, "hd95_unit": "mm", "missing": 0, "without_truth": 0}
+    rows = cells(table_of(with_sure_intervals(summary, 3)))
+    assert rows["Figure"] == ["Mean", "Median", "SD", "n"] and rows["Dice"] == ["0.5000", "0.5000", "0.1000", "3"]
+
+
 def test_each_of_several_classes_has_its_rows():
     table = table_of({**LEVEL, "classes": {"liver": LEVEL, "<tumour>": LEVEL}})
+    assert table.index("<details>") > table.index(">Dice<") and table.count("<details>") == 2
     assert "&lt;tumour&gt;" in table and "<tumour>" not in table and table.count(">Dice<") == 3
 
 

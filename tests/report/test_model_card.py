@@ -42,6 +42,16 @@ def test_it_says_what_was_trained_and_measured(tmp_path):
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
 
 
+def test_intervals_need_five_patients(tmp_path):
+    note = "No intervals: there are fewer than 5 patients."
+    (tmp_path / "few").mkdir()
+    assert note in card_of(tmp_path / "few") and " to 1.0000 |" not in (tmp_path / "few" / "model_card.md").read_text()
+    six = summary_of(evaluation_of(**{name: {"dice": n / 10} for n, name in enumerate("abcdef", start=1)}))
+    text = write_card(tmp_path, six, MANIFEST, DATA, "test").read_text()
+    dice = six["ensemble"]["dice"]
+    assert f"| dice | 0.3500 | {dice['low']:.4f} to {dice['high']:.4f} |" in text and note not in text
+
+
 def test_it_leaves_out_a_folder_that_the_checkpoint_does_not_name(tmp_path):
     config = MANIFEST["config"] | {"data": {"data_name": "FOLDER", "data_dir": ""}}
     assert "- Trained on `FOLDER`.\n" in card_of(tmp_path, MANIFEST | {"config": config})

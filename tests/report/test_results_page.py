@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FAST, strict_json, write_folder
 from helpers import write_volume
-from pages import Page, content, picture
+from pages import TOP, Page, cards, content, links, main_figures, picture
 from PIL import Image
 
 from guided_diffusion.data.cases import group_cases
@@ -123,9 +123,10 @@ def test_the_page_stands_alone_and_holds_the_figures(results, photographs):
 
 
 def test_what_is_drawn_of_a_case(results, photographs):
-    case = next(case for case in content(write(results, photographs))["cases"] if case["name"] == "case0")
+    page = write(results, photographs)
+    case = next(case for case in content(page)["cases"] if case["name"] == "case0")
     assert case["layers"] == ["truth", "mask", "member 0", "member 1", "member 2"] and case["indices"] == [None]
-    (files,) = case["pictures"]["slices"]
+    (files,) = case["slices"]
     image = np.asarray(picture(files["image"]).convert("RGB")).astype(int)
     assert image.shape == (40, 48, 3) and abs(image - (60 + 20 * NAMES.index("case0"))).max() <= 3
     lines = picture(files["lines"]).convert("RGBA")
@@ -135,19 +136,19 @@ def test_what_is_drawn_of_a_case(results, photographs):
     drawn = tiles[:, 0, :, 3] > 0
     assert np.array_equal(drawn, border(truth)) and (tiles[:, 0][drawn][:, :3] == TRUTH_COLOUR).all()
     assert (tiles[:, 1][tiles[:, 1, :, 3] > 0][:, :3] == MASK_COLOUR).all()
-    assert picture(case["pictures"]["card"]).size == tuple(case["card"][::-1])
+    (card,) = (card for card in cards(page) if card["name"] == "case0")
+    assert picture(card["src"]).size == (4 * 132 + 3 * 2, 110) and content(page)["cases"][int(card["index"])] == case
 
 
 def test_pictures_lie_beside_the_page_where_they_are_many(results, photographs, monkeypatch):
     write(results, photographs)
     monkeypatch.setattr(report, "EMBEDDED", 3000)  # two or three of them
     page = write(results, photographs)
-    sources = [case["pictures"] for case in content(page)["cases"]]
-    names = {unquote(files["card"]) for files in sources} | {
-        unquote(source) for files in sources for part in files["slices"] for source in part.values()
-    }
+    shown = [card["src"] for card in cards(page)]
+    parts = [source for case in content(page)["cases"] for part in case["slices"] for source in part.values()]
+    names = {unquote(source) for source in (*shown, *parts)}
     assert len(names) == 4 * len(NAMES) and all((results / name).is_file() for name in names)
-    assert all("%23" in files["card"] for files in sources if "b%3E" in files["card"])
+    assert all("%23" in source for source in shown if "b%3E" in source)
     (results / "report_files" / "mine.txt").write_text("not of the report")
     units = group_cases(photographs.cases)
     write_report(results, photographs, units[:3])
@@ -176,9 +177,20 @@ def test_without_truth_cases_are_sorted_by_their_uncertainty(photographs, tmp_pa
     page = write(folder, photographs, read_raters=lambda *_: None)
     data = content(page)
     assert data["columns"][0] == {"key": "expected_dice", "label": "Expected Dice", "worst": "low"}
-    scores = [case["scores"]["agreement"] for case in data["cases"]]
+    place = [column["key"] for column in data["columns"]].index("agreement")
+    scores = [case["scores"][place] for case in data["cases"]]
     assert scores == sorted(scores, reverse=True) and scores[0] == 1 and "truth" not in data["cases"][0]["layers"]
     assert "There is no truth to compare with" in page.read_text()
+    assert data["uncertainty"] == "standard deviation of the members"
+    figures = main_figures(page)
+    assert list(figures) == ["Cases", "Expected Dice", "Agreement of members", "Mask's area", "Empty masks"]
+    assert figures["Cases"] == ("7", "without truth") and figures["Empty masks"] == ("0 of 7", "")
+
+
+def test_the_uncertainty_of_one_pass_is_named(photographs, tmp_path):
+    folder = sampled(tmp_path / "r", photographs, lambda n: [disc(5)], {"settings": {"num_ensemble": 0}})
+    page = write_report(folder, photographs, group_cases(photographs.cases)[:1], read_raters=lambda *_: None)
+    assert content(page)["uncertainty"] == "√(p (1 − p))" and "Agreement of members" not in main_figures(page)
 
 
 def test_a_folder_of_masks_from_elsewhere(script, photographs, tmp_path):
@@ -189,7 +201,8 @@ def test_a_folder_of_masks_from_elsewhere(script, photographs, tmp_path):
     script("segmentation_eval", ["--pred_dir", tmp_path / "masks", *where])
     data = content(tmp_path / "scores" / "report.html")
     assert [case["name"] for case in data["cases"]] == list(NAMES[1:])
-    assert data["cases"][0]["layers"] == ["truth", "mask"] and data["cases"][0]["pictures"]["slices"][0]["maps"] is None
+    assert data["cases"][0]["layers"] == ["truth", "mask"] and data["cases"][0]["slices"][0]["maps"] is None
+    assert all(card["href"] == "#cases" for card in cards(tmp_path / "scores" / "report.html"))  # they lie elsewhere
     assert not (tmp_path / "masks" / "report.html").exists()
 
 
@@ -202,7 +215,7 @@ def test_an_image_that_is_gone_costs_its_own_card_alone(photographs, tmp_path, c
     (data / "images" / "case3.png").write_bytes(b"")
     page = try_report(folder, dataset, group_cases(dataset.cases))
     assert [case["name"] for case in content(page)["cases"]] == [name for name in names if name != "case3"]
-    assert "<dt>Could not be read</dt><dd>case3</dd>" in page.read_text()
+    assert '<p class="note">1 case could not be read: case3</p>' in page.read_text()
     assert "report.html lacks 1 case that could not be read: case3; " in capsys.readouterr().out
     for path in (data / "images").iterdir():
         path.write_bytes(b"")
@@ -216,6 +229,71 @@ def test_sampling_again_brings_the_report_back(sample, trained, pictures):
     (out / "report.html").unlink()
     sample(trained, pictures, f"{FAST} --num_samples 2")
     assert (out / "report.html").read_text() == first
+
+
+def test_pictures_come_first_then_figures_then_files(results, photographs):
+    page = write(results, photographs)
+    text = page.read_text()
+    marks = ('class="tiles"', 'class="card"', 'id="figures"', 'id="charts"', 'id="run"', "<dialog")
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    summary = strict_json(results / "summary.json")
+    dice, ratio = summary["ensemble"]["dice"], summary["probability"]["expected_volume_ratio"]
+    assert main_figures(page) == {
+        "Cases": ("7", ""),
+        "Dice": (f"{dice['mean']:.3f}", f"95 %: {dice['low']:.3f} to {dice['high']:.3f}"),
+        "Expected / true area": (f"{ratio['mean']:.3f}", f"95 %: {ratio['low']:.3f} to {ratio['high']:.3f}"),
+        "Log loss per lesion pixel": main_figures(page)["Log loss per lesion pixel"],
+        "Empty masks": ("0 of 7", "0 missed, 0 rightly empty; 0 false alarms"),
+    }
+
+
+def test_every_link_leads_to_a_file_of_the_folder(results, photographs, tmp_path):
+    page = write(results, photographs)
+    found = {unquote(address) for address in links(page)}
+    tables = {"metrics.csv", "summary.json", "curves.json", "manifest.json"}
+    assert found == tables | {f"masks/{name}.png" for name in NAMES}
+    assert all((results / name).is_file() for name in found)
+    assert {card["name"]: unquote(card["href"]) for card in cards(page)}["case2"] == "masks/case2.png"
+
+
+def test_the_cards_are_there_without_a_script(results, photographs):
+    dices = {name: value["dice"] for name, value in report.read_scores(results / "metrics.csv").items()}
+    found = cards(write(results, photographs))
+    assert [card["name"] for card in found] == sorted(dices, key=dices.get)
+    for card in found:
+        assert card["alt"] == "image, mask and truth, members, uncertainty"
+        dice = dices[card["name"]]
+        assert card["values"].startswith(f"Dice {1 if dice == 1 else f'{dice:.3f}'}  Expected Dice ")
+
+
+def test_masks_of_pictures_have_an_area_and_those_of_volumes_a_volume(results, photographs, volumes):
+    text = {size: write(*of).read_text() for size, of in (("area", (results, photographs)), ("volume", volumes))}
+    for size, other in (("area", "volume"), ("volume", "area")):
+        shown = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text[size], flags=re.S).lower()
+        labels = json.dumps(re.findall(r'"label": ?"([^"]*)"', text[size])).lower()
+        for words in (shown, labels):
+            assert f"/ true {size}" in words and not re.search(rf"\b{other}\b", words)
+
+
+def test_intervals_need_five_patients(volumes, photographs, results, tmp_path):
+    page = write(*volumes)
+    text = page.read_text()
+    assert "95 %:" not in text and not re.search(r"\.\d+ to -?\d", re.sub("<title>.*?</title>", "", text))
+    assert text.count("no intervals below 5 patients") == 1
+    assert main_figures(page)["Cases"] == ("2", "no intervals below 5 patients")
+    folder = shutil.copytree(results, tmp_path / "grouped")
+    summary = strict_json(folder / "summary.json") | {"groups": 4}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    figures = main_figures(write(folder, photographs))
+    assert figures["Cases"] == ("7", "of 4 patients; no intervals below 5 patients") and figures["Dice"][1] == ""
+
+
+def test_a_page_of_5000_cases_is_small(results, photographs, monkeypatch):
+    monkeypatch.setattr(report, "EMBEDDED", 0)
+    units = group_cases(photographs.cases)
+    few, more = (write_report(results, photographs, units[:count]).stat().st_size for count in (3, 7))
+    assert few + 5000 * (more - few) / 4 < 8e6
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------------
@@ -259,24 +337,58 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     assert page.focused() == worst_first[1]
     page.press(Keys.END, Keys.ARROW_LEFT, Keys.HOME, Keys.ENTER)
     page.wait("return document.getElementById('case').open")
-    red, green, blue = page.colours()
-    assert red > 50 and green > 50 and not blue
-    assert page.run("return document.getElementById('case-name').textContent") == worst_first[0]
+    red, green, blue, yellow = page.colours()
+    assert red > 50 and green > 50 and not blue and not yellow
+    assert page.text("case-name") == worst_first[0]
+    assert page.run("return document.getElementById('mask-file').href").endswith(".png")
     page.press("m", "e")
     page.wait(
         "return document.querySelector('.members input').checked && !document.querySelector('.mask input').checked"
     )
     members = page.colours()
-    assert not members[0] and members[2] > 50
-    page.run("document.querySelectorAll('#members button')[1].focus()")
-    page.wait("return document.activeElement.textContent == '1'")
-    assert 0 < page.colours()[2] < members[2]
-    page.press(Keys.ARROW_RIGHT)
-    assert page.run("return document.getElementById('case-name').textContent") == worst_first[1]
+    assert not members[0] and members[2] > 50 and members[3] > 50
+    pressed = "return [...document.querySelectorAll('#members button')].map((b) => b.ariaPressed).join()"
+    page.press("1")
+    page.wait(f"{pressed} == 'false,true,true'")
+    _, _, blue, yellow = page.colours()
+    assert not blue and yellow > 50
+    page.press("e", "2")  # none, then one alone
+    page.wait(f"{pressed} == 'false,true,false'")
+    page.run("document.querySelectorAll('#members button')[0].click()")
+    page.wait(f"{pressed} == 'true,true,false'")
+    drawn = "return [...document.querySelectorAll('#members canvas')].map((c) => c.toDataURL())"
+    assert len(set(page.run(drawn))) == 3
+
+    # Zoom, window and level, and the scale of a map.
+    before = page.colours()
+    page.press("+", "+")
+    page.wait("return document.getElementById('zoom').textContent == '4×'")
+    page.press("-", Keys.SHIFT + Keys.ARROW_LEFT)
+    page.wait("return document.getElementById('zoom').textContent == '2×'")
+    assert page.colours() != before and page.text("case-name") == worst_first[0]
+    shade = "return getComputedStyle(document.getElementById('image')).filter"
+    page.run("const w = document.getElementById('window'); w.value = 50; w.dispatchEvent(new Event('input'))")
+    assert page.run(shade) == "brightness(1) contrast(2)"  # from a quarter to three quarters
+    page.press("0")
+    page.wait("return document.getElementById('zoom').textContent == '1×'")
+    assert page.colours() == before and page.run(shade) == "none"
+    page.press("u")
+    assert page.wait("return document.getElementById('scale').innerText").split("\n")[0] == (
+        "uncertainty: standard deviation of the members"
+    )
+    assert page.run("return document.querySelector('#scale .ends').textContent") == "00.250.5"
+    page.press("u", Keys.ARROW_RIGHT)
+    assert page.text("case-name") == worst_first[1]
     assert page.run("return document.getElementById('slider').hidden")
     page.press(Keys.ESCAPE)
     page.wait("return !document.getElementById('case').open")
     assert page.focused() == worst_first[1]
+
+    # The first picture is on the first screen of a monitor and of a phone.
+    assert 0 < page.run(TOP, ".card img") < 400
+    page.resize(400, 850)
+    assert 0 < page.run(TOP, ".card img") < 500
+    assert page.run("return document.documentElement.scrollWidth") <= 400  # nothing is cut off
 
     # The theme.
     ground = "return getComputedStyle(document.body).backgroundColor"
@@ -313,3 +425,22 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     page.run("document.querySelector('.card').click()")
     page.wait("return document.getElementById('canvas').width > 300")
     assert page.complaints() == [] and page.shown() == worst_first
+
+
+def test_of_many_cases_the_first_are_shown(browser, tmp_path):
+    """Their names differ only at the end, which a narrow card keeps."""
+    (tmp_path / "images").mkdir()
+    names = [f"Hospital_of_a_long_name_2026-01-01_colonoscopy_of_patient_{n:04d}" for n in range(30)]
+    for name in names:
+        Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    dataset = build_dataset("FOLDER", tmp_path, 16)
+    folder = sampled(tmp_path / "results", dataset, lambda n: [disc(5, (16, 16), (8, 8))] * 2)
+    page = Page(browser, write(folder, dataset))
+    assert page.shown() == names[:24] and page.run(TOP, "#run") < 2500
+    page.run("document.getElementById('some').click()")
+    assert page.shown() == names and page.focused() == names[24]
+    assert page.run("return document.getElementById('more').hidden")
+    page.resize(400, 850)
+    parts = "[...document.querySelectorAll('.card .name')[7].children]"
+    start, end = page.run(f"return {parts}.map((e) => [e.textContent, e.scrollWidth > e.clientWidth])")
+    assert end == ["f_patient_0007", False] and start[1]

@@ -4,7 +4,7 @@ import json
 import re
 
 import numpy as np
-from pages import Page, content, picture
+from pages import Page, content, links, main_figures, picture
 from PIL import Image
 
 from guided_diffusion.report.training_page import read_log, write_training_page
@@ -31,7 +31,15 @@ def test_the_page_of_a_training_run(tmp_path):
     assert content(page)["pictures"] == [[30, "validation/step000030.png"], [60, "validation/step000060.png"]]
     embedded = np.asarray(picture(re.search('id="picture" [^>]*src="([^"]*)"', text)[1]))
     assert embedded.shape == (20, 30, 3) and abs(embedded.astype(int) - 200).max() <= 3
-    for words in ("60 of 100", "0.2500 at step 60", "&lt;x&gt;", "the diffusion begins", "Validation Dice"):
+    assert main_figures(page) == {
+        "Step": ("60 of 100", ""),
+        "Best validation log loss": ("0.2500", "at step 60 (best.pt)"),
+        "Validation Dice": ("0.75", "at step 60"),
+        "Training loss": ("1.667", "at step 60"),
+    }
+    places = [text.index(part) for part in ('class="tiles"', 'id="picture"', "<svg", "<details>")]
+    assert places == sorted(places) and links(page) == ["log.jsonl"]
+    for words in ("&lt;x&gt;", "the diffusion begins", "Validation Dice"):
         assert words in text, words
     assert "/data/" not in text and str(tmp_path) not in text
     assert "<x>" not in text and "Gradient norm" not in text and not re.search("https?://", text)
@@ -45,10 +53,12 @@ def test_training_writes_its_page(trained):
 def test_the_training_page_in_a_browser(browser, tmp_path):
     page = Page(browser, write_training_page(training_run(tmp_path), CONFIG, 100))
     width = "const p = document.getElementById('picture'); return p.complete && p.naturalWidth"
-    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 60"
+    assert page.wait(width) == 30 and page.text("step") == "Step 60"
+    page.resize(400, 850)
+    assert page.run("return document.getElementById('picture').getBoundingClientRect().top") < 600
     slide = "const s = document.getElementById('pick'); s.value = 0; s.dispatchEvent(new Event('input'))"
     page.run(slide)
-    assert page.wait(width) == 30 and page.run("return document.getElementById('step').textContent") == "Step 30"
+    assert page.wait(width) == 30 and page.text("step") == "Step 30"
     assert page.run("return document.getElementById('picture').src").endswith("validation/step000030.png")
     assert page.complaints() == []
     (tmp_path / "validation" / "step000030.png").unlink()
