@@ -24,6 +24,7 @@ from guided_diffusion.io import locks, texts
 from guided_diffusion.io.pictures import MAX_MEGAPIXELS
 from guided_diffusion.models import condition, fourier, medsegdiff
 from guided_diffusion.models.medsegdiff import build_model
+from guided_diffusion.runtime.program import VERB_SCRIPTS
 
 ROOT = Path(guided_diffusion.__file__).resolve().parents[1]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -139,14 +140,16 @@ def test_the_commands_of_the_guides_are_right(document):
     for block in re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", read(document)):
         assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
         for line in block.replace("\\\n", " ").splitlines():
-            command = re.search(rf"scripts/({'|'.join(SCRIPTS)})\.py(.*)", line)
-            if command:
-                parse("", SCRIPTS[command[1]], shlex.split(command[2]))
+            script = re.search(rf"scripts/({'|'.join(SCRIPTS)})\.py(.*)", line)
+            verb = re.search(rf"(?:medsegdiff|-m guided_diffusion) ({'|'.join(VERB_SCRIPTS)}) (.*)", line)
+            name = script[1] if script else verb and VERB_SCRIPTS[verb[1]].removesuffix(".py")
+            if name in SCRIPTS:
+                parse("", SCRIPTS[name], shlex.split((script or verb)[2]))
 
 
 def test_the_table_of_presets_is_true():
     rows = re.findall(r"(?m)^\| (.*) \|$", read(ROOT / "docs" / "training.md"))
-    start = rows.index("| S | B | L | ++")
+    start = rows.index("| XS | S | B | L | ++")
     table = [row.split(" | ") for row in rows[start + 1 :] if row.count(" | ") == len(PRESETS)]
     for column, name in enumerate(PRESETS, start=1):
         stated = {row[0]: row[column] for row in table}

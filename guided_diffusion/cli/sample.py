@@ -52,7 +52,7 @@ DRAWING_FLAGS = (  # without effect where no members are drawn
     *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
     *("fuse", "seed", "compile"),
 )
-EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results --num_ensemble 5"
+EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def prepare_sampling(options, given, processes):
         console().warning(
             f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
             "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-            "sooner (--resume_checkpoint auto --max_steps N), or leave out --num_ensemble for its own answer"
+            "sooner (--resume_checkpoint auto --max_steps N), name a later checkpoint such as last.pt, or leave out "
+            "--num_ensemble for its own answer"
         )
     here = replace(settings.data, data_dir=on_this_machine(settings.data.data_dir, fetch_data, processes))
     origin = named_by("data_name", given, f"--model_path {path}")

@@ -41,8 +41,7 @@ from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
 EXAMPLE = """--data_dir MY_DATA --val_fraction 0.2 \\
-      --test_fraction 0.2 --out_dir runs/first --image_size 128 --patch_size 2 --num_channels 16 \\
-      --channel_mult 1,2,4,8 --num_res_blocks 1 --lr 1e-3 --lr_anneal_steps 2400"""
+      --test_fraction 0.2 --out_dir runs/first --preset XS --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
 CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over the data
 

@@ -20,10 +20,7 @@ COMMON = {
         "preset",
         "recipe",
         "image_size",
-        "patch_size",
         "num_channels",
-        "channel_mult",
-        "num_res_blocks",
         "batch_size",
         "lr",
         "lr_anneal_steps",
@@ -78,14 +75,14 @@ def help_text(description, groups, fields, *, example="", saved=(), common=()):
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description="\n\n".join(paragraphs + ([f"example:\n  {example}"] if example else [])),
-        epilog="--help_all lists every flag" if common else None,
+        epilog="--help_all lists every flag, and says more of these" if common else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     if common:
         section = parser.add_argument_group("the flags that most people set")
         for name in common:
-            _add_flag(section, fields, fields[name], saved)
+            _add_flag(section, fields, fields[name], saved, is_short=True)
     else:
         for group in groups:
             if group not in saved:
@@ -112,13 +109,15 @@ def _wrapped(text):
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
-def _add_flag(section, fields, item, saved):
-    choices = item.metadata["choices"]
+def _add_flag(section, fields, item, saved, is_short=False):
+    """Add a flag to a section of the help; is_short: with the first sentence of its help alone."""
+    choices, text = item.metadata["choices"], item.metadata["help"]
+    text = text.partition(". ")[0] if is_short else text
     section.add_argument(
         f"--{item.name}",
         nargs="?" if item.type is bool else None,
         metavar=f"{{{','.join(filter(None, choices))}}}" if choices else METAVARS[item.type],
-        help=f"{item.metadata['help']}{_remark(item, fields, saved)}".replace("%", "%%"),
+        help=f"{text}{_remark(item, fields, saved)}".replace("%", "%%"),
     )
 
 

@@ -73,12 +73,13 @@ class DataOptions:
     data_name: str = option(
         "AUTO",
         "kind of data: AUTO (recognised from the folder), BRATS (MRI, four modalities), ISIC (dermoscopy), LIDC (CT "
-        "patches, several readers' masks), MSD (Medical Segmentation Decathlon, nnU-Net) or FOLDER (images/ and "
-        "masks/, paired by name); also a name that an installed package registers, or path/to/my_loader.py:MyDataset",
+        "patches, several readers' masks), MSD (Decathlon, nnU-Net), FOLDER (images/ and masks/, paired by name) or "
+        "path/to/my_loader.py:MyDataset. Also a name that an installed package registers",
     )
     data_dir: str = option(
         "",
-        "folder of the data; a folder on gs:// or az:// is first copied to $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff",
+        "folder of the data; for sampling it may be the file of one image. A folder on gs:// or az:// is first copied "
+        "to $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff",
         required=True,
         remote=True,
     )
@@ -205,7 +206,7 @@ class ModelOptions:
 
     version: str = option(
         "v2",
-        "the network: v2 (MedSegDiff-V2), v1 (MedSegDiff) or unet (the same U-Net without diffusion, the baseline); "
+        "the network: v2 (MedSegDiff-V2), v1 (MedSegDiff) or unet (the same U-Net without diffusion, the baseline). "
         "1, 2 and new (v2) are accepted too",
         choices=tuple(VERSIONS),
     )

@@ -358,6 +358,16 @@ def _flush(temporary, made, path):
         os.close(descriptor)
 
 
+def flush_files(folder):
+    """Flush each file in a folder to disk."""
+    for path in Path(folder).iterdir():
+        descriptor = os.open(path, os.O_RDWR | NO_LINKS)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _file_identity(status):
     return status.st_dev, status.st_ino
 

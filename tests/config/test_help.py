@@ -12,6 +12,8 @@ from guided_diffusion.config.help import COMMON
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.recipe import recipe_file
 
+ALL = "--help_all lists every flag, and says more of these"
+
 
 def flags_of(text):
     """The names of the flags that a help explains, in order."""
@@ -27,14 +29,14 @@ def test_the_short_help_fits_two_screens_and_the_terminal(command, name, script,
             script(name, "--help")
         text = capsys.readouterr().out
         assert flags_of(text) == [*COMMON[command], "config"]
-        assert text.endswith("\n--help_all lists every flag\n")
+        assert text.endswith(f"\n{ALL}\n")
         assert max(map(len, text.partition("most people set")[2].splitlines())) <= width
-    assert text.count("\n") <= 100
+    assert text.count("\n") <= 60
 
 
 @pytest.mark.parametrize("name", ["segmentation_train", "segmentation_sample"])
 def test_the_short_help_explains_every_flag_that_it_names(name, script, capsys):
-    text = help_of(name, script, capsys, "--help").replace("--help_all lists every flag", "")
+    text = help_of(name, script, capsys, "--help").replace(ALL, "")
     assert set(re.findall(r"--(\w+)", text)) == set(flags_of(text))
 
 

@@ -13,6 +13,7 @@ from helpers import TRAIN
 
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.runtime.program import VERB_SCRIPTS
 
 
 @pytest.mark.parametrize("layout", ["together", "beside", "below", "train alone"])
@@ -41,9 +42,9 @@ def test_the_readmes_first_example_leads_from_training_to_python(
     """Each command takes what the one before it wrote, and runs as it stands; --help has the same ones."""
     text = (SCRIPTS.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = {}
-    for line in re.findall(r"(?m)^python scripts/segmentation_.*runs/first.*$", text):
-        command = shlex.split(line)
-        commands[Path(command[1]).stem] = command[2:]
+    for line in re.findall(r"(?m)^medsegdiff (.*runs/first.*)$", text):
+        verb, *words = shlex.split(line)
+        commands[VERB_SCRIPTS[verb].removesuffix(".py")] = words
     assert list(commands) == ["segmentation_train", "segmentation_sample", "segmentation_eval"]
     for name, command in commands.items():
         with pytest.raises(SystemExit):
@@ -51,7 +52,7 @@ def test_the_readmes_first_example_leads_from_training_to_python(
         assert " ".join(command) in " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
     (data, train, *_), _ = parse("", TRAIN, commands["segmentation_train"])
     checkpoint = f"{train.out_dir}/last.pt"
-    assert f'Segmenter.load("{checkpoint}")' in text
+    assert f'Segmenter.load("{train.out_dir}")' in text
     monkeypatch.chdir(tmp_path)
     shutil.copytree(pictures, data.data_dir)
     Path(train.out_dir).mkdir(parents=True)
