@@ -158,7 +158,7 @@ def _series(path, _stamps):
 
 
 @contextmanager
-def _quiet():
+def _without_warnings():
     """A context without pydicom's warnings about values that the standard does not allow."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -174,7 +174,7 @@ def _header(path):
             f"{path}: {other or 'is truncated or damaged, or is no DICOM file (it lacks the mark DICM); copy it again'}"
         )
     try:
-        with _quiet():
+        with _without_warnings():
             if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
                 raise UserError(
                     f"{path}: is deflated as a whole; save it with another transfer syntax (gdcmconv --raw)"
@@ -338,7 +338,7 @@ def _pixels_of(frame):
     """The stored values of a frame, [rows, columns]. Raises `UserError` for a damaged file and a lacking decoder."""
     pixels = optional("pydicom.pixels", "medical", f"{frame.path}: DICOM")
     try:
-        with _quiet():
+        with _without_warnings():
             values = pixels.pixel_array(frame.path, index=frame.index)
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if isinstance(error, PermissionError):
