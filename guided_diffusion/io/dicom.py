@@ -24,7 +24,7 @@ UNEVEN = 0.05  # of the distance between slices: how far one may lie from its pl
 NOT_PARALLEL = 1e-3  # difference of direction cosines, which are written with few digits
 SHOWN_SERIES = 3
 GREY_KINDS = ("MONOCHROME1", "MONOCHROME2")
-TAGS = (
+HEADER_TAGS = (
     *("SeriesInstanceUID", "SeriesDescription", "Modality", "SOPClassUID", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness"),
@@ -179,7 +179,7 @@ def _header(path):
                 raise UserError(
                     f"{path}: is deflated as a whole; save it with another transfer syntax (gdcmconv --raw)"
                 )
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
     except (UserError, PermissionError):
         raise
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
