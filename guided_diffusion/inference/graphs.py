@@ -22,7 +22,7 @@ LARGEST_DIFFERENCE = 1e-4  # between a graph and the network; the rounding of fl
 IMAGES_TRACED, IMAGES_COMPARED = (
     2,
     3,
-)  # in the batch that is traced, and in the one that is compared: the number is free
+)  # of the batch that is traced and of the one that is compared: their number is free
 
 
 class TabledDiffusion(GaussianDiffusion):
@@ -176,7 +176,7 @@ def write_graphs(folder, graphs, formats):
     Raises `UserError` where it exceeds `LARGEST_DIFFERENCE`, and for a graph that cannot be written.
     """
     differences = {}
-    with torch.no_grad(), _without_warnings():
+    with torch.no_grad(), _exporting():
         for graph in graphs:
             program = _traced(graph)
             for kind in formats:
@@ -239,7 +239,7 @@ def _largest_difference(graph, run):
 
 
 @contextmanager
-def _without_warnings():
+def _exporting():
     """A context without the warnings of torch's exporters, which are about their own future."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
