@@ -44,6 +44,7 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
     "microbatch": "accumulate grad_accumulation gradient_accumulation_steps",
     "model_path": "model model_file weights_path checkpoint checkpoint_path ckpt",
     "resume_checkpoint": "resume checkpoint checkpoint_path ckpt",
+    "init_from": "pretrained pretrained_path pretrained_model finetune finetune_from init_checkpoint",
     "version": "model arch architecture",
     "num_ensemble": "ensemble num_samples_per_image n_samples members num_members",
     "num_samples": "max_cases num_cases limit",

@@ -35,7 +35,7 @@ def find_initial(train, processes):
         found = path if is_on_hub(path) else checkpoint_file(path, where)
         return load_checkpoint(fetch_file(found) if is_remote(found) else found, where=where)
 
-    return processes.by_machine(load) if is_remote(path) else load()
+    return processes.by_machine(load)  # which may fetch it
 
 
 def network_values(initial):

@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import TINY
 
 from guided_diffusion.checkpoint import checkpoint_file, load_checkpoint
 from guided_diffusion.exported import write_exported
@@ -87,6 +88,19 @@ def test_a_model_loads_from_the_hub_as_from_its_folder(hub, trained, tmp_path):
     write_exported(tmp_path / "shared", checkpoint, "ema")
     hub.update({path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()})
     assert load_checkpoint("hf://clinic/organ").step == checkpoint.step
+
+
+def test_it_is_sampled_and_begun_with_under_its_name(hub, script, trained, pictures, sample, tmp_path, capsys):
+    write_exported(tmp_path, load_checkpoint(trained), "ema")
+    hub.update({name: (tmp_path / name).read_bytes() for name in NAMES})
+    ours, theirs = sample(trained, pictures), sample("hf://clinic/organ@main", pictures, out="again")
+    for path in (ours / "masks").iterdir():
+        assert path.read_bytes() == (theirs / "masks" / path.name).read_bytes()
+    assert json.loads((theirs / "manifest.json").read_text())["checkpoint"] == "hf://clinic/organ@main"
+    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY, "--max_steps 1"]
+    script("segmentation_train", [*line, "--init_from hf://clinic/organ"])
+    assert "init_from: hf://clinic/organ\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "--init_from hf://clinic/organ: " in capsys.readouterr().out
 
 
 def test_a_model_of_another_program_is_told(hub):
