@@ -381,6 +381,7 @@ def manifest_of(run, processes):
     decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
     if not run.draws_members:  # neither has an effect, so a rerun may have others
         del decisive["seed"], decisive["fuse"]
+    kind = processes.device.type
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
@@ -399,7 +400,7 @@ def manifest_of(run, processes):
         },
         "config": checkpoint.config,
         "class_names": checkpoint.class_names,
-        "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(processes.device) if kind == "cuda" else kind,
         "processes": processes.count,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

@@ -20,7 +20,7 @@ from .members import answer_in_one_pass, draw_members
 from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from .tiles import crop_members, in_tiles
 
-PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, at first
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22, "mps": 2**19}  # of images x members in one pass, at first; mps: a guess
 WAITING_BATCHES = 2  # that may queue for the writer before the network waits
 
 
@@ -31,7 +31,7 @@ def rows_at_once(option, device, image_size):
     """
     if option != "auto":
         return int(option)
-    return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // image_size**2)
+    return max(1, PIXELS_AT_ONCE[device.type] // image_size**2)
 
 
 def batches_of(units, images):

@@ -97,7 +97,7 @@ class Segmenter:
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
             --seed and --precision of `medsegdiff sample`. members=0: as the checkpoint was trained, in one pass
             without the diffusion where a condition model was trained to answer, else 5 members.
-        device: a torch device or its name; None: the first GPU, or the CPU without one.
+        device: a torch device or its name; None: the first GPU (CUDA, else mps), or the CPU without one.
         data_name: needed where a loader of your own trained the checkpoint: its file and class,
             "path/to/my_loader.py:MyDataset". The file named in the checkpoint is never run.
         options: other flags of that command, such as weights="model", image_size=512 or solver_order=3.
@@ -259,7 +259,9 @@ def _usable(device):
         usable = torch.device(device)
         torch.zeros(1, device=usable).cpu()
     except (RuntimeError, TypeError, AssertionError) as error:  # whatever this build of torch says
-        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        others = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        others += ["mps"] if torch.backends.mps.is_available() else []
+        found = ", ".join(["cpu", *others])
         raise ValueError(
             f"device is {str(device)!r}, but torch finds only {found} here; pass one of these or None"
         ) from error
