@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ..checkpoint import resolved_path
 from ..config.command_line import parse
 from ..config.fields import named_by
+from ..config.options import ignored_values
 from ..config.sample_options import FUSE, EvalOptions
 from ..config.values import path_list
 from ..data.accounting import outside_line, walk
@@ -180,6 +181,8 @@ def find_truth(options, given, manifest):
     manifest_file = f"{options.pred_dir.rstrip('/')}/manifest.json"
     origin = named_by("data_name", given, manifest_file) if options.data_name else manifest_file
     chosen = {"split": given_split(split), "hold_out": hold_out, "classes": classes, "keep_unreadable": True}
+    ignored = ignored_values(options.ignore_label or recorded.get("ignore_label", ""))
+    chosen |= {"ignore_label": ignored} if ignored else {}
     sampled_dir = recorded.get("data_dir")
     is_moved = bool(sampled_dir) and not is_same_folder(data_dir, sampled_dir) and not options.split
     is_part = is_moved and (hold_out is not None or split != "test")

@@ -16,6 +16,7 @@ VERBS = {  # the module with the verb's main, and what it does in one sentence
     "train": ("train", "Train a model on images and masks."),
     "sample": ("sample", "Segment images with a trained model and write a results folder."),
     "evaluate": ("evaluate", "Score masks against the truth."),
+    "export": ("export", "Write a model to share it: weights, settings and a model card; also .pt2 and .onnx."),
     "demo": ("demo", "Run all of this on phantom data, in minutes on a CPU."),
 }
 OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
@@ -23,6 +24,7 @@ OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
     "train": "segmentation_train fit training",
     "sample": "segmentation_sample predict segment infer inference test sampling",
     "evaluate": "segmentation_eval eval score metrics evaluation",
+    "export": "share convert save onnx safetensors upload push_to_hub",
     "demo": "example phantoms",
 }
 

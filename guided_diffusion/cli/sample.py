@@ -395,6 +395,7 @@ def manifest_of(run, processes):
             "split": sample.split,
             "ct_window": used_window(dataset.kept_values(), data.ct_window),
             "classes": str(dataset.classes) if data.classes == "auto" else data.classes,
+            **({"ignore_label": data.ignore_label} if data.ignore_label else {}),
             **{name: getattr(data, name) for name in HOLD_OUT_FLAGS},
             **({"max_megapixels": data.max_megapixels} if data.max_megapixels != MAX_MEGAPIXELS else {}),
         },

@@ -13,6 +13,7 @@ from ..runtime.console import console
 from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .config_file import is_record, read_config, split_record
+from .export_options import ExportOptions
 from .fields import REMOVED, REPLACED, Given, build, last_version, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
@@ -27,6 +28,7 @@ COMMANDS = {
     "sample": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
     "evaluate": (EvalOptions,),
     "check": (CheckOptions, DataOptions),
+    "export": (ExportOptions,),
 }
 SYNONYMS = {  # other programs' names for our flags; an error suggests the first flag that the command has
     "max_steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iters total_steps train_steps steps",

@@ -15,6 +15,7 @@ from .fields import option
 from .presets import PRESETS
 from .values import numbers
 
+LARGEST_LABEL = 2**31 - 1  # that a label map may hold
 NO_WINDOW = "none"  # of --ct_window: z-scores, whatever the values look like
 VERSIONS = {"v1": "v1", "v2": "v2", "unet": "unet", "1": "v1", "2": "v2", "new": "v2"}  # by synonym
 
@@ -57,6 +58,12 @@ def fold_of(text):
     if not 1 <= fold <= folds:
         raise UserError(f"{flag}: folds are counted from 1: name one of 1/{folds} to {folds}/{folds}")
     return fold, folds
+
+
+def ignored_values(text):
+    """The label values of `--ignore_label`, a tuple. Raises `UserError` for anything else than whole numbers from 0 to
+    `LARGEST_LABEL`."""
+    return numbers("ignore_label", text, int, minimum=0, maximum=LARGEST_LABEL)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,11 @@ class DataOptions:
         "and labels (NCR, ED, ET). Results are label maps with the same values. Empty: one class, masks with one value "
         "besides 0 (MSD and BRATS: every value but 0)",
     )
+    ignore_label: str = option(
+        "",
+        "label values of pixels without truth, as 255 or 254,255: they count neither in the loss nor in any figure. "
+        "Masks are then read as label maps, by exact values. Empty: the label that dataset.json calls ignore, or none",
+    )
     ct_window: str = option(
         "",
         "CT volumes (MSD, FOLDER): LOW,HIGH in HU, mapped to -1 and 1 and clipped there, as -160,240. none: z-scores, "
@@ -158,6 +170,7 @@ class DataOptions:
                 "out"
             )
         self.window()
+        self.ignored_values()
         return replace(self, data_name=absolute_loader(self.data_name), cache_dir=cache_dir)
 
     def complete(self, given):
@@ -170,6 +183,10 @@ class DataOptions:
                 f"most {MAX_HELD}"
             )
         return self
+
+    def ignored_values(self):
+        """`ignore_label` as a tuple of label values."""
+        return ignored_values(self.ignore_label)
 
     def window(self):
         """`ct_window` as (low, high) in HU, () for none, or None if it is empty."""

@@ -192,6 +192,10 @@ class EvalOptions:
         "classes to score in label maps: liver=1,tumour=2, WT=1+2+4,TC=1+4,ET=4, regions, labels or auto, as in "
         "training. They need not be the trained ones; empty: from the results folder's manifest",
     )
+    ignore_label: str = option(
+        "",
+        "label values of pixels without truth, which count in no figure; empty: from the results folder's manifest",
+    )
     max_megapixels: float = option(
         0.0,
         "pictures with more million pixels are refused; 0: as when sampling, by default 179",

@@ -238,8 +238,10 @@ def trained_data(config):
 def _data_as_trained(data, given, config):
     """The data options: open ones as in training, and the training folder is divided as training divided it."""
     trained = trained_data(config)
-    left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window")}
+    left_open = {name: trained.get(name, "") for name in ("data_name", "classes", "ct_window", "ignore_label")}
     values = {name: value for name, value in left_open.items() if name not in given}
+    if "data_name" in given and data.data_name.upper() != str(left_open["data_name"]).upper():
+        values.pop("ignore_label", None)  # another layout may have no label maps
     is_same = trained.get("data_dir") and is_same_folder(data.data_dir, trained["data_dir"])
     if is_divided(trained) and is_same and not given.intersection(DIVIDING_FLAGS):
         check_division(trained)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..io.files import is_found, is_rubbish, split_suffix
 from ..io.folders import is_inside, walk_folders
+from ..io.volume_formats import VOLUME_SUFFIXES, is_nifti
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import NoCasesError, NoSplitError, UserError
 from ..runtime.program import command
@@ -305,7 +306,7 @@ class _Used:
             if os.path.join(self.root, folder) in self.paths:
                 return True
             folder = os.path.dirname(folder)
-        return False
+        return self.root in self.paths
 
     def aliases(self, candidates):
         """Those of the candidates, paths below `root`, that are used under another name of the same file."""
@@ -342,7 +343,7 @@ class _Explanation:
             return reason
         suffix = split_suffix(below)[1].lower()
         folder = os.path.dirname(os.path.join(self.used.root, below))
-        if suffix in SUFFIXES:
+        if suffix in SUFFIXES and (self.is_ours or suffix not in VOLUME_SUFFIXES or is_nifti(below)):
             return self._of_data(below, folder)
         if suffix in FOREIGN and self.is_ours and (suffix not in ARRAYS or self._is_beside_cases(folder)):
             return foreign(suffix)

@@ -93,8 +93,9 @@ class Augmentation:
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPU's generator, which fork_rng does not restore here.
             torch.default_generator.manual_seed(seed_of("augment", self.seed, position))
-            image, mask = self.transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["mask"]))
-        return {**item, "image": image.as_subclass(torch.Tensor), "mask": mask.as_subclass(torch.Tensor)}
+            masks = {key: tv_tensors.Mask(item[key]) for key in ("mask", "known") if key in item}
+            changed = self.transform({"image": tv_tensors.Image(item["image"]), **masks})
+        return item | {key: value.as_subclass(torch.Tensor) for key, value in changed.items()}
 
 
 def build_augmentation(augment, dataset):

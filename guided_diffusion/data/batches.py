@@ -88,7 +88,7 @@ def collate(items):
             odd = sorted(item.keys() ^ keys)
             raise UserError(f"case {item['name']}: differs from {items[0]['name']} in having {', '.join(odd)}")
     batch = {key: [item[key] for item in items] for key in keys}
-    for key in ("image", "mask"):
+    for key in ("image", "mask", "known"):
         if key in batch:
             odd = next((item for item in items if item[key].shape != items[0][key].shape), items[0])
             if odd is not items[0]:

@@ -175,13 +175,14 @@ def _label_values(part):
         return
     if not dataset.classes.is_binary:
         known = {value for values in dataset.classes.values for value in values} | {0}
-        others = [value for value in found if value not in known]
+        others = [value for value in found if value not in known and value not in dataset.ignore_label]
         if others:
-            void = " (usually void: not annotated)" if void_among([*known - {0}, *others]) else ""
+            void = void_among([*known - {0}, *others])
+            void = f" (usually void: not annotated; --ignore_label {void[0]:g} leaves it out)" if void else ""
             text = listed([f"{value:g}" for value in others])
             yield _warning(f"{part.name}: no class has the label value {text}{void}: it counts as background")
     elif dataset.declared_labels:
-        others = [value for value in found if value not in {0, *dataset.declared_labels}]
+        others = [value for value in found if value not in {0, *dataset.declared_labels, *dataset.ignore_label}]
         if others:
             text, known = (", ".join(f"{value:g}" for value in values) for values in (others, dataset.declared_labels))
             yield _warning(

@@ -101,6 +101,11 @@ def _empty(part):
     return str(sum(one.empty for one in part.inspections))
 
 
+def _ignored(part):
+    shares = [100 * one.ignored for one in part.inspections if one.ignored is not None]
+    return f"{np.mean(shares):.3g} % ({min(shares):.3g} to {max(shares):.3g})" if shares else ""
+
+
 def _shares(part, k):
     """The mean share of class k in the pixels, with its range over the cases; "" if no mask was read."""
     shares = [100 * one.marked[k] for one in part.inspections if one.marked is not None]
@@ -128,6 +133,7 @@ ROWS = {
     "raters": _raters,
     "values in masks": _mask_values,
     "images with empty masks": _empty,
+    "pixels without truth": _ignored,
     "labels": _labels,
 }
 

@@ -17,7 +17,7 @@ SHORTENED = 4  # label values that follow each other and are written as a range
 MAX_REGIONS = 62  # a pixel's regions are the bits of one int64
 USUAL = 12  # values in one label map; where there are more, some may be those of smooth edges
 MAX_FOUND = 256  # more values than this, with 0, are no label map for --classes auto
-# Names in dataset.json of pixels that nobody annotated, which nnU-Net leaves out of the loss and of the figures.
+# Names in dataset.json of pixels that nobody annotated, which count neither in the loss nor in the figures.
 RESERVED = ("ignore", "ignored", "ignore_label", "void", "unlabeled", "unlabelled", "unannotated", "not annotated")
 MEAN = "mean"  # in tables, the row of all classes together; no class may have this name
 
@@ -211,15 +211,13 @@ def read_classes(path):
     """The `Classes` in a dataset.json of the Medical Segmentation Decathlon or of nnU-Net, without the background, 0.
 
     Its "labels" are {"1": "liver"}, {"liver": 1} or, for regions, {"whole tumour": [1, 2]}. Raises `UserError` where
-    the file has none, and for a reserved label (see `reserved_label`).
+    the file has none. A label that means "not annotated" is no class (see `reserved_values`).
     """
     description = read_description(path)
     labels = read_labels_of(path, description)
     if not labels:
         raise UserError(f'{path}: has no "labels" that name classes; write --classes NAME=VALUE,...')
-    reserved = reserved_label(path, description)
-    if reserved:
-        raise UserError(reserved)
+    labels = {name: values for name, values in labels.items() if name.strip().lower() not in RESERVED}
     return checked_classes([re.sub(r"[^\w .+()-]", "-", name).strip() for name in labels], list(labels.values()), path)
 
 
@@ -246,21 +244,10 @@ def _is_label_value(number):
     return not isinstance(number, bool) and LABEL.fullmatch(str(number)) is not None
 
 
-def reserved_label(path, description):
-    """The message about a label of a dataset.json that means "not annotated", or "" if there is none.
-
-    Loss and figures here know no such pixels.
-    """
+def reserved_values(path, description):
+    """The values of the label of a dataset.json that means "not annotated", () if there is none."""
     labels = read_labels_of(path, description)
-    reserved = next((name for name in labels if name.strip().lower() in RESERVED), None)
-    if reserved is None:
-        return ""
-    others = ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in labels.items() if name != reserved)
-    return (
-        f"{path}: its label {reserved!r} ({'+'.join(map(str, labels[reserved]))}) means pixels that nobody annotated, "
-        f"which training and figures here cannot leave out; --classes {others or 'NAME=VALUE,...'} takes them as "
-        "background"
-    )
+    return next((values for name, values in labels.items() if name.strip().lower() in RESERVED), ())
 
 
 def _is_inside(labels):
@@ -300,8 +287,9 @@ def found_classes(label_maps, where, own=BINARY):
     if void:
         others = ",".join(f"class_{value}={value}" for value in values if value not in void)
         raise UserError(
-            f"{where}: the masks hold {void[0]} beside small values, which usually means void (not annotated); write "
-            f"--classes {others}, which takes it as background, or with class_{void[0]}={void[0]} as a class"
+            f"{where}: the masks hold {void[0]} beside small values, which usually means void (not annotated); add "
+            f"--ignore_label {void[0]}, which leaves these pixels out, or write --classes {others}, which takes it as "
+            f"background, or with class_{void[0]}={void[0]} as a class"
         )
     names = {group[0]: name for name, group in zip(own.names, own.values, strict=False) if len(group) == 1}
     return checked_classes([names.get(value, f"class_{value}") for value in values], [(v,) for v in values], where)

@@ -76,6 +76,7 @@ class SegmentationDataset(Dataset):
     classes: the value of `--classes`; "": the loader's own classes. It becomes `self.classes`, a `classes.Classes`, and
         `class_names`.
     view: a `resizing.View`, which part of a case an item shows.
+    ignore_label: the label values of pixels without truth, which are of no class (see `load_ignored`).
     keep_unreadable: whether volumes with an unreadable header have a case too, which raises its `UserError` when it is
         read; else the first of them raises it here.
     """
@@ -90,7 +91,7 @@ class SegmentationDataset(Dataset):
     background = None
     kept = ()
     declared_labels = ()  # with one class: the label values besides 0 that are foreground; (): there may be only one
-    reserved = ""  # a message, if masks of one class cannot be read since a label means "not annotated"
+    ignore_label = ()  # the label values of pixels without truth
     volumes = None  # the loader's `volumes.VolumeReader`, if it has one
     finds_validation = False
     takes_a_file = False  # whether data_dir may be one image's file, where no masks are needed
@@ -110,6 +111,7 @@ class SegmentationDataset(Dataset):
         classes="",
         view=WHOLE,
         keep_unreadable=False,
+        ignore_label=(),
     ):
         if split not in (None, *SPLIT_FOLDERS):
             raise ValueError(f"split is {split!r}, not 'train', 'val', 'test' or None")
@@ -119,6 +121,7 @@ class SegmentationDataset(Dataset):
         self.need_masks, self.hold_out = need_masks, hold_out
         self.ct_window = ct_window
         self.view = view
+        self.ignore_label = tuple(ignore_label)
         if not self.data_dir.exists():
             raise UserError(f"{self.data_dir}: no such folder; --data_dir must name the folder that holds the data")
         if not self.data_dir.is_dir() and (need_masks or not self.takes_a_file):
@@ -150,8 +153,7 @@ class SegmentationDataset(Dataset):
             self._check_cases()
         self.classes = self._choose_classes(classes)
         self.class_names = self.classes.names
-        if need_masks and self.reserved and self.classes.is_binary:
-            raise UserError(self.reserved)
+        self._check_ignored()
 
     # ---- what a subclass provides ------------------------------------------------------------------------------
 
@@ -175,6 +177,8 @@ class SegmentationDataset(Dataset):
         """Return the case's truth as bool [R, K, H, W] (R raters, K classes). Called only if `case.masks` is set."""
         check_methods(type(self), SegmentationDataset, ("read_mask",))
         labels = checked_labels(self.read_labels(case), case, type(self))
+        if self.ignore_label:
+            labels = np.where(np.isin(labels, self.ignore_label), 0, labels)
         if self.classes.is_binary and not self.declared_labels:
             for rater, values in enumerate(labels):
                 path = case.masks[min(rater, len(case.masks) - 1)]
@@ -195,7 +199,9 @@ class SegmentationDataset(Dataset):
         cases = [case for case in self.cases if case.masks]
         bar = tqdm(cases, desc="looking for classes", dynamic_ncols=True, disable=None)
         own = own_classes(self.class_names, self.class_values, self.shown_name())
-        return found_classes((self.load_labels(case) for case in bar), f"--classes auto: {self.data_dir}", own)
+        maps = (self.load_labels(case) for case in bar)
+        maps = (np.where(np.isin(one, self.ignore_label), 0, one) for one in maps) if self.ignore_label else maps
+        return found_classes(maps, f"--classes auto: {self.data_dir}", own)
 
     def normalise(self, image):
         """Map a raw image [C, H, W] to the network's range. Default: 0..255 to [-1, 1]."""
@@ -270,10 +276,11 @@ class SegmentationDataset(Dataset):
         Works only for a case with `masks`, whatever `need_masks` is.
         compare: whether the value of the foreground must be that of the other masks; see `foreground`.
         """
-        if self.reserved and self.classes.is_binary:
-            raise UserError(self.reserved)
         with noted_masks() as notes, own_errors(type(self), "read_mask", case):
             mask = checked_mask(self.read_mask(case), case, len(self.class_names), type(self))
+        ignored = self.load_ignored(case)
+        if ignored is not None:
+            mask = mask & ~ignored[:, None]
         for note in notes:
             check_turns(case, note, mask.shape[-2:])
         if compare and len(self.class_names) == 1:
@@ -305,6 +312,13 @@ class SegmentationDataset(Dataset):
         """See `mask_checks.find_palette`."""
         return find_palette(self)
 
+    def load_ignored(self, case):
+        """The pixels of each rater's mask without truth, bool [R, H, W], by `ignore_label`; None without such values.
+
+        Works only for a case with `masks`.
+        """
+        return np.isin(self.load_labels(case), self.ignore_label) if self.ignore_label else None
+
     def load_labels(self, case):
         """`read_labels`: integers [R, H, W]. Works only if `reads_labels`, and for a case with `masks`."""
         with own_errors(type(self), "read_labels", case):
@@ -335,6 +349,7 @@ class SegmentationDataset(Dataset):
 
         image: float32 [C, S, S], normalised, as `view` shows it (larger where the view keeps sizes).
         mask: float32 [R, K, S, S] in {0, 1}, of the image's size; only with `need_masks`.
+        known: float32 [R, 1, S, S] in {0, 1}, the pixels with truth; only with `need_masks` and `ignore_label`.
         name: str. size: (H, W) of the original. label: int, if the case has one.
         volume: str, slice_index: int; only for a slice.
         """
@@ -345,6 +360,9 @@ class SegmentationDataset(Dataset):
         if self.need_masks:
             mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
             item["mask"] = self.view.mask(mask.float(), self.image_size)
+            if self.ignore_label:
+                known = torch.from_numpy(~self.load_ignored(case)[:, None])
+                item["known"] = self.view.mask(known.float(), self.image_size)
         if case.label is not None:
             item["label"] = case.label
         if case.volume is not None:
@@ -418,6 +436,21 @@ class SegmentationDataset(Dataset):
     def shown_name(cls):
         """The loader's name in messages: its `--data_name` if it has one, else its class's name."""
         return vars(cls).get("data_name") or cls.__name__
+
+    def _check_ignored(self):
+        """Raise `UserError` for an `ignore_label` that is a class's, or where masks are no label maps."""
+        if not self.ignore_label:
+            return
+        flag = f"--ignore_label {','.join(map(str, self.ignore_label))}"
+        if not self.reads_labels:
+            raise UserError(
+                f"{flag}: {self.shown_name()} has no label maps; leave it out (a loader of your own has label maps "
+                "where it defines read_labels)"
+            )
+        for name, values in zip(self.classes.names, self.classes.values, strict=False):
+            both = sorted(set(values).intersection(self.ignore_label))
+            if both:
+                raise UserError(f"{flag}: {both[0]} is also a value of the class {name}; name it in one of the two")
 
     @property
     def reads_labels(self):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..io.nifti import is_nifti, is_unplaced, lies_elsewhere
+from ..io.nifti import is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
+from ..io.volume_formats import is_volume_path
 from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import check_shape, check_volumes, group_cases, same_cases
 from .loader_checks import case_remedy
@@ -26,9 +27,9 @@ class Inspection:
     it. network_low, network_high: the range that the network sees, after `normalise`. typical: the range without the
     lowest and the highest `RARE` of the pixels. is_fine: whether a value is no whole number, as of more than 8 bits.
     spread: [C], the standard deviation of each channel's values other than 0, NaN where there are none; None for
-    pictures. marked: [K], the share of pixels in each class, over raters and slices. empty: number of images with
-    nothing marked. compared, apart: number of images in which two raters or more mark something, and of those in which
-    no pixel is marked by two. values: how often each value occurs in the mask files. is_soft: a mask has greys that
+    pictures. marked: [K], the share of pixels in each class, over raters and slices. ignored: the share of pixels
+    without truth, None without an `ignore_label`. empty: number of images with nothing marked. compared, apart: number
+    of images in which two raters or more mark something, and of those in which no pixel is marked by two. values: how often each value occurs in the mask files. is_soft: a mask has greys that
     were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
     `pictures.MaskNote`: the first such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`.
     unwritable: see `_unwritable`. digest: a hash of the images, None if they are blank. problems: messages about what
@@ -59,6 +60,7 @@ class Inspection:
     elsewhere: str = ""
     unplaced: str = ""
     unwritable: str = ""
+    ignored: float | None = None
     digest: str | None = None
     problems: list = field(default_factory=list)
     strict: bool = False
@@ -145,8 +147,8 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     first = unit.cases[0]
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
-    has_spread = dataset.volumes is not None and is_nifti(first.images[0])
-    digest, marked, sums, raters = hashlib.sha256(), [], 0, set()
+    has_spread = dataset.volumes is not None and is_volume_path(first.images[0])
+    digest, marked, ignored, sums, raters = hashlib.sha256(), [], [], 0, set()
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         normalised = None if image is None else _try_read(found, dataset.normalised, image, case)
@@ -166,9 +168,12 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
             marked.append(mask.mean(axis=(0, 2, 3)))
             _add_mask(found, mask, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)
+            if dataset.ignore_label:
+                ignored.append(dataset.load_ignored(case).mean())
     found.digest = None if (found.low == found.high).all() and len(set(found.low)) == 1 else digest.hexdigest()
     found.spread = _deviation(*sums) if has_spread else None
     found.marked = np.mean(marked, axis=0) if marked else None
+    found.ignored = float(np.mean(ignored)) if ignored else None
     if len(raters) > 1:
         numbers = " and ".join(map(str, sorted(raters)))
         found.problems.append(
@@ -240,7 +245,7 @@ def _try_read(inspection, read, *arguments):
 
 def _count_mask_values(dataset, case, inspection, notes):
     """Count the values in a case's mask files, if they are label maps or pictures."""
-    if is_nifti(case.masks[0]) and dataset.volumes is not None:
+    if is_volume_path(case.masks[0]) and dataset.volumes is not None:
         inspection.values.update(_value_counts(dataset.volumes.labels(case)))
     elif dataset.reads_labels and not dataset.classes.is_binary:
         inspection.values.update(_value_counts(dataset.load_labels(case)))
@@ -278,7 +283,7 @@ def _value_counts(array):
 def misplaced_file(case):
     """The first file of a volume that lies elsewhere in space than its first image, and where; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
-        how = is_nifti(path) and is_nifti(case.images[0]) and lies_elsewhere(path, case.images[0])
+        how = is_volume_path(path) and is_volume_path(case.images[0]) and lies_elsewhere(path, case.images[0])
         if how:
             return f"{path} ({how})"
     return ""
@@ -287,6 +292,6 @@ def misplaced_file(case):
 def _unplaced_file(case):
     """The first file of a volume that has lost its affine, unlike its first image; "" if there is none."""
     for path in (*case.images[1:], *case.masks):
-        if is_nifti(path) and is_nifti(case.images[0]) and is_unplaced(path, case.images[0]):
+        if is_volume_path(path) and is_volume_path(case.images[0]) and is_unplaced(path, case.images[0]):
             return str(path)
     return ""

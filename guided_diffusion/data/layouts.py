@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..io.files import list_files, split_suffix
 from ..io.folders import walk_folders
-from ..io.nifti import NIFTI_SUFFIXES, is_nifti
+from ..io.volume_formats import NIFTI_SUFFIXES, is_nifti
 
 
 def folders_below(root):

@@ -61,7 +61,7 @@ EMPTY_FILE = Reason("is empty (0 bytes)", "are empty (0 bytes)", "copy them agai
 NAMELESS = Reason(
     "among the images has no suffix",
     "among the images have no suffix",
-    "DICOM files often look so: export them as NIfTI (dcm2niix)",
+    "DICOM files often look so: put the slices of each series into a folder, images/NAME/",
 )
 UNUSED = Reason("is in no case", "are in no case", "move them to where the layout has its images and masks, or away")
 OWN_UNUSED = Reason(
@@ -82,8 +82,7 @@ ARCHIVES = set(".zip .tar .tgz .gz .bz2 .xz .7z .rar .zst".split())
 
 # Images and volumes of kinds that no loader of this package reads: {suffix: how they become what is read}.
 FOREIGN_KINDS = {
-    ".dcm .dicom .ima": "DICOM is not read: export it as NIfTI, as dcm2niix does",
-    ".mha .mhd .raw .nrrd .nhdr .mgz .mgh .mnc .img .hdr .par .rec .vtk .vti .gipl .mrc": "export NIfTI (.nii.gz)",
+    ".raw .zraw .mgz .mgh .mnc .img .hdr .par .rec .vtk .vti .gipl .mrc": "export NIfTI (.nii.gz)",
     ".jp2 .j2k .jpx .heic .heif .avif .jxl .psd .svg .eps .cr2 .nef .dng .gif .webp .ppm .pgm .pbm .pnm .jfif "
     ".jpe .tga .exr": "save them as PNG or TIFF",
     ".svs .ndpi .mrxs .scn .czi .nd2 .lif .lsm .oib .vsi .qptiff": "export tiles as PNG",
@@ -91,7 +90,7 @@ FOREIGN_KINDS = {
     ".npy .npz .h5 .hdf5 .mat .pt .pkl": "write a loader of your own",
 }
 FOREIGN = {suffix: remedy for suffixes, remedy in FOREIGN_KINDS.items() for suffix in suffixes.split()}
-ARRAYS = {".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".pkl", ".raw", ".rec"}  # of data only beside cases
+ARRAYS = {".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".pkl", ".raw", ".zraw", ".rec"}  # of data only beside cases
 
 
 def foreign(suffix):

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..io.files import folders_in, is_hidden, is_listed, list_files, split_suffix
+from ..io.dicom import is_series
+from ..io.files import folders_in, is_hidden, is_listed, list_files
 from ..io.folders import walk_folders
-from ..io.nifti import is_nifti
+from ..io.volume_formats import is_volume_path
 from ..runtime.console import counted, listed
 from ..runtime.errors import UserError
 from .left_over import SHOWN_FILES
 from .splits import split_of
-from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key, near_notes
+from .truth import MASK_ENDINGS, SUFFIXES, NearNames, RaterFolders, near_key, near_notes, stem_of
 
 # Names of folders that are read where there is no images/ or masks/, without blanks, hyphens and underscores.
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "original", "originals", "photos", "pictures", "inputs", "input"}
@@ -104,9 +105,23 @@ def holds_pairs(folder):
 def _pictures(folder):
     """The pictures and volumes in a folder that may not matter; [] where it cannot be listed."""
     try:
-        return list_files(folder, SUFFIXES)
+        return _data_in(folder)
     except OSError:  # named by `accounting`
         return []
+
+
+def _data_in(folder):
+    """The pictures and volumes in a folder, sorted by name; a folder of DICOM slices is one volume, as is `folder`
+    itself if it holds such slices."""
+    if is_series(folder):
+        return [folder if folder.name else folder.absolute()]
+    return sorted([*list_files(folder, SUFFIXES), *filter(_is_image, folders_in(folder))])
+
+
+def _is_image(folder):
+    """Whether a folder is a volume of its parent: a series, and no images/ or train/."""
+    is_named = _letters(folder.name) in IMAGE_FOLDERS | MASK_FOLDERS or split_of(folder.name)
+    return not is_named and is_series(folder)
 
 
 def _letters(name):
@@ -115,7 +130,7 @@ def _letters(name):
 
 def _has_pairs(folder):
     """Whether a picture NAME_mask lies beside its image NAME."""
-    stems = {split_suffix(path)[0] for path in _pictures(folder)}
+    stems = {stem_of(path) for path in _pictures(folder)}
     return any(stem.endswith(BESIDE_ENDINGS) and image_of(stem) in stems for stem in stems)
 
 
@@ -141,7 +156,7 @@ def has_reader(folder):
 
 def _near_keys(image):
     """The `near_key`s of names that a mask of the image may have."""
-    stem = split_suffix(image)[0]
+    stem = stem_of(image)
     return [near_key(name) for name in (*_mask_names(stem, ()), *(image.name + ending for ending in MASK_ENDINGS))]
 
 
@@ -226,7 +241,7 @@ class _Folders:
         """The number of images that have a mask in the folder or its sub-folders, by names that nearly fit."""
         folders = [folder, *folders_in(folder)]
         folders += [deeper for one in folders[1:] for deeper in folders_in(one)]
-        keys = {near_key(split_suffix(path)[0]) for one in folders for path in _pictures(one)}
+        keys = {near_key(stem_of(path)) for one in folders for path in _pictures(one)}
         return sum(any(key in keys for key in _near_keys(path)) for path in self._image_files) if keys else 0
 
     def _ambiguous(self, folders, complete):
@@ -249,7 +264,7 @@ class _Folders:
 
 def _holds_views(folder):
     """Whether all pictures of a folder are called as DRIVE's fields of view."""
-    stems = [split_suffix(path)[0] for path in _pictures(folder)]
+    stems = [stem_of(path) for path in _pictures(folder)]
     return bool(stems) and all(map(FIELD_OF_VIEW.fullmatch, stems))
 
 
@@ -275,8 +290,8 @@ def pairs_in(folder, complete=False, is_retina=False):
 def _images_below(folders, found):
     """{sub-folder, "" for the folder itself: image files}. Sub-folders count if they have masks or most images."""
     root = folders.images
-    images = {"": list_files(root, SUFFIXES)}
-    below = {one.name: files for one in folders_in(root) if (files := _pictures(one))}
+    images = {"": _data_in(root)}
+    below = {one.name: files for one in folders_in(root) if not _is_image(one) and (files := _pictures(one))}
     below = {name: files for name, files in below.items() if _letters(name) not in MASK_FOLDERS | FIRST_READER}
     if root == folders.folder:  # beside other folders: only those with masks in them
         below = {name: files for name, files in below.items() if folders.masks is None and _has_pairs(root / name)}
@@ -314,7 +329,7 @@ def case_name(stem, below):
 
 def _pair(image, below, groups, **values):
     group = below if groups and below else None
-    return Pair(image, case_name(split_suffix(image)[0], below), below, group=group, **values)
+    return Pair(image, case_name(stem_of(image), below), below, group=group, **values)
 
 
 def _groups(images):
@@ -336,7 +351,7 @@ def _pairs_with(masks, images, complete, found):
     near, flat = NearNames({name: name for name in folders}), None
     no_raters = {name for below in images if below for name in near.find(below)}
     for below, files in images.items():
-        stems = {split_suffix(path)[0] for path in files}
+        stems = {stem_of(path) for path in files}
         known = {name for stem in stems for name in _mask_names(stem, stems)}
         same = near.find(below) if below else []
         if len(same) > 1:
@@ -348,12 +363,12 @@ def _pairs_with(masks, images, complete, found):
         elif below and flat is not None:
             raters = flat
         else:
-            every = {split_suffix(path)[0] for paths in images.values() for path in paths}
+            every = {stem_of(path) for paths in images.values() for path in paths}
             known = {name for stem in every for name in _mask_names(stem, every)}
             raters = flat = RaterFolders(masks, complete, known, no_raters)
             _check_no_splits(raters)
         for image in files:
-            stem = split_suffix(image)[0]
+            stem = stem_of(image)
             shown = image.name if not below else f"{below}/{image.name}"
             own = raters.masks_of(image.name if raters is not flat else shown, _mask_names(stem, stems))
             further = {mask: raters.united[mask] for mask in own if mask in raters.united}
@@ -368,10 +383,10 @@ def _pairs_with(masks, images, complete, found):
 def companions(pairs):
     """{"_1stHO": {image: the image NAME_1stHO, without a mask, that is named after it}}, for each such ending that at
     least half of the other images have."""
-    stems = {(pair.below, split_suffix(pair.image)[0]): pair.image for pair in pairs}
+    stems = {(pair.below, stem_of(pair.image)): pair.image for pair in pairs}
     found, named_after = {}, set()
     for pair in pairs:
-        stem = split_suffix(pair.image)[0]
+        stem = stem_of(pair.image)
         for match in re.finditer(r"[-_. ](?=.*[^\W\d])", stem) if not pair.masks else ():
             owner, ending = stems.get((pair.below, stem[: match.start()])), stem[match.start() :]
             if owner and ending not in MASK_ENDINGS:
@@ -388,8 +403,8 @@ def _pairs_beside(images, found):
     """The pairs where masks, if any, lie beside their images as NAME_mask; NAME_mask_1 is a further part of such."""
     groups, pairs = _groups(images), []
     for below, files in images.items():
-        stems = {near_key(split_suffix(path)[0]) for path in files}
-        marks = {path: match for path in files if (match := BESIDE.fullmatch(split_suffix(path)[0]))}
+        stems = {near_key(stem_of(path)) for path in files}
+        marks = {path: match for path in files if (match := BESIDE.fullmatch(stem_of(path)))}
         marks = {path: match for path, match in marks.items() if near_key(match["name"]) in stems}
         others = [path for path in files if path not in marks]
         masks, numbered = _owned(marks, others)
@@ -408,13 +423,13 @@ def _pairs_beside(images, found):
 
 def _owned(marks, images):
     """({image: its masks}, {image: further parts of its mask}). marks: {mask: match of `BESIDE`}."""
-    names = NearNames([(split_suffix(path)[0], path) for path in images])
+    names = NearNames([(stem_of(path), path) for path in images])
     masks, numbered = {}, {}
     for path, match in marks.items():
         owners = names.find(match["name"])
         if len(owners) > 1:
             raise UserError(f"{path}: may be the mask of {owners[0].name} and of {owners[1].name}; rename it")
-        if owners and not is_nifti(path):
+        if owners and not is_volume_path(path):
             (numbered if match["number"] else masks).setdefault(owners[0], []).append(path)
         elif owners and not match["number"]:
             masks.setdefault(owners[0], []).append(path)

@@ -35,7 +35,8 @@ def build_dataset(data_name, data_dir, image_size, *, named_by="", split=None, n
     a loader of your own, AUTO, or a subclass of `SegmentationDataset` itself.
     named_by: the file that the name was read from, such as a checkpoint; "": the user names it in this very command or
     call. A file's name of a loader file is refused: whoever wrote the file would choose code that runs here.
-    split, need_masks, settings (view, hold_out, ct_window, classes, keep_unreadable): see `SegmentationDataset`.
+    split, need_masks, settings (view, hold_out, ct_window, classes, ignore_label, keep_unreadable): see
+    `SegmentationDataset`.
     Raises `UserError` for an unknown name, a file that does not load, and whatever the loader refuses.
     """
     loader = find_loader(recognised(data_name, data_dir), named_by=named_by)

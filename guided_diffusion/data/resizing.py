@@ -87,4 +87,4 @@ def crop(item, size, seed, position):
         low, high = max(0, low), min(high, side - size)
         corner.append(low + int(place * (high - low + 1)))
     window = (..., slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size))
-    return {**item, "image": item["image"][window].contiguous(), "mask": item["mask"][window].contiguous()}
+    return item | {key: item[key][window].contiguous() for key in ("image", "mask", "known") if key in item}

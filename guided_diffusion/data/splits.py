@@ -162,8 +162,15 @@ def hold_out_of(values):
 
 
 def loading_of(data):
-    """The keyword arguments hold_out, ct_window and classes of `build_dataset` for a `config.options.DataOptions`."""
-    return {"hold_out": hold_out_of(dataclasses.asdict(data)), "ct_window": data.window(), "classes": data.classes}
+    """The keyword arguments hold_out, ct_window, classes and ignore_label of `build_dataset` for a
+    `config.options.DataOptions`."""
+    ignored = {"ignore_label": data.ignored_values()} if data.ignore_label else {}
+    return {
+        "hold_out": hold_out_of(dataclasses.asdict(data)),
+        "ct_window": data.window(),
+        "classes": data.classes,
+        **ignored,
+    }
 
 
 def split_folders(data_dir, split):

@@ -9,12 +9,12 @@ import numpy as np
 
 from ..io.files import folders_in, list_files, split_suffix
 from ..io.images import PICTURE_SUFFIXES
-from ..io.nifti import NIFTI_SUFFIXES, is_nifti
+from ..io.volume_formats import VOLUME_SUFFIXES, is_volume_path
 from ..runtime.console import listed
 from ..runtime.errors import UserError
 from .left_over import SHOWN_FILES
 
-SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+SUFFIXES = PICTURE_SUFFIXES + VOLUME_SUFFIXES
 MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")  # what a mask's name may add to its image's
 
 
@@ -82,9 +82,14 @@ def _without_repetition(values):
 
 
 def _without_suffix(name):
-    """The name without the suffix of a picture or volume; another suffix is a part of it."""
     stem, suffix = split_suffix(name)
     return name[: -len(suffix)] if suffix.lower() in SUFFIXES else name
+
+
+def stem_of(path):
+    """The name of a picture or volume without its suffix. Another suffix is a part of the name, as in the folder of a
+    series."""
+    return _without_suffix(os.path.basename(path))
 
 
 # ---- the masks of an image ---------------------------------------------------------------------------------------
@@ -163,22 +168,22 @@ class RaterFolders:
         if not masks:
             return None
         other = self._image_of.setdefault(masks[0], image)
-        stems = {name.removesuffix(split_suffix(name)[1]) for name in (image, other)}
+        stems = {_without_suffix(name) for name in (image, other)}
         if self.known and len(stems) > 1:  # else their cases have one name
             raise UserError(f"{masks[0]}: may be the mask of {other} and of {image}; name each mask as its image")
-        parts = self._parts[folder].get(split_suffix(masks[0])[0], ())
+        parts = self._parts[folder].get(stem_of(masks[0]), ())
         if parts:
             self.united[masks[0]] = tuple(parts)
         return masks[0]
 
     def _near_masks(self, folder, image, names):
         """(the masks that differ from these names a little, how), the closest kind alone."""
-        full = [image + name.removeprefix(split_suffix(image)[0]) for name in names]
+        full = [image + name.removeprefix(stem_of(image)) for name in names]
         for kind, candidates in (("", names), ("suffix", full)):
             exact = [path for name in candidates if kind for path in self.raters[folder].get(name, ())]
             near = exact or [path for name in candidates for path in self._keys[folder].find(name)]
-            near = [path for path in dict.fromkeys(near) if split_suffix(path)[0] not in self.known]
-            same = [path for path in near if in_one_form(split_suffix(path)[0]) in set(map(in_one_form, candidates))]
+            near = [path for path in dict.fromkeys(near) if stem_of(path) not in self.known]
+            same = [path for path in near if in_one_form(stem_of(path)) in set(map(in_one_form, candidates))]
             if near:
                 return same or near, kind or ("Unicode form" if same else "case")
         return [], ""
@@ -204,7 +209,7 @@ def _numbered_parts(masks, known):
     parts = defaultdict(list)
     for stem, paths in masks.items() if known else ():
         match = NUMBERED_PART.fullmatch(stem)
-        if match and match[1] in masks and stem not in known and not any(map(is_nifti, paths)):
+        if match and match[1] in masks and stem not in known and not any(map(is_volume_path, paths)):
             parts[match[1]] += paths
     return parts
 
@@ -218,6 +223,15 @@ def raters_of(dataset, cases, k=0):
     if not all(case.masks for case in cases):
         return None
     slices = [dataset.load_mask(case)[:, k] for case in cases]  # [R, K, H, W] -> [R, H, W]
+    return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
+
+
+def known_of(dataset, cases):
+    """The pixels that every rater labelled, bool [H, W], or [X, Y, Z] for the slices of a volume; None without an
+    `ignore_label`, when all are."""
+    if not dataset.ignore_label:
+        return None
+    slices = [~dataset.load_ignored(case).any(axis=0) for case in cases]
     return slices[0] if cases[0].volume is None else np.stack(slices, axis=-1)
 
 
@@ -261,8 +275,8 @@ def _by_number(name):
 
 
 def files_by_name(folder):
-    """{name without suffix: list of picture and NIfTI files} of a folder; {} if it does not exist."""
+    """{name without suffix: list of pictures and volumes} of a folder; {} if it does not exist."""
     files = {}
     for path in list_files(folder, SUFFIXES) if folder.is_dir() else ():
-        files.setdefault(split_suffix(path)[0], []).append(path)
+        files.setdefault(stem_of(path), []).append(path)
     return files

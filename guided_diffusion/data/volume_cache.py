@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ..io.files import atomic_path, check_writable, remove_temporaries, split_suffix
 from ..io.storage import cache_root
+from ..io.volume_formats import data_files
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
 
@@ -139,9 +141,18 @@ def fingerprint(path):
     """Text that changes with a file's content: its size and a hash of the bytes at a few places.
 
     That suffices for a compressed file, in which a change alters nearly all that follows. For others the time of the
-    last change counts too. Raises `UserError` for a missing file.
+    last change counts too. Of a folder of slices the names, sizes and times of its files count. Raises `UserError` for
+    a missing file.
     """
     path = Path(path)
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            return " ".join(sorted(f"{e.name}/{e.stat().st_size}/{e.stat().st_mtime_ns}" for e in entries))
+    own = _own_fingerprint(path)
+    return " ".join([own, *map(_own_fingerprint, data_files(path))])
+
+
+def _own_fingerprint(path):
     try:
         stat = path.stat()
         places, length = FINGERPRINT

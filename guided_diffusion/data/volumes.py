@@ -1,4 +1,4 @@
-"""Slices of NIfTI volumes: each volume is decoded once, normalised as a whole and cached on disk or in memory."""
+"""Slices of volumes: each volume is decoded once, normalised as a whole and cached on disk or in memory."""
 
 from collections import Counter
 from contextlib import suppress
@@ -10,7 +10,6 @@ import numpy as np
 from ..io.images import stacked
 from ..io.nifti import (
     as_3d,
-    is_nifti,
     nifti_channels,
     nifti_geometry,
     nifti_notes,
@@ -18,6 +17,7 @@ from ..io.nifti import (
     read_nifti_header,
     read_nifti_labels,
 )
+from ..io.volume_formats import is_volume_path
 from ..runtime.console import counted
 from ..runtime.errors import UserError, reason_of
 from ..runtime.program import command
@@ -32,7 +32,7 @@ DECODED = "3"  # the version of the decoding; a new one makes caches on disk sta
 
 
 class VolumeReader:
-    """Gives a loader of NIfTI files its cases, one per slice, and their normalised images, labels and geometry.
+    """Gives a loader of volumes its cases, one per slice, and their normalised images, labels and geometry.
 
     Slice k is `volume[..., k]`, [X, Y], of the volume as `nifti.read_nifti` turns it. A file [X, Y] or [X, Y, 1] is a
     2-D image: a case without volume and slice index. A 4-D file holds several channels.
@@ -162,9 +162,9 @@ class VolumeReader:
 
 
 def image_geometry(dataset, case):
-    """Where the case's image lies: `load_geometry`, and for a 2-D image in a NIfTI file that file's `Geometry`; None
-    for a picture."""
-    if case.volume is None and dataset.volumes is not None and is_nifti(case.images[0]):
+    """Where the case's image lies: `load_geometry`, and for a 2-D image in a volume's format its file's `Geometry`;
+    None for a picture."""
+    if case.volume is None and dataset.volumes is not None and is_volume_path(case.images[0]):
         return dataset.volumes.file_geometry(case)
     return dataset.load_geometry(case)
 

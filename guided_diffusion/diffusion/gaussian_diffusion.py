@@ -242,12 +242,16 @@ class GaussianDiffusion:
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
-    def training_losses(self, model, mask, condition, t, noise, coarse_target=None, *, dice=False):
+    def training_losses(
+        self, model, mask, condition, t, noise, coarse_target=None, *, dice=False, known=None, coarse_known=None
+    ):
         """The losses of each item, at x_t drawn from q(x_t | mask).
 
         mask: [N, K, H, W] in [0, 1]; condition: `model.encode(image)`; t: int [N]; noise: like mask. coarse_target: the
         coarse mask's target, like mask; None: the mask. dice: adds Dice to the cross-entropy of the mask that depends
         on the image alone, which is the coarse mask if there is one.
+        known: bool [N, 1, H, W], the pixels whose truth is known, or None for all; coarse_known: of the coarse target.
+        Elsewhere x_0 is unknown: x_t is the noise alone there, and no loss has a gradient.
         Returns a dict of float32 [N]. "loss": the sum to train on. "mask": the loss of the target (DDPM eq. 14 for
         eps), or the bound with `use_kl`. "vb": the variational term, with a learned variance. "coarse": the coarse
         mask's loss, with a coarse mask.
@@ -255,6 +259,8 @@ class GaussianDiffusion:
         """
         x0 = self.from_mask(mask)
         x_t = self.q_sample(x0, t, noise)
+        if known is not None:
+            x_t = x_t.where(known, noise)
         output = model(x_t, self.model_time(t), condition)
         if any(part is not None and part.shape != mask.shape for part in output):  # they would broadcast silently
             raise ValueError(f"the network's outputs have other shapes than the masks' {tuple(mask.shape)}")
@@ -262,42 +268,42 @@ class GaussianDiffusion:
         value = self.activate(prediction)
         losses = {}
         if self.use_kl:
-            losses["mask"] = self.num_timesteps * self.variational_term(x0, x_t, t, value, output.variance)
+            losses["mask"] = self.num_timesteps * self.variational_term(x0, x_t, t, value, output.variance, known)
         elif self.mask_loss in CROSS_ENTROPIES:
             kind = "bce_dice" if dice and output.coarse is None else self.mask_loss
-            losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask, exclusive=self.exclusive)
+            losses["mask"] = CROSS_ENTROPIES[kind](prediction, mask, exclusive=self.exclusive, known=known)
         else:
-            losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2)
+            losses["mask"] = mean_flat((value - self.target(x0, t, noise)) ** 2, known)
         total = losses["mask"]
         if output.variance is not None and not self.use_kl:
             # The term trains the variance alone: L_hybrid of arXiv 2102.09672 (eq. 16), with a weight of 1.
-            losses["vb"] = self.variational_term(x0, x_t, t, value.detach(), output.variance)
+            losses["vb"] = self.variational_term(x0, x_t, t, value.detach(), output.variance, known)
             if self.rescale_learned_sigmas:
                 losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
             total = total + losses["vb"]
         if output.coarse is not None and self.coarse_weight:
-            target = mask if coarse_target is None else coarse_target
-            losses["coarse"] = self.coarse_mask_loss(output.coarse, target, t, dice)
+            target, where = (mask, known) if coarse_target is None else (coarse_target, coarse_known)
+            losses["coarse"] = self.coarse_mask_loss(output.coarse, target, t, dice, where)
             total = total + self.coarse_weight * losses["coarse"]
         return {"loss": total, **losses}
 
-    def coarse_mask_loss(self, logits, mask, t, dice=False):
+    def coarse_mask_loss(self, logits, mask, t, dice=False, known=None):
         """The coarse mask's loss per item [N], of the kind `coarse_loss`; V2's (t mod alpha = 0)(L_dice + beta L_ce).
 
         beta is `coarse_ce`, alpha `coarse_every`: items whose t it does not divide have loss 0. dice: adds Dice to
         cross-entropy alone.
-        logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]; t: int [N].
+        logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]; t: int [N]. known: see `training_losses`.
         """
         kind = self.mask_loss if self.coarse_loss == "auto" else self.coarse_loss
         if kind == "bce_dice" or (dice and kind == "bce"):
-            loss = bce_dice(logits, mask, self.coarse_ce, self.exclusive)
+            loss = bce_dice(logits, mask, self.coarse_ce, self.exclusive, known)
         elif kind == "bce":
-            loss = bce(logits, mask, self.exclusive)
+            loss = bce(logits, mask, self.exclusive, known)
         else:
-            loss = mean_flat((class_probabilities(logits, self.exclusive) - mask) ** 2)
+            loss = mean_flat((class_probabilities(logits, self.exclusive) - mask) ** 2, known)
         return loss * (t % self.coarse_every == 0)
 
-    def variational_term(self, x0, x_t, t, value, variance=None):
+    def variational_term(self, x0, x_t, t, value, variance=None, known=None):
         """One term of the variational bound (DDPM eq. 5) per item [N], in bits per dimension.
 
         It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and -log p(x_0 | x_1) at t = 0.
@@ -313,8 +319,8 @@ class GaussianDiffusion:
             log_variance = fraction * largest + (1 - fraction) * smallest
         true_mean = _per_row(of_x0, x0) * x0 + _per_row(of_xt, x0) * x_t
         mean = _per_row(of_x0, x0) * predicted + _per_row(of_xt, x0) * x_t
-        kl = mean_flat(normal_kl(true_mean, smallest, mean, log_variance)) / math.log(2)
-        nll = mean_flat(-discretised_gaussian_log_likelihood(x0, mean, 0.5 * log_variance)) / math.log(2)
+        kl = mean_flat(normal_kl(true_mean, smallest, mean, log_variance), known) / math.log(2)
+        nll = mean_flat(-discretised_gaussian_log_likelihood(x0, mean, 0.5 * log_variance), known) / math.log(2)
         return torch.where(t == 0, nll, kl)
 
 

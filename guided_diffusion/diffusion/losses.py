@@ -27,31 +27,33 @@ def with_background(logits):
     return F.pad(logits, (0, 0, 0, 0, 1, 0))
 
 
-def bce(logits, mask, exclusive=False):
+def bce(logits, mask, exclusive=False, known=None):
     """Cross-entropy per item [N], the mean over pixels.
 
     It is binary and averaged over the K classes, or, with `exclusive`, categorical over the classes and the background
     (see `class_probabilities`). Cross-entropy is a proper score: the true probability minimises it.
 
-    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1].
+    logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. known: see `mean_flat`.
     """
     if exclusive:
         loss = with_background(logits).logsumexp(dim=1, keepdim=True) - (logits * mask).sum(dim=1, keepdim=True)
     else:
         loss = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-    return mean_flat(loss)
+    return mean_flat(loss, known)
 
 
-def bce_dice(logits, mask, ce_weight=1.0, exclusive=False):
+def bce_dice(logits, mask, ce_weight=1.0, exclusive=False, known=None):
     """`ce_weight` times cross-entropy (see `bce`) plus the soft Dice loss, averaged over the K classes; per item [N].
 
     logits: [N, K, H, W]; mask: [N, K, H, W] in [0, 1]. The Dice term is smoothed by one pixel, so that an empty mask
-    has a gradient.
+    has a gradient. known: see `mean_flat`; pixels without truth count in neither term.
     """
     probability = class_probabilities(logits, exclusive)
+    if known is not None:
+        probability, mask = probability.where(known, 0), mask.where(known, 0)
     both = (probability * mask).sum(dim=(2, 3))  # [N, K]
     size = probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-    return ce_weight * bce(logits, mask, exclusive) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
+    return ce_weight * bce(logits, mask, exclusive, known) + (1 - (2 * both + 1) / (size + 1)).mean(dim=1)
 
 
 CROSS_ENTROPIES = {"bce": bce, "bce_dice": bce_dice}
@@ -82,6 +84,13 @@ def discretised_gaussian_log_likelihood(x, mean, log_scale):
     return torch.where(x < -0.999, torch.special.log_ndtr(upper), above)
 
 
-def mean_flat(x):
-    """Mean over all dimensions but the first: [N, ...] -> [N]."""
-    return x.flatten(1).mean(dim=1)
+def mean_flat(x, known=None):
+    """Mean over all dimensions but the first: [N, ...] -> [N].
+
+    known: bool [N, 1, H, W], the pixels with truth, over which alone the mean of [N, K, H, W] goes; 0 for an item
+    without any. None: all.
+    """
+    if known is None:
+        return x.flatten(1).mean(dim=1)
+    count = known.flatten(1).sum(dim=1) * x.shape[1]
+    return x.where(known, 0).flatten(1).sum(dim=1) / count.clamp(min=1)

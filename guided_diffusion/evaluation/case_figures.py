@@ -1,7 +1,7 @@
 """The figures of one class of one case: its prediction and truth on one grid, and each group of columns."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -44,6 +44,20 @@ class ClassPrediction:
     coarse: np.ndarray | None
     single: bool
 
+    def within(self, known):
+        """The prediction where the truth is known, a bool array, and empty elsewhere; None: all of it."""
+        if known is None:
+            return self
+        soft = (self.probability, self.coarse)
+        probability, coarse = (None if values is None else np.where(known, values, 0) for values in soft)
+        return replace(
+            self,
+            mask=self.mask & known,
+            members=[member & known for member in self.members],
+            probability=probability,
+            coarse=coarse,
+        )
+
     @cached_property
     def soft_maps(self):
         """{"": the probability, "coarse_": the coarse mask} as far as they were saved."""
@@ -53,10 +67,20 @@ class ClassPrediction:
 
 @dataclass
 class ClassTruth:
-    """The truth of one class of one case. raters: bool [R, H, W] or [R, X, Y, Z]. spacing: see `metrics.surface`."""
+    """The truth of one class of one case. raters: bool [R, H, W] or [R, X, Y, Z]. spacing: see `metrics.surface`.
+
+    known: the pixels whose truth is known, or None for all. Elsewhere masks are empty, of raters and predictions alike,
+    so that they count in no overlap, no volume and no lesion, and surfaces end at the border of the known pixels.
+    """
 
     raters: np.ndarray
     spacing: tuple | None
+    known: np.ndarray | None = None
+
+    def at_known(self, values):
+        """The values [..., P] of the P known pixels of an array [..., H, W] or [..., X, Y, Z]; without `known` the
+        array itself. Figures that are means over pixels go over these."""
+        return values if self.known is None else values[..., self.known]
 
     @cached_property
     def fraction(self):
@@ -117,6 +141,8 @@ def mask_figures(answer, truth, coarse, settings):
     coarse: of `coarse_masks`. settings: an `evaluate.EvaluationSettings`.
     """
     row = evaluate_mask(answer.mask, truth.mask, truth.spacing, settings.tolerances, settings.lesion_iou)
+    if truth.known is not None:  # specificity counts background
+        row |= overlap(truth.at_known(answer.mask)[None], truth.at_known(truth.mask)[None])
     if coarse is not None:
         figures = overlap(coarse, truth.mask)
         row |= {"coarse_dice": figures["dice"], "coarse_iou": figures["iou"]}
@@ -147,8 +173,9 @@ def probability_figures(answer, truth):
     "rater_pixels" is the raters' mean number of pixels, by which the sums are divided.
     """
     row = {"rater_pixels": np.count_nonzero(truth.raters) / len(truth.raters)}
+    fraction = truth.at_known(truth.fraction)
     for name, soft in answer.soft_maps.items():
-        row |= {f"{name}{figure}": value for figure, value in proper_scores(soft, truth.fraction).items()}
+        row |= {f"{name}{figure}": value for figure, value in proper_scores(truth.at_known(soft), fraction).items()}
     row["mask_pixels"] = np.count_nonzero(answer.mask)
     if answer.members:
         row["sample_pixels"] = float(np.mean([np.count_nonzero(member) for member in answer.members]))
@@ -157,12 +184,15 @@ def probability_figures(answer, truth):
 
 def level_table(answer, truth):
     """The `LevelTable` of the probability, or None where it was not saved."""
-    return None if answer.probability is None else LevelTable.of(answer.probability, truth.fraction)
+    if answer.probability is None:
+        return None
+    return LevelTable.of(truth.at_known(answer.probability), truth.at_known(truth.fraction))
 
 
 def reliability_tables(answer, truth):
     """{map: `ReliabilityTable`} of all pixels, map "" for the probability, "coarse_" for the coarse mask."""
-    return {name: ReliabilityTable.of(soft, truth.fraction) for name, soft in answer.soft_maps.items()}
+    y = truth.at_known(truth.fraction)
+    return {name: ReliabilityTable.of(truth.at_known(soft), y) for name, soft in answer.soft_maps.items()}
 
 
 # ---- several raters, several members -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ..data.batches import single_items
 from ..data.cases import check_volumes, group_cases
 from ..data.inspection import misplaced_file
 from ..data.splits import group_of
-from ..data.truth import rater_names, raters_of
+from ..data.truth import known_of, rater_names, raters_of
 from ..data.volumes import image_geometry
 from ..inference.predictions import Predictions
 from ..io.escaping import csv_cell
@@ -294,15 +294,17 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
     settings, case, exclusive = evaluation.settings, unit.cases[0], dataset.classes.is_exclusive
     geometry = dataset.load_geometry(case)
     group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
-    answers, truths = [], []
+    answers, truths, known = [], [], known_of(dataset, unit.cases)
     for k in range(len(evaluation.class_names)):
         raters = read_raters(dataset, unit.cases, k)
-        truths.append(ClassTruth(raters, None if geometry is None else geometry.spacing[: raters.ndim - 1]))
-        answers.append(read_prediction(predictions, unit, raters.shape[1:], k))
+        spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
+        truths.append(ClassTruth(raters, spacing, known))
+        answers.append(read_prediction(predictions, unit, raters.shape[1:], k).within(known))
     coarse = coarse_masks(answers, exclusive)
     for answer, truth, own_coarse, class_name in zip(answers, truths, coarse, evaluation.class_names, strict=True):
         tables = reliability_tables(answer, truth)
-        members = member_figures(answer.members, truth.mask)
+        at_known = [truth.at_known(member)[None] if known is not None else member for member in answer.members]
+        members = member_figures(at_known, truth.at_known(truth.mask)[None] if known is not None else truth.mask)
         row = {"name": unit.name, "class": class_name, "group": group}
         row |= mask_figures(answer, truth, own_coarse, settings)
         row |= probability_figures(answer, truth) | calibration_figures(tables)
@@ -317,10 +319,11 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
         evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
     if settings.sizes and len(answers[0].members) > 1:
         members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
-        masks = np.stack([truth.mask for truth in truths])
+        members = truths[0].at_known(members)
+        masks = np.stack([truth.at_known(truth.mask) for truth in truths])
         evaluation.sizes[unit.name] = EnsembleFigures(
             dice_by_size(members, masks, settings.sizes, exclusive, unit.name),
-            [sets_by_size(members[:, k], truth.raters, unit.name) for k, truth in enumerate(truths)],
+            [sets_by_size(members[:, k], truth.at_known(truth.raters), unit.name) for k, truth in enumerate(truths)],
             len(members),
         )
 

@@ -194,7 +194,11 @@ def _traced(graph):
     named = 2 if graph.name == "denoise" else 0  # arguments before *parts
     shapes = [{0: batch} for _ in example]
     shapes = (*shapes[:named], tuple(shapes[named:]))
-    return torch.export.export(graph.module, example, dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(graph.module, example, dynamic_shapes=shapes, strict=False)
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # it names this machine's folders
+    return program
 
 
 def _write_pt2(path, program, graph):
@@ -208,7 +212,10 @@ def _write_onnx(path, program, graph):
         optional(name, "onnx", "--onnx True")
     runtime = optional("onnxruntime", "onnx", "--onnx True")
     names = {"input_names": graph.inputs, "output_names": graph.outputs}
-    torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)
+    written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    for node in written.model.graph.all_nodes():
+        node.metadata_props.clear()  # the lines of code, with this machine's folders
+    written.save(path)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(values):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
-from ..config.options import check_group_key, fold_of
+from ..config.options import check_group_key, fold_of, ignored_values
 from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
 
@@ -48,6 +48,7 @@ class DataSettings(TypedDict, total=False):
     split: Literal["train", "val", "test", "all"]
     ct_window: str | None
     classes: str
+    ignore_label: str
     val_fraction: Share
     test_fraction: Share
     fold: str
@@ -112,6 +113,7 @@ def read_manifest(folder):
         try:
             check_group_key(part.get("group_key", ""))
             fold_of(part.get("fold", ""))
+            ignored_values(part.get("ignore_label", ""))
         except UserError as error:
             raise UserError(f"{path}: {error}; correct it, or restore the file as it was written") from None
     return manifest

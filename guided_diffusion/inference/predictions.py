@@ -12,7 +12,8 @@ from ..data.classes import BINARY
 from ..data.truth import MASK_ENDINGS, NearNames, files_by_name, near_key
 from ..io.files import split_suffix
 from ..io.images import read_picture, read_picture_labels, read_picture_mask
-from ..io.nifti import as_labels, is_nifti, read_nifti, read_nifti_labels, read_nifti_onto
+from ..io.nifti import as_labels, read_nifti, read_nifti_labels, read_nifti_onto
+from ..io.volume_formats import is_volume_path
 from ..runtime.errors import UserError
 from .manifest import read_manifest
 from .results import soft_files
@@ -34,7 +35,7 @@ def _by_case(folder, pattern):
 class Predictions:
     """Reads the predictions in a results folder, or in any folder of masks that have their cases' names.
 
-    names: those of all cases. In a folder that sampling did not write, a case's mask is the picture (the NIfTI file of
+    names: those of all cases. In a folder that sampling did not write, a case's mask is the picture (the file of
     a volume) of its name, or of its name and one of `truth.MASK_ENDINGS` unless another case has that name; else one
     whose name differs in Unicode form or case, unless another case's name does not differ more.
     classes: the `Classes` of the masks; every method reads one class, k. geometry_of(name): the `data.Geometry` of a
@@ -84,12 +85,12 @@ class Predictions:
 
     def _read_mask(self, name, path, is_volume, k):
         if self.classes.is_binary:
-            return self._read_labels(name, path, is_volume) > 0 if is_nifti(path) else read_picture_mask(path)
+            return self._read_labels(name, path, is_volume) > 0 if is_volume_path(path) else read_picture_mask(path)
         if self._labels[0] != name:
             self._labels = (name, {})
         maps = self._labels[1]
         if path not in maps:
-            read = self._read_labels if is_nifti(path) else lambda *_: read_picture_labels(path)
+            read = self._read_labels if is_volume_path(path) else lambda *_: read_picture_labels(path)
             maps[path] = read(name, path, is_volume)
             values, known = np.unique(maps[path]).tolist(), {0, *sum(self.classes.values, ())}
             if any(values) and not known.intersection(values) - {0}:
@@ -102,7 +103,7 @@ class Predictions:
         return self.classes.mask_of(maps[path], k)
 
     def _read_values(self, name, path, is_volume, labels=False):
-        """The values of a NIfTI file on its image's grid, [X, Y, Z], or [X, Y] of a 2-D image.
+        """The values of a volume's file on its image's grid, [X, Y, Z], or [X, Y] of a 2-D image.
 
         They are float32, or with `labels` what `nifti.as_labels` takes.
         """
@@ -140,7 +141,7 @@ class Predictions:
         if not named and self._near_keys[near_key(name)] < 2:
             near = [path for stem in stems for path in self._near_names.find(stem)]
             named = [path for path in dict.fromkeys(near) if split_suffix(path)[0] not in self._exact_names]
-        found = [path for path in named if is_nifti(path) == is_volume]
+        found = [path for path in named if is_volume_path(path) == is_volume]
         if not found and not is_volume and self.geometry_of(name) is not None:  # a 2-D image in a NIfTI file
             found = named
         if len(found) > 1:

@@ -31,7 +31,8 @@ from ..data.classes import BINARY
 from ..io.drawing import class_colour, displayed, enlarged, overlay, save_animation
 from ..io.files import atomic_path, remove_temporaries, write_json
 from ..io.images import write_label_png, write_png
-from ..io.nifti import is_nifti, write_nifti
+from ..io.nifti import write_nifti
+from ..io.volume_formats import is_volume_path
 from ..runtime.errors import UserError
 from .answer import PIXEL_MAPS
 from .manifest import read_manifest
@@ -215,7 +216,7 @@ def check_name_lengths(units, classes, sample):
     for unit in units:
         name, is_volume = unit.name, unit.is_volume
         files = [file for kind in kinds for file in soft_files(classes, name, is_volume, kind)]
-        files += [f"{name}_seg.nii.gz"] if is_nifti(unit.cases[0].images[0]) else []
+        files += [f"{name}_seg.nii.gz"] if is_volume_path(unit.cases[0].images[0]) else []
         if sample.save_samples and sample.num_ensemble:
             last = f"{sample.num_ensemble - 1:02d}"
             files.append(f"{name}_sample_{last}.nii.gz" if is_volume else f"{name}_{last}.png")

@@ -22,11 +22,12 @@ from ..data.batches import collate
 from ..data.cases import Geometry
 from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
-from ..io.files import split_suffix
+from ..data.truth import stem_of
 from ..io.images import read_picture
-from ..io.nifti import as_3d, is_nifti, nifti_geometry, read_nifti_channels, read_nifti_header
+from ..io.nifti import as_3d, nifti_geometry, read_nifti_channels, read_nifti_header
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
 from ..io.storage import fetch_file, is_remote
+from ..io.volume_formats import is_volume_path
 from ..runtime.console import counted
 from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
@@ -135,7 +136,7 @@ class Segmenter:
         images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size. Its values
             are those of its file: 0 to 255 for photographs; any unit for MRI, which is normalised here; for your own
             loader what `read_image` returns. A batch is a list of images, or one array with N first. An image may also
-            be the path of its file; that of a NIfTI volume is segmented as by `volume`.
+            be the path of its file; that of a volume is segmented as by `volume`.
         name: the case's name, or a list of them; seed and name decide the members' noise. By default a file's name
             without its suffix, else "0", "1", ...
         axes: "HWC" or "CHW". None: the axis with as many entries as the checkpoint has channels; an image that fits
@@ -151,7 +152,7 @@ class Segmenter:
         images = list(images) if batch else [images]
         if not batch and _is_path(images[0]) and _is_volume(images[0]):
             return self.volume(images[0], name, label=label, progress=progress)
-        own = [split_suffix(image)[0] if _is_path(image) else str(n) for n, image in enumerate(images)]
+        own = [stem_of(image) if _is_path(image) else str(n) for n, image in enumerate(images)]
         names = own if name is None else [name] if not batch else list(name)
         labels = list(label) if isinstance(label, (list, tuple)) else [label] * len(images)
         if not len(images) == len(names) == len(labels):
@@ -166,7 +167,7 @@ class Segmenter:
 
         affine: [4, 4], as `nibabel.load(path).affine`. The volume is turned by it as the script does, and the answer
             is turned back. None: the volume has axial slices [right, front] already, as from `nifti.read_nifti`.
-        volume: an array or tensor, or the path of a NIfTI file, which has its own affine.
+        volume: an array or tensor, or a path of any format that the loaders read, which has its own affine.
         name: the volume's name; seed and name decide the members' noise, which is the same in every slice. By default
             a file's name without its suffix, else "volume".
         Other arguments are those of `__call__`.
@@ -175,7 +176,7 @@ class Segmenter:
         if _is_path(volume):
             if affine is not None:
                 raise ValueError("affine is given with a path; the file has its own")
-            name = split_suffix(volume)[0] if name is None else name
+            name = stem_of(volume) if name is None else name
             raw, turn = _read_volume(volume)
         else:
             raw, turn = _turned(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
@@ -273,12 +274,12 @@ def _is_path(image):
 
 
 def _is_volume(path):
-    return is_nifti(path) and as_3d(read_nifti_header(path)[0])[2] > 1
+    return is_volume_path(path) and as_3d(read_nifti_header(path)[0])[2] > 1
 
 
 def _read_image(path):
-    """The file of a picture, or of a 2-D image in NIfTI, as float32 [C, H, W] or [C, X, Y]."""
-    if not is_nifti(path):
+    """The file of a picture, or of a 2-D image in a format of volumes, as float32 [C, H, W] or [C, X, Y]."""
+    if not is_volume_path(path):
         return read_picture(path)
     volume, _ = _read_volume(path)
     if volume.shape[-1] > 1:
@@ -287,7 +288,7 @@ def _read_image(path):
 
 
 def _read_volume(path):
-    """A NIfTI file as float32 [C, X, Y, Z] with axial slices, and the turn that made them so."""
+    """A volume's file as float32 [C, X, Y, Z] with axial slices, and the turn that made them so."""
     values = read_nifti_channels(path)
     raw = torch.from_numpy(np.ascontiguousarray(values).reshape(*as_3d(values.shape[:-1]), values.shape[-1]))
     return raw.permute(3, 0, 1, 2), Geometry(*nifti_geometry(path)).turn

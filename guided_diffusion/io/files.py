@@ -181,16 +181,22 @@ SIGNATURES = (
     (b"7z\xbc\xaf", 0, "is a 7z archive", "unpack it"),
     (b"\x89HDF", 0, "is an HDF5 file", "write a loader for it"),
     (b"\x93NUMPY", 0, "is a NumPy array", "save it as a picture, or write a loader for it"),
-    (b"DICM", 128, "is a DICOM file", "convert it, for example with dcm2niix or dcmj2pnm"),
+    (b"DICM", 128, "is a DICOM file", "give it the suffix .dcm"),
     (b"ftypheic", 4, "is a HEIC photograph", "save it as PNG or JPEG"),
     (b"ftypmif1", 4, "is a HEIC photograph", "save it as PNG or JPEG"),
     (b"\x89PNG", 0, "is a PNG picture", "give it its suffix"),
     (b"\xff\xd8\xff", 0, "is a JPEG picture", "give it its suffix"),
     (b"n+1\0", 344, "is a NIfTI file", "give it its suffix"),
+    (b"NRRD", 0, "is an NRRD file", "give it the suffix .nrrd"),
+    (b"ObjectType", 0, "is a MetaImage file", "give it the suffix .mha"),
+    (b"NDims", 0, "is a MetaImage file", "give it the suffix .mha"),
 )
 OF_KIND = {
     "picture": ("PNG", "JPEG"),
     "NIfTI file": ("NIfTI", "gzip"),
+    "NRRD file": ("NRRD",),
+    "MetaImage file": ("MetaImage",),
+    "DICOM file": ("DICOM",),
     ".npz file": ("ZIP",),
 }  # are what they should be
 
@@ -350,6 +356,16 @@ def _flush(temporary, made, path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_files(folder):
+    """Flush each file in a folder to disk."""
+    for path in Path(folder).iterdir():
+        descriptor = os.open(path, os.O_RDWR | NO_LINKS)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _file_identity(status):

@@ -2,15 +2,19 @@
 
 import os
 import re
+import shutil
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import UserError
-from .files import is_found
+from .files import flush_files, is_found, is_temporary, temporary_name
 from .texts import shown
 
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|[A-Za-z][\w+.-]+://")  # how an absolute path of Windows or a URL begins
 PLACED = re.compile(r"^[/\\]|[:\0]")  # what a path from a folder to a file below it lacks
+STALE = 24 * 3600  # seconds after which a temporary folder is of a killed run
 MAX_LINKS = 16  # on the way to a folder; Linux opens no path with more than 40
 
 
@@ -113,3 +117,32 @@ def check_listed(list_path, text, root):
     raise UserError(
         f"{list_path}: names {shown(text)}, which is not below --data_dir; put the file, or a link to it, there"
     )
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_folder(path, flag="--out_dir"):
+    """Yield an empty temporary folder beside `path`; on leaving, flush its files to disk and rename it to `path`.
+
+    After an error, or a kill at any moment, `path` is unchanged. Raises `UserError` where `path` is a file or a folder
+    that holds something. flag: the option that names it.
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"{flag} {path}: is there already, and is no empty folder; name another, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for other in path.parent.iterdir():
+        is_ours = other.name.startswith(f".{path.stem}.") and is_temporary(other.name)
+        is_ours = is_ours and other.is_dir() and not other.is_symlink()
+        if is_ours and time.time() - other.stat().st_mtime > STALE:
+            shutil.rmtree(other, ignore_errors=True)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        flush_files(temporary)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

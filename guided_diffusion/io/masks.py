@@ -333,7 +333,7 @@ def classes_advice(marked):
     void = void_among(marked)
     inner = [value for value in marked if value not in void]
     if void and len(inner) == 1:
-        reads = f"--classes foreground={inner[0]} takes it as background"
+        reads = f"--ignore_label {void[0]} leaves it out, --classes foreground={inner[0]} takes it as background"
         return f"{void[0]} beside small values is void (not annotated): {reads}"
     if len(inner) > NAMED:
         span = f"{inner[0]}-{inner[-1]}"
@@ -343,7 +343,9 @@ def classes_advice(marked):
     together = "+".join(map(str, inner))
     apart = ",".join(f"class_{value}={value}" for value in inner)
     text = f"--classes object={together} reads them as one class (instances), --classes {apart} as {len(inner)}"
-    return text + (f"; {void[0]} is void (not annotated) and counts as background then" if void else "")
+    if not void:
+        return text
+    return f"{text}; {void[0]} is void (not annotated): background then, unless --ignore_label {void[0]} leaves it out"
 
 
 def _several_colours(pixels, colours, counts):

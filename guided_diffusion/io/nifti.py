@@ -1,4 +1,4 @@
-"""Reading NIfTI files, turned to one orientation, and writing them."""
+"""Reading volumes, turned to one orientation, from NIfTI and the other formats of `volume_formats`; writing NIfTI."""
 
 import io
 import itertools
@@ -12,22 +12,17 @@ import numpy as np
 
 from ..runtime.errors import UserError
 from .compression import write_gzip
-from .files import atomic_path, decoding, split_suffix
+from .files import atomic_path
 from .masks import check_whole
-from .nifti_header import Placement, check_claim, check_end, decoding_values, forms_apart, length_unit, open_nifti
+from .nifti_header import Placement, check_claim, check_end, decoding_values, forms_apart, length_unit
 from .orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, turn_onto, turned_affine, turned_shape
+from .volume_formats import open_volume
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MOST_LABEL = 2**31 - 1
 COMPACT = (np.uint8, np.uint16)  # types of labels that need no check
 EXACT = 2**24  # whole numbers up to it are exact in float32
-
-
-def is_nifti(path):
-    """Whether a file's name has the suffix of NIfTI."""
-    return split_suffix(path)[1].lower() in NIFTI_SUFFIXES
 
 
 def read_nifti(path, like=None):
@@ -345,7 +340,7 @@ def _grid_of(path):
 
 @dataclass(frozen=True)
 class _Nifti:
-    """An open NIfTI file. Its shape (of a channel), affine, spacing and values are those after `turn`.
+    """An open volume. Its shape (of a channel), affine, spacing and values are those after `turn`.
 
     image: nibabel's. grid: the file's own. file_affine: the affine to read it by, its own or another file's.
     """
@@ -428,8 +423,8 @@ class _Nifti:
 def _open_nifti(path, like=None, onto=None):
     """The `_Nifti` of a file. like: see `read_nifti`. onto: a `Geometry` to whose orientation the volume is turned
     instead, and which replaces `like`."""
-    image, _ = open_nifti(path)
-    with decoding(path, "NIfTI file"):
+    image = open_volume(path)
+    with decoding_values(path):
         affine = np.array(image.affine, dtype=np.float64)
         affine[:3] *= length_unit(image.header)[0]
         has_codes = bool(image.header["sform_code"] or image.header["qform_code"])

@@ -45,10 +45,16 @@ def _described(level):
 
 def _empty_masks(ensemble, several_classes):
     """(value, note) of a level's number of empty masks."""
-    missed, right, false = (ensemble.get(f"{which}_empty", 0) for which in ("prediction", "both", "truth"))
+    missed, right, false = (_empty_count(ensemble, which) for which in ("prediction", "both", "truth"))
     value = f"{missed + right}" + ("" if several_classes else f" of {ensemble['cases']}")
     note = f"{missed} missed, {right} rightly empty; {false} false alarms"
     return value, note + (", over all classes" if several_classes else "")
+
+
+def _empty_count(ensemble, which):
+    """A number of empty masks; 0 where the file has none, or something else in its place."""
+    count = ensemble.get(f"{which}_empty")
+    return count if isinstance(count, int) else 0
 
 
 def _without_truth(cases, size):
@@ -86,7 +92,7 @@ def class_table(summary, legend, size):
     rows = []
     for name, level in classes.items():
         cells = [_class_cell(described[name].get(key)) for key in keys]
-        cells += [str(level["ensemble"].get(f"{which}_empty", 0)) for which in ("prediction", "truth")]
+        cells += [str(_empty_count(level["ensemble"], which)) for which in ("prediction", "truth")]
         mark = swatch(colours[name]) if name in colours else ""
         rows.append(
             f'<tr><th scope="row">{mark}{escape(name)}</th><td>{level["ensemble"]["cases"]}</td>'

@@ -11,6 +11,7 @@ from ..io.escaping import is_place, markdown_code, markdown_text, place_name, wi
 from ..io.files import atomic_path
 from ..io.storage import is_remote
 from ..runtime.console import counted
+from ..runtime.errors import UserError
 from .figures import LEAST_PATIENTS, interval_text, patients_of, with_sure_intervals
 
 PAPERS = {
@@ -30,6 +31,7 @@ PAPERS = {
   note      = {arXiv:2301.11798}
 }""",
 }
+NO_DEVICE = "- This is research software, not a medical device. Its masks are not a diagnosis."
 PARTS = {"train": "the training part", "val": "the validation part", "test": "the test part", "all": "all cases"}
 UNLISTED_OPTIONS = (
     "data_dir",
@@ -40,6 +42,7 @@ UNLISTED_OPTIONS = (
     "gpu_dev",
     "multi_gpu",
     "val_dir",
+    "init_from",
 )
 
 
@@ -201,7 +204,7 @@ def _calibration(summary, config):
 
 def _limits(summary, part, leak):
     ensemble, lines = summary["ensemble"], ["## Limits", ""]
-    lines.append("- This is research software, not a medical device. Its masks are not a diagnosis.")
+    lines.append(NO_DEVICE)
     lines.append(
         f"- Measured on {counted(ensemble['cases'], 'case')} of one data set. Other scanners, centres, patients and "
         "protocols may give other figures; the intervals do not cover that."
@@ -246,3 +249,100 @@ def _decimal(value):
 
 def _interval(described):
     return interval_text(described) or "–"
+
+
+# ---- the card of an exported model ---------------------------------------------------------------------------------
+
+FRONT_MATTER = """---
+library_name: guided_diffusion
+pipeline_tag: image-segmentation
+tags:
+- image-segmentation
+- medical-imaging
+- uncertainty
+- {tag}
+# license: state yours; it depends on your data too
+---"""
+TAGS = {"v1": "medsegdiff", "v2": "medsegdiff-v2", "unet": "unet"}
+OF_SUMMARY = ("nsd_tolerances", "lesion_iou", "hd95_unit", "class_names", "calibration", "uncertainty")
+
+
+def hub_card(checkpoint, weights, results=None, graphs=()):
+    """The README.md of an exported model, with the lines at its top that hubs read; it names no folder and no case.
+
+    weights: what they are, "model" or the decay rate of their average. results: the summary and the manifest of
+    results that the model made, or None. graphs: the descriptions of its graphs, by name.
+    """
+    config, version = checkpoint.config, checkpoint.config["model"]["version"]
+    summary, manifest = results or ({}, {})
+    names = {"class_names": list(checkpoint.class_names)}
+    parts = [
+        FRONT_MATTER.format(tag=TAGS[version]),
+        f"# {_card_title({'config': config}, names)}",
+        "License: not stated yet. Add `license:` to the lines at the top, and say here whose the data are.",
+        _usage(config),
+        _exported_facts(checkpoint, weights, names, graphs),
+    ]
+    if summary:
+        missing = [name for name in OF_SUMMARY if name not in summary]
+        if missing:
+            raise UserError(f"summary.json: has no {missing[0]}; evaluate the results again, which writes it anew")
+        summary, split = _with_nan(summary), manifest.get("data", {}).get("split", "all")
+        ways = f"Sampling: {_option_list(manifest.get('settings', {}))}."
+        parts += [
+            _metrics(with_sure_intervals(summary, patients_of(summary))),
+            ways,
+            _calibration(summary, config),
+            _limits(summary, split, None),
+        ]
+        parts.append(_definitions(summary))
+    else:
+        parts.append(f"## Limits\n\n{NO_DEVICE}\n- Nothing was measured for this card.")
+    parts.append(_citation(config))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _usage(config):
+    own = ', data_name="path/to/my_loader.py:MyDataset"' if ".py:" in config["data"]["data_name"] else ""
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        "from guided_diffusion import Segmenter",
+        "",
+        f'segmenter = Segmenter.load("hf://OWNER/NAME"{own})  # or the path of this folder',
+        "mask, probability, uncertainty = segmenter(image)",
+        "```",
+    ]
+    if own:
+        lines += [
+            "",
+            "Its loader is a file of its authors, which this folder does not hold and which you name yourself.",
+        ]
+    return "\n".join(lines)
+
+
+def _exported_facts(checkpoint, weights, names, graphs):
+    config = checkpoint.config
+    averaged = "of the last step" if weights == "model" else f"averaged at the rate {markdown_text(weights)}"
+    side = config["model"]["image_size"]
+    lines = ["## Model", "", f"- Classes: {_class_names(names)}."]
+    lines.append(f"- Input: {counted(checkpoint.image_channels, 'channel')}, resized to {side} x {side} pixels.")
+    lines.append(f"- Weights: {averaged}, after {counted(checkpoint.step, 'step')}.")
+    lines.append(f"- Trained on {markdown_code(place_name(config['data']['data_name']))}.")
+    lines += [f"- {group.capitalize()}: {_option_list(config[group])}." for group in ("model", "diffusion", "train")]
+    lines += [
+        f"- `{name}.pt2`, `{name}.onnx`: {', '.join(graph['inputs'])} -> {', '.join(graph['outputs'])}."
+        for name, graph in dict(graphs).items()
+        if name in ("condition", "denoise")
+    ]
+    return "\n".join(lines)
+
+
+def _with_nan(value):
+    """A value of summary.json with NaN for the undefined figures, which JSON writes as null; "groups" may be None."""
+    if isinstance(value, dict):
+        return {name: item if name == "groups" else _with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value

@@ -228,7 +228,7 @@ def _script_data(cases, columns, dataset, pictures, manifest):
         parts = {"slices": pictures.sources(case["slices"]), "scores": scores}
         listed_cases.append({key: case[key] for key in kept} | parts)
     members = manifest.get("settings", {}).get("num_ensemble")
-    spread = "\u221a(p (1 \u2212 p))" if members == 0 else "standard deviation of the members"
+    spread = "√(p (1 − p))" if members in (0, 1) else "standard deviation of the members"
     return {
         "cases": listed_cases,
         "columns": columns,

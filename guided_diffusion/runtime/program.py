@@ -12,6 +12,7 @@ VERB_SCRIPTS = {
     "sample": "segmentation_sample.py",
     "evaluate": "segmentation_eval.py",
     "check": "check_data.py",
+    "export": "export.py",
     "demo": "demo.py",
 }
 MEDSEGDIFF, MODULE, SCRIPT = DOORS = ("medsegdiff", "python -m guided_diffusion", "python scripts/")

@@ -180,7 +180,7 @@ class TrainLoop:
         learning_rate = self._set_learning_rate()
         self._prepare_condition_model()
         self._seed_dropout()
-        drawn, weights = self._draw(batch["mask"])
+        drawn, weights = self._draw(batch["mask"], batch.get("known"))
         losses = self._backward(batch, drawn, weights)
         self._check_finite(losses["loss"], batch["name"])
         self._learn_timesteps(drawn[1], losses["loss"])
@@ -208,16 +208,23 @@ class TrainLoop:
         rank = [self.processes.rank] if self.processes.rank else []
         torch.manual_seed(seed_of("step", self.options.seed, self.step, *rank))
 
-    def _draw(self, masks):
+    def _draw(self, masks, known=None):
         """The random draws for each item of this process's share (see `randomness.draw_for_items`).
 
-        Returns (mask, time step, noise), in the second stage with the coarse mask's target, and the weights of losses.
-        With stages the condition model's target is the mean of the raters' masks, whose probability it estimates.
+        known: the pixels that each rater's mask knows, [N, R, 1, H, W] in {0, 1}; None for all. Returns the tuple
+        (mask, time step, noise), in the second stage with the coarse mask's target, and the weights of losses; with
+        `known` the tuple goes on as `StepLosses` takes it. With stages the condition model's target is the mean of the
+        raters' masks, whose probability it estimates.
         """
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
+        if known is not None:  # one more channel, which goes with the rater
+            masks = torch.cat([masks, known], dim=2)
         mask, t, weights, noise = draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
-        coarse_target = [mean_masks(masks)] if self.stages.is_second(self.step) else []
-        return (mask, t, noise, *coarse_target), weights
+        coarse = mean_masks(masks) if self.stages.is_second(self.step) else None
+        if known is None:
+            return (mask, t, noise, *([] if coarse is None else [coarse])), weights
+        (mask, is_known), (coarse, coarse_is_known) = map(_with_known, (mask, coarse))
+        return (mask, t, noise[:, :-1], coarse, is_known, coarse_is_known), weights
 
     def _backward(self, batch, drawn, weights):
         """Add up the gradients of this process's N items. Returns {name: losses [N] on the CPU}."""
@@ -261,7 +268,7 @@ class TrainLoop:
             return self.step_losses(
                 to_device(batch["image"][part]),
                 label,
-                *map(to_device, (values[part] for values in drawn)),
+                *(None if values is None else to_device(values[part]) for values in drawn),
                 dice=self.stages.has_dice(self.step),
                 condition_alone=self.stages.is_first(self.step),
             )
@@ -333,3 +340,9 @@ class TrainLoop:
         checkpoint = self.checkpoint()
         if self.processes.is_first:
             self.checkpoints.save_best(checkpoint, saved=self.last_saved == self.step)
+
+
+def _with_known(masks):
+    """(masks [N, K, H, W], where every rater in them knows the truth, bool [N, 1, H, W]) of masks whose last channel is
+    the share of the raters who do; (None, None) of None."""
+    return (None, None) if masks is None else (masks[:, :-1], masks[:, -1:] == 1)

@@ -21,18 +21,33 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model, self.diffusion = model, diffusion
 
-    def forward(self, image, label, mask, t, noise, coarse_target=None, *, dice=False, condition_alone=False):
+    def forward(
+        self,
+        image,
+        label,
+        mask,
+        t,
+        noise,
+        coarse_target=None,
+        known=None,
+        coarse_known=None,
+        *,
+        dice=False,
+        condition_alone=False,
+    ):
         """{name: losses [N]} (see `GaussianDiffusion.training_losses`).
 
         image: [N, C, H, W]; label: [N] or None; mask, noise: [N, K, H, W]; t: [N].
-        coarse_target: like mask, or None.
+        coarse_target: like mask, or None. known, coarse_known: bool [N, 1, H, W], the pixels at which mask and coarse
+        target are known, or None for all.
         condition_alone: compute only the loss of the condition model's coarse mask, without the diffusion.
         """
         condition = self.model.encode(image, label)
         if condition_alone:
-            loss = self.diffusion.coarse_mask_loss(condition.coarse, mask, t, dice)
+            loss = self.diffusion.coarse_mask_loss(condition.coarse, mask, t, dice, known)
             return {"loss": loss, "coarse": loss}
-        return self.diffusion.training_losses(self.model, mask, condition, t, noise, coarse_target, dice=dice)
+        draws = (mask, condition, t, noise, coarse_target)
+        return self.diffusion.training_losses(self.model, *draws, dice=dice, known=known, coarse_known=coarse_known)
 
 
 def with_shared_gradients(losses, processes, stages=False, shards=False):

@@ -214,13 +214,15 @@ class Validation:
         tiled = in_tiles(model, batch["image"], self.dataset.image_size, SampleOptions.tile_overlap, rows)
         label = batch["label"].to(self.device) if model.label_embedding is not None else None
         raters = batch["mask"][0].numpy()  # [R, K, S, S]
+        known = batch["known"][0].numpy().all(axis=(0, 1)) if "known" in batch else None  # by every rater
         if isinstance(tiled, Tiled):
             raters = raters[..., : size[0], : size[1]]
+            known = None if known is None else known[: size[0], : size[1]]
 
         def draw():
             members = self._members(tiled, batch, label, coarse_only)
             members = crop_members(members, size) if isinstance(tiled, Tiled) else members
-            return Drawn.of(members, self.plan.fuse, self.dataset.classes.is_exclusive)
+            return replace(Drawn.of(members, self.plan.fuse, self.dataset.classes.is_exclusive), known=known)
 
         drawn = draw()
         figures = drawn.figures(raters)
@@ -257,7 +259,8 @@ class Drawn:
     soft: the members' probabilities, float32 [E, K, H, W]. masks: the members' masks, bool [E, K, H, W]. fused: bool
     [K, H, W]. agreement: the mean Dice of pairs of members, or NaN. spread: the members' standard deviation [K, H, W]
     in [0, 0.5], None with one member. These are None if the diffusion was not sampled. coarse, coarse_mask: [K, H, W]
-    in [0, 1] and bool, None without a condition branch.
+    in [0, 1] and bool, None without a condition branch. known: the pixels whose truth is known, bool [H, W], in which
+    alone the masks are scored; None for all.
     """
 
     soft: np.ndarray | None = None
@@ -267,6 +270,7 @@ class Drawn:
     spread: np.ndarray | None = None
     coarse: np.ndarray | None = None
     coarse_mask: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     @classmethod
     def of(cls, members, method, exclusive):
@@ -293,6 +297,11 @@ class Drawn:
         and the raters. empty, full: the share of members that are empty or full, over classes whose truth is not. Also
         the sums of `VOLUMES` and of the raters' mean, "truth".
         """
+        if self.known is not None:  # no figure here depends on where a pixel lies
+            arrays = ("soft", "masks", "fused", "coarse", "coarse_mask")
+            parts = {name: values for name in arrays if (values := getattr(self, name)) is not None}
+            parts = {name: values[..., self.known][..., None, :] for name, values in parts.items()}
+            return replace(self, **parts, known=None).figures(raters[..., self.known][..., None, :])
         truth, fraction = majority_of(raters), raters.mean(axis=0)
         figures = dict.fromkeys((*FIGURES, *VOLUMES.values()), math.nan) | {"agreement": self.agreement}
         figures["truth"] = float(fraction.sum())
@@ -322,7 +331,8 @@ class Drawn:
         """(caption, tile) of each picture in the grid, with the Dice of each mask. pictures: a `_CaseTiles`."""
 
         def scored(title, values, mask):
-            return f"{title}: {mean_dice(mask, truth):.2f}", pictures.mask(values)
+            scored_mask = mask if self.known is None else mask & self.known
+            return f"{title}: {mean_dice(scored_mask, truth):.2f}", pictures.mask(values)
 
         tiles = [(name[:20], pictures.image), ("truth", pictures.mask(truth))]
         if self.soft is not None and len(self.soft) > 1:

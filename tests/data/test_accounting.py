@@ -311,7 +311,7 @@ def test_each_reason_has_its_line(root):
     picture(root / "train2/x.png")
     picture(root / "other/x.png")
     touch(root, "images/c.png.gz", "masks/scan.mha.bz2")
-    touch(root, "images/scan.nrrd", "images/IM0001", "images/b.npy", "code/model.pt", "notes.txt", "old.zip", ".secret")
+    touch(root, "images/scan.mgz", "images/IM0001", "images/b.npy", "code/model.pt", "notes.txt", "old.zip", ".secret")
     (root / "masks/none.png").write_bytes(b"")
     found = of_folder(root)
     assert {line.split(": ")[0]: line.split(": ")[1].split(";")[0] for line in found.error_lines()} == {
@@ -321,7 +321,7 @@ def test_each_reason_has_its_line(root):
         "1 file is in a folder that looks like a part of the split and is none": "train2/x.png",
         "1 file is in no case": "other/x.png",
         "2 files are compressed": "images/c.png.gz, masks/scan.mha.bz2",
-        "1 file is of a kind that is not read (.nrrd)": "images/scan.nrrd",
+        "1 file is of a kind that is not read (.mgz)": "images/scan.mgz",
         "1 file is of a kind that is not read (.npy)": "images/b.npy",
         "1 file among the images has no suffix": "images/IM0001",
     }
@@ -418,10 +418,9 @@ def test_only_a_training_part_is_checked_as_what_it_is(tmp_path, script, capsys)
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("images/scan.dcm", "it holds 1 .dcm file: DICOM is not read: export it as NIfTI, as dcm2niix does"),
         ("images/slide.svs", "it holds 1 .svs file: export tiles as PNG"),
         ("images/a.heic", "it holds 1 .heic file: save them as PNG or TIFF"),
-        ("images/a.mha", "it holds 1 .mha file: export NIfTI"),
+        ("images/a.mgz", "it holds 1 .mgz file: export NIfTI"),
         ("data.zip", "it holds the archive data.zip: unpack it"),
         ("images/a.h5", "it holds 1 .h5 file: write a loader of your own"),
     ],

@@ -21,7 +21,7 @@ from guided_diffusion.data.classes import (
     parse_classes,
     read_classes,
     read_labels_of,
-    reserved_label,
+    reserved_values,
 )
 from guided_diffusion.data.dataset import SegmentationDataset
 from guided_diffusion.data.registry import build_dataset
@@ -133,17 +133,18 @@ def test_a_loader_s_own_classes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ignore", "Ignore", "void", "unlabelled"])
-def test_labels_of_pixels_that_nobody_annotated_are_refused_by_name(tmp_path, name):
+def test_a_label_of_pixels_that_nobody_annotated_is_no_class(tmp_path, name):
     labels = {"background": 0, "tumour": 1, "whole": [1, 2], name: 3}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    words = rf"dataset.json: its label '{name}' \(3\) .*; --classes tumour=1,whole=1\+2 takes them as background"
-    with pytest.raises(UserError, match=words):
-        read_classes(tmp_path / "dataset.json")
-    assert reserved_label("dataset.json", {"labels": {"0": "background", "1": "liver"}}) == ""
+    assert str(read_classes(tmp_path / "dataset.json")) == "tumour=1,whole=1+2"
+    assert reserved_values("dataset.json", {"labels": labels}) == (3,)
+    assert reserved_values("dataset.json", {"labels": {"0": "background", "1": "liver"}}) == ()
 
 
 def test_void_is_no_class_that_is_found():
-    with pytest.raises(UserError, match="hold 255 beside small values, .* write --classes class_1=1,class_2=2, which"):
+    with pytest.raises(
+        UserError, match="hold 255 beside small values, .* --ignore_label 255, .* --classes class_1=1,class_2=2, which"
+    ):
         found_classes([np.array([0, 1, 255]), np.array([2])], "data")
     assert str(found_classes([np.array([0, 128, 255])], "data")) == "class_128=128,class_255=255"
 
@@ -153,19 +154,23 @@ def test_names_and_values_of_a_dataset_json_in_either_order(labels):
     assert read_labels_of("dataset.json", {"labels": labels}) == {"PZ": (1,)}
 
 
-def test_an_ignore_label_stops_training_but_not_sampling(tmp_path):
+def test_the_ignore_label_of_a_dataset_json_is_left_out(tmp_path):
+    """As with --ignore_label 3, unless --classes makes a class of it."""
     labels = {"background": 0, "tumour": 1, "edema": 2, "ignore": 3}
     truth = np.arange(5 * 4 * 3).reshape(5, 4, 3).astype(np.uint8) % 4
     description = {"modality": {"0": "MRI"}, "labels": labels}
     write_task(tmp_path, description, {"a": truth.astype(np.int16)}, {"a": truth})
-    with pytest.raises(UserError, match="its label 'ignore'"):
-        build_dataset("MSD", tmp_path, 8, split="train", need_masks=True)
-    sampled = build_dataset("MSD", tmp_path, 8)
-    assert sampled[0]["image"].any()
-    with pytest.raises(UserError, match="its label 'ignore'"):
-        sampled.load_mask(sampled.cases[0])
-    named = build_dataset("MSD", tmp_path, 8, split="train", need_masks=True, classes="tumour=1,edema=2")
-    assert named[0]["mask"].shape == (1, 2, 8, 8)
+    for classes, number in (("", 1), ("auto", 2), ("tumour=1,edema=2", 2)):
+        dataset = build_dataset("MSD", tmp_path, 8, split="train", need_masks=True, classes=classes)
+        case = dataset.cases[0]
+        unknown = dataset.load_labels(case) == 3
+        assert dataset.ignore_label == (3,) and any("means pixels without truth" in note for note in dataset.notes)
+        assert np.array_equal(dataset.load_ignored(case), unknown) and unknown.any()
+        mask = dataset.load_mask(case)
+        assert mask.shape[1] == number and not mask[:, :, unknown[0]].any() and mask.any()
+        assert set(dataset[0]) >= {"mask", "known"} and dataset[0]["known"].shape == (1, 1, 8, 8)
+    as_class = build_dataset("MSD", tmp_path, 8, split="train", need_masks=True, classes="tumour=1,rest=2+3")
+    assert as_class.ignore_label == () and "known" not in as_class[0]
 
 
 # ---- fusing ------------------------------------------------------------------------------------------------------

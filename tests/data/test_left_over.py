@@ -3,7 +3,7 @@
 import pytest
 
 from guided_diffusion.data.left_over import DOCUMENT, FOREIGN, LINK, UNUSED, foreign, looks_like_a_part
-from guided_diffusion.io.nifti import NIFTI_SUFFIXES
+from guided_diffusion.io.volume_formats import VOLUME_SUFFIXES
 
 
 def test_a_line_names_three_files_and_counts_them():
@@ -17,16 +17,16 @@ def test_a_line_names_three_files_and_counts_them():
 def test_the_short_form_names_one():
     assert LINK.short(["a"]) == "1 link without a target, as a"
     assert LINK.short(["a", "b"]) == "2 links without a target, as a"
-    assert foreign(".dcm").short(["a.dcm"]) == "1 of a kind that is not read (.dcm), as a.dcm"
+    assert foreign(".mgz").short(["a.mgz"]) == "1 of a kind that is not read (.mgz), as a.mgz"
 
 
-@pytest.mark.parametrize("suffix", [".dcm", ".mha", ".nrrd", ".jp2", ".heic", ".svs", ".mp4", ".npy"])
+@pytest.mark.parametrize("suffix", [".mgz", ".mnc", ".raw", ".jp2", ".heic", ".svs", ".mp4", ".npy"])
 def test_each_foreign_kind_has_its_remedy(suffix):
     assert foreign(suffix).line(["x", "y"]).endswith(FOREIGN[suffix]) and foreign(suffix).is_data
 
 
 def test_what_is_read_is_not_foreign():
-    assert not set(FOREIGN) & {*NIFTI_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+    assert not set(FOREIGN) & {*VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 @pytest.mark.parametrize(

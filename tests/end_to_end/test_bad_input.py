@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import FAST, TINY, files, messages, write_folder
 from PIL import Image
+from volume_files import write_series, write_slice, write_volume_as
 
 from guided_diffusion.inference.segmenter import Segmenter
 from guided_diffusion.runtime.errors import UserError, run_script
@@ -45,6 +46,11 @@ class Place:
         return self._once("task", write_task)
 
     @property
+    def scans(self):
+        """A FOLDER data set of volumes: NRRD, MetaImage and a DICOM series."""
+        return self._once("scans", write_scans)
+
+    @property
     def run(self):
         return self._once("run", lambda path: shutil.copytree(self._trained.parent, path))
 
@@ -57,8 +63,8 @@ class Place:
         return self._once("results", lambda path: shutil.copytree(self._results, path))
 
     def make(self):
-        """Write both data sets, one of whose files is then spoilt."""
-        return self.data, self.task
+        """Write the data sets, one of whose files is then spoilt."""
+        return self.data, self.task, self.scans
 
     @property
     def image(self):
@@ -85,6 +91,15 @@ def write_task(folder):
     labels = {"0": "background", "1": "hip"}
     content = {"name": "hip", "modality": {"0": "MRI"}, "labels": labels, "numTraining": 2, "training": listed}
     (folder / "dataset.json").write_text(json.dumps(content | {"test": [], "tensorImageSize": "3D"}))
+
+
+def write_scans(folder):
+    values = np.random.default_rng(0).integers(0, 99, (32, 32, 3)).astype(np.int16)
+    write_volume_as(folder / "images" / "a.nrrd", values, compressed=True)
+    write_volume_as(folder / "images" / "b.mha", values)
+    write_series(folder / "images" / "c", values)
+    for name in "abc":
+        write_volume_as(folder / "masks" / f"{name}.nrrd", (values > 50).astype(np.uint8))
 
 
 # ---- the doors -----------------------------------------------------------------------------------------------------
@@ -125,6 +140,14 @@ def check(at):
 
 def check_task(at):
     return "check_data", ["--data_name MSD --data_dir", at.task, "--out_dir", at.root / "checked"]
+
+
+def check_scans(at):
+    return "check_data", ["--data_name FOLDER --data_dir", at.scans, "--out_dir", at.root / "checked"]
+
+
+def train_scans(at):
+    return "segmentation_train", ["--data_name FOLDER --data_dir", at.scans, "--out_dir", at.out, TINY, "--max_steps 2"]
 
 
 def config(at):
@@ -256,6 +279,26 @@ def claiming(data, width, height):
 
 def nifti(shape):
     return lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), path)
+
+
+def replaced(name, before, after):
+    """A `spoil` that replaces bytes in a file once."""
+
+    def spoil(at):
+        path = at.make() and at.root / name
+        content = path.read_bytes()
+        assert before in content
+        path.write_bytes(content.replace(before, after, 1))
+
+    return spoil
+
+
+def halved(name):
+    def spoil(at):
+        path = at.make() and at.root / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+    return spoil
 
 
 def folder_at(name):
@@ -501,6 +544,37 @@ for name, spoil in {
     "a broken link": link("task/imagesTr/hip_1.nii.gz", "nowhere.nii.gz"),
 }.items():
     row(check_task, f"volume {name}", spoil, "hip_1")
+
+# Volumes of other formats: cut short, with headers that claim too much or lead elsewhere, and in series that are none.
+SIZE = b"32 32 3"
+for name, spoil, *line in (
+    ("NRRD cut short", halved("scans/images/a.nrrd"), "a.nrrd", "truncated or damaged"),
+    ("NRRD mask cut short", halved("scans/masks/b.nrrd"), "b.nrrd", "truncated or damaged"),
+    ("NRRD of a page", written("scans/images/a.nrrd", "<html>"), "a.nrrd", "is an HTML page"),
+    ("NRRD bomb", replaced("scans/images/a.nrrd", SIZE, b"99999 99999 99"), "a.nrrd", "claims"),
+    ("NRRD of other sizes", replaced("scans/images/a.nrrd", SIZE, b"32 32 4"), "a.nrrd", "claims"),
+    (
+        "NRRD elsewhere",
+        replaced("scans/images/a.nrrd", b"encoding: gzip", b"encoding: raw\ndata file: ../../../secret"),
+        *("a.nrrd", "not below its own folder"),
+    ),
+    ("MHA cut short", halved("scans/images/b.mha"), "b.mha", "truncated or damaged"),
+    ("MHA bomb", replaced("scans/images/b.mha", SIZE, b"99999 99999 99"), "b.mha", "claims"),
+    ("MHA elsewhere", replaced("scans/images/b.mha", b"= LOCAL", b"= /etc/passwd"), "b.mha", "not below its own"),
+    ("DICOM cut short", halved("scans/images/c/IM0001.dcm"), "IM0001.dcm", "truncated or damaged"),
+    (
+        "DICOM of two series",
+        lambda at: write_slice(at.scans / "images/c/z.dcm", np.zeros((32, 32), np.int16), (0, 0, 0), series="7"),
+        *("images/c", "holds 2 DICOM series"),
+    ),
+):
+    row(check_scans, name, spoil, *line)
+row(
+    train_scans,
+    "NRRD of other voxels",
+    saved("scans/masks/a.nrrd", lambda path: write_volume_as(path, np.zeros((16, 32, 3), np.uint8))),
+    "16x32x3 voxels",
+)
 
 # Checkpoints.
 CHECKPOINTS = {

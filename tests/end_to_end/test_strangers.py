@@ -313,5 +313,5 @@ def test_no_page_or_table_shows_where_things_lie(script, data, tmp_path, capsys)
         assert str(tmp_path) not in page.read_text(), page
     assert "run/results" in pages[1].read_text() and "last.pt, step 1" in pages[1].read_text()
     table = pages[3].read_text()
-    assert "\n'=1+1," in table and "\n=" not in table and '"name": "=1+1"' in pages[1].read_text()
+    assert "\n'=1+1," in table and "\n=" not in table and '"name":"=1+1"' in pages[1].read_text()
     assert '"dice"' in pages[1].read_text()

@@ -142,8 +142,8 @@ def test_nothing_to_evaluate(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing to evaluate: of 5 cases in .*, 5 have no prediction and 0 no truth"):
         evaluate(tmp_path / "empty", dataset_of(data))
-    (tmp_path / "empty" / "perfect.mha").write_bytes(b"ObjectType = Image")
-    with pytest.raises(UserError, match=r"no truth; it holds 1 .mha file: export NIfTI \(.nii.gz\)"):
+    (tmp_path / "empty" / "perfect.mgz").write_bytes(b"volume")
+    with pytest.raises(UserError, match=r"no truth; it holds 1 .mgz file: export NIfTI \(.nii.gz\)"):
         evaluate(tmp_path / "empty", dataset_of(data))
 
 

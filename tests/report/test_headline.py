@@ -36,6 +36,11 @@ def test_five_figures_with_their_intervals():
     ]
 
 
+def test_a_summary_without_counts_of_empty_masks_has_none():
+    summary = {"ensemble": {"cases": 7, "dice": one(0.9), "prediction_empty": one(0.5)}}
+    assert headline(summary, [], "area")[-1] == ("Empty masks", "0 of 7", "0 missed, 0 rightly empty; 0 false alarms")
+
+
 def test_with_several_raters_the_sets_are_compared():
     summary = SUMMARY | {"diversity": {"ged2_unbiased": one(0.2), "rater_dice": one(0.7)}}
     assert headline(summary, [], "area")[3][:2] == ("GED² unbiased", "0.200")

@@ -181,9 +181,16 @@ def test_without_truth_cases_are_sorted_by_their_uncertainty(photographs, tmp_pa
     scores = [case["scores"][place] for case in data["cases"]]
     assert scores == sorted(scores, reverse=True) and scores[0] == 1 and "truth" not in data["cases"][0]["layers"]
     assert "There is no truth to compare with" in page.read_text()
+    assert data["uncertainty"] == "standard deviation of the members"
     figures = main_figures(page)
     assert list(figures) == ["Cases", "Expected Dice", "Agreement of members", "Mask's area", "Empty masks"]
     assert figures["Cases"] == ("7", "without truth") and figures["Empty masks"] == ("0 of 7", "")
+
+
+def test_the_uncertainty_of_one_pass_is_named(photographs, tmp_path):
+    folder = sampled(tmp_path / "r", photographs, lambda n: [disc(5)], {"settings": {"num_ensemble": 0}})
+    page = write_report(folder, photographs, group_cases(photographs.cases)[:1], read_raters=lambda *_: None)
+    assert content(page)["uncertainty"] == "√(p (1 − p))" and "Agreement of members" not in main_figures(page)
 
 
 def test_a_folder_of_masks_from_elsewhere(script, photographs, tmp_path):

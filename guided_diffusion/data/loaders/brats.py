@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...io.files import split_suffix
-from ...io.nifti import is_nifti
+from ...io.volume_formats import is_nifti
 from ...runtime.console import counted
 from ...runtime.errors import NoSplitError, UserError
 from ..cases import Case

@@ -10,12 +10,12 @@ import numpy as np
 from ...io.files import split_suffix
 from ...io.folders import check_listed
 from ...io.images import PICTURE_SUFFIXES, read_picture, read_picture_labels, stacked
-from ...io.nifti import NIFTI_SUFFIXES
 from ...io.texts import shown
+from ...io.volume_formats import NIFTI_SUFFIXES
 from ...runtime.console import counted
 from ...runtime.errors import UserError
 from ..cases import Case
-from ..classes import LABEL, read_classes, read_description, read_labels_of, reserved_label
+from ..classes import LABEL, RESERVED, read_classes, read_description, read_labels_of, reserved_values
 from ..dataset import SegmentationDataset
 from ..intensities import normalised_channels, normaliser, usual_window, zscore
 from ..layouts import files_of
@@ -50,6 +50,7 @@ class DecathlonDataset(SegmentationDataset):
     data_name = "MSD"
     kept = ("modalities", "window", "is_picture")
     finds_validation = True
+    has_reserved = False  # whether `ignore_label` is from dataset.json
     is_picture = False  # as in checkpoints that do not keep it
     left_right_axis = -2  # a slice is [X, Y]
     other_files = ("dataset.json", "dataset_fingerprint.json")
@@ -78,7 +79,7 @@ class DecathlonDataset(SegmentationDataset):
         self.image_channels = len(self.modalities)
         self.class_names = _one_class(self.description)
         self.declared_labels = tuple(sum(read_labels_of(path, self.description).values(), ()))
-        self.reserved = reserved_label(path, self.description)
+        self.declared_labels = tuple(value for value in self.declared_labels if value not in self._take_reserved(path))
         self.suffixes = self._suffixes(path)
         self.is_picture = self.suffixes[0] in PICTURE_SUFFIXES
         task = shown(str(self.description.get("name") or self.task.resolve().name))
@@ -142,8 +143,19 @@ class DecathlonDataset(SegmentationDataset):
         folder = "labelsTs" if case.images[0].parent.name == "imagesTs" else "labelsTr"
         return f"{self.task / folder}/{name}{self.suffixes[0] if self.is_picture else '.nii.gz'}"
 
+    def _take_reserved(self, path):
+        """The values of a label that dataset.json, `path`, calls ignore, which become `ignore_label`."""
+        values = reserved_values(path, self.description)
+        if values and self.ignore_label in ((), values):
+            self.ignore_label, self.has_reserved = values, True
+            text = "+".join(map(str, values))
+            self.notes = (f"the label {text} of dataset.json means pixels without truth, which are left out",)
+        return values
+
     def _choose_classes(self, text):
         chosen = super()._choose_classes(text)
+        if self.has_reserved and set(self.ignore_label).intersection(sum(chosen.values, ())):
+            self.ignore_label = ()  # the user makes a class of it
         number = len(_label_names(self.description))
         if not text and number != 1:
             labels = f"{number} labels are joined as {chosen.names[0]}; --classes auto keeps them apart"
@@ -415,7 +427,8 @@ def _label_names(description):
     """The names of the labels in dataset.json, without the background."""
     labels = description.get("labels", {})
     names = [(key, value) if LABEL.fullmatch(key) else (value, key) for key, value in labels.items()]
-    return [str(name) for value, name in names if str(value) not in ("0", "[0]", "")]
+    names = [str(name) for value, name in names if str(value) not in ("0", "[0]", "")]
+    return [name for name in names if name.strip().lower() not in RESERVED]
 
 
 def _listed_files(description):

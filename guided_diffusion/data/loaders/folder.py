@@ -1,4 +1,4 @@
-"""Any folder of images and masks paired by name, pictures or NIfTI files. Also the example for your own loader.
+"""Any folder of images and masks paired by name, pictures or volumes. Also the example for your own loader.
 
 The smallest loader is one class in one file, used with `--data_name path/to/my_loader.py:MyDataset`:
 
@@ -24,7 +24,7 @@ The smallest loader is one class in one file, used with `--data_name path/to/my_
 
 A case without truth has no masks: sampling needs none. Override `normalise` too if your images have other values than
 0 to 255. Resizing, batches, checks and sampling work for every loader. `FolderDataset` below also has splits, labels
-and NIfTI volumes.
+and volumes.
 """
 
 import os
@@ -32,11 +32,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ...io.files import folders_in, split_suffix
+from ...io.files import folders_in
 from ...io.folders import check_listed
 from ...io.images import read_picture, read_picture_labels, read_picture_mask, stacked
-from ...io.nifti import is_nifti
 from ...io.texts import read_csv, read_json, shown
+from ...io.volume_formats import data_files, is_nifti, is_volume_path
 from ...runtime.console import counted, listed
 from ...runtime.errors import NoCasesError, NoSplitError, UserError
 from ..cases import Case
@@ -45,7 +45,7 @@ from ..intensities import first_like_ct, normalised_channels, normaliser, window
 from ..left_over import SHOWN_FILES, Reason
 from ..pairing import Pair, companions, count_data, has_reader, holds_pairs, layouts_inside, pairs_in, unwrapped
 from ..splits import SPLIT_FOLDERS, split_folders, split_of
-from ..truth import SUFFIXES, NearNames
+from ..truth import SUFFIXES, NearNames, stem_of
 from ..volumes import FILES_ONLY, VolumeReader
 
 SET_ASIDE = {  # folders that no case has files of
@@ -60,8 +60,9 @@ SPLIT_FORM = '{"train": [names], "test": [names]}, to which "val": [names] may b
 class FolderDataset(SegmentationDataset):
     """`images/NAME.png` with `masks/NAME.png`: one foreground class, or with --classes label maps of several.
 
-    Images are PNG, JPEG, TIFF or BMP files, grey or colour, in [-1, 1]; or NIfTI files as z-scores, or as CT with a
-    `ct_window`. Each slice of a volume is a case, and the fourth axis holds its channels.
+    Images are PNG, JPEG, TIFF or BMP files, grey or colour, in [-1, 1]; or volumes (NIfTI, NRRD, MetaImage, DICOM) as
+    z-scores, or as CT with a `ct_window`. Each slice of a volume is a case, and the fourth axis holds its channels. A
+    folder of DICOM slices, images/NAME/, is one volume.
     A mask has its image's name, to which `_mask`, `_seg` or `_segmentation` may be added. With several raters the masks
     are masks/RATER/NAME.png. Sampling needs no masks/, and takes images from data_dir itself if there is no images/.
     What is near to this is read too, with a note (see `pairing`): names that differ in Unicode form or case, folders
@@ -109,7 +110,7 @@ class FolderDataset(SegmentationDataset):
         return read_picture(case.images[0])
 
     def read_mask(self, case):
-        if self.is_nifti or not self.classes.is_binary:
+        if self.is_nifti or self.ignore_label or not self.classes.is_binary:
             return super().read_mask(case)  # from label maps
         return stacked(case.masks, [self._read_united(path) for path in case.masks])[:, None]
 
@@ -129,7 +130,8 @@ class FolderDataset(SegmentationDataset):
         return self.volumes.geometry(case)
 
     def further_files(self, case):
-        return tuple(path for mask in case.masks for path in self.further.get(mask, ()))
+        united = [path for mask in case.masks for path in self.further.get(mask, ())]
+        return (*united, *(file for path in (*case.images, *case.masks) for file in data_files(path)))
 
     def explain(self, path):
         """Fields of view and second readers are known, and not needed."""
@@ -144,11 +146,14 @@ class FolderDataset(SegmentationDataset):
         return any(map(holds_pairs, (root, *parts)))
 
     def expected_layout(self):
-        return "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz)"
+        return (
+            "it must hold images/NAME.png and masks/NAME.png (or .jpg, .tif, .bmp, .nii, .nii.gz, .nrrd, .mha; images "
+            "also as .dcm or as folders of DICOM slices)"
+        )
 
     def expected_mask(self, case):
         image = case.images[0]
-        return f"{split_suffix(image)[0]}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
+        return f"{stem_of(image)}{'.nii.gz' if self.is_nifti else '.png'} to masks/"
 
     def _choose_classes(self, text):
         classes = super()._choose_classes(text)
@@ -211,7 +216,7 @@ class FolderDataset(SegmentationDataset):
         self.root = self.data_dir
         if not self.data_dir.name.lower().endswith(SUFFIXES):
             raise UserError(f"{self.data_dir}: is no image; name one that ends in {', '.join(SUFFIXES)}, or a folder")
-        return Pair(self.data_dir, split_suffix(self.data_dir)[0])
+        return Pair(self.data_dir, stem_of(self.data_dir))
 
     def _split_folders(self):
         """The folders of all splits, or the root alone if these hold no images.
@@ -378,15 +383,13 @@ class FolderDataset(SegmentationDataset):
         return {image: self.label_names.index(labels[name]) for image, (_, name) in chosen.items()}
 
     def _set_kind(self, found):
-        """Set the attributes that depend on the kind of files, pictures or NIfTI, and on the first image's channels."""
+        """Set the attributes that depend on the files, pictures or volumes, and on the first image's channels."""
         first = found[0].image
-        self.is_nifti = is_nifti(first)
+        self.is_nifti = is_volume_path(first)  # its name in checkpoints
         for pair in found:
             for path in (pair.image, *pair.masks):
-                if is_nifti(path) != self.is_nifti:
-                    raise UserError(
-                        f"{path}: cannot be mixed with {first.name}; keep pictures or NIfTI files, not both"
-                    )
+                if is_volume_path(path) != self.is_nifti:
+                    raise UserError(f"{path}: cannot be mixed with {first.name}; keep pictures or volumes, not both")
         self.layout = self._describe_layout(found)
         if self.is_nifti:
             images = [pair.image for pair in found]
@@ -432,9 +435,10 @@ class FolderDataset(SegmentationDataset):
 
     def _describe_layout(self, found):
         """The text of `layout`."""
+        kind = "picture" if not self.is_nifti else "NIfTI file" if is_nifti(found[0].image) else "volume"
         if self.root == found[0].image:
-            return "one NIfTI file" if self.is_nifti else "one picture"
-        parts = [f"folder of {counted(len(found), 'NIfTI file' if self.is_nifti else 'picture')}"]
+            return f"one {kind}"
+        parts = [f"folder of {counted(len(found), kind)}"]
         if os.path.lexists(self._beside_images("split.json")):
             parts.append("divided by split.json")
         elif split_folders(self.root, None) != [self.root] or any(split_of(pair.below) for pair in found):
@@ -470,6 +474,6 @@ def _names_of(pairs):
     """`NearNames` of images: by their cases' names, and by their files' with and without a sub-folder."""
     names = []
     for pair in pairs:
-        stem = split_suffix(pair.image)[0]
+        stem = stem_of(pair.image)
         names += [(name, pair.image) for name in {pair.name, stem, f"{pair.below}/{stem}"}]
     return NearNames(names)

@@ -24,4 +24,5 @@
   });
   if (!themes.includes(theme)) theme = "system";
   apply();
+  button.hidden = false; // without a script it would do nothing
 })();

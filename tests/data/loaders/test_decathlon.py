@@ -367,11 +367,11 @@ def test_grey_pictures_have_a_file_for_each_channel(raw, ending):
     "change, files, words",
     [
         (
-            {"file_ending": ".nrrd"},
-            {"imagesTr/a_0000.nrrd": None},
-            '"file_ending": ".nrrd", which is not read; convert',
+            {"file_ending": ".mgz"},
+            {"imagesTr/a_0000.mgz": None},
+            '"file_ending": ".mgz", which is not read; convert',
         ),
-        ({"file_ending": "mha"}, {"imagesTr/a_0000.mha": None}, '"file_ending": "mha", which is not read; convert the'),
+        ({"file_ending": "mnc"}, {"imagesTr/a_0000.mnc": None}, '"file_ending": "mnc", which is not read; convert the'),
         (
             {"file_ending": ".tif"},
             {"imagesTr/a_0000.tif": None, "imagesTr/a.json": None},

@@ -367,7 +367,7 @@ def test_nifti_errors(tmp_path, put, save_nifti):
     with pytest.raises(UserError, match="masks/p.nii.gz: has 8x10x4 voxels, but p.nii.gz has 8x10x5"):
         load(tmp_path)
     put("q.png", "q.png")
-    with pytest.raises(UserError, match="q.png: cannot be mixed with p.nii.gz; keep pictures or NIfTI files, not both"):
+    with pytest.raises(UserError, match="q.png: cannot be mixed with p.nii.gz; keep pictures or volumes, not both"):
         load(tmp_path)
 
 

@@ -1,0 +1,125 @@
+"""Graphs for other programs: they give what the network gives, for any number of images, and name no folder."""
+
+import logging
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from networks import model_of
+
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.inference import graphs as module
+from guided_diffusion.inference.graphs import TabledDiffusion, condition_of, graphs_of, parts_of, write_graphs
+from guided_diffusion.inference.temperature import apply_temperature
+from guided_diffusion.runtime.errors import UserError
+
+HERE = str(Path(module.__file__).parents[1]).encode()
+SMALL = {"image_size": 8, "channel_mult": "1"}
+LIGHT = {"concat_features": True, "diffusion_level": 1, "channel_mult": "1,1", "image_size": 8, "ss_blocks": 1}
+STAGED = {"objective": "x0", "mask_loss": "bce", "logit_skip": "both", "input_scale": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def without_traces():
+    """No log of torch's tracing, which pytest would keep: it takes most of the time."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def diffusion_of(**options):
+    return build_diffusion(build(DiffusionOptions, {"diffusion_steps": 50, **options}))
+
+
+def contents(path):
+    if path.suffix == ".onnx":
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(map(archive.read, archive.namelist()))
+
+
+def test_a_plain_unet_s_probability_in_both_formats(tmp_path):
+    model = model_of(3, 2, version="unet", **SMALL)
+    diffusion = diffusion_of(mask_loss="bce", class_activation="softmax")
+    (graph,) = graphs_of(model, diffusion, 3, 8, temperature=1.7)
+    differences = write_graphs(tmp_path, [graph], ("pt2", "onnx"))
+    assert differences.keys() == {"condition.pt2", "condition.onnx"} and max(differences.values()) < 1e-5
+    assert not any(HERE in contents(tmp_path / name) for name in differences)
+    image = torch.randn(5, 3, 8, 8)
+    (found,) = torch.export.load(tmp_path / "condition.pt2").module()(image)
+    with torch.no_grad():
+        logits = model.encode(image).logits
+    expected = torch.cat([torch.zeros(5, 1, 8, 8), logits], dim=1).softmax(dim=1)[:, 1:]
+    assert torch.allclose(found, torch.from_numpy(apply_temperature(expected.numpy(), 1.7)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, learned",
+    [
+        ({"version": "v2", **LIGHT}, STAGED),
+        ({"version": "v1", "learn_sigma": True, "class_cond": True, **SMALL}, {"objective": "v"}),
+    ],
+)
+def test_a_denoising_step_is_the_sampler_s(options, learned):
+    """Of the modules, before they are traced: tracing them is slow, and `write_graphs` compares what it wrote."""
+    labels = 2 if "class_cond" in options else 0
+    model, diffusion = model_of(3, 1, labels, **options), diffusion_of(**learned)
+    condition, step = graphs_of(model, diffusion, 3, 8)
+    image, label = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 1])
+    x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([49, 20, 0])
+    with torch.no_grad():
+        found = condition.module(image, *([label] if labels else []))
+        parts = found[len(found) - len(parts_of(step.module.like)) :]
+        own = model.encode(image, label if labels else None)
+        expected = diffusion.denoiser(model, own)(x_t, t)
+        answer = step.module(x_t, t, *parts)
+    assert len(step.inputs) == 2 + len(parts) and len(step.outputs) == len(answer)
+    assert torch.allclose(answer[0], expected.x0, atol=1e-6)
+    if labels:
+        assert step.outputs == ["x_0", "variance", "coarse"] and condition.inputs == ["image", "label"]
+        assert torch.allclose(answer[1], expected.variance_fraction) and condition.outputs[0] != "probability"
+        assert torch.allclose(answer[2], expected.coarse.sigmoid())
+    else:
+        assert condition.outputs[0] == "probability" and torch.allclose(found[0], own.coarse.sigmoid())
+
+
+def test_a_v1_s_step_can_be_read_back(tmp_path):
+    """Its Fourier layers leave autocast, which torch's reader refuses in a graph."""
+    model = model_of(3, 1, version="v1", **SMALL)
+    _, step = graphs_of(model, diffusion_of(), 3, 8)
+    assert write_graphs(tmp_path, [step], ("pt2",))["denoise.pt2"] < 1e-5
+    assert HERE not in contents(tmp_path / "denoise.pt2")
+
+
+def test_a_graph_that_differs_is_refused(tmp_path, monkeypatch):
+    model = model_of(1, 1, version="unet", **SMALL)
+    monkeypatch.setattr(module, "_traced", lambda graph: None)
+    monkeypatch.setattr(module, "_write_pt2", lambda path, program, graph: lambda v: (graph.module(*v)[0] + 2e-4,))
+    with pytest.raises(UserError, match="condition.pt2: differs from the network by 0.0002, more than 0.0001"):
+        write_graphs(tmp_path, graphs_of(model, diffusion_of(mask_loss="bce"), 1, 8), ("pt2",))
+    monkeypatch.setattr(module, "_write_pt2", lambda path, program, graph: lambda v: (graph.module(*v)[0] * torch.nan,))
+    with pytest.raises(UserError, match="differs from the network by nan"):
+        write_graphs(tmp_path, graphs_of(model, diffusion_of(mask_loss="bce"), 1, 8), ("pt2",))
+
+
+def test_the_schedule_as_a_tensor_is_the_schedule():
+    t = torch.tensor([0, 7, 49])
+    plain = diffusion_of(**STAGED)
+    tabled = TabledDiffusion.of(plain)
+    x = torch.randn(3, 1, 4, 4)
+    for one, other in zip(tabled._levels(t, x), plain._levels(t, x), strict=True):
+        assert torch.allclose(one, other)
+    assert torch.allclose(tabled._evidence(t), torch.from_numpy(plain._evidence(t)))
+    assert torch.allclose(tabled._gain(t), torch.from_numpy(plain._gain(t)))
+
+
+def test_parts_and_condition_are_inverse():
+    model = model_of(3, 1, version="v2", **LIGHT)
+    with torch.no_grad():
+        condition = model.encode(torch.randn(1, 3, 8, 8))
+    again = condition_of(parts_of(condition), condition)
+    assert type(again) is type(condition) and again.label is None
+    assert all(torch.equal(a, b) for a, b in zip(parts_of(again), parts_of(condition), strict=True))
