@@ -24,10 +24,8 @@ LOADERS = {
 
 INIT_REMEDY = "write def __init__(self, *args, **settings): super().__init__(*args, **settings), or leave it out"
 AUTO = "AUTO"  # the loader that recognises the folder
-KNOWN_LAYOUTS, ANY_FOLDER = (
-    ("MSD", "ISIC", "LIDC", "BRATS"),
-    "FOLDER",
-)  # the last one comes after them: it takes any images
+KNOWN_LAYOUTS = ("MSD", "ISIC", "LIDC", "BRATS")
+ANY_FOLDER = "FOLDER"  # comes after them, as it takes any images
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
 
 
@@ -80,8 +78,8 @@ def recognised(data_name, data_dir):
     found = found or [name for name in (ANY_FOLDER, *registered_loaders()) if _recognises(name, data_dir)]
     if not found:
         raise UserError(
-            f"{data_dir}: is in none of the layouts {', '.join((*KNOWN_LAYOUTS, ANY_FOLDER))}; name a loader with --data_name"
-            f"{unread_kinds(data_dir)}"
+            f"{data_dir}: is in none of the layouts {', '.join((*KNOWN_LAYOUTS, ANY_FOLDER))}; name a loader with "
+            f"--data_name{unread_kinds(data_dir)}"
         )
     return found[0]
 

@@ -179,7 +179,7 @@ class Segmenter:
             name = stem_of(volume) if name is None else name
             raw, turn = _read_volume(volume)
         else:
-            raw, turn = _turned(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
+            raw, turn = _as_axial(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
             shape = tuple(np.shape(raw if _is_path(volume) else volume))
             raise ValueError(f"a volume of shape {shape} is not [C, X, Y, Z] with the checkpoint's {self._channels}")
@@ -294,7 +294,7 @@ def _read_volume(path):
     return raw.permute(3, 0, 1, 2), Geometry(*nifti_geometry(path)).turn
 
 
-def _turned(raw, affine):
+def _as_axial(raw, affine):
     """A volume [X, Y, Z] or [C, X, Y, Z] as [C, X, Y, Z] with axial slices, and the turn that made them so."""
     raw = raw[None] if raw.ndim == 3 else raw
     if affine is None or raw.ndim != 4:
