@@ -155,6 +155,12 @@ class TrainOptions:
         choices=("auto", "any", "upright"),
     )
     log_interval: int = option(50, "steps between lines of the log", above=0, maximum=MAX_RUN, why=RUN_REASON)
+    track: str = option(
+        "",
+        "a service that gets the figures and options of the run too, without folders: wandb, mlflow or trackio, each "
+        "set up by its own environment variables. Its failure ends no training. Empty: none",
+        choices=("", "wandb", "mlflow", "trackio"),
+    )
     save_interval: int = option(
         5000, "steps between checkpoints; one is also written at the end", above=0, maximum=MAX_RUN, why=RUN_REASON
     )

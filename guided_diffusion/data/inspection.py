@@ -29,10 +29,11 @@ class Inspection:
     spread: [C], the standard deviation of each channel's values other than 0, NaN where there are none; None for
     pictures. marked: [K], the share of pixels in each class, over raters and slices. ignored: the share of pixels
     without truth, None without an `ignore_label`. empty: number of images with nothing marked. compared, apart: number
-    of images in which two raters or more mark something, and of those in which no pixel is marked by two. values: how often each value occurs in the mask files. is_soft: a mask has greys that
-    were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is written, see
-    `pictures.MaskNote`: the first such file}. elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`.
-    unwritable: see `_unwritable`. digest: a hash of the images, None if they are blank. problems: messages about what
+    of images in which two raters or more mark something, and of those in which no pixel is marked by two. values: how
+    often each value occurs in the mask files. is_soft: a mask has greys that were cut at half. is_inside_out: see
+    `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first such file}.
+    elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. unwritable: see `_unwritable`. digest: a hash of
+    the images, None if they are blank. problems: messages about what
     could not be read. strict: what cannot be read raises instead.
     """
 

@@ -326,7 +326,7 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
             row |= rater_figures(answer.mask, list(truth.raters), case.raters, evaluation.raters)
         row |= set_figures(answer, truth, unit.name, settings.copula_length)
         if settings.topology:
-            row |= topology_figures(answer.mask, answer.members, truth.mask)
+            row |= topology_figures(answer.mask, answer.members, truth.mask, known)
         dice = members[:, 2]
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
         evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)

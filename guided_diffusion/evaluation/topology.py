@@ -17,12 +17,13 @@ TOPOLOGY_FIGURES = tuple(f"{whose}_{figure}" for whose in ("mask", "sample") for
 SCORED_MEMBERS = 8  # of a case, at most
 
 
-def topology_figures(mask, members, truth):
+def topology_figures(mask, members, truth, known=None):
     """The `TOPOLOGY_FIGURES` of one class of a case: those of the mask, and their means over up to 8 members.
 
-    mask, truth: bool [H, W] or [X, Y, Z]. members: a list of such masks; of many, every n-th counts.
+    mask, truth: bool [H, W] or [X, Y, Z]. members: a list of such masks; of many, every n-th counts. known: the pixels
+    whose truth is known, outside of which all masks are empty; None for all.
     """
-    true = TrueTopology(truth)
+    true = TrueTopology(truth, known)
     found = {f"mask_{name}": value for name, value in true.compare(mask).items()}
     chosen = np.unique(np.linspace(0, len(members) - 1, min(SCORED_MEMBERS, len(members))).round().astype(int))
     each = [true.compare(members[e]) for e in chosen]
@@ -32,9 +33,14 @@ def topology_figures(mask, members, truth):
 class TrueTopology:
     """A true mask, bool [H, W] or [X, Y, Z], with what every comparison with it needs."""
 
-    def __init__(self, truth):
+    def __init__(self, truth, known=None):
         self.truth, self.skeleton, self.betti = truth, skeleton(truth), betti_numbers(truth)
-        self.segments = [components(truth)[0], background_segments(truth)]
+        self.known = np.ones(truth.shape, bool) if known is None else known
+        self.segments = self._segments(truth)
+
+    def _segments(self, mask):
+        """The segments of a mask's foreground and of its background, as labels [P] of the known pixels."""
+        return components(mask)[0][self.known], background_segments(mask | ~self.known)[self.known]
 
     def compare(self, mask):
         """The `TOPOLOGY` of a mask: a dict of floats.
@@ -46,8 +52,8 @@ class TrueTopology:
         vi_background  that of the background, the segments that membranes separate
         """
         betti = betti_numbers(mask)
-        own = (components(mask)[0], background_segments(mask))
-        foreground, background = (variation_of_information(*pair) for pair in zip(own, self.segments, strict=True))
+        pairs = zip(self._segments(mask), self.segments, strict=True)
+        foreground, background = (variation_of_information(*pair) for pair in pairs)
         return {
             "cldice": cl_dice(mask, skeleton(mask), self.truth, self.skeleton),
             "betti0_error": float(abs(betti[0] - self.betti[0])),

@@ -24,7 +24,7 @@ UNEVEN = 0.05  # of the distance between slices: how far one may lie from its pl
 NOT_PARALLEL = 1e-3  # difference of direction cosines, which are written with few digits
 SHOWN_SERIES = 3
 GREY_KINDS = ("MONOCHROME1", "MONOCHROME2")
-TAGS = (
+HEADER_TAGS = (
     *("SeriesInstanceUID", "SeriesDescription", "Modality", "SOPClassUID", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness"),
@@ -158,7 +158,7 @@ def _series(path, _stamps):
 
 
 @contextmanager
-def _quiet():
+def _without_warnings():
     """A context without pydicom's warnings about values that the standard does not allow."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -174,12 +174,12 @@ def _header(path):
             f"{path}: {other or 'is truncated or damaged, or is no DICOM file (it lacks the mark DICM); copy it again'}"
         )
     try:
-        with _quiet():
+        with _without_warnings():
             if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
                 raise UserError(
                     f"{path}: is deflated as a whole; save it with another transfer syntax (gdcmconv --raw)"
                 )
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
     except (UserError, PermissionError):
         raise
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
@@ -338,7 +338,7 @@ def _pixels_of(frame):
     """The stored values of a frame, [rows, columns]. Raises `UserError` for a damaged file and a lacking decoder."""
     pixels = optional("pydicom.pixels", "medical", f"{frame.path}: DICOM")
     try:
-        with _quiet():
+        with _without_warnings():
             values = pixels.pixel_array(frame.path, index=frame.index)
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if isinstance(error, PermissionError):

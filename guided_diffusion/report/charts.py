@@ -12,10 +12,11 @@ class Chart:
     """A chart to which lines, bars and dots are added. Values that are not finite are left out.
 
     title: for screen readers. x, y: (lowest value, highest value, label) of an axis. log: whether y is logarithmic.
+    whole: whether y counts, so that its axis has whole numbers alone.
     """
 
-    def __init__(self, title, x, y, *, log=False, width=WIDTH, height=HEIGHT):
-        self.title, self.width, self.height, self.log = title, width, height, log
+    def __init__(self, title, x, y, *, log=False, whole=False, width=WIDTH, height=HEIGHT):
+        self.title, self.width, self.height, self.log, self.whole = title, width, height, log, whole
         (self.x0, self.x1, self.x_label), (self.y0, self.y1, self.y_label) = x, y
         self.parts, self.keys = [], []
 
@@ -93,7 +94,8 @@ class Chart:
 
     def _axes(self):
         bottom, parts = self.height - BOTTOM, []
-        for value in decades(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
+        marks = decades(self.y0, self.y1) if self.log else ticks(self.y0, self.y1)
+        for value in [mark for mark in marks if not self.whole or float(mark).is_integer()]:
             y = self._y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick_label(value)}</text>')
@@ -132,7 +134,7 @@ def histogram(title, values, label, *, bounds=None, bins=20):
     counts = [0] * bins
     for value in values:
         counts[min(max(int((value - low) / ((high - low) or 1) * bins), 0), bins - 1)] += 1
-    chart = Chart(title, (low, high, label), (0, max(counts), "cases"))
+    chart = Chart(title, (low, high, label), (0, max(counts), "cases"), whole=True)
     texts = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}: {count}" for k, count in enumerate(counts)]
     chart.bars(edges, counts, texts)
     chart.mark(sum(values) / len(values), f"mean {sum(values) / len(values):.3g}")

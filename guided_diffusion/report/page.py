@@ -47,10 +47,9 @@ def write_page(path, title, body, *, scripts=("theme.js",), data=None):
 def header(title, subtitle, links=()):
     """The head of a page: title, theme button, a line of text, and (text, address) of its parts; returns HTML."""
     items = "".join(f'<a href="{escape(address, quote=True)}">{escape(text)}</a>' for text, address in links)
-    return (
-        f'<header><h1>{escape(title)}</h1><button type="button" id="theme" aria-live="polite" hidden>Theme: system</button>'
-        f"<p>{escape(subtitle)}</p>" + (f'<nav aria-label="Parts">{items}</nav>' if items else "") + "</header>"
-    )
+    button = '<button type="button" id="theme" aria-live="polite" hidden>Theme: system</button>'
+    nav = f'<nav aria-label="Parts">{items}</nav>' if items else ""
+    return f"<header><h1>{escape(title)}</h1>{button}<p>{escape(subtitle)}</p>{nav}</header>"
 
 
 def tiles(line, label):

@@ -16,6 +16,7 @@ from ..runtime.console import console, counted
 from ..runtime.errors import PeerGone
 from .log import RunLog
 from .parallel import ready_for_calls
+from .trackers import Tracker
 from .validation import ValidationResult
 from .watch import OVERFIT_DICE
 
@@ -116,7 +117,9 @@ class Report(Hook):
     def begin(self, loop):
         """Open the log and the bar."""
         remove_temporaries(loop.folder.path / "validation")  # of a killed run
-        self.log = RunLog(loop.folder.path, loop.step)
+        track = loop.options.track
+        tracker = Tracker(track, loop.folder.path.resolve().name, loop.config) if track else None
+        self.log = RunLog(loop.folder.path, loop.step, tracker)
         self.bar = MinuteBar(loop) if loop.options.max_minutes else StepBar(loop)
 
     def after_step(self, loop, result):

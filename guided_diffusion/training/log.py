@@ -1,4 +1,4 @@
-"""The log of a training run: log.jsonl and TensorBoard."""
+"""The log of a training run: log.jsonl, TensorBoard and perhaps a service."""
 
 import json
 import math
@@ -15,12 +15,13 @@ class RunLog:
 
     A resumed run appends. Rows after `start_step`, which an interrupted run logged after its last checkpoint, are
     dropped first, so the curve has each step once. Raises OSError if a file cannot be written.
+    tracker: a `trackers.Tracker` that gets the scalars too, or None.
     """
 
-    def __init__(self, out_dir, start_step=0):
+    def __init__(self, out_dir, start_step=0, tracker=None):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.out_dir = Path(out_dir)
+        self.out_dir, self.tracker = Path(out_dir), tracker
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._keep_rows(self._rows_until(start_step))
         self.jsonl = open(self.out_dir / "log.jsonl", "a", encoding="utf-8")
@@ -55,6 +56,8 @@ class RunLog:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
             self.tensorboard.flush()
+        if self.tracker is not None:
+            self.tracker.write(step, values)
 
     def picture(self, name, step, picture):
         """Log a picture, RGB uint8 [H, W, 3], to TensorBoard."""
@@ -64,6 +67,8 @@ class RunLog:
 
     def close(self):
         """Flush and close all files."""
+        if self.tracker is not None:
+            self.tracker.close()
         try:
             with naming(self.out_dir / "log.jsonl"):
                 self.jsonl.close()

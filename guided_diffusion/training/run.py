@@ -29,6 +29,7 @@ from ..io.storage import (
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
+from .trackers import check_tracker
 from .validation import spread_cases
 
 MUCH_OF_START = 0.05  # share of the random start in averaged weights
@@ -128,6 +129,7 @@ def prepare_run(options, given, processes):
     """
     options = [with_last_checkpoint(part) if isinstance(part, TrainOptions) else part for part in options]
     asked = next(part for part in options if isinstance(part, TrainOptions))
+    check_tracker(asked.track)
     folder = begun_folder(asked.out_dir, processes)
     start = find_start(asked, folder, processes)
     if start is not None:

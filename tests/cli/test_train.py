@@ -90,8 +90,8 @@ def test_training_says_of_its_data_what_check_data_says(said):
     assert line.startswith("warning: 3 images nearly black: 99 % of pixels are below") and line.endswith(end)
     void = np.where(np.eye(32) > 0, 255, disc).astype(np.uint8)
     assert said([void] * 3, classes="a=1") == [
-        f"warning: no class has the label value 255 (usually void: not annotated; --ignore_label 255 leaves it out): it counts as "
-        f"background{end}"
+        "warning: no class has the label value 255 (usually void: not annotated; --ignore_label 255 leaves it out): "
+        f"it counts as background{end}"
     ]
     with pytest.raises(UserError, match="its values 0 .* 255 beside small values is void"):
         said([void] * 3)

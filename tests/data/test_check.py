@@ -364,8 +364,8 @@ def test_masks_inside_out_are_warned_of(findings_of):
 def test_values_that_no_class_has(findings_of):
     (warning,) = findings_of([np.where(DISC, 1, np.where(np.eye(32), 255, 0)).astype(np.uint8)], classes="a=1")
     assert warning == (
-        "warning: all: no class has the label value 255 (usually void: not annotated; --ignore_label 255 leaves it out): it "
-        "counts as background"
+        "warning: all: no class has the label value 255 (usually void: not annotated; --ignore_label 255 leaves it "
+        "out): it counts as background"
     )
 
 

@@ -29,3 +29,8 @@ def test_charts_leave_out_what_is_not_finite():
         r'data-from="(.*?)" data-to="(.*?)"', charts.histogram("t", [0.0, 0.1, 0.1, 1.0], "x", bounds=(0, 1))
     )
     assert len(bars) == 20 and bars[0] == ("0", "0.05") and figure_label("nsd_1") == "NSD at 1"
+
+
+def test_a_histogram_counts_in_whole_numbers():
+    counts = re.findall(r'text-anchor="end">([^<]*)</text>', charts.histogram("t", [0.1, 0.1, 0.9], "x", bounds=(0, 1)))
+    assert [label for label in counts if not label.startswith("mean")] == ["0", "1", "2"]
