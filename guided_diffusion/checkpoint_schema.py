@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from .config.fields import ONLY_LEARNED_BY, without_removed
+from .config.fitted import MaskFits
 from .config.options import DiffusionOptions, ModelOptions
 from .config.saved_options import UnknownOptionError, check_saved_options
 from .diffusion.gaussian_diffusion import build_diffusion
@@ -55,6 +56,7 @@ class Config(msgspec.Struct):
     device: Options = {}
     loader: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
+    masks: dict[str, Any] = {}
     digests: dict[str, str] = {}
 
 
@@ -115,6 +117,7 @@ def check_content(content, to_train):
     _check_rates(content["ema"])
     _check_class_names(content["class_names"])
     _check_loader(content["config"].get("loader", {}), len(content["class_names"]))
+    _check_masks(content["config"].get("masks", {}), len(content["class_names"]))
     _check_diffusion(content["config"]["diffusion"])
     network = _check_network(content)
     if to_train:
@@ -202,6 +205,15 @@ def _check_loader(kept, count):
         if "ct_window" not in kept:
             raise UserError("config.loader: lacks the field ct_window")
         _check_window("ct_window", kept.get("ct_window"))
+
+
+def _check_masks(fits, count):
+    """Check what was fitted for the masks of `count` classes."""
+    _converted(fits, MaskFits, "config.masks")
+    for name, values in (("cleanup", ("fill_holes", "keep_largest", "min_size")), ("threshold", ("values", "groups"))):
+        for value in values if name in fits else ():
+            if len(fits[name][value]) != count:
+                raise UserError(f"config.masks.{name}.{value}: must have {count} values, one for each class")
 
 
 def _check_window(name, window):

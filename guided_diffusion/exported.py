@@ -95,7 +95,9 @@ def exported_config(config):
     calibration = {name: value for name, value in config.get("calibration", {}).items() if name in CALIBRATION_KEPT}
     digests = {name: value for name, value in config["digests"].items() if name != "cache_dir"}
     groups = {name: config[name] for name in ("data", "model", "diffusion", "train")}
+    masks = {name: value for name, value in config.get("masks", {}).items() if name != "fitted_on"}
     groups |= {"loader": kept, "digests": digests, "device": config.get("device", {})}
+    groups |= {"masks": masks} if masks else {}
     return groups | ({"calibration": calibration} if calibration else {})
 
 

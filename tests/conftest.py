@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 from pages import browser  # noqa: F401, a fixture
 from PIL import Image
 
+from guided_diffusion.checkpoint import checkpoint_digest
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.config.settings import Settings
@@ -367,6 +369,38 @@ def sample(script, tmp_path):
         return tmp_path / out
 
     return run
+
+
+# ---- results with known masks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_checkpoint(trained, tmp_path):
+    """A checkpoint of its own, into which a test may write."""
+    return shutil.copy(trained, tmp_path / "own.pt")
+
+
+@pytest.fixture
+def write_results(pictures):
+    """A function (checkpoint, folder, change) that writes a results folder whose masks and probabilities are changed
+    truths, with a manifest as of that checkpoint; returns the folder."""
+
+    def write(checkpoint, folder, change, split="all", **settings):
+        for part in ("masks", "probability"):
+            (folder / part).mkdir(parents=True)
+        for path in sorted((pictures / "masks").iterdir()):
+            with Image.open(path) as picture:
+                mask = change(np.asarray(picture) > 0)
+            Image.fromarray((mask > 0.5).astype(np.uint8) * 255).save(folder / "masks" / path.name)
+            levels = np.clip(mask.astype(np.float64), 0.02, 0.98) * 65535
+            Image.fromarray(levels.round().astype(np.uint16)).save(folder / "probability" / path.name)
+        recorded = {"num_ensemble": 0, "fuse": "mean", "temperature": 1.0, "sampler": "none", "timesteps": []}
+        data = {"data_name": "FOLDER", "data_dir": str(pictures), "split": split}
+        manifest = {"checkpoint_sha256": checkpoint_digest(checkpoint), "settings": recorded | settings, "data": data}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return write
 
 
 # ---- a blob store ------------------------------------------------------------------------------------------------

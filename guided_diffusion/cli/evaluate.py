@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from ..checkpoint import resolved_path
@@ -19,12 +20,15 @@ from ..data.dataset import SegmentationDataset
 from ..data.division import part_of
 from ..data.registry import build_dataset
 from ..data.splits import given_split, hold_out_of
+from ..evaluation.cleanup_fit import fit_cleanup, format_cleanup
 from ..evaluation.comparison import compare_runs, format_comparison
 from ..evaluation.evaluate import EvaluationSettings, evaluate_cases, write_evaluation
+from ..evaluation.fits import FIT_FLAGS, check_origin
 from ..evaluation.pooling import check_same_settings, fold_figures, format_folds, pooled_evaluation
+from ..evaluation.risk_control import fit_threshold, format_thresholds
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_table import format_summary
-from ..evaluation.temperature_fit import check_origin, fit_into_checkpoint, format_fit
+from ..evaluation.temperature_fit import fit_into_checkpoint, format_fit
 from ..inference.manifest import read_manifest
 from ..inference.predictions import Predictions
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
@@ -55,9 +59,9 @@ def main(argv=None):
     """Evaluate folders of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
     could not be evaluated."""
     (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
-    if options.fit_temperature:
-        path = options.fit_temperature
-        options = replace(options, fit_temperature=resolved_path(path, f"--fit_temperature {path}"))
+    for flag in FIT_FLAGS:
+        if path := getattr(options, flag):
+            options = replace(options, **{flag: resolved_path(path, f"--{flag} {path}")})
     results = find_results(options, given)
     out = WorkFolder(options.out_dir or options.pred_dir, "evaluation")
     with out.held():
@@ -81,10 +85,7 @@ def evaluate_into(out, options, results):
     summary = write_evaluation(evaluation, out.path, compared, folds)
     print_tables(summary, compared, options)
     pages = [] if folds else write_pages(options, out, results[0], summary, leaks[0])
-    if options.fit_temperature:
-        cases = len(evaluation.rows)
-        fitted = fit_into_checkpoint(options.fit_temperature, results[0].manifest, evaluation.levels, cases)
-        console().info(format_fit(fitted, options.fit_temperature))
+    write_fits(options, results[0], evaluation)
     out.finish()
     written = ["metrics.csv", "summary.json", "curves.json", *pages]
     console().info(f"written: {', '.join(out.shown(name) for name in written)}")
@@ -98,6 +99,8 @@ def find_results(options, given):
     """The `Results` of each folder of --pred_dir. Raises `UserError` for folders that cannot be pooled."""
     if not options.pred_dir:
         raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
+    if "max_misses" in given and not options.fit_threshold:
+        raise UserError("--max_misses belongs to --fit_threshold; leave it out")
     folders = path_list(options.pred_dir)
     others = path_list(options.compare) if options.compare else [""] * len(folders)
     check_several(options, folders, others)
@@ -126,7 +129,7 @@ def check_several(options, folders, others):
         raise UserError(f"{twice[0]}: is named twice in --pred_dir; name each folder once")
     if not options.out_dir:
         raise UserError("--out_dir: is needed with several folders in --pred_dir, since the figures are of none alone")
-    for name in ("fit_temperature", "card"):
+    for name in (*FIT_FLAGS, "card"):
         if getattr(options, name):
             raise UserError(f"--{name}: belongs to the results of one checkpoint; name one folder with --pred_dir")
 
@@ -140,14 +143,15 @@ def fold_labels(results):
 def read_results(options):
     """The folder of predictions on this machine, and its manifest, {} where it has none.
 
-    --split replaces the recorded split. Raises `UserError` for --fit_temperature with another checkpoint.
+    --split replaces the recorded split. Raises `UserError` for a fit into another checkpoint.
     """
     pred_dir = fetch_predictions(options.pred_dir)
     manifest = read_manifest(pred_dir)
     if options.split:
         manifest = {**manifest, "data": {**manifest.get("data", {}), "split": options.split}}
-    if options.fit_temperature:
-        check_origin(options.fit_temperature, manifest)
+    for flag in FIT_FLAGS:
+        if getattr(options, flag):
+            check_origin(getattr(options, flag), manifest, flag)
     return pred_dir, manifest
 
 
@@ -218,6 +222,9 @@ def evaluation_settings(options, given, manifest):
         group_key=options.group_key if "group_key" in given else recorded,
         sizes={"mean": "vote"}.get(method, method) if options.ensemble_curve else "",  # members are binary masks
         levels=bool(options.fit_temperature),
+        cleanups=bool(options.fit_cleanup),
+        lesions=bool(options.fit_threshold),
+        max_misses=manifest.get("settings", {}).get("max_misses", 0.0),
         copula_length=options.copula_length,
         topology=options.topology,
     )
@@ -225,12 +232,13 @@ def evaluation_settings(options, given, manifest):
 
 def warn_about_data(dataset, manifest):
     """Print the data set's notes, and a warning where evaluated cases were trained on; returns that warning or None."""
-    trained_on = manifest.get("config", {}).get("data", {})
-    leak = leakage_warning(dataset, group_cases(dataset.cases), trained_on)
-    for line in (*dataset.notes, selection_warning(dataset), leak):
+    trained_on = [manifest.get("config", {}).get("data", {}), *(one["data"] for one in manifest.get("further", ()))]
+    units = group_cases(dataset.cases)
+    leaks = list(filter(None, dict.fromkeys(leakage_warning(dataset, units, data) for data in trained_on)))
+    for line in (*dataset.notes, selection_warning(dataset), *leaks):
         if line:
             console().warning(line)
-    return leak
+    return leaks[0] if leaks else None
 
 
 def evaluate_others(results, evaluation, num_workers):
@@ -266,6 +274,22 @@ def write_pages(options, out, results, summary, leak):
     card = write_card(out.path, summary, results.manifest, dataset, part, leak) if options.card else None
     report = try_report(results.pred_dir, dataset, group_cases(dataset.cases), out.path)
     return [path.name for path in (card, report) if path]
+
+
+def write_fits(options, results, evaluation):
+    """Write what the flags ask to fit to `Results` into the checkpoint, and print it."""
+    manifest, groups = results.manifest, {row["name"]: row["group"] or row["name"] for row in evaluation.rows}
+    if path := options.fit_temperature:
+        fitted = fit_into_checkpoint(path, manifest, evaluation.levels, len(evaluation.rows))
+        console().info(format_fit(fitted, path))
+    if path := options.fit_cleanup:
+        dice, own = np.stack(list(evaluation.cleanups.values())), [groups[name] for name in evaluation.cleanups]
+        choices = fit_cleanup(path, manifest, dice, evaluation.class_names, own)
+        console().info(format_cleanup(choices, path, manifest, len(dice)))
+    if path := options.fit_threshold:
+        lesions, own = list(evaluation.lesions.values()), [groups[name] for name in evaluation.lesions]
+        chosen = fit_threshold(path, manifest, lesions, results.dataset.classes, own, options.max_misses)
+        console().info(format_thresholds(chosen, path, manifest, options.max_misses))
 
 
 def report_failed(evaluation):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint, resolved_path
+from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
@@ -18,7 +18,8 @@ from ..config.help import COMMON
 from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from ..config.places import folders_around, with_folders
 from ..config.sample_options import SampleOptions
-from ..config.settings import HOLD_OUT_FLAGS, Settings, settle
+from ..config.settings import HOLD_OUT_FLAGS, Settings
+from ..config.values import path_list
 from ..data.accounting import warn_of_left_over
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import (
@@ -36,9 +37,12 @@ from ..data.truth import raters_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
+from ..inference.cleanup import CLEANING_FLAGS, described_rules
+from ..inference.mask_rules import tiling
 from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
+from ..inference.several import checkpoint_files, settle_several
 from ..inference.writer import ReadableRaters, ResultWriter
 from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
 from ..io.storage import WorkFolder, fetch_data, fetch_file, is_remote, on_this_machine
@@ -57,13 +61,21 @@ EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/resul
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """Everything that sampling needs. units: the images and volumes of the data set to sample."""
+    """Everything that sampling needs.
+
+    checkpoints: by their files, as --model_path names them. units: the images and volumes of the data set to sample.
+    """
 
     settings: Settings
-    checkpoint: Checkpoint
+    checkpoints: dict[str, Checkpoint]
     sampler: EnsembleSampler
     dataset: SegmentationDataset
     units: list
+
+    @property
+    def checkpoint(self):
+        """The first of `checkpoints`, with which all agree in their data."""
+        return next(iter(self.checkpoints.values()))
 
     @property
     def draws_members(self):
@@ -124,27 +136,36 @@ def sample_into(out, run, processes):
 
 def prepare_sampling(options, given, processes):
     """The checked `SamplingRun` for these options; writes nothing. Raises `UserError` for data that do not fit."""
-    options = [with_checkpoint_file(part) if isinstance(part, SampleOptions) else part for part in options]
-    path = next(part for part in options if isinstance(part, SampleOptions)).model_path
-    checkpoint = load_checkpoint(on_this_machine(path, fetch_file, processes), where=f"--model_path {path}")
-    asked = next(part for part in options if isinstance(part, DataOptions)).data_dir
-    checkpoint.config = with_folders(checkpoint.config, record_beside(path), folders_around(asked))
-    settings = settle(options, given, checkpoint.saved(path))
+    options = [with_checkpoint_files(part) if isinstance(part, SampleOptions) else part for part in options]
+    checkpoints = load_checkpoints(options, processes)
+    path, checkpoint = next(iter(checkpoints.items()))
+    every = settle_several(options, given, list(checkpoints.values()), list(checkpoints))
+    settings = every[0]
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)
-    sampler = build_sampler(checkpoint, settings, processes.device, precision)
+    sampler = build_sampler(list(checkpoints.values()), every, processes.device, precision)
+    if sampler.others and settings.sample.debug:
+        raise UserError("--debug True: shows how one checkpoint draws; name one with --model_path")
     if settings.model.version == "unet":
         augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not settings.sample.num_ensemble:
         console().info(one_pass_line(settings))
-    if not checkpoint.has_learned_diffusion and settings.sample.num_ensemble:
-        console().warning(
-            f"warning: the checkpoint, of step {checkpoint.step}, is from training's first stage, in which the "
-            "condition model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-            "sooner (--resume_checkpoint auto --max_steps N), name a later checkpoint such as last.pt, or leave out "
-            "--num_ensemble for its own answer"
+    for line in mask_lines(sampler.plan, checkpoint, settings.given):
+        console().info(line)
+    if sampler.others:
+        console().info(
+            f"{len(checkpoints)} checkpoints, which give {' + '.join(map(str, sampler.shares))} members: the mean of "
+            "their probabilities is the answer"
         )
+    for one in checkpoints.values():
+        if not one.has_learned_diffusion and settings.sample.num_ensemble:
+            console().warning(
+                f"warning: the checkpoint, of step {one.step}, is from training's first stage, in which the condition "
+                "model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
+                "sooner (--resume_checkpoint auto --max_steps N), name a later checkpoint such as last.pt, or leave "
+                "out --num_ensemble for its own answer"
+            )
     here = replace(settings.data, data_dir=on_this_machine(settings.data.data_dir, fetch_data, processes))
     origin = named_by("data_name", given, f"--model_path {path}")
     dataset, data_name = find_cases(here, sampler, settings, checkpoint.config, origin)
@@ -157,14 +178,26 @@ def prepare_sampling(options, given, processes):
     units = group_cases(dataset.cases)[: settings.sample.num_samples or None]
     if not check_volumes(dataset, units, to_write=True):
         dataset.volumes.check_readable()
-    check_name_lengths(units, dataset.classes, settings.sample)
-    return SamplingRun(settings, checkpoint, sampler, dataset, units)
+    answers = settings.sample.num_ensemble or len(sampler.others) and sampler.masks
+    check_name_lengths(units, dataset.classes, settings.sample, answers)
+    return SamplingRun(settings, checkpoints, sampler, dataset, units)
 
 
-def with_checkpoint_file(sample):
-    """The `SampleOptions` with --model_path as a file, where it names a run's folder."""
-    path = sample.model_path
-    return replace(sample, model_path=resolved_path(path, f"--model_path {path}"))
+def load_checkpoints(options, processes):
+    """The `Checkpoint`s that --model_path names, by their files. Raises `UserError` for one that cannot be read."""
+    files = path_list(next(part for part in options if isinstance(part, SampleOptions)).model_path)
+    data_dir = next(part for part in options if isinstance(part, DataOptions)).data_dir
+    loaded = {}
+    for file in files:
+        checkpoint = load_checkpoint(on_this_machine(file, fetch_file, processes), where=f"--model_path {file}")
+        checkpoint.config = with_folders(checkpoint.config, record_beside(file), folders_around(data_dir))
+        loaded[file] = checkpoint
+    return loaded
+
+
+def with_checkpoint_files(sample):
+    """The `SampleOptions` with --model_path as files, where it names folders of runs."""
+    return replace(sample, model_path=",".join(checkpoint_files(path_list(sample.model_path), "--model_path ")))
 
 
 def find_cases(data, sampler, settings, config, origin):
@@ -273,9 +306,10 @@ def print_sampling_summary(run, waiting, processes):
     console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
     if dataset.layout:
         console().info(f"layout: {dataset.layout}")
-    leak = leakage_warning(dataset, units, run.checkpoint.config["data"])
+    trained = [one.config["data"] for one in run.checkpoints.values()]
+    leaks = dict.fromkeys(leakage_warning(dataset, units, data) for data in trained)
     turned = turned_line(waiting) if processes.is_first else ""  # it opens every image, and only the first prints
-    for line in (*dataset.notes, turned, selection_warning(dataset), leak):
+    for line in (*dataset.notes, turned, selection_warning(dataset), *leaks):
         if line:
             console().warning(line)
     if processes.is_first:
@@ -348,7 +382,8 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     drawn, left_out = len(waiting) - len(unread), [unit.name for unit in units if unit.name in unread]
     warn_if_empty(empty, drawn, run.checkpoint.step)
     folder.complete(seconds, drawn, cases=len(units), unread=left_out)
-    settings = EvaluationSettings(group_key=run.settings.data.group_key)
+    max_misses = run.sampler.plan.max_misses
+    settings = EvaluationSettings(group_key=run.settings.data.group_key, max_misses=max_misses)
     if any(case.masks for unit in units for case in unit.cases):
         try:
             console().info(format_summary(evaluate(out.path, run.dataset, read_raters=raters, settings=settings)))
@@ -378,15 +413,18 @@ def manifest_of(run, processes):
     decisive |= {} if dataset.classes.is_binary else {"classes": str(dataset.classes)}
     decisive |= {"image_size": run.settings.image_size, "precision": run.sampler.precision}
     decisive |= run.sampler.plan.settings()
-    decisive["tile"] = f"with overlap {sample.tile_overlap:g}" if sample.tile else False
-    if not run.draws_members:  # neither has an effect, so a rerun may have others
-        del decisive["seed"], decisive["fuse"]
+    decisive["tile"] = tiling(sample)
+    if not run.draws_members:  # without an effect, so a rerun may have others
+        del decisive["seed"]
+        if not run.sampler.others:
+            del decisive["fuse"]
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
-        "checkpoint": str(sample.model_path),
-        "checkpoint_sha256": checkpoint_digest(sample.model_path),
+        "checkpoint": ",".join(run.checkpoints),
+        "checkpoint_sha256": ",".join(map(checkpoint_digest, run.checkpoints)),
         "step": checkpoint.step,
+        **({"further": further_checkpoints(run)} if run.sampler.others else {}),
         "settings": decisive,
         "data": {
             "data_name": data.data_name,
@@ -406,6 +444,12 @@ def manifest_of(run, processes):
     }
 
 
+def further_checkpoints(run):
+    """What the manifest says of each checkpoint but the first, which evaluation needs to know what was trained on."""
+    others = list(run.checkpoints.items())[1:]
+    return [{"checkpoint": file, "step": one.step, "data": one.config["data"]} for file, one in others]
+
+
 # ---- checks and warnings -------------------------------------------------------------------------------------------
 
 
@@ -419,6 +463,24 @@ def one_pass_line(settings):
         "the condition model answers in one pass, the diffusion is not used: to draw members by it, add "
         f"--num_ensemble 5{without}"
     )
+
+
+def mask_lines(plan, checkpoint, given):
+    """Lines on the clean-up and the threshold of the masks. given: the names of the given flags."""
+    lines, fits = [], checkpoint.config.get("masks", {})
+    if plan.cleanup:
+        line = f"clean-up of the masks: {described_rules(plan.cleanup, checkpoint.classes)}"
+        if "cleanup" in fits and not given.intersection(CLEANING_FLAGS):
+            cases = counted(fits["cleanup"]["cases"], "case")
+            line += f", chosen on {cases}; without it: --fill_holes False --keep_largest False --min_size 0"
+        lines.append(line)
+    if plan.max_misses:
+        values = ", ".join(f"{value:.4g}" for value in plan.threshold)
+        lines.append(
+            f"threshold {values}: at most {plan.max_misses:.3g} of a patient's lesion pixels are missed on average, "
+            "where the cases are like those on which it was fitted"
+        )
+    return lines
 
 
 def turned_line(units):

@@ -136,7 +136,9 @@ def _parser(fields):
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--help_all", "--help-all", action="store_true")
     for name in ("config", *(name for name, item in fields.items() if item.metadata["is_flag"])):
-        alone = True if name in fields and fields[name].type is bool else NO_VALUE
+        alone = NO_VALUE
+        if name in fields:
+            alone = True if fields[name].type is bool else fields[name].metadata["alone"] or NO_VALUE
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const=alone)
     return parser
 

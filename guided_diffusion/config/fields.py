@@ -51,6 +51,7 @@ def option(
     needs=None,
     shown="",
     is_flag=True,
+    alone="",
 ):
     """A dataclass field with its help and its rules.
 
@@ -59,11 +60,11 @@ def option(
     blob store. path: it is a local path. several: it may be several paths, see `values.path_list`. needs: {name of
     another option: the values at which this option has an effect}. shown: the default in the help, where it depends on
     something else. is_flag: False for a mark of the version that trained a network, which has no flag; files of options
-    have it.
+    have it. alone: the value of the flag without one, where that is allowed; True for every boolean flag.
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "why": why}
     known = {"help": help, "required": required, "remote": remote, "path": path, "needs": needs or {}, "shown": shown}
-    known |= {"is_flag": is_flag, "several": several}
+    known |= {"is_flag": is_flag, "several": several, "alone": alone}
     return field(default=default, metadata=known | rules)
 
 

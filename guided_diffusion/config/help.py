@@ -115,7 +115,7 @@ def _add_flag(section, fields, item, saved, is_short=False):
     text = text.partition(". ")[0] if is_short else text
     section.add_argument(
         f"--{item.name}",
-        nargs="?" if item.type is bool else None,
+        nargs="?" if item.type is bool or item.metadata["alone"] else None,
         metavar=f"{{{','.join(filter(None, choices))}}}" if choices else METAVARS[item.type],
         help=f"{text}{_remark(item, fields, saved)}".replace("%", "%%"),
     )

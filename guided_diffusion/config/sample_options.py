@@ -21,9 +21,11 @@ class SampleOptions:
 
     model_path: str = option(
         "",
-        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://",
+        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. Several, "
+        "A,B,C: each draws its share of the members, and the mean of their probabilities is the answer",
         required=True,
         remote=True,
+        several=True,
     )
     out_dir: str = option(
         "./results/", "results folder, also on gs:// or az://; cases that are finished in it are skipped", remote=True
@@ -119,6 +121,29 @@ class SampleOptions:
         minimum=0,
         maximum=MAX_TEMPERATURE,
         why="every probability is 0.5 then",
+    )
+    threshold: str = option(
+        "0.5",
+        "probability above which a pixel is foreground, also one number for each class. guaranteed: the checkpoint's, "
+        "fitted by --fit_threshold of the evaluation, by which at most a given share of lesion pixels is missed on "
+        "average. Other than 0.5 it cuts the members' mean",
+    )
+    fill_holes: str = option(
+        "auto",
+        "fill the holes in the fused mask: True, False, or the names of the classes. auto: as fitted for the "
+        "checkpoint by --fit_cleanup of the evaluation, else False",
+        alone="True",
+    )
+    keep_largest: str = option(
+        "auto",
+        "keep only the largest connected component of the fused mask, in volumes in 3-D: as --fill_holes, after which "
+        "it comes",
+        alone="True",
+    )
+    min_size: str = option(
+        "auto",
+        "remove connected components of fewer pixels, or voxels, of the input, at last; one number, or one for each "
+        "class. auto: as fitted for the checkpoint, else 0",
     )
     weights: str = option(
         "ema",
@@ -241,6 +266,25 @@ class EvalOptions:
     )
     card: bool = option(
         False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"
+    )
+    fit_cleanup: str = option(
+        "",
+        "checkpoint that made these results: try --fill_holes, --keep_largest and --min_size on them and store in that "
+        "file what raises the Dice of a class, for sampling to apply. Use results of validation cases",
+        path=True,
+    )
+    fit_threshold: str = option(
+        "",
+        "checkpoint that made these results: find the threshold by which at most --max_misses of lesion pixels are "
+        "missed on average (conformal risk control), and store it in that file for --threshold guaranteed of "
+        "sampling. Use results of validation cases",
+        path=True,
+    )
+    max_misses: float = option(
+        0.1,
+        "share of a patient's lesion pixels that may be missed on average by the threshold of --fit_threshold",
+        above=0,
+        maximum=0.9,
     )
     fit_temperature: str = option(
         "",

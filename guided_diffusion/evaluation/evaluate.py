@@ -32,8 +32,10 @@ from .case_figures import (
     reliability_tables,
     set_figures,
 )
+from .cleanup_fit import cleanup_dice
 from .ensemble_size import EnsembleFigures, dice_by_size, sets_by_size
 from .metrics import LESION_IOU, TOLERANCES, metric_names, pixel_volume, volume_unit
+from .risk_control import LesionLevels
 from .statistics import mean_defined
 from .summary import (
     CALIBRATION,
@@ -59,7 +61,9 @@ class EvaluationSettings:
     tolerances, lesion_iou: see `metrics.surface` and `metrics.lesion_detection`. group_key: see `splits.group_of`.
     sizes: the method that fuses ensembles of each size (see `ensemble_size`), or "" for none. levels: whether to count
     pixels by their probability, to fit a temperature. copula_length: of the Gaussian-copula control in pixels (see
-    `controls`), 0 for none. topology: whether to compute `topology.TOPOLOGY_FIGURES`.
+    `controls`), 0 for none. topology: whether to compute `topology.TOPOLOGY_FIGURES`. cleanups, lesions: whether to
+    collect what `cleanup_fit` and `risk_control` choose by. max_misses: the share of missed lesion pixels for which the
+    masks were thresholded, with which the summary compares theirs; 0 for none.
     """
 
     tolerances: tuple[float, ...] = TOLERANCES
@@ -69,6 +73,9 @@ class EvaluationSettings:
     levels: bool = False
     copula_length: float = 0.0
     topology: bool = False
+    cleanups: bool = False
+    lesions: bool = False
+    max_misses: float = 0.0
 
 
 @dataclass
@@ -80,6 +87,8 @@ class Evaluation:
     members: {class: a list of float64 [E, 3], one for each case}, see `case_figures.member_figures`.
     sizes: {case: `ensemble_size.EnsembleFigures`} of cases with members, where requested.
     levels: where requested, the `LevelTable` of all pixels of all classes, else None.
+    cleanups, lesions: where requested, {case: `cleanup_fit.cleanup_dice`} and {case: the `risk_control.LesionLevels` of
+    each class}.
     raters: the names of all raters, see `truth.rater_names`.
     missing, without_truth: the number of cases left out. failed: {case: why it could not be read or compared}.
     unmatched: the number of mask files that belong to no case.
@@ -95,6 +104,8 @@ class Evaluation:
     members: dict = field(default_factory=dict)
     sizes: dict = field(default_factory=dict)
     levels: LevelTable | None = None
+    cleanups: dict = field(default_factory=dict)
+    lesions: dict = field(default_factory=dict)
     missing: int = 0
     without_truth: int = 0
     failed: dict = field(default_factory=dict)
@@ -124,6 +135,8 @@ class Evaluation:
             add_tables(self.tables.setdefault(name, {}), tables)
         self._add_levels(other.levels)
         self.sizes |= other.sizes
+        self.cleanups |= other.cleanups
+        self.lesions |= other.lesions
         self.failed |= other.failed
         self.missing += other.missing
         self.without_truth += other.without_truth
@@ -317,6 +330,12 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
         dice = members[:, 2]
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
         evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
+    if settings.cleanups:
+        masks, true = (np.stack([one.mask for one in each]) for each in (answers, truths))
+        evaluation.cleanups[unit.name] = cleanup_dice(masks, true, exclusive)
+    if settings.lesions and all(answer.probability is not None for answer in answers):
+        each = zip(answers, truths, strict=True)
+        evaluation.lesions[unit.name] = [LesionLevels.of(answer.probability, truth.mask) for answer, truth in each]
     if settings.sizes and len(answers[0].members) > 1:
         members = np.stack([np.stack(answer.members) for answer in answers], axis=1)  # [E, K, ...]
         members = truths[0].at_known(members)

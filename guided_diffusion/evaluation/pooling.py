@@ -31,7 +31,9 @@ def check_same_settings(manifests, folders):
 
 
 def _settings_of(manifest):
-    settings = {name: value for name, value in manifest.get("settings", {}).items() if name not in OWN_SETTINGS}
+    recorded = manifest.get("settings", {})
+    own = (*OWN_SETTINGS, "threshold") if recorded.get("max_misses") else OWN_SETTINGS  # fitted for each checkpoint too
+    settings = {name: value for name, value in recorded.items() if name not in own}
     return settings | {"class_names": manifest.get("class_names")}
 
 

@@ -11,6 +11,7 @@ from .diversity import REFERENCES, SET_FIGURES
 from .ensemble_size import size_summary
 from .metrics import metric_names
 from .proper_scores import AREA_SUMS, PROPER_SCORES
+from .risk_control import achieved_misses
 from .statistics import Resampling, describe_ratios, describe_values, mean_defined
 from .topology import TOPOLOGY_FIGURES
 from .uncertainty import SCORES, rank_cases
@@ -49,6 +50,7 @@ def summary_of(evaluation):
                        "volume_coverage" is the share
         ensemble_size  where requested, see `ensemble_size.size_summary`
         rater_names    the raters, by number where the data do not name them
+        misses         where a threshold was to limit them: "at_most", and "classes" with `risk_control.achieved_misses`
         class_names, hd95_unit, volume_unit, nsd_tolerances, lesion_iou
         groups         the number of groups, None where no case has one
         missing, without_truth, failed, unmatched_files   counts of cases and files left out
@@ -67,6 +69,7 @@ def summary_of(evaluation):
         **({"ensemble_size": sizes} if sizes else {}),
         **(_mean_level(rows, names, parts) if len(parts) > 1 else parts[evaluation.class_names[0]]),
         **({"classes": parts} if len(parts) > 1 else {}),
+        **({"misses": _misses(evaluation)} if evaluation.settings.max_misses else {}),
         "rater_names": raters_in(rows),
         "class_names": list(evaluation.class_names),
         "groups": len({row["group"] for row in rows}) if any(row["group"] for row in rows) else None,
@@ -149,6 +152,14 @@ def _of_class(rows, name):
 
 def _column(rows, name):
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
+
+
+def _misses(evaluation):
+    found = {}
+    for name in evaluation.class_names:
+        rows = _of_class(evaluation.rows, name)
+        found[name] = achieved_misses(rows, groups_of(rows))
+    return {"at_most": evaluation.settings.max_misses, "classes": found}
 
 
 # ---- parts of the summary ----------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint import ExportedModel, checkpoint_digest, checkpoint_file, load_checkpoint, save_checkpoint
 from ..runtime.errors import UserError
+from .fits import check_origin, shown_split, split_of_results, split_warning, store_fit
 from .proper_scores import CLIPPED
 
 PROBABILITY_LEVELS = 65535  # above 0, as in 16-bit pictures
@@ -54,26 +54,6 @@ class LevelTable:
         return math.exp(minimum.x)
 
 
-def check_origin(path, manifest):
-    """The `Checkpoint` at `path`, and the SHA-256 of its file before any temperature was written into it.
-
-    Raises `UserError` where the results with this manifest were not sampled with it.
-    """
-    checkpoint = load_checkpoint(path, where=f"--fit_temperature {path}")
-    if isinstance(checkpoint, ExportedModel):
-        raise UserError(
-            f"--fit_temperature {path}: is an exported model; fit into the run's checkpoint, then export it again"
-        )
-    digest = checkpoint_digest(path)
-    original = checkpoint.config.get("calibration", {}).get("checkpoint_sha256", digest)
-    if manifest.get("checkpoint_sha256") not in (digest, original):
-        raise UserError(
-            f"--fit_temperature {path}: the results were made with {manifest.get('checkpoint', 'another program')}, "
-            "not with this file as it is; sample with it first"
-        )
-    return checkpoint, original
-
-
 def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to results and write it into their checkpoint at `path`, whole or not at all.
 
@@ -90,24 +70,21 @@ def fit_into_checkpoint(path, manifest, levels, cases):
     calibration = {
         "temperature": round(factor * before, 4),
         "cases": cases,
-        "split": manifest.get("data", {}).get("split", "test"),
+        "split": split_of_results(manifest),
         "checkpoint_sha256": original,
         "log_loss_before": levels.log_loss(),
         "log_loss": levels.log_loss(factor),
     }
     checkpoint.config["calibration"] = calibration
-    save_checkpoint(checkpoint, checkpoint_file(path))
+    store_fit(checkpoint, path, manifest)
     return calibration
 
 
 def format_fit(fitted, path):
     """The fit of `fit_into_checkpoint`, for the console."""
-    split = "validation" if fitted["split"] == "val" else "test"
-    lines = [
-        f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {split} masks and written to "
-        f"{path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; sampling applies it "
-        "from now on"
-    ]
-    if split == "test":
-        lines.append("these were test cases, so later figures on them are too good; fit on --split val")
-    return "\n".join(lines)
+    line = (
+        f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {shown_split(fitted['split'])} "
+        f"masks and written to {path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; sampling "
+        "applies it from now on"
+    )
+    return "\n".join(filter(None, [line, split_warning(fitted["split"])]))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
+from ..config.fitted import MaskFits
 from ..config.options import check_group_key, fold_of, ignored_values
 from ..io.texts import has_control, read_json, shown
 from ..runtime.errors import UserError
@@ -30,9 +31,15 @@ class SamplingSettings(TypedDict, total=False):
     precision: str
     sampler: str
     timesteps: Annotated[list[WholeNumber], Meta(max_length=10**6)]
+    shares: Annotated[list[WholeNumber], Meta(max_length=100)]
     solver_order: int | None
     dynamic_threshold: float | bool | None
     symmetric: bool
+    threshold: float | Annotated[list[float], Meta(max_length=65535)]
+    max_misses: Share
+    fill_holes: bool | Annotated[list[bool], Meta(max_length=65535)]
+    keep_largest: bool | Annotated[list[bool], Meta(max_length=65535)]
+    min_size: WholeNumber | Annotated[list[WholeNumber], Meta(max_length=65535)]
     scales: Annotated[list[float], Meta(max_length=100)]
     coupling_sigma: float | None  # by earlier versions
     published: str
@@ -75,10 +82,19 @@ class CheckpointOptions(TypedDict, total=False):
     device: dict[str, Scalar]
     loader: dict[str, Any]
     calibration: Calibration
+    masks: MaskFits
+
+
+class FurtherCheckpoint(TypedDict):
+    """Another checkpoint than the first, of several that were sampled together. data: its options of data."""
+
+    checkpoint: str
+    step: WholeNumber
+    data: DataSettings
 
 
 class Manifest(TypedDict, total=False):
-    """The whole file."""
+    """The whole file. checkpoint, checkpoint_sha256: of several checkpoints those of all, separated by commas."""
 
     status: str
     checkpoint: str
@@ -87,6 +103,7 @@ class Manifest(TypedDict, total=False):
     settings: SamplingSettings
     data: DataSettings
     config: CheckpointOptions
+    further: Annotated[list[FurtherCheckpoint], Meta(max_length=100)]
     class_names: list[str]
     device: str
     processes: WholeNumber
@@ -106,7 +123,8 @@ def read_manifest(folder):
     if not path.exists():
         return {}
     manifest = read_json(path, Manifest)
-    for part in (manifest, manifest.get("data", {}), manifest.get("config", {}).get("data", {})):
+    further = [part for one in manifest.get("further", ()) for part in (one, one["data"])]
+    for part in (manifest, manifest.get("data", {}), manifest.get("config", {}).get("data", {}), *further):
         for name in ("checkpoint", "data_dir"):
             if has_control(part.get(name, "")):
                 raise UserError(f"{path}: {name} {shown(part[name])}: holds a control character; correct it")

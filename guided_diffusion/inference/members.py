@@ -46,11 +46,13 @@ def _evaluating(model):
 
 
 @torch.inference_mode()
-def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None, rows=None):
+def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label=None, watch=None, rows=None, first=0):
     """Draw `members` masks for each image; the image is encoded once. Returns `Members`.
 
     plan: a `SamplingPlan`; image: [N, C, H, W]; names: N names, which with `seed` decide the noise: of cases, or of the
     volume whose slices the images are, so that a member has the same noise in every slice; label: int [N] or None.
+    first: the number of the first member, which decides its noise and symmetry: of several checkpoints each continues
+    where the one before it ends.
     rows: how many masks pass the network at once; None: all E * N. Results do not depend on it, except for rounding.
     watch(x, x0): called at each step of each pass with x_t and x0, [rows, K, H, W]. The network is in evaluation mode
     meanwhile.
@@ -58,6 +60,8 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
     count = members * len(names)
     parts = []
     symmetries, scales = _views(model, plan, image)
+    begin = first % len(symmetries)
+    symmetries = symmetries[begin:] + symmetries[:begin]
     of_members = symmetries[:members]
     with _evaluating(model):
         condition = encoded(
@@ -71,7 +75,7 @@ def draw_members(model, diffusion, plan, image, names, *, members, seed=0, label
             exclusive=diffusion.exclusive,
         )
         for low in range(0, count, rows or count):
-            part = _Rows(names, of_members, range(low, min(low + (rows or count), count)))
+            part = _Rows(names, of_members, range(low, min(low + (rows or count), count)), first)
             parts.append(_draw_rows(model, diffusion, plan, condition, part, image, seed, watch))
 
     def ensemble_shape(values):
@@ -117,16 +121,25 @@ def _views(model, plan, image):
 
 @dataclass(frozen=True)
 class _Rows:
-    """A range of all E * N rows: row e * N + n is member e of image n, which it sees in a symmetry of its own."""
+    """A range of all E * N rows: row e * N + n is member e of image n, which it sees in a symmetry of its own.
+
+    first: the number by which the noise of the first member is known.
+    """
 
     names: list
     symmetries: tuple
     part: range
+    first: int = 0
 
     @property
     def members(self):
         """(case name, member) of each row."""
         return [(self.names[row % len(self.names)], row // len(self.names)) for row in self.part]
+
+    @property
+    def noise_keys(self):
+        """(case name, number of the member) of each row, for its noise."""
+        return [(name, self.first + member) for name, member in self.members]
 
     @property
     def conditions(self):
@@ -146,7 +159,7 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     """The last step's x0, coarse logits or None, and drawn x_0 or None, of these `_Rows`: each [rows, K, H, W]."""
     condition = condition.rows(torch.tensor(rows.conditions, device=image.device))
     denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
-    noise = MemberNoise(seed, rows.members, (model.mask_channels, *image.shape[-2:]), image.device)
+    noise = MemberNoise(seed, rows.noise_keys, (model.mask_channels, *image.shape[-2:]), image.device)
     last = {}
 
     def denoise(x, t):
@@ -163,6 +176,15 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     x0 = plan.run(denoise, rows.turn(noise()), diffusion.schedule, noise, watch and watch_turned, draw)
     found = (x0, last["coarse"], draw(x0) if plan.draws else None)
     return tuple(None if x is None else rows.turn(x, back=True) for x in found)
+
+
+def joined_members(parts):
+    """The `Members` of several checkpoints as one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Members(
+        *(None if any(x is None for x in values) else torch.cat(values) for values in zip(*parts, strict=True))
+    )
 
 
 # ---- noise ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from ..diffusion.schedule import bernoulli_timesteps, solver_timesteps, strided_
 from ..io.texts import shown
 from ..runtime.console import counted
 from ..runtime.errors import UserError
+from .cleanup import CLEANING_FLAGS, Cleanup
 
 DEFAULT_STEPS = {"bernoulli": 10, "ddim": 50, "dpm_solver": 20}  # DDPM takes all T
 TIMES = {"bernoulli": bernoulli_timesteps, "dpm_solver": solver_timesteps}  # the others have strided times
@@ -25,7 +26,11 @@ class SamplingPlan:
     dynamic_threshold: see `GaussianDiffusion.denoiser`. symmetric: each member sees a square image in one of its eight
     symmetries, and the coarse mask is the mean over all eight. scales: further scales of the image over which the
     coarse mask is averaged (see `tta`). Tiled images have neither. published: "v1" or "v2" where members become what
-    the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`.
+    the published script of that version fuses (see `published`), else "". fuse: one of `ensemble.FUSE_METHODS`. shares:
+    the members of each of several checkpoints (see `several.dealt`), in the order of their numbers; () for one.
+    threshold: of each class, above which the mean probability is foreground; () for 0.5, or what `fuse` does.
+    max_misses: the share of missed lesion pixels that the threshold guarantees (see `evaluation.risk_control`), 0 for
+    none. cleanup: the `cleanup.Cleanup` of each class, or ().
     """
 
     sampler: str
@@ -37,6 +42,10 @@ class SamplingPlan:
     scales: tuple[float, ...] = ()
     published: str = ""
     fuse: str = "mean"
+    shares: tuple[int, ...] = ()
+    threshold: tuple[float, ...] = ()
+    max_misses: float = 0.0
+    cleanup: tuple[Cleanup, ...] = ()
 
     @property
     def draws(self):
@@ -49,7 +58,11 @@ class SamplingPlan:
     def settings(self):
         """A dict of plain types for a manifest."""
         settings = dataclasses.asdict(self)
-        settings |= {"timesteps": list(self.timesteps), "scales": list(self.scales)}
+        settings |= {name: list(settings[name]) for name in ("timesteps", "scales", "shares")}
+        settings["threshold"] = _of_classes(self.threshold, 0.5)
+        for name in CLEANING_FLAGS:
+            settings[name] = _of_classes([getattr(rule, name) for rule in self.cleanup], getattr(Cleanup(), name))
+        del settings["cleanup"]
         return settings | {"clip_denoised": settings.pop("clip")}
 
     def run(self, denoise, x, schedule, noise, watch=None, draw=None):
@@ -62,15 +75,24 @@ class SamplingPlan:
         return SAMPLERS[self.sampler](denoise, x, self.timesteps, schedule, noise, watch, **options)
 
 
+def _of_classes(values, idle):
+    """The values of all classes for a manifest: one where they are equal, else a list; `idle` without any."""
+    values = list(values) or [idle]
+    return values[0] if values.count(values[0]) == len(values) else values
+
+
 ONE_STEP = SamplingPlan("ddim", (0,))  # for the plain U-Net, which predicts the same x0 from any x_t
 NO_STEPS = SamplingPlan("none", ())  # for the condition model's answer in one pass, without the diffusion
 
 
 def describe_members(settings):
     """Who draws the members, by the `settings` of a manifest, or who answers in one pass instead."""
+    shares = settings.get("shares", ())
     if not _has_members(settings):
-        return f"none: one pass of the {'condition model' if settings['sampler'] == 'none' else 'plain U-Net'}"
-    return f"{settings['num_ensemble']} by {settings['sampler']}, {counted(len(settings['timesteps']), 'step')}"
+        each = f" of each of {len(shares)} checkpoints" if shares else ""
+        return f"none: one pass of the {'condition model' if settings['sampler'] == 'none' else 'plain U-Net'}{each}"
+    each = f", {' + '.join(map(str, shares))} of {len(shares)} checkpoints" if shares else ""
+    return f"{settings['num_ensemble']} by {settings['sampler']}, {counted(len(settings['timesteps']), 'step')}{each}"
 
 
 def describe_augmentation(settings):

@@ -41,7 +41,8 @@ class Predictions:
     classes: the `Classes` of the masks; every method reads one class, k. geometry_of(name): the `data.Geometry` of a
     volume or of a 2-D NIfTI image, onto whose voxels its files are brought (see `nifti.read_nifti_onto`); None for a
     picture, and for a volume without one: its files are read as by `nifti.read_nifti`.
-    num_ensemble: the number of members in the manifest, 0 for an answer in one pass, or None. used: the paths of the
+    num_ensemble: the number of members in the manifest, or of checkpoints that answered in one pass; 0 for one such
+    answer, or None. used: the paths of the
     masks read so far. elsewhere: {name: text} of the masks that lie on another grid than their image. assumed: {name:
     path} of the masks that are taken to lie voxel for voxel over their image, since one of the two has lost its affine.
     unknown: {label value that no class has: the path of the first mask with it}.
@@ -55,7 +56,8 @@ class Predictions:
             raise UserError(f"{self.folder}: no such folder; --pred_dir must name a folder of predicted masks")
         self.masks = self.folder / "masks" if (self.folder / "masks").is_dir() else self.folder
         recorded = read_manifest(self.folder)
-        self.num_ensemble = recorded.get("settings", {}).get("num_ensemble")
+        settings = recorded.get("settings", {})
+        self.num_ensemble = sum(settings.get("shares", ())) or settings.get("num_ensemble")
         self.is_ours = "checkpoint_sha256" in recorded
         self._labels = (None, {})  # the last case's name and its label maps by path, since each class reads them
         self.used, self.elsewhere, self.assumed, self.unknown = set(), {}, {}, {}

@@ -9,7 +9,7 @@ uncertainty/NAME.png      8 bit: the members' standard deviation, in one pass sq
 overlay/NAME.png          the input with the outlines of the mask (red) and the truth (green); small inputs are enlarged
                           by a whole factor, volumes are a montage
 variance/, entropy/, mutual_information/NAME.png   with --uncertainty_maps, 16 bit: 0..65535 for 0..0.25, 1 and 1 bit;
-                          the last only of several members
+                          the last only of several members; of several checkpoints also data_entropy/NAME.png
 samples/NAME_kk.png       with --save_samples: each member's mask; coarse/NAME.png: the coarse mask, 8 bit
 debug/NAME.gif            with --debug: the denoising, step by step
 NAME_seg.nii.gz           a volume's fused mask, with sform, qform, codes, units and sizes of voxels of its image;
@@ -40,7 +40,9 @@ from .volume_files import VolumeFiles
 
 MAX_NAME = 255  # bytes of a file's name
 IDLE = 60  # seconds after which a temporary file is one of a killed run
-IMPLIED = dict(temperature=1.0, uncertainty_maps=False, split="test", tile=False, published="")  # by older manifests
+# By older manifests.
+IMPLIED = dict(temperature=1.0, uncertainty_maps=False, split="test", tile=False, published="", shares=[])
+IMPLIED |= dict(threshold=0.5, max_misses=0.0, fill_holes=False, keep_largest=False, min_size=0)
 OPTIONAL = ("data_name", "ct_window")  # compared only where the older manifest has them
 
 
@@ -167,9 +169,10 @@ class ResultsFolder:
         self._write_masks(self.mask_path(name, False), maps.mask)
         self.written(self._existing_files(name, False, len(maps.members)))
 
-    def begin_volume(self, name, geometry, depth):
-        """The `VolumeFiles` that take the slices of a volume. geometry: its `data.Geometry`. depth: of its slices."""
-        return VolumeFiles(self, name, geometry, depth)
+    def begin_volume(self, name, geometry, depth, clean=None):
+        """The `VolumeFiles` that take the slices of a volume. geometry: its `data.Geometry`. depth: of its slices.
+        clean: see `VolumeFiles`."""
+        return VolumeFiles(self, name, geometry, depth, clean)
 
     def finish_volume(self, files, image_of, truth=None):
         """Write `VolumeFiles` that have all slices; see `VolumeFiles.write`."""
@@ -206,10 +209,10 @@ class ResultsFolder:
         write_json(self.out_dir / "manifest.json", self.manifest)
 
 
-def check_name_lengths(units, classes, sample):
+def check_name_lengths(units, classes, sample, members):
     """Raise `UserError` for a case whose name is too long for one of its files in a results folder.
 
-    units: the `cases.Unit`s. sample: the `SampleOptions`, which decide on the files.
+    units: the `cases.Unit`s. sample: the `SampleOptions`, which decide on the files. members: how many are saved.
     """
     kinds = ("probability", "uncertainty", *(PIXEL_MAPS if sample.uncertainty_maps else ()))
     kinds += ("coarse",) if sample.save_samples else ()
@@ -217,8 +220,8 @@ def check_name_lengths(units, classes, sample):
         name, is_volume = unit.name, unit.is_volume
         files = [file for kind in kinds for file in soft_files(classes, name, is_volume, kind)]
         files += [f"{name}_seg.nii.gz"] if is_volume_path(unit.cases[0].images[0]) else []
-        if sample.save_samples and sample.num_ensemble:
-            last = f"{sample.num_ensemble - 1:02d}"
+        if sample.save_samples and members:
+            last = f"{members - 1:02d}"
             files.append(f"{name}_sample_{last}.nii.gz" if is_volume else f"{name}_{last}.png")
         longest = max((Path(file).name for file in files), key=lambda file: len(file.encode()))
         if len(longest.encode()) > MAX_NAME:

@@ -15,9 +15,11 @@ from ..data.resizing import WHOLE, View
 from ..models.medsegdiff import check_size
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
-from ..runtime.errors import is_out_of_memory
-from .members import answer_in_one_pass, draw_members
+from ..runtime.errors import UserError, is_out_of_memory
+from .mask_rules import with_mask_rules
+from .members import answer_in_one_pass, draw_members, joined_members
 from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
+from .several import dealt
 from .tiles import crop_members, in_tiles
 
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, at first
@@ -56,8 +58,32 @@ def share_of(units, images, process, processes):
     return [unit for block in blocks[process::processes] for unit in block]
 
 
-def build_sampler(checkpoint, settings, device, precision):
-    """The `EnsembleSampler` of a `Checkpoint` by the `Settings` of a sampling command."""
+def build_sampler(checkpoints, settings, device, precision):
+    """The `EnsembleSampler` of `Checkpoint`s, by the `Settings` of each of them (see `several.settle_several`).
+
+    All networks are in memory at once. Raises `UserError` for checkpoints that flags sample in different ways.
+    """
+    (model, diffusion, plan), *others = [_network(*one) for one in zip(checkpoints, settings, strict=True)]
+    sample = settings[0].sample
+    if others:
+        for _, _, other in others:
+            _check_same_plan(plan, other)
+        fuse = "mean" if sample.fuse == "auto" else plan.fuse
+        members = 0 if plan.timesteps in (ONE_STEP.timesteps, NO_STEPS.timesteps) else sample.num_ensemble
+        plan = replace(plan, fuse=fuse, shares=dealt(members, len(checkpoints)))
+    plan = with_mask_rules(plan, sample, checkpoints[0], settings[0].image_size)
+    if sample.tile != checkpoints[0].config["train"]["crop"]:
+        trained_on = "whole images made smaller" if sample.tile else "squares cut from larger images"
+        console().warning(
+            f"warning: --tile {sample.tile}: the checkpoint was trained on {trained_on}; images larger than "
+            "--image_size now have another scale"
+        )
+    view, networks = View(keep_size=sample.tile), tuple((model, diffusion) for model, diffusion, _ in others)
+    return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings[0].image_size, view, networks)
+
+
+def _network(checkpoint, settings):
+    """The model, the diffusion and the `SamplingPlan` of a `Checkpoint`."""
     sample, trained = settings.sample, checkpoint.config["train"]
     model, diffusion = checkpoint.build(settings.model)
     checkpoint.load_weights(model, sample.weights)
@@ -70,14 +96,18 @@ def build_sampler(checkpoint, settings, device, precision):
     else:
         plan = plan_sampling(sample, settings.given, diffusion, is_published=is_published)
         plan = replace(plan, published=version if is_published else "")
-    if sample.tile != trained["crop"]:
-        trained_on = "squares cut from larger images" if trained["crop"] else "whole images made smaller"
-        console().warning(
-            f"warning: --tile {sample.tile}: the checkpoint was trained on {trained_on}; images larger than "
-            "--image_size now have another scale"
-        )
-    view = View(keep_size=sample.tile)
-    return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings.image_size, view)
+    return model, diffusion, plan
+
+
+def _check_same_plan(plan, other):
+    ours, theirs = plan.settings(), other.settings()
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UserError(
+                f"--model_path: the checkpoints would be sampled with different {name}, {value} and {theirs[name]}; "
+                "name checkpoints that were trained alike, or set --sampler, --diffusion_steps, --symmetries and "
+                "--scales"
+            )
 
 
 @dataclass
@@ -85,8 +115,9 @@ class EnsembleSampler:
     """Samples the cases of a data set in batches.
 
     options: resolved `SampleOptions`. view: how the dataset shows a case to the network; images that stay larger than
-    image_size are sampled in tiles, one image per batch. rows: images x members, or tiles, in one pass; halved when
-    memory runs out, unless `options` set a number. images: how many make a batch.
+    image_size are sampled in tiles, one image per batch. others: (model, diffusion) of each further checkpoint. rows:
+    images x members, or tiles, in one pass; halved when memory runs out, unless `options` set a number. images: how
+    many make a batch.
     """
 
     model: torch.nn.Module
@@ -97,17 +128,25 @@ class EnsembleSampler:
     precision: str
     image_size: int
     view: View = WHOLE
+    others: tuple = ()
 
     def __post_init__(self):
         self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
-        self.masks = max(1, self.options.num_ensemble)  # of each image that pass the network
+        self.shares = self.plan.shares or (max(1, self.options.num_ensemble),)
+        self.masks = sum(self.shares)  # of each image that pass the networks
         self.images = self.options.batch_size or max(1, self.rows // self.masks)
         if self.view.keep_size:
             self.images = 1
-        self.model.to(self.device, memory_format=memory_format(self.precision, self.device))
         self.warm = not (self.options.compile and self.options.num_ensemble)
-        if not self.warm:  # the answer in one pass calls no step
-            self.model.forward = torch.compile(self.model.forward)
+        for model, _ in self.networks:
+            model.to(self.device, memory_format=memory_format(self.precision, self.device))
+            if not self.warm:  # the answer in one pass calls no step
+                model.forward = torch.compile(model.forward)
+
+    @property
+    def networks(self):
+        """(model, diffusion) of each checkpoint."""
+        return ((self.model, self.diffusion), *self.others)
 
     def run(self, dataset, writer, num_workers, show=True):
         """Sample the units of a `ResultWriter`, with a progress bar over denoising steps if `show`.
@@ -178,31 +217,34 @@ class EnsembleSampler:
         began = time.monotonic()
         image = batch["image"].to(self.device, non_blocking=True)
         label = batch["label"].to(self.device) if conditional else None
-        model = in_tiles(self.model, image, self.image_size, self.options.tile_overlap, self.rows)
-        with autocast(self.precision, self.device):
-            image = image.to(memory_format=memory_format(self.precision, self.device))
-            if self.options.num_ensemble:
-                drawn = draw_members(
-                    model,
-                    self.diffusion,
-                    self.plan,
-                    image,
-                    names,
-                    members=self.options.num_ensemble,
-                    seed=self.options.seed,
-                    label=label,
-                    watch=trace,
-                    rows=None if debug else self.rows,  # a trace needs the batch in one pass
-                )
-            else:
-                drawn = answer_in_one_pass(model, self.diffusion, self.plan, image, label=label, rows=self.rows)
-                bar.update(len(names))
+        parts, first = [], 0
+        for (whole, diffusion), share in zip(self.networks, self.shares, strict=True):
+            model = in_tiles(whole, image, self.image_size, self.options.tile_overlap, self.rows)
+            with autocast(self.precision, self.device):
+                placed = image.to(memory_format=memory_format(self.precision, self.device))
+                if self.options.num_ensemble:
+                    drawn = draw_members(
+                        model,
+                        diffusion,
+                        self.plan,
+                        placed,
+                        names,
+                        members=share,
+                        seed=self.options.seed,
+                        label=label,
+                        watch=trace,
+                        rows=None if debug else self.rows,  # a trace needs the batch in one pass
+                        first=first,
+                    )
+                else:
+                    drawn = answer_in_one_pass(model, diffusion, self.plan, placed, label=label, rows=self.rows)
+                    bar.update(len(names))
+            parts.append(drawn if model is whole else crop_members(drawn, batch["size"][0]))
+            first += share
         if not self.warm:
             console().info(f"the first batch, with the network's compilation, took {time.monotonic() - began:.1f} s")
             self.warm = True
-        if model is not self.model:
-            drawn = crop_members(drawn, batch["size"][0])
-        return drawn.cpu(), trace
+        return joined_members(parts).cpu(), trace
 
 
 @contextmanager

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import load_checkpoint, resolved_path
+from ..checkpoint import load_checkpoint
 from ..config.command_line import nearest_name, options_from
 from ..config.options import DeviceOptions, ModelOptions
 from ..config.sample_options import SampleOptions
-from ..config.settings import settle
 from ..data.batches import collate
 from ..data.cases import Geometry
 from ..data.loader_checks import own_errors
@@ -33,8 +32,10 @@ from ..runtime.distributed import pick_device, pick_precision
 from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .answer import stack_slices
+from .cleanup import cleaned
 from .plan import describe_augmentation, describe_members
 from .sampler import build_sampler
+from .several import checkpoint_files, settle_several
 from .writer import fuse_batch
 
 # The parameters of `Segmenter.load` that its flags have other names for, or that are no flags.
@@ -95,6 +96,9 @@ class Segmenter:
         """The `Segmenter` of a checkpoint file, or of a run's folder: its best.pt, else last.pt. Local, on gs:// or
         az://.
 
+        path: also a list of them; each then draws its share of the members, and the mean of their probabilities is the
+            answer. All networks are in memory at once.
+
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
             --seed and --precision of `medsegdiff sample`. members=0: as the checkpoint was trained, in one pass
             without the diffusion where a condition model was trained to answer, else 5 members.
@@ -109,16 +113,16 @@ class Segmenter:
             near = nearest_name(unknown[0], others | PARAMETERS.keys())
             meant = f"; did you mean {PARAMETERS.get(near[1]) or near[1]}?" if near else ""
             raise UserError(f"{unknown[0]}: is neither a parameter of Segmenter.load nor a flag of sampling{meant}")
-        path = resolved_path(path)
-        values = {"model_path": path, "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
+        files = checkpoint_files([path] if isinstance(path, (str, os.PathLike)) else list(path))
+        values = {"model_path": ",".join(files), "num_ensemble": members, "diffusion_steps": steps, "sampler": sampler}
         values |= {"fuse": fuse, "seed": seed, **options}
         groups = [SampleOptions, ModelOptions, DeviceOptions]
         asked, given = options_from(groups, values | {"precision": precision})
         device = pick_device("0") if device is None else _usable(device)
-        checkpoint = load_checkpoint(fetch_file(path) if is_remote(path) else path, where=path)
-        settings = settle(asked, given, checkpoint.saved(path))
-        precision = pick_precision(settings.device.precision, device)
-        return cls(checkpoint, build_sampler(checkpoint, settings, device, precision), data_name)
+        checkpoints = [load_checkpoint(fetch_file(file) if is_remote(file) else file, where=file) for file in files]
+        settings = settle_several(asked, given, checkpoints, files)
+        precision = pick_precision(settings[0].device.precision, device)
+        return cls(checkpoints[0], build_sampler(checkpoints, settings, device, precision), data_name)
 
     @property
     def classes(self):
@@ -159,6 +163,7 @@ class Segmenter:
             raise ValueError(f"{len(images)} images have {len(names)} names and {len(labels)} labels")
         raws = [self._raw(image, axes) for image in images]
         answers = self._draw([self._normalised(raw) for raw in raws], names, labels, progress)
+        answers = [self._cleaned(answer) for answer in answers]
         answers = [answer.without_class_axis() for answer in answers] if len(self.class_names) == 1 else answers
         return answers if batch else answers[0]
 
@@ -185,9 +190,15 @@ class Segmenter:
             raise ValueError(f"a volume of shape {shape} is not [C, X, Y, Z] with the checkpoint's {self._channels}")
         slices = self._normalised(raw.contiguous()).unbind(-1)
         names = ["volume" if name is None else name] * len(slices)
-        answer = stack_slices(self._draw(slices, names, [label] * len(slices), progress))
+        answer = self._cleaned(stack_slices(self._draw(slices, names, [label] * len(slices), progress)))
         answer = answer.map_arrays(lambda values: reoriented_back(values, turn))
         return answer.without_class_axis() if len(self.class_names) == 1 else answer
+
+    def _cleaned(self, answer):
+        rules = self.sampler.plan.cleanup
+        if not rules:
+            return answer
+        return dataclasses.replace(answer, mask=cleaned(answer.mask, rules, self.loader.classes))
 
     @property
     def _channels(self):

@@ -16,11 +16,12 @@ class VolumeFiles:
     Only the masks are kept as an array; every other map is kept as its file's compressed bytes. Where the file has its
     slices in another order than the volume, each map is kept as an array too.
 
-    folder: the `ResultsFolder`. name: the volume's. geometry: its `data.Geometry`. depth: its number of slices.
+    folder: the `ResultsFolder`. name: the volume's. geometry: its `data.Geometry`. depth: its number of slices. clean:
+    makes the masks that are written of the whole volume's, bool [K, X, Y, Z]; None: they stay as they are.
     """
 
-    def __init__(self, folder, name, geometry, depth):
-        self.folder, self.name, self.geometry, self.depth = folder, name, geometry, depth
+    def __init__(self, folder, name, geometry, depth, clean=None):
+        self.folder, self.name, self.geometry, self.depth, self.clean = folder, name, geometry, depth, clean
         turn = geometry.in_file[1]
         self.is_in_order = len(geometry.shape) != 2 and turn[2, 0] == 2 and turn[2, 1] > 0
         self.masks, self.count, self.members = None, 0, 0  # bool [Z, K, X, Y]; the slices and the members so far
@@ -52,8 +53,12 @@ class VolumeFiles:
         for what, values in soft.items():
             for path, value in zip(folder.soft_paths(self.name, True, what), values, strict=True):
                 self._add(path, value.astype(np.float32, copy=False))
-        self._add(folder.mask_path(self.name, True), folder.classes.labels_of(maps.mask))
+        if self.clean is None:
+            self._add_mask(maps.mask)
         self.count += 1
+
+    def _add_mask(self, masks):
+        self._add(self.folder.mask_path(self.name, True), self.folder.classes.labels_of(masks))
 
     def _add(self, path, values):
         """Add a slice [X, Y] to a file."""
@@ -69,6 +74,10 @@ class VolumeFiles:
 
     def write(self, image_of, truth=None):
         """Write all files, the mask last. image_of(k): raw slice k [C, X, Y]. truth: bool [K, X, Y, Z] or None."""
+        if self.clean is not None:
+            self.masks = self.clean(self.masks.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
+            for masks in self.masks:
+                self._add_mask(masks)
         last = self.folder.mask_path(self.name, True)
         for path in [path for path in self._files if path != last]:
             self._write(path)

@@ -1,6 +1,7 @@
 """From drawn members to the results folder: fuses batches, restacks slices and writes finished cases."""
 
 import errno
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..io.drawing import denoising_frames, displayed
 from ..runtime.console import console
 from ..runtime.errors import UserError, reason_of
 from .answer import fuse_cases
+from .cleanup import cleaned
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that would end every other case too
 
@@ -18,7 +20,9 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors tha
 def fuse_batch(members, batch, options, plan, classes):
     """Yield the `CaseMaps` of each image of a batch from its `Members`, by resolved `SampleOptions` and the plan."""
     maps = {"temperature": options.temperature, "pixel_maps": options.uncertainty_maps}
-    return fuse_cases(members, batch["size"], plan.fuse, classes, one_pass=not options.num_ensemble, **maps)
+    maps |= {"shares": plan.shares, "threshold": plan.threshold}
+    one_pass = not options.num_ensemble and not plan.shares
+    return fuse_cases(members, batch["size"], plan.fuse, classes, one_pass=one_pass, **maps)
 
 
 class ResultWriter:
@@ -34,6 +38,7 @@ class ResultWriter:
         self.read_raters = read_raters
         self.unit_of = {index: unit for unit in units for index in unit.indices}
         self.volumes = {}  # the `VolumeFiles` of each volume, until it is complete
+        self.clean = (lambda masks: cleaned(masks, plan.cleanup, dataset.classes)) if plan.cleanup else None
         self.empty, self.failed = 0, {}
 
     def write(self, indices, batch, members, trace):
@@ -75,7 +80,7 @@ class ResultWriter:
         if unit not in self.volumes:
             geometry, depth = self.dataset.load_geometry(unit.cases[0]), len(unit.cases)
             check_shape(unit, geometry, (*maps.mask.shape[1:], depth))
-            self.volumes[unit] = self.folder.begin_volume(unit.name, geometry, depth)
+            self.volumes[unit] = self.folder.begin_volume(unit.name, geometry, depth, self.clean)
         files = self.volumes[unit]
         files.add(maps)
         if files.is_whole:
@@ -86,7 +91,7 @@ class ResultWriter:
 
     def _write_image(self, unit, maps):
         """Write the `CaseMaps` of a 2-D case."""
-        case = unit.cases[0]
+        case, maps = unit.cases[0], maps if self.clean is None else replace(maps, mask=self.clean(maps.mask))
         geometry, truth = image_geometry(self.dataset, case), self._truth_of(unit, maps.mask.shape[1:])
         self.folder.write_image(unit.name, maps, self.dataset.load_image(case), truth, geometry)
         self.empty += not maps.mask.any()

@@ -257,7 +257,7 @@ def test_a_damaged_manifest_is_an_error(tmp_path):
 def test_names_that_are_too_long_for_a_file_are_refused_before_the_run(suffix, volume, sample, letters):
     def check(name):
         case = Case(name, (Path("images", f"{name}{suffix}"),), volume=volume and name)
-        check_name_lengths(group_cases([case]), BINARY, SampleOptions(**sample))
+        check_name_lengths(group_cases([case]), BINARY, SampleOptions(**sample), sample.get("num_ensemble", 0))
 
     check("a" * letters)
     check("\u4e2d" * (letters // 3))  # three bytes each
