@@ -169,7 +169,7 @@ def test_values_that_are_refused(line, words, groups):
 @pytest.mark.parametrize("script", COMMANDS)
 def test_an_empty_path_on_the_command_line_is_refused(script):
     paths = [item.name for item in fields_of(COMMANDS[script]).values() if is_path(item)]
-    assert {"out_dir", "data_dir"} <= set(paths)
+    assert "out_dir" in paths and len(paths) > 1
     for name in paths:
         with pytest.raises(UserError, match=f"^--{name}: is empty"):
             parse("", COMMANDS[script], [f"--{name}", ""])
