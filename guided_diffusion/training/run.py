@@ -433,7 +433,7 @@ def choose_precision(device_options, given, start, device):
     if start is None or {"precision", "use_fp16"} & given:
         return pick_precision(device_options.precision, device), None
     before = start.config.get("device", {}).get("precision", "auto")
-    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type == "cpu"):
+    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type != "cuda"):
         lacking = f"warning: the run was in {before}, which {device} lacks: it goes on in {auto} (see --precision)"
         return auto, lacking
     return pick_precision(before, device), None
