@@ -141,11 +141,14 @@ def image_of(stem):
 
 
 def count_data(folder, depth=2):
-    """The number of pictures and volumes in a folder and its sub-folders."""
+    """The number of pictures and volumes in a folder and its sub-folders; a series of slices is one volume."""
     count = 0
     for visited in walk_folders(folder, depth):
         visited.enter = [entry for entry in visited.enter if not is_hidden(entry.name)]
-        count += sum(is_listed(entry, SUFFIXES) for entry in visited.entries)
+        if is_series(Path(folder, visited.below)):
+            count += 1
+        else:
+            count += sum(is_listed(entry, SUFFIXES) for entry in visited.entries)
     return count
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .dicom import DICOM_SUFFIXES, is_series, open_dicom
 from .files import decoding, split_suffix
+from .images import PICTURE_SUFFIXES
 from .metaimage import METAIMAGE_SUFFIXES, metaimage_data_file, open_metaimage
 from .nifti_header import open_nifti
 from .nrrd import NRRD_SUFFIXES, nrrd_data_file, open_nrrd
@@ -25,7 +26,8 @@ def is_nifti(path):
 
 def is_volume_path(path):
     """Whether a path is a volume, or a 2-D image of a volume's formats: by a file's suffix, or a folder of slices."""
-    return split_suffix(path)[1].lower() in VOLUME_SUFFIXES or is_series(path)
+    suffix = split_suffix(path)[1].lower()
+    return suffix in VOLUME_SUFFIXES or (suffix not in PICTURE_SUFFIXES and is_series(path))
 
 
 def open_volume(path):

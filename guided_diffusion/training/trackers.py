@@ -22,7 +22,7 @@ class _Wandb:
 
     def __init__(self, library, name, config):
         self.library = library
-        library.init(project=PROJECT, name=name, config=config)
+        library.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=name, config=config)
 
     def write(self, step, values):
         self.library.log(values, step=step)

@@ -8,7 +8,9 @@ import SimpleITK
 from conftest import TINY, files, rows
 from volume_files import DIRECTIONS, write_series, write_slice, write_volume_as
 
+from guided_diffusion.data.accounting import account
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.inference.segmenter import Segmenter
 
 RNG = np.random.default_rng(0)
 PLACE = {"directions": DIRECTIONS["oblique"]}
@@ -61,7 +63,7 @@ def trained_on_volumes(data, script, tmp_path_factory):
     return out / "model000002.pt"
 
 
-@pytest.mark.parametrize("form", ["series", "folder", ".nrrd"])
+@pytest.mark.parametrize("form", ["series", "folder", ".nrrd", "file"])
 def test_the_mask_lies_over_its_image_in_simpleitk(trained_on_volumes, sample, tmp_path, form):
     """The image as SimpleITK reads it, and the mask: the same size, and each voxel at the same physical point."""
     values, truth = content(0)
@@ -73,8 +75,9 @@ def test_the_mask_lies_over_its_image_in_simpleitk(trained_on_volumes, sample, t
         write_volume_as(tmp_path / "data" / "masks" / "1.2.840.17.nrrd", truth, **PLACE)
         results = sample(trained_on_volumes, tmp_path / "data")
     else:
-        image, name = write_volume_as(tmp_path / "data" / f"a{form}", values, DIRECTIONS["flipped"]), "a"
-        results = sample(trained_on_volumes, tmp_path / "data")
+        suffix = ".mhd" if form == "file" else form
+        image, name = write_volume_as(tmp_path / "data" / f"a{suffix}", values, DIRECTIONS["flipped"]), "a"
+        results = sample(trained_on_volumes, image if form == "file" else image.parent)
     if image.is_dir():
         reader = SimpleITK.ImageSeriesReader()
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(image)))
@@ -134,3 +137,27 @@ def test_two_series_in_one_folder_fail_alone_in_sampling(tmp_path, trained_on_vo
     results = sample(trained_on_volumes, tmp_path / "data")
     assert (results / "good_seg.nii.gz").exists() and not (results / "bad_seg.nii.gz").exists()
     assert "bad: goes on without it" in caplog.text and "holds 2 DICOM series" in caplog.text
+
+
+def test_series_without_suffixes_in_folders_of_splits(tmp_path):
+    """PATIENT/IM0001 below train/ and test/: each series counts as one volume, and its masks are found by its name."""
+    for number, part in enumerate(("train", "train", "test")):
+        values, labels = content(number)
+        series = write_series(tmp_path / part / "images" / f"P{number}", values)
+        for path in series.iterdir():
+            path.rename(path.with_suffix(""))
+        write_volume_as(tmp_path / part / "masks" / f"P{number}.mha", labels)
+    training = build_dataset("AUTO", tmp_path, 32, split="train", need_masks=True)
+    assert {case.volume for case in training.cases} == {"P0", "P1"} and training.layout.startswith(
+        "folder of 2 volumes"
+    )
+    assert {case.volume for case in build_dataset("AUTO", tmp_path, 32, split="test").cases} == {"P2"}
+    assert not account([training]).data_like
+
+
+def test_a_segmenter_takes_the_path_of_a_series(tmp_path, trained_on_volumes):
+    segmenter = Segmenter.load(trained_on_volumes, members=1, steps=1, device="cpu", precision="fp32")
+    values, _ = content(0)
+    by_path = segmenter(write_series(tmp_path / "s", values, **PLACE))
+    same = segmenter(write_volume_as(tmp_path / "s.nii", values, **PLACE))
+    assert by_path.mask.shape == values.shape and np.array_equal(by_path.probability, same.probability)
