@@ -152,7 +152,8 @@ class SampleOptions:
     save_samples: bool = option(False, "also write each member's mask and the coarse mask")
     uncertainty_maps: bool = option(
         False,
-        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits",
+        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits; of "
+        "several checkpoints also the entropy that is due to the data",
     )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
