@@ -22,7 +22,7 @@ class SampleOptions:
     model_path: str = option(
         "",
         "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. Several, "
-        "A,B,C: each draws its share of the members, and the mean of their probabilities is the answer",
+        "A,B,C, share the members; the mean of their probabilities is the answer",
         required=True,
         remote=True,
         several=True,
@@ -152,8 +152,7 @@ class SampleOptions:
     save_samples: bool = option(False, "also write each member's mask and the coarse mask")
     uncertainty_maps: bool = option(
         False,
-        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits; of "
-        "several checkpoints also the entropy that is due to the data",
+        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits",
     )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
