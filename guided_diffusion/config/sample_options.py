@@ -22,7 +22,7 @@ class SampleOptions:
     model_path: str = option(
         "",
         "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. Several, "
-        "A,B,C: each draws its share of the members, and the mean of their probabilities is the answer",
+        "A,B,C, share the members; the mean of their probabilities is the answer",
         required=True,
         remote=True,
         several=True,

@@ -107,8 +107,8 @@ def format_cleanup(choices, path, manifest, cases):
     lines = [text_table(["clean-up of", "dice", "with it", "gain", "95 % interval", "", ""], rows)]
     if kept:
         lines.append(
-            f"chosen on {cases} {shown_split(split)} cases and written to {path}; sampling applies it from now on"
+            f"chosen on {cases} {shown_split(split)}cases and written to {path}; sampling applies it from now on"
         )
     else:
-        lines.append(f"no clean-up shows a gain on {cases} {shown_split(split)} cases: {path} has none")
+        lines.append(f"no clean-up shows a gain on {cases} {shown_split(split)}cases: {path} has none")
     return "\n".join(filter(None, [*lines, split_warning(split)]))

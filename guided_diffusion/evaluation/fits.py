@@ -45,8 +45,8 @@ def split_of_results(manifest):
 
 
 def shown_split(split):
-    """The split of results for messages."""
-    return "validation" if split == "val" else split
+    """The split of results before a noun in messages, as "validation "; "" for all cases."""
+    return {"val": "validation ", "train": "training ", "all": ""}.get(split, f"{split} ")
 
 
 def split_warning(split):

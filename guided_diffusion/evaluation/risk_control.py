@@ -144,7 +144,7 @@ def format_thresholds(choices, path, manifest, alpha):
         )
     split = split_of_results(manifest)
     lines.append(
-        f"fitted on {shown_split(split)} cases for at most {alpha:.3g} on average and written to {path}; sampling "
+        f"fitted on {shown_split(split)}cases for at most {alpha:.3g} on average and written to {path}; sampling "
         "takes it by --threshold guaranteed"
     )
     return "\n".join(filter(None, [*lines, split_warning(split)]))

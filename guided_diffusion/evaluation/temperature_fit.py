@@ -83,7 +83,7 @@ def fit_into_checkpoint(path, manifest, levels, cases):
 def format_fit(fitted, path):
     """The fit of `fit_into_checkpoint`, for the console."""
     line = (
-        f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {shown_split(fitted['split'])} "
+        f"temperature {fitted['temperature']:g} fitted by log loss on {fitted['cases']} {shown_split(fitted['split'])}"
         f"masks and written to {path}: log loss {fitted['log_loss_before']:.5f} -> {fitted['log_loss']:.5f}; sampling "
         "applies it from now on"
     )

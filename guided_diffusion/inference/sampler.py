@@ -69,7 +69,7 @@ def build_sampler(checkpoints, settings, device, precision):
         for _, _, other in others:
             _check_same_plan(plan, other)
         fuse = "mean" if sample.fuse == "auto" else plan.fuse
-        members = 0 if plan.timesteps in (ONE_STEP.timesteps, NO_STEPS.timesteps) else sample.num_ensemble
+        members = 0 if settings[0].model.version == "unet" else sample.num_ensemble
         plan = replace(plan, fuse=fuse, shares=dealt(members, len(checkpoints)))
     plan = with_mask_rules(plan, sample, checkpoints[0], settings[0].image_size)
     if sample.tile != checkpoints[0].config["train"]["crop"]:

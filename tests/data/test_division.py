@@ -153,6 +153,14 @@ def test_the_folds_by_the_scripts_are_pooled_into_one_evaluation(script, refusal
         held.append(sorted(path.stem for path in (place / "masks").iterdir()))
         results.append(place)
         assert strict_json(place / "manifest.json")["data"]["fold"] == fold
+    pair = ",".join(str(tmp_path / f"run{number}" / "last.pt") for number in (1, 2))
+    together = ["--model_path", pair, "--data_dir", folder, FAST, "--split val --num_samples 1 --out_dir"]
+    script("segmentation_sample", [*together, tmp_path / "both"])
+    assert "1 of 1 case was trained on" in capsys.readouterr().out  # by the second one
+    (further,) = strict_json(tmp_path / "both" / "manifest.json")["further"]
+    assert further["data"]["fold"] == "2/2" and further["checkpoint"] == pair.split(",")[1]
+    script("segmentation_eval", ["--pred_dir", tmp_path / "both"])
+    assert "3 of 3 cases were trained on" in capsys.readouterr().out
     assert [len(part) for part in held] == [3, 3] and sorted(sum(held, [])) == [f"case{k}" for k in range(6)]
 
     both = ["--pred_dir", f"{results[0]},{results[1]}", "--out_dir", tmp_path / "pooled"]

@@ -68,7 +68,7 @@ def test_it_is_written_to_the_checkpoint_and_applied_from_then_on(
     results = write_results(own_checkpoint, tmp_path / "results", lambda mask: mask)  # no clean-up can gain
     fit = ["--pred_dir", results, "--fit_cleanup", own_checkpoint, "--data_name FOLDER --data_dir", pictures]
     script("segmentation_eval", fit)
-    assert "no clean-up shows a gain on 4 all cases" in capsys.readouterr().out
+    assert "no clean-up shows a gain on 4 cases" in capsys.readouterr().out
     assert "cleanup" not in load_checkpoint(own_checkpoint).config["masks"]
 
     def with_specks(mask):

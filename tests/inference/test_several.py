@@ -68,7 +68,7 @@ def test_a_checkpoint_and_its_copy_give_what_it_gives_alone(sample, seeds, pictu
     """So a second checkpoint's members have noise of their own: members 0 and 1 are drawn by one, 2 by the other."""
     copy = tmp_path / "copy.pt"
     shutil.copy(seeds[0], copy)
-    flags = FAST.replace("--num_ensemble 2", "--num_ensemble 3") + " --save_samples True --fuse mean"
+    flags = FAST.replace("--num_ensemble 2", "--num_ensemble 3") + " --save_samples True --fuse mean --num_samples 1"
     alone = sample(seeds[0], pictures, flags, out="alone")
     both = sample(f"{seeds[0]},{copy}", pictures, flags, out="both")
     for path in sorted((alone / "samples").iterdir()):
@@ -84,11 +84,11 @@ def test_a_checkpoint_and_its_copy_give_what_it_gives_alone(sample, seeds, pictu
 def test_the_mean_of_the_checkpoints_is_the_answer_and_uncertainty_is_told_apart(
     sample, seeds, pictures, refusal, capsys, tmp_path
 ):
-    flags = FAST.replace("--num_ensemble 2", "--num_ensemble 1") + " --uncertainty_maps True"
-    second = FAST.replace("--num_ensemble 2", "--num_ensemble 2")
-    both = sample(f"{seeds[0]},{seeds[1]}", pictures, f"{second} --uncertainty_maps True", out="both")
+    flags = f"{FAST} --uncertainty_maps True --num_samples 1"
+    both = sample(f"{seeds[0]},{seeds[1]}", pictures, flags, out="both")
     assert "2 checkpoints, which give 1 + 1 members" in capsys.readouterr().out
-    first = levels(sample(seeds[0], pictures, flags, out="first"), "probability")
+    one = flags.replace("--num_ensemble 2", "--num_ensemble 1")
+    first = levels(sample(seeds[0], pictures, one, out="first"), "probability")
     segmenter = Segmenter.load(list(seeds), members=2, steps=2, sampler="dpm_solver", precision="fp32", device="cpu")
     total, data, model = (levels(both, what) for what in ("entropy", "data_entropy", "mutual_information"))
     for name, probability in levels(both, "probability").items():
@@ -108,7 +108,7 @@ def test_the_mean_of_the_checkpoints_is_the_answer_and_uncertainty_is_told_apart
 
 
 def test_plain_networks_are_a_deep_ensemble_by_their_runs_folders(sample, plain_nets, pictures):
-    flags = "--num_workers 0 --precision fp32 --save_samples True"
+    flags = "--num_workers 0 --precision fp32 --save_samples True --num_samples 1"
     both = sample(",".join(map(str, plain_nets)), pictures, flags, out="both")
     own = [levels(sample(one, pictures, flags, out=one.name), "probability") for one in plain_nets]
     for name, probability in levels(both, "probability").items():
