@@ -23,7 +23,7 @@ MAY_IMPORT = {  # beside itself
     "evaluation": ("inference", "checkpoint", *CHECKPOINT),
     "report": ("evaluation", "inference", "checkpoint", *CHECKPOINT),
     "training": ("report", "evaluation", "inference", "checkpoint", *CHECKPOINT),
-    "cli": ("training", "report", "evaluation", "inference", "checkpoint", *CHECKPOINT),
+    "cli": ("training", "report", "evaluation", "inference", "checkpoint", "exported", *CHECKPOINT),
 }
 DOORS = {"__init__", "unet", "gaussian_diffusion", "dpm_solver", "isicloader", "bratsloader", "files", "errors"}
 DOORS |= {"__main__"}  # of `python -m`

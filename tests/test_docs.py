@@ -16,6 +16,7 @@ import torch
 import guided_diffusion
 from guided_diffusion.config import config_file
 from guided_diffusion.config.command_line import parse
+from guided_diffusion.config.export_options import ExportOptions
 from guided_diffusion.config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
 from guided_diffusion.config.presets import PRESETS
 from guided_diffusion.config.sample_options import CheckOptions, EvalOptions, SampleOptions
@@ -36,6 +37,7 @@ SCRIPTS = {  # what a script's flags are
     "segmentation_sample": [SampleOptions, DataOptions, *NETWORK],
     "segmentation_eval": [EvalOptions],
     "check_data": [CheckOptions, DataOptions],
+    "export": [ExportOptions],
 }
 OTHER_PROGRAMS = {  # flags in the documents that are not ours
     *("standalone", "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),  # torchrun

@@ -22,7 +22,7 @@ from ..runtime.console import console
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
 
-EXAMPLE = "runs/first --out shared/first --pred_dir runs/first/results"
+EXAMPLE = "--model_path runs/first --out_dir shared/first --pred_dir runs/first/results"
 
 
 def main(argv=None):

@@ -418,6 +418,7 @@ def manifest_of(run, processes):
         del decisive["seed"]
         if not run.sampler.others:
             del decisive["fuse"]
+    kind = processes.device.type
     data_dir = data.data_dir if is_remote(data.data_dir) else str(dataset.data_dir.resolve())
     return {
         "status": "running",
@@ -438,7 +439,7 @@ def manifest_of(run, processes):
         },
         "config": checkpoint.config,
         "class_names": checkpoint.class_names,
-        "device": torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(processes.device) if kind == "cuda" else kind,
         "processes": processes.count,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

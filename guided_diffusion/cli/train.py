@@ -35,6 +35,7 @@ from ..runtime.distributed import (
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
 from ..training.hints import resuming_command, sampling_command
+from ..training.initial import initialise
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
 from ..training.validation import Validation, marked_cases, spread_cases
@@ -119,6 +120,8 @@ def build_networks(run, processes):
             num_labels = len(dataset.label_names)
             model = build_model(settings.model, dataset.image_channels, len(dataset.class_names), num_labels)
             diffusion = build_diffusion(settings.diffusion)
+            if run.initial is not None:
+                console().info(initialise(model, run.initial, dataset, f"--init_from {settings.train.init_from}"))
         else:
             model, diffusion = run.start.build(settings.model)
     if not sharded:  # a sharded model is on its device, and gathers its weights in contiguous memory

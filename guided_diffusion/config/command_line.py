@@ -17,6 +17,7 @@ from .export_options import ExportOptions
 from .fields import REMOVED, REPLACED, Given, build, last_version, without_removed
 from .help import help_text
 from .options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from .presets import PRESETS
 from .recipe import chosen_recipe, recipe_values
 from .sample_options import CheckOptions, EvalOptions, SampleOptions
 from .train_options import TrainOptions
@@ -110,6 +111,22 @@ def parse(description, groups, argv=None, *, example="", saved=(), common=()):
     values, given = _with_recipe(given, fields)
     later = groups if values.get("resume_checkpoint") else saved
     return _instances(groups, values, later), Given(given, files)
+
+
+def options_over(options, given, values):
+    """Options of a training command as if `values` had been given below the flags; their recipe is chosen anew.
+
+    options, given: from `parse`. values: by name. A preset that the user gave wins over the sizes among them.
+    """
+    groups, written = [type(part) for part in options], {}
+    for part in reversed(options):  # a flag in two groups belongs to the first
+        written |= {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name in given}
+    sizes = PRESETS.get(written.get("preset", ""), {})
+    values = {name: value for name, value in values.items() if name not in sizes}
+    if "predict_xstart" in given and "objective" not in given:
+        values.pop("objective", None)
+    values, _ = _with_recipe(values | written, fields_of(groups))
+    return _instances(groups, values)
 
 
 def options_from(groups, values):

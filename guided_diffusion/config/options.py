@@ -508,7 +508,7 @@ class DiffusionOptions:
 class DeviceOptions:
     """The device."""
 
-    gpu_dev: str = option("0", "number of the GPU to use, or cpu; without a GPU the CPU is used")
+    gpu_dev: str = option("0", "number of the GPU to use, mps (Apple's) or cpu; without a GPU the CPU is used")
     precision: str = option(
         "auto",
         "fp32, or mixed precision in bf16 or fp16; auto: bf16 where the device computes in it, else fp32",
@@ -520,8 +520,8 @@ class DeviceOptions:
         """Let --use_fp16 and --precision fp16 mean the same."""
         if self.use_fp16 and self.precision not in ("auto", "fp16"):
             raise UserError(f"--use_fp16 True contradicts --precision {self.precision}")
-        if self.gpu_dev != "cpu" and not re.fullmatch("[0-9]{1,4}", self.gpu_dev):
-            raise UserError(f"--gpu_dev {shown(self.gpu_dev)}: must be the number of one GPU, or cpu")
+        if self.gpu_dev not in ("cpu", "mps") and not re.fullmatch("[0-9]{1,4}", self.gpu_dev):
+            raise UserError(f"--gpu_dev {shown(self.gpu_dev)}: must be the number of one GPU, mps or cpu")
         precision = "fp16" if self.use_fp16 else self.precision
         return replace(self, precision=precision, use_fp16=precision == "fp16")
 

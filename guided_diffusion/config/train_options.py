@@ -218,6 +218,13 @@ class TrainOptions:
         "the start if there is none",
         remote=True,
     )
+    init_from: str = option(
+        "",
+        "begin a new run with the weights of this checkpoint, run's folder, exported model or hf://OWNER/NAME, where "
+        "names and shapes agree: the first layer adapts to other channels, and the last starts anew for other classes. "
+        "The network's and the diffusion's flags default to that model's",
+        remote=True,
+    )
     dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")
     seed: int = option(
         0, "seed of the weights, the noise and the order of the data", minimum=0, maximum=MAX_SEED, why=SEED_REASON

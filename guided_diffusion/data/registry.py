@@ -24,7 +24,8 @@ LOADERS = {
 
 INIT_REMEDY = "write def __init__(self, *args, **settings): super().__init__(*args, **settings), or leave it out"
 AUTO = "AUTO"  # the loader that recognises the folder
-LAYOUTS, ANY_FOLDER = ("MSD", "ISIC", "LIDC", "BRATS"), "FOLDER"  # the last one comes after them: it takes any images
+KNOWN_LAYOUTS = ("MSD", "ISIC", "LIDC", "BRATS")
+ANY_FOLDER = "FOLDER"  # comes after them, as it takes any images
 ENTRY_POINTS = "guided_diffusion.datasets"  # the group in which a package registers its loaders
 
 
@@ -61,14 +62,14 @@ def _takes(loader, keyword):
 def recognised(data_name, data_dir):
     """The data name itself, or for AUTO the name of the loader that recognises the folder.
 
-    Raises `UserError` if none does, or two of `LAYOUTS` do.
+    Raises `UserError` if none does, or two of `KNOWN_LAYOUTS` do.
     """
     if not isinstance(data_name, str) or data_name.upper() != AUTO:
         return data_name
     if not Path(data_dir).is_dir():
         what = "is a file" if Path(data_dir).is_file() else "no such folder"
         raise UserError(f"{data_dir}: {what}; --data_dir must name the folder that holds the data")
-    found = [name for name in LAYOUTS if _recognises(name, data_dir)]
+    found = [name for name in KNOWN_LAYOUTS if _recognises(name, data_dir)]
     if len(found) > 1:
         raise UserError(
             f"{data_dir}: has the layouts of {found[0]} and {found[1]}; choose one with --data_name {found[0]} or "
@@ -77,8 +78,8 @@ def recognised(data_name, data_dir):
     found = found or [name for name in (ANY_FOLDER, *registered_loaders()) if _recognises(name, data_dir)]
     if not found:
         raise UserError(
-            f"{data_dir}: is in none of the layouts {', '.join((*LAYOUTS, ANY_FOLDER))}; name a loader with --data_name"
-            f"{unread_kinds(data_dir)}"
+            f"{data_dir}: is in none of the layouts {', '.join((*KNOWN_LAYOUTS, ANY_FOLDER))}; name a loader with "
+            f"--data_name{unread_kinds(data_dir)}"
         )
     return found[0]
 

@@ -19,7 +19,10 @@ from ..runtime.seeds import seeded_generator
 
 FORMATS = ("pt2", "onnx")
 LARGEST_DIFFERENCE = 1e-4  # between a graph and the network; the rounding of float32 gives a few 1e-6
-TRACED, COMPARED = 2, 3  # images in the batch that is traced, and in the one that is compared: the number is free
+IMAGES_TRACED, IMAGES_COMPARED = (
+    2,
+    3,
+)  # of the batch that is traced and of the one that is compared: their number is free
 
 
 class TabledDiffusion(GaussianDiffusion):
@@ -153,7 +156,7 @@ def graphs_of(model, diffusion, channels, image_size, temperature=1.0):
         t = torch.randint(diffusion.num_timesteps, (count,), generator=generator)
         return (x_t, t, *parts_of(model.encode(*images(count))))
 
-    like, has_diffusion = model.encode(*images(TRACED)), hasattr(model, "head")
+    like, has_diffusion = model.encode(*images(IMAGES_TRACED)), hasattr(model, "head")
     probability = [] if hasattr(like, "features") else ["probability"]
     parts = _names_of_parts(like) if has_diffusion else []
     condition = ConditionGraph(model, diffusion.exclusive, temperature)
@@ -173,13 +176,13 @@ def write_graphs(folder, graphs, formats):
     Raises `UserError` where it exceeds `LARGEST_DIFFERENCE`, and for a graph that cannot be written.
     """
     differences = {}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _exporting():
         for graph in graphs:
             program = _traced(graph)
             for kind in formats:
                 path = folder / f"{graph.name}.{kind}"
                 run = {"pt2": _write_pt2, "onnx": _write_onnx}[kind](path, program, graph)
-                differences[path.name] = _difference(graph, run)
+                differences[path.name] = _largest_difference(graph, run)
                 if not differences[path.name] <= LARGEST_DIFFERENCE:
                     raise UserError(
                         f"{path.name}: differs from the network by {differences[path.name]:.2g}, more than "
@@ -190,7 +193,7 @@ def write_graphs(folder, graphs, formats):
 
 def _traced(graph):
     batch = torch.export.Dim("batch", min=1, max=2**16)
-    example = graph.example(TRACED)
+    example = graph.example(IMAGES_TRACED)
     named = 2 if graph.name == "denoise" else 0  # arguments before *parts
     shapes = [{0: batch} for _ in example]
     shapes = (*shapes[:named], tuple(shapes[named:]))
@@ -225,8 +228,8 @@ def _write_onnx(path, program, graph):
     return run
 
 
-def _difference(graph, run):
-    values = graph.example(COMPARED)
+def _largest_difference(graph, run):
+    values = graph.example(IMAGES_COMPARED)
     expected, found = graph.module(*values), run(values)
     parts = [
         ((one - other).abs().max() / max(1.0, one.abs().max().item())).item()
@@ -236,7 +239,7 @@ def _difference(graph, run):
 
 
 @contextmanager
-def _quiet():
+def _exporting():
     """A context without the warnings of torch's exporters, which are about their own future."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

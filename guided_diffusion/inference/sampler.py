@@ -22,7 +22,7 @@ from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from .several import dealt
 from .tiles import crop_members, in_tiles
 
-PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of all images x members in one pass, at first
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22, "mps": 2**19}  # of images x members in one pass, at first; mps: a guess
 WAITING_BATCHES = 2  # that may queue for the writer before the network waits
 
 
@@ -33,7 +33,7 @@ def rows_at_once(option, device, image_size):
     """
     if option != "auto":
         return int(option)
-    return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // image_size**2)
+    return max(1, PIXELS_AT_ONCE[device.type] // image_size**2)
 
 
 def batches_of(units, images):

@@ -21,7 +21,7 @@ from ..data.batches import collate
 from ..data.cases import Geometry
 from ..data.loader_checks import own_errors
 from ..data.registry import find_loader
-from ..io.files import split_suffix
+from ..data.truth import stem_of
 from ..io.images import read_picture
 from ..io.nifti import as_3d, nifti_geometry, read_nifti_channels, read_nifti_header
 from ..io.orientation import NO_TURN, canonical_turn, is_degenerate, reoriented, reoriented_back
@@ -102,7 +102,7 @@ class Segmenter:
         members, steps, sampler, fuse, seed, precision: as --num_ensemble, --diffusion_steps, --sampler, --fuse,
             --seed and --precision of `medsegdiff sample`. members=0: as the checkpoint was trained, in one pass
             without the diffusion where a condition model was trained to answer, else 5 members.
-        device: a torch device or its name; None: the first GPU, or the CPU without one.
+        device: a torch device or its name; None: the first GPU (CUDA, else mps), or the CPU without one.
         data_name: needed where a loader of your own trained the checkpoint: its file and class,
             "path/to/my_loader.py:MyDataset". The file named in the checkpoint is never run.
         options: other flags of that command, such as weights="model", image_size=512 or solver_order=3.
@@ -140,7 +140,7 @@ class Segmenter:
         images: a NumPy array or torch tensor, [H, W] for one channel, [H, W, C] or [C, H, W], of any size. Its values
             are those of its file: 0 to 255 for photographs; any unit for MRI, which is normalised here; for your own
             loader what `read_image` returns. A batch is a list of images, or one array with N first. An image may also
-            be the path of its file; that of a NIfTI volume is segmented as by `volume`.
+            be the path of its file; that of a volume is segmented as by `volume`.
         name: the case's name, or a list of them; seed and name decide the members' noise. By default a file's name
             without its suffix, else "0", "1", ...
         axes: "HWC" or "CHW". None: the axis with as many entries as the checkpoint has channels; an image that fits
@@ -156,7 +156,7 @@ class Segmenter:
         images = list(images) if batch else [images]
         if not batch and _is_path(images[0]) and _is_volume(images[0]):
             return self.volume(images[0], name, label=label, progress=progress)
-        own = [split_suffix(image)[0] if _is_path(image) else str(n) for n, image in enumerate(images)]
+        own = [stem_of(image) if _is_path(image) else str(n) for n, image in enumerate(images)]
         names = own if name is None else [name] if not batch else list(name)
         labels = list(label) if isinstance(label, (list, tuple)) else [label] * len(images)
         if not len(images) == len(names) == len(labels):
@@ -172,7 +172,7 @@ class Segmenter:
 
         affine: [4, 4], as `nibabel.load(path).affine`. The volume is turned by it as the script does, and the answer
             is turned back. None: the volume has axial slices [right, front] already, as from `nifti.read_nifti`.
-        volume: an array or tensor, or the path of a NIfTI file, which has its own affine.
+        volume: an array or tensor, or a path of any format that the loaders read, which has its own affine.
         name: the volume's name; seed and name decide the members' noise, which is the same in every slice. By default
             a file's name without its suffix, else "volume".
         Other arguments are those of `__call__`.
@@ -181,10 +181,10 @@ class Segmenter:
         if _is_path(volume):
             if affine is not None:
                 raise ValueError("affine is given with a path; the file has its own")
-            name = split_suffix(volume)[0] if name is None else name
+            name = stem_of(volume) if name is None else name
             raw, turn = _read_volume(volume)
         else:
-            raw, turn = _turned(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
+            raw, turn = _as_axial(_tensor(volume, "a volume", "nibabel.load(path).get_fdata()"), affine)
         if raw.ndim != 4 or len(raw) != self.checkpoint.image_channels:
             shape = tuple(np.shape(raw if _is_path(volume) else volume))
             raise ValueError(f"a volume of shape {shape} is not [C, X, Y, Z] with the checkpoint's {self._channels}")
@@ -271,7 +271,9 @@ def _usable(device):
         usable = torch.device(device)
         torch.zeros(1, device=usable).cpu()
     except (RuntimeError, TypeError, AssertionError) as error:  # whatever this build of torch says
-        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        others = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        others += ["mps"] if torch.backends.mps.is_available() else []
+        found = ", ".join(["cpu", *others])
         raise ValueError(
             f"device is {str(device)!r}, but torch finds only {found} here; pass one of these or None"
         ) from error
@@ -303,7 +305,7 @@ def _read_volume(path):
     return raw.permute(3, 0, 1, 2), Geometry(*nifti_geometry(path)).turn
 
 
-def _turned(raw, affine):
+def _as_axial(raw, affine):
     """A volume [X, Y, Z] or [C, X, Y, Z] as [C, X, Y, Z] with axial slices, and the turn that made them so."""
     raw = raw[None] if raw.ndim == 3 else raw
     if affine is None or raw.ndim != 4:

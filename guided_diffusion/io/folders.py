@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import UserError
-from .files import flush_files, is_found, is_temporary, temporary_name
+from .files import TOKEN_DIGITS, flush_files, is_found, temporary_name
 from .texts import shown
 
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|[A-Za-z][\w+.-]+://")  # how an absolute path of Windows or a URL begins
@@ -134,7 +134,7 @@ def atomic_folder(path, flag="--out_dir"):
         raise UserError(f"{flag} {path}: is there already, and is no empty folder; name another, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     for other in path.parent.iterdir():
-        is_ours = other.name.startswith(f".{path.stem}.") and is_temporary(other.name)
+        is_ours = re.fullmatch(rf"\.{re.escape(path.stem)}\.\d{{{TOKEN_DIGITS}}}{re.escape(path.suffix)}", other.name)
         is_ours = is_ours and other.is_dir() and not other.is_symlink()
         if is_ours and time.time() - other.stat().st_mtime > STALE:
             shutil.rmtree(other, ignore_errors=True)

@@ -120,14 +120,16 @@ def load_optimizer_state(model, optimizer, state):
             optimizer.state.pop(parameter, None)
 
 
-def load_whole(model, state):
+def load_whole(model, state, strict=True):
     """Load a state dict of whole tensors, which every process passes, into a model with blocks that may be sharded.
 
+    strict: whether it must have all tensors of the model.
     torch's `set_model_state_dict` needs one device; while a network is built, only its blocks are on the GPU.
     """
     own = model.state_dict()
     model.load_state_dict(
-        {name: laid_out(value, own[name]) if in_shards(own.get(name)) else value for name, value in state.items()}
+        {name: laid_out(value, own[name]) if in_shards(own.get(name)) else value for name, value in state.items()},
+        strict=strict,
     )
 
 

@@ -288,10 +288,10 @@ def hub_card(checkpoint, weights, results=None, graphs=()):
         if missing:
             raise UserError(f"summary.json: has no {missing[0]}; evaluate the results again, which writes it anew")
         summary, split = _with_nan(summary), manifest.get("data", {}).get("split", "all")
-        ways = f"Sampling: {_option_list(manifest.get('settings', {}))}."
+        settings = _option_list(manifest.get("settings", {}))
         parts += [
             _metrics(with_sure_intervals(summary, patients_of(summary))),
-            ways,
+            f"Sampling: {settings}.",
             _calibration(summary, config),
             _limits(summary, split, None),
         ]

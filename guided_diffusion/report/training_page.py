@@ -40,7 +40,8 @@ FACTS = (  # label, group of options, option
     ("Learning rate", "train", "lr"),
     ("Seed", "train", "seed"),
 )
-PLACES = ("data_dir", "val_dir", "out_dir", "resume_checkpoint", "cache_dir", "data_name")  # options that are paths
+# Options that are paths.
+PLACES = ("data_dir", "val_dir", "out_dir", "resume_checkpoint", "init_from", "cache_dir", "data_name")
 LogRow = dict[str, Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)] | None]  # "step" and figures, by name
 PICTURE = re.compile(r"step(\d+)\.png")
 

@@ -122,6 +122,8 @@ def joined_processes(gpu_dev, explicit=False, *, exchange_tensors=False):
     if count == 1:
         yield Processes(0, 1, pick_device(gpu_dev, explicit))
         return
+    if gpu_dev == "mps":
+        raise UserError("--gpu_dev mps: is for one process; leave it out under torchrun")
     device = torch.device("cpu")
     if torch.cuda.is_available() and gpu_dev != "cpu":
         device = pick_device(os.environ["LOCAL_RANK"])
@@ -212,16 +214,23 @@ def launch(program, arguments, count):
 
 
 def pick_device(gpu_dev, explicit=False):
-    """The torch device for `--gpu_dev`: that GPU, or the CPU without CUDA, with a warning if the user set the flag.
+    """The torch device for `--gpu_dev`: that GPU. Without CUDA it is Apple's GPU (mps), or the CPU without one.
 
-    explicit: whether the user set it. Raises `UserError` for a GPU that does not exist.
+    explicit: whether the user set the flag; a warning then says that it is another device. Raises `UserError` for a
+    GPU that does not exist.
     """
     if gpu_dev == "cpu":
         return torch.device("cpu")
+    has_mps = torch.backends.mps.is_available()
+    if gpu_dev == "mps":
+        if not has_mps:
+            raise UserError("--gpu_dev mps: torch finds no GPU of Apple's here; leave it out, or give cpu")
+        return torch.device("mps")
     if not torch.cuda.is_available():
         if explicit:
-            console().warning(f"warning: --gpu_dev {gpu_dev}: torch finds no GPU here and uses the CPU")
-        return torch.device("cpu")
+            other = "no CUDA here and uses Apple's GPU, mps" if has_mps else "no GPU here and uses the CPU"
+            console().warning(f"warning: --gpu_dev {gpu_dev}: torch finds {other}")
+        return torch.device("mps" if has_mps else "cpu")
     if int(gpu_dev) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         there = "is 1 GPU, number 0" if count == 1 else f"are {count} GPUs, numbered from 0"
@@ -233,7 +242,12 @@ def pick_precision(precision, device):
     """The precision for `--precision` on this device: "fp32", "bf16" or "fp16".
 
     auto is bf16 if the hardware multiplies in it, else fp32. fp16 on a CPU becomes bf16, as few CPUs have fast fp16.
+    mps has fp32 alone: nothing else was tried there. Raises `UserError` for another precision on it.
     """
+    if device.type == "mps":
+        if precision not in ("auto", "fp32"):
+            raise UserError(f"--precision {precision}: mps computes in fp32 here; leave it out, or add --gpu_dev cpu")
+        return "fp32"
     if precision == "fp16" and device.type == "cpu":
         return "bf16"
     if precision != "auto":
@@ -280,9 +294,9 @@ def memory_format(precision, device):
 
 
 def training_memory_format(device):
-    """The memory layout of feature maps in training: channels last on GPUs.
+    """The memory layout of feature maps in training: channels last on CUDA's GPUs.
 
     On a CPU the gradient of the norm is so slow with channels last that convolutions gain less than it costs (measured
     in bf16, at 64 x 64 and at the published size).
     """
-    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format

@@ -20,7 +20,7 @@ from .trackers import Tracker
 from .validation import ValidationResult
 from .watch import OVERFIT_DICE
 
-MEASURED_STEP = {"cpu": 1, "cuda": 10}  # the step whose time the forecast uses: a GPU tunes kernels in the first ones
+MEASURED_STEP = {"cpu": 1}  # the step whose time the forecast uses; on a GPU the tenth: it tunes kernels in the first
 MUCH_WAITING, LEAST_WAITED = 0.2, 10.0  # share of the time and seconds, both exceeded before a warning
 
 
@@ -67,7 +67,7 @@ class Forecast(Hook):
 
     def after_step(self, loop, result):
         """Warn once, by the duration of an early step."""
-        if loop.step - self.first_step != MEASURED_STEP[loop.device.type]:
+        if loop.step - self.first_step != MEASURED_STEP.get(loop.device.type, 10):
             return
         steps = loop.last_step - self.first_step
         limit = loop.options.max_minutes * 60 or float("inf")

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import BEST, LAST, STAGE, Checkpoint, load_checkpoint, newest_name, resolved_path, step_of
+from ..config.command_line import options_over
 from ..config.config_file import record_beside, run_values
-from ..config.fields import named_by
+from ..config.fields import Given, named_by
 from ..config.options import NO_WINDOW, DataOptions
 from ..config.places import with_folders
 from ..config.settings import HOLD_OUT_FLAGS, DataFacts, Settings, changes, settle
@@ -15,6 +16,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.registry import build_dataset, recognised
 from ..data.resizing import View
 from ..data.splits import hold_out_of, loading_of
+from ..io.hub import is_on_hub
 from ..io.pictures import allow_megapixels
 from ..io.storage import (
     WorkFolder,
@@ -29,6 +31,7 @@ from ..io.storage import (
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
+from .initial import find_initial, network_values
 from .trackers import check_tracker
 from .validation import spread_cases
 
@@ -62,7 +65,8 @@ class ValidationData:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. start: the `Checkpoint` that it continues, or None. warnings: lines for the user."""
+    """A training run. start: the `Checkpoint` that it continues, or None. warnings: lines for the user. initial: the
+    `Checkpoint` whose weights a new run begins with, or None."""
 
     settings: Settings
     precision: str
@@ -71,6 +75,7 @@ class Run:
     start: Checkpoint | None = None
     validation: ValidationData | None = None
     warnings: tuple = ()
+    initial: Checkpoint | None = None
 
     @property
     def is_complete(self):
@@ -100,8 +105,8 @@ class Run:
         settings = self.settings
         train = asdict(settings.train)
         del train["dry_run"]
-        for name in ("out_dir", "val_dir", "resume_checkpoint"):
-            if train[name] not in ("", "auto"):
+        for name in ("out_dir", "val_dir", "resume_checkpoint", "init_from"):
+            if train[name] not in ("", "auto") and not is_on_hub(train[name]):
                 train[name] = absolute(train[name])
         data = (
             asdict(settings.data) | {"data_dir": absolute(settings.data.data_dir)}
@@ -135,6 +140,13 @@ def prepare_run(options, given, processes):
     if start is not None:
         data = next(part for part in options if isinstance(part, DataOptions))
         start.config = recalled(start.config, asked, data, given, folder)
+    unused_init = None
+    if start is not None and "init_from" in given:
+        unused_init = f"--init_from has no effect: the run goes on from its own step {start.step}"
+        given = Given(given - {"init_from"}, given.from_files)
+    initial = find_initial(asked, processes) if start is None else None
+    if initial is not None:
+        options = options_over(options, given, network_values(initial))
     saved = None if start is None else start.saved("to go on from")
     settings = settle(options, given, saved)
     allow_megapixels(settings.data.max_megapixels)
@@ -162,6 +174,7 @@ def prepare_run(options, given, processes):
     unused = validation.warning if validation else ""
     warnings = (
         unused,
+        unused_init,
         divided,
         changed,
         lacking,
@@ -169,7 +182,7 @@ def prepare_run(options, given, processes):
         no_diffusion_warning(settings, start),
         random_start_warning(settings.train),
     )
-    return Run(settings, precision, dataset, folder, start, validation, tuple(filter(None, warnings)))
+    return Run(settings, precision, dataset, folder, start, validation, tuple(filter(None, warnings)), initial)
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
@@ -324,6 +337,8 @@ def recalled(config, train, data, given, folder):
     unpushed = record_beside(folder.path / BEST) if train.resume_checkpoint == "auto" else {}
     record = unpushed or record_beside(path)
     config = with_folders(config, record, [data.data_dir])
+    begun_with = record.get("init_from")  # for the record alone
+    config |= {"train": config["train"] | {"init_from": begun_with if isinstance(begun_with, str) else ""}}
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
     own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
@@ -418,7 +433,7 @@ def choose_precision(device_options, given, start, device):
     if start is None or {"precision", "use_fp16"} & given:
         return pick_precision(device_options.precision, device), None
     before = start.config.get("device", {}).get("precision", "auto")
-    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type == "cpu"):
+    if (before == "bf16" and auto != "bf16") or (before == "fp16" and device.type != "cuda"):
         lacking = f"warning: the run was in {before}, which {device} lacks: it goes on in {auto} (see --precision)"
         return auto, lacking
     return pick_precision(before, device), None

@@ -220,7 +220,15 @@ RUNS = {
 }
 
 
-UNRECORDED = {"dry_run", "data_dir", "cache_dir", "val_dir", "out_dir", "resume_checkpoint"}  # in checkpoints
+UNRECORDED = {
+    "dry_run",
+    "data_dir",
+    "cache_dir",
+    "val_dir",
+    "out_dir",
+    "resume_checkpoint",
+    "init_from",
+}  # in checkpoints
 
 
 @pytest.mark.parametrize("case", RUNS)

@@ -30,7 +30,7 @@ def test_version_synonyms(word, version):
 
 def test_unknown_versions_and_presets():
     assert "--version v9: must be one of v1, v2, unet" in refused("--version v9")
-    assert "--preset XL: must be one of S, B, L, ++" in refused("--preset XL")
+    assert "--preset XL: must be one of XS, S, B, L, ++" in refused("--preset XL")
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from helpers import refused
         ("--max_steps 0", "--max_steps 0: must be above 0"),
         ("--save_interval 0", "--save_interval 0: must be above 0"),
         ("--schedule_sampler random", "must be one of uniform, loss-second-moment"),
-        ("--gpu_dev 0,1", "--gpu_dev 0,1: must be the number of one GPU, or cpu"),
+        ("--gpu_dev 0,1", "--gpu_dev 0,1: must be the number of one GPU, mps or cpu"),
         ("--precision fp8", "must be one of auto, fp32, bf16, fp16"),
         ("--seed -1", "--seed -1: must be at least 0"),
         ("--ct_window 5", "--ct_window 5: must be two numbers, the lower one first"),

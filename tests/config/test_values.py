@@ -153,7 +153,7 @@ def test_a_value_that_no_parser_saw_is_checked_for_its_type():
         ("--ema_rate 0.9,0.9", "names a rate twice", TRAIN),
         ("--ema_rate 0.9,nan", "not finite", TRAIN),
         ("--batch_size \uff13\uff12", "must be a whole number", TRAIN),
-        ("--gpu_dev \u00b2", "must be the number of one GPU, or cpu", TRAIN),
+        ("--gpu_dev \u00b2", "must be the number of one GPU, mps or cpu", TRAIN),
         ("--sample_batch_size \u00b2", "must be auto or a number above 0", SAMPLE),
         ("--sample_batch_size 99999999999", "at most 65536", SAMPLE),
         ("--temperature 1e-300", "must be 0 or at least 0.001", SAMPLE),
@@ -169,7 +169,7 @@ def test_values_that_are_refused(line, words, groups):
 @pytest.mark.parametrize("script", COMMANDS)
 def test_an_empty_path_on_the_command_line_is_refused(script):
     paths = [item.name for item in fields_of(COMMANDS[script]).values() if is_path(item)]
-    assert {"out_dir", "data_dir"} <= set(paths)
+    assert "out_dir" in paths and len(paths) > 1
     for name in paths:
         with pytest.raises(UserError, match=f"^--{name}: is empty"):
             parse("", COMMANDS[script], [f"--{name}", ""])

@@ -68,11 +68,6 @@ def test_flags_that_are_needed(refusal, trained):
     assert "--data_dir: is needed" in refusal("segmentation_sample", ["--model_path", trained])
 
 
-def test_the_default_kind_of_data_is_told(refusal, pictures, tmp_path):
-    line = refusal("segmentation_train", ["--data_dir", pictures, "--out_dir", tmp_path, TINY])
-    assert "no cases found for BRATS;" in line and "BRATS is the default of --data_name" in line
-
-
 def test_usage_errors_have_status_two(process, tmp_path):
     ended = finish(process("segmentation_eval", ["--config", tmp_path / "nope.yaml"]))
     assert ended.status == 2 and ended.messages == [

@@ -76,6 +76,8 @@ def test_a_checkpoint_gets_its_temperature_and_sampling_applies_it(
     script("segmentation_eval", fit)  # again, on the results of before: the same
     again = load_checkpoint(held_out).config["calibration"]
     assert again == fitted
+    script("segmentation_eval", ["--pred_dir", plain, "--fit_temperature", held_out.parent])  # its last.pt, as it was
+    assert load_checkpoint(held_out.with_name("last.pt")).config["calibration"] == fitted
     (plain / "manifest.json").write_text('{"checkpoint_sha256": "of another"}')
     line = [*fit, "--data_name FOLDER --data_dir", pictures]
     assert "not with this file as it is; sample with it first" in refusal("segmentation_eval", line)

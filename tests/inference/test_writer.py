@@ -41,7 +41,7 @@ class Written:
     def __init__(self):
         self.volumes, self.removed = {}, []
 
-    def begin_volume(self, name, geometry, depth):
+    def begin_volume(self, name, geometry, depth, clean=None):
         return Slices(name, depth)
 
     def finish_volume(self, files, image_of, truth):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from guided_diffusion.io.folders import check_listed, is_inside, walk_folders
+from guided_diffusion.io.folders import atomic_folder, check_listed, is_inside, walk_folders
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -110,3 +110,40 @@ def test_an_entry_below_the_folder_is_taken(tmp_path):
         check_listed(folder / "list.json", text, folder)
     check_listed(folder / "below" / "list.json", "../x.png", folder)
     assert is_inside("/a", "/a") and is_inside("/a/b", "/a") and is_inside("/a", "/") and not is_inside("/ab", "/a")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_there_when_all_its_files_are(tmp_path):
+    target = tmp_path / "new" / "model.v2"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("a")
+        assert not target.exists() and folder.parent == target.parent and folder.name.startswith(".")
+    assert [path.name for path in target.iterdir()] == ["a"] and list(target.parent.iterdir()) == [target]
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "other"):
+        raise ZeroDivisionError
+    assert {path.name for path in tmp_path.iterdir()} == {"new"}
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as folder:
+        (folder / "a").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "file").write_text("mine")
+    for name in ("empty", "link", "file"):
+        with pytest.raises(UserError, match="is there already, and is no empty folder"), atomic_folder(tmp_path / name):
+            raise AssertionError("the context began")
+    assert (tmp_path / "empty" / "a").read_text() == "a" and (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_folder_of_a_killed_run_goes_and_one_at_work_stays(tmp_path):
+    old, young, other = (tmp_path / f".{name}" for name in (f"m.{'1' * 20}", f"m.{'2' * 20}", "m.notes"))
+    for path in (old, young, other):
+        path.mkdir()
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    with atomic_folder(tmp_path / "m"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "m"}

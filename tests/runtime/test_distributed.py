@@ -9,17 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.options import ProcessOptions
+from guided_diffusion.config.fields import build
+from guided_diffusion.config.options import DiffusionOptions, ModelOptions, ProcessOptions
+from guided_diffusion.config.sample_options import SampleOptions
+from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
+from guided_diffusion.inference.members import draw_members
+from guided_diffusion.inference.plan import plan_sampling
+from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime import distributed as dist_util
 from guided_diffusion.runtime.distributed import (
     autocast,
     joined_processes,
     launch,
     launch_on_gpus,
+    memory_format,
     pick_device,
     pick_precision,
+    training_memory_format,
     visible_gpus,
 )
 from guided_diffusion.runtime.errors import UserError
@@ -245,3 +255,72 @@ def test_a_torch_without_the_private_functions_computes_in_fp32(monkeypatch):
 def test_autocast_computes_in_the_precision(precision, dtype):
     with autocast(precision, CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+# ---- mps; none was at hand, so what can be tested is tested without one ----------------------------------------------
+
+
+@pytest.fixture
+def mps(monkeypatch):
+    """A machine of Apple's, as far as torch is asked: mps is there, CUDA is not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_mps_is_taken_where_there_is_no_cuda(mps, monkeypatch, capsys):
+    assert pick_device("0").type == pick_device("mps", explicit=True).type == "mps"
+    assert pick_device("cpu").type == "cpu" and capsys.readouterr().out == ""
+    assert pick_device("1", explicit=True).type == "mps"
+    assert capsys.readouterr().out == "warning: --gpu_dev 1: torch finds no CUDA here and uses Apple's GPU, mps\n"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("0").type == "cpu"
+    with pytest.raises(UserError, match="--gpu_dev mps: torch finds no GPU of Apple's here; leave it out, or give cpu"):
+        pick_device("mps")
+
+
+def test_mps_is_for_one_process(mps, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--gpu_dev mps: is for one process; leave it out under torchrun"):
+        with joined_processes("mps"):
+            pass
+
+
+def test_mps_computes_in_fp32_and_contiguous_memory():
+    device = torch.device("mps")
+    assert pick_precision("auto", device) == pick_precision("fp32", device) == "fp32"
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(UserError, match=f"--precision {precision}: mps computes in fp32 here"):
+            pick_precision(precision, device)
+    assert memory_format("fp32", device) == training_memory_format(device) == torch.contiguous_format
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails for an operation that makes float64."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        made = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        is_host_table = function is torch.ops.aten.lift_fresh.default  # an array of the host becomes a tensor there
+        assert is_host_table or all(one.dtype != torch.float64 for one in made), f"{function} makes float64"
+        return result
+
+
+@pytest.mark.parametrize("sampler", ["bernoulli", "ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_steps_of_training_and_sampling_need_no_float64(version, sampler):
+    """The schedule, in float64, stays on the host."""
+    torch.manual_seed(0)
+    small = ModelOptions(version=version, image_size=16, num_channels=8, channel_mult="1,2", num_res_blocks=1)
+    model, diffusion = build_model(small, 3, 1), build_diffusion(build(DiffusionOptions, {}))
+    image, mask = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    options = SampleOptions(sampler=sampler, diffusion_steps=2, symmetries="none", scales="none")
+    plan = plan_sampling(options, {"sampler", "diffusion_steps"}, diffusion)
+    with pytest.raises(AssertionError, match="makes float64"), NoFloat64():
+        mask.double()
+    with NoFloat64():
+        losses = diffusion.training_losses(
+            model, mask, model.encode(image), torch.tensor([3, 700]), torch.rand(2, 1, 16, 16)
+        )
+        losses["loss"].mean().backward()
+        with torch.no_grad():
+            draw_members(model, diffusion, plan, image, ["a", "b"], members=2)

@@ -247,9 +247,10 @@ def test_from_another_folder_it_goes_on_where_it_wrote(script, pictures, tmp_pat
     script("segmentation_train", ["--resume_checkpoint ../here/run/model000001.pt --max_steps 2"])
     script("segmentation_train", ["--config ../here/run/config.yaml --resume_checkpoint auto --max_steps 3"])
     assert (run / "model000003.pt").is_file() and not list((tmp_path / "there").iterdir())
-    script("segmentation_train", ["--resume_checkpoint ../here/run/model000003.pt --out_dir new --max_steps 4"])
+    script("segmentation_train", ["--resume_checkpoint ../here/run --out_dir new --max_steps 4"])
     record = yaml.safe_load((tmp_path / "there" / "new" / "config.yaml").read_text())
-    assert record["resume_checkpoint"] == str(tmp_path / "there" / "../here/run/model000003.pt")
+    assert record["resume_checkpoint"] == str(tmp_path / "there" / "../here/run/last.pt")
+    assert (tmp_path / "there" / "new" / "model000004.pt").is_file()
 
 
 def test_a_remote_folder_stays_as_it_is(begun):

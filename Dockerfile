@@ -1,0 +1,23 @@
+# docker build -t medsegdiff .
+# docker run --rm -v "$PWD:/work" medsegdiff check --data_dir MY_DATA
+# For CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 -t medsegdiff:cuda .
+#           docker run --gpus all --shm-size 8g ...
+FROM python:3.12-slim
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+# torch first: a change of the code below then needs no new download.
+RUN pip install "torch>=2.8" "torchvision>=0.23" --index-url "$TORCH_INDEX"
+
+WORKDIR /opt/medsegdiff
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY guided_diffusion ./guided_diffusion
+RUN pip install ".[cloud,hub,medical]" && rm -rf /opt/medsegdiff
+
+# Another user owns mounted files: run with --user "$(id -u):$(id -g)". The cache then is where anybody may write.
+RUN useradd --create-home --uid 1000 medsegdiff && mkdir -m 1777 /cache
+ENV MEDSEGDIFF_CACHE=/cache HOME=/tmp
+USER medsegdiff
+WORKDIR /work
+ENTRYPOINT ["medsegdiff"]
+CMD ["--help"]
