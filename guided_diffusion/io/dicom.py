@@ -81,12 +81,14 @@ def _is_series(folder, _time):
 
 
 def _is_slice(path):
-    """Whether a DICOM file is one slice with a place in space; True without pydicom, so that reading asks for it."""
+    """Whether a DICOM file is one slice with a place in space; True where its header cannot be read, which opening
+    it says."""
     try:
-        header = _header(path)
+        with _reading(path):
+            header = _header(path)
+            return "ImagePositionPatient" in header and int(header.get("NumberOfFrames", 1) or 1) == 1
     except UserError:
         return True
-    return "ImagePositionPatient" in header and int(header.get("NumberOfFrames", 1) or 1) == 1
 
 
 def _files_in(folder):
@@ -186,6 +188,17 @@ def _header(path):
         raise UserError(f"{path}: is truncated or damaged ({_reason(error)}); copy it again") from error
 
 
+@contextmanager
+def _reading(path):
+    """A context in which any error of an element, which pydicom decodes when it is asked for, is a `UserError`."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: its DICOM header is damaged ({_reason(error)}); export it again") from error
+
+
 def _reason(error):
     return " ".join(str(error).split())[:160] or type(error).__name__
 
@@ -193,8 +206,10 @@ def _reason(error):
 def _check_one_series(path, images):
     """Raise `UserError` where files belong to several series. images: (file, header) pairs."""
     series = {}
-    for _, header in images:
-        series.setdefault(header.get("SeriesInstanceUID", ""), []).append(header.get("SeriesDescription", ""))
+    for file, header in images:
+        with _reading(file):
+            name = header.get("SeriesDescription", "")
+            series.setdefault(header.get("SeriesInstanceUID", ""), []).append(name)
     if len(series) > 1:
         named = [f"{counted(len(names), 'file')} of {shown(str(names[0] or '?'))!r}" for names in series.values()]
         more = ", ..." if len(series) > SHOWN_SERIES else ""
@@ -206,21 +221,21 @@ def _check_one_series(path, images):
 
 def _frames(path, header):
     """The `Frame`s of a file. Raises `UserError` for colours, films, and headers without what a slice needs."""
-    count = int(header.get("NumberOfFrames", 1) or 1)
-    if header.get("PhotometricInterpretation") not in GREY_KINDS or int(header.get("SamplesPerPixel", 1) or 1) != 1:
-        colours = header.get("PhotometricInterpretation", "no grey values")
-        raise UserError(f"{path}: is a DICOM file in colour ({shown(str(colours))}); export it as PNG")
-    per_frame = header.get("PerFrameFunctionalGroupsSequence", ())
-    if count > 1 and len(per_frame) != count:
-        raise UserError(f"{path}: is a DICOM film of {count} frames without places in space; export the frames as PNG")
-    shared = next(iter(header.get("SharedFunctionalGroupsSequence", ())), None)
-    try:
+    with _reading(path):
+        count = int(header.get("NumberOfFrames", 1) or 1)
+        if header.get("PhotometricInterpretation") not in GREY_KINDS or int(header.get("SamplesPerPixel", 1) or 1) != 1:
+            colours = shown(str(header.get("PhotometricInterpretation", "no grey values")))
+            raise UserError(f"{path}: is a DICOM file in colour ({colours}); export it as PNG")
+        per_frame = header.get("PerFrameFunctionalGroupsSequence", ())
+        if count > 1 and len(per_frame) != count:
+            raise UserError(
+                f"{path}: is a DICOM film of {count} frames without places in space; export the frames as PNG"
+            )
+        shared = next(iter(header.get("SharedFunctionalGroupsSequence", ())), None)
         return [
             _frame(path, header, [group for group in (own, shared) if group is not None], k if count > 1 else None)
             for k, own in enumerate(per_frame or (None,))
         ]
-    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise UserError(f"{path}: its DICOM header is damaged ({_reason(error)}); export it again") from error
 
 
 def _frame(path, header, groups, index):

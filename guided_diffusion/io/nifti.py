@@ -26,7 +26,7 @@ EXACT = 2**24  # whole numbers up to it are exact in float32
 
 
 def read_nifti(path, like=None):
-    """Read a NIfTI file: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
+    """Read a volume: (values float32 [X, Y] or [X, Y, Z], affine float64 [4, 4], spacing in mm per axis).
 
     A volume is turned by `canonical_turn`, with its affine and spacing; a 2-D image is not. Further axes of length 1
     are dropped.
@@ -47,13 +47,13 @@ def _single_channel(path, like=None, onto=None):
 
 
 def read_nifti_channels(path, like=None):
-    """Read the values of a NIfTI file with one or more channels as float32 [X, Y, C] or [X, Y, Z, C], turned as by
+    """Read the values of a volume's file with one or more channels as float32 [X, Y, C] or [X, Y, Z, C], turned as by
     `read_nifti`. Raises `UserError` for values that are not finite."""
     return _open_nifti(path, like).finite_values()
 
 
 def read_nifti_labels(path, like=None, compact=False):
-    """Read a NIfTI label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`.
+    """Read a label map as int32 [X, Y] or [X, Y, Z]; see `read_nifti` and `as_labels`.
 
     compact: whether a map that is stored as uint8 or uint16 keeps that type, which saves memory.
     """
@@ -91,7 +91,7 @@ def read_nifti_header(path, like=None):
 
 
 def nifti_channels(path):
-    """The number of channels of a NIfTI file, the length of its fourth axis, from its header."""
+    """The number of channels of a file, the length of its fourth axis, from its header."""
     return _open_nifti(path).channels
 
 
@@ -152,7 +152,7 @@ class OntoImage(NamedTuple):
 
 
 def read_nifti_onto(path, geometry, labels=False):
-    """The values of a NIfTI file on the voxels of a `Geometry`, as `OntoImage`. labels: see `_Nifti.label_values`.
+    """The values of a file on the voxels of a `Geometry`, as `OntoImage`. labels: see `_Nifti.label_values`.
 
     A file on the same grid, whatever the order and direction of its axes, is read as it is, and so is one of the same
     shape that has lost its affine. One on another grid of the same space, such as a crop or one of another resolution,

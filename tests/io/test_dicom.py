@@ -206,3 +206,13 @@ def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'guided_diffusion\[medical\]'"):
         open_volume(folder)
     dicom._is_series.cache_clear()
+
+
+def test_an_element_that_cannot_be_decoded(tmp_path):
+    """pydicom decodes each element only when it is asked for."""
+    path = write_slice(tmp_path / "a.dcm", VALUES[..., 0], **place())
+    content = path.read_bytes()
+    assert content.count(b"\x28\0\x02\0US") == 1  # SamplesPerPixel
+    path.write_bytes(content.replace(b"\x28\0\x02\0US", b"\x28\0\x02\0U_"))
+    with pytest.raises(UserError, match="a.dcm: its DICOM header is damaged"):
+        open_volume(path)
