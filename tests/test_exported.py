@@ -64,6 +64,7 @@ def test_its_folder_names_no_place_and_no_state_of_the_run(folder, checkpoint, t
     text = (folder / SETTINGS).read_text()
     assert str(pictures) not in text and str(trained.parent) not in text and "optimizer" not in text
     assert "validation" not in json.loads(text) and "cache_dir" not in json.loads(text)["config"]["digests"]
+    assert (folder / WEIGHTS).stat().st_mode == (folder / SETTINGS).stat().st_mode  # whoever may read one may read both
     average = next(iter(checkpoint.ema.values()))
     assert all(torch.equal(value, average[name]) for name, value in load_file(folder / WEIGHTS).items())
     assert load_checkpoint(folder).config["digests"]["data_dir"] == checkpoint.config["digests"]["data_dir"]
