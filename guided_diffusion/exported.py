@@ -5,6 +5,7 @@ A checkpoint holds the optimizer's state and every average beside the weights, f
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -80,6 +81,7 @@ def write_exported(folder, checkpoint, weights, more=()):
         "config": exported_config(checkpoint.config),
     }
     write_json(Path(folder) / SETTINGS, settings | dict(more))
+    shutil.copymode(Path(folder) / SETTINGS, path)  # safetensors lets the owner alone read its files
 
 
 def exported_config(config):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from guided_diffusion import Segmenter
 from guided_diffusion.checkpoint import checkpoint_digest, checkpoint_file, load_checkpoint
+from guided_diffusion.evaluation.temperature_fit import check_origin
 from guided_diffusion.exported import SETTINGS, WEIGHTS, is_exported, write_exported
 from guided_diffusion.io.archives import file_hash
 from guided_diffusion.runtime.errors import UserError
@@ -63,6 +64,7 @@ def test_its_folder_names_no_place_and_no_state_of_the_run(folder, checkpoint, t
     text = (folder / SETTINGS).read_text()
     assert str(pictures) not in text and str(trained.parent) not in text and "optimizer" not in text
     assert "validation" not in json.loads(text) and "cache_dir" not in json.loads(text)["config"]["digests"]
+    assert (folder / WEIGHTS).stat().st_mode == (folder / SETTINGS).stat().st_mode  # whoever may read one may read both
     average = next(iter(checkpoint.ema.values()))
     assert all(torch.equal(value, average[name]) for name, value in load_file(folder / WEIGHTS).items())
     assert load_checkpoint(folder).config["digests"]["data_dir"] == checkpoint.config["digests"]["data_dir"]
@@ -91,6 +93,13 @@ def test_it_is_found_and_has_a_sum_that_holds_its_weights(folder):
 def test_a_run_cannot_go_on_from_it(folder):
     with pytest.raises(UserError, match="is an exported model, without what going on needs; begin a run with --init"):
         load_checkpoint(folder, to_train=True)
+
+
+def test_no_temperature_is_fitted_into_it(folder):
+    before = (folder / SETTINGS).read_bytes()
+    with pytest.raises(UserError, match="is an exported model; fit into the run's checkpoint, then export it again"):
+        check_origin(folder, {})
+    assert (folder / SETTINGS).read_bytes() == before
 
 
 def test_a_stranger_s_weights_are_compared_with_the_network(folder):

@@ -35,14 +35,10 @@ def test_whole_and_empty_fits_are_read(stored):
     ("place", "value"),
     [
         ("cleanup.fill_holes", ["yes"]),
-        ("cleanup.keep_largest", []),
         ("cleanup.min_size", [-1]),
-        ("cleanup.min_size", [1, 2]),
-        ("threshold.values", [0.0]),
         ("threshold.values", [float("nan")]),
         ("threshold.values", [0.2, 0.3]),
         ("threshold.max_misses", 1.0),
-        ("threshold.settings", ["sampler"]),
     ],
 )
 def test_wrong_fits_are_named(stored, place, value):
