@@ -17,6 +17,16 @@ CHARTED = ("dice", "sensitivity", "precision", "hd95")  # figures with a histogr
 LEAST_PATIENTS = 5  # for an interval: resamples of fewer know too little of other patients
 
 
+SETS_NOTES = {  # below the table of sets, by the prefix of the row that each explains
+    "": f"A run without members stands for {LEVEL_SETS} level sets of its probability. With one rater the unbiased "
+    "GED² is the energy score.",
+    "control_levels_": "Level sets are as many masks as there are members, made from the probability alone.",
+    "control_copula_": "So are those of the Gaussian copula.",
+    "reader_": "The held-out reader answers alone, against the other readers.",
+    "majority_": "The raters' majority is made from the masks that it is compared with.",
+}
+
+
 def with_sure_intervals(content, patients):
     """Statistics, in dicts and lists, without the bounds "low" and "high" of those of fewer than `LEAST_PATIENTS`.
 
@@ -38,13 +48,17 @@ def patients_of(summary):
     return min(summary.get("groups") or cases, cases)
 
 
-def figure_label(key, size="volume"):
-    """A figure's label, from its column in metrics.csv. size: what the masks have, "area" or "volume"."""
+def figure_label(key, size="volume", unit=""):
+    """A figure's label, from its column in metrics.csv.
+
+    size: what the masks have, "area" or "volume". unit: of distances, which their labels name.
+    """
     text = re.sub(r"\bvolume\b", size, figure_name(key))
     for plain, right in (("dice", "Dice"), ("iou", "IoU"), ("ece", "ECE"), ("nsd", "NSD at"), ("f1", "F1")):
         text = re.sub(rf"\b{plain}\b", right, text)
     text = re.sub(r"\b(hd95|assd)\b", lambda found: found[0].upper(), text)
-    return text[0].upper() + text[1:]
+    is_distance = key in ("hd95", "assd") or key.startswith("nsd")
+    return text[0].upper() + text[1:] + (f" ({unit})" if is_distance and unit else "")
 
 
 def table_of(summary, size="volume"):
@@ -91,7 +105,7 @@ def sets_table(summary):
 
     "" where no set of masks was compared. See `controls` and `diversity.reference_figures`.
     """
-    diversity, rows = summary.get("diversity", {}), []
+    diversity, rows, notes = summary.get("diversity", {}), [], []
     dice = {"": "rater_dice", "reader_": "reader_dice", "majority_": "majority_rater_dice"}
     for prefix, label in {"": "this run", **SETS}.items():
         keys = [f"{prefix}{figure}" for figure in OF_SETS] + [dice.get(prefix)]
@@ -99,16 +113,13 @@ def sets_table(summary):
         if any(cells[: len(OF_SETS)]):
             label = label[0].upper() + label[1:]
             rows.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+            notes += [SETS_NOTES[prefix]] if prefix in SETS_NOTES else []
     if not rows:
         return ""
     return (
         '<h3>Sets of masks</h3><div class="scroll"><table class="figures sets"><thead><tr><th scope="col">Masks of</th>'
         '<th scope="col">GED², unbiased</th><th scope="col">Matched IoU</th><th scope="col">Dice to raters</th></tr>'
-        f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">Level sets and Gaussian copula are as '
-        "many masks made from the probability alone: what the members score beyond them is what they add to it. The "
-        "held-out reader answers alone, against the other readers. The raters' majority is made from the masks that "
-        f"it is compared with. A run without members stands for {LEVEL_SETS} level sets of its probability. With one "
-        "rater the unbiased GED² is the energy score.</p>"
+        f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">{" ".join(notes)}</p>'
     )
 
 
@@ -138,9 +149,7 @@ def _statistics(level, unit, size):
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
     for key, values in described.items():
         if values.get("n"):
-            label = figure_label(key, size)
-            distance = key in ("hd95", "assd") or key.startswith("nsd")
-            yield f"{label} ({unit})" if distance and unit else label, values
+            yield figure_label(key, size, unit), values
     for key, value in level.get("calibration", {}).items():
         if isinstance(value, (int, float)) and key in CALIBRATION:
             yield f"{figure_label(key, size)}, all pixels together", value
@@ -152,12 +161,12 @@ def _statistics(level, unit, size):
 def charts_of(cases, columns, curves, size="volume"):
     """The charts: a list of HTML strings.
 
-    cases: dicts with "name" and "scores". columns: dicts with the "key" of each figure. curves: of `summary.curves_of`,
+    cases: dicts with "name" and "scores". columns: of `gallery.columns_of`. curves: of `summary.curves_of`,
     or {}. size: see `figure_label`.
     """
     level = curves.get("all") or next(iter(curves.get("classes", {}).values()), {})
     return [
-        *_distributions(cases, columns, size),
+        *_distributions(cases, columns),
         *_reliability_chart(level.get("reliability", {})),
         *_retention(level.get("retention", {}), size),
         *_scatter(cases),
@@ -165,17 +174,22 @@ def charts_of(cases, columns, curves, size="volume"):
     ]
 
 
-def _distributions(cases, columns, size):
+def _distributions(cases, columns):
     """Histograms of the figures `CHARTED`; without truth a histogram of the first figure."""
-    shown, keys = [], [column["key"] for column in columns]
-    for key in [key for key in CHARTED if key in keys] or keys[:1]:
+    shown, labels = [], {column["key"]: column["label"] for column in columns}
+    for key in [key for key in CHARTED if key in labels] or list(labels)[:1]:
         values = [case["scores"][key] for case in cases if key in case["scores"]]
         if len(values) > 1:
-            label, share = figure_label(key, size), min(values) >= 0 and max(values) <= 1
-            bounds = (math.floor(min(values) * 10) / 10 if min(values) > 0.5 else 0, 1) if share else None
+            label, share = labels[key], min(values) >= 0 and max(values) <= 1
+            bounds = (_low_end(min(values)) if min(values) > 0.5 else 0, 1) if share else None
             chart = histogram(f"Distribution of {label} over cases", values, label, bounds=bounds)
             shown.append(f'<div class="chart" data-column="{escape(key)}">{figure(f"{label} per case", chart)}</div>')
     return shown
+
+
+def _low_end(lowest):
+    """The lower end of an axis up to 1: the tenth below the lowest value, and below 1."""
+    return min(math.floor(lowest * 10) / 10, 0.9)
 
 
 def _reliability_chart(tables):
@@ -213,8 +227,7 @@ def _scatter(cases):
     if len(both) < 3:
         return []
     expected, dices = ([case["scores"][key] for case in both] for key in ("expected_dice", "dice"))
-    low = math.floor(min(*expected, *dices) * 10) / 10
-    low = low if low < 1 else 0.9
+    low = _low_end(min(*expected, *dices))
     chart = Chart("Expected and true Dice of each case", (low, 1, "expected Dice"), (low, 1, "Dice"))
     chart.reference((low, low), (1, 1))
     chart.dots(expected, dices, [case["name"] for case in both])

@@ -19,15 +19,15 @@ ON_CARD = 2  # figures on a card
 END = 14  # characters at the end of a name that stay when it is cut; cases of one data set often differ only there
 
 
-def columns_of(cases, size="volume"):
+def columns_of(cases, size="volume", unit=""):
     """The figures to sort by: [{"key", "label", "worst": "low" or "high"}]; the first is the initial order.
 
-    size: "area" or "volume", see `figures.figure_label`.
+    size: "area" or "volume"; unit: of distances. See `figures.figure_label`.
     """
     keys = dict.fromkeys(key for case in cases for key in case["scores"])
     first = [key for key in FIRST if key in keys]
     return [
-        {"key": key, "label": figure_label(key, size), "worst": "high" if WORSE_HIGH.match(key) else "low"}
+        {"key": key, "label": figure_label(key, size, unit), "worst": "high" if WORSE_HIGH.match(key) else "low"}
         for key in (*first, *(key for key in keys if key not in first))
     ]
 

@@ -30,10 +30,10 @@ def headline(summary, cases, size):
     for choice in (("dice",), RATIOS, sharpness):
         key = next((key for key in choice if key in described), None)
         if key is not None:
-            unit = f" ({summary['hd95_unit']})" if key == "hd95" and summary.get("hd95_unit") else ""
             interval = interval_text(described[key], 3)
             value = f"{described[key]['mean']:.3f}"
-            line.append((figure_label(key, size) + unit, value, f"95 %: {interval}" if interval else ""))
+            label = figure_label(key, size, summary.get("hd95_unit", ""))
+            line.append((label, value, f"95 %: {interval}" if interval else ""))
     return [*line, ("Empty masks", *_empty_masks(ensemble, len(summary.get("classes") or {}) > 1))]
 
 
@@ -87,8 +87,7 @@ def class_table(summary, legend, size):
         for key in dict.fromkeys((OF_CLASSES[0], ratio, *OF_CLASSES[1:]))
         if any(key in one for one in described.values())
     ]
-    unit = summary.get("hd95_unit", "")
-    labels = [figure_label(key, size) + (f" ({unit})" if key == "hd95" and unit else "") for key in keys]
+    labels = [figure_label(key, size, summary.get("hd95_unit", "")) for key in keys]
     rows = []
     for name, level in classes.items():
         cells = [_class_cell(described[name].get(key)) for key in keys]

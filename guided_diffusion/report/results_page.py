@@ -50,7 +50,7 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
     """
     results_dir, out_dir = Path(results_dir), Path(out_dir or results_dir)
     predictions = predictions_of(results_dir, dataset, units)
-    scores = read_scores(out_dir / "metrics.csv")
+    scores, (summary, curves) = read_scores(out_dir / "metrics.csv"), _summaries(out_dir)
     pictures, cases, failed = Pictures(out_dir / "report_files"), [], {}
     for unit in progress(units) if progress else units:
         try:
@@ -61,20 +61,13 @@ def write_report(results_dir, dataset, units, out_dir=None, read_raters=raters_o
         if slices is not None:
             file = link_to(predictions.mask_file(unit.name, unit.is_volume), out_dir)
             cases.append(_case(unit, slices, pictures, scores.get(unit.name) or slices.scores) | {"file": file})
-    if failed:
-        first, number = next(iter(failed.values())), counted(len(failed), "case")
-        if not cases:
-            raise UserError(f"none of {number} could be read; the first: {first}" if len(failed) > 1 else first)
-        console().warning(
-            f"warning: report.html lacks {number} that could not be read: {listed(list(failed))}; {first}"
-        )
+    notes = _notes(failed, len(cases))
     size = "volume" if units and units[0].is_volume else "area"
-    columns, manifest = columns_of(cases, size), read_manifest(results_dir)
+    columns, manifest = columns_of(cases, size, summary.get("hd95_unit", "")), read_manifest(results_dir)
     path, title = out_dir / "report.html", f"Segmentation report: {_results_title(results_dir)}"
-    notes = [f"{counted(len(failed), 'case')} could not be read: {listed(list(failed))}"] if failed else []
     gallery = gallery_html(cases, columns, dataset.class_names, lambda case: pictures.sources(case["card"]), notes)
     facts = _facts(results_dir, dataset, cases, manifest)
-    body = _body(out_dir, cases, columns, size, gallery, facts, dataset.class_names)
+    body = _body(out_dir, summary, curves, cases, columns, size, gallery, facts, dataset.class_names)
     write_page(
         path,
         title,
@@ -96,6 +89,26 @@ def try_report(*arguments, **keywords):
     except UserError as error:
         console().warning(f"warning: no report.html: {error}")
         return None
+
+
+def _summaries(folder):
+    """summary.json and curves.json of a folder, {} for each that is not there."""
+    files = {"summary.json": read_summary, "curves.json": read_curves}
+    return [read(folder / name) if (folder / name).exists() else {} for name, read in files.items()]
+
+
+def _notes(failed, readable):
+    """The page's lines about the cases that could not be read, after a warning; an error where none could.
+
+    failed: their reasons by name. readable: the number of the others.
+    """
+    if not failed:
+        return []
+    first, number = next(iter(failed.values())), counted(len(failed), "case")
+    if not readable:
+        raise UserError(f"none of {number} could be read; the first: {first}" if len(failed) > 1 else first)
+    console().warning(f"warning: report.html lacks {number} that could not be read: {listed(list(failed))}; {first}")
+    return [f"{number} could not be read: {listed(list(failed))}"]
 
 
 class Pictures:
@@ -246,11 +259,7 @@ def _results_title(results_dir):
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _body(out_dir, cases, columns, size, gallery, facts, class_names):
-    summary, curves = (
-        read(out_dir / name) if (out_dir / name).exists() else {}
-        for name, read in (("summary.json", read_summary), ("curves.json", read_curves))
-    )
+def _body(out_dir, summary, curves, cases, columns, size, gallery, facts, class_names):
     patients = patients_of(summary) if summary else len(cases)
     summary, curves = (with_sure_intervals(part, patients) for part in (summary, curves))
     charts = charts_of(cases, columns, curves, size)

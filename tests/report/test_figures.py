@@ -34,6 +34,7 @@ def test_labels_are_the_field_s_terms():
     labels = {"dice": "Dice", "hd95": "HD95", "coarse_ece": "Coarse ECE", "lesion_f1": "Lesion F1"}
     assert {key: figure_label(key) for key in labels} == labels and figure_label("nsd_1.5") == "NSD at 1.5"
     assert figure_label("volume_error") == "Volume error" and figure_label("volume_error", "area") == "Area error"
+    assert [figure_label(key, unit="mm") for key in ("hd95", "nsd_1", "dice")] == ["HD95 (mm)", "NSD at 1 (mm)", "Dice"]
 
 
 def test_intervals_of_few_patients_are_left_out():
@@ -77,10 +78,19 @@ def cases(*dices):
     return [{"name": f"c{n}", "scores": {"dice": dice, "expected_dice": 0.5}} for n, dice in enumerate(dices)]
 
 
+DICE = {"key": "dice", "label": "Dice", "worst": "low"}
+
+
 @pytest.mark.parametrize(("count", "charts"), [(3, 2), (2, 1), (1, 0)])
 def test_charts_need_several_cases(count, charts):
-    drawn = charts_of(cases(*[0.2, 0.4, 0.8][:count]), [{"key": "dice"}], {})
+    drawn = charts_of(cases(*[0.2, 0.4, 0.8][:count]), [DICE], {})
     assert len(drawn) == charts and ("Dice per case" in "".join(drawn)) == (charts > 0)
+
+
+def test_a_histogram_of_cases_that_are_all_perfect_has_a_bar():
+    drawn = charts_of(cases(1.0, 1.0), [DICE], {})[0]
+    sides = re.findall(r'<rect class="bar".*? width="(.*?)" height="(.*?)"', drawn)
+    assert [float(width) > 1 for width, height in sides if float(height)] == [True]
 
 
 def test_curves_that_there_are_are_drawn():
@@ -104,6 +114,8 @@ def test_controls_and_references_stand_beside_the_members():
     assert rows["This run"] == ["0.2500 (0.1500 to 0.3500)"] * 3
     assert rows["Level sets"] == ["0.5000 (0.4000 to 0.6000)"] * 2 + [""]
     assert list(rows) == ["Masks of", "This run", "Level sets"]  # no set, no row
+    note = re.search('<p class="note">(.*?)</p>', sets_table(summary))[1]
+    assert "Level sets are as many masks" in note and "copula" not in note and "held-out" not in note
     below = cells(table_of(summary))
     assert "GED² V-statistic" in below and "GED² unbiased" not in below
     assert sets_table(LEVEL) == ""

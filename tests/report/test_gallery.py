@@ -41,6 +41,7 @@ def test_the_columns_begin_with_the_figure_that_sorts():
         ("agreement", "Agreement of members"),
         ("volume_error", "Area error"),
     ]
+    assert columns_of([case("a", hd95=1.0)], unit="mm")[0]["label"] == "HD95 (mm)"
 
 
 def test_a_name_is_text_and_its_end_is_kept():

@@ -317,6 +317,7 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     assert page.shown()[::-1] == sorted(NAMES)
     page.run("document.querySelector('[type=reset]').click()")
     page.wait("return document.getElementById('sort').value == 'dice'")
+    assert page.text("filtered") == "Dice"  # what "from" and "to" bound
     page.run("const s = document.getElementById('search'); s.value = 'CASE2'; s.dispatchEvent(new Event('input'))")
     assert (
         page.shown() == ["case2"] and page.run("return document.getElementById('count').textContent") == "1 of 7 cases"
@@ -383,6 +384,13 @@ def test_the_report_in_a_browser(browser, results, photographs, volumes, tmp_pat
     page.press(Keys.ESCAPE)
     page.wait("return !document.getElementById('case').open")
     assert page.focused() == worst_first[1]
+
+    # Of a long name the start is seen too, beside whatever figures.
+    start = "document.querySelector('.card .start')"
+    page.run(
+        f"{start}.textContent = 'x'.repeat(60); document.querySelector('.card .values').textContent += ' and more'"
+    )
+    assert page.run(f"return {start}.clientWidth") > 150
 
     # The first picture is on the first screen of a monitor and of a phone.
     assert 0 < page.run(TOP, ".card img") < 400

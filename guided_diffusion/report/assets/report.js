@@ -98,7 +98,8 @@
     limit = PART;
     place();
     $("count").textContent = shown.length === cards.length ? `${cards.length} cases` : `${shown.length} of ${cards.length} cases`;
-    for (const id of ["from", "to"]) $(id).disabled = !column;
+    for (const id of ["from", "to"]) $(id).parentElement.hidden = !column;
+    $("filtered").textContent = column ? column.label : "";
     $("order").textContent = column ? (worstFirst ? "Worst first" : "Best first") : worstFirst ? "A to Z" : "Z to A";
     $("order").setAttribute("aria-pressed", String(worstFirst));
   }
