@@ -233,8 +233,8 @@ def _limits(summary, part, leak):
 def _definitions(summary):
     tolerances = " and ".join(f"{tolerance:g}" for tolerance in summary["nsd_tolerances"])
     return (
-        f"## Definitions\n\nEvery figure is defined in {DEFINITIONS} of guided_diffusion. Tolerance of the surface Dice: "
-        f"{tolerances} {summary['hd95_unit']}. A lesion counts as found from an IoU of {summary['lesion_iou']:g}."
+        f"## Definitions\n\nEvery figure is defined in {DEFINITIONS} of guided_diffusion. Tolerance of the surface "
+        f"Dice: {tolerances} {summary['hd95_unit']}. A lesion counts as found from an IoU of {summary['lesion_iou']:g}."
     )
 
 
