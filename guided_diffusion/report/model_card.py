@@ -58,7 +58,7 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
         _data(config, manifest, dataset, part, summary),
         _configuration(config, manifest),
         _metrics(with_sure_intervals(summary, patients_of(summary))),
-        _calibration(summary, config),
+        _calibration(summary, config, manifest.get("settings", {})),
         _limits(summary, part, leak and with_short_places(leak, *_places_of(config, dataset))),
         _definitions(summary),
         _citation(config),
@@ -97,16 +97,9 @@ def _class_names(summary):
 
 
 def _data(config, manifest, dataset, part, summary):
-    trained, recorded = config.get("data", {}), manifest.get("data", {})
-    lines = ["## Data", ""]
-    if trained:
-        shares = ((trained.get("val_fraction"), "validation"), (trained.get("test_fraction"), "testing"))
-        parts = [f"fold {trained['fold']} of the groups for validation"] if trained.get("fold") else []
-        held = " and ".join([*parts, *(f"{share:g} of the groups for {what}" for share, what in shares if share)])
-        held_out = f", with {held} held out" if held else ""
-        name, place = (place_name(trained.get(key, "")) for key in ("data_name", "data_dir"))
-        origin = f" from {markdown_code(place)}" if place else ""
-        lines.append(f"- Trained on {markdown_code(name)}{origin}{held_out}.")
+    recorded, further = manifest.get("data", {}), [one["data"] for one in manifest.get("further", ())]
+    trained = [data for data in (config.get("data", {}), *further) if data]
+    lines = ["## Data", "", *dict.fromkeys(map(_trained_on, trained))]
     cases = summary["ensemble"]["cases"]
     groups = f" of {counted(summary['groups'], 'group')} (patients)" if summary["groups"] else ""
     name = markdown_code(place_name(recorded.get("data_name", type(dataset).__name__)))
@@ -117,13 +110,29 @@ def _data(config, manifest, dataset, part, summary):
     return "\n".join(lines)
 
 
+def _trained_on(data):
+    """The line about a checkpoint's own options of data."""
+    shares = ((data.get("val_fraction"), "validation"), (data.get("test_fraction"), "testing"))
+    parts = [f"fold {data['fold']} of the groups for validation"] if data.get("fold") else []
+    held = " and ".join([*parts, *(f"{share:g} of the groups for {what}" for share, what in shares if share)])
+    held_out = f", with {held} held out" if held else ""
+    name, place = (place_name(data.get(key, "")) for key in ("data_name", "data_dir"))
+    origin = f" from {markdown_code(place)}" if place else ""
+    return f"- Trained on {markdown_code(name)}{origin}{held_out}."
+
+
 def _configuration(config, manifest):
     if not config:
         return ""
     lines = ["## Configuration", ""]
-    checkpoint = markdown_code(shown_checkpoint(manifest))
-    step, digest = markdown_text(manifest.get("step")), markdown_code(str(manifest.get("checkpoint_sha256", ""))[:16])
-    lines.append(f"- Checkpoint {checkpoint}, step {step}, SHA-256 {digest}...")
+    names, digests = (str(manifest.get(key, "")).split(",") for key in ("checkpoint", "checkpoint_sha256"))
+    if len(names) != len(digests):  # a comma in the name of a single one
+        names = [shown_checkpoint(manifest)]
+    steps = [one.get("step") for one in (manifest, *manifest.get("further", ()))]
+    for name, digest, step in zip(names, digests, steps, strict=False):
+        shown = markdown_code(place_name(name)), markdown_text(step), markdown_code(digest[:16])
+        lines.append("- Checkpoint {}, step {}, SHA-256 {}...".format(*shown))
+    lines += ["- The options below are those of the first checkpoint."] if len(steps) > 1 else []
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
     lines.append(f"- Sampled on {markdown_text(manifest.get('device'))} with {markdown_text(versions)}.")
     for group in ("model", "diffusion", "train"):
@@ -178,7 +187,7 @@ def _table(part, summary):
     return "\n".join(lines)
 
 
-def _calibration(summary, config):
+def _calibration(summary, config, settings):
     figures, lines = summary["calibration"], []
     shown = [name for name in CALIBRATION if not math.isnan(figures[name])]
     if shown:
@@ -186,7 +195,7 @@ def _calibration(summary, config):
         lines += [f"| {figure_name(name)} | {_decimal(figures[name])} |" for name in shown]
         lines.append("")
     fitted = config.get("calibration")
-    if fitted:
+    if fitted and settings.get("temperature", fitted["temperature"]) == fitted["temperature"]:
         lines.append(
             f"- Probabilities are scaled with the temperature {fitted['temperature']:g}, which was fitted on "
             f"{counted(fitted['cases'], 'mask')} of the split {markdown_text(fitted['split'])}."
@@ -293,7 +302,7 @@ def hub_card(checkpoint, weights, results=None, graphs=()):
         parts += [
             _metrics(with_sure_intervals(summary, patients_of(summary))),
             f"Sampling: {settings}.",
-            _calibration(summary, config),
+            _calibration(summary, config, manifest.get("settings", {})),
             _limits(summary, split, None),
         ]
         parts.append(_definitions(summary))

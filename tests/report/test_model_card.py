@@ -42,6 +42,23 @@ def test_it_says_what_was_trained_and_measured(tmp_path):
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
 
 
+def test_several_checkpoints_are_named_each_with_what_it_was_trained_on(tmp_path):
+    config = MANIFEST["config"] | {"calibration": {"temperature": 1.5, "cases": 4, "split": "val"}}
+    further = {"checkpoint": "n.pt", "step": 9, "data": {"data_name": "FOLDER", "data_dir": "/data/own", "fold": "2/5"}}
+    both = {"checkpoint": "/run/m.pt,/other/n.pt", "checkpoint_sha256": "ab" * 32 + "," + "cd" * 32}
+    settings = MANIFEST["settings"] | {"temperature": 1.0}
+    changes = both | {"config": config, "further": [further], "settings": settings}
+    text = card_of(tmp_path, MANIFEST | changes)
+    assert (
+        "- Checkpoint `m.pt`, step 7, SHA-256 `abababababababab`...\n- Checkpoint `n.pt`, step 9, SHA-256 `cdcd" in text
+    )
+    assert (
+        "`own`, with 0.25 of the groups for validation held out.\n- Trained on `FOLDER` from `own`, with fold 2/5"
+        in text
+    )
+    assert "scaled with the temperature" not in text  # the fit of one is not applied to several
+
+
 def test_intervals_need_five_patients(tmp_path):
     note = "No intervals: there are fewer than 5 patients."
     (tmp_path / "few").mkdir()
