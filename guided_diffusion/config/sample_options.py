@@ -21,8 +21,9 @@ class SampleOptions:
 
     model_path: str = option(
         "",
-        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. Several, "
-        "A,B,C, share the members; the mean of their probabilities is the answer",
+        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. An "
+        "exported model's folder or hf://OWNER/NAME is one too. Several, A,B,C, share the members; the mean of their "
+        "probabilities is the answer",
         required=True,
         remote=True,
         several=True,
@@ -152,7 +153,8 @@ class SampleOptions:
     save_samples: bool = option(False, "also write each member's mask and the coarse mask")
     uncertainty_maps: bool = option(
         False,
-        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits",
+        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits. Of "
+        "several checkpoints also data_entropy, the part of the entropy that is due to the data",
     )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
@@ -267,17 +269,23 @@ class EvalOptions:
     card: bool = option(
         False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"
     )
+    fit_temperature: str = option(
+        "",
+        "checkpoint that made these results, or its run's folder: find the temperature of the least log loss and store "
+        "it in that file; sampling then applies it to the probability. Use results of validation cases (sampled with "
+        "--split val)",
+        path=True,
+    )
     fit_cleanup: str = option(
         "",
-        "checkpoint that made these results: try --fill_holes, --keep_largest and --min_size on them and store in that "
-        "file what raises the Dice of a class, for sampling to apply. Use results of validation cases",
+        "the same for --fill_holes, --keep_largest and --min_size: what raises the Dice of a class is stored, and "
+        "sampling then applies it",
         path=True,
     )
     fit_threshold: str = option(
         "",
-        "checkpoint that made these results: find the threshold by which at most --max_misses of lesion pixels are "
-        "missed on average (conformal risk control), and store it in that file for --threshold guaranteed of "
-        "sampling. Use results of validation cases",
+        "the same for the highest threshold by which at most --max_misses of lesion pixels are missed on average "
+        "(conformal risk control); sampling takes it with --threshold guaranteed",
         path=True,
     )
     max_misses: float = option(
@@ -285,13 +293,6 @@ class EvalOptions:
         "share of a patient's lesion pixels that may be missed on average by the threshold of --fit_threshold",
         above=0,
         maximum=0.9,
-    )
-    fit_temperature: str = option(
-        "",
-        "checkpoint that made these results, or its run's folder: fit the temperature of least log loss on them and "
-        "store it in that file, "
-        "for sampling to apply to probabilities. Use results of validation cases (sampled with --split val)",
-        path=True,
     )
     lesion_iou: float = option(
         0.1,
