@@ -85,7 +85,7 @@ def evaluate_into(out, options, results):
     summary = write_evaluation(evaluation, out.path, compared, folds)
     print_tables(summary, compared, options)
     pages = [] if folds else write_pages(options, out, results[0], summary, leaks[0])
-    write_fits(options, results[0], evaluation)
+    write_fits(options, results[0], evaluation, leaks[0])
     out.finish()
     written = ["metrics.csv", "summary.json", "curves.json", *pages]
     console().info(f"written: {', '.join(out.shown(name) for name in written)}")
@@ -276,8 +276,8 @@ def write_pages(options, out, results, summary, leak):
     return [path.name for path in (card, report) if path]
 
 
-def write_fits(options, results, evaluation):
-    """Write what the flags ask to fit to `Results` into the checkpoint, and print it."""
+def write_fits(options, results, evaluation, leak):
+    """Write what the flags ask to fit to `Results` into the checkpoint, and print it. leak: of `warn_about_data`."""
     manifest, groups = results.manifest, {row["name"]: row["group"] or row["name"] for row in evaluation.rows}
     if path := options.fit_temperature:
         fitted = fit_into_checkpoint(path, manifest, evaluation.levels, len(evaluation.rows))
@@ -290,6 +290,11 @@ def write_fits(options, results, evaluation):
         lesions, own = list(evaluation.lesions.values()), [groups[name] for name in evaluation.lesions]
         chosen = fit_threshold(path, manifest, lesions, results.dataset.classes, own, options.max_misses)
         console().info(format_thresholds(chosen, path, manifest, options.max_misses))
+        if leak:
+            console().warning(
+                f"warning: --fit_threshold {path}: holds for new cases only if none of these was trained on (see the "
+                "warning above): a network misses fewer pixels of what it knows; fit on --split val"
+            )
 
 
 def report_failed(evaluation):

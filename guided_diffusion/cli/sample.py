@@ -150,7 +150,7 @@ def prepare_sampling(options, given, processes):
         augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
         console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
     if not settings.sample.num_ensemble:
-        console().info(one_pass_line(settings))
+        console().info(one_pass_line(settings, several=bool(sampler.others)))
     for line in mask_lines(sampler.plan, checkpoint, settings.given):
         console().info(line)
     if sampler.others:
@@ -454,10 +454,14 @@ def further_checkpoints(run):
 # ---- checks and warnings -------------------------------------------------------------------------------------------
 
 
-def one_pass_line(settings):
-    """The line that says that the diffusion is not used, which of the given flags have no effect, and how to draw."""
-    unused = [f"--{name}" for name in DRAWING_FLAGS if name in settings.given]
-    if settings.sample.save_samples:
+def one_pass_line(settings, several=False):
+    """The line that says that the diffusion is not used, which of the given flags have no effect, and how to draw.
+
+    several: whether several checkpoints answer, whose answers are fused and saved as members are.
+    """
+    flags = [name for name in DRAWING_FLAGS if not (several and name == "fuse")]
+    unused = [f"--{name}" for name in flags if name in settings.given]
+    if settings.sample.save_samples and not several:
         unused.append("--save_samples (but for the coarse mask)")
     without = f"; {', '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect" if unused else ""
     return (
@@ -475,6 +479,8 @@ def mask_lines(plan, checkpoint, given):
             cases = counted(fits["cleanup"]["cases"], "case")
             line += f", chosen on {cases}; without it: --fill_holes False --keep_largest False --min_size 0"
         lines.append(line)
+    if plan.max_misses and "cleanup" in fits and not plan.cleanup:
+        lines.append("the clean-up that was chosen for the checkpoint is not applied: the threshold's masks stay whole")
     if plan.max_misses:
         values = ", ".join(f"{value:.4g}" for value in plan.threshold)
         lines.append(

@@ -38,22 +38,24 @@ class CleanupChoice:
         return bool(self.rule) and self.low > 0
 
 
-def cleanup_dice(masks, truths, exclusive):
+def cleanup_dice(masks, truths, exclusive, known=None):
     """The Dice of a case's masks after each clean-up of `GRID`: float64 [K, len(GRID)].
 
-    masks, truths: bool [K, ...]. Two empty masks agree: their Dice is 1 here, so that the removal of a false lesion
-    from a case without one counts as the gain that it is.
+    masks, truths: bool [K, ...]. known: the pixels with truth, bool [...], which alone count in the Dice; a clean-up
+    sees the whole masks, as in sampling. None: all. Two empty masks agree: their Dice is 1 here, so that the removal of
+    a false lesion from a case without one counts as the gain that it is.
     """
     found = np.empty((len(masks), len(GRID)))
     for fill, sources in ((False, masks), (True, with_holes_filled(masks, [True] * len(masks), exclusive))):
         for k, (mask, truth) in enumerate(zip(sources, truths, strict=True)):
             labels, sizes = components_of(mask)
             hits = np.bincount(labels[truth], minlength=len(sizes) + 1)[1:]
+            counted = sizes if known is None else np.bincount(labels[known], minlength=len(sizes) + 1)[1:]
             true = np.count_nonzero(truth)
             for column, rule in enumerate(GRID):
                 if rule.fill_holes == fill:
                     kept = stays(sizes, rule)
-                    total = sizes[kept].sum() + true
+                    total = counted[kept].sum() + true
                     found[k, column] = 2 * hits[kept].sum() / total if total else 1.0
     return found
 

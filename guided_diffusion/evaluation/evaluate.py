@@ -307,12 +307,14 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
     settings, case, exclusive = evaluation.settings, unit.cases[0], dataset.classes.is_exclusive
     geometry = dataset.load_geometry(case)
     group = group_of(case, settings.group_key) if settings.group_key else case.group or ""
-    answers, truths, known = [], [], known_of(dataset, unit.cases)
+    answers, truths, whole, known = [], [], [], known_of(dataset, unit.cases)
     for k in range(len(evaluation.class_names)):
         raters = read_raters(dataset, unit.cases, k)
         spacing = None if geometry is None else geometry.spacing[: raters.ndim - 1]
         truths.append(ClassTruth(raters, spacing, known))
-        answers.append(read_prediction(predictions, unit, raters.shape[1:], k).within(known))
+        found = read_prediction(predictions, unit, raters.shape[1:], k)
+        whole.append(found.mask)
+        answers.append(found.within(known))
     coarse = coarse_masks(answers, exclusive)
     for answer, truth, own_coarse, class_name in zip(answers, truths, coarse, evaluation.class_names, strict=True):
         tables = reliability_tables(answer, truth)
@@ -331,8 +333,8 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
         evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
     if settings.cleanups:
-        masks, true = (np.stack([one.mask for one in each]) for each in (answers, truths))
-        evaluation.cleanups[unit.name] = cleanup_dice(masks, true, exclusive)
+        true = np.stack([truth.mask for truth in truths])
+        evaluation.cleanups[unit.name] = cleanup_dice(np.stack(whole), true, exclusive, known)
     if settings.lesions and all(answer.probability is not None for answer in answers):
         each = zip(answers, truths, strict=True)
         evaluation.lesions[unit.name] = [LesionLevels.of(answer.probability, truth.mask) for answer, truth in each]

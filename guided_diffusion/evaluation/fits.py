@@ -50,7 +50,9 @@ def shown_split(split):
 
 
 def split_warning(split):
-    """A line where test cases were fitted to, else ""."""
-    if split != "test":
-        return ""
-    return "these were test cases, so later figures on them are too good; fit on --split val"
+    """A line where other than validation cases were fitted to, else ""."""
+    if split == "test":
+        return "these were test cases, so later figures on them are too good; fit on --split val"
+    if split in ("train", "all"):
+        return "on cases that were trained on a network is surer than on new ones; fit on --split val"
+    return ""

@@ -140,7 +140,7 @@ def format_thresholds(choices, path, manifest, alpha):
         without = f" ({counted(one.without, 'case')} without a lesion left out)" if one.without else ""
         lines.append(
             f"{name}threshold {one.threshold:.5f} misses {one.risk:.2%} of the lesion pixels on average over "
-            f"{counted(one.groups, 'patient or case')}{without}"
+            f"{counted(one.groups, 'group')}{without}"
         )
     split = split_of_results(manifest)
     lines.append(

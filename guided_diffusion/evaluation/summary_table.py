@@ -133,7 +133,7 @@ def _miss_lines(misses):
             interval = "" if math.isnan(one["low"]) else f" [{one['low']:.4f}, {one['high']:.4f}]"
             lines.append(
                 f"missed share of the lesion pixels{of_class}: {one['mean']:.4f}{interval} on average over "
-                f"{counted(one['n'], 'patient or case')}; the threshold was fitted for at most {misses['at_most']:.3g}"
+                f"{counted(one['n'], 'group')}; the threshold was fitted for at most {misses['at_most']:.3g}"
             )
     return lines
 

@@ -42,13 +42,21 @@ def cleaned(masks, rules, classes):
     """Masks bool [K, H, W] or [K, X, Y, Z] after their clean-up.
 
     rules: a `Cleanup` for each class. classes: the `Classes`; of classes that exclude one another a hole is only filled
-    where no class is.
+    where no class is. What a region loses its parts lose too, before their own components are found: a label map cannot
+    hold them without it.
     """
     result = with_holes_filled(masks, [rule.fill_holes for rule in rules], classes.is_exclusive)
-    for k, rule in enumerate(rules):
+    values = list(map(set, classes.values)) or [set()]
+    for k in sorted(range(len(result)), key=lambda k: -len(values[k])):
+        rule = rules[k]
         if rule.keep_largest or rule.min_size > 1:
             labels, sizes = components_of(result[k])
-            result[k] = np.concatenate([[False], stays(sizes, rule)])[labels]
+            kept = np.concatenate([[False], stays(sizes, rule)])[labels]
+            lost = result[k] & ~kept
+            result[k] = kept
+            for other, smaller in enumerate(values):
+                if smaller < values[k]:
+                    result[other] &= ~lost
     return classes.as_written(result)
 
 

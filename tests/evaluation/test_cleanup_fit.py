@@ -40,6 +40,16 @@ def test_the_dice_of_each_candidate_is_that_of_the_cleaned_mask():
     assert (cleanup_dice(empty, empty, False) == 1).all()
 
 
+def test_pixels_without_truth_shape_components_but_not_the_dice():
+    rng = np.random.default_rng(1)
+    mask, truth = (rng.random((1, 24, 24)) < 0.4 for _ in range(2))
+    known = np.arange(24) < np.full((24, 1), 15)
+    found = cleanup_dice(mask, truth & known, False, known)
+    for column, rule in enumerate(GRID):
+        after = cleaned(mask, [rule], BINARY)[0]
+        assert found[0, column] == pytest.approx(overlap(after & known, truth[0] & known)["dice"])
+
+
 def test_a_gain_is_kept_and_a_chance_is_not():
     cases = [blobs(seed, specks=4) for seed in range(12)]
     dice = np.stack([cleanup_dice(mask[None], truth[None], False) for mask, truth in cases])

@@ -33,4 +33,5 @@ def test_only_the_last_states_are_kept(own_checkpoint):
 
 def test_a_fit_to_test_cases_says_so():
     assert split_warning("test").startswith("these were test cases") and not split_warning("val")
+    assert "trained on" in split_warning("train") and split_warning("all") == split_warning("train")
     assert [shown_split(split) for split in ("val", "test", "all")] == ["validation ", "test ", ""]

@@ -103,7 +103,8 @@ def test_by_the_scripts_from_results_to_guaranteed_masks(
     capsys.readouterr()
     script("segmentation_eval", [*fit, "--max_misses 0.3 --fit_temperature", own_checkpoint])
     out = capsys.readouterr().out
-    assert "for at most 0.3 on average and written to" in out and "over 4 patient or cases" in out
+    assert "for at most 0.3 on average and written to" in out and "over 4 groups" in out
+    assert "holds for new cases only if none of these was trained on" in out
     fitted = load_checkpoint(own_checkpoint).config["masks"]["threshold"]
     assert fitted["max_misses"] == 0.3 and fitted["groups"] == [4] and 0 < fitted["values"][0] < 1
 

@@ -109,6 +109,18 @@ def test_flags_for_all_or_for_some_classes():
             rules(**flags)
 
 
+def test_what_a_region_loses_its_parts_lose_too():
+    whole = drawing("###..## ###..## ###..##")
+    core = drawing("#....## .....## .....##")  # its largest part lies in what the whole tumour loses
+    tumour = Classes(("WT", "TC"), ((1, 2), (2,)))
+    found = cleaned(np.stack([whole, core]), [Cleanup(keep_largest=True)] * 2, tumour)
+    assert np.array_equal(found[0], drawing("###.... ###.... ###....")) and found[1].sum() == 1
+    found = cleaned(
+        np.stack([whole, core])[::-1], [Cleanup(), Cleanup(min_size=7)], Classes(("TC", "WT"), ((2,), (1, 2)))
+    )
+    assert components_of(found[1])[1].tolist() == [9] and found[0].sum() == 1
+
+
 def masks_of(folder):
     found = {}
     for path in sorted((folder / "masks").iterdir()):
