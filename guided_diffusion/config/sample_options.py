@@ -125,7 +125,7 @@ class SampleOptions:
     )
     threshold: str = option(
         "0.5",
-        "probability above which a pixel is foreground, also one number for each class. guaranteed: the checkpoint's, "
+        "probability above which a pixel is foreground, or one for each class. guaranteed: the checkpoint's, "
         "fitted by --fit_threshold of the evaluation, by which at most a given share of lesion pixels is missed on "
         "average. Other than 0.5 it cuts the members' mean",
     )
@@ -137,13 +137,13 @@ class SampleOptions:
     )
     keep_largest: str = option(
         "auto",
-        "keep only the largest connected component of the fused mask, in volumes in 3-D: as --fill_holes, after which "
-        "it comes",
+        "then keep only the largest connected component of the fused mask, in volumes in 3-D; values as of "
+        "--fill_holes",
         alone="True",
     )
     min_size: str = option(
         "auto",
-        "remove connected components of fewer pixels, or voxels, of the input, at last; one number, or one for each "
+        "last, remove connected components of fewer pixels, or voxels, of the input: one number, or one for each "
         "class. auto: as fitted for the checkpoint, else 0",
     )
     weights: str = option(
@@ -262,7 +262,8 @@ class EvalOptions:
     compare: str = option(
         "",
         "results folder of another run on the same cases: print the paired differences of the figures, their "
-        "intervals and Wilcoxon's p. Beside several of --pred_dir as many, in their order",
+        "intervals and Wilcoxon's p. With several folders in --pred_dir name as many here, in the same "
+        "order",
         remote=True,
         several=True,
     )
