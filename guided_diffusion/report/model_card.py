@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from ..data.classes import BINARY
 from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
 from ..evaluation.summary_table import figure_name, metric_label
@@ -89,7 +90,8 @@ def _places_of(config, dataset):
 def _card_title(manifest, summary):
     version = manifest.get("config", {}).get("model", {}).get("version")
     names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
-    return f"{names.get(version, 'segmentation')} for {_class_names(summary)}"
+    own = summary["class_names"] != list(BINARY.names)  # a name that says something
+    return names.get(version, "segmentation") + (f" for {_class_names(summary)}" if own else "")
 
 
 def _class_names(summary):
@@ -133,7 +135,9 @@ def _configuration(config, manifest):
 
 
 def _option_list(values):
-    listed = {name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None)}
+    listed = {
+        name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None, [])
+    }
     if isinstance(listed.get("timesteps"), list):
         listed["timesteps"] = f"{len(listed['timesteps'])} steps"
     shown = {name: place_name(value) if is_place(value) else value for name, value in listed.items()}
@@ -329,7 +333,7 @@ def _exported_facts(checkpoint, weights, names, graphs):
     lines = ["## Model", "", f"- Classes: {_class_names(names)}."]
     lines.append(f"- Input: {counted(checkpoint.image_channels, 'channel')}, resized to {side} x {side} pixels.")
     lines.append(f"- Weights: {averaged}, after {counted(checkpoint.step, 'step')}.")
-    lines.append(f"- Trained on {markdown_code(place_name(config['data']['data_name']))}.")
+    lines.append(f"- Loader of its data: {markdown_code(place_name(config['data']['data_name']))}.")
     lines += [f"- {group.capitalize()}: {_option_list(config[group])}." for group in ("model", "diffusion", "train")]
     lines += [
         f"- `{name}.pt2`, `{name}.onnx`: {', '.join(graph['inputs'])} -> {', '.join(graph['outputs'])}."

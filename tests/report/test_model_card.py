@@ -37,6 +37,9 @@ def card_of(folder, manifest=MANIFEST, leak=None, part="test", **changes):
 def test_it_says_what_was_trained_and_measured(tmp_path):
     text = card_of(tmp_path)
     assert text.startswith("# Model card: MedSegDiff for organ\n")
+    nameless = summary_of(evaluation_of(a={"dice": 0.5})) | {"class_names": ["foreground"]}
+    other = write_card(tmp_path, nameless, MANIFEST, DATA, "test").read_text()
+    assert other.startswith("# Model card: MedSegDiff\n")  # that name says nothing
     assert "Trained on `FOLDER` from `own`, with 0.25 of the groups for validation held out." in text
     assert "2 cases of `FOLDER` from `clinic`: the test part." in text
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
