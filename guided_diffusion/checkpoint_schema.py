@@ -145,8 +145,8 @@ def _check_options(content, written_by, to_train):
     except UnknownOptionError as error:
         if _is_newer(written_by):
             raise OtherVersionError(
-                f"was written by the newer version {written_by}, whose option {error} this version {VERSION} does not "
-                "know: use that version"
+                f"was written by the newer version {shown(written_by, 40)}, whose option {error} this version "
+                f"{VERSION} does not know: use that version"
             ) from None
         raise UserError(f"its option {error} is unknown: it was written by a newer or a changed version") from None
     except UserError as error:

@@ -65,7 +65,11 @@ def write_exported(folder, checkpoint, weights, more=()):
         name: (value.float() if value.is_floating_point() else value).contiguous() for name, value in state.items()
     }
     path = Path(folder) / WEIGHTS
-    optional("safetensors.torch", "hub", "exported models").save_file(tensors, path, metadata={"format": "pt"})
+    safetensors = optional("safetensors.torch", "hub", "exported models")
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # the library's files are readable by their owner alone
     settings = {
         "format": EXPORT_FORMAT,
         "written_by": VERSION,

@@ -70,6 +70,10 @@ def test_its_folder_names_no_place_and_no_state_of_the_run(folder, checkpoint, t
     assert load_checkpoint(folder).config["digests"]["data_dir"] == checkpoint.config["digests"]["data_dir"]
 
 
+def test_whoever_may_read_its_settings_may_read_its_weights(folder):
+    assert (folder / WEIGHTS).stat().st_mode == (folder / SETTINGS).stat().st_mode
+
+
 def test_the_weights_that_were_chosen_are_the_only_ones(tmp_path, checkpoint):
     write_exported(tmp_path, checkpoint, "model")
     loaded = load_checkpoint(tmp_path)
@@ -137,6 +141,13 @@ def test_damage_and_files_of_other_programs_are_told_in_one_line(folder, truncat
     assert "was written by version 9.0.0, newer than this one" in refusal_of(folder)
     (folder / SETTINGS).write_text('{"model_type": "segformer"}')
     assert "its config.json is of another program" in refusal_of(folder)
+
+
+def test_the_version_of_a_stranger_s_file_moves_no_cursor(folder):
+    config = json.loads((folder / SETTINGS).read_text())["config"]
+    config["model"]["mood"] = 1
+    changed(folder, written_by="9.9.9\x1b[2J\nerased", config=config)
+    assert "the newer version 9.9.9\\x1b[2J\\nerased, whose option mood" in refusal_of(folder)
 
 
 @pytest.mark.parametrize(

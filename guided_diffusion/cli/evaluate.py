@@ -111,6 +111,11 @@ def find_results(options, given):
         other_dir = fetch_predictions(other) if other else None
         dataset = find_truth(own, given, manifest)
         settings = evaluation_settings(own, given, manifest)
+        if not are_classes_sampled(dataset, manifest):
+            for flag in FIT_FLAGS:
+                if getattr(options, flag):
+                    raise UserError(f"--{flag}: fits the classes that were sampled; leave out --classes")
+            settings = replace(settings, max_misses=0.0)  # which is of those classes
         results.append(Results(folder, pred_dir, manifest, dataset, settings, other_dir))
     check_same_settings([one.manifest for one in results], folders)
     return results
@@ -132,6 +137,12 @@ def check_several(options, folders, others):
     for name in (*FIT_FLAGS, "card"):
         if getattr(options, name):
             raise UserError(f"--{name}: belongs to the results of one checkpoint; name one folder with --pred_dir")
+
+
+def are_classes_sampled(dataset, manifest):
+    """Whether the classes to evaluate are those of the results, and not others that --classes names."""
+    classes = "" if dataset.classes.is_binary else str(dataset.classes)
+    return classes == manifest.get("settings", {}).get("classes", "")
 
 
 def fold_labels(results):

@@ -4,6 +4,7 @@ The folder holds all that segmenting needs, about a quarter of the checkpoint, a
 wherever a checkpoint does. The first word may be the checkpoint or the run's folder.
 """
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,8 @@ def main(argv=None):
 def as_flags(argv):
     """The words of the command line with the first one, without a flag, as --model_path, and --out as --out_dir."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
+    is_named = any(re.match(r"--model[_-]path(=|$)", word) for word in words)  # then the first word is a mistake
+    if words and not words[0].startswith("-") and not is_named:
         words.insert(0, "--model_path")
     return ["--out_dir" + word[len("--out") :] if word.partition("=")[0] == "--out" else word for word in words]
 

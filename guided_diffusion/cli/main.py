@@ -38,12 +38,15 @@ def run():
 def main(argv=None):
     """Call the main of the verb that comes first, with the words after it; returns its exit status.
 
-    Without a verb, or for --help, prints the verbs; for --version the versions. Raises `UserError` for another word.
+    Without a verb, or for --help, prints the verbs; for --version the versions; `help VERB` is `VERB --help`. Raises
+    `UserError` for another word.
     """
     verb, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("--help", "-h", "--help_all", "--help-all", "help"):
-        console().info(overview())
-        return 0
+        if not words:
+            console().info(overview())
+            return 0
+        verb, words = words[0], ["--help" if verb in ("-h", "help") else verb]
     if verb in ("--version", "-V", "version"):
         console().info(versions())
         return 0

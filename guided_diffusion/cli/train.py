@@ -38,6 +38,7 @@ from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
+from ..training.trackers import KNOWN_RUNS
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
@@ -71,7 +72,7 @@ def train(options, given, processes):
     with run.folder.held() if processes.is_first else nullcontext():
         check_unchanged(run, processes)
         if processes.is_first:
-            run.folder.pull(lambda name: name == "log.jsonl")  # a resumed run appends to it
+            run.folder.pull(lambda name: name in ("log.jsonl", KNOWN_RUNS))  # which a resumed run goes on with
         cache_training_volumes(run, processes)
         model, diffusion = build_networks(run, processes)
         if processes.is_first:

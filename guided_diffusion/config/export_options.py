@@ -14,6 +14,7 @@ class ExportOptions:
         "run's folder (best.pt, else last.pt) or checkpoint to export, also on gs:// or az://",
         required=True,
         remote=True,
+        hub=True,
     )
     out_dir: str = option("", "folder to write, new or empty", required=True, path=True)
     weights: str = option("ema", "weights to export: ema (averaged), model (of the last step) or a rate of --ema_rate")

@@ -46,6 +46,7 @@ def option(
     why="",
     required=False,
     remote=False,
+    hub=False,
     path=False,
     several=False,
     needs=None,
@@ -57,14 +58,15 @@ def option(
 
     choices, minimum, above (an open lower bound), maximum: the allowed values. why: the reason of the maximum, for the
     error. required: the help says so; the command itself checks it. remote: the value is a path and may be one in a
-    blob store. path: it is a local path. several: it may be several paths, see `values.path_list`. needs: {name of
-    another option: the values at which this option has an effect}. shown: the default in the help, where it depends on
-    something else. is_flag: False for a mark of the version that trained a network, which has no flag; files of options
-    have it. alone: the value of the flag without one, where that is allowed; True for every boolean flag.
+    blob store. hub: it may be hf://, too. path: it is a local path. several: it may be several paths, see
+    `values.path_list`. needs: {name of another option: the values at which this option has an effect}. shown: the
+    default in the help, where it depends on something else. is_flag: False for a mark of the version that trained a
+    network, which has no flag; files of options have it. alone: the value of the flag without one, where that is
+    allowed; True for every boolean flag.
     """
     rules = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "why": why}
     known = {"help": help, "required": required, "remote": remote, "path": path, "needs": needs or {}, "shown": shown}
-    known |= {"is_flag": is_flag, "several": several, "alone": alone}
+    known |= {"is_flag": is_flag, "several": several, "alone": alone, "hub": hub}
     return field(default=default, metadata=known | rules)
 
 

@@ -21,11 +21,11 @@ class SampleOptions:
 
     model_path: str = option(
         "",
-        "checkpoint to sample from, or a run's folder: its best.pt, else last.pt; also on gs:// or az://. An "
-        "exported model's folder or hf://OWNER/NAME is one too. Several, A,B,C, share the members; the mean of their "
-        "probabilities is the answer",
+        "checkpoint, run's folder (best.pt, else last.pt), exported model or hf://OWNER/NAME; also on gs:// or az://. "
+        "Several, A,B,C, share the members; the mean of their probabilities is the answer",
         required=True,
         remote=True,
+        hub=True,
         several=True,
     )
     out_dir: str = option(

@@ -224,6 +224,7 @@ class TrainOptions:
         "names and shapes agree: the first layer adapts to other channels, and the last starts anew for other classes. "
         "The network's and the diffusion's flags default to that model's",
         remote=True,
+        hub=True,
     )
     dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")
     seed: int = option(

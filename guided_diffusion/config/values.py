@@ -10,6 +10,7 @@ import os
 import re
 import stat
 
+from ..io.hub import is_on_hub
 from ..io.storage import check_path, is_remote
 from ..io.texts import has_control, shown
 from ..runtime.errors import UserError
@@ -26,6 +27,8 @@ BOOLEANS = {
 WANTED = {bool: "True or False", int: "a whole number", float: "a number"}
 MOST_IN_LIST = 100
 MOST_LETTERS = 10_000  # of any text
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # how a URL begins
+OTHER_PLACES = {"remote": "one on gs:// or az://", "hub": "a model on hf://"}  # beside local paths, by an option's rule
 PATH_ROOM = 400  # bytes of a path that the names of files and folders below it may need; a path has 4096 at most
 
 
@@ -183,6 +186,9 @@ def _check_text(item, value, flag):
             if not item.metadata["remote"]:
                 raise UserError(f"{flag}: must be a local path")
             check_path(item.name, path)
+        elif is_path(item) and (scheme := SCHEME.match(path)) and not (item.metadata["hub"] and is_on_hub(path)):
+            others = "".join(f" or {text}" for kind, text in OTHER_PLACES.items() if item.metadata[kind])
+            raise UserError(f"{flag}: cannot be on {scheme[0]}; name a local path{others}")
         elif is_path(item):
             _check_local_path(item, path, flag)
 

@@ -173,6 +173,10 @@ def _label_values(part):
     dataset, found = part.dataset, sorted({value for one in part.inspections for value in one.values})
     if not dataset.reads_labels:
         return
+    looked_for = part.trains and dataset.ignore_label and not dataset.has_reserved
+    if looked_for and not any(one.ignored for one in part.inspections):
+        flag = f"--ignore_label {','.join(map(str, dataset.ignore_label))}"
+        yield _warning(f"{part.name}: {flag}: no pixel has this value; leave it out, or name the value that is meant")
     if not dataset.classes.is_binary:
         known = {value for values in dataset.classes.values for value in values} | {0}
         others = [value for value in found if value not in known and value not in dataset.ignore_label]

@@ -92,6 +92,7 @@ class SegmentationDataset(Dataset):
     kept = ()
     declared_labels = ()  # with one class: the label values besides 0 that are foreground; (): there may be only one
     ignore_label = ()  # the label values of pixels without truth
+    has_reserved = False  # whether `ignore_label` is from the data's own description, as dataset.json
     volumes = None  # the loader's `volumes.VolumeReader`, if it has one
     finds_validation = False
     takes_a_file = False  # whether data_dir may be one image's file, where no masks are needed

@@ -92,7 +92,8 @@ def fit_cleanup(path, manifest, dice, class_names, groups):
     rules = [choice.rule if choice.kept else Cleanup() for choice in choices]
     fitted = {name: [getattr(rule, name) for rule in rules] for name in CLEANING_FLAGS}
     fitted |= {"cases": len(dice), "split": split_of_results(manifest)}
-    store_fit(checkpoint, path, manifest, cleanup=fitted if any(rules) else None)
+    if any(rules) or "cleanup" in checkpoint.config.get("masks", {}):  # else the file stays as it is
+        store_fit(checkpoint, path, manifest, cleanup=fitted if any(rules) else None)
     return choices
 
 

@@ -73,6 +73,13 @@ class Level(MainFigures, total=False):
     calibration: dict[str, Figure]
 
 
+class Misses(TypedDict):
+    """Of `summary.summary_of`, where a threshold was to limit the missed lesion pixels."""
+
+    at_most: float
+    classes: dict[str, Statistics]
+
+
 class Summary(Level, total=False):
     """summary.json, see `summary.summary_of`."""
 
@@ -84,6 +91,7 @@ class Summary(Level, total=False):
     unmatched_files: int
     class_names: list[str]
     groups: int | None
+    misses: Misses
 
 
 class Diagram(TypedDict):
@@ -146,6 +154,7 @@ def read_curves(path):
 
 def _statistics_in(level):
     named: dict[str, Any] = {"sample": level["sample"], "coarse": level["coarse"], **level["ensemble"]}
+    named |= level.get("misses", {}).get("classes", {})
     for part in ("probability", "diversity", "topology", "uncertainty"):
         named |= level.get(part, {})
     return [(key, values) for key, values in named.items() if isinstance(values, dict)]

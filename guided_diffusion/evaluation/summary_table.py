@@ -56,7 +56,7 @@ def format_summary(summary):
     lines = [*_class_lines(summary), text_table(HEAD, _figure_rows(summary))]
     if summary["diversity"]["ged2_unbiased"]["n"] and len(summary["members"]) < 2:
         lines.append(f"one answer, no members: as a set of masks count {LEVEL_SETS} level sets of its probability")
-    lines += _uncertainty_lines(summary["uncertainty"]) + _miss_lines(summary.get("misses"))
+    lines += _uncertainty_lines(summary["uncertainty"]) + miss_lines(summary)
     if "ensemble_size" in summary:
         lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
@@ -124,15 +124,16 @@ def _statistics_row(label, values):
     return [label, f"{values['mean']:.4f}", interval, f"{values['median']:.4f}", f"{values['std']:.4f}", values["n"]]
 
 
-def _miss_lines(misses):
+def miss_lines(summary):
     """Lines on the share of missed lesion pixels, where a threshold was to limit it."""
-    lines = []
+    lines, misses = [], summary.get("misses")
     for name, one in misses["classes"].items() if misses else ():
         if one["n"]:
             of_class = f" of {name}" if len(misses["classes"]) > 1 else ""
-            interval = "" if math.isnan(one["low"]) else f" [{one['low']:.4f}, {one['high']:.4f}]"
+            is_known = one.get("low") is not None and not math.isnan(one["low"])
+            interval = f" [{one['low']:.4f}, {one['high']:.4f}]" if is_known else ""
             lines.append(
-                f"missed share of the lesion pixels{of_class}: {one['mean']:.4f}{interval} on average over "
+                f"Missed share of the lesion pixels{of_class}: {one['mean']:.4f}{interval} on average over "
                 f"{counted(one['n'], 'group')}; the threshold was fitted for at most {misses['at_most']:.3g}"
             )
     return lines

@@ -15,6 +15,11 @@ from .cleanup import CLEANING_FLAGS, Cleanup
 
 DEFAULT_STEPS = {"bernoulli": 10, "ddim": 50, "dpm_solver": 20}  # DDPM takes all T
 TIMES = {"bernoulli": bernoulli_timesteps, "dpm_solver": solver_timesteps}  # the others have strided times
+CLEANED = {  # by the flags of the clean-up
+    "fill_holes": "holes filled",
+    "keep_largest": "the largest component kept",
+    "min_size": "components of fewer than {} pixels removed",
+}
 PUBLISHED_THRESHOLD = 0.995  # the quantile of |x0| by which the published code thresholds in its DPM-Solver++
 
 
@@ -104,6 +109,24 @@ def describe_augmentation(settings):
         return f"mean over {' and '.join(views)}" if views else ""
     parts = ["each member sees one of 8 symmetries of the image"] if settings.get("symmetric") else []
     return ", ".join([*parts, f"coarse mask also at scales {scales}"] if scales else parts)
+
+
+def describe_masks(settings):
+    """A line on how masks are cut from the probability and cleaned, by the `settings` of a plan or a manifest; "" for a
+    cut at 0.5 alone."""
+    parts, threshold = [], settings.get("threshold", 0.5)
+    if threshold != 0.5:
+        values = threshold if isinstance(threshold, list) else [threshold]
+        parts.append(f"probability above {', '.join(f'{value:.4g}' for value in values)}")
+    if settings.get("max_misses"):
+        parts.append(f"fitted to miss at most {settings['max_misses']:.3g} of the lesion pixels on average")
+    for name, done in CLEANED.items():
+        value = settings.get(name)
+        values = value if isinstance(value, list) else [value]
+        if any(values):
+            numbers_of = ", ".join(map(str, values)) if name == "min_size" else ""
+            parts.append(done.format(numbers_of) + (" in some classes" if False in values else ""))
+    return "; ".join(parts)
 
 
 def _has_members(settings):

@@ -33,7 +33,7 @@ from ..runtime.errors import UserError
 from ..runtime.program import command_name
 from .answer import stack_slices
 from .cleanup import cleaned
-from .plan import describe_augmentation, describe_members
+from .plan import describe_augmentation, describe_masks, describe_members
 from .sampler import build_sampler
 from .several import checkpoint_files, settle_several
 from .writer import fuse_batch
@@ -74,6 +74,7 @@ class Segmenter:
             f"images: {self._channels}, normalised as by {type(self.loader).__name__}",
             f"classes: {self.classes.described()}",
             f"members: {described}{'; ' if augmented else ''}{augmented}; seed {sampler.options.seed}",
+            *([f"masks: {masks}"] if (masks := describe_masks(settings)) else []),
             f"runs at {sampler.image_size} x {sampler.image_size} pixels in {sampler.precision} on {sampler.device}",
         ]
         return "\n  ".join(["Segmenter", *lines])

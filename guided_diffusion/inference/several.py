@@ -61,12 +61,13 @@ def checkpoint_files(paths, flag=""):
 def check_agreement(checkpoints, paths):
     """Raise `UserError` where checkpoints were trained on data of different kinds.
 
-    They must agree in channels, classes, class labels, loader, normalisation and image size.
+    They must all have a diffusion, or none, and agree in channels, classes, class labels, loader, normalisation and
+    image size.
     """
     first = _training_facts(checkpoints[0])
     for checkpoint, path in zip(checkpoints[1:], paths[1:], strict=True):
         for what, other in _training_facts(checkpoint).items():
-            _check_equal(what, first[what], other, paths[0], path, "name checkpoints of one kind of data")
+            _check_equal(what, first[what], other, paths[0], path, "name checkpoints of one kind")
 
 
 def _training_facts(checkpoint):
@@ -74,6 +75,7 @@ def _training_facts(checkpoint):
     config, classes = checkpoint.config, checkpoint.classes
     kept = {name: value for name, value in config.get("loader", {}).items() if name != "class_values"}
     return {
+        "is": "a plain U-Net" if config["model"]["version"] == "unet" else "a diffusion model",
         "has image channels:": checkpoint.image_channels,
         "has the classes": classes.described(),
         "has the class labels": ", ".join(checkpoint.label_names) if config["model"]["class_cond"] else "none",

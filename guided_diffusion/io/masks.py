@@ -345,7 +345,11 @@ def classes_advice(marked):
     text = f"--classes object={together} reads them as one class (instances), --classes {apart} as {len(inner)}"
     if not void:
         return text
-    return f"{text}; {void[0]} is void (not annotated): background then, unless --ignore_label {void[0]} leaves it out"
+    return f"{text}; {_void_advice(void[0])}"
+
+
+def _void_advice(value):
+    return f"{value} is void (not annotated): background then, unless --ignore_label {value} leaves it out"
 
 
 def _several_colours(pixels, colours, counts):
@@ -371,7 +375,9 @@ def _several_colours(pixels, colours, counts):
         return text + "are images/ and masks/ swapped, or is it the wrong file?"
     marked = sorted(value for value in set(names.values()) if value != 0)
     if pixels.indices is not None and 0 < len(marked) <= NAMED:
-        apart = ",".join(f"class_{value}={value}" for value in marked)
-        return text + f"--classes {apart} reads the numbers in the palette as classes, and 0 as background"
+        void = void_among(marked)
+        apart = ",".join(f"class_{value}={value}" for value in marked if value not in void)
+        text += f"--classes {apart} reads the numbers in the palette as classes, and 0 as background"
+        return text + (f"; {_void_advice(void[0])}" if void else "")
     remedy = "save one class as white on black, or several as a grey or palette PNG with a number for each"
     return f"{text}{remedy}, which --classes names"

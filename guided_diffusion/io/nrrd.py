@@ -85,7 +85,7 @@ def nrrd_data_file(path):
 
 
 def _parsed_nrrd(path):
-    """({field: text} of a header, its `StoredBytes`). Names of fields are in lower case, "datafile" as "data file"."""
+    """({field: text} of a header, its `StoredBytes`). Names of fields are in lower case, "datafile" is "data file"."""
     with open(path, "rb") as file:
         head = file.read(LONGEST_NRRD_HEADER)
     if not head.startswith(b"NRRD000"):
@@ -96,7 +96,7 @@ def _parsed_nrrd(path):
     for line in lines:
         name, found, text = line.partition(": ")
         if not line.startswith("#") and found and ":=" not in name:
-            fields[re.sub("^datafile$", "data file", name.strip().lower())] = text.strip()
+            fields[re.sub("^(data|line|byte)(file|skip)$", r"\1 \2", name.strip().lower())] = text.strip()
     text, encoding = fields.get("data file"), fields.get("encoding", "").lower()
     if end is None and text is None:
         raise ValueError("its header does not end")

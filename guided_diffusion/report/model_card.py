@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.classes import BINARY
 from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
-from ..evaluation.summary_table import figure_name, metric_label
+from ..evaluation.summary_table import figure_name, metric_label, miss_lines
 from ..evaluation.uncertainty import SCORES
 from ..io.escaping import is_place, markdown_code, markdown_text, place_name, with_short_places
 from ..io.files import atomic_path
@@ -148,6 +148,7 @@ def _metrics(summary):
     parts = ["## Metrics", _table(summary, summary)]
     if patients_of(summary) < LEAST_PATIENTS:
         parts.append(f"No intervals: there are fewer than {LEAST_PATIENTS} patients.")
+    parts += [f"{markdown_text(line)}." for line in miss_lines(summary)]
     for name, part in summary.get("classes", {}).items():
         parts += [f"### {markdown_text(name)}", _table(part, summary)]
     sizes = summary.get("ensemble_size")

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,8 +15,9 @@ from ..data.truth import raters_of
 from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_file import read_curves, read_summary
+from ..evaluation.summary_table import miss_lines
 from ..inference.manifest import read_manifest
-from ..inference.plan import describe_augmentation, describe_members
+from ..inference.plan import describe_augmentation, describe_masks, describe_members
 from ..io.escaping import csv_text, place_name
 from ..io.files import atomic_path
 from ..io.texts import read_csv
@@ -282,6 +284,7 @@ def _figures_section(summary, size):
         return ""
     note = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
     tables = table_of(summary, size) + sets_table(summary) + sizes_table(summary)
+    tables += "".join(f'<p class="note">{escape(line)}.</p>' for line in miss_lines(summary))
     return f'<section aria-labelledby="figures"><h2 id="figures">Figures</h2>{tables}{note}</section>'
 
 
@@ -306,5 +309,7 @@ def _facts(results_dir, dataset, cases, manifest):
         facts.append(("Members", describe_members(settings)))
         described = describe_augmentation(settings)
         facts += [("Test-time augmentation", described)] if described else []
+        masks = describe_masks(settings)
+        facts += [("Masks", masks)] if masks else []
     facts += [(label, settings[key]) for label, key in (("Fused by", "fuse"), ("Seed", "seed")) if key in settings]
     return facts

@@ -155,8 +155,8 @@ def visible_gpus(text):
     gpus = [int(part) for part in text.split(",")]
     if not torch.cuda.is_available():
         raise UserError(
-            f"--multi-gpu {text}: torch finds no GPU here; for several processes on the CPU start the script by "
-            "torchrun --nproc_per_node N"
+            f"--multi-gpu {text}: torch finds no GPU here; for several processes on the CPU write "
+            "torchrun --nproc_per_node N -m guided_diffusion VERB"
         )
     count = torch.cuda.device_count()
     for gpu in gpus:

@@ -118,7 +118,7 @@ class Report(Hook):
         """Open the log and the bar."""
         remove_temporaries(loop.folder.path / "validation")  # of a killed run
         track = loop.options.track
-        tracker = Tracker(track, loop.folder.path.resolve().name, loop.config) if track else None
+        tracker = Tracker(track, loop.folder.path, loop.config, goes_on=loop.step > 0) if track else None
         self.log = RunLog(loop.folder.path, loop.step, tracker)
         self.bar = MinuteBar(loop) if loop.options.max_minutes else StepBar(loop)
 

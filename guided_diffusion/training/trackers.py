@@ -4,9 +4,13 @@ import importlib
 import importlib.util
 import math
 import os
+import uuid
+from pathlib import Path
 
 from ..config.places import without_folders
 from ..io.escaping import is_place, place_name
+from ..io.files import write_json
+from ..io.texts import read_json
 from ..runtime.console import console
 from ..runtime.errors import UserError
 
@@ -15,14 +19,16 @@ PROJECT = "medsegdiff"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 GROUPS = ("data", "model", "diffusion", "train", "device")  # of options, which are sent
 LONGEST_PARAMETER = 500  # letters, mlflow's limit
+KNOWN_RUNS = "track.json"  # in the run's folder: {service: what it calls the run}
 
 
 class _Wandb:
-    """A run of wandb, or of trackio, which has the same functions."""
+    """A run of wandb. known: the `id` of the run that goes on, "" for a new one."""
 
-    def __init__(self, library, name, config):
-        self.library = library
-        library.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=name, config=config)
+    def __init__(self, library, name, config, known=""):
+        self.library, self.id = library, known or uuid.uuid4().hex
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        library.init(project=project, name=name, config=config, id=self.id, resume="allow")
 
     def write(self, step, values):
         self.library.log(values, step=step)
@@ -31,14 +37,24 @@ class _Wandb:
         self.library.finish()
 
 
-class _Mlflow:
-    """A run of mlflow."""
+class _Trackio(_Wandb):
+    """A run of trackio, which has the functions of wandb and knows a run by its name."""
 
-    def __init__(self, library, name, config):
+    def __init__(self, library, name, config, known=""):
+        self.library = library
+        project, resume = os.environ.get("WANDB_PROJECT", PROJECT), "allow" if known else "never"
+        self.id = library.init(project=project, name=known or name, config=config, resume=resume).name
+
+
+class _Mlflow:
+    """A run of mlflow. known: as of `_Wandb`; its parameters, which may not change, stay those of its beginning."""
+
+    def __init__(self, library, name, config, known=""):
         self.library = library
         library.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-        library.start_run(run_name=name)
-        library.log_params({key: str(value)[:LONGEST_PARAMETER] for key, value in config.items()})
+        self.id = library.start_run(**({"run_id": known} if known else {"run_name": name})).info.run_id
+        if not known:
+            library.log_params({key: str(value)[:LONGEST_PARAMETER] for key, value in config.items()})
 
     def write(self, step, values):
         self.library.log_metrics(values, step=step)
@@ -47,7 +63,7 @@ class _Mlflow:
         self.library.end_run()
 
 
-TRACKERS = {"wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Wandb}
+TRACKERS = {"wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Trackio}
 
 
 def check_tracker(name):
@@ -65,18 +81,24 @@ def check_tracker(name):
 class Tracker:
     """Sends a run's config and figures to the service `name`, one of `TRACKERS`.
 
-    run_name: how the run is called there. config: the run's options by group, of which no folder is sent. The service
-    may fail at any time, as without a network: one warning says so, and the training goes on without it.
+    folder: the run's, after which it is called there. config: the run's options by group, of which no folder is sent.
+    goes_on: whether the run was resumed; it then goes on there too, if `KNOWN_RUNS` knows it. The service may fail at
+    any time, as without a network: one warning says so, and the training goes on without it.
     """
 
-    def __init__(self, name, run_name, config):
-        self.name, self.run = name, None
+    def __init__(self, name, folder, config, goes_on=False):
+        self.name, self.run, self.folder = name, None, Path(folder)
         for variable, value in PATIENCE.items():
             os.environ.setdefault(variable, value)
-        self.run = self._try("begin the run", lambda: self._begin(run_name, sent_config(config)))
+        self.run = self._try("begin the run", lambda: self._begin(sent_config(config), goes_on))
 
-    def _begin(self, run_name, config):
-        return TRACKERS[self.name](importlib.import_module(self.name), run_name, config)
+    def _begin(self, config, goes_on):
+        file = self.folder / KNOWN_RUNS
+        known = read_json(file, dict[str, str]) if goes_on and file.exists() else {}
+        library, name = importlib.import_module(self.name), self.folder.resolve().name
+        run = TRACKERS[self.name](library, name, config, known.get(self.name, ""))
+        write_json(file, known | {self.name: run.id})
+        return run
 
     def write(self, step, values):
         """Send one step's values, {name: float}, without those that are not finite."""

@@ -119,3 +119,4 @@ def test_words_as_flags():
     assert as_flags(["runs/a", "--out=b", "--pt2"]) == ["--model_path", "runs/a", "--out_dir=b", "--pt2"]
     assert as_flags(["--model_path", "a", "--out", "b"]) == ["--model_path", "a", "--out_dir", "b"]
     assert as_flags(["--outer", "x"]) == ["--outer", "x"]
+    assert as_flags(["runs/a", "--model-path=b"]) == ["runs/a", "--model-path=b"]  # refused: two models are named

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SCRIPTS
@@ -39,6 +40,16 @@ def test_the_verbs_are_listed(words, capsys):
     out = capsys.readouterr().out
     assert all(f"\n  {verb}" in out and sentence in out for verb, (_, sentence) in module.VERBS.items())
     assert len(out.splitlines()) < 20 and max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("flag", ["help", "-h", "--help_all"])
+def test_help_before_a_verb_is_its_help(flag, monkeypatch):
+    called = []
+    monkeypatch.setattr(module.importlib, "import_module", lambda name: SimpleNamespace(main=called.append))
+    module.main([flag, "train"])
+    assert called == [["--help_all" if flag == "--help_all" else "--help"]]
+    with pytest.raises(UserError, match="trian: no such verb; did you mean train"):
+        module.main([flag, "trian"])
 
 
 def test_the_version_is_printed_without_torch(monkeypatch, capsys):

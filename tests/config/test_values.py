@@ -193,12 +193,22 @@ def test_an_empty_path_in_a_file_is_its_default_or_is_refused(tmp_path):
         ("x" * 256, "has a longer name than a file system allows"),
         ("x/" * 2000, "is a longer path than a file system allows"),
         ("/dev/zero", "is a pipe, socket or device"),
+        ("s3://bucket/run", "cannot be on s3://; name a local path or one on gs:// or az://"),
+        ("hf://OWNER/NAME", "--out_dir hf://OWNER/NAME: cannot be on hf://; name a local path or one on gs://"),
     ],
 )
 def test_paths_that_cannot_be(path, words):
     with pytest.raises(UserError) as caught:
         parse("", TRAIN, ["--out_dir", path])
     assert words in one_line(caught.value)
+
+
+def test_the_hub_holds_models_alone():
+    for name in ("init_from", "data_dir", "resume_checkpoint"):
+        line = f"--{name} hf://OWNER/NAME"
+        found = values(line)[name] if name == "init_from" else refused(line)
+        assert found == "hf://OWNER/NAME" or "cannot be on hf://; name a local path or one on gs://" in found
+    assert "a model on hf://" in refused("--model_path https://example.org/last.pt", SAMPLE)
 
 
 def test_paths_that_can_be(tmp_path):

@@ -235,3 +235,6 @@ def test_from_training_to_figures(tmp_path, script, capsys):
     line = ["--data_dir", tmp_path / "data255", "--out_dir", tmp_path / "checked", "--ignore_label 255 --num_workers 0"]
     script("check_data", line)
     assert "pixels without truth" in (shown := capsys.readouterr().out) and "25 % (25 to 25)" in shown
+    assert "no pixel has this value" not in shown
+    script("check_data", ["--data_dir", tmp_path / "data255", "--out_dir", tmp_path / "checked", "--ignore_label 77"])
+    assert "--ignore_label 77: no pixel has this value; leave it out" in capsys.readouterr().out

@@ -124,7 +124,10 @@ def test_by_the_scripts_from_results_to_guaranteed_masks(
     assert summary["misses"]["classes"]["foreground"]["mean"] == pytest.approx(np.mean(misses), abs=1e-6)
     assert np.mean(misses) <= 0.3 and 4 / 5 * np.mean(misses) + 1 / 5 <= 0.3
     script("segmentation_eval", ["--pred_dir", found])
-    assert "missed share of the lesion pixels: 0." in capsys.readouterr().out
+    assert "Missed share of the lesion pixels: 0." in capsys.readouterr().out
+
+    page = (found / "report.html").read_text()
+    assert "Missed share of the lesion pixels: 0." in page and "fitted to miss at most 0.3 of the lesion" in page
 
     for flags, line in (
         ("--threshold guaranteed --num_ensemble 3", "was fitted for num_ensemble 2, and now it is 3; sample as before"),

@@ -11,7 +11,15 @@ from guided_diffusion.config.fields import build
 from guided_diffusion.config.sample_options import SampleOptions
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule, solver_timesteps
-from guided_diffusion.inference.plan import NO_STEPS, ONE_STEP, describe_augmentation, describe_members, plan_sampling
+from guided_diffusion.inference.cleanup import Cleanup
+from guided_diffusion.inference.plan import (
+    NO_STEPS,
+    ONE_STEP,
+    describe_augmentation,
+    describe_masks,
+    describe_members,
+    plan_sampling,
+)
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -188,6 +196,19 @@ def test_a_plan_describes_augmentation():
     assert describe_members(plan.settings() | {"num_ensemble": 5}) == "5 by ddim, 12 steps"
     assert describe_members(one_pass.settings()) == "none: one pass of the condition model"
     assert describe_members(ONE_STEP.settings() | {"num_ensemble": 1}) == "none: one pass of the plain U-Net"
+
+
+def test_masks_are_described_where_they_are_no_plain_cut():
+    assert describe_masks(NO_STEPS.settings()) == describe_masks({}) == ""
+    rules = (Cleanup(keep_largest=True), Cleanup(min_size=5))
+    plan = dataclasses.replace(NO_STEPS, threshold=(0.25, 0.5), max_misses=0.1, cleanup=rules)
+    assert describe_masks(plan.settings()) == (
+        "probability above 0.25, 0.5; fitted to miss at most 0.1 of the lesion pixels on average; the largest "
+        "component kept in some classes; components of fewer than 0, 5 pixels removed in some classes"
+    )
+    plan = dataclasses.replace(NO_STEPS, threshold=(0.3,), cleanup=(Cleanup(True, False, 9),))
+    line = "probability above 0.3; holes filled; components of fewer than 9 pixels removed"
+    assert describe_masks(plan.settings()) == line
 
 
 # ---- from the command line -------------------------------------------------------------------------------------------

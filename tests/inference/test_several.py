@@ -138,7 +138,11 @@ def trained_on(**changes):
     classes = changes.pop("classes", Classes(("polyp",)))
     config = {
         "data": {"data_name": changes.pop("data_name", "FOLDER"), "ct_window": ""},
-        "model": {"image_size": changes.pop("image_size", 32), "class_cond": False},
+        "model": {
+            "version": changes.pop("version", "v2"),
+            "image_size": changes.pop("image_size", 32),
+            "class_cond": False,
+        },
         "loader": changes.pop("loader", {"is_picture": True}),
     }
     return SimpleNamespace(
@@ -149,6 +153,7 @@ def trained_on(**changes):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({"version": "unet"}, "a is a diffusion model, b is a plain U-Net"),
         ({"channels": 1}, "a has image channels: 3, b has image channels: 1"),
         ({"classes": Classes(("liver",))}, "a has the classes .*, b has the classes "),
         ({"data_name": "ISIC"}, "a was trained with --data_name FOLDER, b was trained with --data_name ISIC"),
@@ -159,5 +164,5 @@ def trained_on(**changes):
 )
 def test_what_checkpoints_must_agree_in(changes, line):
     check_agreement([trained_on(), trained_on(data_name="folder")], ["a", "b"])
-    with pytest.raises(UserError, match=f"--model_path: .*{line}.*; name checkpoints of one kind of data"):
+    with pytest.raises(UserError, match=f"--model_path: .*{line}.*; name checkpoints of one kind"):
         check_agreement([trained_on(), trained_on(**changes)], ["a", "b"])

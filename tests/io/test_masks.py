@@ -188,6 +188,10 @@ def test_several_colours(tmp_path, save_picture, save_palette):
         UserError, match="0: #000000 .* 1: #ff0000 .*--classes class_1=1,class_2=2 reads the numbers in"
     ):
         read_picture_mask(path)
+    edges = np.where(DISC & ~inner, 255, inner)  # as Pascal VOC marks pixels that nobody annotated
+    void = save_palette(tmp_path / "v.png", edges.astype(np.uint8), colours + [[9, 9, 9]] * 252 + [[224, 224, 192]])
+    with pytest.raises(UserError, match="--classes class_1=1 reads .*; 255 is void .* unless --ignore_label 255"):
+        read_picture_mask(void)
     with Image.open(path) as picture:
         rgb = np.asarray(picture.convert("RGB"))
     assert "#0000ff" in message(rgb) and "save one class as white on black" in message(rgb)

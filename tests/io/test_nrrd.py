@@ -10,6 +10,7 @@ from volume_files import DIRECTIONS, write_volume_as
 
 from guided_diffusion.io.nifti import read_nifti, read_nifti_labels
 from guided_diffusion.io.nrrd import nrrd_data_file, open_nrrd
+from guided_diffusion.io.volume_formats import open_volume
 from guided_diffusion.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -127,3 +128,12 @@ def test_a_truncated_file(tmp_path, truncate):
 def test_the_file_of_the_values(tmp_path):
     path = write_volume_as(tmp_path / "v.nhdr", np.zeros((2, 3, 4), np.uint8))
     assert nrrd_data_file(path) == tmp_path / "v.raw" and nrrd_data_file(made(tmp_path)) is None
+
+
+@pytest.mark.parametrize("field", ["byte skip: 10", "byteskip: 10", "byteskip: -1"])
+def test_bytes_before_the_values_are_skipped(tmp_path, field):
+    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    (tmp_path / "v.raw").write_bytes(bytes(10) + values.tobytes(order="F"))
+    header = ["NRRD0004", "type: uchar", "dimension: 3", "sizes: 2 3 4", "encoding: raw", field, "datafile: v.raw"]
+    (tmp_path / "v.nhdr").write_text("\n".join(header) + "\n\n")
+    assert np.array_equal(np.asarray(open_volume(tmp_path / "v.nhdr").dataobj), values)

@@ -1,7 +1,7 @@
 """Services that collect figures, by stand-ins for their libraries."""
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import TINY
@@ -35,6 +35,9 @@ class StandIn(ModuleType):
             if function in self.failing:
                 raise ConnectionError(f"no route\nto {function}")
             self.calls.append((function, *args, kwargs))
+            name = kwargs.get("run_id") or kwargs.get("name") or kwargs.get("run_name") or ""
+            name = name if " of " in name else f"{name} of {self.__name__}"
+            return SimpleNamespace(name=name, info=SimpleNamespace(run_id=name))
 
         return call
 
@@ -60,7 +63,8 @@ def sent(name, library):
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_config_and_figures_go_there(tmp_path, library, name):
     got = library(name)
-    log = RunLog(tmp_path, tracker=Tracker(name, "first", CONFIG))
+    (tmp_path / "first").mkdir()
+    log = RunLog(tmp_path, tracker=Tracker(name, tmp_path / "first", CONFIG))
     log.write(1, {"loss": 0.5, "grad_norm": float("inf")})
     log.write(2, {"loss": 0.25, "val_dice": float("nan")})
     log.close()
@@ -69,6 +73,22 @@ def test_config_and_figures_go_there(tmp_path, library, name):
     assert config["train.lr"] in (0.1, "0.1") and config["data.data_name"] == "my.py:Mine"
     assert "ann" not in str(got.calls) and "first" in str(got.calls) and "medsegdiff" in str(got.calls)
     assert got.calls[-1][0] == {"mlflow": "end_run"}.get(name, "finish")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_resumed_run_goes_on_in_the_same_run(tmp_path, library, name):
+    got, key = library(name), {"wandb": "id", "mlflow": "run_id", "trackio": "name"}[name]
+    (tmp_path / "track.json").write_text('{"other": "x"}')
+    begin = {"mlflow": "start_run"}.get(name, "init")
+    for goes_on in (False, True, True, False):
+        Tracker(name, tmp_path, CONFIG, goes_on).close()
+    first, second, third, anew = [call[-1] for call in got.calls if call[0] == begin]
+    known = first["id"] if name == "wandb" else f"{tmp_path.name} of {name}"
+    assert second[key] == third[key] == known and anew.get(key) != known
+    if name == "mlflow":  # which refuses other values of a run's parameters
+        assert [call[0] for call in got.calls].count("log_params") == 2
+    if name == "trackio":
+        assert [call["resume"] for call in (first, second, anew)] == ["never", "allow", "never"]
 
 
 def test_no_folder_of_this_machine_is_sent():
@@ -80,7 +100,7 @@ def test_no_folder_of_this_machine_is_sent():
 @pytest.mark.parametrize("failing", ["init", "log", "finish"])
 def test_a_service_that_fails_is_one_warning(tmp_path, library, capsys, failing):
     got = library("wandb", (failing,))
-    log = RunLog(tmp_path, tracker=Tracker("wandb", "first", CONFIG))
+    log = RunLog(tmp_path, tracker=Tracker("wandb", tmp_path, CONFIG))
     for step in (1, 2, 3):
         log.write(step, {"loss": 0.5})
     log.close()

@@ -50,7 +50,6 @@ class DecathlonDataset(SegmentationDataset):
     data_name = "MSD"
     kept = ("modalities", "window", "is_picture")
     finds_validation = True
-    has_reserved = False  # whether `ignore_label` is from dataset.json
     is_picture = False  # as in checkpoints that do not keep it
     left_right_axis = -2  # a slice is [X, Y]
     other_files = ("dataset.json", "dataset_fingerprint.json")
