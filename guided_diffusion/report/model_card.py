@@ -72,12 +72,16 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
 
 def shown_checkpoint(manifest, results_dir=None):
     """A manifest's checkpoint without the folders above it: its path from the run's folder that holds the results, else
-    its name; several are joined by commas."""
+    its name; several are joined by commas, and named with their run's folder, since their files are often called alike.
+    """
     run = None if results_dir is None else Path(results_dir).resolve().parent
-    shown = []
-    for path in str(manifest.get("checkpoint")).split(","):
+    shown, paths = [], str(manifest.get("checkpoint")).split(",")
+    for path in paths:
         is_own = run is not None and not is_remote(path) and Path(path).resolve().is_relative_to(run)
-        shown.append(str(Path(path).resolve().relative_to(run)) if is_own else place_name(path))
+        name = place_name(path)
+        if len(paths) > 1 and path.endswith(".pt") and "/" in path:
+            name = "/".join(path.split("/")[-2:])
+        shown.append(str(Path(path).resolve().relative_to(run)) if is_own else name)
     return ",".join(shown)
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers import evaluation_of
 
 from guided_diffusion.evaluation.summary import summary_of
-from guided_diffusion.report.model_card import write_card
+from guided_diffusion.report.model_card import shown_checkpoint, write_card
 
 DATA = SimpleNamespace(data_dir="/data/clinic")
 MANIFEST = {
@@ -43,6 +43,12 @@ def test_it_says_what_was_trained_and_measured(tmp_path):
     assert "Trained on `FOLDER` from `own`, with 0.25 of the groups for validation held out." in text
     assert "2 cases of `FOLDER` from `clinic`: the test part." in text
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
+
+
+def test_several_checkpoints_are_named_with_their_runs():
+    several = {"checkpoint": "/private/runs/fold1/best.pt,/private/runs/fold2/best.pt"}
+    assert shown_checkpoint(several) == "fold1/best.pt,fold2/best.pt"
+    assert shown_checkpoint({"checkpoint": "/private/fold1/best.pt"}) == "best.pt"
 
 
 def test_intervals_need_five_patients(tmp_path):
