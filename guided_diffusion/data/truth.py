@@ -15,7 +15,8 @@ from ..runtime.errors import UserError
 from .left_over import SHOWN_FILES
 
 SUFFIXES = PICTURE_SUFFIXES + VOLUME_SUFFIXES
-MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation")  # what a mask's name may add to its image's
+# What a mask's name may add to its image's; 3D Slicer writes NAME.seg.nrrd.
+MASK_ENDINGS = ("", "_mask", "_seg", "_segmentation", "_Segmentation", ".seg")
 
 
 # ---- names that stand for one another ----------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def write_all(folder):
             write_series(folder / "mixed/images/P1", values, **PLACE)
         else:
             write_volume_as(folder / f"mixed/images/{name}{suffix}", values, **PLACE)
-        write_volume_as(folder / f"mixed/masks/{name}{'.mha' if number % 2 else '.nrrd'}", labels, **PLACE)
+        write_volume_as(folder / f"mixed/masks/{name}{'.mha' if number % 2 else '.seg.nrrd'}", labels, **PLACE)
         write_volume_as(folder / f"nifti/images/{name}.nii", values, **PLACE)
         write_volume_as(folder / f"nifti/masks/{name}.nii", labels, **PLACE)
     return folder / "mixed", folder / "nifti"
