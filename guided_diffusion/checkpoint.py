@@ -170,7 +170,9 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     path = Path(checkpoint_file(path, where))
     if path.is_dir():
         if to_train:
-            raise UserError(f"{where}: is an exported model, without what going on needs; begin a run with --init_from")
+            raise UserError(
+                f"{where}: is an exported model, without an optimizer's state; begin a new run with it, by --init_from"
+            )
         content, exported_as = read_exported(path, where)
         return ExportedModel(**content, exported_as=exported_as)
     content, records = _read_content(path, where, remedy)

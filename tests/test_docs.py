@@ -114,6 +114,13 @@ def test_links_lead_to_files_and_headings(document):
         assert not heading or heading in headings(linked), target
 
 
+@each_guide
+def test_no_paragraph_stands_twice(document):
+    """As after a careless edit or merge."""
+    paragraphs = [text for text in document.read_text().split("\n\n") if len(text) > 80]
+    assert sorted(paragraphs) == sorted(set(paragraphs))
+
+
 @pytest.mark.parametrize("module", [medsegdiff, condition, fourier], ids=lambda module: module.__name__)
 def test_paper_to_code_names_every_part_of_the_models(module):
     tree = ast.parse(read(Path(module.__file__)))

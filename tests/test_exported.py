@@ -91,7 +91,7 @@ def test_it_is_found_and_has_a_sum_that_holds_its_weights(folder):
 
 
 def test_a_run_cannot_go_on_from_it(folder):
-    with pytest.raises(UserError, match="is an exported model, without what going on needs; begin a run with --init"):
+    with pytest.raises(UserError, match="is an exported model, without an optimizer's state; begin a new run with it"):
         load_checkpoint(folder, to_train=True)
 
 

@@ -125,7 +125,7 @@ class SampleOptions:
     )
     threshold: str = option(
         "0.5",
-        "probability above which a pixel is foreground, also one number for each class. guaranteed: the checkpoint's, "
+        "probability above which a pixel is foreground, or one for each class. guaranteed: the checkpoint's, "
         "fitted by --fit_threshold of the evaluation, by which at most a given share of lesion pixels is missed on "
         "average. Other than 0.5 it cuts the members' mean",
     )
@@ -137,13 +137,13 @@ class SampleOptions:
     )
     keep_largest: str = option(
         "auto",
-        "keep only the largest connected component of the fused mask, in volumes in 3-D: as --fill_holes, after which "
-        "it comes",
+        "then keep only the largest connected component of the fused mask, in volumes in 3-D; values as of "
+        "--fill_holes",
         alone="True",
     )
     min_size: str = option(
         "auto",
-        "remove connected components of fewer pixels, or voxels, of the input, at last; one number, or one for each "
+        "last, remove connected components of fewer pixels, or voxels, of the input: one number, or one for each "
         "class. auto: as fitted for the checkpoint, else 0",
     )
     weights: str = option(
@@ -153,7 +153,8 @@ class SampleOptions:
     save_samples: bool = option(False, "also write each member's mask and the coarse mask")
     uncertainty_maps: bool = option(
         False,
-        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits",
+        "also write the variance, the entropy and the mutual information of the members at each pixel, in 16 bits. Of "
+        "several checkpoints also data_entropy, the part of the entropy that is due to the data",
     )
     debug: bool = option(False, "also write an animation of the denoising, debug/NAME.gif")
     seed: int = option(
@@ -261,24 +262,31 @@ class EvalOptions:
     compare: str = option(
         "",
         "results folder of another run on the same cases: print the paired differences of the figures, their "
-        "intervals and Wilcoxon's p. Beside several of --pred_dir as many, in their order",
+        "intervals and Wilcoxon's p. With several folders in --pred_dir name as many here, in the same "
+        "order",
         remote=True,
         several=True,
     )
     card: bool = option(
         False, "also write model_card.md: data, configuration, metrics with intervals, calibration, limits, citation"
     )
+    fit_temperature: str = option(
+        "",
+        "checkpoint that made these results, or its run's folder: find the temperature of the least log loss and store "
+        "it in that file; sampling then applies it to the probability. Use results of validation cases (sampled with "
+        "--split val)",
+        path=True,
+    )
     fit_cleanup: str = option(
         "",
-        "checkpoint that made these results: try --fill_holes, --keep_largest and --min_size on them and store in that "
-        "file what raises the Dice of a class, for sampling to apply. Use results of validation cases",
+        "the same for --fill_holes, --keep_largest and --min_size: what raises the Dice of a class is stored, and "
+        "sampling then applies it",
         path=True,
     )
     fit_threshold: str = option(
         "",
-        "checkpoint that made these results: find the threshold by which at most --max_misses of lesion pixels are "
-        "missed on average (conformal risk control), and store it in that file for --threshold guaranteed of "
-        "sampling. Use results of validation cases",
+        "the same for the highest threshold by which at most --max_misses of lesion pixels are missed on average "
+        "(conformal risk control); sampling takes it with --threshold guaranteed",
         path=True,
     )
     max_misses: float = option(
@@ -286,13 +294,6 @@ class EvalOptions:
         "share of a patient's lesion pixels that may be missed on average by the threshold of --fit_threshold",
         above=0,
         maximum=0.9,
-    )
-    fit_temperature: str = option(
-        "",
-        "checkpoint that made these results, or its run's folder: fit the temperature of least log loss on them and "
-        "store it in that file, "
-        "for sampling to apply to probabilities. Use results of validation cases (sampled with --split val)",
-        path=True,
     )
     lesion_iou: float = option(
         0.1,

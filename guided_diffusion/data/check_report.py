@@ -180,15 +180,9 @@ def write_sheet(path, parts, count, progress=lambda units: units):
     for start in range(0, len(tiles), SHEET_COLUMNS):
         row = tiles[start : start + SHEET_COLUMNS]
         row += [(blank, "")] * (min(SHEET_COLUMNS, len(tiles)) - len(row))
-        rows += [captions([_short(text) for _, text in row], SHEET_TILE), mosaic([[tile for tile, _ in row]])]
+        rows += [captions([text for _, text in row], SHEET_TILE), mosaic([[tile for tile, _ in row]])]
     write_png(path, np.concatenate(rows))
     return True
-
-
-def _short(text):
-    """The text, with its middle left out where it is wider than a tile."""
-    most = SHEET_TILE // 6 - 1  # a character is 6 pixels wide
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2) :]}"
 
 
 def _tile(dataset, unit):

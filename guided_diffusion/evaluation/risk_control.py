@@ -82,8 +82,8 @@ def controlled_level(risk, groups, alpha):
     level = int(np.flatnonzero(bound <= alpha + EPSILON)[-1])  # the bound rises with the level and begins below alpha
     if level == 0:
         raise UserError(
-            f"--max_misses {alpha:g}: no threshold above 0 misses that few, since lesion pixels have the probability "
-            "0; allow more misses, or train on"
+            f"--max_misses {alpha:g}: no threshold above 0 misses that few, since too many lesion pixels have the "
+            "probability 0; allow more misses, or train longer"
         )
     return level
 

@@ -19,10 +19,7 @@ from ..runtime.seeds import seeded_generator
 
 FORMATS = ("pt2", "onnx")
 LARGEST_DIFFERENCE = 1e-4  # between a graph and the network; the rounding of float32 gives a few 1e-6
-IMAGES_TRACED, IMAGES_COMPARED = (
-    2,
-    3,
-)  # of the batch that is traced and of the one that is compared: their number is free
+IMAGES_TRACED, IMAGES_COMPARED = 2, 3  # of the batches that are traced and compared, as the number of images is free
 
 
 class TabledDiffusion(GaussianDiffusion):

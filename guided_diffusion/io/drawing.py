@@ -183,7 +183,12 @@ def overlaid_tile(image, masks, size, truths=None):
 
 
 def captions(texts, width, gap=2):
-    """A white strip of captions for a row of pictures of `width` pixels: uint8 [CAPTION, W, 3]."""
+    """A white strip of captions for a row of pictures of `width` pixels: uint8 [CAPTION, W, 3].
+
+    A caption that is wider than its picture lacks its middle: names of one data set often differ only at their ends.
+    """
+    most = width // 6 - 1  # a character is 6 pixels wide
+    texts = [text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2) :]}" for text in texts]
     strip = Image.new("RGB", (len(texts) * (width + gap) - gap, CAPTION), "white")
     for i, text in enumerate(texts):
         ImageDraw.Draw(strip).text((i * (width + gap) + 3, 2), text, fill="black")

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from ..data.classes import BINARY
 from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
 from ..evaluation.summary_table import figure_name, metric_label, miss_lines
@@ -71,12 +72,16 @@ def write_card(out_dir, summary, manifest, dataset, part, leak=None):
 
 def shown_checkpoint(manifest, results_dir=None):
     """A manifest's checkpoint without the folders above it: its path from the run's folder that holds the results, else
-    its name; several are joined by commas."""
+    its name; several are joined by commas, and named with their run's folder, since their files are often called alike.
+    """
     run = None if results_dir is None else Path(results_dir).resolve().parent
-    shown = []
-    for path in str(manifest.get("checkpoint")).split(","):
+    shown, paths = [], str(manifest.get("checkpoint")).split(",")
+    for path in paths:
         is_own = run is not None and not is_remote(path) and Path(path).resolve().is_relative_to(run)
-        shown.append(str(Path(path).resolve().relative_to(run)) if is_own else place_name(path))
+        name = place_name(path)
+        if len(paths) > 1 and path.endswith(".pt") and "/" in path:
+            name = "/".join(path.split("/")[-2:])
+        shown.append(str(Path(path).resolve().relative_to(run)) if is_own else name)
     return ",".join(shown)
 
 
@@ -89,7 +94,8 @@ def _places_of(config, dataset):
 def _card_title(manifest, summary):
     version = manifest.get("config", {}).get("model", {}).get("version")
     names = {"v1": "MedSegDiff", "v2": "MedSegDiff-V2", "unet": "plain U-Net"}
-    return f"{names.get(version, 'segmentation')} for {_class_names(summary)}"
+    own = summary["class_names"] != list(BINARY.names)  # a name that says something
+    return names.get(version, "segmentation") + (f" for {_class_names(summary)}" if own else "")
 
 
 def _class_names(summary):
@@ -142,7 +148,9 @@ def _configuration(config, manifest):
 
 
 def _option_list(values):
-    listed = {name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None)}
+    listed = {
+        name: value for name, value in values.items() if name not in UNLISTED_OPTIONS and value not in ("", None, [])
+    }
     if isinstance(listed.get("timesteps"), list):
         listed["timesteps"] = f"{len(listed['timesteps'])} steps"
     shown = {name: place_name(value) if is_place(value) else value for name, value in listed.items()}
@@ -339,7 +347,7 @@ def _exported_facts(checkpoint, weights, names, graphs):
     lines = ["## Model", "", f"- Classes: {_class_names(names)}."]
     lines.append(f"- Input: {counted(checkpoint.image_channels, 'channel')}, resized to {side} x {side} pixels.")
     lines.append(f"- Weights: {averaged}, after {counted(checkpoint.step, 'step')}.")
-    lines.append(f"- Trained on {markdown_code(place_name(config['data']['data_name']))}.")
+    lines.append(f"- Loader of its data: {markdown_code(place_name(config['data']['data_name']))}.")
     lines += [f"- {group.capitalize()}: {_option_list(config[group])}." for group in ("model", "diffusion", "train")]
     lines += [
         f"- `{name}.pt2`, `{name}.onnx`: {', '.join(graph['inputs'])} -> {', '.join(graph['outputs'])}."

@@ -304,7 +304,10 @@ def _facts(results_dir, dataset, cases, manifest):
     if len(dataset.class_names) > 1:
         facts.append(("Classes", ", ".join(dataset.class_names)))
     if manifest.get("checkpoint"):
-        facts.append(("Checkpoint", f"{shown_checkpoint(manifest, results_dir)}, step {manifest.get('step')}"))
+        files = shown_checkpoint(manifest, results_dir).split(",")
+        steps = [manifest.get("step"), *(one["step"] for one in manifest.get("further", ()))]
+        shown = "; ".join(f"{file}, step {step}" for file, step in zip(files, steps, strict=False))
+        facts.append(("Checkpoint" if len(files) == 1 else "Checkpoints", shown))
     if {"num_ensemble", "sampler", "timesteps"} <= settings.keys():
         facts.append(("Members", describe_members(settings)))
         described = describe_augmentation(settings)

@@ -20,7 +20,7 @@ CURVES = (
     ("Loss", "loss", ("loss", "mask", "coarse", "vb"), True),
     ("Validation log loss", "nats per pixel", ("val_log_loss", "val_coarse_log_loss"), True),
     ("Expected over true size", "ratio", ("val_volume_ratio", "val_coarse_volume_ratio"), False),
-    ("GED² that the diffusion takes away", "GED²", ("val_health",), False),
+    ("GED² gained by the diffusion", "GED²", ("val_health",), False),
     ("Validation Dice", "Dice", ("val_dice", "val_member_dice", "val_coarse_dice", "val_agreement"), False),
     ("Learning rate", "rate", ("lr",), False),
     ("Gradient norm, before clipping", "norm", ("grad_norm",), True),

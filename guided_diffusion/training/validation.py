@@ -334,10 +334,10 @@ class Drawn:
             scored_mask = mask if self.known is None else mask & self.known
             return f"{title}: {mean_dice(scored_mask, truth):.2f}", pictures.mask(values)
 
-        tiles = [(name[:20], pictures.image), ("truth", pictures.mask(truth))]
+        tiles = [(name, pictures.image), ("truth", pictures.mask(truth))]
         if self.soft is not None and len(self.soft) > 1:
             pairs = zip(self.soft, self.masks, strict=True)
-            tiles += [scored(f"member {n}", soft, mask) for n, (soft, mask) in enumerate(pairs)]
+            tiles += [scored(f"member {n}", soft, mask) for n, (soft, mask) in enumerate(pairs, 1)]  # as in reports
             tiles += [scored("fused", self.fused, self.fused), ("uncertainty", pictures.uncertainty(self.spread))]
         elif self.soft is not None:
             tiles.append(scored("mask", self.soft[0], self.fused))

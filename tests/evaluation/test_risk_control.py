@@ -69,7 +69,9 @@ def test_too_few_patients_and_probabilities_of_nought_are_refused():
     assert choose_thresholds([[sure]] * 9, ["lesion"], range(9), 0.1)[0].threshold == pytest.approx(0.9, abs=1e-4)
     with pytest.raises(UserError, match=r"needs 9 .*, and has 1; take more .* \(class b\)"):
         choose_thresholds([[sure, sure]] + [[sure, None]] * 8, ["a", "b"], range(9), 0.1)
-    with pytest.raises(UserError, match="no threshold above 0 misses that few, since lesion pixels have the prob"):
+    with pytest.raises(
+        UserError, match="no threshold above 0 misses that few, since too many lesion pixels have the prob"
+    ):
         choose_thresholds([[levels_of(np.zeros(5))]] * 20, ["lesion"], range(20), 0.1)
 
 

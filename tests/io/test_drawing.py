@@ -80,3 +80,12 @@ def test_montage_shows_the_slices_that_the_mask_touches():
         lambda k: shown.append(k) or np.zeros((1, 8, 8)), ~masks & masks, np.eye(4), count=4, size=8
     )
     assert shown == [0, 10, 19, 29] and picture.shape == (18, 18, 3)
+
+
+def test_a_long_caption_keeps_both_ends():
+    width = 126  # of twenty characters, one gap and no more
+    a, b, c = (
+        pictures.captions([name], width) for name in ("site_1_scan_" + "x" * 40 + end for end in ("1", "2", "1"))
+    )
+    assert a.shape == b.shape == (pictures.CAPTION, width, 3) and (a == c).all() and (a != b).any()
+    assert (pictures.captions(["x" * 60 + "1"], width) != pictures.captions(["y" * 60 + "1"], width)).any()

@@ -6,7 +6,7 @@ import pytest
 from helpers import evaluation_of
 
 from guided_diffusion.evaluation.summary import summary_of
-from guided_diffusion.report.model_card import write_card
+from guided_diffusion.report.model_card import shown_checkpoint, write_card
 
 DATA = SimpleNamespace(data_dir="/data/clinic")
 MANIFEST = {
@@ -37,6 +37,9 @@ def card_of(folder, manifest=MANIFEST, leak=None, part="test", **changes):
 def test_it_says_what_was_trained_and_measured(tmp_path):
     text = card_of(tmp_path)
     assert text.startswith("# Model card: MedSegDiff for organ\n")
+    nameless = summary_of(evaluation_of(a={"dice": 0.5})) | {"class_names": ["foreground"]}
+    other = write_card(tmp_path, nameless, MANIFEST, DATA, "test").read_text()
+    assert other.startswith("# Model card: MedSegDiff\n")  # that name says nothing
     assert "Trained on `FOLDER` from `own`, with 0.25 of the groups for validation held out." in text
     assert "2 cases of `FOLDER` from `clinic`: the test part." in text
     assert "| dice | 0.7500 |" in text and "timesteps 3 steps" in text and "SHA-256 `abcdefabcdefabcd`..." in text
@@ -57,6 +60,12 @@ def test_several_checkpoints_are_named_each_with_what_it_was_trained_on(tmp_path
         in text
     )
     assert "scaled with the temperature" not in text  # the fit of one is not applied to several
+
+
+def test_several_checkpoints_are_named_with_their_runs():
+    several = {"checkpoint": "/private/runs/fold1/best.pt,/private/runs/fold2/best.pt"}
+    assert shown_checkpoint(several) == "fold1/best.pt,fold2/best.pt"
+    assert shown_checkpoint({"checkpoint": "/private/fold1/best.pt"}) == "best.pt"
 
 
 def test_intervals_need_five_patients(tmp_path):

@@ -442,6 +442,9 @@
     key.prepend(mark(colour));
     $("classes-key").append(key);
   }
+  if (data.classes.length && data.cases.some((item) => item.layers.includes("truth"))) {
+    $("classes-key").append(element("span", {}, "dashed: truth"));
+  }
 
   function open(item) {
     if (!item) return;
