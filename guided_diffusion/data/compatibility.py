@@ -81,7 +81,9 @@ def is_read_alike(config):
     config: the checkpoint's.
     """
     name = config["data"]["data_name"].upper()
-    return bool(_kinds(config.get("loader", {}), find_loader(name) if name in LOADERS else None))
+    return bool(
+        _kinds(config.get("loader", {}), find_loader(name, named_by="the checkpoint") if name in LOADERS else None)
+    )
 
 
 def _kinds(kept, loader):

@@ -287,7 +287,7 @@ def test_links_without_a_target_are_named_and_counted(root, script, tmp_path, ca
     options = SimpleNamespace(fsdp=False, augment="none", out_dir="run", max_minutes=0)
     run = SimpleNamespace(dataset=dataset, settings=SimpleNamespace(train=options), precision="fp32")
     run.validation, run.start, run.warnings, run.units = None, None, (), []
-    run.checkpoint = SimpleNamespace(config={"data": {}})
+    run.checkpoints = {"last.pt": SimpleNamespace(config={"data": {}})}
     for rank in (0, 1):
         processes = Processes(rank, 2, torch.device("cpu"))
         print_run_summary(run, torch.nn.Linear(1, 1), processes)

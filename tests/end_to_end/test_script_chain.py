@@ -11,6 +11,7 @@ import pytest
 from conftest import FAST, SCRIPTS, TINY, files, rows, strict_json, write_folder
 from helpers import TRAIN
 
+from guided_diffusion import Segmenter
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.runtime.program import VERB_SCRIPTS
@@ -45,7 +46,7 @@ def test_the_readmes_first_example_leads_from_training_to_python(
     for line in re.findall(r"(?m)^medsegdiff (.*runs/first.*)$", text):
         verb, *words = shlex.split(line)
         commands[VERB_SCRIPTS[verb].removesuffix(".py")] = words
-    assert list(commands) == ["segmentation_train", "segmentation_sample", "segmentation_eval"]
+    assert list(commands) == ["segmentation_train", "segmentation_sample", "segmentation_eval", "export"]
     for name, command in commands.items():
         with pytest.raises(SystemExit):
             script(name, "--help")
@@ -60,6 +61,8 @@ def test_the_readmes_first_example_leads_from_training_to_python(
     script("segmentation_sample", [shlex.join(commands["segmentation_sample"]), "--num_workers 0"])
     script("segmentation_eval", shlex.join(commands["segmentation_eval"]))
     assert len(rows(Path("runs/first/results"))) == 4
+    script("export", shlex.join(commands["export"]))
+    assert Segmenter.load("shared/first").class_names == ("foreground",)
 
 
 LEAK = "cases were trained on: Dice on training images says nothing about new ones"
