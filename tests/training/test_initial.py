@@ -60,8 +60,8 @@ def test_a_run_begins_with_the_weights_and_says_what_it_left_out(script, picture
     flags = "--max_steps 1 --lr 1e-12 --num_workers 0 --batch_size 2 --precision fp32 --sample_interval 0"
     script("segmentation_train", [*line, flags, "--channel_mult 1,3"])
     out = capsys.readouterr().out
-    line_of_weights = next(row for row in out.splitlines() if row.startswith(f"--init_from {tmp_path}: "))
-    assert "begin with its weights (step 2, averaged at 0.9999); at random begin " in line_of_weights and " more" in line_of_weights
+    shown = next(row for row in out.splitlines() if row.startswith(f"--init_from {tmp_path}: "))
+    assert "begin with its weights (step 2, averaged at 0.9999); at random begin " in shown and " more" in shown
     start, last = load_checkpoint(trained), load_checkpoint(tmp_path / "run" / "last.pt", to_train=True)
     expected = {**start.config["model"], "channel_mult": "1,3"}
     assert last.config["model"] == expected and last.config["train"]["recipe"] == "none"
@@ -83,8 +83,8 @@ def test_a_resumed_run_ignores_it_says_so_and_keeps_the_record(script, pictures,
 
 def test_weights_of_which_none_fits_are_refused(refusal, pictures, trained, tmp_path):
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path, TINY, "--init_from", trained]
-    line_of_weights = refusal("segmentation_train", [*line, "--version unet"])
-    assert f"--init_from {trained}: none of its weights fits the network; its own is a v1" in line_of_weights
+    shown = refusal("segmentation_train", [*line, "--version unet"])
+    assert f"--init_from {trained}: none of its weights fits the network; its own is a v1" in shown
 
 
 def test_what_is_no_model_is_refused_with_its_flag(refusal, pictures, tmp_path):
