@@ -57,8 +57,7 @@ def open_metaimage(path):
 
 def metaimage_data_file(path):
     """The file beside a .mhd that holds its values, or None where the header's own file does."""
-    file = _parsed(path)[1].file
-    return None if file == path else file
+    return _parsed(path)[1].file_beside_header
 
 
 def _parsed(path):

@@ -80,8 +80,7 @@ def open_nrrd(path):
 
 def nrrd_data_file(path):
     """The file beside a .nhdr that holds its values, or None where the header's own file does."""
-    file = _parsed_nrrd(path)[1].file
-    return None if file == path else file
+    return _parsed_nrrd(path)[1].file_beside_header
 
 
 def _parsed_nrrd(path):

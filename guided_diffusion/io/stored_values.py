@@ -125,6 +125,11 @@ class StoredBytes:
     def __init__(self, header, file, start, compression=""):
         self.header, self.file, self.start, self.compression = header, file, start, compression
 
+    @property
+    def file_beside_header(self):
+        """The file of the values, or None where they lie in the header's own."""
+        return None if self.file == self.header else self.file
+
     def check_length(self, claimed):
         """Raise `UserError` where the file cannot hold as many bytes as the header claims."""
         length = os.path.getsize(self.file) - (self.start or 0)
