@@ -35,7 +35,7 @@ class Tiled(nn.Module):
     def encode(self, image, label=None):
         """image: [N, C, H, W], both sides at least `size`; label: int [N] or None. Returns the `TiledCondition`."""
         windows = windows_of(image.shape[-2:], self.size, self.overlap)
-        places = _places(windows, len(image))
+        places = _places_in(windows, len(image))
         conditions = []
         for part in _parts(len(places), self.rows):
             crops = torch.stack([image[place] for place in places[part]])
@@ -50,7 +50,7 @@ class Tiled(nn.Module):
 
     def forward(self, x_t, t, condition):
         """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole images."""
-        sums, places = {}, _places(condition.windows, len(x_t))
+        sums, places = {}, _places_in(condition.windows, len(x_t))
         for part in _parts(len(places), self.rows):
             windows, rows = _numbers(part, len(x_t), x_t.device)
             crops = torch.stack([x_t[place] for place in places[part]])
@@ -102,7 +102,7 @@ class TiledCondition(NamedTuple):
     def blended(self, values):
         """The values [W * N, K, S, S] of all windows, in the order of `conditions`, as [N, K, H, W] in float32."""
         whole = values.new_zeros((self.images, values.shape[1], *self.total.shape), dtype=torch.float32)
-        self.add(whole, _places(self.windows, self.images), values)
+        self.add(whole, _places_in(self.windows, self.images), values)
         return whole / self.total
 
     def add(self, whole, places, values):
@@ -129,13 +129,13 @@ def window_weights(size, device=None):
     return (along[:, None] * along).clamp(min=LEAST_WEIGHT)
 
 
-def _places(windows, count):
+def _places_in(windows, count):
     """The index of each window in each of `count` rows [count, C, H, W], window by window."""
     return [(row, slice(None), *window) for window in windows for row in range(count)]
 
 
 def _numbers(part, count, device):
-    """The window and the row of each place in a slice of `_places`, both int [n]. The device counts them itself."""
+    """The window and the row of each place in a slice of `_places_in`, both int [n]. The device counts them itself."""
     place = torch.arange(part.start, part.stop, device=device)
     return place // count, place % count
 
