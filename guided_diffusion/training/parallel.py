@@ -50,25 +50,21 @@ class StepLosses(nn.Module):
         return self.diffusion.training_losses(self.model, *draws, dice=dice, known=known, coarse_known=coarse_known)
 
 
-def with_shared_gradients(losses, processes, stages=False, shards=False):
+def with_shared_gradients(losses, processes, shards=False):
     """The `StepLosses` with a backward pass that averages gradients over the processes, if there are several.
 
-    All processes get the first one's weights. stages: whether parts of the network learn at different times. shards:
-    whether its blocks were split among the processes when it was built (see `sharding.sharded_as_built`); each process
-    then gets the gradients of its own shards.
+    All processes get the first one's weights. Every parameter that learns now must have a gradient in each step (see
+    `stages.mark_learning`); the others are not exchanged. shards: whether the network's blocks were split among the
+    processes when it was built (see `sharding.sharded_as_built`); each process then gets the gradients of its own
+    shards.
     """
     if processes.count == 1:
         return losses
     if shards:
         return shard_the_rest(losses, processes)
-    # Without the coarse loss its decoder gets no gradient, and in a stage the other part gets none. DDP must then look
-    # for such parameters at each step, which costs time.
     with peers_needed():
-        return DistributedDataParallel(
-            losses,
-            device_ids=[processes.device] if processes.device.type == "cuda" else None,
-            find_unused_parameters=stages or not losses.diffusion.coarse_weight,
-        )
+        devices = [processes.device] if processes.device.type == "cuda" else None
+        return DistributedDataParallel(losses, device_ids=devices)
 
 
 def gradients_exchanged(losses, now):
