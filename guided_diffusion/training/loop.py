@@ -224,12 +224,14 @@ class TrainLoop:
         """At the first step of a stage let its parameters learn, and exchange their gradients alone."""
         stage = {"first": self.stages.is_first(self.step), "second": self.stages.is_second(self.step)}
         if stage != self.stage:
-            self.stage = stage
-            mark_learning(self.model, **stage, has_coarse_loss=bool(self.diffusion.coarse_weight))
+            self.stage, has_coarse_loss = stage, bool(self.diffusion.coarse_weight)
+            mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss)
             if self.step_losses is None or not self.sharded:  # shards are made once
                 self.step_losses = None
                 gc.collect()  # a wrapper that is still there would exchange gradients too
-                self.step_losses = with_shared_gradients(self.losses, self.processes, shards=self.sharded)
+                # Without its loss the coarse mask's decoder gets no gradient. In a stage all that learns has one.
+                some_unused = not has_coarse_loss and not any(stage.values())
+                self.step_losses = with_shared_gradients(self.losses, self.processes, self.sharded, some_unused)
 
     def _take_average(self):
         """At the second stage's start, give the condition model its averaged weights where they help."""

@@ -50,13 +50,13 @@ class StepLosses(nn.Module):
         return self.diffusion.training_losses(self.model, *draws, dice=dice, known=known, coarse_known=coarse_known)
 
 
-def with_shared_gradients(losses, processes, shards=False):
+def with_shared_gradients(losses, processes, shards=False, some_unused=False):
     """The `StepLosses` with a backward pass that averages gradients over the processes, if there are several.
 
-    All processes get the first one's weights. Every parameter that learns now must have a gradient in each step (see
-    `stages.mark_learning`); the others are not exchanged. shards: whether the network's blocks were split among the
-    processes when it was built (see `sharding.sharded_as_built`); each process then gets the gradients of its own
-    shards.
+    All processes get the first one's weights. What does not learn now (see `stages.mark_learning`) is not exchanged.
+    shards: whether the network's blocks were split among the processes when it was built (see
+    `sharding.sharded_as_built`); each process then gets the gradients of its own shards. some_unused: whether
+    parameters that learn may have no gradient. They are then looked for at each step, which takes time.
     """
     if processes.count == 1:
         return losses
@@ -64,7 +64,7 @@ def with_shared_gradients(losses, processes, shards=False):
         return shard_the_rest(losses, processes)
     with peers_needed():
         devices = [processes.device] if processes.device.type == "cuda" else None
-        return DistributedDataParallel(losses, device_ids=devices)
+        return DistributedDataParallel(losses, device_ids=devices, find_unused_parameters=some_unused)
 
 
 def gradients_exchanged(losses, now):

@@ -23,23 +23,19 @@ def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
 CONDITION_SHARE = 0.85  # of a run with --condition_steps -1: the length of the first stage
 DICE_SHARE = 0.6  # of the first stage: Dice finds small objects sooner, and cross-entropy then calibrates all weights
 DICE_STEPS = 300  # of a run without stages
-COARSE_PARTS = ("coarse_decoder.", "condition_model.head.")  # parameters with no other loss than the coarse mask's
 AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
 
 
 def mark_learning(model, *, first, second, has_coarse_loss):
-    """Let those parameters learn that have a gradient in a step of this stage, and no others.
+    """Let the parameters of a stage learn and fix the others; without stages all learn.
 
-    first, second: the stage; without stages both are false. has_coarse_loss: whether the loss of a step with diffusion
-    includes the coarse mask's.
+    The first stage trains the condition model, the second all but that. The condition model's last layer learns in both
+    if the second's loss includes the coarse mask's (has_coarse_loss).
     """
     for name, parameter in model.named_parameters():
-        of_condition, of_coarse = name.startswith("condition_model."), name.startswith(COARSE_PARTS)
-        if first:
-            learns = of_condition
-        else:
-            learns = has_coarse_loss if of_coarse else not (second and of_condition)
-        parameter.requires_grad_(learns)
+        of_condition = name.startswith("condition_model.")
+        goes_on = has_coarse_loss and name.startswith("condition_model.head.")
+        parameter.requires_grad_(of_condition if first else not second or not of_condition or goes_on)
 
 
 class Stages:

@@ -192,8 +192,10 @@ def test_a_first_step_that_is_not_finite_says_that_nothing_was_saved(loop, tmp_p
     trainer = loop()
     poison(trainer, "c0", from_step=0)
     poison(trainer, "c1", from_step=0)
+    before = flat(trainer.model)
     with pytest.raises(UserError, match="step 1: .*no checkpoint had been written"):
         trainer.train_step(batch_of(trainer.dataset, [0, 1, 2])).read()
+    assert torch.equal(flat(trainer.model), before)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(loop):
