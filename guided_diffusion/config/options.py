@@ -152,9 +152,10 @@ class DataOptions:
     )
     cache_dir: str = option(
         "auto",
-        "folder of decompressed volumes, shared by all runs, from which slices are read (BraTS: 80 MB a case; safe "
-        "to delete). auto: volumes/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff for training, none for sampling. "
-        "none: each process decompresses volumes itself and keeps up to 4 GB of them",
+        "folder of decoded data, shared by all runs: volumes, from which slices are read (BraTS: 80 MB a case), and in "
+        "training pictures at the network's size (0.8 MB each at 256 x 256). Safe to delete. auto: volumes/ and "
+        "pictures/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff for training, none for sampling. none: each process "
+        "decompresses volumes itself and keeps up to 4 GB of them, and each epoch decodes the pictures again",
         path=True,
     )
 
