@@ -262,4 +262,6 @@ def _check_room(folder, needed):
 
 def size_text(size):
     """A number of bytes in MB or GB."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
+    if size >= 999.5e6:
+        return f"{size / 1e9:.3g} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e6:.2g} MB"

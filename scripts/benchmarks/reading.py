@@ -1,4 +1,4 @@
-"""Measure how long the items of a data set take to read: decoded anew, from the cache, and in the epoch that fills it."""
+"""Measure how long items take to read: decoded anew, from the cache, and in the epoch that fills it."""
 
 import shutil
 import tempfile
@@ -40,7 +40,7 @@ def main(argv=None):
     (options, data), _ = parse(__doc__, [ReadingOptions, DataOptions], argv, example=EXAMPLE)
     torch.set_num_threads(1)  # as in a process that reads images
     with tempfile.TemporaryDirectory(dir=None if data.cache_dir in ("auto", "none") else data.cache_dir) as folder:
-        console().info(table_of(measure(options, data, Path(folder))))
+        console().info(table_of(measure(options, data, Path(folder) / "cache")))
 
 
 def measure(options, data, folder):
@@ -49,9 +49,8 @@ def measure(options, data, folder):
     seconds = {"decoded": [], "filling": [], "cached": []}
 
     def loaded(cached):
-        dataset = build_dataset(
-            data.data_name, data.data_dir, options.image_size, split="train", need_masks=True, view=view, **loading_of(data)
-        )
+        shown = {"split": "train", "need_masks": True, "view": view}
+        dataset = build_dataset(data.data_name, data.data_dir, options.image_size, **shown, **loading_of(data))
         dataset.cases = [dataset.cases[index] for index in spread_indices(len(dataset), options.items)]
         if cached:
             use_cache(dataset, folder, show=False)
@@ -68,7 +67,7 @@ def measure(options, data, folder):
     plain[0]  # compares the masks, once a process
     for _ in range(options.repeats):
         seconds["decoded"].append(read(plain))
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         began = time.perf_counter()
         dataset = loaded(True)
         volumes = (time.perf_counter() - began) / len(dataset) if dataset.pictures is None else 0
