@@ -35,6 +35,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
@@ -61,6 +62,7 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return train(options, given, processes)
 
 

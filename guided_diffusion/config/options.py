@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..io.pictures import MAX_MEGAPIXELS
 from ..io.texts import shown
 from ..runtime.errors import UserError
+from ..runtime.threads import MAX_THREADS
 from .fields import option
 from .presets import PRESETS
 from .values import numbers
@@ -505,6 +506,18 @@ class DiffusionOptions:
         return "softmax" if count > 1 and is_exclusive and self.objective == "x0" else "sigmoid"
 
 
+def threads_option():
+    """The option `--threads` of a command, see `runtime.threads.use_threads`."""
+    return option(
+        0,
+        "threads that compute on the CPU; 0: OMP_NUM_THREADS if it is set, else the cores that this machine or "
+        "container allows, shared by the processes of torchrun",
+        minimum=0,
+        maximum=MAX_THREADS,
+        why="more threads than cores wait for one another",
+    )
+
+
 @dataclass(frozen=True)
 class DeviceOptions:
     """The device."""
@@ -535,3 +548,4 @@ class ProcessOptions(DeviceOptions):
         "",
         "GPUs that share the work, one process each, as 0,1,2; for several machines use torchrun",
     )
+    threads: int = threads_option()
