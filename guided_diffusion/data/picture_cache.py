@@ -32,7 +32,9 @@ def use_picture_cache(dataset, folder, *, asked=True, show=True):
     if not version_of(dataset):
         if show and not is_ours(type(dataset)):
             name = dataset.shown_name()
-            console().info(f"cache: none; {name} sets no cache_version: each epoch decodes its files again")
+            console().info(
+                f"cache: none; {name} sets no cache_version (docs/custom_dataset.md): its files are decoded at each use"
+            )
         return
     try:
         check_writable(folder, "--cache_dir")
