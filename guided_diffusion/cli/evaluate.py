@@ -38,6 +38,7 @@ from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 
 EXAMPLE = "--pred_dir runs/first/results"
 
@@ -70,6 +71,7 @@ def main(argv=None):
 
 def evaluate_into(out, options, results):
     """`main` after its checks, into the `WorkFolder` for the tables and pages. results: the `Results`."""
+    use_threads(options.threads)
     leaks, evaluations, others, workers = [], [], [], options.num_workers
     for one in results:
         leaks.append(warn_about_data(one.dataset, one.manifest))

@@ -51,6 +51,7 @@ from ..runtime.console import console, counted, listed, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from ..runtime.errors import NoCasesError, UserError, run_script
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 
 DRAWING_FLAGS = (  # without effect where no members are drawn
     *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
@@ -98,6 +99,7 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return sample(options, given, processes)
 
 

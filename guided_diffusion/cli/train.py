@@ -18,6 +18,7 @@ from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
 from ..data.loader_checks import case_remedy
 from ..data.mask_checks import check_foreground
+from ..data.picture_cache import use_picture_cache
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote
@@ -34,6 +35,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
@@ -60,6 +62,7 @@ def main(argv=None):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return train(options, given, processes)
 
 
@@ -73,7 +76,7 @@ def train(options, given, processes):
         check_unchanged(run, processes)
         if processes.is_first:
             run.folder.pull(lambda name: name in ("log.jsonl", KNOWN_RUNS))  # which a resumed run goes on with
-        cache_training_volumes(run, processes)
+        cache_training_data(run, processes)
         model, diffusion = build_networks(run, processes)
         if processes.is_first:
             write_config(run.values, run.folder.path)
@@ -100,13 +103,15 @@ def is_complete(run, processes):
     return True
 
 
-def cache_training_volumes(run, processes):
-    """Decompress the volumes of the training data once, on each machine."""
+def cache_training_data(run, processes):
+    """Decompress the volumes of the training data once, on each machine; pictures are decoded at their first use."""
     data = run.settings.data
     cache = chosen_folder(data.cache_dir, training=True)
     if cache is not None:
         options = {"workers": data.num_workers, "show": processes.is_first}
         processes.by_machine(lambda: use_cache(run.dataset, cache, **options))
+        pictures = chosen_folder(data.cache_dir, training=True, kind="pictures")
+        use_picture_cache(run.dataset, pictures, asked=data.cache_dir != "auto", show=processes.is_first)
 
 
 def build_networks(run, processes):

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .console import console
+from .console import console, counted
 from .errors import PeerGone, UserError, is_out_of_memory
 from .program import prepare_children
 
@@ -40,8 +40,11 @@ class Processes:
 
     @property
     def place(self):
-        """The device, or the number and kind of processes, for messages."""
-        return str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
+        """The device, or the number and kind of processes, for messages; on the CPU with the number of threads."""
+        place = str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
+        if self.device.type != "cpu":
+            return place
+        return f"{place}, {counted(torch.get_num_threads(), 'thread')}{' each' if self.count > 1 else ''}"
 
     def from_first(self, make):
         """The result of `make()` in the first process, for all processes; of plain types."""
