@@ -97,17 +97,9 @@ class NetworkOptions(ModelOptions):
 
 def main(argv=None):
     """Count, time the chosen parts, write the figures and print them."""
-    groups = [SpeedOptions, NetworkOptions, DiffusionOptions, DeviceOptions]
-    (options, network, diffusion, device_options), given = parse(__doc__, groups, argv, example=EXAMPLE)
-    check_variant(network, diffusion)
-    if max(numbers("sampling_steps", options.sampling_steps, int)) >= diffusion.diffusion_steps:
-        raise UserError(f"--sampling_steps {options.sampling_steps}: must be below T = {diffusion.diffusion_steps}")
-    device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
-    precision = pick_precision(device_options.precision, device)
+    speed = prepared(Speed, argv)
+    options = speed.options
     check_writable(Path(options.out).parent, "--out")
-    if options.keep_memory:
-        keep_freed_memory()
-    speed = Speed(options, network, diffusion, device, precision)
     console().info(speed.heading())
     for part in options.chosen():
         with compiler_errors(options.compile, f"the {part} part", "leave it or this part out"):
@@ -117,6 +109,19 @@ def main(argv=None):
         speed.memory_over_cases()
     write_json(options.out, speed.result)
     console().info(f"{speed.table()}\nthese figures: {options.out}")
+
+
+def prepared(kind, argv):
+    """An instance of `kind`, `Speed` or a subclass, for a command line of this script."""
+    groups = [SpeedOptions, NetworkOptions, DiffusionOptions, DeviceOptions]
+    (options, network, diffusion, device_options), given = parse(__doc__, groups, argv, example=EXAMPLE)
+    check_variant(network, diffusion)
+    if max(numbers("sampling_steps", options.sampling_steps, int)) >= diffusion.diffusion_steps:
+        raise UserError(f"--sampling_steps {options.sampling_steps}: must be below T = {diffusion.diffusion_steps}")
+    device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
+    if options.keep_memory:
+        keep_freed_memory()
+    return kind(options, network, diffusion, device, pick_precision(device_options.precision, device))
 
 
 class Speed:
