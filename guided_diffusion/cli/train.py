@@ -1,4 +1,4 @@
-"""Train a diffusion model that segments medical images; see README.md for the commands."""
+"""What `medsegdiff train` does: it prepares a run, trains it, and names the next command."""
 
 import os
 import sys
@@ -7,11 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from ..checkpoint import LAST, STAGE, CheckpointFolder, checkpoint_path
-from ..config.command_line import parse
 from ..config.config_file import as_yaml, write_config
-from ..config.help import COMMON
-from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.train_options import TrainOptions
 from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
@@ -33,7 +29,7 @@ from ..runtime.distributed import (
     memory_format,
     pick_device,
 )
-from ..runtime.errors import UserError, run_script
+from ..runtime.errors import UserError
 from ..runtime.program import command
 from ..runtime.threads import use_threads
 from ..training.hints import resuming_command, sampling_command
@@ -44,21 +40,20 @@ from ..training.trackers import KNOWN_RUNS
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
-EXAMPLE = """--data_dir MY_DATA --val_fraction 0.2 \\
-      --test_fraction 0.2 --out_dir runs/first --preset XS --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
 CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over the data
 
 
-def main(argv=None):
-    """Parse the command line and train, in this process or in one for each GPU of --multi_gpu."""
-    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=f"{command('train')} {EXAMPLE}", common=COMMON["train"])
+def run_training(options, given, words):
+    """Train in this process or in one for each GPU of --multi_gpu. Returns the exit status.
+
+    options, given: see `command_line.parse`. words: the command line that they are from.
+    """
     process_options = options[-1]
     if options[1].dry_run:
         return dry_run(options, given)
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, "train", sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "train", words)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
@@ -288,7 +283,3 @@ def warn_of_data(dataset, validation=None):
         if finding.is_error:
             raise UserError(text + case_remedy())
         console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; {command('check')} reads all)")
-
-
-if __name__ == "__main__":
-    run_script(main)
