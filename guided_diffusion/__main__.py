@@ -1,4 +1,4 @@
-"""`python -m guided_diffusion VERB`; see `cli.main`."""
+"""The commands `medsegdiff VERB` and `python -m guided_diffusion VERB`; see `cli.main`."""
 
 import os
 import sys
@@ -8,7 +8,16 @@ from pathlib import Path
 if not getattr(sys.flags, "safe_path", False) and Path(sys.path[0]) == Path(os.getcwd()) != Path(__file__).parents[1]:
     del sys.path[0]
 
-from .cli.main import run  # noqa: E402
+from .runtime.errors import interruptible_imports, run_script  # noqa: E402
+
+
+def run():
+    """`medsegdiff` in a shell, from the imports, which take seconds, to the exit status."""
+    interruptible_imports()
+    from .cli.main import main
+
+    run_script(main)
+
 
 if __name__ == "__main__":
     run()

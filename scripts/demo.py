@@ -1,11 +1,11 @@
-"""Run everything on phantom data; the code is in guided_diffusion/cli/demo.py."""
+"""Run everything on phantom data; the code is in guided_diffusion/cli/verbs.py and demo.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
-    interruptible_imports()  # the import below takes seconds
+    interruptible_imports()  # torch takes seconds
 
-from guided_diffusion.cli.demo import main
+from guided_diffusion.cli.verbs import demo_main as main
 
 if __name__ == "__main__":
     run_script(main)

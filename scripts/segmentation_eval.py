@@ -1,11 +1,11 @@
-"""Score masks against the truth; the code is in guided_diffusion/cli/evaluate.py."""
+"""Score masks against the truth; the code is in guided_diffusion/cli/verbs.py and evaluate.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
-    interruptible_imports()  # the import below takes seconds
+    interruptible_imports()  # torch takes seconds
 
-from guided_diffusion.cli.evaluate import main
+from guided_diffusion.cli.verbs import evaluate_main as main
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,11 +1,11 @@
-"""Sample an ensemble of masks for each image; the code is in guided_diffusion/cli/sample.py."""
+"""Sample an ensemble of masks for each image; the code is in guided_diffusion/cli/verbs.py and sample.py."""
 
 from guided_diffusion.runtime.errors import interruptible_imports, run_script
 
 if __name__ == "__main__":
-    interruptible_imports()  # the import below takes seconds
+    interruptible_imports()  # torch takes seconds
 
-from guided_diffusion.cli.sample import main
+from guided_diffusion.cli.verbs import sample_main as main
 
 if __name__ == "__main__":
     run_script(main)

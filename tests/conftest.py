@@ -47,6 +47,12 @@ def pytest_xdist_auto_num_workers():
     return cores + (cores + 1) // 2
 
 
+def pytest_runtest_setup(item):
+    """Tests marked `gpu`, which `pytest -m gpu` selects, are skipped where there is no CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = (
     "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 16 "

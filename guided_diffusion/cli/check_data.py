@@ -1,17 +1,10 @@
-"""Check a data set before training: count its cases, list its problems, draw cases with their masks.
-
-Prints a table of the splits, then the problems. A line "error: ..." names what would stop training or make its result
-worthless. A line "warning: ..." names what may be intended. The exit status is 1 with errors, 0 without.
-"""
+"""What `medsegdiff check` does: it reads every case, prints tables and problems, and draws a contact sheet."""
 
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config.command_line import parse
 from ..config.fields import named_by
-from ..config.options import DataOptions
-from ..config.sample_options import CheckOptions
 from ..data.accounting import account
 from ..data.batches import single_items
 from ..data.check import findings
@@ -24,17 +17,13 @@ from ..io.files import check_writable
 from ..io.pictures import allow_megapixels
 from ..io.storage import fetch_folder, is_remote
 from ..runtime.console import console, counted
-from ..runtime.errors import UserError, run_script
-from ..runtime.program import command
-
-EXAMPLE = "--data_dir ISIC --out_dir checked"
 
 
-def main(argv=None):
-    """Read every case, print the tables and the problems, draw the contact sheet. Returns 1 with errors, else 0."""
-    (options, data), given = parse(__doc__, [CheckOptions, DataOptions], argv, example=f"{command('check')} {EXAMPLE}")
-    if not data.data_dir:
-        raise UserError("--data_dir: is needed; it names the folder that holds the data")
+def run_check(options, data, given):
+    """Read every case, print the tables and the problems, draw the contact sheet. Returns 1 with errors, else 0.
+
+    options: `CheckOptions`. data: `DataOptions`. given: see `command_line.parse`.
+    """
     out = Path(options.out_dir)
     allow_megapixels(data.max_megapixels)
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
@@ -69,7 +58,3 @@ def read_cases(parts, data):
             for found in single_items(cases, data.num_workers):
                 part.inspections.append(found)
                 bar.update()
-
-
-if __name__ == "__main__":
-    run_script(main)

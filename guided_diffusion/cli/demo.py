@@ -1,4 +1,4 @@
-"""The whole pipeline on phantom data, in minutes on a CPU: write data, train, sample an ensemble, evaluate."""
+"""What `medsegdiff demo` does: it writes phantoms and calls the other verbs on them, and goes on where it ended."""
 
 import math
 import shlex
@@ -13,9 +13,6 @@ import numpy as np
 from msgspec import Meta
 
 from ..checkpoint import newest_checkpoint
-from ..config.command_line import parse
-from ..config.fields import option
-from ..config.options import MAX_SEED, SEED_REASON
 from ..data.phantoms import best_threshold_dice, write_brats, write_isic
 from ..data.registry import build_dataset
 from ..evaluation.summary_file import read_summary
@@ -23,7 +20,7 @@ from ..io.files import check_writable, write_json
 from ..io.locks import folder_lock
 from ..io.texts import read_json, shown
 from ..runtime.console import console, counted
-from ..runtime.errors import UserError, run_script
+from ..runtime.errors import UserError
 from ..runtime.program import command, prepare_children
 
 MODEL = (
@@ -31,29 +28,6 @@ MODEL = (
     "--batch_size 16 --lr 1e-3 --ema_rate 0.98 --log_interval 20"
 )
 SAMPLING = "--num_ensemble 5 --batch_size 4 --save_samples True"
-EXAMPLE = "--data ISIC --speed 0.5 --out_dir demo_isic"
-
-
-@dataclass
-class DemoOptions:
-    """The demo."""
-
-    out_dir: str = option(
-        "./demo/",
-        "folder for the phantoms, checkpoints and results: new, empty, or an earlier demo to continue",
-        path=True,
-    )
-    data: str = option("both", "which phantoms to run", choices=("ISIC", "BRATS", "both"))
-    speed: float = option(
-        1.0,
-        "multiplies the training steps and their time limit; 0.1 gives a quick, poor run",
-        above=0,
-        maximum=1000,
-        why="the demo then takes four days",
-    )
-    seed: int = option(
-        0, "seed of the phantoms, the training and the sampling", minimum=0, maximum=MAX_SEED, why=SEED_REASON
-    )
 
 
 @dataclass(frozen=True)
@@ -85,16 +59,15 @@ TASKS = (
 )
 
 
-def main(argv=None):
-    """Read the command line and run the demo in its folder, where no other one is at work."""
-    (options,), _ = parse(__doc__, [DemoOptions], argv, example=f"{command('demo')} {EXAMPLE}")
+def run_demo(options):
+    """Run the demo of these `DemoOptions` in its folder, where no other one is at work."""
     out_dir = Path(options.out_dir)
     record = Record(out_dir, options)
     with folder_lock(out_dir):
-        run_demo(options, out_dir, record)
+        run_tasks(options, out_dir, record)
 
 
-def run_demo(options, out_dir, record):
+def run_tasks(options, out_dir, record):
     """Run the requested tasks that no earlier demo finished, or whose figures are gone; print the results of all."""
     tasks = [task for task in TASKS if options.data in (task.data_name, "both")]
     waiting = [task for task in tasks if not (record.finished(task) and summary_file(out_dir, task).exists())]
@@ -254,7 +227,3 @@ def print_results(task, options, out_dir, record):
     console().info(f"  pictures: {results / 'report.html'} and {results / 'overlay'}")
     if task.debug:
         console().info(f"  the denoising, animated: {results / 'debug'}")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,4 +1,4 @@
-"""Compare predicted masks with the truth: overlap, surfaces, lesions, calibration and uncertainty, case by case."""
+"""What `medsegdiff evaluate` does: it scores folders of masks, prints the tables, and writes the files and pages."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -8,10 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checkpoint import resolved_path
-from ..config.command_line import parse
 from ..config.fields import named_by
 from ..config.options import ignored_values
-from ..config.sample_options import FUSE, EvalOptions
+from ..config.sample_options import FUSE
 from ..config.values import path_list
 from ..data.accounting import outside_line, walk
 from ..data.cases import group_cases
@@ -36,10 +35,8 @@ from ..io.storage import WorkFolder, fetch_folder, is_same_folder
 from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
-from ..runtime.errors import UserError, run_script
-from ..runtime.program import command
-
-EXAMPLE = "--pred_dir runs/first/results"
+from ..runtime.errors import UserError
+from ..runtime.threads import use_threads
 
 
 @dataclass
@@ -55,10 +52,9 @@ class Results:
     other_dir: Path | None
 
 
-def main(argv=None):
+def run_evaluation(options, given):
     """Evaluate folders of predictions: print the tables, write the files. Returns the exit status, 1 if some cases
-    could not be evaluated."""
-    (options,), given = parse(__doc__, [EvalOptions], argv, example=f"{command('evaluate')} {EXAMPLE}")
+    could not be evaluated. options: `EvalOptions`. given: see `command_line.parse`."""
     for flag in FIT_FLAGS:
         if path := getattr(options, flag):
             options = replace(options, **{flag: resolved_path(path, f"--{flag} {path}")})
@@ -69,7 +65,8 @@ def main(argv=None):
 
 
 def evaluate_into(out, options, results):
-    """`main` after its checks, into the `WorkFolder` for the tables and pages. results: the `Results`."""
+    """`run_evaluation` after its checks, into the `WorkFolder` for the tables and pages. results: the `Results`."""
+    use_threads(options.threads)
     leaks, evaluations, others, workers = [], [], [], options.num_workers
     for one in results:
         leaks.append(warn_about_data(one.dataset, one.manifest))
@@ -97,8 +94,6 @@ def evaluate_into(out, options, results):
 
 def find_results(options, given):
     """The `Results` of each folder of --pred_dir. Raises `UserError` for folders that cannot be pooled."""
-    if not options.pred_dir:
-        raise UserError("--pred_dir: is needed; it names the folder of predicted masks")
     if "max_misses" in given and not options.fit_threshold:
         raise UserError("--max_misses belongs to --fit_threshold; leave it out")
     folders = path_list(options.pred_dir)
@@ -320,7 +315,3 @@ def report_failed(evaluation):
         file=sys.stderr,
     )
     return 1
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,17 +1,9 @@
-"""Export a checkpoint to share it: the weights alone (safetensors), config.json and a model card, as hubs want them.
+"""What `medsegdiff export` does: it writes a checkpoint's weights, config.json and model card as a folder to share."""
 
-The folder holds all that segmenting needs, about a quarter of the checkpoint, and no path and no case name. It loads
-wherever a checkpoint does. The first word may be the checkpoint or the run's folder.
-"""
-
-import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import checkpoint_digest, checkpoint_file, load_checkpoint
-from ..config.command_line import parse
-from ..config.export_options import ExportOptions
 from ..evaluation.summary_file import read_summary
 from ..exported import CARD, exported_config, write_exported
 from ..inference.graphs import FORMATS, graphs_of, write_graphs
@@ -20,19 +12,11 @@ from ..io.folders import atomic_folder
 from ..io.storage import fetch_file, is_remote
 from ..report.model_card import hub_card
 from ..runtime.console import console
-from ..runtime.errors import UserError, run_script
-from ..runtime.program import command
-
-EXAMPLE = "--model_path runs/first --out_dir shared/first --pred_dir runs/first/results"
+from ..runtime.errors import UserError
 
 
-def main(argv=None):
-    """Parse the command line and write the folder, whole or not at all. Returns the exit status, 0."""
-    example = f"{command('export')} {EXAMPLE}"
-    (options,), given = parse(__doc__, [ExportOptions], as_flags(argv), example=example)
-    for name in ("model_path", "out_dir"):
-        if name not in given:
-            raise UserError(f"--{name}: is needed; see --help")
+def run_export(options):
+    """Write the folder that the `ExportOptions` name, whole or not at all. Returns the exit status, 0."""
     where = f"--model_path {options.model_path}"
     path = checkpoint_file(options.model_path, where)
     checkpoint = load_checkpoint(fetch_file(path) if is_remote(path) else path, where=where)
@@ -52,15 +36,6 @@ def main(argv=None):
         f"it to a hub: hf upload OWNER/NAME {options.out_dir}. {CARD} has no license yet: state yours"
     )
     return 0
-
-
-def as_flags(argv):
-    """The words of the command line with the first one, without a flag, as --model_path, and --out as --out_dir."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    is_named = any(re.match(r"--model[_-]path(=|$)", word) for word in words)  # then the first word is a mistake
-    if words and not words[0].startswith("-") and not is_named:
-        words.insert(0, "--model_path")
-    return ["--out_dir" + word[len("--out") :] if word.partition("=")[0] == "--out" else word for word in words]
 
 
 def evaluated(options, checkpoint, path):
@@ -99,7 +74,3 @@ def written_graphs(folder, options, checkpoint):
     if len(graphs) > 1:
         described["alpha_bar"] = diffusion.schedule.alphas_bar.tolist()
     return described, differences
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,23 +1,23 @@
-"""The command `medsegdiff VERB`, also `python -m guided_diffusion VERB`: finds the verb's main and calls it."""
+"""The command `medsegdiff VERB`, also `python -m guided_diffusion VERB`: finds the main of the verb and calls it."""
 
 import difflib
-import importlib
 import importlib.metadata
 import platform
 import sys
 
 from ..runtime.console import console
-from ..runtime.errors import UserError, interruptible_imports, run_script
+from ..runtime.errors import UserError
 from ..runtime.program import MEDSEGDIFF, MODULE, door
 from ..runtime.version import VERSION
+from .verbs import check_main, demo_main, evaluate_main, export_main, sample_main, train_main
 
-VERBS = {  # the module with the verb's main, and what it does in one sentence
-    "check": ("check_data", "Check a data set: count its cases, list its problems, draw cases with their masks."),
-    "train": ("train", "Train a model on images and masks."),
-    "sample": ("sample", "Segment images with a trained model and write a results folder."),
-    "evaluate": ("evaluate", "Score masks against the truth."),
-    "export": ("export", "Write a model to share it: weights, settings and a model card; also .pt2 and .onnx."),
-    "demo": ("demo", "Run all of this on phantom data, in minutes on a CPU."),
+VERBS = {  # the main of each verb, and what it does in one sentence
+    "check": (check_main, "Check a data set: count its cases, list its problems, draw cases with their masks."),
+    "train": (train_main, "Train a model on images and masks."),
+    "sample": (sample_main, "Segment images with a trained model and write a results folder."),
+    "evaluate": (evaluate_main, "Score masks against the truth."),
+    "export": (export_main, "Write a model to share it: weights, settings and a model card; also .pt2 and .onnx."),
+    "demo": (demo_main, "Run all of this on phantom data, in minutes on a CPU."),
 }
 OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
     "check": "check_data data inspect verify",
@@ -27,12 +27,6 @@ OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
     "export": "share convert save onnx safetensors upload push_to_hub",
     "demo": "example phantoms",
 }
-
-
-def run():
-    """`medsegdiff` in a shell: `main` from its imports, which take seconds, to its exit status."""
-    interruptible_imports()
-    run_script(main)
 
 
 def main(argv=None):
@@ -52,8 +46,7 @@ def main(argv=None):
         return 0
     if verb not in VERBS:
         raise UserError(unknown_verb(verb))
-    module = importlib.import_module(f"guided_diffusion.cli.{VERBS[verb][0]}")
-    return module.main(words)
+    return VERBS[verb][0](words)
 
 
 def overview():

@@ -1,62 +1,51 @@
-"""Draw an ensemble of masks for each image from a trained checkpoint, fuse them, and write a results folder."""
+"""What `medsegdiff sample` does: it draws, fuses and writes the masks of each image, then evaluates and reports."""
 
 import platform
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
-from ..config.command_line import parse
 from ..config.config_file import record_beside
 from ..config.fields import named_by
-from ..config.help import COMMON
-from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
+from ..config.options import DataOptions
 from ..config.places import folders_around, with_folders
 from ..config.sample_options import SampleOptions
 from ..config.settings import HOLD_OUT_FLAGS, Settings
 from ..config.values import path_list
-from ..data.accounting import warn_of_left_over
 from ..data.cases import check_volumes, group_cases
 from ..data.compatibility import (
-    check_channels,
-    check_reading,
-    is_read_alike,
-    leakage_warning,
-    selection_warning,
     used_window,
 )
 from ..data.dataset import SegmentationDataset
-from ..data.registry import ANY_FOLDER, AUTO, build_dataset, recognised
-from ..data.splits import given_split, group_of, loading_of
-from ..data.truth import raters_of
+from ..data.splits import group_of
 from ..data.volume_cache import chosen_folder, use_cache
 from ..evaluation.evaluate import EvaluationSettings, evaluate
 from ..evaluation.summary_table import format_summary
-from ..inference.cleanup import CLEANING_FLAGS, described_rules
 from ..inference.mask_rules import tiling
 from ..inference.plan import describe_augmentation
 from ..inference.results import ResultsFolder, check_name_lengths
 from ..inference.sampler import EnsembleSampler, build_sampler, share_of
 from ..inference.several import checkpoint_files, settle_several
 from ..inference.writer import ReadableRaters, ResultWriter
-from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels, turning_tag
+from ..io.pictures import MAX_MEGAPIXELS, allow_megapixels
 from ..io.storage import WorkFolder, fetch_data, fetch_file, is_remote, on_this_machine
 from ..report.results_page import try_report
-from ..runtime.console import console, counted, listed, quiet
+from ..runtime.console import console, counted, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
-from ..runtime.errors import NoCasesError, UserError, run_script
-from ..runtime.program import command
-
-DRAWING_FLAGS = (  # without effect where no members are drawn
-    *("diffusion_steps", "sampler", "use_ddim", "dpm_solver", "solver_order", "timestep_respacing", "clip_denoised"),
-    *("fuse", "seed", "compile"),
+from ..runtime.errors import UserError
+from ..runtime.threads import use_threads
+from .sample_data import check_data, find_cases
+from .sample_lines import (
+    print_sampling_plan,
+    print_sampling_summary,
+    print_unsampled,
+    warn_if_empty,
+    warn_of_outdated,
 )
-EXAMPLE = "--model_path runs/first --data_dir MY_DATA --out_dir runs/first/results"
 
 
 @dataclass(frozen=True)
@@ -83,21 +72,18 @@ class SamplingRun:
         return self.settings.model.version != "unet" and self.settings.sample.num_ensemble > 0
 
 
-def main(argv=None):
-    """Parse the command line and sample, in this process or in one for each GPU of --multi_gpu."""
-    groups = [SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    saved = (ModelOptions, DiffusionOptions)
-    example = f"{command('sample')} {EXAMPLE}"
-    options, given = parse(__doc__, groups, argv, example=example, saved=saved, common=COMMON["sample"])
+def run_sampling(options, given, words):
+    """Sample in this process or in one for each GPU of --multi_gpu. Returns the exit status.
+
+    options, given: see `command_line.parse`. words: the command line that they are from.
+    """
     process_options = options[-1]
-    for name in ("model_path", "data_dir"):
-        if name not in given:
-            raise UserError(f"--{name}: is needed; see --help")
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, "sample", sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "sample", words)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return sample(options, given, processes)
 
 
@@ -146,26 +132,7 @@ def prepare_sampling(options, given, processes):
     sampler = build_sampler(list(checkpoints.values()), every, processes.device, precision)
     if sampler.others and settings.sample.debug:
         raise UserError("--debug True: shows how one checkpoint draws; name one with --model_path")
-    if settings.model.version == "unet":
-        augmented = " except --symmetries and --scales" if sampler.plan.symmetric or sampler.plan.scales else ""
-        console().info(f"a plain U-Net has one answer: the flags of sampling have no effect{augmented}")
-    if not settings.sample.num_ensemble:
-        console().info(one_pass_line(settings, several=bool(sampler.others)))
-    for line in mask_lines(sampler.plan, checkpoint, settings.given):
-        console().info(line)
-    if sampler.others:
-        console().info(
-            f"{len(checkpoints)} checkpoints, which give {' + '.join(map(str, sampler.shares))} members: the mean of "
-            "their probabilities is the answer"
-        )
-    for one in checkpoints.values():
-        if not one.has_learned_diffusion and settings.sample.num_ensemble:
-            console().warning(
-                f"warning: the checkpoint, of step {one.step}, is from training's first stage, in which the condition "
-                "model learns alone: members are its probabilities drawn pixel by pixel. Train on, end the stage "
-                "sooner (--resume_checkpoint auto --max_steps N), name a later checkpoint such as last.pt, or leave "
-                "out --num_ensemble for its own answer"
-            )
+    print_sampling_plan(settings, checkpoints, sampler)
     here = replace(settings.data, data_dir=on_this_machine(settings.data.data_dir, fetch_data, processes))
     origin = named_by("data_name", given, f"--model_path {path}")
     dataset, data_name = find_cases(here, sampler, settings, checkpoint.config, origin)
@@ -200,55 +167,6 @@ def with_checkpoint_files(sample):
     return replace(sample, model_path=",".join(checkpoint_files(path_list(sample.model_path), "--model_path ")))
 
 
-def find_cases(data, sampler, settings, config, origin):
-    """The data to sample and the name of their loader: --data_name's, else training's, else one that recognises them.
-
-    data: the `DataOptions` with a local data_dir. config: the checkpoint's. origin: see `fields.named_by`. A single
-    file is read as FOLDER reads it. Raises `UserError` where another loader than training's may normalise the images
-    otherwise.
-    """
-    split, chosen = given_split(settings.sample.split), "data_name" in settings.given
-
-    def build(name, named_by=""):
-        options = {"split": split, "view": sampler.view, "keep_unreadable": True, **loading_of(data)}
-        return build_dataset(name, data.data_dir, sampler.image_size, named_by=named_by, **options), name
-
-    if Path(data.data_dir).is_file():
-        check_reads_a_file(data, chosen, config)
-        return build(ANY_FOLDER)
-    name = recognised(data.data_name, data.data_dir)
-    if name != data.data_name:
-        console().info(f"--data_name {name}")
-    try:
-        return build(name, origin)
-    except NoCasesError as error:
-        advice = f"{error}; the checkpoint was trained on {name}: for other data add --data_name"
-        if chosen:
-            raise
-        if not is_read_alike(config):
-            raise UserError(advice) from None
-    try:
-        other = recognised(AUTO, data.data_dir)
-    except UserError:
-        raise UserError(advice) from None
-    console().info(f"--data_name {other}: {data.data_dir} has no cases for {name}, on which the checkpoint was trained")
-    return build(other)
-
-
-def check_reads_a_file(data, chosen, config):
-    """Raise `UserError` unless a single file may be read as FOLDER reads it.
-
-    chosen: whether the user set --data_name. config: the checkpoint's.
-    """
-    if chosen and data.data_name.upper() not in (AUTO, ANY_FOLDER):
-        raise UserError(f"{data.data_dir}: is a file, which only FOLDER reads; leave out --data_name {data.data_name}")
-    if not chosen and not is_read_alike(config):
-        raise UserError(
-            f"{data.data_dir}: is a file, but only {data.data_name} reads images as in training; name a folder in its "
-            f"layout, or add --data_name {ANY_FOLDER} if you know that the values are alike"
-        )
-
-
 def open_results_store(out, processes):
     """Begin with the `WorkFolder` of --out_dir on each machine."""
     if processes.is_first_here:
@@ -280,42 +198,6 @@ def unfinished(run, folder, processes):
     """The units without a mask, which all processes take from the first."""
     finished = processes.from_first(lambda: [folder.finished(unit.name, unit.is_volume) for unit in run.units])
     return [unit for unit, done in zip(run.units, finished, strict=True) if not done]
-
-
-def warn_of_outdated(run, folder, waiting):
-    """Warn of finished cases whose images changed since: their masks are kept."""
-    if is_remote(run.settings.sample.out_dir) or is_remote(run.settings.data.data_dir):
-        return  # fetched files have the time of their copying
-    names = {unit.name for unit in waiting}
-    finished = [unit for unit in run.units if unit.name not in names]
-    outdated = [u.name for u in finished if folder.is_outdated(u.name, u.is_volume, u.cases[0].images)]
-    if outdated:
-        has = "has an image" if len(outdated) == 1 else "have images"
-        console().warning(
-            f"warning: {counted(len(outdated), 'finished case')}, as {outdated[0]}, {has} newer than the mask: where "
-            "it was changed, remove the mask, and the case is sampled again"
-        )
-
-
-def print_sampling_summary(run, waiting, processes):
-    """Print the number of cases to sample, the data's layout, and warnings."""
-    dataset, units = run.dataset, run.units
-    everything = len(group_cases(dataset.cases))
-    asked_for = "" if len(units) == everything else f", of which --num_samples takes the first {len(units)}"
-    done = len(units) - len(waiting)
-    console().info(f"{counted(everything, 'case')} of {dataset.data_dir}{asked_for}; {done} finished already")
-    if dataset.layout:
-        console().info(f"layout: {dataset.layout}")
-    trained = [one.config["data"] for one in run.checkpoints.values()]
-    leaks = dict.fromkeys(leakage_warning(dataset, units, data) for data in trained)
-    turned = turned_line(waiting) if processes.is_first else ""  # it opens every image, and only the first prints
-    for line in (*dataset.notes, turned, selection_warning(dataset), *leaks):
-        if line:
-            console().warning(line)
-    if processes.is_first:
-        warn_of_left_over(dataset)
-    if waiting and run.draws_members and not run.settings.sample.save_samples and processes.is_first:
-        warn_of_raters(dataset, waiting[0].cases[:1])
 
 
 def cache_sampled_volumes(run, waiting, processes):
@@ -392,13 +274,7 @@ def conclude_sampling(run, out, folder, waiting, empty, unread, raters, seconds)
     report = try_report(out.path, run.dataset, units, read_raters=raters)
     out.finish()
     console().info(f"masks: {sample.out_dir}" + (f"   report: {out.shown(report.name)}" if report else ""))
-    if left_out:
-        has, them = ("has", "it") if len(left_out) == 1 else ("have", "them")
-        print(
-            f"error: {len(left_out)} of {counted(len(units), 'case')} could not be sampled and {has} no mask: "
-            f"{listed(left_out)}; repair {them}, then the same command samples {them}",
-            file=sys.stderr,
-        )
+    print_unsampled(left_out, len(units))
     return 1 if left_out else 0
 
 
@@ -449,105 +325,3 @@ def further_checkpoints(run):
     """What the manifest says of each checkpoint but the first, which evaluation needs to know what was trained on."""
     others = list(run.checkpoints.items())[1:]
     return [{"checkpoint": file, "step": one.step, "data": one.config["data"]} for file, one in others]
-
-
-# ---- checks and warnings -------------------------------------------------------------------------------------------
-
-
-def one_pass_line(settings, several=False):
-    """The line that says that the diffusion is not used, which of the given flags have no effect, and how to draw.
-
-    several: whether several checkpoints answer, whose answers are fused and saved as members are.
-    """
-    flags = [name for name in DRAWING_FLAGS if not (several and name == "fuse")]
-    unused = [f"--{name}" for name in flags if name in settings.given]
-    if settings.sample.save_samples and not several:
-        unused.append("--save_samples (but for the coarse mask)")
-    without = f"; {', '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect" if unused else ""
-    return (
-        "the condition model answers in one pass, the diffusion is not used: to draw members by it, add "
-        f"--num_ensemble 5{without}"
-    )
-
-
-def mask_lines(plan, checkpoint, given):
-    """Lines on the clean-up and the threshold of the masks. given: the names of the given flags."""
-    lines, fits = [], checkpoint.config.get("masks", {})
-    if plan.cleanup:
-        line = f"clean-up of the masks: {described_rules(plan.cleanup, checkpoint.classes)}"
-        if "cleanup" in fits and not given.intersection(CLEANING_FLAGS):
-            cases = counted(fits["cleanup"]["cases"], "case")
-            line += f", chosen on {cases}; without it: --fill_holes False --keep_largest False --min_size 0"
-        lines.append(line)
-    if plan.max_misses and "cleanup" in fits and not plan.cleanup:
-        lines.append("the clean-up that was chosen for the checkpoint is not applied: the threshold's masks stay whole")
-    if plan.max_misses:
-        values = ", ".join(f"{value:.4g}" for value in plan.threshold)
-        lines.append(
-            f"threshold {values}: at most {plan.max_misses:.3g} of a patient's lesion pixels are missed on average, "
-            "where the cases are like those on which it was fitted"
-        )
-    return lines
-
-
-def turned_line(units):
-    """A line on the images that an EXIF tag turns, over which the results lie as they are shown; "" without any."""
-    turned = [unit.name for unit in units if not unit.is_volume and turning_tag(unit.cases[0].images[0])[0] != 1]
-    if not turned:
-        return ""
-    return (
-        f"{counted(len(turned), 'image')} with an EXIF tag that turns or mirrors them ({listed(turned)}): they are "
-        "read, and their masks written, as they are shown, not as they are stored"
-    )
-
-
-def warn_of_raters(dataset, cases):
-    """Warn if several raters marked these cases and the members, needed to compare with them, are not saved."""
-    try:
-        raters = raters_of(dataset, cases)
-    except (UserError, OSError):  # sampling will report it
-        return
-    if raters is not None and len(raters) > 1:
-        console().warning(
-            "warning: several raters: GED2, matched IoU and collective insight compare the members with them; for "
-            "these figures add --save_samples True"
-        )
-
-
-def warn_if_empty(empty, count, step):
-    """Warn of empty masks, a sign that training may have been too short."""
-    if empty:
-        console().warning(
-            f"warning: {empty} of {counted(count, 'mask')} {'is' if empty == 1 else 'are'} empty. The checkpoint was "
-            f"trained for {counted(step, 'step')}: if that is few, train on; else compare the overlays with the images "
-            "that it was trained on"
-        )
-
-
-def check_data(dataset, checkpoint):
-    """Raise `UserError` if the data do not fit the checkpoint in channels, classes or labels."""
-    check_channels(dataset, checkpoint.image_channels)
-    check_reading(dataset, checkpoint.config)
-    old, new = checkpoint.classes, dataset.classes
-    if len(old) != len(new) or ((old.values or new.values) and old.names != new.names):
-        raise UserError(
-            f"{dataset.data_dir}: has the classes {new.described()}, the checkpoint was trained with {old.described()}"
-        )
-    if old.is_exclusive != new.is_exclusive:
-        raise UserError(
-            f"--classes {new}: the checkpoint was trained with {old.described()}; the classes must overlap in both "
-            "or in neither"
-        )
-    if checkpoint.config["model"]["class_cond"]:
-        if list(dataset.label_names) != checkpoint.label_names:
-            raise UserError(
-                f"{dataset.data_dir}: has the labels {list(dataset.label_names)}, the class-conditional checkpoint was "
-                f"trained with {checkpoint.label_names}"
-            )
-        for case in dataset.cases:
-            if case.label is None:
-                raise UserError(f"{case.images[0]}: has no class label, which this class-conditional checkpoint needs")
-
-
-if __name__ == "__main__":
-    run_script(main)

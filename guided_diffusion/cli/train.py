@@ -1,4 +1,4 @@
-"""Train a diffusion model that segments medical images; see README.md for the commands."""
+"""What `medsegdiff train` does: it prepares a run, trains it, and names the next command."""
 
 import os
 import sys
@@ -7,17 +7,14 @@ from contextlib import nullcontext
 import torch
 
 from ..checkpoint import LAST, STAGE, CheckpointFolder, checkpoint_path
-from ..config.command_line import parse
 from ..config.config_file import as_yaml, write_config
-from ..config.help import COMMON
-from ..config.options import DataOptions, DiffusionOptions, ModelOptions, ProcessOptions
-from ..config.train_options import TrainOptions
 from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
 from ..data.loader_checks import case_remedy
 from ..data.mask_checks import check_foreground
+from ..data.picture_cache import use_picture_cache
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote
@@ -29,11 +26,12 @@ from ..runtime.distributed import (
     joined_processes,
     keep_freed_memory,
     launch_on_gpus,
+    memory_format,
     pick_device,
-    training_memory_format,
 )
-from ..runtime.errors import UserError, run_script
+from ..runtime.errors import UserError
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
@@ -42,24 +40,24 @@ from ..training.trackers import KNOWN_RUNS
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
-EXAMPLE = """--data_dir MY_DATA --val_fraction 0.2 \\
-      --test_fraction 0.2 --out_dir runs/first --preset XS --lr 1e-3 --lr_anneal_steps 2400"""
 MASKS_LOOKED_AT = 4  # masks with something marked to look for, spread over the data
 CASES_LOOKED_AT = 8  # cases that are checked as check_data does, spread over the data
 
 
-def main(argv=None):
-    """Parse the command line and train, in this process or in one for each GPU of --multi_gpu."""
-    groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions]
-    options, given = parse(__doc__, groups, argv, example=f"{command('train')} {EXAMPLE}", common=COMMON["train"])
+def run_training(options, given, words):
+    """Train in this process or in one for each GPU of --multi_gpu. Returns the exit status.
+
+    options, given: see `command_line.parse`. words: the command line that they are from.
+    """
     process_options = options[-1]
     if options[1].dry_run:
         return dry_run(options, given)
     if process_options.multi_gpu:
-        return launch_on_gpus(process_options.multi_gpu, "train", sys.argv[1:] if argv is None else argv)
+        return launch_on_gpus(process_options.multi_gpu, "train", words)
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return train(options, given, processes)
 
 
@@ -73,7 +71,7 @@ def train(options, given, processes):
         check_unchanged(run, processes)
         if processes.is_first:
             run.folder.pull(lambda name: name in ("log.jsonl", KNOWN_RUNS))  # which a resumed run goes on with
-        cache_training_volumes(run, processes)
+        cache_training_data(run, processes)
         model, diffusion = build_networks(run, processes)
         if processes.is_first:
             write_config(run.values, run.folder.path)
@@ -100,13 +98,15 @@ def is_complete(run, processes):
     return True
 
 
-def cache_training_volumes(run, processes):
-    """Decompress the volumes of the training data once, on each machine."""
+def cache_training_data(run, processes):
+    """Decompress the volumes of the training data once, on each machine; pictures are decoded at their first use."""
     data = run.settings.data
     cache = chosen_folder(data.cache_dir, training=True)
     if cache is not None:
         options = {"workers": data.num_workers, "show": processes.is_first}
         processes.by_machine(lambda: use_cache(run.dataset, cache, **options))
+        pictures = chosen_folder(data.cache_dir, training=True, kind="pictures")
+        use_picture_cache(run.dataset, pictures, asked=data.cache_dir != "auto", show=processes.is_first)
 
 
 def build_networks(run, processes):
@@ -126,7 +126,7 @@ def build_networks(run, processes):
         else:
             model, diffusion = run.start.build(settings.model)
     if not sharded:  # a sharded model is on its device, and gathers its weights in contiguous memory
-        model.to(processes.device, memory_format=training_memory_format(processes.device))
+        model.to(processes.device, memory_format=memory_format(run.precision, processes.device))
     return model, diffusion
 
 
@@ -283,7 +283,3 @@ def warn_of_data(dataset, validation=None):
         if finding.is_error:
             raise UserError(text + case_remedy())
         console().warning(f"warning: {text} (of {counted(count, 'case')} looked at; {command('check')} reads all)")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -11,7 +11,6 @@ the field's correlation length. A length of 0 draws each pixel by itself; an inf
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ndtri
 
 from ..runtime.seeds import seed_of
 from .diversity import LEVEL_SETS, compare_with_raters, level_sets
@@ -54,6 +53,8 @@ def copula_members(probability, count, length, name="", spacing=None):
     pixels, at r the smallest pixel size. name: of the case; it seeds the field. spacing: the pixel size along each
     axis, or None where all are equal.
     """
+    from scipy.special import ndtri  # a tenth of a second to import
+
     if not probability.any():
         return [np.zeros(probability.shape, bool)] * count
     box = bounding_box(probability > 0)

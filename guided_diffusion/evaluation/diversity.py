@@ -6,10 +6,9 @@ Masks are bool arrays of equal shape, 2-D or 3-D. In these comparisons two empty
 import math
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ..data.truth import majority
-from .metrics import bounding_box, overlap
+from .metrics import bounding_box, matched_pairs, overlap
 from .statistics import mean_defined
 
 LEVEL_SETS = 16
@@ -127,7 +126,7 @@ def best_matching(between):
     """
     count = math.lcm(*between.shape)
     repeated = between.repeat(count // between.shape[0], axis=0).repeat(count // between.shape[1], axis=1)
-    rows, columns = linear_sum_assignment(repeated, maximize=True)
+    rows, columns = matched_pairs(repeated)
     return float(repeated[rows, columns].mean())
 
 

@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt, label
-from scipy.optimize import linear_sum_assignment
 
 OVERLAP = ("dice", "iou", "sensitivity", "specificity", "precision")
 LESION_METRICS = ("lesion_f1", "lesion_sensitivity", "lesion_precision")
@@ -193,7 +192,7 @@ def lesion_detection(prediction, truth, least_iou):
     "lesions_predicted" and "lesions_found" (TP).
     """
     ious = component_ious(prediction, truth)
-    rows, columns = linear_sum_assignment(np.where(ious >= least_iou, ious, 0), maximize=True)
+    rows, columns = matched_pairs(np.where(ious >= least_iou, ious, 0))
     found = int((ious[rows, columns] >= least_iou).sum())
     predicted, true = ious.shape
     return {
@@ -204,6 +203,13 @@ def lesion_detection(prediction, truth, least_iou):
         "lesions_predicted": predicted,
         "lesions_found": found,
     }
+
+
+def matched_pairs(scores):
+    """The rows and columns of the one-to-one matching with the largest sum of `scores`, a matrix."""
+    from scipy.optimize import linear_sum_assignment  # a third of a second to import, which no command begins with
+
+    return linear_sum_assignment(scores, maximize=True)
 
 
 def component_ious(prediction, truth):

@@ -38,10 +38,10 @@ class PeerGone(UserError):
 
 
 def interruptible_imports():
-    """Prepare a script's imports, which take seconds: Ctrl-C then ends the process with one line and status 130.
+    """Prepare a command's imports, which take seconds: Ctrl-C then ends the process with one line and status 130.
 
     A `KeyboardInterrupt` during imports would print a traceback, or surface from a half-loaded library as another
-    error. `run_script` restores the usual handling. Where stderr is a file, progress bars print a line every 30 s;
+    error. `imports_done` restores the usual handling. Where stderr is a file, progress bars print a line every 30 s;
     tqdm reads this setting when it is imported.
     """
     if sys.stderr is None or not sys.stderr.isatty():
@@ -55,6 +55,12 @@ def _exit_at_once(*_):
     os._exit(130)
 
 
+def imports_done():
+    """End what `interruptible_imports` began: from now on Ctrl-C raises `KeyboardInterrupt`."""
+    if signal.getsignal(signal.SIGINT) is _exit_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run_script(main):
     """Call `main()` and exit with its status, None being 0.
 
@@ -63,8 +69,6 @@ def run_script(main):
     With several processes only one prints the error, see `_let_another_print`. Under torchrun its report names the
     process that raised such a bug first.
     """
-    if signal.getsignal(signal.SIGINT) is _exit_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _prepare_streams()
     run = _exit_status
     if "TORCHELASTIC_RUN_ID" in os.environ:

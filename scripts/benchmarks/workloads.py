@@ -1,6 +1,7 @@
 """What the benchmarks time: training steps, denoising steps and ensembles, by a plain and by a fast path."""
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,17 +10,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DeviceOptions, DiffusionOptions
+from guided_diffusion.config.recipe import DEFAULT_RECIPE, recipe_values
 from guided_diffusion.config.sample_options import SampleOptions
-from guided_diffusion.config.settings import Settings
+from guided_diffusion.config.settings import Settings, members_as_trained, members_by_default
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
-from guided_diffusion.inference.members import draw_members
-from guided_diffusion.inference.plan import ONE_STEP, plan_sampling
+from guided_diffusion.inference.members import answer_in_one_pass, draw_members
+from guided_diffusion.inference.plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
+from guided_diffusion.inference.tta import LOGIT_FIELDS
 from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import ModelOutput
-from guided_diffusion.runtime.distributed import autocast, memory_format, training_memory_format
+from guided_diffusion.runtime.distributed import autocast, memory_format
 from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.parallel import compiled
 from guided_diffusion.training.run import Run
@@ -110,7 +113,7 @@ class NetworkBench:
     the masks of both paths can be compared.
     """
 
-    def __init__(self, options, device, precision, *, image_channels, members, compile=False):
+    def __init__(self, options, device, precision, *, image_channels, members, compile=False, diffusion=None):
         torch.manual_seed(0)
         self.device, self.precision, self.members, self.compile = device, precision, members, compile
         self.network, self.has_steps = options, options.version != "unet"
@@ -123,7 +126,7 @@ class NetworkBench:
             self.sampling = compiled(self.sampling)
         self.model.eval()
         self.sampling.eval()
-        self.diffusion_options = build(DiffusionOptions, {})
+        self.diffusion_options = diffusion or build(DiffusionOptions, {})
         self.diffusion = build_diffusion(self.diffusion_options)
         self.shape = (image_channels, options.image_size, options.image_size)
         self.image = torch.randn(1, *self.shape, device=device)
@@ -140,10 +143,10 @@ class NetworkBench:
         """
         fast = path == FAST
         model = copy.deepcopy(self.model).train()
-        if fast:
-            model.to(memory_format=training_memory_format(self.device))
-        options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
         precision = self.precision if fast else "fp32"
+        if fast:
+            model.to(memory_format=memory_format(precision, self.device))
+        options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
         loop = training_loop(model, self.network, self.diffusion_options, options, precision)
         if not fast:
             loop.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -185,15 +188,36 @@ class NetworkBench:
         with torch.inference_mode(), self.context(FAST):
             self.sampling.encode(self.image, self.label)
 
-    def draw(self, path, steps):
-        """Soft masks [E, 1, K, H, W] of the image by `steps` steps of DPM-Solver++."""
-        plan = ONE_STEP
-        if self.has_steps:
-            asked = {"diffusion_steps": steps, "dpm_solver": True}
-            plan = plan_sampling(build(SampleOptions, asked), set(asked), self.diffusion)
+    def plan(self, **asked):
+        """The `SamplingPlan` of these flags of sampling, for a checkpoint of the default recipe: with its scales."""
+        options = members_as_trained(build(SampleOptions, asked), recipe_values(DEFAULT_RECIPE, {}))
+        return plan_sampling(options, set(asked), self.diffusion) if self.has_steps else with_members(ONE_STEP, options)
+
+    def encodings(self, plan):
+        """How many images the network encodes for one image: test-time augmentation of mask logits asks for more."""
+        with torch.device("meta"), torch.no_grad():
+            model = build_model(self.network, self.shape[0], MASK_CHANNELS, NUM_LABELS)
+            label = None if self.label is None else torch.zeros(1, dtype=torch.long)
+            fields = model.encode(torch.empty(1, *self.shape), label)._fields
+        return 1 + len(plan.scales) if set(LOGIT_FIELDS).intersection(fields) else 1
+
+    def default_members(self):
+        """How many members `medsegdiff sample` draws by default; 0: the condition model answers in one pass."""
+        return members_by_default(0, self.network.version, recipe_values(DEFAULT_RECIPE, {}))
+
+    def answer(self, plan):
+        """The default answer in one pass, by the fast path: its probability [1, 1, K, H, W]."""
+        plan = replace(NO_STEPS, scales=plan.scales)
+        with self.context(FAST):
+            return answer_in_one_pass(self.sampling, self.diffusion, plan, self.image, label=self.label).soft
+
+    def draw(self, path, plan, members=None):
+        """Soft masks [E, 1, K, H, W] of the image. plan: its scales count on the fast path alone. members: E."""
+        if path != FAST:
+            plan = replace(plan, scales=())
         model = self.sampling if path == FAST else OneAtATime(self.model, cached=path == CACHED)
         with self.context(path):
-            members = draw_members(
-                model, self.diffusion, plan, self.image, ["random"], members=self.members, label=self.label
+            drawn = draw_members(
+                model, self.diffusion, plan, self.image, ["random"], members=members or self.members, label=self.label
             )
-        return members.soft
+        return drawn.soft

@@ -1,6 +1,7 @@
 """The speed benchmark: what it counts, that its paths compute the same, how it times, and its figures."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_table_and_file_hold_every_part(script, tmp_path, capsys):
         ("ensemble of 3, 2 steps", "plain"): 3 * 2 * flops["forward"],
         ("ensemble of 3, 2 steps", "fast"): flops["condition"] + 3 * 2 * flops["step"],
         ("ensemble of 3, 3 steps", "fast"): flops["condition"] + 3 * 3 * flops["step"],
+        ("default ensemble of 5: bernoulli, 10 steps, scales 1, 0.9, 1.1", "fast"): flops["condition"]
+        + 5 * 10 * flops["step"],  # V1 has no mask logits to average over the scales
     }
     assert {key: row["flops"] for key, row in rows.items()} == expected
     table = capsys.readouterr().out
@@ -95,6 +98,47 @@ def test_without_parts_it_only_counts_whatever_the_size(script, tmp_path, capsys
     assert "M parameters" in capsys.readouterr().out
 
 
+def test_the_default_answer_and_every_ensemble_encode_all_scales(script, tmp_path, workloads, monkeypatch):
+    encoded, kind = [], workloads.build_model(build(ModelOptions, {**SIZE, "version": "v2"}), 3, 1, 2).__class__
+    encode = kind.encode
+    figures = figures_of(script, tmp_path, "--version v2 --recipe auto --parts sampling,answer")
+    flops = figures["flops"]
+    rows = {row["what"]: row["flops"] for row in figures["rows"] if row["path"] == "fast"}
+    assert rows == {
+        "ensemble of 3, 2 steps": 3 * flops["condition"] + 3 * 2 * flops["step"],
+        "ensemble of 3, 3 steps": 3 * flops["condition"] + 3 * 3 * flops["step"],
+        "default answer: one pass, scales 1, 0.9, 1.1": 3 * flops["condition"],
+        "default ensemble of 3: bernoulli, 10 steps, scales 1, 0.9, 1.1": 3 * flops["condition"]
+        + 3 * 10 * flops["step"],
+    }
+    assert figures["largest_difference"] < 1e-5 and "published" not in figures
+    bench = workloads.NetworkBench(
+        build(ModelOptions, {**SIZE, "version": "v2"}), CPU, "fp32", image_channels=3, members=3
+    )
+    monkeypatch.setattr(kind, "encode", lambda self, x, *a: encoded.append(len(x)) or encode(self, x, *a))
+    bench.answer(bench.plan())
+    bench.draw("fast", bench.plan(diffusion_steps=2))
+    assert sum(encoded) == 2 * 3
+
+
+def test_figures_of_the_published_code_stand_beside_its_size_without_a_ratio(script, tmp_path, capsys):
+    script(SPEED, ["--version v1 --preset B --parts '' --out", tmp_path / "x.json"])
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures["published"]["seconds"] == {"training step, 2 images": 26.5, "denoising step, 1 member": 2.7}
+    assert "another machine" in figures["published"]["where"] and not figures["rows"]
+    table = capsys.readouterr().out
+    assert "training step, 2 images   published*     26.5\n" in table and "* quoted: the published code" in table
+
+
+def test_startup_is_timed_beside_the_import_of_torch(monkeypatch):
+    speed = importlib.import_module("speed")
+    for name in speed.COMMANDS:
+        monkeypatch.setitem(speed.COMMANDS, name, ("-c", "pass"))
+    monkeypatch.setattr(speed, "prepare_children", lambda: None)  # it changes this process's environment
+    times = speed.startup_seconds(1, CPU)
+    assert times.keys() == speed.COMMANDS.keys() and min(times.values()) > 0
+
+
 def test_batch_sizes_end_where_memory_does(script, tmp_path, workloads, monkeypatch, capsys):
     make = workloads.NetworkBench.training_step
 
@@ -112,7 +156,10 @@ def test_batch_sizes_end_where_memory_does(script, tmp_path, workloads, monkeypa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--parts training,loading", "--parts training,loading: loading is none of training, denoising, sampling"),
+        (
+            "--parts training,loading",
+            "loading is none of training, denoising, sampling, answer, startup",
+        ),
         ("--sampling_steps 4,x", "--sampling_steps 4,x: must be whole numbers"),
         ("--sampling_steps 1000", "--sampling_steps 1000: must be below T = 1000"),
         ("--batch_sizes 2,0", "--batch_sizes 2,0: must be whole numbers above 0"),
@@ -162,9 +209,10 @@ def test_the_plain_path_encodes_at_every_step_and_gives_the_same_masks(version, 
     bench, encoded = workloads.NetworkBench(options, CPU, "fp32", image_channels=3, members=3), []
     encode = type(bench.model).encode
     monkeypatch.setattr(type(bench.model), "encode", lambda self, x, *a: encoded.append(len(x)) or encode(self, x, *a))
-    fast = bench.draw("fast", 2)
+    plan = dataclasses.replace(bench.plan(diffusion_steps=2, dpm_solver=True), scales=())
+    fast = bench.draw("fast", plan)
     assert encoded == [1]
-    plain = bench.draw("plain", 2)
+    plain = bench.draw("plain", plan)
     assert encoded == [1] * 7
     torch.testing.assert_close(plain, fast, atol=1e-5, rtol=0)
     assert (fast[0] - fast[1]).abs().max() > 1e-3  # members differ, so the comparison means something

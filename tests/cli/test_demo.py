@@ -11,6 +11,8 @@ from conftest import TINY, files, finish
 
 from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.cli import demo as module
+from guided_diffusion.cli.verbs import demo_main
+from guided_diffusion.config.demo_options import DemoOptions
 from guided_diffusion.data.phantoms import write_isic
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.program import VERB_SCRIPTS
@@ -41,19 +43,19 @@ ALL = ["train", "sample", "evaluate"]
 
 def test_a_finished_demo_says_so_and_shows_its_summary(demo, tmp_path, capsys):
     line = ["--out_dir", str(tmp_path / "demo")]
-    demo.main(line)
+    demo_main(line)
     summary = capsys.readouterr().out.rpartition("ISIC: Dice")[2]
     for name in ("best grey-value threshold", "default answer, in one pass", "one member", "ensemble of 5 members"):
         assert re.search(rf"{name}.* 0\.\d{{3}}\n", summary), name
     assert demo.calls == ALL and "cut short" not in summary
     before = files(tmp_path)
-    demo.main(line)
+    demo_main(line)
     out = capsys.readouterr().out
     assert demo.calls == ALL and files(tmp_path) == before
     assert out.partition("ISIC: Dice")[2].startswith(summary.partition("\n\n")[0])
     assert f"finished before; to repeat it, remove {tmp_path / 'demo'} or choose another --out_dir" in out
     (tmp_path / "demo" / "ISIC_results" / "summary.json").unlink()
-    demo.main(line)
+    demo_main(line)
     assert demo.calls == ALL + ALL[1:] and files(tmp_path) == before
 
 
@@ -68,19 +70,19 @@ def test_an_interrupted_demo_goes_on(demo, tmp_path, monkeypatch, where):
 
     monkeypatch.setattr(demo, "call", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo.main(["--out_dir", str(tmp_path / "demo")])
+        demo_main(["--out_dir", str(tmp_path / "demo")])
     masks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("demo/ISIC_results/masks/*")}
     monkeypatch.setattr(demo, "call", call)
     demo.calls.clear()
-    demo.main(["--out_dir", str(tmp_path / "demo")])
+    demo_main(["--out_dir", str(tmp_path / "demo")])
     assert demo.calls == (ALL if where == "train" else ALL[1:])
     assert {path: path.stat().st_mtime_ns for path in masks} == masks and (masks or where == "train")
     assert [path.name for path in tmp_path.glob("demo/ISIC_run/model*.pt")] == ["model000004.pt"]
 
 
 def test_a_demo_made_with_other_options_is_refused(demo, refusal, tmp_path):
-    demo.main(["--out_dir", str(tmp_path), "--speed", "0.5", "--data", "ISIC"])
-    demo.main(["--out_dir", str(tmp_path), "--speed", "0.5"])  # both: here there is no other
+    demo_main(["--out_dir", str(tmp_path), "--speed", "0.5", "--data", "ISIC"])
+    demo_main(["--out_dir", str(tmp_path), "--speed", "0.5"])  # both: here there is no other
     for flags, words in [("--speed 1", "--speed 0.5"), ("--speed 0.5 --seed 3", "--seed 0")]:
         line = refusal("demo", ["--out_dir", tmp_path, flags])
         assert f"{tmp_path}: holds a demo made with {words}; choose another --out_dir" in line
@@ -89,7 +91,7 @@ def test_a_demo_made_with_other_options_is_refused(demo, refusal, tmp_path):
 def test_a_demo_cut_short_says_so(demo, tmp_path, capsys, monkeypatch):
     (task,) = demo.TASKS
     monkeypatch.setattr(demo, "TASKS", (type(task)("ISIC", "Train", "Test", steps=100000, minutes=0.01, debug=False),))
-    demo.main(["--out_dir", str(tmp_path)])
+    demo_main(["--out_dir", str(tmp_path)])
     out = capsys.readouterr().out
     match = re.search(
         r"cut short: (\d+) of 100000 training steps in 0.01 minutes; .* add --speed (\S+) and another", out
@@ -124,7 +126,7 @@ def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
     ],
 )
 def test_a_record_of_wrong_types_is_refused(demo, tmp_path, change, words):
-    options = module.DemoOptions(out_dir=str(tmp_path / "demo"))
+    options = DemoOptions(out_dir=str(tmp_path / "demo"))
     record = module.Record(tmp_path / "demo", options)
     value = {**record.content, **change} if isinstance(change, dict) else change
     record.path.write_text(json.dumps(value))

@@ -13,7 +13,7 @@ from networks import model_of, options_of
 
 from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.cli import export
-from guided_diffusion.cli.export import as_flags, main
+from guided_diffusion.cli.verbs import export_main as main
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -113,10 +113,3 @@ def test_what_is_lacking_is_told(trained, tmp_path):
         main(["--out", "x"])
     with pytest.raises(UserError, match="--weights 0.5: the checkpoint has model, ema, 0.9999"):
         main([str(trained), "--out", str(tmp_path / "shared"), "--weights", "0.5"])
-
-
-def test_words_as_flags():
-    assert as_flags(["runs/a", "--out=b", "--pt2"]) == ["--model_path", "runs/a", "--out_dir=b", "--pt2"]
-    assert as_flags(["--model_path", "a", "--out", "b"]) == ["--model_path", "a", "--out_dir", "b"]
-    assert as_flags(["--outer", "x"]) == ["--outer", "x"]
-    assert as_flags(["runs/a", "--model-path=b"]) == ["runs/a", "--model-path=b"]  # refused: two models are named

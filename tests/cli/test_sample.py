@@ -1,8 +1,6 @@
 """The sampling command: its flags, what a second run skips, and what it refuses."""
 
-import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -10,10 +8,6 @@ import torch
 from conftest import FAST, files, strict_json, write_folder
 from PIL import Image
 
-from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
-from guided_diffusion.cli.sample import turned_line
-from guided_diffusion.data.cases import group_cases
-from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.inference.ensemble import entropy
 from guided_diffusion.inference.segmenter import Segmenter
 
@@ -78,19 +72,6 @@ def test_a_v2_trained_in_stages_answers_in_one_pass_unless_members_are_asked_for
     assert "made with --num_ensemble 0, now it is 2" in refusal("segmentation_sample", again)
 
 
-def test_a_case_whose_image_changed_after_it_was_finished_is_said(sample, trained, pictures, capsys, tmp_path):
-    copied = tmp_path / "copied"
-    shutil.copytree(pictures, copied)
-    sample(trained, copied, f"{FAST} --num_samples 2")
-    capsys.readouterr()
-    sample(trained, copied, f"{FAST} --num_samples 2")
-    assert "newer than the mask" not in "".join(capsys.readouterr())
-    image = next((copied / "images").glob("case1.*"))
-    os.utime(image, (image.stat().st_atime, time.time() + 1))
-    sample(trained, copied, f"{FAST} --num_samples 2")
-    assert "warning: 1 finished case, as case1, has an image newer than the mask" in "".join(capsys.readouterr())
-
-
 def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
     results = sample(trained, pictures)
     before = {name: (results / name).stat().st_mtime_ns for name in files(results) if "/" in name}
@@ -110,17 +91,6 @@ def test_a_second_run_skips_what_is_finished(sample, trained, pictures, capsys):
         "masks/case3.png",
     ]
     assert {name: (results / name).read_bytes() for name in before} == contents
-
-
-def test_empty_masks_are_told(sample, trained, pictures, tmp_path, capsys):
-    checkpoint = load_checkpoint(trained)
-    for state in (checkpoint.model, *checkpoint.ema.values()):
-        state["head.conv.bias"] = torch.full_like(state["head.conv.bias"], -50)
-    save_checkpoint(checkpoint, tmp_path / "black.pt")
-    sample(tmp_path / "black.pt", pictures)
-    assert "4 of 4 masks are empty" in capsys.readouterr().out
-    sample(trained, pictures, out="others")
-    assert "4 of 4 masks are empty" not in capsys.readouterr().out
 
 
 def test_another_setting_or_checkpoint_is_refused_for_a_results_folder(sample, refusal, trained, pictures, tmp_path):
@@ -152,20 +122,6 @@ def test_debug_of_many_steps_keeps_fifty(sample, trained, pictures):
     )
     with Image.open(results / "debug" / "case0.gif") as gif:
         assert 40 <= gif.n_frames <= 51  # and the answer; equal frames are one
-
-
-def test_images_that_a_tag_turns_are_named(tmp_path):
-    write_folder(tmp_path, 3)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "images/case1.png"
-    Image.open(path).save(path, exif=exif)
-    units = group_cases(build_dataset("FOLDER", tmp_path, 16).cases)
-    assert turned_line(units[:1]) == ""
-    assert turned_line(units) == (
-        "1 image with an EXIF tag that turns or mirrors them (case1): they are read, and their masks written, as they "
-        "are shown, not as they are stored"
-    )
 
 
 # ---- doors: a run's folder, a single file, another layout ----------------------------------------------------------
@@ -206,35 +162,3 @@ def test_one_picture_is_sampled_into_a_mask_of_its_name(sample, trained, picture
     assert f"1 case of {path}; 0 finished already" in out and "layout: one picture" in out and "not used" not in out
     sample(trained.parent, path, QUICK)
     assert "1 finished already" in capsys.readouterr().out
-
-
-def test_files_that_cannot_be_sampled_give_one_line(refusal, trained, pictures, train, slices, tmp_path):
-    def refused(path, flags="", checkpoint=trained):
-        line = ["--model_path", checkpoint, "--data_dir", path, "--out_dir", tmp_path / "results", QUICK, flags]
-        return refusal("segmentation_sample", line)
-
-    (tmp_path / "notes.txt").write_text("x")
-    assert "notes.txt: is no image; name one that ends in .png, .jpg, " in refused(tmp_path / "notes.txt")
-    path = pictures / "images" / "case1.png"
-    assert "case1.png: is a file, which only FOLDER reads; leave out --data_name" in refused(path, "--data_name ISIC")
-    assert "none.png: no such folder" in refused(tmp_path / "none.png")
-    line = refused(path, checkpoint=train("BRATS", slices, steps=1))
-    assert "case1.png: is a file, but only BRATS reads images as in training; name a folder" in line
-    assert not (tmp_path / "results").exists()
-
-
-def test_another_layout_than_training_had_is_found_and_said(train, script, refusal, isic, pictures, tmp_path, capsys):
-    checkpoint = train("ISIC", isic, steps=1)
-    line = ["--model_path", checkpoint, "--data_dir", pictures, "--out_dir", tmp_path / "results", QUICK]
-    capsys.readouterr()
-    script("segmentation_sample", line)
-    said = f"--data_name FOLDER: {pictures} has no cases for ISIC, on which the checkpoint was trained"
-    assert said in capsys.readouterr().out and len(files(tmp_path / "results" / "masks")) == 4
-    assert strict_json(tmp_path / "results" / "manifest.json")["data"]["data_name"] == "FOLDER"
-    line[-2] = tmp_path / "other"
-    assert "no cases found for ISIC" in refusal("segmentation_sample", [*line, "--data_name ISIC"])
-    (tmp_path / "empty").mkdir()
-    line[3] = tmp_path / "empty"
-    assert refusal("segmentation_sample", line).endswith(
-        "the checkpoint was trained on ISIC: for other data add --data_name"
-    )

@@ -6,8 +6,8 @@ import os
 import pytest
 from helpers import SAMPLE, TRAIN, refused, values
 
-from guided_diffusion.cli.demo import DemoOptions
 from guided_diffusion.config.command_line import COMMANDS, fields_of, options_from, parse
+from guided_diffusion.config.demo_options import DemoOptions
 from guided_diffusion.config.fields import option
 from guided_diffusion.config.sample_options import EvalOptions
 from guided_diffusion.config.values import as_boolean, as_real, as_whole, check_value, is_path, numbers, read_value

@@ -13,7 +13,7 @@ import torch
 from conftest import LOADER
 from PIL import Image
 
-from guided_diffusion.cli.sample import print_sampling_summary
+from guided_diffusion.cli.sample_lines import print_sampling_summary
 from guided_diffusion.cli.train import print_run_summary
 from guided_diffusion.data import volumes
 from guided_diffusion.data.accounting import account, walk, warn_of_left_over

@@ -20,7 +20,7 @@ from guided_diffusion.inference.ensemble import (
     vote_patterns,
 )
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def smooth_noise(rng, sigma, size):

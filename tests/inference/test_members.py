@@ -224,7 +224,7 @@ def test_no_value_is_read_back_from_the_device_while_sampling(variant, objective
     assert members.soft.shape == (2, 3, 1, 16, 16) and members.soft.device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @every_variant
 def test_sampling_on_a_gpu_never_waits_for_it(variant):
     plan, model, image = plan_of(variant, DIFFUSION, 6), small_model(learn_sigma=True).cuda(), IMAGES.cuda()
