@@ -30,8 +30,8 @@ from ..runtime.distributed import (
     joined_processes,
     keep_freed_memory,
     launch_on_gpus,
+    memory_format,
     pick_device,
-    training_memory_format,
 )
 from ..runtime.errors import UserError, run_script
 from ..runtime.program import command
@@ -131,7 +131,7 @@ def build_networks(run, processes):
         else:
             model, diffusion = run.start.build(settings.model)
     if not sharded:  # a sharded model is on its device, and gathers its weights in contiguous memory
-        model.to(processes.device, memory_format=training_memory_format(processes.device))
+        model.to(processes.device, memory_format=memory_format(run.precision, processes.device))
     return model, diffusion
 
 
