@@ -36,6 +36,7 @@ from ..report.model_card import write_card
 from ..report.results_page import try_report
 from ..runtime.console import console, counted, listed
 from ..runtime.errors import UserError
+from ..runtime.threads import use_threads
 
 
 @dataclass
@@ -65,6 +66,7 @@ def run_evaluation(options, given):
 
 def evaluate_into(out, options, results):
     """`run_evaluation` after its checks, into the `WorkFolder` for the tables and pages. results: the `Results`."""
+    use_threads(options.threads)
     leaks, evaluations, others, workers = [], [], [], options.num_workers
     for one in results:
         leaks.append(warn_about_data(one.dataset, one.manifest))

@@ -37,6 +37,7 @@ from ..report.results_page import try_report
 from ..runtime.console import console, counted, quiet
 from ..runtime.distributed import joined_processes, keep_freed_memory, launch_on_gpus, pick_precision
 from ..runtime.errors import UserError
+from ..runtime.threads import use_threads
 from .sample_data import check_data, find_cases
 from .sample_lines import (
     print_sampling_plan,
@@ -82,6 +83,7 @@ def run_sampling(options, given, words):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return sample(options, given, processes)
 
 

@@ -14,6 +14,7 @@ from ..data.check import training_findings
 from ..data.inspection import Part, inspect_unit
 from ..data.loader_checks import case_remedy
 from ..data.mask_checks import check_foreground
+from ..data.picture_cache import use_picture_cache
 from ..data.volume_cache import chosen_folder, use_cache
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.storage import is_remote
@@ -25,11 +26,12 @@ from ..runtime.distributed import (
     joined_processes,
     keep_freed_memory,
     launch_on_gpus,
+    memory_format,
     pick_device,
-    training_memory_format,
 )
 from ..runtime.errors import UserError
 from ..runtime.program import command
+from ..runtime.threads import use_threads
 from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
@@ -55,6 +57,7 @@ def run_training(options, given, words):
     with joined_processes(process_options.gpu_dev, "gpu_dev" in given, exchange_tensors=True) as processes:
         quiet(not processes.is_first)
         keep_freed_memory()
+        use_threads(process_options.threads)
         return train(options, given, processes)
 
 
@@ -68,7 +71,7 @@ def train(options, given, processes):
         check_unchanged(run, processes)
         if processes.is_first:
             run.folder.pull(lambda name: name in ("log.jsonl", KNOWN_RUNS))  # which a resumed run goes on with
-        cache_training_volumes(run, processes)
+        cache_training_data(run, processes)
         model, diffusion = build_networks(run, processes)
         if processes.is_first:
             write_config(run.values, run.folder.path)
@@ -95,13 +98,15 @@ def is_complete(run, processes):
     return True
 
 
-def cache_training_volumes(run, processes):
-    """Decompress the volumes of the training data once, on each machine."""
+def cache_training_data(run, processes):
+    """Decompress the volumes of the training data once, on each machine; pictures are decoded at their first use."""
     data = run.settings.data
     cache = chosen_folder(data.cache_dir, training=True)
     if cache is not None:
         options = {"workers": data.num_workers, "show": processes.is_first}
         processes.by_machine(lambda: use_cache(run.dataset, cache, **options))
+        pictures = chosen_folder(data.cache_dir, training=True, kind="pictures")
+        use_picture_cache(run.dataset, pictures, asked=data.cache_dir != "auto", show=processes.is_first)
 
 
 def build_networks(run, processes):
@@ -121,7 +126,7 @@ def build_networks(run, processes):
         else:
             model, diffusion = run.start.build(settings.model)
     if not sharded:  # a sharded model is on its device, and gathers its weights in contiguous memory
-        model.to(processes.device, memory_format=training_memory_format(processes.device))
+        model.to(processes.device, memory_format=memory_format(run.precision, processes.device))
     return model, diffusion
 
 

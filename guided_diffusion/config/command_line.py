@@ -59,6 +59,7 @@ SYNONYMS = {  # other programs' names for our flags; an error suggests the first
     "num_workers": "workers",
     "gpu_dev": "gpu device gpu_id",
     "multi_gpu": "gpus devices gpu_ids",
+    "threads": "num_threads n_threads cpus cores",
     "precision": "fp16 bf16 amp mixed_precision dtype",
     "seed": "random_seed",
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..io.pictures import MAX_MEGAPIXELS
 from ..io.texts import shown
 from ..runtime.errors import UserError
+from ..runtime.threads import MAX_THREADS
 from .fields import option
 from .presets import PRESETS
 from .values import numbers
@@ -152,9 +153,10 @@ class DataOptions:
     )
     cache_dir: str = option(
         "auto",
-        "folder of decompressed volumes, shared by all runs, from which slices are read (BraTS: 80 MB a case; safe "
-        "to delete). auto: volumes/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff for training, none for sampling. "
-        "none: each process decompresses volumes itself and keeps up to 4 GB of them",
+        "folder of decoded data, shared by all runs: volumes, from which slices are read (BraTS: 80 MB a case), and in "
+        "training pictures at the network's size (0.8 MB each at 256 x 256). Safe to delete. auto: volumes/ and "
+        "pictures/ in $MEDSEGDIFF_CACHE or ~/.cache/medsegdiff for training, none for sampling. none: each process "
+        "decompresses volumes itself and keeps up to 4 GB of them, and each epoch decodes the pictures again",
         path=True,
     )
 
@@ -504,6 +506,18 @@ class DiffusionOptions:
         return "softmax" if count > 1 and is_exclusive and self.objective == "x0" else "sigmoid"
 
 
+def threads_option():
+    """The option `--threads` of a command, see `runtime.threads.use_threads`."""
+    return option(
+        0,
+        "threads that compute on the CPU; 0: OMP_NUM_THREADS if it is set, else the cores that this machine or "
+        "container allows, shared by the processes of torchrun",
+        minimum=0,
+        maximum=MAX_THREADS,
+        why="more threads than cores wait for one another",
+    )
+
+
 @dataclass(frozen=True)
 class DeviceOptions:
     """The device."""
@@ -534,3 +548,4 @@ class ProcessOptions(DeviceOptions):
         "",
         "GPUs that share the work, one process each, as 0,1,2; for several machines use torchrun",
     )
+    threads: int = threads_option()

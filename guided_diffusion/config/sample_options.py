@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..io.texts import shown
 from ..runtime.errors import UserError
 from .fields import option
-from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, check_group_key
+from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, check_group_key, threads_option
 from .train_options import BATCH_REASON, MAX_BATCH
 from .values import numbers
 
@@ -233,6 +233,7 @@ class EvalOptions:
     num_workers: int = option(
         2, "processes that share the cases; 0: the main process evaluates them; figures do not depend on it", minimum=0
     )
+    threads: int = threads_option()
     out_dir: str = option(
         "", "folder for metrics.csv, summary.json and curves.json; empty: the results folder", remote=True
     )

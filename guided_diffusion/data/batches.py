@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..runtime.console import console, counted
 from ..runtime.errors import SHARED_MEMORY_FULL, UNSENT, UserError, lost_worker_message, reason_of
+from ..runtime.threads import usable_cores
 from .resizing import crop
 
 SLOW_READING = 60  # seconds without a batch, after which a warning says so
@@ -348,8 +349,7 @@ class SlowReading:
 def _loader(dataset, num_workers, **keywords):
     # Workers are forked if possible, since a class from a user's file (`path.py:Class`) cannot be pickled for a fresh
     # process.
-    if hasattr(os, "sched_getaffinity"):  # more workers than cores only slow each other down
-        num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+    num_workers = min(num_workers, usable_cores())  # more of them only slow each other down
     forked = num_workers > 0 and sys.platform == "linux"
     if forked:
         dataset.load_shared()

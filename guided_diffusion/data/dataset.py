@@ -62,6 +62,9 @@ class SegmentationDataset(Dataset):
       for pictures, -2 for slices [X, Y] as NIfTI files hold them.
     - `background`, for --augment: the normalised value of pixels outside the object, such as the 0 around a
       skull-stripped head. Contrast, brightness and noise leave these pixels unchanged. None (default): no such value.
+    - `cache_version`: a text, such as "1", allows training to keep decoded items on disk, in `--cache_dir`. Set it if
+      an item depends on nothing but the loader's file, its options, `case.images`, `case.masks` and `further_files`.
+      Change it when code outside the loader's file changes what is read. "" (default): each use reads the files anew.
 
     data_dir: the folder that holds the data.
     image_size: items are resized to image_size x image_size pixels.
@@ -94,6 +97,8 @@ class SegmentationDataset(Dataset):
     ignore_label = ()  # the label values of pixels without truth
     has_reserved = False  # whether `ignore_label` is from the data's own description, as dataset.json
     volumes = None  # the loader's `volumes.VolumeReader`, if it has one
+    cache_version = ""  # see above; a subclass does not inherit it
+    pictures = None  # the `picture_cache.PictureCache` that keeps the items on disk, if one does
     finds_validation = False
     takes_a_file = False  # whether data_dir may be one image's file, where no masks are needed
     layout = ""  # one line that describes what was found
@@ -355,21 +360,31 @@ class SegmentationDataset(Dataset):
         volume: str, slice_index: int; only for a slice.
         """
         case = self.cases[index]
-        image = self.load_normalised(case)
-        size = tuple(image.shape[-2:])
-        item = {"image": self.view.image(image, self.image_size), "name": case.name, "size": size}
-        if self.need_masks:
-            mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
-            item["mask"] = self.view.mask(mask.float(), self.image_size)
-            if self.ignore_label:
-                known = torch.from_numpy(~self.load_ignored(case)[:, None])
-                item["known"] = self.view.mask(known.float(), self.image_size)
+        item = self.show(case) if self.pictures is None else self.pictures.get(self, case)
+        item["name"] = case.name
         if case.label is not None:
             item["label"] = case.label
         if case.volume is not None:
             item["volume"] = case.volume
             item["slice_index"] = case.slice_index
         return item
+
+    def show(self, case):
+        """What an item shows of a case: its image, size, mask and known pixels (see `__getitem__`), read now."""
+        image = self.load_normalised(case)
+        size = tuple(image.shape[-2:])
+        return {"image": self.view.image(image, self.image_size), "size": size} | self.show_masks(case, size)
+
+    def show_masks(self, case, size):
+        """The part of `show` that comes from the masks; {} without `need_masks`. size: (H, W) of the original image."""
+        if not self.need_masks:
+            return {}
+        mask = torch.from_numpy(np.ascontiguousarray(self.load_mask(case, size)))
+        shown = {"mask": self.view.mask(mask.float(), self.image_size)}
+        if self.ignore_label:
+            known = torch.from_numpy(~self.load_ignored(case)[:, None])
+            shown["known"] = self.view.mask(known.float(), self.image_size)
+        return shown
 
     # ---- what a checkpoint keeps -------------------------------------------------------------------------------
 

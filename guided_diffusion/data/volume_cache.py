@@ -107,19 +107,7 @@ class VolumeStore:
 
     def make(self, entry):
         """Decode an entry, write its file and remove older files of the same volume. Raises `CacheFull`."""
-        path = self._path(entry)
-        array = entry.decode(entry.files)
-        try:
-            with atomic_path(path) as temporary:
-                np.save(temporary, array)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy reports a short write without errno
-                raise CacheFull(f"{self.folder}: is full; make room there or choose another --cache_dir") from error
-            raise
-        for other in self.folder.glob(f"{glob.escape(path.name.rpartition('-')[0])}-*.npy"):
-            if other != path:
-                with suppress(OSError):  # removed by another process, or on Windows still in use
-                    other.unlink()
+        write_array(self._path(entry), entry.decode(entry.files))
 
     def _open(self, entry):
         with suppress(OSError, ValueError, EOFError):  # missing or damaged
@@ -130,11 +118,39 @@ class VolumeStore:
     def _path(self, entry):
         if entry not in self._paths:
             kind = getattr(entry.decode, "__name__", type(entry.decode).__name__)
-            place = _digest(kind, *(str(path.absolute()) for path in entry.files))
-            content = _digest(entry.settings, *(fingerprint(path) for path in entry.files))
-            volume = entry.volume.encode()[:100].decode(errors="ignore")  # a file's name has 255 bytes at most
-            self._paths[entry] = self.folder / f"{volume}-{place[:12]}-{content[:16]}.npy"
+            name = array_name(entry.volume, entry.files, kind, entry.settings)
+            self._paths[entry] = self.folder / name
         return self._paths[entry]
+
+
+def array_name(name, files, kind, settings):
+    """The name of the file of an array, NAME-PLACE-CONTENT.npy.
+
+    PLACE is a hash of `kind` and of the paths of `files`, CONTENT one of their content and of `settings`. Of one NAME
+    and PLACE only the newest is kept.
+    """
+    place = _digest(kind, *(str(path.absolute()) for path in files))
+    content = _digest(settings, *(fingerprint(path) for path in files))
+    name = name.encode()[:100].decode(errors="ignore")  # a file's name has 255 bytes at most
+    return f"{name}-{place[:12]}-{content[:16]}.npy"
+
+
+def write_array(path, array):
+    """Write an array to a file named by `array_name`, whole or not at all, and remove the older one of its place.
+
+    Raises `CacheFull`.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            np.save(temporary, array)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # NumPy reports a short write without errno
+            raise CacheFull(f"{path.parent}: is full; make room there or choose another --cache_dir") from error
+        raise
+    for other in path.parent.glob(f"{glob.escape(path.name.rpartition('-')[0])}-*.npy"):
+        if other != path:
+            with suppress(OSError):  # removed by another process, or on Windows still in use
+                other.unlink()
 
 
 def fingerprint(path):
@@ -174,11 +190,12 @@ def _digest(*parts):
 # ---- filling the cache -------------------------------------------------------------------------------------------
 
 
-def chosen_folder(cache_dir, training):
-    """The folder of `--cache_dir`, a `Path`, or None for no cache. "auto" caches in training only."""
+def chosen_folder(cache_dir, training, kind="volumes"):
+    """The folder of `--cache_dir`, a `Path`, or None for no cache. "auto" caches in training only, in a folder of this
+    kind."""
     if cache_dir == "none" or (cache_dir == "auto" and not training):
         return None
-    return cache_root() / "volumes" if cache_dir == "auto" else Path(cache_dir)
+    return cache_root() / kind if cache_dir == "auto" else Path(cache_dir)
 
 
 def use_cache(dataset, folder, *, indices=None, workers=1, show=True, skip_damaged=False):
@@ -245,4 +262,6 @@ def _check_room(folder, needed):
 
 def size_text(size):
     """A number of bytes in MB or GB."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
+    if size >= 999.5e6:
+        return f"{size / 1e9:.3g} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e6:.2g} MB"

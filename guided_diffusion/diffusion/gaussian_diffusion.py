@@ -74,6 +74,7 @@ class GaussianDiffusion:
     rescale_learned_sigmas: bool = False
     use_kl: bool = False
     schedule: Schedule = field(init=False)
+    _tables: dict = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self, alphas_bar):
         self.schedule = Schedule(alphas_bar)
@@ -108,8 +109,24 @@ class GaussianDiffusion:
 
     def _levels(self, t, like):
         """sqrt(abar_t) and sqrt(1 - abar_t), which broadcast over `like` [N, K, H, W]. t: int [N] or one int."""
-        abar = self.schedule.alpha_bar(_on_host(t))
-        return _per_row(np.sqrt(abar), like), _per_row(np.sqrt(1 - abar), like)
+        return self._per_row(self.schedule.levels, t, like)
+
+    def _per_row(self, function, t, like):
+        """The values that function(t) returns, of `like`'s type, each broadcasting over `like` [N, K, H, W].
+
+        function: from int [...] to a tuple of float64 [...]. t: one int, which gives floats, or int [N] on the device
+        of `like`. The values of all T steps go to that device once, as a table from which it reads its rows itself. So
+        neither waits for the other, and float64 stays on the host.
+        """
+        if not isinstance(t, torch.Tensor):
+            return tuple(float(values) for values in function(t))
+        key = (function, like.dtype, like.device)
+        if key not in self._tables:
+            with torch.inference_mode(False):  # a table of an inference could not be used in training
+                rows = np.stack(function(np.arange(self.num_timesteps)), axis=-1)
+                self._tables[key] = torch.from_numpy(rows).to(like.dtype).to(like.device)
+        rows = self._tables[key].index_select(0, t)  # [N, values]
+        return tuple(values.reshape(-1, *[1] * (like.ndim - 1)) for values in rows.unbind(dim=1))
 
     # ---- what the network predicts -----------------------------------------------------------------------------
 
@@ -139,17 +156,19 @@ class GaussianDiffusion:
             return output.prediction
         prediction = output.prediction
         if self.logit_skip in ("noise", "both"):
-            prediction = prediction * _per_row(self._gain(t), x_t)
+            prediction = prediction * self._evidence(t, x_t)[1]
         return prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
 
-    def _evidence(self, t):
-        """The logits that one unit of x_t is worth at t, 2 sqrt(abar) / (1 - abar): float64 of t's shape."""
-        abar = self.schedule.alpha_bar(_on_host(t))
-        return 2 * np.sqrt(abar) / (1 - abar)
+    def _evidence(self, t, like):
+        """The logits that one unit of x_t is worth at t, and the unit of the network's output with the skip "noise".
 
-    def _gain(self, t):
-        """The unit of the network's output with the skip "noise"."""
-        return np.minimum(self._evidence(t), LARGEST_GAIN)
+        They broadcast over `like` [N, K, H, W]. t: int [N] or one int.
+        """
+        return self._per_row(self._evidence_at, t, like)
+
+    def _evidence_at(self, t):
+        evidence = self.schedule.evidence(t)
+        return evidence, np.minimum(evidence, LARGEST_GAIN)
 
     def skipped_logits(self, output, x_t, t):
         """The part of the mask logits that needs no network: [N, K, H, W] like x_t, or None.
@@ -162,7 +181,7 @@ class GaussianDiffusion:
         """
         parts = []
         if self.logit_skip in ("noise", "both"):
-            parts.append(_per_row(self._evidence(t), x_t) * x_t)
+            parts.append(self._evidence(t, x_t)[0] * x_t)
         if self.logit_skip in ("coarse", "both") and output.coarse is not None:
             parts.append(output.coarse.detach())
         return sum(parts) if parts else None
@@ -310,15 +329,13 @@ class GaussianDiffusion:
         value: the activated prediction; variance: the network's, in about [-1, 1], or None for the posterior's.
         """
         predicted = self.to_x0(value, x_t, t)
-        steps = _on_host(t)
-        of_x0, of_xt, _, _ = self.schedule.posterior(steps, steps - 1)
-        smallest, largest = (_per_row(v, x0) for v in self.schedule.log_variances(steps, steps - 1))
+        of_x0, of_xt, smallest, largest = self._per_row(self.schedule.step_back, t, x0)
         log_variance = smallest.expand_as(x0)
         if variance is not None:
             fraction = (variance + 1) / 2
             log_variance = fraction * largest + (1 - fraction) * smallest
-        true_mean = _per_row(of_x0, x0) * x0 + _per_row(of_xt, x0) * x_t
-        mean = _per_row(of_x0, x0) * predicted + _per_row(of_xt, x0) * x_t
+        true_mean = of_x0 * x0 + of_xt * x_t
+        mean = of_x0 * predicted + of_xt * x_t
         kl = mean_flat(normal_kl(true_mean, smallest, mean, log_variance), known) / math.log(2)
         nll = mean_flat(-discretised_gaussian_log_likelihood(x0, mean, 0.5 * log_variance), known) / math.log(2)
         return torch.where(t == 0, nll, kl)
@@ -342,21 +359,3 @@ def threshold_dynamically(x0, share):
     above = min(below + 1, size.shape[1] - 1)
     s = torch.lerp(size[:, below], size[:, above], place - below).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
-
-
-def _on_host(t):
-    """Time steps as an int or an int array."""
-    return t.cpu().numpy() if isinstance(t, torch.Tensor) else t
-
-
-def _per_row(values, like):
-    """float64 values [N], an array or a tensor, as a tensor of `like`'s type that broadcasts over [N, K, H, W].
-
-    A scalar becomes a float: unlike a tensor it needs no copy to the device.
-    """
-    if not isinstance(values, torch.Tensor):
-        if np.ndim(values) == 0:
-            return float(values)
-        values = torch.as_tensor(np.asarray(values))
-    tensor = values.to(like.dtype).to(like.device)
-    return tensor.reshape(-1, *[1] * (like.ndim - 1))

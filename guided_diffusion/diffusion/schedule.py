@@ -54,6 +54,21 @@ class Schedule:
         """abar at integer t, an array or a scalar; 1 at t = -1."""
         return np.where(np.asarray(t) < 0, 1.0, self.alphas_bar[t])
 
+    def levels(self, t):
+        """sqrt(abar_t) and sqrt(1 - abar_t), the shares of x_0 and of the noise in x_t (DDPM eq. 4); of t's shape."""
+        abar = self.alpha_bar(t)
+        return np.sqrt(abar), np.sqrt(1 - abar)
+
+    def evidence(self, t):
+        """The logits that one unit of x_t is worth at t, 2 sqrt(abar) / (1 - abar); of t's shape."""
+        abar = self.alpha_bar(t)
+        return 2 * np.sqrt(abar) / (1 - abar)
+
+    def step_back(self, t):
+        """For the step from t to t - 1 the mean's coefficients of x_0 and of x_t (see `posterior`), then the
+        `log_variances`; four of t's shape."""
+        return *self.posterior(t, t - 1)[:2], *self.log_variances(t, t - 1)
+
     def posterior(self, t, s):
         """q(x_s | x_t, x_0) for any s < t (DDPM eq. 7 has s = t - 1).
 

@@ -37,12 +37,10 @@ class TabledDiffusion(GaussianDiffusion):
         abar = self.table[t].to(torch.float64)[:, None, None, None]
         return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
 
-    def _evidence(self, t):
-        abar = self.table[t]
-        return 2 * abar.sqrt() / (1 - abar)
-
-    def _gain(self, t):
-        return self._evidence(t).clamp(max=LARGEST_GAIN)
+    def _evidence(self, t, like):
+        abar = self.table[t][:, None, None, None]
+        evidence = (2 * abar.sqrt() / (1 - abar)).to(like.dtype)
+        return evidence, evidence.clamp(max=LARGEST_GAIN)
 
 
 class ConditionGraph(torch.nn.Module):

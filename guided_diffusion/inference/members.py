@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..diffusion.losses import class_probabilities
+from ..runtime.distributed import HostCopies, sent
 from ..runtime.seeds import seeded_generator
 from .published import fused_by_published
 from .tiles import Tiled
@@ -26,8 +27,8 @@ class Members(NamedTuple):
     drawn: torch.Tensor | None = None
 
     def cpu(self):
-        """All on the CPU."""
-        return Members(*(None if x is None else x.cpu() for x in self))
+        """All on the CPU. The device is waited for once."""
+        return Members(*HostCopies(self).read())
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def answer_in_one_pass(model, diffusion, plan, image, *, label=None, rows=None):
         views = {"kept": 1, "symmetries": symmetries, "scales": scales, "rows": rows or len(image)}
         condition = encoded(model, image, label, exclusive=diffusion.exclusive, **views)
     if isinstance(model, Tiled):
-        logits = model.blended(condition, condition.conditions.coarse, image.shape[-2:])
+        logits = condition.blended(condition.conditions.coarse)
     else:
         logits = condition.coarse
     probability = class_probabilities(logits, diffusion.exclusive).float()[None]
@@ -157,7 +158,7 @@ class _Rows:
 
 def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     """The last step's x0, coarse logits or None, and drawn x_0 or None, of these `_Rows`: each [rows, K, H, W]."""
-    condition = condition.rows(torch.tensor(rows.conditions, device=image.device))
+    condition = condition.rows(sent(torch.tensor(rows.conditions), image.device))
     denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
     noise = MemberNoise(seed, rows.noise_keys, (model.mask_channels, *image.shape[-2:]), image.device)
     last = {}
@@ -199,7 +200,7 @@ class MemberNoise:
 
     def __init__(self, seed, members, shape, device):
         self.generators = {key: seeded_generator(seed, *key) for key in members}
-        self.members, self.shape, self.device = members, shape, device
+        self.members, self.shape, self.device = members, shape, torch.device(device)
 
     def __call__(self):
         """Standard noise, float32 [rows, K, H, W]."""
@@ -211,7 +212,4 @@ class MemberNoise:
 
     def _rows(self, function, shape):
         numbers = {key: function(shape, generator=generator) for key, generator in self.generators.items()}
-        rows = torch.stack([numbers[key] for key in self.members])
-        if torch.device(self.device).type == "cuda":  # pinned memory is copied without waiting
-            return rows.pin_memory().to(self.device, non_blocking=True)
-        return rows.to(self.device)
+        return sent(torch.stack([numbers[key] for key in self.members]), self.device)

@@ -14,7 +14,7 @@ from ..data.batches import readable_batches
 from ..data.resizing import WHOLE, View
 from ..models.medsegdiff import check_size
 from ..runtime.console import console
-from ..runtime.distributed import autocast, memory_format
+from ..runtime.distributed import autocast, memory_format, sent
 from ..runtime.errors import UserError, is_out_of_memory
 from .mask_rules import with_mask_rules
 from .members import answer_in_one_pass, draw_members, joined_members
@@ -215,8 +215,8 @@ class EnsembleSampler:
         conditional = self.model.label_embedding is not None
         trace = Trace(bar, len(names), len(self.plan.timesteps) if debug else 0)
         began = time.monotonic()
-        image = batch["image"].to(self.device, non_blocking=True)
-        label = batch["label"].to(self.device) if conditional else None
+        image = sent(batch["image"], self.device)
+        label = sent(batch["label"], self.device) if conditional else None
         parts, first = [], 0
         for (whole, diffusion), share in zip(self.networks, self.shares, strict=True):
             model = in_tiles(whole, image, self.image_size, self.options.tile_overlap, self.rows)

@@ -47,6 +47,8 @@ class Segmenter:
     """A trained network with its settings. `load` makes one; call it with an image or a batch.
 
     With the same checkpoint, image, case name, seed and settings it returns the masks of `medsegdiff sample`.
+    It computes in as many threads as torch has in the caller's program (`torch.set_num_threads`): other than the
+    commands, it sets no number itself.
     """
 
     def __init__(self, checkpoint, sampler, data_name=None):

@@ -35,54 +35,32 @@ class Tiled(nn.Module):
     def encode(self, image, label=None):
         """image: [N, C, H, W], both sides at least `size`; label: int [N] or None. Returns the `TiledCondition`."""
         windows = windows_of(image.shape[-2:], self.size, self.overlap)
-        pairs = [(window, n) for window in windows for n in range(len(image))]
+        places = _places_in(windows, len(image))
         conditions = []
-        for chunk in _chunks(pairs, self.rows):
-            crops = torch.stack([image[(n, slice(None), *window)] for window, n in chunk])
-            images = torch.tensor([n for _, n in chunk], device=image.device)
+        for part in _parts(len(places), self.rows):
+            crops = torch.stack([image[place] for place in places[part]])
+            _, images = _numbers(part, len(image), image.device)
             conditions.append(self.model.encode(crops, None if label is None else label[images]))
         rows = torch.arange(len(image), device=image.device)
-        return TiledCondition(join_conditions(conditions), windows, len(image), rows)
+        weights = window_weights(self.size, image.device)
+        total = torch.zeros(tuple(image.shape[-2:]), device=image.device)
+        for window in windows:
+            total[window] += weights
+        return TiledCondition(join_conditions(conditions), windows, len(image), rows, weights, total)
 
     def forward(self, x_t, t, condition):
         """x_t: [M, K, H, W]; t: [M]; condition: of M rows. Returns the `ModelOutput` of the whole images."""
-        sums = {}
-        pairs = [(w, row) for w in range(len(condition.windows)) for row in range(len(x_t))]
-        for chunk in _chunks(pairs, self.rows):
-            places = [(row, slice(None), *condition.windows[w]) for w, row in chunk]
-            windows, rows = torch.tensor(chunk, device=x_t.device).T
-            crops = torch.stack([x_t[place] for place in places])
+        sums, places = {}, _places_in(condition.windows, len(x_t))
+        for part in _parts(len(places), self.rows):
+            windows, rows = _numbers(part, len(x_t), x_t.device)
+            crops = torch.stack([x_t[place] for place in places[part]])
             output = self.model(crops, t[rows], condition.of_windows(windows, rows))
             for name, values in output._asdict().items():
                 if values is not None:
                     shape = (len(x_t), values.shape[1], *x_t.shape[-2:])
                     whole = sums.setdefault(name, x_t.new_zeros(shape, dtype=torch.float32))
-                    self._add(whole, places, values)
-        total = self._total(condition.windows, x_t.shape[-2:], x_t.device)
-        return ModelOutput(*(sums[name] / total if name in sums else None for name in ModelOutput._fields))
-
-    def blended(self, condition, values, size):
-        """The values [W * N, K, S, S] of all windows of N images, in the order of `TiledCondition`, as [N, K, H, W].
-
-        size: (H, W) of the images.
-        """
-        places = [(n, slice(None), *window) for window in condition.windows for n in range(condition.images)]
-        whole = values.new_zeros((condition.images, values.shape[1], *size), dtype=torch.float32)
-        self._add(whole, places, values)
-        return whole / self._total(condition.windows, size, values.device)
-
-    def _add(self, whole, places, values):
-        """Add each window's values, weighted, at its place of `whole`, in float32."""
-        weights = window_weights(self.size).to(whole.device)
-        for place, value in zip(places, values, strict=True):
-            whole[place] += weights * value.float()
-
-    def _total(self, windows, size, device):
-        """The sum of the windows' weights at each pixel, float32 [H, W]."""
-        total = torch.zeros(tuple(size), device=device)
-        for window in windows:
-            total[window] += window_weights(self.size).to(device)
-        return total
+                    condition.add(whole, places[part], values)
+        return ModelOutput(*(sums[name] / condition.total if name in sums else None for name in ModelOutput._fields))
 
 
 def in_tiles(model, image, size, overlap, rows):
@@ -102,13 +80,16 @@ class TiledCondition(NamedTuple):
     """The condition of M rows of x_t, whose images have several windows.
 
     conditions: the model's, of all windows of N images, in row w * N + n that of window w of image n. windows: pairs of
-    slices (rows, columns). images: N. image_of_row: int [M], each row's image.
+    slices (rows, columns). images: N. image_of_row: int [M], each row's image. weights: see `window_weights`. total:
+    float32 [H, W], the sum of the windows' weights at each pixel.
     """
 
     conditions: object
     windows: list
     images: int
     image_of_row: torch.Tensor
+    weights: torch.Tensor
+    total: torch.Tensor
 
     def rows(self, which):
         """The condition of the rows `which`, int [M], which may repeat."""
@@ -117,6 +98,17 @@ class TiledCondition(NamedTuple):
     def of_windows(self, windows, rows):
         """The model's own condition of R crops: window windows[i] of row rows[i]; both int [R]."""
         return self.conditions.rows(windows * self.images + self.image_of_row[rows])
+
+    def blended(self, values):
+        """The values [W * N, K, S, S] of all windows, in the order of `conditions`, as [N, K, H, W] in float32."""
+        whole = values.new_zeros((self.images, values.shape[1], *self.total.shape), dtype=torch.float32)
+        self.add(whole, _places_in(self.windows, self.images), values)
+        return whole / self.total
+
+    def add(self, whole, places, values):
+        """Add each window's values, weighted, at its place of `whole`, in float32."""
+        for place, value in zip(places, values, strict=True):
+            whole[place] += self.weights * value.float()
 
 
 def windows_of(shape, size, overlap):
@@ -130,13 +122,25 @@ def windows_of(shape, size, overlap):
     return [tuple(slice(start, start + size) for start in corner) for corner in product(*map(starts, shape))]
 
 
-def window_weights(size):
+def window_weights(size, device=None):
     """The weights of a window's pixels, float32 [size, size]: a Gaussian about the centre, at least `LEAST_WEIGHT`."""
-    offset = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    offset = torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
     along = torch.exp(offset**2 / (-2 * (SIGMA * size) ** 2))
     return (along[:, None] * along).clamp(min=LEAST_WEIGHT)
 
 
-def _chunks(pairs, rows):
-    rows = rows or len(pairs)
-    return [pairs[low : low + rows] for low in range(0, len(pairs), rows)]
+def _places_in(windows, count):
+    """The index of each window in each of `count` rows [count, C, H, W], window by window."""
+    return [(row, slice(None), *window) for window in windows for row in range(count)]
+
+
+def _numbers(part, count, device):
+    """The window and the row of each place in a slice of `_places_in`, both int [n]. The device counts them itself."""
+    place = torch.arange(part.start, part.stop, device=device)
+    return place // count, place % count
+
+
+def _parts(count, rows):
+    """Slices of at most `rows` of `count` places; of all without `rows`."""
+    rows = rows or count
+    return [slice(low, min(low + rows, count)) for low in range(0, count, rows)]

@@ -119,5 +119,5 @@ def _grid(x, factor):
 
     To be computed without autocast: in half precision coordinates of 256 pixels are wrong by up to 0.7 of a pixel.
     """
-    theta = torch.tensor([[factor, 0.0, 0.0], [0.0, factor, 0.0]], dtype=x.dtype, device=x.device)
+    theta = factor * torch.eye(2, 3, dtype=x.dtype, device=x.device)
     return F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)

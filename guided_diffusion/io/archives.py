@@ -8,12 +8,13 @@ against forgery: whoever changes a file on purpose can write a new sum.
 
 import hashlib
 import mmap
-import os
 import struct
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from ..runtime.threads import usable_cores
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, ..., the lengths of the name and of the additional field
 SUMMED_AT_ONCE = 1 << 24  # bytes that are summed at once
@@ -114,7 +115,7 @@ def _sums(data, records):
         with data[record.start : record.start + record.size] as part:
             return checksum(part)
 
-    threads = min(THREADS, os.cpu_count() or 1) if len(data) >= LEAST_FOR_THREADS else 1
+    threads = min(THREADS, usable_cores()) if len(data) >= LEAST_FOR_THREADS else 1
     if threads == 1:
         return [crc_of(record) for record in records]
     with ThreadPoolExecutor(threads) as pool:

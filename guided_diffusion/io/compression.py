@@ -1,10 +1,11 @@
 """Gzip streams that several threads compress."""
 
-import os
 import struct
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+
+from ..runtime.threads import usable_cores
 
 COMPRESSED_AT_ONCE = 2**20  # bytes that a thread compresses at once
 LEVEL = 1  # higher ones take several times as long, and save a few per cent of masks and probabilities
@@ -15,8 +16,7 @@ EMPTY_LAST_BLOCK = b"\x03\0"
 
 def compression_pool():
     """Threads for `GzipStream`s; a context that ends them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(cores, MOST_THREADS))
+    return ThreadPoolExecutor(min(usable_cores(), MOST_THREADS))
 
 
 def write_gzip(file, parts):

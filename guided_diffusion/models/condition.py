@@ -13,11 +13,13 @@ from .layers import (
     checkpointed,
     conv3x3,
     depth_to_space,
-    group_norm,
+    heads_of,
+    map_of,
     position_embedding,
     space_to_depth,
     zeroed,
 )
+from .norm import GroupNorm, group_norm
 from .unet import Bottleneck, Head, ResBlock, build_decoder, build_encoder
 
 
@@ -31,8 +33,8 @@ class Fusion(nn.Module):
     def __init__(self, channels, size):
         super().__init__()
         self.parser = FFParser(channels, size)
-        self.norm_image = nn.GroupNorm(1, channels)
-        self.norm_mask = nn.GroupNorm(1, channels)
+        self.norm_image = GroupNorm(1, channels)
+        self.norm_mask = GroupNorm(1, channels)
         for norm in (self.norm_image, self.norm_mask):
             nn.init.ones_(norm.bias)
 
@@ -118,19 +120,20 @@ class UncertainSpatialAttention(nn.Module):
         self.log_deviation = nn.Parameter(torch.zeros(channels))
         self.out = nn.Conv2d(channels, 1, 1)
 
-    def kernel(self):
-        """The Gaussian kernels k, float32 [C, 2 radius + 1, 2 radius + 1], each of sum 1."""
+    def kernels(self):
+        """The Gaussians down and across, each of sum 1, whose outer product is k: float32 [2, C, 2 radius + 1]."""
         steps = torch.arange(-self.radius, self.radius + 1, device=self.mean.device, dtype=self.mean.dtype)
-        away = (steps - self.mean[..., None]) ** 2  # squared distances, [C, 2, 2 radius + 1]
-        squared = away[:, 0, :, None] + away[:, 1, None, :]
-        exponent = -squared / (2 * torch.exp(2 * self.log_deviation)[:, None, None])
-        return exponent.flatten(1).softmax(dim=1).reshape(squared.shape)
+        squared = (steps - self.mean.T[..., None]) ** 2  # [2, C, 2 radius + 1]
+        return (-squared / (2 * torch.exp(2 * self.log_deviation)[:, None])).softmax(dim=-1)
 
     def forward(self, features):
         """features f_c: [N, C, H, W]. Returns the attention map [N, 1, H, W], in (0, 1)."""
-        padded = pad_by_edges(features, self.radius)
-        smooth = F.conv2d(padded, self.kernel()[:, None].to(features.dtype), groups=features.shape[1])
-        return torch.sigmoid(self.out(torch.maximum(smooth, features)))
+        down, across = self.kernels()[:, :, None].to(features.dtype)  # each [C, 1, 2 radius + 1]
+        smooth = pad_by_edges(features, self.radius)
+        smooth = F.conv2d(smooth, down[..., None], groups=features.shape[1])
+        smooth = F.conv2d(smooth, across[:, :, None], groups=features.shape[1])
+        # `where`, because the gradient of `maximum` takes six times as long.
+        return torch.sigmoid(self.out(torch.where(smooth > features, smooth, features)))
 
 
 def pad_by_edges(x, radius):
@@ -138,6 +141,8 @@ def pad_by_edges(x, radius):
 
     The compiled gradient of torch's own padding fails for feature maps in channels-last order.
     """
+    if not torch.compiler.is_compiling():
+        return F.pad(x, [radius] * 4, mode="replicate")
     for dim in (2, 3):
         first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
         x = torch.cat([first] * radius + [x] + [last] * radius, dim=dim)
@@ -173,18 +178,15 @@ class CrossAttention(nn.Module):
         size = query.shape[-2:]
         positions = position_embedding(*size, query.shape[1], query.device).to(query.dtype)
         context = self.norm_context(context)
-        q = self._heads(self.query(self.norm_query(query) + positions))
-        k, v = self._heads(self.key(context + positions)), self._heads(self.value(context))
+        q = heads_of(self.query(self.norm_query(query) + positions), self.heads)
+        k, v = (heads_of(x, self.heads) for x in (self.key(context + positions), self.value(context)))
         if self.affinity is None:
             attended = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
         else:
             attended = self.affinity(q, k, size, embedding) @ at_least_float32(v)
-        x = residual + self.out(attended.transpose(-1, -2).reshape(query.shape).to(q.dtype))
+        x = residual + self.out(map_of(attended, query.shape).to(q.dtype))
         scale, shift = self.modulation(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)  # [N, C, 1, 1]
         return x + self.mlp(self.norm_mlp(x) * (1 + scale) + shift)
-
-    def _heads(self, x):
-        return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2)  # [N, C, h, w] -> [N, heads, L, d]
 
 
 class SSFormerBlock(nn.Module):

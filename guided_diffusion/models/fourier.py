@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import at_least_float32, without_autocast
+from .layers import at_least_float32, is_channels_last, without_autocast
 
 LAST_LAYER_DEVIATION = 0.1  # the deviation of a last layer's random weights
 
@@ -33,7 +33,10 @@ class FFParser(nn.Module):
             weight = at_least_float32(self._weight_for(height, width)).contiguous()
             spectrum = torch.fft.rfft2(at_least_float32(x), norm="ortho")  # [N, C, H, W//2+1]
             weight = torch.view_as_complex(weight)  # [C, H, W//2+1]
-            return torch.fft.irfft2(weight * spectrum, s=(height, width), norm="ortho").to(x.dtype)
+            filtered = torch.fft.irfft2(weight * spectrum, s=(height, width), norm="ortho")
+        # The transform leaves the usual order of memory, and the layers that follow are slow where orders mix.
+        order = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        return filtered.to(dtype=x.dtype, memory_format=order)
 
     def _weight_for(self, height, width):
         if (height, width) == (self.size, self.size):

@@ -31,22 +31,6 @@ def position_embedding(height, width, channels, device=None):
     return torch.cat([rows, columns])
 
 
-def group_norm(channels, smallest_group=4):
-    """GroupNorm with as many equal groups as there can be, at most 32, of `smallest_group` channels or more.
-
-    A group of one channel would cancel an added time embedding or bias, which is constant over the channel, and could
-    not normalise a map of one pixel.
-    """
-    most = max(min(32, channels // smallest_group), 1)
-    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
-
-
-def silu_of_temporary(x):
-    """SiLU of a tensor that has no other user; without gradients it is computed in place."""
-    return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def conv3x3(in_channels, out_channels, stride=1):
     """A 3x3 convolution that keeps the size (or halves it with stride 2)."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
@@ -59,6 +43,11 @@ def zeroed(layer):
     return layer
 
 
+def is_channels_last(x):
+    """Whether x [N, C, H, W] lies in channels-last order, and not in the usual one too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def space_to_depth(x, size):
     """Patches of size x size pixels become the channels of one: [N, D, H, W] -> [N, D size^2, H / size, W / size]."""
     return F.pixel_unshuffle(x, size) if size > 1 else x
@@ -67,6 +56,20 @@ def space_to_depth(x, size):
 def depth_to_space(x, size):
     """The inverse of `space_to_depth`: [N, D size^2, h, w] -> [N, D, h size, w size]."""
     return F.pixel_shuffle(x, size) if size > 1 else x
+
+
+def heads_of(x, heads):
+    """The tokens of a feature map for attention: [N, C, H, W] -> [N, heads, H W, C / heads].
+
+    A token's channels lie side by side in memory, without which torch takes its slow attention.
+    """
+    tokens = x.flatten(2).transpose(1, 2).contiguous()  # [N, H W, C]
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def map_of(tokens, shape):
+    """The inverse of `heads_of`: a feature map of this shape (N, C, H, W)."""
+    return tokens.transpose(-1, -2).reshape(shape)
 
 
 def checkpointed(function, *inputs, enabled):

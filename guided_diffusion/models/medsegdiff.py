@@ -175,11 +175,6 @@ class MedSegDiffV2(Denoiser):
         self.semantic = SSFormer(own, self.embedding_channels, **semantic)
         self.decoder = build_decoder(own, self.embedding_channels)
 
-    def fix_condition(self, fixed):
-        """Fix the condition model except its last layer, or let all of it learn."""
-        self.condition_model.requires_grad_(not fixed)
-        self.condition_model.head.requires_grad_(True)
-
     def encode(self, image, label=None):
         """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `ConditionV2`.
 

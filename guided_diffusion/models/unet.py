@@ -6,15 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import (
-    at_least_float32,
-    checkpointed,
-    conv3x3,
-    group_norm,
-    silu_of_temporary,
-    without_autocast,
-    zeroed,
-)
+from .layers import checkpointed, conv3x3, heads_of, map_of, without_autocast, zeroed
+from .norm import group_norm
 
 
 @dataclass(frozen=True)
@@ -82,19 +75,19 @@ class ResBlock(nn.Module):
         return checkpointed(self._forward, x, embedding, enabled=self.use_checkpoint)
 
     def _forward(self, x, embedding):
-        h = self.conv1(self._resample(silu_of_temporary(self.norm1(x))))
-        h = silu_of_temporary(self._condition(h, embedding))
-        h = self.conv2(self.dropout(h))
+        h = self.conv1(self._resample(self.norm1(x, silu=True)))
+        h = self.conv2(self.dropout(self._condition(h, embedding)))
         return self.skip(self._resample(x)) + h
 
     def _condition(self, h, embedding):
+        """SiLU of the normalised features, which the embedding shifts before the norm or scales and shifts after it."""
         if self.embed is None:
-            return self.norm2(h)
+            return self.norm2(h, silu=True)
         e = self.embed(F.silu(embedding))[:, :, None, None]  # [N, C or 2C, 1, 1]
         if not self.scale_shift:
-            return self.norm2(h + e)
+            return self.norm2(h + e, silu=True)
         scale, shift = e.chunk(2, dim=1)
-        return self.norm2(h) * (1 + scale) + shift
+        return F.silu(self.norm2(h) * (1 + scale) + shift)
 
     def _resample(self, x):
         if self.resample == "up":
@@ -119,12 +112,9 @@ class SelfAttention(nn.Module):
         return checkpointed(self._forward, x, enabled=self.use_checkpoint)
 
     def _forward(self, x):
-        n, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [N, heads, HW, C / heads]
+        q, k, v = heads_of(self.qkv(self.norm(x)), 3 * self.heads).chunk(3, dim=1)  # each [N, heads, HW, C / heads]
         h = F.scaled_dot_product_attention(q, k, v)
-        h = h.transpose(-1, -2).reshape(n, c, height, width)
-        return x + self.out(h)
+        return x + self.out(map_of(h, x.shape))
 
 
 class Block(nn.Module):
@@ -282,6 +272,5 @@ class Head(nn.Module):
 
         The convolution itself is in float32: half precision of eps at the noisiest t is an error of 0.26 in x_0.
         """
-        h = at_least_float32(silu_of_temporary(self.norm(x)))
-        with without_autocast(h.device.type):
-            return self.conv(h)
+        with without_autocast(x.device.type):
+            return self.conv(self.norm(x, silu=True, float32=True))

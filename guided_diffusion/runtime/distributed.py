@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .console import console
+from .console import console, counted
 from .errors import PeerGone, UserError, is_out_of_memory
 from .program import prepare_children
 
@@ -40,8 +40,11 @@ class Processes:
 
     @property
     def place(self):
-        """The device, or the number and kind of processes, for messages."""
-        return str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
+        """The device, or the number and kind of processes, for messages; on the CPU with the number of threads."""
+        place = str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"
+        if self.device.type != "cpu":
+            return place
+        return f"{place}, {counted(torch.get_num_threads(), 'thread')}{' each' if self.count > 1 else ''}"
 
     def from_first(self, make):
         """The result of `make()` in the first process, for all processes; of plain types."""
@@ -273,6 +276,40 @@ def autocast(precision, device, keep_weights=True):
     return torch.autocast(device.type, AUTOCAST_DTYPES[precision], cache_enabled=keep_weights)
 
 
+def runs_ahead(device):
+    """Whether the host may go on while the device computes and copies from and to pinned memory. True of CUDA.
+
+    mps copies from any memory, and its late copies to the host say nowhere when they are done.
+    """
+    return device.type == "cuda"
+
+
+def sent(tensor, device):
+    """A tensor of the CPU on this device. Neither waits for the other where the host `runs_ahead`."""
+    if not runs_ahead(device):
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+class HostCopies:
+    """Copies of tensors on the CPU. Where the host `runs_ahead`, they are under way until they are read.
+
+    tensors: of one device; None stays None.
+    """
+
+    def __init__(self, tensors):
+        device = next(tensor.device for tensor in tensors if tensor is not None)
+        late = runs_ahead(device)
+        self._copies = [None if tensor is None else tensor.to("cpu", non_blocking=late) for tensor in tensors]
+        self._arrival = torch.cuda.current_stream(device).record_event() if late else None
+
+    def read(self):
+        """The list of copies. Waits until the device has done all the work from which they come."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._copies
+
+
 def keep_freed_memory():
     """Make glibc keep the memory that tensors free instead of returning it to the system; no effect elsewhere.
 
@@ -288,15 +325,9 @@ def keep_freed_memory():
 
 
 def memory_format(precision, device):
-    """The memory layout of feature maps: channels last if it is faster, in half precision and on GPUs."""
+    """The memory layout of feature maps: channels last if it is faster, in half precision and on GPUs.
+
+    In float32 a CPU takes twice as long for the gradient of a convolution with channels last.
+    """
     half = precision != "fp32" or device.type == "cuda"
     return torch.channels_last if half else torch.contiguous_format
-
-
-def training_memory_format(device):
-    """The memory layout of feature maps in training: channels last on CUDA's GPUs.
-
-    On a CPU the gradient of the norm is so slow with channels last that convolutions gain less than it costs (measured
-    in bf16, at 64 x 64 and at the published size).
-    """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -28,13 +28,15 @@ MUCH_WAITING, LEAST_WAITED = 0.2, 10.0  # share of the time and seconds, both ex
 class StepResult:
     """The result of a step. Hooks get it in their order, and each may complete it for the next.
 
-    values: the mean losses, "grad_norm" and "lr". seconds: the step's duration. finished: whether the run ends here.
+    step: its number, 1 for a run's first. finished: whether the run ends here. values: the mean losses, "grad_norm" and
+    "lr". seconds: the step's duration.
     validation: the `ValidationResult` of this step, or None. is_best: whether it is the run's best so far.
     """
 
-    values: dict
-    seconds: float
+    step: int
     finished: bool
+    values: dict = field(default_factory=dict)
+    seconds: float = 0.0
     validation: ValidationResult | None = None
     is_best: bool = False
 
@@ -45,8 +47,12 @@ class Hook:
     def begin(self, loop):
         """Called before the first step."""
 
+    def needs_weights(self, loop, result):
+        """Whether `after_step` needs the weights as this step leaves them. The run then waits for the device."""
+        return False
+
     def after_step(self, loop, result):
-        """Called after each step with its `StepResult`."""
+        """Called after each step with its `StepResult`. On a GPU the loop may be a step further already."""
 
     def close(self):
         """Called at the end, also when the run fails."""
@@ -67,7 +73,7 @@ class Forecast(Hook):
 
     def after_step(self, loop, result):
         """Warn once, by the duration of an early step."""
-        if loop.step - self.first_step != MEASURED_STEP.get(loop.device.type, 10):
+        if result.step - self.first_step != MEASURED_STEP.get(loop.device.type, 10):
             return
         steps = loop.last_step - self.first_step
         limit = loop.options.max_minutes * 60 or float("inf")
@@ -86,10 +92,14 @@ class Validate(Hook):
     def __init__(self, watch):
         self.watch = watch
 
+    def needs_weights(self, loop, result):
+        """Whether a validation is due."""
+        return not loop.stopping and self.watch.due(result.step, result.finished)
+
     def after_step(self, loop, result):
         """Add the validation of this step to the result."""
         self.watch.note(result.values["loss"])
-        if loop.stopping or not self.watch.due(loop.step, result.finished):
+        if not self.needs_weights(loop, result):
             return
         with next(iter(loop.ema.values())).weights_in(loop.model), ready_for_calls(loop.step_losses):
             result.validation = self.watch.validate(
@@ -126,19 +136,19 @@ class Report(Hook):
         """Move the bar; log the means since the last line and the validation."""
         for name, value in result.values.items():
             self.recent[name].append(value)
-        self.bar.move(loop, self._postfix(loop, result))
+        self.bar.move(loop, result.step, self._postfix(loop, result))
         means = {}
-        if loop.step % loop.options.log_interval == 0 or result.finished:
+        if result.step % loop.options.log_interval == 0 or result.finished:
             means = {name: float(np.mean(history)) for name, history in self.recent.items()}
             self.recent.clear()
             means |= {"waiting": loop.waiting.take(), "lr": result.values["lr"]}  # the rate is not averaged
-            console().info(f"step {loop.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
+            console().info(f"step {result.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
         validation = result.validation
         if means or validation is not None:
-            self.log.write(loop.step, means | (validation.logged if validation is not None else {}))
+            self.log.write(result.step, means | (validation.logged if validation is not None else {}))
         if validation is not None:
-            self.log.picture("validation", loop.step, validation.picture)
-        if validation is not None or result.finished or loop.step % loop.options.save_interval == 0:
+            self.log.picture("validation", result.step, validation.picture)
+        if validation is not None or result.finished or result.step % loop.options.save_interval == 0:
             best = self.watch.best if self.watch else None
             write_training_page(loop.folder.path, loop.config, loop.last_step, best, loop.stages.condition_steps)
 
@@ -161,10 +171,10 @@ class StepBar:
     def __init__(self, loop):
         self.bar = tqdm(total=loop.last_step, initial=loop.step, desc="training", unit="step", dynamic_ncols=True)
 
-    def move(self, loop, figures):
-        """Show the loop's step. figures: a dict of texts, shown after the bar."""
+    def move(self, loop, step, figures):
+        """Show the step. figures: a dict of texts, shown after the bar."""
         self.bar.set_postfix(figures, refresh=False)
-        self.bar.update(loop.step - self.bar.n)
+        self.bar.update(step - self.bar.n)
 
     def close(self):
         """Leave the bar as it is."""
@@ -182,21 +192,25 @@ class MinuteBar(StepBar):
         shape = "{l_bar}{bar}| {n:.1f}/{total:.1f} min [{remaining} left{postfix}]"
         self.bar = tqdm(total=self.limit, desc="training", bar_format=shape, dynamic_ncols=True)
 
-    def move(self, loop, figures):
+    def move(self, loop, step, figures):
         """Show the time. figures: a dict of texts, shown after the step."""
         minutes = (time.monotonic() - loop.began) / 60
-        for_all = minutes / (loop.step - self.first_step) * (loop.last_step - self.first_step)
+        for_all = minutes / (step - self.first_step) * (loop.last_step - self.first_step)
         self.bar.total = max(minutes, min(self.limit, for_all))
-        self.bar.set_postfix({"step": f"{loop.step}", **figures}, refresh=False)
+        self.bar.set_postfix({"step": f"{step}", **figures}, refresh=False)
         self.bar.update(minutes - self.bar.n)
 
 
 class SaveCheckpoints(Hook):
     """Writes a checkpoint every --save_interval steps and at the end, and best.pt after the best validation."""
 
+    def needs_weights(self, loop, result):
+        """Whether a checkpoint is due."""
+        return result.finished or result.step % loop.options.save_interval == 0
+
     def after_step(self, loop, result):
         """Save if a checkpoint is due."""
-        if loop.step % loop.options.save_interval == 0 or result.finished:
+        if self.needs_weights(loop, result):
             loop.save()
         if result.is_best:
             loop.save_best()

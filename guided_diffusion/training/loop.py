@@ -1,8 +1,10 @@
 """The training loop: from a batch to averaged weights and checkpoints."""
 
 import dataclasses
+import gc
 import signal
 import time
+from collections import deque
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -12,14 +14,21 @@ from ..checkpoint import Checkpoint, CheckpointFolder, checkpoint_path
 from ..data.batches import select_slices, training_batches
 from ..models.sharding import gathered, state_dicts
 from ..runtime.console import console
-from ..runtime.distributed import Processes, autocast, peers_needed
+from ..runtime.distributed import HostCopies, Processes, autocast, peers_needed, runs_ahead, sent
 from ..runtime.errors import UserError
 from ..runtime.seeds import seed_of
 from .hooks import StepResult, StopSignals, StopWaiting, WaitingShare, standard_hooks
-from .optimization import EMA, build_optimizer, gradient_norm, restore_optimizer, take_step
+from .optimization import (
+    EMA,
+    build_optimizer,
+    gradient_norm,
+    restore_optimizer,
+    spoiled_unless_finite,
+    take_step,
+)
 from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, with_shared_gradients
 from .randomness import TIMESTEP_SAMPLERS, draw_for_items, mean_masks
-from .stages import DICE_SHARE, Stages
+from .stages import DICE_SHARE, Stages, mark_learning
 
 
 class TrainLoop:
@@ -47,7 +56,11 @@ class TrainLoop:
         start = run.start
         self.step = start.step if start else 0
         self.stages = Stages(self.options, start.first_stage if start else None)
-        self.step_losses = self._build_step_losses()
+        self.losses = StepLosses(compiled(model) if self.options.compile else model, diffusion)
+        self.stage = self.step_losses = None
+        self._enter_stage()
+        self.hooks, self.unread = [], deque()  # of steps (StepResult, StepFigures, when it began), the oldest first
+        self.read_at = 0.0
         self.optimizer = build_optimizer(model.parameters(), self.options.lr, self.options.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.timesteps = TIMESTEP_SAMPLERS[self.options.schedule_sampler](diffusion.num_timesteps)
@@ -60,11 +73,6 @@ class TrainLoop:
             self._restore(start)
         has_start = start and self.processes.from_first(lambda: self.checkpoints.has(self.step))
         self.last_saved = self.step if has_start else None
-
-    def _build_step_losses(self):
-        losses = StepLosses(compiled(self.model) if self.options.compile else self.model, self.diffusion)
-        has_stages = self.options.condition_steps != 0
-        return with_shared_gradients(losses, self.processes, stages=has_stages, shards=self.sharded)
 
     def _restore(self, start):
         restore_optimizer(self.model, self.optimizer, start.optimizer)
@@ -85,10 +93,10 @@ class TrainLoop:
         batches, self.waiting = self._batches(), WaitingShare(self.num_workers)
         self.model.train()
         with ExitStack() as stack:
-            hooks = [stack.enter_context(closing(hook)) for hook in standard_hooks(self, self.watch)]
+            self.hooks = [stack.enter_context(closing(hook)) for hook in standard_hooks(self, self.watch)]
             stack.enter_context(self.signals)
             stack.enter_context(peers_needed())
-            for hook in hooks:
+            for hook in self.hooks:
                 hook.begin(self)
             self.began = time.monotonic()  # opening the log may take seconds: they are not training
             finished = self._finished()
@@ -98,15 +106,30 @@ class TrainLoop:
                 if batch is None:
                     break
                 with compiler_errors(self.options.compile, "training"), peers_needed():
-                    values = self.train_step(batch)
+                    figures = self.train_step(batch)
                 self.step += 1
-                result = StepResult(values, time.monotonic() - started, self._finished())
-                for hook in hooks:
-                    hook.after_step(self, result)
+                result = StepResult(self.step, self._finished())
+                self.unread.append((result, figures, started))
+                waits = any([hook.needs_weights(self, result) for hook in self.hooks])
+                self._call_hooks(ahead=0 if waits else int(runs_ahead(self.device)))
                 finished = result.finished
+            self._call_hooks()
             if self.step != self.last_saved:
                 self.save()
         return self.step
+
+    def _call_hooks(self, ahead=0):
+        """Read the figures of all steps but the last `ahead`, and hand them to the hooks.
+
+        With a step under way meanwhile, a GPU never waits for the next one.
+        """
+        while len(self.unread) > ahead:
+            result, figures, began = self.unread.popleft()
+            result.values = figures.read()
+            now = time.monotonic()
+            result.seconds, self.read_at = now - max(began, self.read_at), now
+            for hook in self.hooks:
+                hook.after_step(self, result)
 
     def _batches(self):
         return training_batches(
@@ -172,23 +195,24 @@ class TrainLoop:
     # ---- one step ----------------------------------------------------------------------------------------------
 
     def train_step(self, batch):
-        """One optimizer step on a batch (see `batches.collate`). Returns a dict: mean losses, "grad_norm" and "lr".
+        """One optimizer step on a batch (see `batches.collate`). Returns its `StepFigures`.
 
-        Gradients are summed over microbatches and processes, so they are those of the whole batch. Raises `UserError`,
-        before any weight changes, for a loss or gradient that is not finite.
+        Gradients are summed over microbatches and processes, so they are those of the whole batch. A loss or gradient
+        that is not finite changes no weight. A GPU is not waited for: the step's random numbers are drawn here while it
+        computes the step before. Only a sampler of time steps that `learns` waits, for the losses.
         """
         learning_rate = self._set_learning_rate()
-        self._prepare_condition_model()
+        self._enter_stage()
+        self._take_average()
         self._seed_dropout()
         drawn, weights = self._draw(batch["mask"], batch.get("known"))
         losses = self._backward(batch, drawn, weights)
-        self._check_finite(losses["loss"], batch["name"])
-        self._learn_timesteps(drawn[1], losses["loss"])
-        grad_norm = self._optimizer_step(batch["name"])
+        self._learn_timesteps(drawn[1], losses["loss"], batch["name"])
+        norm = self._optimizer_step()
+        # After a step that changed no weight the averages move all the same. Only one of a scaler is ever saved.
         for ema in self.ema.values():
             ema.update(self.model, self.stages.steps_in(self.step))
-        shares = {name: value.sum().item() / self._global_count(weights) for name, value in losses.items()}
-        return {**self.processes.sum(shares), "grad_norm": grad_norm, "lr": learning_rate}
+        return StepFigures(self, batch["name"], losses, norm, learning_rate)
 
     def _set_learning_rate(self):
         rate = self.stages.learning_rate(self.step)
@@ -196,10 +220,21 @@ class TrainLoop:
             group["lr"] = rate
         return rate
 
-    def _prepare_condition_model(self):
-        """In the second stage, fix the condition model; at its start give it the averaged weights where they help."""
-        if self.stages.condition_steps:
-            self.model.fix_condition(not self.stages.is_first(self.step))
+    def _enter_stage(self):
+        """At the first step of a stage let its parameters learn, and exchange their gradients alone."""
+        stage = {"first": self.stages.is_first(self.step), "second": self.stages.is_second(self.step)}
+        if stage != self.stage:
+            self.stage, has_coarse_loss = stage, bool(self.diffusion.coarse_weight)
+            mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss)
+            if self.step_losses is None or not self.sharded:  # shards are made once
+                self.step_losses = None
+                gc.collect()  # a wrapper that is still there would exchange gradients too
+                # Without its loss the coarse mask's decoder gets no gradient. In a stage all that learns has one.
+                some_unused = not has_coarse_loss and not any(stage.values())
+                self.step_losses = with_shared_gradients(self.losses, self.processes, self.sharded, some_unused)
+
+    def _take_average(self):
+        """At the second stage's start, give the condition model its averaged weights where they help."""
         if self.stages.takes_average(self.step):
             next(iter(self.ema.values())).settle(self.model, "condition_model.")
 
@@ -227,19 +262,22 @@ class TrainLoop:
         return (mask, t, noise[:, :-1], coarse, is_known, coarse_is_known), weights
 
     def _backward(self, batch, drawn, weights):
-        """Add up the gradients of this process's N items. Returns {name: losses [N] on the CPU}."""
+        """Add up the gradients of this process's N items. Returns {name: losses [N] on the device}."""
         items, parts = len(weights), []
         for part, counts in self._parts(items):
             with gradients_exchanged(self.step_losses, now=part.stop == items):
                 losses = self._losses(batch, drawn, part)
-                weighted = losses["loss"] * weights[part].to(self.device)
-                total = weighted.sum() / self._global_count(weights)
+                weighted = losses["loss"] * sent(weights[part], self.device)
+                total = spoiled_unless_finite(weighted.sum() / self._global_count(weights))
                 # The exchange averages over processes, and the sum is wanted.
                 self.scaler.scale(total * self.processes.count * counts).backward()
             if counts:
                 parts.append({name: value.detach() for name, value in losses.items()})
-        # The only wait for the device, which by now has all the work of the step.
-        return {name: torch.cat([values[name] for values in parts]).cpu() for name in parts[0]}
+        return {name: torch.cat([values[name] for values in parts]) for name in parts[0]}
+
+    def global_mean(self, values):
+        """{name: mean over the items of all processes} of {name: values [N] of this process's share, on the CPU}."""
+        return self.processes.sum({name: v.sum().item() / self._global_count(v) for name, v in values.items()})
 
     def _global_count(self, drawn):
         """The items of all processes, whose shares may be unequal. drawn: [N] of this process's share."""
@@ -259,54 +297,58 @@ class TrainLoop:
 
     def _losses(self, batch, drawn, part):
         """The losses of some items, {name: [n]}. drawn: as of `_draw`."""
-
-        def to_device(x):
-            return x.to(self.device, non_blocking=True)
-
-        label = to_device(batch["label"][part]) if self.model.label_embedding is not None else None
+        label = sent(batch["label"][part], self.device) if self.model.label_embedding is not None else None
         with autocast(self.precision, self.device, keep_weights=not self.sharded):
             return self.step_losses(
-                to_device(batch["image"][part]),
+                sent(batch["image"][part], self.device),
                 label,
-                *(None if values is None else to_device(values[part]) for values in drawn),
+                *(None if values is None else sent(values[part], self.device) for values in drawn),
                 dice=self.stages.has_dice(self.step),
                 condition_alone=self.stages.is_first(self.step),
             )
 
-    def _learn_timesteps(self, t, losses):
+    def _learn_timesteps(self, t, losses, names):
         """Update the sampler of time steps by the global batch, so that it is the same in every process."""
         if self.timesteps.learns and not self.stages.is_first(self.step):  # its losses say nothing about t
+            losses = losses.cpu()
+            self.check_losses(losses, names, self.step + 1)
             shares = self.processes.gather((t, losses))
             self.timesteps.update(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
 
-    def _optimizer_step(self, names):
-        """Clip the gradients and step. Returns their norm before. names: the cases, for the message of an error."""
+    def _optimizer_step(self):
+        """Clip the gradients and step. Returns their norm before."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model.parameters())
-        grad_norm = norm.item()
-        if not np.isfinite(grad_norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
-            names = sum(self.processes.gather(list(names)), [])
-            self._stop_broken(f"the gradient of {', '.join(names)} is not finite")
         take_step(self.optimizer, self.scaler, self.model.parameters(), norm, self.options.grad_clip)
-        return grad_norm
+        return norm
 
-    def _check_finite(self, losses, names):
-        """Stop the run if a loss [N] of the N named cases is not finite."""
+    def check_losses(self, losses, names, step):
+        """Raise `UserError` if a loss [N] of the N named cases is not finite, at step `step` of the run."""
         finite = torch.isfinite(losses)
         if not finite.all():
             bad = [name for name, good in zip(names, finite, strict=True) if not good]
-            self._stop_broken(f"the loss of {', '.join(bad)} is not finite")
+            self._stop_broken(f"the loss of {', '.join(bad)} is not finite", step)
 
-    def _stop_broken(self, reason):
+    def check_gradient(self, norm, names, step):
+        """Raise `UserError` if the gradients' norm is not finite; a scaler skips such a step and scales less."""
+        if not np.isfinite(norm) and not self.scaler.is_enabled():
+            names = sum(self.processes.gather(list(names)), [])
+            self._stop_broken(f"the gradient of {', '.join(names)} is not finite", step)
+
+    def _stop_broken(self, reason, step):
         saved = "no checkpoint had been written"
         if self.last_saved is not None:
             saved = f"checkpoint {self.folder.shown(checkpoint_path('', self.last_saved))} is good"
-        raise UserError(f"step {self.step + 1}: {reason}; stopped, {saved}. Try a lower --lr or --precision fp32")
+        raise UserError(f"step {step}: {reason}; stopped, {saved}. Try a lower --lr or --precision fp32")
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint(self):
-        """The `Checkpoint` of this step. All processes call this; the first one gets whole weights."""
+        """The `Checkpoint` of this step. All processes call this; the first one gets whole weights.
+
+        All figures are read first: after a step that was not finite there is none.
+        """
+        self._call_hooks()
         model, optimizer = state_dicts(self.model, self.optimizer)
         ema = {rate: gathered(ema.parameters, self.processes.is_first) for rate, ema in self.ema.items()}
         return Checkpoint(
@@ -340,6 +382,30 @@ class TrainLoop:
         checkpoint = self.checkpoint()
         if self.processes.is_first:
             self.checkpoints.save_best(checkpoint, saved=self.last_saved == self.step)
+
+
+class StepFigures:
+    """The figures of a step that a loop took, which a GPU may still compute.
+
+    names: of this process's N cases. losses: {name: [N]}. norm: of the gradients.
+    """
+
+    def __init__(self, loop, names, losses, norm, learning_rate):
+        self.loop, self.names, self.step, self.learning_rate = loop, names, loop.step + 1, learning_rate
+        self.losses = tuple(losses)
+        self.copies = HostCopies([torch.cat([*losses.values(), norm.reshape(1)])])
+
+    def read(self):
+        """A dict: the mean losses of all processes, which all call this, "grad_norm" and "lr".
+
+        Waits until the step is taken. Raises `UserError` if a loss or gradient was not finite.
+        """
+        (numbers,) = self.copies.read()
+        *losses, norm = numbers.split([len(self.names)] * len(self.losses) + [1])
+        losses, norm = dict(zip(self.losses, losses, strict=True)), norm.item()
+        self.loop.check_losses(losses["loss"], self.names, self.step)
+        self.loop.check_gradient(norm, self.names, self.step)
+        return {**self.loop.global_mean(losses), "grad_norm": norm, "lr": self.learning_rate}
 
 
 def _with_known(masks):

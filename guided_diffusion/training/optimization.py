@@ -1,5 +1,6 @@
 """Optimization: AdamW, gradient clipping, and the exponential moving average of the weights."""
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -37,15 +38,27 @@ def gradient_norm(parameters):
 
 
 def take_step(optimizer, scaler, parameters, norm, clip=0.0):
-    """Step on gradients that `scaler` has unscaled, and drop them.
+    """Step on gradients that `scaler` has unscaled, and drop them. The device is not waited for.
 
-    norm: their `gradient_norm`. clip: the largest norm, to which larger gradients are scaled down; 0: no clipping.
+    norm: their `gradient_norm`; one that is not finite changes no weight, if the optimizer is fused. clip: the largest
+    norm, to which larger gradients are scaled down; 0: no clipping.
     """
     if clip:  # the norm is unscaled and of all processes, so clipping depends on neither
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    if optimizer.defaults.get("fused"):  # it looks for this attribute, which an enabled scaler sets too
+        optimizer.found_inf = (~norm.isfinite()).float()
     scaler.step(optimizer)
+    optimizer.__dict__.pop("found_inf", None)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+
+
+def spoiled_unless_finite(total):
+    """The loss `total`, which has no finite gradient where it is not finite itself.
+
+    So `take_step` changes no weight after a bad loss either, in no process, and nobody need look at the loss before.
+    """
+    return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
 
 
 # ---- averaged weights, by which runs are validated and sampled -----------------------------------------------------

@@ -50,25 +50,21 @@ class StepLosses(nn.Module):
         return self.diffusion.training_losses(self.model, *draws, dice=dice, known=known, coarse_known=coarse_known)
 
 
-def with_shared_gradients(losses, processes, stages=False, shards=False):
+def with_shared_gradients(losses, processes, shards=False, some_unused=False):
     """The `StepLosses` with a backward pass that averages gradients over the processes, if there are several.
 
-    All processes get the first one's weights. stages: whether parts of the network learn at different times. shards:
-    whether its blocks were split among the processes when it was built (see `sharding.sharded_as_built`); each process
-    then gets the gradients of its own shards.
+    All processes get the first one's weights. What does not learn now (see `stages.mark_learning`) is not exchanged.
+    shards: whether the network's blocks were split among the processes when it was built (see
+    `sharding.sharded_as_built`); each process then gets the gradients of its own shards. some_unused: whether
+    parameters that learn may have no gradient. They are then looked for at each step, which takes time.
     """
     if processes.count == 1:
         return losses
     if shards:
         return shard_the_rest(losses, processes)
-    # Without the coarse loss its decoder gets no gradient, and in a stage the other part gets none. DDP must then look
-    # for such parameters at each step, which costs time.
     with peers_needed():
-        return DistributedDataParallel(
-            losses,
-            device_ids=[processes.device] if processes.device.type == "cuda" else None,
-            find_unused_parameters=stages or not losses.diffusion.coarse_weight,
-        )
+        devices = [processes.device] if processes.device.type == "cuda" else None
+        return DistributedDataParallel(losses, device_ids=devices, find_unused_parameters=some_unused)
 
 
 def gradients_exchanged(losses, now):

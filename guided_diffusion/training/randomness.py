@@ -41,7 +41,8 @@ class UniformTimesteps:
 class LossSecondMomentTimesteps(UniformTimesteps):
     """Draws time steps in proportion to sqrt(E[loss^2]) over their last `history` losses (arXiv 2102.09672 sec. 3.3).
 
-    A share `uniform_share` of draws is uniform, and all are until every time step has a full history.
+    A share `uniform_share` of draws is uniform, and all are until every time step has a full history. A draw needs the
+    losses of the step before, so each step waits for a GPU; `UniformTimesteps` never does.
     """
 
     learns = True

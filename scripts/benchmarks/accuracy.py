@@ -287,7 +287,7 @@ def measure(options, name, flags):
             for loop.step, weight in ((0, share), (1, 1 - share)):  # step 1 is in the second stage: the first has one
                 if weight:
                     began = timer()  # waits for the device
-                    loop.train_step(next(batches))
+                    loop.train_step(next(batches)).read()
                     took += weight * (timer() - began)
             if turn:
                 seconds[contender].append(took)

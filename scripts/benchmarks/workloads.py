@@ -22,7 +22,7 @@ from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.models.outputs import ModelOutput
-from guided_diffusion.runtime.distributed import autocast, memory_format, training_memory_format
+from guided_diffusion.runtime.distributed import autocast, memory_format
 from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.parallel import compiled
 from guided_diffusion.training.run import Run
@@ -143,10 +143,10 @@ class NetworkBench:
         """
         fast = path == FAST
         model = copy.deepcopy(self.model).train()
-        if fast:
-            model.to(memory_format=training_memory_format(self.device))
-        options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
         precision = self.precision if fast else "fp32"
+        if fast:
+            model.to(memory_format=memory_format(precision, self.device))
+        options = build(TrainOptions, {"batch_size": batch_size, "compile": fast and self.compile})
         loop = training_loop(model, self.network, self.diffusion_options, options, precision)
         if not fast:
             loop.optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)

@@ -242,11 +242,6 @@ def test_training_and_sampling_are_the_same_with_and_without(data, train, sample
     assert len(entries(tmp_path / "other")) == 2  # the test volume and, for its evaluation, the truth
 
 
-def test_pictures_need_no_cache(train, pictures, tmp_path, capsys):
-    train("FOLDER", pictures, f"--cache_dir {tmp_path / 'cache'}")
-    assert "cache:" not in capsys.readouterr().out and not (tmp_path / "cache").exists()
-
-
 def test_a_folder_that_cannot_be_written_to(refusal, brats, tmp_path):
     (tmp_path / "file").write_text("")
     message = refusal(

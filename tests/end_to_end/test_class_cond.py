@@ -12,6 +12,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.inference.members import answer_in_one_pass, draw_members
 from guided_diffusion.inference.plan import NO_STEPS, SamplingPlan
+from guided_diffusion.training.stages import mark_learning
 
 DIFFUSION = GaussianDiffusion(noise_schedule("cosine", 50, 0.3), objective="x0", mask_loss="bce_dice")
 LEVEL_1 = {"diffusion_level": 1, "concat_features": True}  # as the default recipe has it
@@ -52,7 +53,7 @@ def test_without_labels_no_layer_is_for_them():
 
 def test_in_the_second_stage_the_condition_models_labels_stay_and_the_diffusions_learn():
     model, (image, x_t, t) = labelled().train(), inputs()
-    model.fix_condition(True)
+    mark_learning(model, first=False, second=True, has_coarse_loss=True)
     output = model(x_t, t, model.encode(image, torch.tensor([0, 2])))
     (output.prediction + 2 * output.coarse).square().sum().backward()
     assert model.condition_model.label_embedding.weight.grad is None

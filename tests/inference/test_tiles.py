@@ -125,7 +125,7 @@ def test_tiles_are_blended_in_float32_under_autocast(height):
         tiled = Tiled(network, SIZE, 0.25, rows=4)
         condition = tiled.encode(image)
         got = tiled(image[:, :1], torch.zeros(1), condition)
-        blended = tiled.blended(condition, condition.conditions.logits.bfloat16(), image.shape[-2:])
+        blended = condition.blended(condition.conditions.logits.bfloat16())
     assert got.coarse.dtype == blended.dtype == torch.float32
     torch.testing.assert_close(got.coarse, image[:, 1:] - 1, atol=1e-6, rtol=0)
     torch.testing.assert_close(blended, image.bfloat16().float(), atol=1e-6, rtol=0)

@@ -9,7 +9,8 @@ from torch import nn
 from guided_diffusion.models.layers import (
     checkpointed,
     conv3x3,
-    group_norm,
+    heads_of,
+    map_of,
     timestep_embedding,
     without_autocast,
     zeroed,
@@ -34,17 +35,6 @@ def test_timestep_embedding_takes_whole_times_and_distinguishes_neighbours():
     whole = timestep_embedding(torch.arange(1000), 64)
     torch.testing.assert_close(whole, timestep_embedding(torch.arange(1000.0), 64), atol=0, rtol=0)
     assert (whole[1:] - whole[:-1]).norm(dim=1).min() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("channels", "group_size", "groups"),
-    [(128, 1, 32), (96, 1, 32), (48, 1, 24), (33, 1, 11), (37, 1, 1), (8, 1, 8), (1, 1, 1)]
-    + [(128, 4, 32), (256, 4, 32), (64, 4, 16), (24, 4, 6), (33, 4, 3), (3, 4, 1)],
-)
-def test_group_norm_takes_the_most_groups_that_part_the_channels(channels, group_size, groups):
-    norm = group_norm(channels, group_size)
-    assert norm.num_groups == groups
-    assert norm(torch.randn(2, channels, 4, 4)).shape == (2, channels, 4, 4)
 
 
 def test_conv3x3_keeps_or_halves_the_size():
@@ -108,3 +98,14 @@ def test_without_autocast_keeps_the_precision():
 def test_without_autocast_accepts_a_device_that_has_none():
     with without_autocast("meta"):
         assert torch.ones(2, device="meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_heads_are_tokens_with_their_channels_side_by_side_in_memory(order):
+    x = torch.randn(2, 6, 3, 4).contiguous(memory_format=order)
+    tokens = heads_of(x, 2)
+    for head, row, column in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
+        expected = x[:, 3 * head : 3 * head + 3, row, column]
+        assert torch.equal(tokens[:, head, row * 4 + column], expected)
+    assert tokens.stride(-1) == 1
+    assert torch.equal(map_of(tokens, x.shape), x)

@@ -72,7 +72,7 @@ def train_plus(folder, *flags):
         loop.train_step = lambda batch: values.append(step(batch)) or values[-1]
         loop.run()
         held = sum(local(parameter).numel() for parameter in loop.model.parameters())
-        kept = {"values": values, "held": held, "read": loop.dataset.read}
+        kept = {"values": [figures.read() for figures in values], "held": held, "read": loop.dataset.read}
         torch.save(kept, folder / f"{joined.count}of{joined.rank}.pt")
 
 
@@ -187,7 +187,7 @@ def overflow_in_one_process(folder):
                     unscale(optimizer)
 
                 loop.scaler.unscale_ = spoil
-            norms.append(loop.train_step(batch)["grad_norm"])
+            norms.append(loop.train_step(batch).read()["grad_norm"])
             loop.scaler.__dict__.pop("unscale_", None)
             states.append({name: local(value).clone() for name, value in loop.model.state_dict().items()})
             scales.append(loop.scaler.get_scale())

@@ -29,7 +29,6 @@ from guided_diffusion.runtime.distributed import (
     memory_format,
     pick_device,
     pick_precision,
-    training_memory_format,
     visible_gpus,
 )
 from guided_diffusion.runtime.errors import UserError
@@ -291,7 +290,7 @@ def test_mps_computes_in_fp32_and_contiguous_memory():
     for precision in ("bf16", "fp16"):
         with pytest.raises(UserError, match=f"--precision {precision}: mps computes in fp32 here"):
             pick_precision(precision, device)
-    assert memory_format("fp32", device) == training_memory_format(device) == torch.contiguous_format
+    assert memory_format("fp32", device) == torch.contiguous_format
 
 
 class NoFloat64(TorchDispatchMode):

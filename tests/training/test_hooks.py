@@ -81,7 +81,7 @@ def test_a_run_of_days_is_warned_of_early_and_once(seconds, minutes, warns, caps
     forecast = Forecast()
     forecast.begin(loop)
     for loop.step in (6, 7, 8):
-        forecast.after_step(loop, StepResult({}, seconds, False))
+        forecast.after_step(loop, StepResult(loop.step, False, seconds=seconds))
     assert capsys.readouterr().out.count("steps will take 2 days or so; a smaller model takes less") == warns
 
 
@@ -94,7 +94,7 @@ def test_with_a_time_limit_the_bar_counts_minutes_and_says_the_step(clock, capsy
     assert "0.0/20.0 min" in capsys.readouterr().err
     for loop.step in (11, 12, 13):
         clock[0] += 100
-        bar.move(loop, {"loss": "0.5"})
+        bar.move(loop, loop.step, {"loss": "0.5"})
     assert (bar.bar.n, bar.bar.total) == (pytest.approx(5), 20)
     bar.bar.refresh()
     line = capsys.readouterr().err
@@ -107,7 +107,7 @@ def test_the_bar_of_minutes_ends_with_the_last_step_where_that_comes_first(clock
     bar = MinuteBar(loop)
     for loop.step in range(1, 7):
         clock[0] += 60
-        bar.move(loop, {})
+        bar.move(loop, loop.step, {})
         assert bar.bar.total == pytest.approx(6)
     assert bar.bar.n == pytest.approx(6)
     bar.close()

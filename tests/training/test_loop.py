@@ -33,7 +33,7 @@ def test_every_microbatch_counts(loop, microbatch, sampler):
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0)
         values = []
         for step in range(3):
-            values.append(trainer.train_step(batch_of(trainer.dataset, [step, step + 1, step + 2])))
+            values.append(trainer.train_step(batch_of(trainer.dataset, [step, step + 1, step + 2])).read())
             trainer.step += 1
         results.append((flat(trainer.model), values, trainer.timesteps.state_dict()))
     (full, full_values, full_state), (parts, parts_values, parts_state) = results
@@ -138,7 +138,7 @@ def test_the_raters_mean_is_a_soft_target_and_draws_the_same_noise(loop):
     assert mask.unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     for one, other in zip(others, random._draw(batch["mask"])[0][1:], strict=True):
         assert torch.equal(one, other)
-    assert math.isfinite(mean.train_step(batch)["loss"])
+    assert math.isfinite(mean.train_step(batch).read()["loss"])
 
 
 def test_the_mean_of_one_rater_is_that_rater(loop):
@@ -192,8 +192,10 @@ def test_a_first_step_that_is_not_finite_says_that_nothing_was_saved(loop, tmp_p
     trainer = loop()
     poison(trainer, "c0", from_step=0)
     poison(trainer, "c1", from_step=0)
+    before = flat(trainer.model)
     with pytest.raises(UserError, match="step 1: .*no checkpoint had been written"):
-        trainer.train_step(batch_of(trainer.dataset, [0, 1, 2]))
+        trainer.train_step(batch_of(trainer.dataset, [0, 1, 2])).read()
+    assert torch.equal(flat(trainer.model), before)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(loop):
@@ -201,7 +203,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(loop):
     before = flat(trainer.model)
     next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(UserError, match="step 1: the gradient of c0, c1 is not finite"):
-        trainer.train_step(batch_of(trainer.dataset, [0, 1]))
+        trainer.train_step(batch_of(trainer.dataset, [0, 1])).read()
     assert torch.equal(flat(trainer.model), before)
 
 
@@ -211,7 +213,7 @@ def test_half_precision_skips_a_step_that_overflows(loop):
     trainer.train_step(batch_of(trainer.dataset, [0, 1]))
     before, scale = flat(trainer.model), trainer.scaler.get_scale()
     hook = next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
-    values = trainer.train_step(batch_of(trainer.dataset, [0, 1]))
+    values = trainer.train_step(batch_of(trainer.dataset, [0, 1])).read()
     hook.remove()
     assert not math.isfinite(values["grad_norm"]) and torch.equal(flat(trainer.model), before)
     assert trainer.scaler.get_scale() == scale / 2
@@ -293,7 +295,7 @@ def test_log_interval_means(loop, tmp_path):
     rows = log_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == [2, 4, 5]
     for row, steps in zip(rows, [(0, 1), (2, 3), (4,)], strict=True):
-        assert float(row["loss"]) == pytest.approx(np.mean([seen[k]["loss"] for k in steps]), rel=1e-5)
+        assert float(row["loss"]) == pytest.approx(np.mean([seen[k].read()["loss"] for k in steps]), rel=1e-5)
 
 
 # ---- stages and draws --------------------------------------------------------------------------------------------
@@ -312,14 +314,14 @@ def test_in_the_first_stage_the_condition_model_learns_alone_and_then_its_last_l
     trainer = loop(model={"version": "v2"}, condition_steps=2, lr=1e-2, max_steps=4)
     batch, all_before = batch_of(trainer.dataset, [0, 1]), weights_of(loop(model={"version": "v2"}, lr=1e-2), "")
     for trainer.step in range(2):
-        assert trainer.train_step(batch).keys() == {"loss", "coarse", "grad_norm", "lr"}
+        assert trainer.train_step(batch).read().keys() == {"loss", "coarse", "grad_norm", "lr"}
     changed = moved(trainer, all_before)
     assert changed and all(name.startswith("condition_model.") for name in changed)
     trainer.step = 2
     trainer.train_step(batch)  # in which the averaged weights take the place of the last
     before = weights_of(trainer, "")
     for trainer.step in range(3, 6):
-        assert "mask" in trainer.train_step(batch)
+        assert "mask" in trainer.train_step(batch).read()
     changed = moved(trainer, before)
     assert {name for name in changed if name.startswith("condition_model.")} == {
         name for name in before if name.startswith("condition_model.head.")
@@ -385,7 +387,7 @@ def test_a_step_learns_from_what_was_drawn(loop):
     with torch.no_grad():
         condition = model.encode(batch["image"])
         expected = trainer.diffusion.training_losses(model, mask, condition, t, noise, dice=True)
-    assert trainer.train_step(batch)["loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-4)
+    assert trainer.train_step(batch).read()["loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-4)
 
 
 def test_the_first_stage_ends_by_its_share_of_the_steps_and_that_is_kept(loop, tmp_path):

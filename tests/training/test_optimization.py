@@ -73,7 +73,7 @@ def test_a_long_gradient_is_scaled_to_the_norm_and_a_short_one_left(loop, microb
         trainer = loop(grad_clip=clip, microbatch=microbatch, lr=1.0)
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0)
         start = flat(trainer.model)
-        norms.append(trainer.train_step(batch_of(trainer.dataset, [0, 1, 2]))["grad_norm"])
+        norms.append(trainer.train_step(batch_of(trainer.dataset, [0, 1, 2])).read()["grad_norm"])
         moves.append((start - flat(trainer.model)).double())
     free, clipped, loose = moves
     assert norms[0] == norms[1] == norms[2] and norms[0] > 2e-2  # what is logged is the norm before clipping

@@ -26,6 +26,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.distributed import Processes, joined_processes
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.training import loop as loop_module
 from guided_diffusion.training.loop import TrainLoop
 
 
@@ -59,28 +60,37 @@ def train_blobs(folder, steps, dtype, model, diffusion, train):
         dataset = Remembered(folder, 16, need_masks=True)
         dataset.dtype = dtype
         model = build_model(options[0], 2, 1, 2).to(dtype)
-        loop = TrainLoop(run_of(*options, dataset), model, build_diffusion(options[1]), joined)
-        exchanges = [0]
-        if joined.count > 1:
-            loop.step_losses.register_comm_hook(exchanges, counting_hook)
-        finish_step, gradients = loop._optimizer_step, []
+        exchanged = []  # the number of gradients in each exchange
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop_module, "with_shared_gradients", counting(loop_module.with_shared_gradients, exchanged))
+            loop = TrainLoop(run_of(*options, dataset), model, build_diffusion(options[1]), joined)
+            finish_step, gradients = loop._optimizer_step, []
 
-        def keep_gradients(names):
-            gradients.append({n: p.grad.clone() for n, p in loop.model.named_parameters() if p.grad is not None})
-            return finish_step(names)
+            def keep_gradients():
+                gradients.append({n: p.grad.clone() for n, p in loop.model.named_parameters() if p.grad is not None})
+                return finish_step()
 
-        loop._optimizer_step = keep_gradients
-        loop.run()
+            loop._optimizer_step = keep_gradients
+            loop.run()
         kept = {"gradients": gradients, "weights": loop.model.state_dict(), "read": dataset.read}
-        kept |= {"timesteps": loop.timesteps.state_dict(), "exchanges": exchanges[0]}
+        kept |= {"timesteps": loop.timesteps.state_dict(), "exchanged": exchanged}
         torch.save(kept, folder / f"{joined.count}of{joined.rank}.pt")
 
 
-def counting_hook(exchanges, bucket):
+def counting(with_shared_gradients, exchanged):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    exchanges[0] += 1
-    return allreduce_hook(None, bucket)
+    def count(exchanged, bucket):
+        exchanged.append(bucket.buffer().numel())
+        return allreduce_hook(None, bucket)
+
+    def build(losses, processes, *options):
+        shared = with_shared_gradients(losses, processes, *options)
+        if processes.count > 1:
+            shared.register_comm_hook(exchanged, count)
+        return shared
+
+    return build
 
 
 CASES = {
@@ -118,7 +128,12 @@ def test_two_processes_take_the_steps_of_one(run, tmp_path, case):
     assert not one["timesteps"] or (one["timesteps"]["counts"] >= 10).all()  # so that they decided what was drawn
     assert len(first["read"]) == 20 and len(second["read"]) == 30  # each its own share alone
     assert sorted(first["read"] + second["read"]) == sorted(one["read"])
-    assert first["exchanges"] == second["exchanges"] == 10  # once a step, however many parts
+    assert (
+        first["exchanged"] == second["exchanged"] and len(first["exchanged"]) == 10
+    )  # once a step, whatever its parts
+    if "parts without" not in case:  # whose parameters learn all the same
+        sizes = [sum(gradient.numel() for gradient in gradients.values()) for gradients in one["gradients"]]
+        assert first["exchanged"] == sizes
     model = build_model(build(ModelOptions, SMALL | CASES[case][0]), 2, 1, 2)
     everything = {name for name, _ in model.named_parameters()}
     assert (first["gradients"][0].keys() < everything) == ("without" in case)

@@ -48,6 +48,7 @@ class DecathlonDataset(SegmentationDataset):
     """
 
     data_name = "MSD"
+    cache_version = "1"
     kept = ("modalities", "window", "is_picture")
     finds_validation = True
     is_picture = False  # as in checkpoints that do not keep it

@@ -77,6 +77,7 @@ class FolderDataset(SegmentationDataset):
     """
 
     data_name = "FOLDER"
+    cache_version = "1"
     class_names = ("foreground",)
     kept = ("is_nifti", "ct_window")
     finds_validation = True

@@ -54,6 +54,7 @@ class ISICDataset(SegmentationDataset):
     """
 
     data_name = "ISIC"
+    cache_version = "1"
     class_names = ("lesion",)
     orientation = "any"
     finds_validation = True
