@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import cpu_name, ratio, time_by_turns
+from measuring import cpu_name, peak_memory, ratio, time_by_turns
 from speed import Speed, prepared
 from torch.utils.benchmark import Timer
 from workloads import FAST
@@ -91,6 +91,16 @@ def training(tiny):
         peaks = ", ".join(f"{name} {peak / 1e12:.3g}" for name, peak in sorted(speed.result["matmul_peak"].items()))
         row(f"{version} peak of matrix products, TFLOP/s", peaks)
         speed.training()
+
+
+def memory(tiny):
+    """The most memory of a training step by itself: weights, averages, the optimizer's state and all activations."""
+    for version in VERSIONS:
+        speed = speed_of(version, tiny, Speed)
+        device, size = speed.device, 2 if tiny else 8
+        others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0  # the benchmark's own copies
+        peak = peak_memory(speed.bench.training_step(FAST, size), device) - others
+        row(f"{version} training step, {size} images, peak memory", f"{peak / 2**30:.3g} GiB")
 
 
 def sampling(tiny):
@@ -210,7 +220,7 @@ def tests(tiny):
         raise SystemExit(1)
 
 
-PARTS = {part.__name__: part for part in (card, training, sampling, agreement, compiling, processes, tests)}
+PARTS = {part.__name__: part for part in (card, training, memory, sampling, agreement, compiling, processes, tests)}
 
 
 def main():
