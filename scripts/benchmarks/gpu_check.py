@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import cpu_name, ratio, time_by_turns
+from measuring import cpu_name, peak_memory, ratio, time_by_turns
 from speed import Speed, prepared
 from torch.utils.benchmark import Timer
 from workloads import FAST
@@ -93,6 +93,16 @@ def training(tiny):
         speed.training()
 
 
+def memory(tiny):
+    """The most memory of a training step by itself: weights, averages, the optimizer's state and all activations."""
+    for version in VERSIONS:
+        speed = speed_of(version, tiny, Speed)
+        device, size = speed.device, 2 if tiny else 8
+        others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0  # the benchmark's own copies
+        peak = peak_memory(speed.bench.training_step(FAST, size), device) - others
+        row(f"{version} training step, {size} images, peak memory", f"{peak / 2**30:.3g} GiB")
+
+
 def sampling(tiny):
     """Denoising steps, our default answers, and the published command: all steps of DDPM, once."""
     for version in VERSIONS:
@@ -137,7 +147,11 @@ def differences(exact, found):
 
 def compiling(tiny):
     """torch.compile beside eager execution, by turns."""
-    speeds = {name: speed_of("v2", tiny, Speed, f"--compile {name == 'compiled'}") for name in ("eager", "compiled")}
+    smallest = "--version unet --channel_mult 1" if tiny else ""  # a CPU compiles each kernel for a second
+    speeds = {
+        name: speed_of("v2", tiny, Speed, f"--compile {name == 'compiled'} {smallest}")
+        for name in ("eager", "compiled")
+    }
     eager = speeds["eager"]
     size, plan = 2 if tiny else 8, eager.bench.plan(diffusion_steps=2 if tiny else 10)
     works = {
@@ -152,7 +166,7 @@ def compiling(tiny):
         timings = time_by_turns(calls, eager.options.repeats, eager.device)
         gain, least, most = ratio(timings["eager"], timings["compiled"])
         seconds = ", ".join(f"{name} {timing.seconds:.4g} s" for name, timing in timings.items())
-        row(f"v2 {what}", f"{seconds}: {gain:.2f} x ({least:.2f} to {most:.2f})")
+        row(f"{eager.bench.network.version} {what}", f"{seconds}: {gain:.2f} x ({least:.2f} to {most:.2f})")
 
 
 def processes(tiny):
@@ -206,7 +220,7 @@ def tests(tiny):
         raise SystemExit(1)
 
 
-PARTS = {part.__name__: part for part in (card, training, sampling, agreement, compiling, processes, tests)}
+PARTS = {part.__name__: part for part in (card, training, memory, sampling, agreement, compiling, processes, tests)}
 
 
 def main():
