@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference.members import answer_in_one_pass, draw_members
 from guided_diffusion.inference.plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from guided_diffusion.inference.tta import LOGIT_FIELDS
+from guided_diffusion.io.memory import free_memory_on
 from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
@@ -26,6 +28,7 @@ from guided_diffusion.runtime.distributed import autocast, memory_format
 from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.parallel import compiled
 from guided_diffusion.training.run import Run
+from guided_diffusion.training.step_memory import StepMemory
 
 PLAIN, CACHED, FAST = "plain", "plain, condition cached", "fast"
 MASK_CHANNELS, NUM_LABELS = 1, 2
@@ -164,6 +167,16 @@ class NetworkBench:
             loop.step += 1
 
         return step
+
+    def training_memory(self, path, batch_size):
+        """The bytes that a training step needs, weights included; 0 where they clearly fit (see `StepMemory`)."""
+        options, precision = build(TrainOptions, {"batch_size": batch_size}), self.precision if path == FAST else "fp32"
+        settings = Settings(
+            self.network, self.diffusion_options, build(DeviceOptions, {}), self.shape[-1], frozenset(), train=options
+        )
+        data = SimpleNamespace(image_channels=self.shape[0], class_names=["mask"] * MASK_CHANNELS, label_names=["", ""])
+        memory = StepMemory(Run(settings, precision, data, None), self.device)
+        return memory.need(batch_size) if memory.bound(batch_size) > free_memory_on(self.device) / 2 else 0
 
     def denoising_step(self, path):
         """A function that takes one denoising step of all members of one image.
