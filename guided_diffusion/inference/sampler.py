@@ -16,6 +16,7 @@ from ..models.medsegdiff import check_size
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format, sent
 from ..runtime.errors import UserError, is_out_of_memory
+from ..runtime.live_memory import estimating
 from .mask_rules import with_mask_rules
 from .members import answer_in_one_pass, draw_members, joined_members
 from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
@@ -153,7 +154,9 @@ class EnsembleSampler:
 
     def fit_memory(self, image_channels, sharing=1):
         """Let as many rows pass at once as fit the free memory: see `sampling_memory.fitting_rows`."""
-        rows = fitting_rows(self, image_channels, sharing)
+        rows = self.rows
+        with estimating(self.device):
+            rows = fitting_rows(self, image_channels, sharing)
         if rows < self.rows:
             console().info(f"memory: {self.rows} images x members do not fit at once: goes on with {rows}")
             self._divide(rows)

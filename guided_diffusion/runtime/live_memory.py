@@ -8,10 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What is taken beside the tensors, by factor and bytes, measured on a CPU, 32 and 64
-# channels at 64 and 128 pixels; those of a GPU are a guess. On a CPU:
-# the holes between blocks in glibc's heap, and the code of convolutions. On a GPU: those in torch's blocks, which are
-# rounded, and the context with the workspaces of cuDNN and cuBLAS.
+from .console import console
+from .errors import UserError
+
+# What is taken beside the tensors, by factor and bytes: measured on a CPU, with 32 and 64 channels at 64 and 128 pixels;
+# a guess for GPUs. On a CPU it is the holes between blocks in glibc's heap, and the code of convolutions. On a GPU it is
+# the holes in torch's blocks, which are rounded, and the context with the workspaces of cuDNN and cuBLAS.
 HOLES = {"cpu": 1.22, "cuda": 1.1, "mps": 1.22}
 HOLES_RECOMPUTING = {"cpu": 1.4, "cuda": 1.15, "mps": 1.4}  # with activation checkpointing: sizes alternate more
 CODE = {"cpu": 50 * 2**20, "cuda": 600 * 2**20, "mps": 50 * 2**20}
@@ -58,6 +60,20 @@ def without_values(device):
     pinned = mock.patch.object(torch.Tensor, "is_pinned", lambda _: True)  # there are no pages to pin
     with pinned, FakeTensorMode(allow_non_fake_inputs=True), LiveMemory(device) as memory:
         yield memory
+
+
+@contextmanager
+def estimating(device):
+    """A context for an estimate. On a GPU, where none was ever tried, an error becomes a warning and stops no run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if device.type == "cpu":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        console().warning(f"warning: the memory is not estimated ({reason[:200]})")
 
 
 def followed_on(device):

@@ -10,7 +10,7 @@ from ..io.memory import free_memory_on
 from ..models.medsegdiff import build_model, unet_shape
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError
-from ..runtime.live_memory import followed_on, gigabytes, with_overhead, without_values
+from ..runtime.live_memory import estimating, followed_on, gigabytes, with_overhead, without_values
 from .optimization import EMA, build_optimizer, gradient_norm, take_step
 from .parallel import StepLosses
 from .stages import mark_learning
@@ -125,7 +125,10 @@ def estimate_line(run, device):
     """A line on the memory that the run needs in one process, and what is free, for --dry_run."""
     train, free = run.settings.train, free_memory_on(device)
     items = min(train.microbatch, train.batch_size) if train.microbatch > 0 else train.batch_size
-    return f"memory: about {gigabytes(StepMemory(run, device).need(items))} of {gigabytes(free)} free on {device.type}"
+    with estimating(device):
+        need = StepMemory(run, device).need(items)
+        return f"memory: about {gigabytes(need)} of {gigabytes(free)} free on {device.type}"
+    return "memory: not estimated"
 
 
 def fitted_to_memory(run, processes):
@@ -153,8 +156,14 @@ def _decide(run, device, free, share):
     """A microbatch to set, or 0; a line; why training is refused, or ""."""
     train, memory = run.settings.train, StepMemory(run, device)
     items = min(train.microbatch, share) if train.microbatch > 0 else share
-    if memory.bound(items) <= free / 2:
-        return 0, "", ""
+    if memory.bound(items) > free / 2:
+        with estimating(device):
+            return _decide_by_estimate(run, device, free, memory, items)
+    return 0, "", ""
+
+
+def _decide_by_estimate(run, device, free, memory, items):
+    train = run.settings.train
     need, usable = memory.need(items), USABLE * free
     line = f"memory: about {gigabytes(need)} of {gigabytes(free)} free on {device.type}"
     if need <= usable:

@@ -19,7 +19,7 @@ from guided_diffusion.runtime import live_memory
 from guided_diffusion.runtime.errors import UserError
 
 PLAN = SamplingPlan("ddim", (900, 500, 100))
-AUGMENTED = replace(NO_STEPS, symmetric=True, scales=(1.25,))
+AUGMENTED = replace(NO_STEPS, scales=(1.25,))
 
 
 def sampler(version, plan, members, rows="auto"):

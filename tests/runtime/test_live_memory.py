@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from guided_diffusion.runtime.live_memory import CODE, followed_on, gigabytes, with_overhead, without_values
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.live_memory import CODE, estimating, followed_on, gigabytes, with_overhead, without_values
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])  # no GPU is needed for either
@@ -37,3 +38,12 @@ def test_overheads_and_messages():
     assert with_overhead(10**9, cpu) == 1_220_000_000 + CODE["cpu"] < with_overhead(10**9, cpu, recomputes=True)
     assert followed_on(torch.device("mps")) == cpu and followed_on(torch.device("cuda", 1)).index == 1
     assert gigabytes(1.5 * 2**30) == "1.5 GB"
+
+
+def test_a_failed_estimate_stops_no_run_on_a_gpu(capsys):
+    with estimating(torch.device("cuda")):
+        raise RuntimeError("no such kernel\nmore")
+    assert "warning: the memory is not estimated (no such kernel)" in "".join(capsys.readouterr())
+    for device, error in (("cuda", UserError), ("cpu", RuntimeError)):
+        with pytest.raises(error), estimating(torch.device(device)):
+            raise error("stops")

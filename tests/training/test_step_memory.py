@@ -22,7 +22,6 @@ from guided_diffusion.training.step_memory import StepMemory, fitted_to_memory
 
 CPU = torch.device("cpu")
 MEASURED = [  # options of the network and the training
-    ({"version": "v1"}, {"batch_size": 8}),
     ({"version": "v1", "use_checkpoint": True}, {"batch_size": 8}),
     ({"version": "v2"}, {"batch_size": 16, "microbatch": 8, "condition_steps": 1}),
 ]
