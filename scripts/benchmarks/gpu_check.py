@@ -78,8 +78,10 @@ def card(tiny):
     """The head of the table: the card, its driver and torch."""
     name, driver = cpu_name(), "no GPU"
     if torch.cuda.is_available():
+        name, driver = torch.cuda.get_device_name(), "driver unknown"
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        name, driver = torch.cuda.get_device_name(), f"driver {subprocess.check_output(query, text=True).split()[0]}"
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # a container may lack the program
+            driver = f"driver {subprocess.check_output(query, text=True).split()[0]}"
     size = "tiny networks, which measure nothing" if tiny else "preset B at 256 pixels"
     print(f"{name}, {driver}, torch {torch.__version__}, CUDA {torch.version.cuda}; {size}", flush=True)
 

@@ -158,6 +158,8 @@ class NetworkBench:
         }
         if self.label is not None:
             batch["label"] = torch.zeros(batch_size, dtype=torch.long)
+        if self.device.type == "cuda":  # as the loader pins them
+            batch = {name: x.pin_memory() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
 
         def step():
             loop.train_step(batch)
