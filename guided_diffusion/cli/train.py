@@ -36,6 +36,7 @@ from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
+from ..training.step_memory import estimate_line, fitted_to_memory
 from ..training.trackers import KNOWN_RUNS
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
@@ -66,6 +67,7 @@ def train(options, given, processes):
     run = prepare_run(options, given, processes)
     if is_complete(run, processes):
         return 0
+    run, memory = fitted_to_memory(run, processes)
     # Only one process takes the lock, and tries to write: they would be in each other's way.
     with run.folder.held() if processes.is_first else nullcontext():
         check_unchanged(run, processes)
@@ -75,7 +77,7 @@ def train(options, given, processes):
         model, diffusion = build_networks(run, processes)
         if processes.is_first:
             write_config(run.values, run.folder.path)
-        print_run_summary(run, model, processes)
+        print_run_summary(run, model, processes, memory)
         watch = build_watch(run, diffusion, processes)
         loop = TrainLoop(run, model, diffusion, processes, watch)
         last = loop.run()
@@ -130,13 +132,15 @@ def build_networks(run, processes):
     return model, diffusion
 
 
-def print_run_summary(run, model, processes):
-    """Print the data, the model, how it will be trained, and warnings."""
+def print_run_summary(run, model, processes, memory=""):
+    """Print the data, the model, how it will be trained, and warnings. memory: a line of `fitted_to_memory`."""
     train = run.settings.train
     for line in data_lines(run.dataset):
         console().info(line)
     sharded = ", in shards" if train.fsdp and processes.count > 1 else ""
     console().info(f"model: {size_of(model)}, on {processes.place}{sharded} in {run.precision}")
+    if memory:
+        console().info(memory)
     if run.validation is not None:
         console().info(run.validation.summary_line(train))
     if train.augment != "none":
@@ -206,12 +210,13 @@ def dry_run(options, given):
     """Print the settled options as YAML, and as comments the network's size and the data; write nothing. Returns 0."""
     if os.environ.get("RANK", "0") != "0":  # torchrun's other processes would print the same
         return 0
-    run = prepare_run(options, given, Processes(0, 1, pick_device(options[-1].gpu_dev)))
+    processes = Processes(0, 1, pick_device(options[-1].gpu_dev))
+    run = prepare_run(options, given, processes)
     dataset, train = run.dataset, run.settings.train
     with torch.device("meta"):  # shapes without memory
         labels = len(dataset.label_names)
         model = build_model(run.settings.model, dataset.image_channels, len(dataset.class_names), labels)
-    lines = [f"model: {size_of(model)}", *data_lines(dataset)]
+    lines = [f"model: {size_of(model)}", estimate_line(run, processes.device), *data_lines(dataset)]
     if run.validation is not None:
         lines.append(run.validation.summary_line(train))
     if run.start is not None:

@@ -31,10 +31,8 @@ def use_picture_cache(dataset, folder, *, asked=True, show=True):
         return
     if not version_of(dataset):
         if show and not is_ours(type(dataset)):
-            name = dataset.shown_name()
-            console().info(
-                f"cache: none; {name} sets no cache_version (docs/custom_dataset.md): its files are decoded at each use"
-            )
+            where = "sets no cache_version (docs/custom_dataset.md)"
+            console().info(f"cache: none; {dataset.shown_name()} {where}: its files are decoded at each use")
         return
     try:
         check_writable(folder, "--cache_dir")

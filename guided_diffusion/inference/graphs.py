@@ -4,14 +4,12 @@ They are written as .pt2 (torch.export, for torch and its C++ library) and as .o
 compared with the network. The number of images is free; their size is the training size.
 """
 
-import dataclasses
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from ..diffusion.gaussian_diffusion import LARGEST_GAIN, GaussianDiffusion
 from ..diffusion.losses import class_probabilities
 from ..runtime.errors import UserError
 from ..runtime.extras import optional
@@ -20,27 +18,6 @@ from ..runtime.seeds import seeded_generator
 FORMATS = ("pt2", "onnx")
 LARGEST_DIFFERENCE = 1e-4  # between a graph and the network; the rounding of float32 gives a few 1e-6
 IMAGES_TRACED, IMAGES_COMPARED = 2, 3  # of the batches that are traced and compared, as the number of images is free
-
-
-class TabledDiffusion(GaussianDiffusion):
-    """A diffusion whose schedule is a tensor, so that t may be an input of a graph."""
-
-    @classmethod
-    def of(cls, diffusion):
-        """This form of a `GaussianDiffusion`."""
-        names = (setting.name for setting in dataclasses.fields(GaussianDiffusion) if setting.init)
-        made = cls(diffusion.schedule.alphas_bar, **{name: getattr(diffusion, name) for name in names})
-        made.table = torch.from_numpy(diffusion.schedule.alphas_bar.copy())
-        return made
-
-    def _levels(self, t, like):
-        abar = self.table[t].to(torch.float64)[:, None, None, None]
-        return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
-
-    def _evidence(self, t, like):
-        abar = self.table[t][:, None, None, None]
-        evidence = (2 * abar.sqrt() / (1 - abar)).to(like.dtype)
-        return evidence, evidence.clamp(max=LARGEST_GAIN)
 
 
 class ConditionGraph(torch.nn.Module):
@@ -76,7 +53,7 @@ class DenoiseGraph(torch.nn.Module):
 
     def __init__(self, model, diffusion, like):
         super().__init__()
-        self.model, self.diffusion, self.like = model, TabledDiffusion.of(diffusion), like
+        self.model, self.diffusion, self.like = model, diffusion, like
 
     def forward(self, x_t, t, *parts):
         """x_0 and what follows it: a tuple of tensors."""
@@ -187,6 +164,7 @@ def write_graphs(folder, graphs, formats):
 
 
 def _traced(graph):
+    graph.module(*graph.example(IMAGES_TRACED))  # makes the tables of the schedule, which the graph then holds
     batch = torch.export.Dim("batch", min=1, max=2**16)
     example = graph.example(IMAGES_TRACED)
     named = 2 if graph.name == "denoise" else 0  # arguments before *parts

@@ -1,6 +1,9 @@
 """The memory that decoding a file takes, checked against the free memory before anything is decoded."""
 
+import math
 from pathlib import Path
+
+import torch
 
 from ..runtime.errors import UserError
 
@@ -34,3 +37,12 @@ def free_memory():
     except (OSError, KeyError, ValueError):  # "max" is no number: there is no limit
         pass
     return min(found, default=None)
+
+
+def free_memory_on(device, sharing=1):
+    """The free memory of a torch device in bytes, for one of `sharing` processes of this machine; infinite where the
+    system does not say. A GPU is not shared by our processes; mps and the CPU have the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = free_memory()
+    return math.inf if free is None else free // sharing

@@ -39,6 +39,11 @@ class Processes:
         return self.count == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
+    def on_machine(self):
+        """The number of processes on this machine."""
+        return 1 if self.count == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+
+    @property
     def place(self):
         """The device, or the number and kind of processes, for messages; on the CPU with the number of threads."""
         place = str(self.device) if self.count == 1 else f"{self.count} processes ({self.device.type})"

@@ -56,7 +56,7 @@ class TrainLoop:
         start = run.start
         self.step = start.step if start else 0
         self.stages = Stages(self.options, start.first_stage if start else None)
-        self.losses = StepLosses(compiled(model) if self.options.compile else model, diffusion)
+        self.own_losses = StepLosses(compiled(model) if self.options.compile else model, diffusion)
         self.stage = self.step_losses = None
         self._enter_stage()
         self.hooks, self.unread = [], deque()  # of steps (StepResult, StepFigures, when it began), the oldest first
@@ -231,7 +231,7 @@ class TrainLoop:
                 gc.collect()  # a wrapper that is still there would exchange gradients too
                 # Without its loss the coarse mask's decoder gets no gradient. In a stage all that learns has one.
                 some_unused = not has_coarse_loss and not any(stage.values())
-                self.step_losses = with_shared_gradients(self.losses, self.processes, self.sharded, some_unused)
+                self.step_losses = with_shared_gradients(self.own_losses, self.processes, self.sharded, some_unused)
 
     def _take_average(self):
         """At the second stage's start, give the condition model its averaged weights where they help."""

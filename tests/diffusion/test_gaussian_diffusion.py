@@ -56,6 +56,19 @@ def test_q_sample_has_the_moments_of_single_noising_steps():
         assert x_t.item() == pytest.approx(mean * 0.7 - 1.3 * math.sqrt(variance), abs=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_row_has_the_float64_schedule_of_its_time_rounded_once(dtype):
+    diffusion, t = diffusion_of(), torch.tensor([99, 0, 7])
+    diffusion.q_sample(randn(1, 1, 2, 2), t[:1], randn(1, 1, 2, 2))  # rows of another type have a table of their own
+    abar = diffusion.schedule.alphas_bar[t]
+    nothing, one = torch.zeros(3, 1, 2, 2, dtype=dtype), torch.ones(3, 1, 2, 2, dtype=dtype)
+    for x_t, expected in (
+        (diffusion.q_sample(one, t, nothing), np.sqrt(abar)),
+        (diffusion.q_sample(nothing, t, one), np.sqrt(1 - abar)),
+    ):
+        assert torch.equal(x_t, rows(expected).to(dtype).expand_as(x_t))
+
+
 # ---- the range of masks ----------------------------------------------------------------------------------------------
 
 

@@ -78,10 +78,11 @@ def backward(loss):
                 (gradient,), parameter = given, node.variable
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
                 continue
-            found = node(*given, *[None] * (len(node._input_metadata) - len(given)))
-            for gradient, (other, place) in zip(
-                found if isinstance(found, tuple) else (found,), node.next_functions, strict=True
-            ):
+            run = node if callable(node) else node.apply  # an operation of torch's, or one of ours
+            found = run(*given, *[None] * (len(node._input_metadata) - len(given)))
+            found = found if isinstance(found, tuple) else (found,)
+            # Ours have a gradient, None, for the numbers behind their tensors too.
+            for gradient, (other, place) in zip(found, node.next_functions, strict=False):
                 if gradient is not None and other is not None:
                     gradient = gradient.sum_to_size(tuple(other._input_metadata[place].shape))
                     slots = gradients.setdefault(other, [])

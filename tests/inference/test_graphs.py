@@ -12,7 +12,6 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference import graphs as module
 from guided_diffusion.inference.graphs import (
     Graph,
-    TabledDiffusion,
     condition_of,
     graphs_of,
     parts_of,
@@ -110,17 +109,6 @@ def test_a_graph_that_differs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_write_pt2", lambda path, program, graph: lambda v: (graph.module(*v)[0] * torch.nan,))
     with pytest.raises(UserError, match="differs from the network by nan"):
         write_graphs(tmp_path, graphs_of(model, diffusion_of(mask_loss="bce"), 1, 8), ("pt2",))
-
-
-def test_the_schedule_as_a_tensor_is_the_schedule():
-    t = torch.tensor([0, 7, 49])
-    plain = diffusion_of(**STAGED)
-    tabled = TabledDiffusion.of(plain)
-    x = torch.randn(3, 1, 4, 4)
-    for one, other in zip(tabled._levels(t, x), plain._levels(t, x), strict=True):
-        assert torch.allclose(one, other)
-    assert torch.allclose(tabled._evidence(t), torch.from_numpy(plain._evidence(t)))
-    assert torch.allclose(tabled._gain(t), torch.from_numpy(plain._gain(t)))
 
 
 def test_parts_and_condition_are_inverse():

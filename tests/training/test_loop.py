@@ -7,13 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import batch_of, flat, log_rows
+from helpers import batch_of, equal, flat, log_rows
 from networks import Blobs
 
 from guided_diffusion.checkpoint import STAGE, load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.config.recipe import recipe_values
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.training.log import RunLog
 from guided_diffusion.training.optimization import EMA
 
 CPU = torch.device("cpu")
@@ -175,17 +176,25 @@ def poison(trainer, name, from_step):
     trainer._losses = poisoned
 
 
+@pytest.fixture(params=[0, 1])
+def ahead(request, monkeypatch):
+    """The steps by which the loop is ahead of its hooks: 1 as on a GPU, or 0."""
+    monkeypatch.setattr("guided_diffusion.training.loop.runs_ahead", lambda device: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("microbatch", [-1, 1])
-def test_a_loss_that_is_not_finite_stops_the_run(loop, tmp_path, microbatch):
-    trainer = loop(batch_size=6, save_interval=2, max_steps=9, microbatch=microbatch)
+def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(loop, tmp_path, microbatch, ahead):
+    trainer = loop(batch_size=6, save_interval=3, max_steps=9, microbatch=microbatch)
     poison(trainer, "c4", from_step=3)
     with pytest.raises(UserError) as error:
         trainer.run()
     line = str(error.value)
     newest = newest_checkpoint(tmp_path / "run")
     assert line.startswith("step 4: the loss of c4 is not finite") and "\n" not in line
-    assert newest.name == "model000002.pt" and f"checkpoint {newest} is good" in line
-    assert all(torch.isfinite(value).all() for value in load_checkpoint(newest).model.values())
+    assert newest.name == "model000003.pt" and f"checkpoint {newest} is good" in line
+    assert trainer.step == 4 + ahead
+    assert equal(load_checkpoint(newest).model, trainer.model.state_dict())
 
 
 def test_a_first_step_that_is_not_finite_says_that_nothing_was_saved(loop, tmp_path):
@@ -287,13 +296,17 @@ def test_save_interval_and_last(loop, tmp_path):
     ]
 
 
-def test_log_interval_means(loop, tmp_path):
-    run = loop(max_steps=5, log_interval=2)
+def test_log_interval_means(loop, tmp_path, ahead, monkeypatch):
+    """A step that saves and the last one are logged at once, another one when the next is under way."""
+    run = loop(max_steps=5, log_interval=2, save_interval=3)
     step, seen = run.train_step, []
     run.train_step = lambda batch: seen.append(step(batch)) or seen[-1]
+    write, begun = RunLog.write, []
+    monkeypatch.setattr(RunLog, "write", lambda log, *row: begun.append(run.step) or write(log, *row))
     run.run()
     rows = log_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == [2, 4, 5]
+    assert begun == [2 + ahead, 4 + ahead, 5]
     for row, steps in zip(rows, [(0, 1), (2, 3), (4,)], strict=True):
         assert float(row["loss"]) == pytest.approx(np.mean([seen[k].read()["loss"] for k in steps]), rel=1e-5)
 
