@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from guided_diffusion.runtime.distributed import autocast, memory_format
 from guided_diffusion.training.loop import TrainLoop
 from guided_diffusion.training.parallel import compiled
 from guided_diffusion.training.run import Run
+from guided_diffusion.training.step_memory import StepMemory
 
 PLAIN, CACHED, FAST = "plain", "plain, condition cached", "fast"
 MASK_CHANNELS, NUM_LABELS = 1, 2
@@ -33,9 +35,13 @@ MASK_CHANNELS, NUM_LABELS = 1, 2
 
 def training_loop(model, network, diffusion, options, precision, dataset=None):
     """The `TrainLoop` that the training script builds; it writes nothing until it is run."""
+    return TrainLoop(run_of(network, diffusion, options, precision, dataset), model, build_diffusion(diffusion))
+
+
+def run_of(network, diffusion, options, precision, dataset=None):
+    """The `Run` of these options."""
     settings = Settings(network, diffusion, build(DeviceOptions, {}), network.image_size, frozenset(), train=options)
-    run = Run(settings, precision, dataset, WorkFolder(options.out_dir))
-    return TrainLoop(run, model, build_diffusion(diffusion))
+    return Run(settings, precision, dataset, WorkFolder(options.out_dir))
 
 
 class Counts(NamedTuple):
@@ -166,6 +172,14 @@ class NetworkBench:
             loop.step += 1
 
         return step
+
+    def estimated_memory(self, batch_size):
+        """The bytes that the commands expect the fast path's training step to take, weights and averages included."""
+        options = build(TrainOptions, {"batch_size": batch_size})
+        labels = [] if self.label is None else list(range(NUM_LABELS))
+        data = SimpleNamespace(image_channels=self.shape[0], class_names=["random"] * MASK_CHANNELS, label_names=labels)
+        run = run_of(self.network, self.diffusion_options, options, self.precision, data)
+        return StepMemory(run, self.device).need(batch_size)
 
     def denoising_step(self, path):
         """A function that takes one denoising step of all members of one image.
