@@ -108,10 +108,8 @@ def memory(tiny):
         step = speed.bench.training_step(FAST, size)
         step()  # makes the optimizer's moments
         peak, estimate = peak_memory(step, device) - others, speed.bench.estimated_memory(size)
-        row(
-            f"{version} training step, {size} images, peak memory",
-            f"tensors {gigabytes(peak)}; estimate of the process {gigabytes(estimate)}",
-        )
+        figures = f"tensors {gigabytes(peak)}; estimate of the process {gigabytes(estimate)}"
+        row(f"{version} training step, {size} images, peak memory", figures)
 
 
 def sampling(tiny):
