@@ -129,7 +129,7 @@ def prepare_sampling(options, given, processes):
     settings = every[0]
     allow_megapixels(settings.data.max_megapixels)
     precision = pick_precision(settings.device.precision, processes.device)
-    sampler = build_sampler(list(checkpoints.values()), every, processes.device, precision)
+    sampler = build_sampler(list(checkpoints.values()), every, processes.device, precision, processes.on_machine)
     if sampler.others and settings.sample.debug:
         raise UserError("--debug True: shows how one checkpoint draws; name one with --model_path")
     print_sampling_plan(settings, checkpoints, sampler)

@@ -19,6 +19,7 @@ from ..runtime.errors import UserError, is_out_of_memory
 from .mask_rules import with_mask_rules
 from .members import answer_in_one_pass, draw_members, joined_members
 from .plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
+from .sampling_memory import fitting_rows
 from .several import dealt
 from .tiles import crop_members, in_tiles
 
@@ -58,10 +59,11 @@ def share_of(units, images, process, processes):
     return [unit for block in blocks[process::processes] for unit in block]
 
 
-def build_sampler(checkpoints, settings, device, precision):
+def build_sampler(checkpoints, settings, device, precision, sharing=1):
     """The `EnsembleSampler` of `Checkpoint`s, by the `Settings` of each of them (see `several.settle_several`).
 
-    All networks are in memory at once. Raises `UserError` for checkpoints that flags sample in different ways.
+    All networks are in memory at once. sharing: the number of processes of this machine. Raises
+    `UserError` for checkpoints that flags sample in different ways, and where a pass does not fit the free memory.
     """
     (model, diffusion, plan), *others = [_network(*one) for one in zip(checkpoints, settings, strict=True)]
     sample = settings[0].sample
@@ -79,7 +81,10 @@ def build_sampler(checkpoints, settings, device, precision):
             "--image_size now have another scale"
         )
     view, networks = View(keep_size=sample.tile), tuple((model, diffusion) for model, diffusion, _ in others)
-    return EnsembleSampler(model, diffusion, plan, sample, device, precision, settings[0].image_size, view, networks)
+    size = settings[0].image_size
+    sampler = EnsembleSampler(model, diffusion, plan, sample, device, precision, size, view, networks)
+    sampler.fit_memory(checkpoints[0].image_channels, sharing)
+    return sampler
 
 
 def _network(checkpoint, settings):
@@ -134,14 +139,24 @@ class EnsembleSampler:
         self.rows = rows_at_once(self.options.sample_batch_size, self.device, self.image_size)
         self.shares = self.plan.shares or (max(1, self.options.num_ensemble),)
         self.masks = sum(self.shares)  # of each image that pass the networks
-        self.images = self.options.batch_size or max(1, self.rows // self.masks)
-        if self.view.keep_size:
-            self.images = 1
+        self._divide(self.rows)
         self.warm = not (self.options.compile and self.options.num_ensemble)
         for model, _ in self.networks:
             model.to(self.device, memory_format=memory_format(self.precision, self.device))
             if not self.warm:  # the answer in one pass calls no step
                 model.forward = torch.compile(model.forward)
+
+    def _divide(self, rows):
+        """Let `rows` rows pass the networks at once."""
+        self.rows = rows
+        self.images = 1 if self.view.keep_size else self.options.batch_size or max(1, rows // self.masks)
+
+    def fit_memory(self, image_channels, sharing=1):
+        """Let as many rows pass at once as fit the free memory: see `sampling_memory.fitting_rows`."""
+        rows = fitting_rows(self, image_channels, sharing)
+        if rows < self.rows:
+            console().info(f"memory: {self.rows} images x members do not fit at once: goes on with {rows}")
+            self._divide(rows)
 
     @property
     def networks(self):

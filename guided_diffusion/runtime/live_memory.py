@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,11 +50,12 @@ def without_values(device):
     """A context in which tensors of this device have shapes but no values or memory; gives their `LiveMemory`.
 
     Computations follow the device's own rules, such as those of its autocast. Tensors that exist already keep their
-    values, and must not take part.
+    values, and are not counted.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # which takes half a second that most commands save
 
-    with FakeTensorMode(), LiveMemory(device) as memory:
+    pinned = mock.patch.object(torch.Tensor, "is_pinned", lambda _: True)  # there are no pages to pin
+    with pinned, FakeTensorMode(allow_non_fake_inputs=True), LiveMemory(device) as memory:
         yield memory
 
 

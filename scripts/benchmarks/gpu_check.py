@@ -24,6 +24,7 @@ from guided_diffusion.cli.demo import MODEL
 from guided_diffusion.cli.verbs import train_main
 from guided_diffusion.data.phantoms import write_isic
 from guided_diffusion.inference.segmenter import Segmenter
+from guided_diffusion.runtime.errors import run_script
 from guided_diffusion.runtime.live_memory import gigabytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,7 @@ def memory(tiny):
         others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0  # the benchmark's own copies
         step = speed.bench.training_step(FAST, size)
         step()  # makes the optimizer's moments
-        peak, estimate = peak_memory(step, device) - others, speed.bench.estimated_memory(size)
+        peak, estimate = peak_memory(step, device) - others, speed.bench.step_memory(FAST, size).need(size)
         figures = f"tensors {gigabytes(peak)}; estimate of the process {gigabytes(estimate)}"
         row(f"{version} training step, {size} images, peak memory", figures)
 
@@ -242,4 +243,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

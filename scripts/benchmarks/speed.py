@@ -22,9 +22,11 @@ from guided_diffusion.config.presets import PRESETS
 from guided_diffusion.config.recipe import RECIPES
 from guided_diffusion.config.values import numbers
 from guided_diffusion.io.files import check_writable, write_json
+from guided_diffusion.io.memory import free_memory_on
 from guided_diffusion.runtime.console import console, text_table
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, is_out_of_memory, run_script
+from guided_diffusion.runtime.live_memory import gigabytes
 from guided_diffusion.runtime.program import prepare_children
 from guided_diffusion.training.parallel import compiler_errors
 
@@ -163,6 +165,13 @@ class Speed:
         for index, size in enumerate(numbers("batch_sizes", self.options.batch_sizes, int)):
             flops = TRAINING_FACTOR * size * self.counts.forward
             paths = (FAST,) if index else (PLAIN, FAST)
+            need, free = max(self.bench.training_memory(path, size) for path in paths), free_memory_on(self.device)
+            if need > free:
+                line = f"a training step on {size} images needs about {gigabytes(need)}, {gigabytes(free)} are free"
+                if not index:
+                    raise UserError(f"--batch_sizes {self.options.batch_sizes}: {line}; begin with fewer images")
+                console().info(f"{line}; larger ones are left out")
+                break
             try:
                 calls = {path: self.bench.training_step(path, size) for path in paths}
                 self.add(f"training step, {size} images", calls, dict.fromkeys(paths, flops))

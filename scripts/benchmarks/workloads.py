@@ -19,6 +19,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference.members import answer_in_one_pass, draw_members
 from guided_diffusion.inference.plan import NO_STEPS, ONE_STEP, plan_sampling, with_members
 from guided_diffusion.inference.tta import LOGIT_FIELDS
+from guided_diffusion.io.memory import free_memory_on
 from guided_diffusion.io.storage import WorkFolder
 from guided_diffusion.models.layers import without_autocast
 from guided_diffusion.models.medsegdiff import build_model
@@ -173,13 +174,16 @@ class NetworkBench:
 
         return step
 
-    def estimated_memory(self, batch_size):
-        """The bytes that the commands expect the fast path's training step to take, weights and averages included."""
-        options = build(TrainOptions, {"batch_size": batch_size})
-        labels = [] if self.label is None else list(range(NUM_LABELS))
-        data = SimpleNamespace(image_channels=self.shape[0], class_names=["random"] * MASK_CHANNELS, label_names=labels)
-        run = run_of(self.network, self.diffusion_options, options, self.precision, data)
-        return StepMemory(run, self.device).need(batch_size)
+    def step_memory(self, path, batch_size):
+        """The `StepMemory` that estimates what a training step needs, weights included."""
+        data = SimpleNamespace(image_channels=self.shape[0], class_names=["mask"] * MASK_CHANNELS, label_names=["", ""])
+        options, precision = build(TrainOptions, {"batch_size": batch_size}), self.precision if path == FAST else "fp32"
+        return StepMemory(run_of(self.network, self.diffusion_options, options, precision, data), self.device)
+
+    def training_memory(self, path, batch_size):
+        """The bytes that a training step needs; 0 where they clearly fit: the estimate takes seconds."""
+        memory = self.step_memory(path, batch_size)
+        return memory.need(batch_size) if memory.bound(batch_size) > free_memory_on(self.device) / 2 else 0
 
     def denoising_step(self, path):
         """A function that takes one denoising step of all members of one image.
