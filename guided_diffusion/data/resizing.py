@@ -101,19 +101,18 @@ def resize_maps(maps, size):
     return maps.clamp(0, 1)
 
 
-def round_trip_dice(masks, size):
-    """The Dice of masks with their own round trip, float64 [...]; NaN for an empty one.
+def round_trip(masks, size):
+    """The overlap of masks with their own round trip through the network's size x size pixels.
 
-    A mask shrinks by area to the network's size x size pixels, is enlarged as sampling enlarges a probability, and is
-    cut at 0.5. No network of this size can be expected to do better. masks: bool [..., H, W].
+    A mask shrinks by area, is enlarged as sampling enlarges a probability, and is cut at 0.5.
+    masks: bool [..., H, W]. Returns int64 [2, ...]: twice the pixels in both, and the sum of the pixels in each. Their
+    ratio is the Dice that a network of this size reaches if it predicts every share exactly.
     """
     shape, size_of_image = masks.shape[:-2], masks.shape[-2:]
     masks = torch.as_tensor(masks).reshape(1, -1, *size_of_image)
     back = resize_maps(resize_mask(masks.float(), size), size_of_image) > 0.5
-    both = (back & masks).sum(dim=(-2, -1)).double()
-    marked = masks.sum(dim=(-2, -1)).double()
-    dice = 2 * both / (back.sum(dim=(-2, -1)) + marked)
-    return dice.where(marked > 0, torch.nan).reshape(shape).numpy()
+    both, total = (2 * (back & masks)).sum(dim=(-2, -1)), (back.sum(dim=(-2, -1)) + masks.sum(dim=(-2, -1)))
+    return torch.stack([both, total]).reshape(2, *shape).numpy()
 
 
 def at_least(values, size):

@@ -10,7 +10,7 @@ from conftest import LOADER
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.data.batches import TrainingItems
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.resizing import View, at_least, crop, resize_image, resize_mask, round_trip_dice
+from guided_diffusion.data.resizing import View, at_least, crop, resize_image, resize_mask, round_trip
 
 # ---- sizes and crops ---------------------------------------------------------------------------------------------
 
@@ -150,7 +150,9 @@ def test_the_round_trip_of_thin_lines_is_worse_than_that_of_a_disk():
     rows, columns = np.mgrid[0:96, 0:120]
     disk, lines = np.hypot(rows - 48, columns - 60) < 30, columns % 12 < 2
     empty = np.zeros_like(disk)
-    dice = round_trip_dice(np.stack([disk, lines, empty])[None], 24)
-    assert dice.shape == (1, 3) and dice[0, 0] > 0.97 and dice[0, 1] < 0.2 and np.isnan(dice[0, 2])
-    assert round_trip_dice(lines, 120) == 1
-    np.testing.assert_array_equal(round_trip_dice(np.stack([disk, lines])[:, :96, :96], 96), [1, 1])
+    both, total = round_trip(np.stack([disk, lines, empty])[None], 24)
+    assert both.shape == total.shape == (1, 3) and (both[0, 2], total[0, 2]) == (0, 0)
+    assert both[0, 0] > 0.97 * total[0, 0] and both[0, 1] < 0.2 * total[0, 1]
+    both, total = round_trip(np.stack([disk, lines, empty]), 120)
+    assert both[1] == total[1] == 2 * lines.sum()
+    assert (np.diff(round_trip(np.stack([disk, lines])[:, :, :96], 96), axis=0) == 0).all()  # no resizing
