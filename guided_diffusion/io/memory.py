@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import torch
-
 from ..runtime.errors import UserError
 
 NEGLIGIBLE = 2**28  # bytes that are not worth a check
@@ -43,6 +41,8 @@ def free_memory_on(device, sharing=1):
     """The free memory of a torch device in bytes, for one of `sharing` processes of this machine; infinite where the
     system does not say. A GPU is not shared by our processes; mps and the CPU have the machine's memory."""
     if device.type == "cuda":
+        import torch  # not at the top: readers of files do without it, and so does --help
+
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = free_memory()
     return math.inf if free is None else free // sharing

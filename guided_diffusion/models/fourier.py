@@ -80,7 +80,9 @@ class NBPFilter(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.modulations = nn.ModuleList(nn.Linear(embedding_channels, 2 * hidden) for _ in range(layers))
         self.out = nn.Conv2d(hidden, heads, 1)
-        nn.init.normal_(self.out.weight, std=LAST_LAYER_DEVIATION)  # zeros would keep gradients from the layers before
+        if not self.out.weight.is_meta:  # which has no values; there torch would import its compiler, for a second
+            # Zeros would keep gradients from the layers before.
+            nn.init.normal_(self.out.weight, std=LAST_LAYER_DEVIATION)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, height, width, embedding):

@@ -36,9 +36,13 @@ MASK_CHANNELS, NUM_LABELS = 1, 2
 
 def training_loop(model, network, diffusion, options, precision, dataset=None):
     """The `TrainLoop` that the training script builds; it writes nothing until it is run."""
+    return TrainLoop(run_of(network, diffusion, options, precision, dataset), model, build_diffusion(diffusion))
+
+
+def run_of(network, diffusion, options, precision, dataset=None):
+    """The `Run` of these options."""
     settings = Settings(network, diffusion, build(DeviceOptions, {}), network.image_size, frozenset(), train=options)
-    run = Run(settings, precision, dataset, WorkFolder(options.out_dir))
-    return TrainLoop(run, model, build_diffusion(diffusion))
+    return Run(settings, precision, dataset, WorkFolder(options.out_dir))
 
 
 class Counts(NamedTuple):
@@ -161,6 +165,8 @@ class NetworkBench:
         }
         if self.label is not None:
             batch["label"] = torch.zeros(batch_size, dtype=torch.long)
+        if self.device.type == "cuda":  # as the loader pins them
+            batch = {name: x.pin_memory() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
 
         def step():
             loop.train_step(batch)
@@ -168,14 +174,15 @@ class NetworkBench:
 
         return step
 
-    def training_memory(self, path, batch_size):
-        """The bytes that a training step needs, weights included; 0 where they clearly fit (see `StepMemory`)."""
-        options, precision = build(TrainOptions, {"batch_size": batch_size}), self.precision if path == FAST else "fp32"
-        settings = Settings(
-            self.network, self.diffusion_options, build(DeviceOptions, {}), self.shape[-1], frozenset(), train=options
-        )
+    def step_memory(self, path, batch_size):
+        """The `StepMemory` that estimates what a training step needs, weights included."""
         data = SimpleNamespace(image_channels=self.shape[0], class_names=["mask"] * MASK_CHANNELS, label_names=["", ""])
-        memory = StepMemory(Run(settings, precision, data, None), self.device)
+        options, precision = build(TrainOptions, {"batch_size": batch_size}), self.precision if path == FAST else "fp32"
+        return StepMemory(run_of(self.network, self.diffusion_options, options, precision, data), self.device)
+
+    def training_memory(self, path, batch_size):
+        """The bytes that a training step needs; 0 where they clearly fit: the estimate takes seconds."""
+        memory = self.step_memory(path, batch_size)
         return memory.need(batch_size) if memory.bound(batch_size) > free_memory_on(self.device) / 2 else 0
 
     def denoising_step(self, path):

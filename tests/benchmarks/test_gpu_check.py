@@ -68,7 +68,8 @@ def test_memory_and_measured_calls_are_rows(check, capsys):
     speed = check.speed_of("v1", True)
     speed.add("step", {check.FAST: lambda: None}, {check.FAST: 1.0})
     rows = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"  v1 training step, 2 images, peak memory +[\d.e-]+ GiB", rows[0])
+    figures = r"tensors [\d.e-]+ GB; estimate of the process [\d.]+ GB"
+    assert re.fullmatch(rf"  v1 training step, 2 images, peak memory +{figures}", rows[0])
     assert rows[1].startswith("  v2 ") and re.fullmatch(r"  v1 step, fast +[\d.e-]+ s, \d+% of the fp32 peak", rows[2])
 
 

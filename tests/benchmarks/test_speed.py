@@ -190,7 +190,7 @@ def test_flops_equal_those_of_every_layer_by_formula(version, workloads):
         elif isinstance(layer, (SelfAttention, CrossAttention)):
             total[0] += 4 * x.shape[1] * (x.shape[2] * x.shape[3]) ** 2  # affinities, and the mean of the values
         elif isinstance(layer, UncertainSpatialAttention):
-            total[0] += 2 * x.numel() * 7 * 7  # one Gaussian a channel
+            total[0] += 2 * 7 * x[..., 0].numel() * (x.shape[-1] + 6 + x.shape[-1])  # down, also at the edges; across
 
     for layer in model.modules():
         layer.register_forward_hook(add)

@@ -212,6 +212,20 @@ def test_the_filter_starts_near_1_and_stays_in_its_range():
     assert values.std() > 0.01 and (values[0] - values[1]).abs().max() > 0.01  # it knows frequency and time step
 
 
+def test_no_values_are_drawn_for_a_filter_on_the_meta_device(monkeypatch):
+    """There torch imports its compiler to draw them, which a command's first line would wait for."""
+    normal = torch.nn.init.normal_
+
+    def drawn(tensor, **options):
+        assert not tensor.is_meta
+        return normal(tensor, **options)
+
+    monkeypatch.setattr(torch.nn.init, "normal_", drawn)
+    with torch.device("meta"):
+        NBPFilter(2, 4)
+    assert NBPFilter(2, 4).out.weight.std() > 0
+
+
 def test_the_filter_knows_the_magnitude_of_each_frequency_and_reads_it_at_any_size():
     nbp, embedding = random_filter(heads=1), torch.randn(1, 6, dtype=torch.float64)
 
