@@ -60,6 +60,8 @@ def quota(tmp_path):
         ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("3:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("", {}, None),
+        ("garbage\n\0\n7\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/a\n", {"a/cpu.max": "many 100000\n", "cpu.max": "0 0\n"}, None),
     ],
 )
 def test_the_quota_of_a_control_group(quota, own, files, cores):
