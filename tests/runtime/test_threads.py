@@ -86,12 +86,13 @@ def test_the_processes_of_a_machine_share_its_cores(pictures, monkeypatch, allow
     ("asked", "variable", "allowed", "used"),
     [(0, None, None, 3), (0, None, 2.5, 2), (0, "3", 2.5, 3), (2, "3", 1, 2), (5, None, 2.5, 5)],
 )
-def test_which_number_of_threads(monkeypatch, asked, variable, allowed, used):
+def test_which_number_of_threads(monkeypatch, capsys, asked, variable, allowed, used):
     monkeypatch.setattr(threads, "cpu_quota", lambda: allowed)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     use_threads(asked)
     assert torch.get_num_threads() == used
+    assert ("warning: --threads" in capsys.readouterr().out) == (asked > (allowed or 8))
 
 
 def test_the_place_of_a_command_names_them():
