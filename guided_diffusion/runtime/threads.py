@@ -2,7 +2,8 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
+
+from .control_groups import MOUNTED, OWN, numbers_in, own_groups
 
 MAX_THREADS = 1024
 
@@ -34,36 +35,18 @@ def usable_cores():
     return max(1, int(cores))
 
 
-def cpu_quota(mounted=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
+def cpu_quota(mounted=MOUNTED, own=OWN):
     """The processors' time that the process's control groups allow it, in cores; None without a limit.
 
-    Both versions of control groups are read, in the group itself and in those around it. mounted: the folder of the
-    control groups. own: the file that names the process's.
+    mounted, own: see `control_groups.own_groups`.
     """
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return None
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mounts = (mounted / controllers, mounted / "cpu") if controllers else (mounted,)
-        for mount in mounts:
-            group = mount / path.lstrip("/")
-            if ".." in Path(path).parts:  # outside this container, which sees its own group as the topmost
-                group = mount
-            around = [group, *group.parents]
-            quotas += filter(None, map(_quota_of, around[: around.index(mount) + 1]))
-    return min(quotas, default=None)
+    return min(filter(None, map(_quota_of, own_groups("cpu", mounted, own))), default=None)
 
 
 def _quota_of(group):
     """The quota in the folder of a control group, in cores; None without one."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):
-            numbers = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
-            quota, period = map(int, numbers)  # "max" for no limit, or -1
-            return quota / period if quota > 0 and period > 0 else None
+        numbers = numbers_in(group, *names)
+        if len(numbers) == 2 and min(numbers) > 0:  # -1 is no limit
+            return numbers[0] / numbers[1]
     return None
