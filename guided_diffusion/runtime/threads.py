@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 
+from .console import console, counted
 from .control_groups import MOUNTED, OWN, numbers_in, own_groups
 
 MAX_THREADS = 1024
@@ -13,10 +14,13 @@ def use_threads(threads):
 
     0: as many as `OMP_NUM_THREADS` says (torchrun sets it to 1 for several processes), else torch's own number, at
     most `usable_cores`. Torch counts the cores of the machine. Where a container may use two of them, its threads wait
-    for one another's turn.
+    for one another's turn: a warning names a `--threads` above `usable_cores`.
     """
     import torch  # which takes seconds, and other users of this module do without it
 
+    if threads > usable_cores():
+        cores = counted(usable_cores(), "core")
+        console().warning(f"warning: --threads {threads}: a process here may use {cores}; more threads are much slower")
     if not threads and not os.environ.get("OMP_NUM_THREADS"):
         threads = min(torch.get_num_threads(), usable_cores())
     if threads:
