@@ -99,7 +99,7 @@ class PictureCache:
         """What `SegmentationDataset.show` gives for the case, to the bit."""
         path = self._path(dataset, case)
         record = read_array(path)
-        if record is None or not is_record(record, dataset):
+        if record is None or not may_be_record(record, dataset):
             record = record_of(dataset, case)
             if self.writes:
                 self._write(path, record)
@@ -191,7 +191,7 @@ def record_of(dataset, case):
     return record
 
 
-def is_record(array, dataset):
+def may_be_record(array, dataset):
     """Whether an array is one that `record_of` may have made for this data set. In a shared folder it may be anybody's,
     under this name."""
     if array.shape != (1,) or "size" not in (array.dtype.names or ()):
@@ -205,11 +205,15 @@ def is_record(array, dataset):
         size, is_image = (side, side), image == (np.float32, (channels, side, side))
     else:
         is_image = image is None and raw in [(kind, (channels, *size)) for kind in (np.uint8, np.float32)]
-    row = (max(side, size[0]), -(-max(side, size[1]) // 8))  # of bits
+    height, width = max(side, size[0]), max(side, size[1])
     raters = parts["mask"][1][:1] if "mask" in parts else ()
     masks = {"mask": len(dataset.class_names)} if dataset.need_masks else {}
     masks |= {"known": 1} if masks and dataset.ignore_label else {}
-    return is_image and parts == {name: (np.uint8, (*raters, count, *row)) for name, count in masks.items()}
+    expected = {name: (np.uint8, (*raters, count, height, -(-width // 8))) for name, count in masks.items()}  # bits
+    if raw is None and dataset.view.soft_masks and masks.keys() <= parts.keys() and masks:
+        soft = np.float32, (*raters, masks["mask"], height, width)
+        expected["mask"] = soft if parts["mask"] == soft else expected["mask"]
+    return is_image and parts == expected
 
 
 def item_of(record, dataset, case):
