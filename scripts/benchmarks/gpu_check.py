@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import cpu_name, peak_memory, ratio, time_by_turns
+from measuring import cpu_name, once, peak_memory, ratio, time_by_turns
 from speed import Speed, prepared
-from torch.utils.benchmark import Timer
 from workloads import FAST
 
 from guided_diffusion.cli.demo import MODEL
@@ -121,7 +120,7 @@ def sampling(tiny):
         speed.answer()
     published = prepared(ShownSpeed, f"--version v1 --recipe published {SIZES[tiny]}".split())
     plan = published.bench.plan(sampler="ddpm")
-    seconds = Timer("draw()", globals={"draw": lambda: published.bench.draw(FAST, plan)}).timeit(1).mean
+    seconds = once(lambda: published.bench.draw(FAST, plan).cpu())
     row(f"v1 published command: {published.options.num_ensemble} members, {plan}", f"{seconds:.4g} s, timed once")
 
 
