@@ -98,7 +98,7 @@ class PictureCache:
         """What `SegmentationDataset.show` gives for the case, to the bit."""
         path = self._path(dataset, case)
         record = read_array(path)
-        if record is None or not is_record(record, dataset):
+        if record is None or not may_be_record(record, dataset):
             record = record_of(dataset, case)
             if self.writes:
                 self._write(path, record)
@@ -188,7 +188,7 @@ def record_of(dataset, case):
     return record
 
 
-def is_record(array, dataset):
+def may_be_record(array, dataset):
     """Whether an array is one that `record_of` may have made for this data set. In a shared folder it may be anybody's,
     under this name."""
     if array.shape != (1,) or "size" not in (array.dtype.names or ()):
