@@ -202,7 +202,7 @@ def run_together(command, folder, seconds=35):
     logs = [folder / f"{rank}.log" for rank in range(2)]
     children = []
     for rank, log in enumerate(logs):
-        with log.open("w") as out:
+        with log.open("w", encoding="utf-8") as out:
             environment = {**shared, "RANK": str(rank)}
             children.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=ROOT))
     statuses = []
@@ -213,14 +213,18 @@ def run_together(command, folder, seconds=35):
             for one in children:
                 one.kill()
             statuses.append(child.wait())
-    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     reasons = [line for line in lines if "Duplicate GPU" in line] or lines[-1:]
     return statuses, next(iter(reasons), "")
 
 
 def tests(tiny):
     """The tests of the suite that need a GPU."""
-    marked = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    marked = [
+        str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     sys.stderr.write(done.stdout + done.stderr)

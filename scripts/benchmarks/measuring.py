@@ -118,13 +118,20 @@ def peak_memory(call, device):
 
 
 def _peak_resident():
+    """The process's peak resident size in bytes."""
+    if Path("/proc/self/status").exists():  # Linux: `ru_maxrss` keeps the peak of a thread that has ended
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
 
 
 def resident_size():
     """The process's resident size in bytes (Linux)."""
+    return _status("VmRSS")
+
+
+def _status(name):
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmRSS")
+    raise OSError(f"/proc/self/status has no {name}")
