@@ -9,6 +9,7 @@ from torch import nn
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.memory import free_memory_on
 from ..models.medsegdiff import build_model, unet_shape
+from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError
 from ..runtime.live_memory import estimating, followed_on, gigabytes, with_overhead, without_values
@@ -181,6 +182,7 @@ def _decide_by_estimate(run, device, free, memory, items):
 
 def _remedy(run, device, usable, items, most):
     """What would fit, for a message."""
+    console().info("memory: looking for what fits; this takes seconds for each size that is tried")
     if most:
         return f"give --microbatch {most}"
     if run.start is None and not run.settings.model.use_checkpoint:

@@ -24,7 +24,6 @@ from guided_diffusion.training.step_memory import StepMemory, fitted_to_memory
 
 CPU = torch.device("cpu")
 MEASURED = [  # options of the network and the training
-    ({"version": "v1"}, {"batch_size": 8}),
     ({"version": "v1", "use_checkpoint": True}, {"batch_size": 8}),
     ({"version": "v2", "image_size": 128}, {"batch_size": 4, "condition_steps": 1}),
 ]
