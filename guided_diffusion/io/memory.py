@@ -35,15 +35,15 @@ def free_memory():
 
 def _free_in(group):
     """The bytes that a control group may still take, of either version of them; None without a limit."""
-    for limit, used, name in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    for limit, used, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         numbers = numbers_in(group, limit, used)
         if len(numbers) == 2:
-            pages = re.search(rf"^{name} (\d+)$", text_in(group, "memory.stat"), re.MULTILINE)
-            freed = int(pages[1]) if pages else 0  # files' pages are given up where memory is needed
-            return max(0, numbers[0] - numbers[1] + freed)
+            # Pages of files count as used, but are given up where memory is needed.
+            pages = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", text_in(group, "memory.stat"), re.MULTILINE)
+            return max(0, numbers[0] - numbers[1] + sum(map(int, pages)))
     return None
 
 

@@ -49,7 +49,14 @@ def test_room(monkeypatch):
 @pytest.mark.parametrize(
     ("files", "free"),
     [
-        ({"job/memory.max": "9000", "job/memory.current": "5000", "job/memory.stat": "a 1\ninactive_file 300\n"}, 4300),
+        (
+            {
+                "job/memory.max": "9000",
+                "job/memory.current": "5000",
+                "job/memory.stat": "x 1\ninactive_file 200\nactive_file 100\n",
+            },
+            4300,
+        ),
         ({"memory.max": "9000", "memory.current": "5000", "job/memory.max": "max", "job/memory.current": "9"}, 4000),
         ({"memory.max": "9000", "memory.current": "9500"}, 0),
         (
