@@ -27,7 +27,14 @@ LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the
 OLDER = {
     "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "nbp_factor": "sigmoid"},
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
-    "train": {"augment": "none", "dice_steps": 0, "slices": "all", "crop": False, "ema_warmup": True},
+    "train": {
+        "augment": "none",
+        "dice_steps": 0,
+        "slices": "all",
+        "crop": False,
+        "crop_foreground": "pixel",
+        "ema_warmup": True,
+    },
 }
 WHO = "was trained with"  # the beginning of a message
 PLAIN_TYPES = (str, int, float, bool, type(None))
