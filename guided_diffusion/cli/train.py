@@ -163,6 +163,7 @@ def build_watch(run, diffusion, processes):
     if run.validation is None:
         return None
     settings, dataset = run.settings, run.validation.dataset
+    at_once = settings.train.microbatch if settings.train.microbatch > 0 else settings.train.batch_size
     validation = Validation(
         dataset,
         spread_cases(dataset, settings.train.val_cases),
@@ -173,7 +174,7 @@ def build_watch(run, diffusion, processes):
         version=settings.model.version,
         seed=settings.train.seed,
         processes=processes,
-        rows=settings.train.microbatch if settings.train.microbatch > 0 else None,  # as many as training itself
+        rows=2 * at_once,  # without gradients two need less memory than one does in training
         train=run.config["train"],
     )
     best = processes.from_first(lambda: CheckpointFolder(run.folder).best_so_far(run.start))

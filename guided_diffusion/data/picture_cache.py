@@ -13,8 +13,9 @@ from ..io.files import check_writable, remove_temporaries
 from ..io.volume_formats import is_volume_path
 from ..runtime.console import console, counted
 from ..runtime.errors import UserError
+from ..runtime.version import VERSION
 from .loader_checks import is_ours
-from .volume_cache import IDLE_SECONDS, CacheFull, array_name, fingerprint, size_text, write_array
+from .volume_cache import IDLE_SECONDS, CacheFull, array_name, fingerprint, read_array, size_text, write_array
 
 LAYOUT = "1"  # the version of the files; a new one makes caches on disk stale
 FREE_SHARE, FREE_BYTES = 0.1, 20e9  # of the disk, the smaller of which stays free
@@ -24,8 +25,8 @@ def use_picture_cache(dataset, folder, *, asked=True, show=True):
     """Let a data set of pictures keep its items in `folder`, each from its first use on.
 
     A data set of volumes stays unchanged, and one whose loader sets no `cache_version`.
-    asked: whether the user named the folder, so that one which is not writable raises `UserError`; else a warning says
-    that nothing is kept. show: whether to print.
+    asked: whether the user named the folder, so that one which is not writable and holds nothing raises `UserError`;
+    else a warning says that nothing more is kept. show: whether to print.
     """
     if not all(_is_picture(case) for case in dataset.cases):
         return
@@ -37,10 +38,13 @@ def use_picture_cache(dataset, folder, *, asked=True, show=True):
     try:
         check_writable(folder, "--cache_dir")
     except UserError as error:
-        if asked:
+        is_filled = next(folder.glob("??/*.npy"), None) is not None  # by others, or before the disk was full
+        if asked and not is_filled:
             raise
+        dataset.pictures = PictureCache(folder, writes=False) if is_filled else None
         if show:
-            console().warning(f"warning: {error}; until then each epoch decodes the pictures again")
+            which = "pictures that are not in it are" if is_filled else "each picture is"
+            console().warning(f"warning: {error}; until then {which} decoded at each use")
         return
     dataset.pictures = PictureCache(folder)
     if show:
@@ -77,12 +81,15 @@ class PictureCache:
     Nothing is kept in memory: the system's file cache serves all processes, and gives memory back when it is needed.
     """
 
-    def __init__(self, folder):
-        self.folder, self.writes = folder, True
+    def __init__(self, folder, writes=True):
+        self.folder, self.writes = folder, writes
         self._paths, self._texts = {}, None
 
     def __getstate__(self):
-        return {"folder": self.folder}  # a copy in another process computes the paths that it needs
+        return {
+            "folder": self.folder,
+            "writes": self.writes,
+        }  # a copy in another process computes the paths that it needs
 
     def __setstate__(self, state):
         self.__init__(**state)
@@ -90,17 +97,17 @@ class PictureCache:
     def get(self, dataset, case):
         """What `SegmentationDataset.show` gives for the case, to the bit."""
         path = self._path(dataset, case)
-        try:
-            record = np.load(path)
-        except (OSError, ValueError, EOFError):  # missing or damaged
+        record = read_array(path)
+        if record is None or not may_be_record(record, dataset):
             record = record_of(dataset, case)
             if self.writes:
                 self._write(path, record)
-        return item_of(record[0], dataset, case)
+        return item_of(np.array(record)[0], dataset, case)
 
     def _write(self, path, record):
         try:
-            usage = shutil.disk_usage(self.folder)
+            path.parent.mkdir(parents=True, exist_ok=True)  # the user may have removed the whole folder meanwhile
+            usage = shutil.disk_usage(path.parent)
             if usage.free - record.nbytes < min(FREE_SHARE * usage.total, FREE_BYTES):
                 raise CacheFull(f"{self.folder}: has only {size_text(usage.free)} free")
             write_array(path, record)
@@ -133,12 +140,12 @@ def form_text(dataset):
 def settings_text(dataset):
     """Text of all else that the items depend on, beside their files.
 
-    Masks are compared with those of other cases, so their foreground and palette count. So do the decoders' versions,
-    whose rounding differs, and the files of a user's own loader and of its bases.
+    Masks are compared with those of other cases, so their foreground and palette count. So do the versions of this
+    program and of the decoders, whose rounding differs, and the files of a user's own loader and of its bases.
     """
     foreground = dataset.foreground.foreground if len(dataset.class_names) == 1 and dataset.foreground else None
     palette = None if dataset.classes.is_binary else {c: number for c, (number, _) in dataset.palette.items()}
-    values = (LAYOUT, version_of(dataset), dataset.kept_values(), dataset.image_channels)
+    values = (LAYOUT, VERSION, version_of(dataset), dataset.kept_values(), dataset.image_channels)
     values += (dataset.declared_labels, foreground, palette)
     own = [cls for cls in type(dataset).__mro__ if not is_ours(cls)]
     files = [fingerprint(path) for path in sorted(set(filter(None, map(_file_of, own))))]
@@ -179,6 +186,27 @@ def record_of(dataset, case):
     for name, part in parts.items():
         record[name][0] = part
     return record
+
+
+def may_be_record(array, dataset):
+    """Whether an array is one that `record_of` may have made for this data set. In a shared folder it may be anybody's,
+    under this name."""
+    if array.shape != (1,) or "size" not in (array.dtype.names or ()):
+        return False
+    parts = {name: (array.dtype[name].base, array.dtype[name].shape) for name in array.dtype.names}
+    if parts.pop("size") != (np.int32, (2,)):
+        return False
+    side, channels, size = dataset.image_size, dataset.image_channels, array["size"][0].tolist()
+    raw, image = parts.pop("raw", None), parts.pop("image", None)
+    if raw is None:
+        size, is_image = (side, side), image == (np.float32, (channels, side, side))
+    else:
+        is_image = image is None and raw in [(kind, (channels, *size)) for kind in (np.uint8, np.float32)]
+    row = (max(side, size[0]), -(-max(side, size[1]) // 8))  # of bits
+    raters = parts["mask"][1][:1] if "mask" in parts else ()
+    masks = {"mask": len(dataset.class_names)} if dataset.need_masks else {}
+    masks |= {"known": 1} if masks and dataset.ignore_label else {}
+    return is_image and parts == {name: (np.uint8, (*raters, count, *row)) for name, count in masks.items()}
 
 
 def item_of(record, dataset, case):

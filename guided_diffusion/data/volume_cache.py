@@ -110,8 +110,9 @@ class VolumeStore:
         write_array(self._path(entry), entry.decode(entry.files))
 
     def _open(self, entry):
-        with suppress(OSError, ValueError, EOFError):  # missing or damaged
-            return np.load(self._path(entry), mmap_mode="r")
+        found = read_array(self._path(entry))
+        if found is not None:
+            return found
         self.make(entry)
         return np.load(self._path(entry), mmap_mode="r")
 
@@ -151,6 +152,17 @@ def write_array(path, array):
         if other != path:
             with suppress(OSError):  # removed by another process, or on Windows still in use
                 other.unlink()
+
+
+def read_array(path):
+    """The array in a file of a cache, read-only and memory-mapped; None where it is missing, damaged or no array.
+
+    It may be anybody's, in a shared folder: objects, which could run code, are not read.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # a damaged header raises nearly anything
+        return None
 
 
 def fingerprint(path):

@@ -1,8 +1,10 @@
 """The memory that decoding a file takes, checked against the free memory before anything is decoded."""
 
 import math
+import re
 from pathlib import Path
 
+from ..runtime.control_groups import numbers_in, own_groups, text_in
 from ..runtime.errors import UserError
 
 NEGLIGIBLE = 2**28  # bytes that are not worth a check
@@ -27,14 +29,22 @@ def free_memory():
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
     except (OSError, KeyError, ValueError):
         pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        lines = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        found.append(limit - used + int(lines["inactive_file"]))  # files' pages are given up where memory is needed
-    except (OSError, KeyError, ValueError):  # "max" is no number: there is no limit
-        pass
+    found += [free for free in map(_free_in, own_groups("memory")) if free is not None]
     return min(found, default=None)
+
+
+def _free_in(group):
+    """The bytes that a control group may still take, of either version of them; None without a limit."""
+    for limit, used, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        numbers = numbers_in(group, limit, used)
+        if len(numbers) == 2:
+            # Pages of files count as used, but are given up where memory is needed.
+            pages = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", text_in(group, "memory.stat"), re.MULTILINE)
+            return max(0, numbers[0] - numbers[1] + sum(map(int, pages)))
+    return None
 
 
 def free_memory_on(device, sharing=1):
@@ -43,6 +53,7 @@ def free_memory_on(device, sharing=1):
     if device.type == "cuda":
         import torch  # not at the top: readers of files do without it, and so does --help
 
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return torch.cuda.mem_get_info(device)[0] + held
     free = free_memory()
     return math.inf if free is None else free // sharing

@@ -81,8 +81,18 @@ def check_path(flag, path):
 
 
 def cache_root():
-    """The cache's folder: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder."""
-    return Path(os.environ.get("MEDSEGDIFF_CACHE") or Path.home() / ".cache" / "medsegdiff")
+    """The cache's folder: $MEDSEGDIFF_CACHE, else .cache/medsegdiff in the home folder.
+
+    It is made here, for its user alone: what is fetched and decoded there are patients' data. Raises `UserError` where
+    the user has no home folder.
+    """
+    try:
+        root = Path(os.environ.get("MEDSEGDIFF_CACHE") or Path.home() / ".cache" / "medsegdiff")
+    except RuntimeError:  # a user number without a name, as containers have
+        raise UserError("no home folder is known; set the environment variable MEDSEGDIFF_CACHE to a folder") from None
+    with suppress(OSError):  # whoever writes to it says so
+        root.mkdir(mode=0o700, parents=True)
+    return root
 
 
 def cached(path):

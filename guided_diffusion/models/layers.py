@@ -1,7 +1,7 @@
 """The networks' primitives: embeddings, norms, convolutions, space to depth, and how layers are computed."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,24 @@ def without_autocast(device_type):
     if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(device_type):
         return nullcontext()  # an exported graph is in float32, and would keep the context as an operation
     return torch.autocast(device_type, enabled=False)
+
+
+def without_tf32(device_type):
+    """A context in which a GPU's float32 convolutions keep all bits of their inputs; by default torch drops 13 of 23.
+
+    A compiled network cannot change this as it runs: see `parallel.compiled`.
+    """
+    is_graph = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return nullcontext() if device_type != "cuda" or is_graph else _without_tf32()
+
+
+@contextmanager
+def _without_tf32():
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def at_least_float32(x):

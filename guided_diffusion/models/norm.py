@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from .layers import at_least_float32, is_channels_last
 
@@ -40,13 +41,16 @@ def group_norm(channels, smallest_group=4):
 
 def _normalised(x, weight, bias, groups, eps, silu, dtype):
     """(the result in `dtype`, the means [N, G], the inverse deviations [N, G])."""
-    y, mean, rstd = torch.native_group_norm(_as_kernel_input(x), weight, bias, *_map_sizes(x), groups, eps)
+    y, mean, rstd = torch.native_group_norm(_as_kernel_input(x, dtype), weight, bias, *_map_sizes(x), groups, eps)
     return (F.silu(y, inplace=True) if silu else y).to(dtype), mean, rstd
 
 
-def _as_kernel_input(x):
-    """x as torch's kernels take it: in float32 except on a CPU, whose kernels compute in it anyway."""
-    return x.contiguous(memory_format=_order(x)) if x.device.type == "cpu" else at_least_float32(x).contiguous()
+def _as_kernel_input(x, dtype):
+    """x as torch's kernels take it for a result of `dtype`: in float32 except on a CPU, whose kernels compute in it
+    anyway and round the result to their input's dtype."""
+    if x.device.type == "cpu":
+        return x.to(dtype).contiguous(memory_format=_order(x))
+    return at_least_float32(x).contiguous()
 
 
 def _order(x):
@@ -67,9 +71,10 @@ class _GroupNormSiLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        order, values = _order(x), _as_kernel_input(x)
+        order, values = _order(x), _as_kernel_input(x, grad.dtype)
         grad = grad.to(dtype=values.dtype, memory_format=order)
         if order == torch.channels_last and x.numel() > CHUNK:
             gradients = _channels_last_gradients(grad, x, weight, bias, mean, rstd, ctx.silu)

@@ -114,7 +114,12 @@ def load_optimizer_state(model, optimizer, state):
     groups = [{**group, "params": names} for group in state["param_groups"]]  # there is one
     state = {numbers.get(key, key): values for key, values in state["state"].items()}
     options = StateDictOptions(full_state_dict=any(map(in_shards, model.parameters())), strict=False)
+    fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in fixed:  # torch would drop their moments, which the checkpoint of a run at once has
+        parameter.requires_grad_(True)
     set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+    for parameter in fixed:
+        parameter.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name not in state:  # not trained yet; torch has added moments
             optimizer.state.pop(parameter, None)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import checkpointed, conv3x3, heads_of, map_of, without_autocast, zeroed
+from .layers import checkpointed, conv3x3, heads_of, map_of, without_autocast, without_tf32, zeroed
 from .norm import group_norm
 
 
@@ -272,5 +272,5 @@ class Head(nn.Module):
 
         The convolution itself is in float32: half precision of eps at the noisiest t is an error of 0.26 in x_0.
         """
-        with without_autocast(x.device.type):
+        with without_autocast(x.device.type), without_tf32(x.device.type):
             return self.conv(self.norm(x, silu=True, float32=True))

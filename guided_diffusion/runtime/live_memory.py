@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 from .console import console
 from .errors import UserError
 
-# What is taken beside the tensors, by factor and bytes: measured on a CPU, with 32 and 64 channels at 64 and 128 pixels;
-# a guess for GPUs. On a CPU it is the holes between blocks in glibc's heap, and the code of convolutions. On a GPU it is
-# the holes in torch's blocks, which are rounded, and the context with the workspaces of cuDNN and cuBLAS.
+# What is taken beside the tensors, by factor and bytes: measured on a CPU, with 32 and 64 channels at 64 and 128
+# pixels; a guess for GPUs. On a CPU it is the holes between blocks in glibc's heap, and the code of convolutions. On a
+# GPU it is the holes in torch's blocks, which are rounded, and the context with the workspaces of cuDNN and cuBLAS.
 HOLES = {"cpu": 1.22, "cuda": 1.1, "mps": 1.22}
 HOLES_RECOMPUTING = {"cpu": 1.4, "cuda": 1.15, "mps": 1.4}  # with activation checkpointing: sizes alternate more
 CODE = {"cpu": 50 * 2**20, "cuda": 600 * 2**20, "mps": 50 * 2**20}

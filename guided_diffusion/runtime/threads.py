@@ -2,7 +2,9 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
+
+from .console import console, counted
+from .control_groups import MOUNTED, OWN, numbers_in, own_groups
 
 MAX_THREADS = 1024
 
@@ -12,10 +14,13 @@ def use_threads(threads):
 
     0: as many as `OMP_NUM_THREADS` says (torchrun sets it to 1 for several processes), else torch's own number, at
     most `usable_cores`. Torch counts the cores of the machine. Where a container may use two of them, its threads wait
-    for one another's turn.
+    for one another's turn: a warning names a `--threads` above `usable_cores`.
     """
     import torch  # which takes seconds, and other users of this module do without it
 
+    if threads > usable_cores():
+        cores = counted(usable_cores(), "core")
+        console().warning(f"warning: --threads {threads}: a process here may use {cores}; more threads are much slower")
     if not threads and not os.environ.get("OMP_NUM_THREADS"):
         threads = min(torch.get_num_threads(), usable_cores())
     if threads:
@@ -34,36 +39,18 @@ def usable_cores():
     return max(1, int(cores))
 
 
-def cpu_quota(mounted=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
+def cpu_quota(mounted=MOUNTED, own=OWN):
     """The processors' time that the process's control groups allow it, in cores; None without a limit.
 
-    Both versions of control groups are read, in the group itself and in those around it. mounted: the folder of the
-    control groups. own: the file that names the process's.
+    mounted, own: see `control_groups.own_groups`.
     """
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return None
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mounts = (mounted / controllers, mounted / "cpu") if controllers else (mounted,)
-        for mount in mounts:
-            group = mount / path.lstrip("/")
-            if ".." in Path(path).parts:  # outside this container, which sees its own group as the topmost
-                group = mount
-            around = [group, *group.parents]
-            quotas += filter(None, map(_quota_of, around[: around.index(mount) + 1]))
-    return min(quotas, default=None)
+    return min(filter(None, map(_quota_of, own_groups("cpu", mounted, own))), default=None)
 
 
 def _quota_of(group):
     """The quota in the folder of a control group, in cores; None without one."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):
-            numbers = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
-            quota, period = map(int, numbers)  # "max" for no limit, or -1
-            return quota / period if quota > 0 and period > 0 else None
+        numbers = numbers_in(group, *names)
+        if len(numbers) == 2 and min(numbers) > 0:  # -1 is no limit
+            return numbers[0] / numbers[1]
     return None

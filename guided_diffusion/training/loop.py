@@ -188,6 +188,7 @@ class TrainLoop:
             if self.processes.is_first:
                 self.checkpoints.forget_stage()
             return
+        self._call_hooks()  # a step that was not finite ends the run before it is written
         checkpoint = self.checkpoint()
         if self.processes.is_first:
             where = self.checkpoints.save_stage(checkpoint)

@@ -92,7 +92,11 @@ def ready_for_calls(losses):
 
 
 def compiled(model):
-    """A shallow copy of the network, with the same weights, that compiles `encode` and `forward` when first called."""
+    """A shallow copy of the network, with the same weights, that compiles `encode` and `forward` when first called.
+
+    From here on no convolution of this process rounds to TF32, as a compiled `Head` cannot turn it off for itself.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     fast = copy.copy(model)
     fast.encode, fast.forward = (torch.compile(part, dynamic=False) for part in (model.encode, model.forward))

@@ -1,5 +1,6 @@
 """The memory of a training step, estimated before anything is built, and what a run does where it is too little."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.memory import free_memory_on
 from ..models.medsegdiff import build_model, unet_shape
+from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError
 from ..runtime.live_memory import estimating, followed_on, gigabytes, with_overhead, without_values
@@ -122,12 +124,12 @@ def _lay_out(model, order):
 
 
 def estimate_line(run, device):
-    """A line on the memory that the run needs in one process, and what is free, for --dry_run."""
-    train, free = run.settings.train, free_memory_on(device)
+    """A line on the memory of the run in one process, and on what it does where that is too little, for --dry_run."""
+    train = run.settings.train
     items = min(train.microbatch, train.batch_size) if train.microbatch > 0 else train.batch_size
     with estimating(device):
-        need = StepMemory(run, device).need(items)
-        return f"memory: about {gigabytes(need)} of {gigabytes(free)} free on {device.type}"
+        _, line, refusal = _decide_by_estimate(run, device, free_memory_on(device), StepMemory(run, device), items)
+        return refusal or line
     return "memory: not estimated"
 
 
@@ -165,9 +167,9 @@ def _decide(run, device, free, share):
 def _decide_by_estimate(run, device, free, memory, items):
     train = run.settings.train
     need, usable = memory.need(items), USABLE * free
-    line = f"memory: about {gigabytes(need)} of {gigabytes(free)} free on {device.type}"
     if need <= usable:
-        return 0, line, ""
+        known = "" if math.isinf(free) else f" of {gigabytes(free)} free"
+        return 0, f"memory: about {gigabytes(need)}{known} on {device.type}", ""
     most = memory.most_items(usable, items)
     if most and train.microbatch == -1:
         line = f"memory: {items} images at once need about {gigabytes(need)}, and {gigabytes(free)} are free on "
@@ -175,11 +177,12 @@ def _decide_by_estimate(run, device, free, memory, items):
         return most, line, ""
     flags = f"--batch_size {train.batch_size}" if train.microbatch == -1 else f"--microbatch {train.microbatch}"
     text = f"{flags}: a training step needs about {gigabytes(need)} of memory, and {gigabytes(free)} are free on "
-    return 0, line, f"{text}{device.type}; {_remedy(run, device, usable, items, most)}"
+    return 0, "", f"{text}{device.type}; {_remedy(run, device, usable, items, most)}"
 
 
 def _remedy(run, device, usable, items, most):
     """What would fit, for a message."""
+    console().info("memory: looking for what fits; this takes seconds for each size that is tried")
     if most:
         return f"give --microbatch {most}"
     if run.start is None and not run.settings.model.use_checkpoint:

@@ -328,7 +328,7 @@ def data_of(options, name):
 def machine():
     """The kind of machine that times belong to."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return machine_kind(pick_precision("auto", device))
+    return machine_kind(pick_precision("auto", device), device)
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import cpu_name, peak_memory, ratio, time_by_turns
+from measuring import cpu_name, once, peak_memory, ratio, time_by_turns
 from speed import Speed, prepared
-from torch.utils.benchmark import Timer
 from workloads import FAST
 
 from guided_diffusion.cli.demo import MODEL
@@ -121,7 +120,7 @@ def sampling(tiny):
         speed.answer()
     published = prepared(ShownSpeed, f"--version v1 --recipe published {SIZES[tiny]}".split())
     plan = published.bench.plan(sampler="ddpm")
-    seconds = Timer("draw()", globals={"draw": lambda: published.bench.draw(FAST, plan)}).timeit(1).mean
+    seconds = once(lambda: published.bench.draw(FAST, plan).cpu())
     row(f"v1 published command: {published.options.num_ensemble} members, {plan}", f"{seconds:.4g} s, timed once")
 
 
@@ -203,7 +202,7 @@ def run_together(command, folder, seconds=35):
     logs = [folder / f"{rank}.log" for rank in range(2)]
     children = []
     for rank, log in enumerate(logs):
-        with log.open("w") as out:
+        with log.open("w", encoding="utf-8") as out:
             environment = {**shared, "RANK": str(rank)}
             children.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=ROOT))
     statuses = []
@@ -214,14 +213,18 @@ def run_together(command, folder, seconds=35):
             for one in children:
                 one.kill()
             statuses.append(child.wait())
-    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     reasons = [line for line in lines if "Duplicate GPU" in line] or lines[-1:]
     return statuses, next(iter(reasons), "")
 
 
 def tests(tiny):
     """The tests of the suite that need a GPU."""
-    marked = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    marked = [
+        str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     sys.stderr.write(done.stdout + done.stderr)

@@ -28,11 +28,17 @@ for part in "${parts[@]}"; do
     name=${part%:*} limit=${part#*:}
     [ ${#chosen[@]} = 0 ] || [[ " ${chosen[*]} " == *" $name "* ]] || continue
     [ "$name" = card ] || echo "$name"
-    timeout --kill-after=5 "$limit" "$python" "$root/scripts/benchmarks/gpu_check.py" "$name" ${tiny[@]+"${tiny[@]}"} 2>"$log"
-    status=$?
+    {  # the shell's own line about a killed child goes to the log too
+        timeout --kill-after=5 "$limit" "$python" "$root/scripts/benchmarks/gpu_check.py" "$name" ${tiny[@]+"${tiny[@]}"}
+        status=$?
+    } 2>"$log"
     if [ $status != 0 ]; then
         failed=1
-        [ $status = 124 ] && why="took longer than $limit s" || why="status $status: $(grep -v '^ *$' "$log" | tail -n 1)"
+        case $status in
+            124) why="took longer than $limit s" ;;
+            137) why="killed: by the system, or since it went on after its limit of $limit s" ;;
+            *) why="status $status: $(grep -v '^ *$' "$log" | tail -n 1)" ;;
+        esac
         echo "  $name failed: $why"
     fi
 done

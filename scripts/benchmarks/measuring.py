@@ -6,6 +6,7 @@ import gc
 import platform
 import resource
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,10 +20,10 @@ ROUND_SECONDS = 0.2  # a call is repeated within a round until this much time ha
 MATMUL_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # sides of square matrices
 
 
-def machine_kind(precision):
+def machine_kind(precision, device):
     """The kind of machine that times belong to: the GPU's name, or the processor, its threads and the precision."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{cpu_name()}, {torch.get_num_threads()} threads, {precision}"
 
 
@@ -67,6 +68,13 @@ def time_by_turns(calls, rounds, device):
     return timings
 
 
+def once(call):
+    """The seconds of a single call that returns when its result is there. torch's timer would warm up with two more."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
 def ratio(slow, fast):
     """How many times faster the `Timing` `fast` is: (of the medians, least of a round, most of a round)."""
     each = [a / b for a, b in zip(slow.rounds, fast.rounds, strict=True)]
@@ -74,12 +82,17 @@ def ratio(slow, fast):
 
 
 def matmul_peak(precision, device):
-    """The most FLOP/s that products of square matrices reach here in this precision."""
+    """The most FLOP/s that products of square matrices reach here in this precision.
+
+    In fp32 they round to TF32 on a GPU if convolutions do; torch lets convolutions alone do so by default.
+    """
     dtype, best = AUTOCAST_DTYPES.get(precision, torch.float32), 0.0
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     for size in MATMUL_SIZES[device.type]:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
         best = max(best, 2 * size**3 / min(timer.blocked_autorange(min_run_time=ROUND_SECONDS).times))
+    torch.backends.cuda.matmul.allow_tf32 = False
     return best
 
 
@@ -105,13 +118,20 @@ def peak_memory(call, device):
 
 
 def _peak_resident():
+    """The process's peak resident size in bytes."""
+    if Path("/proc/self/status").exists():  # Linux: `ru_maxrss` keeps the peak of a thread that has ended
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
 
 
 def resident_size():
     """The process's resident size in bytes (Linux)."""
+    return _status("VmRSS")
+
+
+def _status(name):
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmRSS")
+    raise OSError(f"/proc/self/status has no {name}")

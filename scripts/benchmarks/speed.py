@@ -121,6 +121,8 @@ def prepared(kind, argv):
     if max(numbers("sampling_steps", options.sampling_steps, int)) >= diffusion.diffusion_steps:
         raise UserError(f"--sampling_steps {options.sampling_steps}: must be below T = {diffusion.diffusion_steps}")
     device = pick_device(device_options.gpu_dev, "gpu_dev" in given)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the timer waits for the current one
     if options.keep_memory:
         keep_freed_memory()
     return kind(options, network, diffusion, device, pick_precision(device_options.precision, device))
@@ -135,7 +137,7 @@ class Speed:
         self.counts = count(network, options.image_channels)
         self.bench = None
         self.result = {
-            "machine": machine_kind(precision),
+            "machine": machine_kind(precision, device),
             "torch": torch.__version__,
             "load": round(os.getloadavg()[0], 2),  # above 0 before the run began: others' work
             "settings": dataclasses.asdict(options) | dataclasses.asdict(network),

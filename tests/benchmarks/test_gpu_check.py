@@ -26,11 +26,12 @@ def check(monkeypatch):
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
-    """A function that runs the script with a python that finds no GPU, and fails in the part `sampling`."""
+    """A function that runs the script with a python without a GPU, killed in `memory`, which fails in `sampling`."""
     python = tmp_path / "python"
     python.write_text(
         '#!/bin/sh\n[ $1 = -c ] && exit 1\necho "  ran $2 $3"\n'
         "[ $2 != sampling ] || { echo 'a traceback'; echo 'CudaError: no'; exit 3; } >&2\n"
+        "[ $2 != memory ] || kill -9 $$\n"
     )
     python.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(python))
@@ -53,6 +54,7 @@ def test_a_part_that_fails_is_one_line_and_the_others_go_on(run_script):
     done = run_script("--tiny")
     assert done.returncode == 1 and done.stderr == ""
     assert re.findall(r"  ran (\w+) --tiny", done.stdout) == [name for name, _ in PARTS]
+    assert "  memory failed: killed: by the system, or since it went on after its limit of 30 s\n" in done.stdout
     assert "  sampling failed: status 3: CudaError: no\n" in done.stdout and "a traceback" not in done.stdout
     done = run_script("--tiny", "tests", "card")
     assert (done.returncode, done.stdout) == (0, "  ran card --tiny\ntests\n  ran tests --tiny\n")
@@ -71,6 +73,18 @@ def test_memory_and_measured_calls_are_rows(check, capsys):
     figures = r"tensors [\d.e-]+ GB; estimate of the process [\d.]+ GB"
     assert re.fullmatch(rf"  v1 training step, 2 images, peak memory +{figures}", rows[0])
     assert rows[1].startswith("  v2 ") and re.fullmatch(r"  v1 step, fast +[\d.e-]+ s, \d+% of the fp32 peak", rows[2])
+
+
+def test_the_published_command_runs_once(check, monkeypatch, capsys):
+    drawn, workloads = [], importlib.import_module("workloads")
+    monkeypatch.setattr(check.ShownSpeed, "denoising", lambda speed: None)
+    monkeypatch.setattr(check.ShownSpeed, "answer", lambda speed: None)
+    draw = workloads.NetworkBench.draw
+    monkeypatch.setattr(workloads.NetworkBench, "draw", lambda *rest: drawn.append(rest) or draw(*rest))
+    check.sampling(True)
+    (row,) = capsys.readouterr().out.splitlines()
+    assert len(drawn) == 1
+    assert re.fullmatch(r"  v1 published command: 5 members, ddpm, 20 steps +[\d.]+ s, timed once", row)
 
 
 def test_differences_of_two_precisions(check):

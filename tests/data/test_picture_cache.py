@@ -18,6 +18,7 @@ from guided_diffusion.data.picture_cache import use_picture_cache
 from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.data.resizing import View
 from guided_diffusion.io import images
+from guided_diffusion.io.files import check_writable
 from guided_diffusion.runtime.errors import UserError
 
 SIZES = [(40, 32), (32, 32), (20, 50)]  # (H, W): one is the network's
@@ -150,6 +151,57 @@ def test_damaged_and_removed_files_of_the_cache_are_made_anew(pictures, tmp_path
     assert {path.stat().st_size for path in paths} == set(sizes.values())
 
 
+def test_the_whole_folder_may_be_removed_during_a_run(pictures, tmp_path, capsys):
+    folder, plain = tmp_path / "cache", items(load(pictures))
+    dataset = load(pictures, folder=folder)
+    items(dataset)
+    shutil.rmtree(folder)
+    assert_same_items(items(dataset), plain)
+    assert len(files(folder)) == len(plain) and "warning" not in capsys.readouterr().out
+
+
+def other_record(path, record):
+    np.save(path, record[["image", "size"]])
+
+
+def without_shape(path, record):
+    np.save(path, record["image"])
+
+
+def an_archive(path, record):
+    with open(path, "wb") as file:
+        np.savez(file, record=record)
+
+
+def too_large(path, record):
+    with open(path, "wb") as file:
+        header = {"descr": record.dtype.descr, "fortran_order": False, "shape": (10**9,)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def of_objects(path, record):
+    np.save(path, np.array([print], object), allow_pickle=True)
+
+
+def of_another_size(path, record):
+    odd = np.zeros(1, [("image", "<f4", (3, 9, 9)), ("size", "<i4", (2,)), ("mask", "u1", (1, 1, 9, 2))])
+    np.save(path, odd)
+
+
+OTHERS = [other_record, without_shape, an_archive, too_large, of_objects, of_another_size]
+
+
+def test_a_strangers_file_under_the_name_of_an_item_is_made_anew(pictures, tmp_path):
+    folder, plain = tmp_path / "cache", items(load(pictures))
+    items(load(pictures, folder=folder))
+    path = folder / files(folder)[0]
+    good, record = path.read_bytes(), np.load(path)
+    for write in OTHERS:
+        write(path, record)
+        assert_same_items(items(load(pictures, folder=folder)), plain)
+        assert path.read_bytes() == good, write.__name__
+
+
 def test_a_damaged_picture_is_named_and_leaves_nothing(tmp_path, truncate):
     data, folder = tmp_path / "data", tmp_path / "cache"
     write_folder(data, 2)
@@ -187,7 +239,22 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_only_where_it_was_named(
     with pytest.raises(UserError, match="file/cache: cannot be written to .*--cache_dir"):
         use_picture_cache(dataset, tmp_path / "file" / "cache")
     use_picture_cache(dataset, tmp_path / "file" / "cache", asked=False)
-    assert "each epoch decodes the pictures again" in capsys.readouterr().out and dataset.pictures is None
+    assert "each picture is decoded at each use" in capsys.readouterr().out and dataset.pictures is None
+
+
+def test_a_filled_folder_that_cannot_be_written_to_is_read(pictures, tmp_path, capsys, decoded, monkeypatch):
+    """That of a colleague, or one on a disk that is full by now."""
+    folder, plain = tmp_path / "cache", items(load(pictures))
+    items(load(pictures, folder=folder))
+    (folder / sorted(files(folder))[0]).unlink()
+    monkeypatch.setattr(picture_cache, "check_writable", lambda *_: check_writable(dataset.cases[0].images[0]))
+    dataset = load(pictures)
+    use_picture_cache(dataset, folder)
+    assert "warning:" in (line := capsys.readouterr().out) and "not in it are decoded at each use" in line
+    assert dataset.foreground
+    decoded.clear()
+    assert_same_items(items(pickle.loads(pickle.dumps(dataset))), plain)
+    assert len(decoded) > 0 and len(files(folder)) == len(plain) - 1
 
 
 def _use(data, folder, barrier):

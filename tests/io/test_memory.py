@@ -12,6 +12,7 @@ from guided_diffusion.io import memory, nifti_header
 from guided_diffusion.io.files import read_npz, read_npz_headers
 from guided_diffusion.io.memory import check_room, free_memory
 from guided_diffusion.io.nifti import read_nifti, read_nifti_header, read_nifti_labels
+from guided_diffusion.runtime.control_groups import own_groups
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -43,6 +44,36 @@ def test_room(monkeypatch):
         check_room("a.png", "9x9 pixels", 2**40)
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # the system does not say
     check_room("a.png", "9x9 pixels", 2**40)
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        (
+            {
+                "job/memory.max": "9000",
+                "job/memory.current": "5000",
+                "job/memory.stat": "x 1\ninactive_file 200\nactive_file 100\n",
+            },
+            4300,
+        ),
+        ({"memory.max": "9000", "memory.current": "5000", "job/memory.max": "max", "job/memory.current": "9"}, 4000),
+        ({"memory.max": "9000", "memory.current": "9500"}, 0),
+        (
+            {"memory/job/memory.limit_in_bytes": "9000", "memory/job/memory.usage_in_bytes": "5000"}
+            | {"memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 200\n"},
+            4200,
+        ),
+    ],
+)
+def test_the_limit_of_a_container_or_a_job(tmp_path, monkeypatch, files, free):
+    """Of either version of control groups, and of a group around the process's own, as batch systems make them."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text("4:memory:/job\n0::/job\n")
+    monkeypatch.setattr(memory, "own_groups", lambda controller: own_groups(controller, tmp_path, tmp_path / "own"))
+    assert free_memory() == free
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 10000), (1024, 1024, 2000), (30000, 30000, 30000), (40, 40, 5)], ids=str)

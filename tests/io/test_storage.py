@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import processes
@@ -10,7 +11,7 @@ from conftest import FAST, SCRIPTS, TINY, FolderStore, files, rows, strict_json,
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.io.files import temporary_name
-from guided_diffusion.io.storage import WorkFolder, cached, fetch_folder, folder_digest
+from guided_diffusion.io.storage import WorkFolder, cache_root, cached, fetch_folder, folder_digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.loop import TrainLoop
 
@@ -317,6 +318,21 @@ def test_training_data_in_a_store(script, blobs, pictures, tmp_path, capsys):
     out = ["--out_dir", tmp_path / "results"]
     script("segmentation_sample", ["--model_path", checkpoint, "--data_dir gs://bucket/data/Train", *out, FAST])
     assert "4 of 4 cases were trained on" in capsys.readouterr().out
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")  # as for a user of a container without a name
+
+
+def test_the_cache_is_made_for_its_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEGDIFF_CACHE", str(tmp_path / "a" / "cache"))
+    assert stat.S_IMODE(cache_root().stat().st_mode) == 0o700
+    cache_root().chmod(0o750)  # as a user shares it
+    assert stat.S_IMODE(cache_root().stat().st_mode) == 0o750
+    monkeypatch.delenv("MEDSEGDIFF_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match="no home folder is known; set the environment variable MEDSEGDIFF_CACHE"):
+        cache_root()
 
 
 @pytest.mark.parametrize(

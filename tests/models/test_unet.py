@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guided_diffusion.models.unet import (
     Block,
@@ -181,14 +182,24 @@ def test_head_starts_at_zero_and_answers_in_float32():
         assert perturb(head)(torch.randn(1, 8, 4, 4)).dtype == torch.float32
 
 
-def test_the_heads_convolution_is_in_float32_under_autocast():
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_head_is_in_float32_under_autocast(order):
     head = perturb(Head(8, 3))
-    x = torch.randn(2, 8, 6, 6).bfloat16()  # features as autocast leaves them
+    x = torch.randn(2, 8, 6, 6).bfloat16().contiguous(memory_format=order)  # features as autocast leaves them
     with torch.autocast("cpu", torch.bfloat16):
-        h = torch.nn.functional.silu(head.norm(x)).double()
         found = head(x)
-    expected = torch.nn.functional.conv2d(h, head.conv.weight.double(), head.conv.bias.double(), padding=1)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.double(), head.double()(x.double()), atol=1e-5, rtol=0)
+
+
+def test_on_a_gpu_the_heads_convolution_alone_does_not_round_to_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            head = Head(8, 3)
+        head.conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+        head(torch.zeros(2, 8, 6, 6, device="cuda"))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
 
 
 # ---- encoder and decoder ---------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ def quota(tmp_path):
         ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("3:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("", {}, None),
+        ("garbage\n\0\n7\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/a\n", {"a/cpu.max": "many 100000\n", "cpu.max": "0 0\n"}, None),
     ],
 )
 def test_the_quota_of_a_control_group(quota, own, files, cores):
@@ -84,12 +86,13 @@ def test_the_processes_of_a_machine_share_its_cores(pictures, monkeypatch, allow
     ("asked", "variable", "allowed", "used"),
     [(0, None, None, 3), (0, None, 2.5, 2), (0, "3", 2.5, 3), (2, "3", 1, 2), (5, None, 2.5, 5)],
 )
-def test_which_number_of_threads(monkeypatch, asked, variable, allowed, used):
+def test_which_number_of_threads(monkeypatch, capsys, asked, variable, allowed, used):
     monkeypatch.setattr(threads, "cpu_quota", lambda: allowed)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     use_threads(asked)
     assert torch.get_num_threads() == used
+    assert ("warning: --threads" in capsys.readouterr().out) == (asked > (allowed or 8))
 
 
 def test_the_place_of_a_command_names_them():

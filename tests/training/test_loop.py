@@ -470,6 +470,15 @@ def test_a_stage_that_the_time_ended_can_go_on_and_one_that_steps_ended_keeps_no
     assert by_steps.stages.ended == 1 and not (tmp_path / "run" / STAGE).exists()  # it was of the run replaced
 
 
+def test_no_stage_is_kept_after_a_step_that_was_not_finite(loop, monkeypatch, tmp_path, ahead):
+    trainer = loop(model={"version": "v2"}, condition_steps=-1, max_minutes=60, max_steps=9, batch_size=6)
+    poison(trainer, "c4", from_step=0)
+    monkeypatch.setattr(trainer.stages, "is_late", lambda seconds, share=1: trainer.step == 1)
+    with pytest.raises(UserError, match="step 1: .*no checkpoint had been written"):
+        trainer.run()
+    assert not (tmp_path / "run" / STAGE).exists()
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_where_the_rate_is_still_high_the_condition_model_stays_with_its_averaged_weights(loop, tmp_path, resumed):
     """Otherwise they would be lost: the average moves towards the fixed weights."""
