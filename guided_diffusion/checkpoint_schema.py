@@ -32,6 +32,7 @@ OLDER = {
         "dice_steps": 0,
         "slices": "all",
         "crop": False,
+        "crop_foreground": "pixel",
         "ema_warmup": True,
         "soft_masks": False,
     },

@@ -113,6 +113,7 @@ def test_round_trip(content, tmp_path):
         ("train", "ema_warmup", True),
         ("train", "dice_steps", 0),
         ("train", "soft_masks", False),
+        ("train", "crop_foreground", "pixel"),
     ],
 )
 def test_what_is_older_than_an_option_was_trained_without_it(content, tmp_path, group, name, value):

@@ -92,7 +92,7 @@ def unused_flags(*groups):
     for item in (item for group in groups for item in fields(group)):
         for other, allowed in item.metadata["needs"].items():
             if values.get(other, allowed[0]) not in allowed and item.name not in unused:
-                unused[item.name] = f"belongs to --{other} {' or '.join(allowed)}, not {values[other]}"
+                unused[item.name] = f"belongs to --{other} {' or '.join(map(str, allowed))}, not {values[other]}"
     return unused
 
 

@@ -144,8 +144,17 @@ class TrainOptions:
     )
     crop: bool = option(
         False,
-        "train on random squares of --image_size, cut from larger images, instead of resizing images. A third of the "
-        "squares lie around something marked. Sampling then defaults to --tile True",
+        "train on random squares of --image_size, cut from larger images, instead of resizing images. Every third "
+        "holds something marked, see --crop_foreground. Sampling then defaults to --tile True",
+    )
+    crop_foreground: str = option(
+        "class",
+        "what every third square of --crop holds. class: a pixel of a random class that the image has, so that rare "
+        "classes come as often as others; with volumes, of a class that the volume has, from another of its slices "
+        "where need be. none: squares lie anywhere, so probabilities follow the data's own share of foreground. pixel: "
+        "as up to version 0.6.0, whose runs go on with it: by chance a third, of any marked pixel",
+        choices=("class", "none", "pixel"),
+        needs={"crop": (True,)},
     )
     soft_masks: bool = option(
         True,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..runtime.console import console, counted
 from ..runtime.errors import SHARED_MEMORY_FULL, UNSENT, UserError, lost_worker_message, reason_of
 from ..runtime.threads import usable_cores
-from .resizing import crop
+from .crops import TrainingCrops
 
 SLOW_READING = 60  # seconds without a batch, after which a warning says so
 
@@ -135,10 +135,12 @@ class TrainingItems(Dataset):
     """The items of a data set by the keys (index, position) of `TrainingOrder`, cropped and augmented.
 
     (seed, position) alone decide on crop and augmentation. augment: "none", "light" or "strong", see `augment`.
+    crop_foreground: see `TrainingCrops`.
     """
 
-    def __init__(self, dataset, augment, seed):
-        self.dataset, self.augment, self.seed = dataset, None, seed
+    def __init__(self, dataset, augment, seed, crop_foreground="class"):
+        self.dataset, self.augment = dataset, None
+        self.crops = TrainingCrops(dataset, seed, crop_foreground) if dataset.view.keep_size else None
         if augment != "none":
             from .augment import Augmentation  # torchvision takes a second to import
 
@@ -153,21 +155,28 @@ class TrainingItems(Dataset):
 
     def __getitem__(self, key):
         index, position = key
-        item = self.dataset.load_item(index)
-        if self.dataset.view.keep_size:
-            item = crop(item, self.dataset.image_size, self.seed, position)
+        item = self.dataset.load_item(index) if self.crops is None else self.crops.load(index, position)
         return item if self.augment is None else self.augment(item, position)
 
 
 def training_batches(
-    dataset, batch_size, *, seed, start_step=0, num_workers=0, augment="none", share=slice(None), selection=None
+    dataset,
+    batch_size,
+    *,
+    seed,
+    start_step=0,
+    num_workers=0,
+    augment="none",
+    share=slice(None),
+    selection=None,
+    crop_foreground="class",
 ):
     """Return an endless iterator over training batches (see `collate`), which depend on (seed, step) alone.
 
-    augment: see `TrainingItems`. share: see `TrainingOrder`. selection: a `Selection`; None: all items.
+    augment, crop_foreground: see `TrainingItems`. share: see `TrainingOrder`. selection: a `Selection`; None: all.
     """
     order = TrainingOrder(selection or Selection.of_all(len(dataset)), batch_size, seed, start_step, share)
-    items = TrainingItems(dataset, augment, seed)
+    items = TrainingItems(dataset, augment, seed, crop_foreground)
     return iter(_loader(items, num_workers, batch_sampler=order))
 
 

@@ -1,4 +1,4 @@
-"""What the network sees of a case: the resized image, or a crop of it."""
+"""What the network sees of a case: the resized image, or the image at its own size."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..runtime.seeds import seeded_generator
-
 ROUNDING = 1e-4  # of shares of a pixel in single precision
-FOREGROUND_CROPS = 1 / 3  # this share of crops contains a marked pixel, since a small object is rarely hit by chance
 
 
 @dataclass(frozen=True)
@@ -122,28 +119,3 @@ def at_least(values, size):
         return values
     rows, columns = (np.pad(np.arange(n), (0, max(0, size - n)), mode="symmetric") for n in (height, width))
     return values[..., torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
-
-
-def crop(item, size, seed, position):
-    """The item with its image and masks cropped to size x size pixels.
-
-    (seed, position) alone decide on the place; position is the item's place in the run. A share `FOREGROUND_CROPS` of
-    the crops contains a random marked pixel, if any mask has one; the others lie anywhere.
-    """
-    height, width = item["image"].shape[-2:]
-    if (height, width) == (size, size):
-        return item
-    generator = seeded_generator("crop", seed, position)
-    share, *places = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-    marked = item["mask"].flatten(0, -3).any(dim=0).nonzero() if share < FOREGROUND_CROPS else ()
-    if len(marked):
-        pixel = marked[int(places[2] * len(marked))].tolist()
-        lowest, highest = ([p + 1 - size for p in pixel], pixel)
-    else:
-        lowest, highest = (0, 0), (height, width)
-    corner = []
-    for place, low, high, side in zip(places, lowest, highest, (height, width), strict=False):
-        low, high = max(0, low), min(high, side - size)
-        corner.append(low + int(place * (high - low + 1)))
-    window = (..., slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size))
-    return item | {key: item[key][window].contiguous() for key in ("image", "mask", "known") if key in item}

@@ -142,6 +142,7 @@ class TrainLoop:
             augment=self.options.augment,
             share=self.share,
             selection=select_slices(self.dataset, self.options.slices, self.processes),
+            crop_foreground=self.options.crop_foreground,
         )
 
     def _next_batch(self, batches):

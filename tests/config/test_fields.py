@@ -6,7 +6,7 @@ import pytest
 from helpers import SAMPLE, TRAIN
 
 from guided_diffusion.config.command_line import parse
-from guided_diffusion.config.fields import build, check_variant
+from guided_diffusion.config.fields import build, check_variant, unused_flags
 from guided_diffusion.config.options import DiffusionOptions, ModelOptions
 from guided_diffusion.config.sample_options import CheckOptions, EvalOptions
 from guided_diffusion.config.values import check_value
@@ -37,6 +37,11 @@ def test_flags_that_would_do_nothing_are_refused(line, flag, where):
     with pytest.raises(UserError, match=f"--{flag} belongs to {where}.*; leave it out"):
         check_variant(model, diffusion, given=given)
     check_variant(model, diffusion, given=given - {flag})
+
+
+def test_an_option_may_need_a_switch():
+    options, _ = parse("", [ModelOptions], ["--nbp_filter", "False"])
+    assert unused_flags(*options) == {"nbp_factor": "belongs to --nbp_filter True, not False"}
 
 
 @pytest.mark.parametrize("line", ["--objective eps", "--use_kl True", "--learn_sigma True"])

@@ -1,6 +1,4 @@
-"""Resizing: smooth images, binary masks, and crops."""
-
-from collections import Counter
+"""Resizing: smooth images, binary masks, and images at their own size."""
 
 import numpy as np
 import pytest
@@ -8,11 +6,10 @@ import torch
 from conftest import LOADER
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.data.batches import TrainingItems
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.resizing import View, at_least, crop, resize_image, resize_mask, round_trip
+from guided_diffusion.data.resizing import View, at_least, resize_image, resize_mask, round_trip
 
-# ---- sizes and crops ---------------------------------------------------------------------------------------------
+# ---- sizes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape, size, expected", [((5, 9), 8, (8, 9)), ((3, 2), 8, (8, 8)), ((9, 9), 8, (9, 9))])
@@ -22,60 +19,6 @@ def test_a_short_side_is_filled_up_by_its_reflection(shape, size, expected):
     pads = [(0, max(0, size - n)) for n in shape]
     assert filled.shape[-2:] == expected
     np.testing.assert_array_equal(filled[0], np.pad(values[0].numpy(), pads, mode="symmetric"))
-
-
-def item_of(height, width, marked=()):
-    """An item whose two channels are the rows and columns, and whose second rater marked these pixels."""
-    image = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
-    mask = torch.zeros(2, 1, height, width)
-    for pixel in marked:
-        mask[(1, 0, *pixel)] = 1
-    return {"image": image, "mask": mask, "name": "c"}
-
-
-def corner_of(item):
-    return tuple(item["image"][:, 0, 0].int().tolist())
-
-
-def test_a_crop_is_one_square_of_image_and_masks():
-    item = item_of(20, 31, marked=[(3, 4), (12, 30), (19, 0)])
-    corners = Counter()
-    for position in range(400):
-        cut = crop(item, 8, 0, position)
-        row, column = corner_of(cut)
-        window = (..., slice(row, row + 8), slice(column, column + 8))
-        assert torch.equal(cut["image"], item["image"][window]) and torch.equal(cut["mask"], item["mask"][window])
-        assert cut["image"].shape == (2, 8, 8) and cut["name"] == "c"
-        corners[row, column] += 1
-    rows, columns = ({corner[axis] for corner in corners} for axis in (0, 1))
-    assert rows == set(range(13)) and columns == set(range(24))
-    assert crop(item_of(8, 8), 8, 0, 5)["image"].shape == (2, 8, 8)
-
-
-def test_a_third_of_the_crops_hold_something_marked():
-    item = item_of(80, 80, marked=[(0, 79)])
-    held = [bool(crop(item, 8, 0, position)["mask"].any()) for position in range(600)]
-    assert 0.27 < np.mean(held) < 0.41
-    assert {corner_of(crop(item, 8, 0, p)) for p in range(600) if held[p]} == {(0, 72)}
-
-
-def test_a_crop_follows_from_seed_and_position_alone():
-    item = item_of(40, 40)
-    expected = corner_of(crop(item, 8, 1, 7))
-    torch.rand(3)
-    assert corner_of(crop(item, 8, 1, 7)) == expected
-    assert len({corner_of(crop(item, 8, seed, p)) for seed in range(2) for p in range(4)}) > 5
-
-
-def test_training_items_are_cut_then_augmented(pictures):
-    keeping = build_dataset("FOLDER", pictures, 16, need_masks=True, view=View(keep_size=True))
-    assert keeping[0]["image"].shape == (3, 32, 40) and keeping[0]["mask"].shape == (1, 1, 32, 40)
-    plain, changed = TrainingItems(keeping, "none", 3), TrainingItems(keeping, "light", 3)
-    assert plain[0, 5]["image"].shape == changed[0, 5]["image"].shape == (3, 16, 16)
-    assert torch.equal(plain[0, 5]["image"], crop(keeping[0], 16, 3, 5)["image"])
-    assert not torch.equal(plain[0, 5]["image"], changed[0, 5]["image"])
-    resized = build_dataset("FOLDER", pictures, 48, need_masks=True, view=View(keep_size=True))
-    assert torch.equal(resized[1]["image"], build_dataset("FOLDER", pictures, 48)[1]["image"])
 
 
 # ---- which slices ------------------------------------------------------------------------------------------------

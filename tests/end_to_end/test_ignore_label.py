@@ -12,8 +12,9 @@ from networks import Blobs, model_of
 from PIL import Image
 
 from guided_diffusion.data.augment import Augmentation
+from guided_diffusion.data.crops import crop
 from guided_diffusion.data.registry import build_dataset
-from guided_diffusion.data.resizing import View, crop
+from guided_diffusion.data.resizing import View
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.evaluation.evaluate import EvaluationSettings, evaluate_cases

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import FAST, TINY, files
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.config.fields import build
@@ -153,6 +154,30 @@ def test_masks_depend_neither_on_how_many_windows_meet_in_a_pass_nor_on_other_ca
         torch.testing.assert_close(part.soft, whole.soft, rtol=1e-3, atol=1e-4)
     alone = draw(Tiled(model, SIZE, 0.25, rows=2), image[:1], members=1, label=None if label is None else label[:1])
     torch.testing.assert_close(alone.soft[0, 0], whole.soft[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("version, options", [("v1", {}), ("v2", {"ss_blocks": 1}), ("unet", {})])
+def test_a_tiled_image_costs_as_many_operations_as_its_windows(version, options):
+    """Each window is encoded once, for all members and steps; each step then costs the denoiser alone."""
+    model, image, members = model_of(version, **options), image_of(40, 33), 3
+    window, windows = image_of(SIZE, SIZE), len(windows_of((40, 33), SIZE, 0.25))
+    tiled = Tiled(model, SIZE, 0.25, rows=4)
+    with torch.inference_mode():
+        condition = model.encode(window)
+        encoding = flops(lambda: model.encode(window))
+        step = flops(lambda: model(torch.zeros(1, 1, SIZE, SIZE), torch.zeros(1), condition))
+    expected = windows * (encoding + len(PLAN.timesteps) * members * step)
+    assert 0.98 * expected < flops(lambda: draw(tiled, image, members=members)) <= expected
+    if version == "v2":
+        diffusion = build_diffusion(build(DiffusionOptions, {}))
+        answer = flops(lambda: answer_in_one_pass(tiled, diffusion, NO_STEPS, image))
+        assert answer == windows * encoding
 
 
 # ---- by the scripts ----------------------------------------------------------------------------------------------

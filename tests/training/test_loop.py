@@ -13,6 +13,8 @@ from networks import Blobs
 from guided_diffusion.checkpoint import STAGE, load_checkpoint, newest_checkpoint
 from guided_diffusion.config.options import DiffusionOptions
 from guided_diffusion.config.recipe import recipe_values
+from guided_diffusion.data.batches import training_batches
+from guided_diffusion.data.resizing import View
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.log import RunLog
 from guided_diffusion.training.optimization import EMA
@@ -114,6 +116,18 @@ def test_constant_rate_without_annealing(loop, tmp_path):
 
 
 # ---- raters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("foreground", ["class", "none", "pixel"])
+def test_batches_are_of_the_crops_that_the_run_asks_for(loop, foreground):
+    trainer = loop(crop=True, crop_foreground=foreground)
+    trainer.dataset.image_size, trainer.dataset.view = 4, View(keep_size=True)
+    keywords = {"batch_size": 3, "seed": trainer.options.seed}
+    batch = next(trainer._batches())
+    assert batch["image"].shape == (3, 2, 4, 4)
+    for other in ("class", "none", "pixel"):
+        twin = next(training_batches(trainer.dataset, crop_foreground=other, **keywords))
+        assert torch.equal(batch["image"], twin["image"]) == (other == foreground)
 
 
 def test_one_rater_is_drawn_for_each_item(loop):
