@@ -40,6 +40,7 @@ OLDER = {
         "crop": False,
         "crop_foreground": "pixel",
         "ema_warmup": True,
+        "soft_masks": False,
     },
 }
 WHO = "was trained with"  # the beginning of a message

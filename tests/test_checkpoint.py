@@ -112,6 +112,7 @@ def test_round_trip(content, tmp_path):
         ("train", "augment", "none"),
         ("train", "ema_warmup", True),
         ("train", "dice_steps", 0),
+        ("train", "soft_masks", False),
         ("train", "crop_foreground", "pixel"),
     ],
 )

@@ -29,7 +29,9 @@ def run_check(options, data, given):
     data_dir = fetch_folder(data.data_dir) if is_remote(data.data_dir) else data.data_dir
     name = recognised(data.data_name, data_dir)
     console().info(f"--data_name {name}")
-    parts = find_parts(name, data_dir, named_by=named_by("data_name", given, ""), **loading_of(data))
+    parts = find_parts(
+        name, data_dir, options.image_size, named_by=named_by("data_name", given, ""), **loading_of(data)
+    )
     check_writable(out)
     read_cases(parts, data)
     files = account([part.dataset for part in parts])

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from ..io.texts import shown
 from ..runtime.errors import UserError
 from .fields import option
-from .options import MAX_SEED, MAX_STEPS_OF_NOISE, NOISE_REASON, SEED_REASON, check_group_key, threads_option
+from .options import (
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS_OF_NOISE,
+    NOISE_REASON,
+    SEED_REASON,
+    ModelOptions,
+    check_group_key,
+    threads_option,
+)
 from .train_options import BATCH_REASON, MAX_BATCH
 from .values import numbers
 
@@ -326,4 +335,12 @@ class CheckOptions:
         above=0,
         maximum=10_000,
         why="the sheet is one picture",
+    )
+    image_size: int = option(
+        ModelOptions.image_size,
+        "--image_size of the network to train: the table shows the Dice of the masks with themselves, shrunk to it and "
+        "enlarged again",
+        above=0,
+        maximum=MAX_SIDE,
+        why="images are resized to it",
     )

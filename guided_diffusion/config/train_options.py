@@ -156,6 +156,12 @@ class TrainOptions:
         choices=("class", "none", "pixel"),
         needs={"crop": (True,)},
     )
+    soft_masks: bool = option(
+        True,
+        "masks shrink by area and are warped bilinearly, into the share of each pixel that is marked; False: by "
+        "nearest neighbour, as up to version 0.6.0",
+        is_flag=False,
+    )
     orientation: str = option(
         "auto",
         "what images may look like, for --augment and for test-time augmentation in sampling: any (rotations and "

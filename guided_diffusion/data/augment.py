@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from ..runtime.errors import UserError
 from ..runtime.seeds import seed_of
+from .resizing import ROUNDING
 
 ORIENTATIONS = ("any", "upright")
 ELASTIC_POINTS = 5  # per side of the control grid of an elastic deformation: waves of half an image
@@ -95,14 +96,18 @@ class Augmentation:
             torch.default_generator.manual_seed(seed_of("augment", self.seed, position))
             masks = {key: tv_tensors.Mask(item[key]) for key in ("mask", "known") if key in item}
             changed = self.transform({"image": tv_tensors.Image(item["image"]), **masks})
-        return item | {key: value.as_subclass(torch.Tensor) for key, value in changed.items()}
+        changed = {key: value.as_subclass(torch.Tensor) for key, value in changed.items()}
+        if "known" in changed:
+            changed["known"] = (changed["known"] > 1 - ROUNDING).float()  # a pixel is known only if all of it is
+        return item | changed
 
 
 def build_augmentation(augment, dataset):
-    """The transform (image [C, S, S], mask [R, K, S, S]) -> the same shapes.
+    """The transform (image [C, S, S], mask [R, K, S, S] in [0, 1]) -> the same shapes and ranges.
 
     augment: a name in `STRENGTHS`. dataset: its `orientation`, `left_right_axis` and `background` decide what is
-    plausible (see `SegmentationDataset`). Raises `UserError` for unknown values of the first two.
+    plausible (see `SegmentationDataset`), and `view.soft_masks` how masks are warped. Raises `UserError` for unknown
+    values of the first two.
     """
     strength = STRENGTHS[augment]
     if dataset.orientation not in ORIENTATIONS or dataset.left_right_axis not in (-1, -2):
@@ -113,7 +118,8 @@ def build_augmentation(augment, dataset):
     anyhow = dataset.orientation == "any"
     mirrors = {-1: v2.RandomHorizontalFlip(), -2: v2.RandomVerticalFlip()}
     steps = list(mirrors.values()) if anyhow else [mirrors[dataset.left_right_axis]]
-    steps.append(v2.RandomApply([Warp(strength, 180 if anyhow else strength.rotation)], strength.warped))
+    warp = Warp(strength, 180 if anyhow else strength.rotation, dataset.view.soft_masks)
+    steps.append(v2.RandomApply([warp], strength.warped))
     if strength.blur and dataset.image_size > BLUR_SIZE // 2:  # blurring reflects so many pixels at the borders
         blur = v2.GaussianBlur(BLUR_SIZE, (0.2 * strength.blur, strength.blur))
         steps.append(v2.RandomApply([blur], strength.degraded))
@@ -124,14 +130,15 @@ def build_augmentation(augment, dataset):
 
 
 class Warp(v2.Transform):
-    """Rotate, scale, shear, translate and deform elastically in one resampling: images bilinear, masks nearest.
+    """Rotate, scale, shear, translate and deform elastically in one resampling, which is bilinear.
 
-    The image is reflected beyond its borders. rotation: the largest angle, degrees.
+    The image is reflected beyond its borders. rotation: the largest angle, degrees. soft_masks: whether masks are
+    resampled like images, into the share of each pixel that is marked; else by nearest neighbour.
     """
 
-    def __init__(self, strength, rotation):
+    def __init__(self, strength, rotation, soft_masks=True):
         super().__init__()
-        self.strength, self.rotation = strength, rotation
+        self.strength, self.rotation, self.soft_masks = strength, rotation, soft_masks
 
     def make_params(self, flat_inputs):
         """displacement [1, H, W, 2]: from each pixel to its source (x, y), in halves of the image's sides."""
@@ -147,6 +154,9 @@ class Warp(v2.Transform):
         return {"displacement": (reflect(sources, extent) - pixels)[None] * 2 / (extent + 1)}
 
     def transform(self, inpt, params):
+        if self.soft_masks and isinstance(inpt, tv_tensors.Mask):
+            warped = v2.functional.elastic(inpt.as_subclass(torch.Tensor), **params)
+            return tv_tensors.Mask(warped.clamp(0, 1))
         return v2.functional.elastic(inpt, **params)
 
     def _matrix(self):

@@ -18,6 +18,7 @@ DOUBT = "warning: "  # how a data set's notes begin that name a doubt
 DARK = 64  # of 255: 14 bits in a file of 16
 MOST_SEEN = 20  # of the values that a network sees; z-scores stay below it
 FLAT_RANGE = 1 / 20  # of an image's range: fewer hold nearly all pixels
+LEAST_ROUND_TRIP = 0.95  # Dice of a mask's round trip through the network's grid, below which the grid is too coarse
 RARE_CLASS = 1e-3  # a class with a smaller share of the pixels is hard to learn
 
 
@@ -46,7 +47,7 @@ def findings(parts, left_over=()):
     found = [_error(line) for line in left_over]
     for part in parts:
         found += [*_unreadable_files(part), *_masks(part), *_odd_masks(part), *_classes(part), *_images(part)]
-        found += [*_places(part), *_intensities(part)]
+        found += [*_places(part), *_intensities(part), *_round_trips(part)]
         doubts = [note.removeprefix(DOUBT) for note in part.dataset.notes if note.startswith(DOUBT)]
         found += [_warning(f"{part.name}: {doubt}") for doubt in doubts]
     found += [*_foregrounds(parts), *_duplicates(parts), *_shared_groups(parts), *_splits(parts)]
@@ -56,7 +57,14 @@ def findings(parts, left_over=()):
 def training_findings(part):
     """The `Finding`s that training prints of the few cases that it looks at first, a `Part` of them."""
     found = [*_unreadable_files(part), *_foregrounds([part]), *_odd_masks(part), *_label_values(part)]
-    return [*found, *_full_masks(part, 0.5), *_raters_apart(part), *_places(part), *_intensities(part)]
+    return [
+        *found,
+        *_full_masks(part, 0.5),
+        *_raters_apart(part),
+        *_places(part),
+        *_intensities(part),
+        *_round_trips(part),
+    ]
 
 
 # ---- one split ---------------------------------------------------------------------------------------------------
@@ -166,6 +174,28 @@ def _classes(part):
         text = listed([f"{name} is {100 * share:.2g} %" for name, share in rare.items()])
         yield _warning(f"{part.name}: {text} of the pixels, which is hard to learn")
     yield from _label_values(part)
+
+
+def round_trips(part):
+    """float64 [K]: the mean over the part's cases of `Inspection.round_trip`; NaN for a class that is nowhere,
+    and [0] where no case has one."""
+    dice = np.array([one.round_trip for one in part.inspections if one.round_trip is not None])
+    defined = np.isfinite(dice).sum(axis=0)
+    return np.where(defined, np.nansum(dice, axis=0) / np.maximum(defined, 1), np.nan) if len(dice) else dice
+
+
+def _round_trips(part):
+    """Classes whose masks the network's grid cannot hold, where images shrink."""
+    if part.name not in ("train", "all") or not any(one.shrinks for one in part.inspections):
+        return
+    dice = dict(zip(part.dataset.class_names, round_trips(part), strict=False))
+    coarse = listed([f"{value:.2f} ({name})" for name, value in dice.items() if value < LEAST_ROUND_TRIP])
+    if coarse:
+        yield _warning(
+            f"{part.name}: --image_size {part.dataset.image_size} is coarse for these masks: shrunk to it and enlarged "
+            f"again, they reach a Dice of {coarse} with themselves, and a network can hardly do better; train on crops "
+            "(--crop True) or at a larger --image_size"
+        )
 
 
 def _label_values(part):

@@ -8,7 +8,7 @@ from ..io.drawing import captions, class_colour, displayed, grey, mosaic, outlin
 from ..io.images import write_png
 from ..runtime.console import text_table
 from .cases import group_cases, spread_indices
-from .check import DOUBT
+from .check import DOUBT, round_trips
 
 SHEET_TILE = 160  # pixels
 SHEET_COLUMNS = 8
@@ -112,6 +112,11 @@ def _shares(part, k):
     return f"{np.mean(shares):.3g} % ({min(shares):.3g} to {max(shares):.3g})" if shares else ""
 
 
+def _round_trip(part):
+    dice = [f"{value:.3f}" for value in round_trips(part) if np.isfinite(value)]
+    return f"{' '.join(dice)} at {part.dataset.image_size}" if dice else ""
+
+
 def _labels(part):
     names = part.dataset.label_names
     counts = Counter(one.label for one in part.inspections if one.label is not None)
@@ -134,6 +139,7 @@ ROWS = {
     "values in masks": _mask_values,
     "images with empty masks": _empty,
     "pixels without truth": _ignored,
+    "Dice of masks, resized and back": _round_trip,
     "labels": _labels,
 }
 

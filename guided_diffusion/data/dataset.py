@@ -78,7 +78,7 @@ class SegmentationDataset(Dataset):
         gives the same for "test" as for "train" or "val".
     classes: the value of `--classes`; "": the loader's own classes. It becomes `self.classes`, a `classes.Classes`, and
         `class_names`.
-    view: a `resizing.View`, which part of a case an item shows.
+    view: a `resizing.View`, which part of a case an item shows, and how its masks shrink.
     ignore_label: the label values of pixels without truth, which are of no class (see `load_ignored`).
     keep_unreadable: whether volumes with an unreadable header have a case too, which raises its `UserError` when it is
         read; else the first of them raises it here.
@@ -354,7 +354,8 @@ class SegmentationDataset(Dataset):
         """Return the item of case `index`, a dict:
 
         image: float32 [C, S, S], normalised, as `view` shows it (larger where the view keeps sizes).
-        mask: float32 [R, K, S, S] in {0, 1}, of the image's size; only with `need_masks`.
+        mask: float32 [R, K, S, S] of the image's size: the share of each pixel that is marked, in [0, 1], where the
+            image shrinks, else in {0, 1} (see `View.mask`); only with `need_masks`.
         known: float32 [R, 1, S, S] in {0, 1}, the pixels with truth; only with `need_masks` and `ignore_label`.
         name: str. size: (H, W) of the original. label: int, if the case has one.
         volume: str, slice_index: int; only for a slice.
@@ -383,7 +384,7 @@ class SegmentationDataset(Dataset):
         shown = {"mask": self.view.mask(mask.float(), self.image_size)}
         if self.ignore_label:
             known = torch.from_numpy(~self.load_ignored(case)[:, None])
-            shown["known"] = self.view.mask(known.float(), self.image_size)
+            shown["known"] = self.view.known(known.float(), self.image_size)
         return shown
 
     # ---- what a checkpoint keeps -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..config.options import ModelOptions
 from ..io.nifti import is_unplaced, lies_elsewhere
 from ..io.pictures import noted_masks
 from ..io.volume_formats import is_volume_path
@@ -15,6 +16,7 @@ from ..runtime.errors import NoCasesError, NoSplitError, UserError, reason_of
 from .cases import check_shape, check_volumes, group_cases, same_cases
 from .loader_checks import case_remedy
 from .registry import build_dataset
+from .resizing import round_trip
 from .splits import SPLIT_FOLDERS, known_group
 
 
@@ -30,11 +32,13 @@ class Inspection:
     pictures. marked: [K], the share of pixels in each class, over raters and slices. ignored: the share of pixels
     without truth, None without an `ignore_label`. empty: number of images with nothing marked. compared, apart: number
     of images in which two raters or more mark something, and of those in which no pixel is marked by two. values: how
-    often each value occurs in the mask files. is_soft: a mask has greys that were cut at half. is_inside_out: see
-    `_is_inside_out`. foregrounds: {how the foreground is written, see `pictures.MaskNote`: the first such file}.
-    elsewhere: see `misplaced_file`. unplaced: see `_unplaced_file`. unwritable: see `_unwritable`. digest: a hash of
-    the images, None if they are blank. problems: messages about what
-    could not be read. strict: what cannot be read raises instead.
+    often each value occurs in the mask files. round_trip: [K], the Dice of each class's mask with its round trip
+    through the network's grid (see `resizing.round_trip`), the mean over raters; NaN for a class that is nowhere, None
+    without masks and where images keep their size. shrinks: whether an image has a side above the network's. is_soft: a
+    mask has greys that were cut at half. is_inside_out: see `_is_inside_out`. foregrounds: {how the foreground is
+    written, see `pictures.MaskNote`: the first such file}. elsewhere: see `misplaced_file`. unplaced: see
+    `_unplaced_file`. unwritable: see `_unwritable`. digest: a hash of the images, None if they are blank. problems:
+    messages about what could not be read. strict: what cannot be read raises instead.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Inspection:
     typical: tuple = ()
     is_fine: bool = False
     marked: np.ndarray | None = None
+    round_trip: np.ndarray | None = None
+    shrinks: bool = False
     empty: int = 0
     compared: int = 0
     apart: int = 0
@@ -91,17 +97,18 @@ class Part:
         return self.name in ("train", "val", "all")
 
 
-def find_parts(data_name, data_dir, **settings):
+def find_parts(data_name, data_dir, image_size=ModelOptions.image_size, **settings):
     """The `Part`s of a data set, not inspected yet: one for each split, or "all" of undivided data.
 
-    settings: see `build_dataset`. `classes="auto"` means the classes of the first split, the training cases, in all.
+    image_size: of a network, for the masks' round trip. settings: see `build_dataset`. `classes="auto"` means the
+    classes of the first split, the training cases, in all.
     Raises `UserError` for what the loader refuses, and where there are no cases.
     """
     parts, errors = {}, []
     settings["keep_unreadable"] = True
     for split in SPLIT_FOLDERS:
         try:
-            dataset = build_dataset(data_name, data_dir, 1, split=split, **settings)
+            dataset = build_dataset(data_name, data_dir, image_size, split=split, **settings)
             parts[split] = Part(split, dataset)
             if settings.get("classes") == "auto":
                 settings["classes"] = str(dataset.classes)  # as training, sampling and evaluation do
@@ -149,7 +156,7 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     group = known_group(first, group_key)
     found = Inspection(unit.name, group, len(unit.cases), first.label, len(first.masks), strict=strict)
     has_spread = dataset.volumes is not None and is_volume_path(first.images[0])
-    digest, marked, ignored, sums, raters = hashlib.sha256(), [], [], 0, set()
+    digest, marked, ignored, sums, overlap, raters = hashlib.sha256(), [], [], 0, 0, set()
     for case in unit.cases:
         image = _try_read(found, dataset.load_image, case)
         normalised = None if image is None else _try_read(found, dataset.normalised, image, case)
@@ -167,6 +174,8 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
                 break
             raters.add(len(mask))
             marked.append(mask.mean(axis=(0, 2, 3)))
+            if not dataset.view.keep_size and mask.any() and len(raters) == 1:
+                overlap = overlap + round_trip(mask, dataset.image_size)  # [2, R, K]
             _add_mask(found, mask, notes)
             _try_read(found, _count_mask_values, dataset, case, found, notes)
             if dataset.ignore_label:
@@ -174,6 +183,9 @@ def inspect_unit(dataset, unit, group_key="", strict=False):
     found.digest = None if (found.low == found.high).all() and len(set(found.low)) == 1 else digest.hexdigest()
     found.spread = _deviation(*sums) if has_spread else None
     found.marked = np.mean(marked, axis=0) if marked else None
+    found.shrinks = any(max(size) > dataset.image_size for size in found.sizes)
+    if np.any(overlap):
+        found.round_trip = _mean_ratio(*overlap)
     found.ignored = float(np.mean(ignored)) if ignored else None
     if len(raters) > 1:
         numbers = " and ".join(map(str, sorted(raters)))
@@ -225,6 +237,14 @@ def _unwritable(dataset, unit, found):
     except UserError as error:
         return str(error)
     return ""
+
+
+def _mean_ratio(parts, wholes):
+    """The mean over R of parts / wholes, both [R, K]; NaN for a class whose wholes are all 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = parts / wholes
+    defined = (wholes > 0).sum(axis=0)
+    return np.where(defined, np.nansum(ratios, axis=0) / np.maximum(defined, 1), np.nan)
 
 
 def _deviation(count, total, squares):

@@ -58,7 +58,8 @@ def use_picture_cache(dataset, folder, *, asked=True, show=True):
 def item_bytes(dataset):
     """The size in bytes of an item [C, S, S] of this data set with one rater, in the cache."""
     side = dataset.image_size
-    return side * side * 4 * dataset.image_channels + len(dataset.class_names) * side * -(-side // 8)
+    row_of_mask = 4 * side if dataset.view.soft_masks else -(-side // 8)
+    return side * side * 4 * dataset.image_channels + len(dataset.class_names) * side * row_of_mask
 
 
 def version_of(dataset):
@@ -133,7 +134,8 @@ class PictureCache:
 
 def form_text(dataset):
     """Text of the options that several runs may have in different ways: size, view and classes."""
-    values = (dataset.image_size, dataset.view.keep_size, dataset.need_masks, str(dataset.classes))
+    view = dataset.view.keep_size, dataset.view.soft_masks
+    values = (dataset.image_size, view, dataset.need_masks, str(dataset.classes))
     return f"picture {values} {dataset.class_names} {dataset.ignore_label}"
 
 
@@ -168,7 +170,7 @@ def record_of(dataset, case):
     """A case, read now, as an array of one record for `item_of`.
 
     An image that is resized is kept normalised and resized, as float32. One that keeps its size is kept as it was read,
-    in bytes where that loses nothing: a quarter of the room. Masks are bits.
+    in bytes where that loses nothing: a quarter of the room. Masks are bits, or float32 where they are soft.
     """
     raw = dataset.load_image(case)
     size = raw.shape[-2:]
@@ -181,7 +183,8 @@ def record_of(dataset, case):
         parts = {"raw": small if (small == raw).all() else raw}
     parts["size"] = np.array(size, np.int32)
     for name, mask in dataset.show_masks(case, size).items():
-        parts[name] = np.packbits(mask.numpy() > 0, axis=-1)
+        is_soft = bool(((mask != 0) & (mask != 1)).any())
+        parts[name] = mask.numpy() if is_soft else np.packbits(mask.numpy() > 0, axis=-1)
     record = np.zeros(1, np.dtype([(name, part.dtype.str, part.shape) for name, part in parts.items()]))
     for name, part in parts.items():
         record[name][0] = part
@@ -202,11 +205,15 @@ def may_be_record(array, dataset):
         size, is_image = (side, side), image == (np.float32, (channels, side, side))
     else:
         is_image = image is None and raw in [(kind, (channels, *size)) for kind in (np.uint8, np.float32)]
-    row = (max(side, size[0]), -(-max(side, size[1]) // 8))  # of bits
+    height, width = max(side, size[0]), max(side, size[1])
     raters = parts["mask"][1][:1] if "mask" in parts else ()
     masks = {"mask": len(dataset.class_names)} if dataset.need_masks else {}
     masks |= {"known": 1} if masks and dataset.ignore_label else {}
-    return is_image and parts == {name: (np.uint8, (*raters, count, *row)) for name, count in masks.items()}
+    expected = {name: (np.uint8, (*raters, count, height, -(-width // 8))) for name, count in masks.items()}  # bits
+    if raw is None and dataset.view.soft_masks and masks.keys() <= parts.keys() and masks:
+        soft = np.float32, (*raters, masks["mask"], height, width)
+        expected["mask"] = soft if parts["mask"] == soft else expected["mask"]
+    return is_image and parts == expected
 
 
 def item_of(record, dataset, case):
@@ -219,6 +226,8 @@ def item_of(record, dataset, case):
     item = {"image": image, "size": tuple(record["size"].tolist())}
     for name in ("mask", "known"):
         if name in record.dtype.names:
-            bits = np.unpackbits(record[name], axis=-1, count=image.shape[-1])
-            item[name] = torch.from_numpy(bits).float()
+            values = record[name]
+            if values.dtype == np.uint8:
+                values = np.unpackbits(values, axis=-1, count=image.shape[-1])
+            item[name] = torch.from_numpy(values).float()
     return item

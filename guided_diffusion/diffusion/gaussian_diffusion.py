@@ -252,12 +252,18 @@ class GaussianDiffusion:
         number decides all classes of a pixel, so that a region inside another one stays inside.
         uniform: from [0, 1), [N, 1, H, W].
         """
-        probability = self.to_mask(x0)
+        return self.from_mask(self.draw_mask(self.to_mask(x0), uniform))
+
+    def draw_mask(self, probability, uniform):
+        """Masks in {0, 1}, drawn as `draw` does with these probabilities in [0, 1]; both [N, K, H, W].
+
+        uniform: as of `draw`, or [N, 1, 1, 1]: one number for all pixels gives a level set of the probability.
+        """
         low, high = 0, probability
         if self.exclusive:
             high = probability.cumsum(dim=1)
             low = torch.cat([torch.zeros_like(high[:, :1]), high[:, :-1]], dim=1)
-        return self.from_mask(((uniform >= low) & (uniform < high)).to(x0.dtype))
+        return ((uniform >= low) & (uniform < high)).to(probability.dtype)
 
     # ---- losses ------------------------------------------------------------------------------------------------
 

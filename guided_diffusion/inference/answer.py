@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..data.classes import BINARY
+from ..data.resizing import resize_maps
 from . import ensemble
 from .mask_rules import with_larger_regions
 from .temperature import apply_temperature
@@ -74,12 +74,12 @@ def fuse_cases(
     which its mean probability, before the temperature, is foreground; () for the mask of `method`.
     """
     for n, size in enumerate(sizes):
-        soft = _at_size(members.soft[:, n], size)  # [E, K, H, W]
-        cut = soft if members.drawn is None else _at_size(members.drawn[:, n], size)
+        soft = resize_maps(members.soft[:, n], size)  # [E, K, H, W]
+        cut = soft if members.drawn is None else resize_maps(members.drawn[:, n], size)
         own = ensemble.member_masks(cut, classes.is_exclusive).numpy()
         coarse = None
         if members.coarse is not None:
-            coarse = _at_size(members.coarse[:, n], size).mean(dim=0)
+            coarse = resize_maps(members.coarse[:, n], size).mean(dim=0)
         batch = soft[:, None]  # [E, 1, K, H, W]
         answers = checkpoint_means(batch, shares)
         fused = answers if method == "mean" else cut[:, None]
@@ -125,14 +125,6 @@ def _pixel_maps(soft, answers=None):
         found |= {"entropy": apart.entropy, "mutual_information": apart.mutual_information}
         found["data_entropy"] = apart.entropy - apart.mutual_information
     return {name: found[name].astype(np.float32) for name in PIXEL_MAPS if name in found}
-
-
-def _at_size(maps, size):
-    """Maps in [0, 1] at `size`, bilinear and antialiased: [E, K, h, w] -> float32 [E, K, H, W] on the CPU."""
-    maps = maps.float().cpu()
-    if tuple(maps.shape[-2:]) != tuple(size):
-        maps = F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return maps.clamp(0, 1)
 
 
 def stack_slices(slices):

@@ -42,6 +42,7 @@ class TrainLoop:
     def __init__(self, run, model, diffusion, processes=None, watch=None):
         self.model, self.diffusion, self.dataset, self.watch = model, diffusion, run.dataset, watch
         self.options, self.config = run.settings.train, run.config
+        self.has_diffusion = run.settings.model.version != "unet"
         self.folder, self.precision = run.folder, run.precision
         self.num_workers = run.settings.data.num_workers if run.settings.data else 0
         self.checkpoints = CheckpointFolder(self.folder, self.options.keep_checkpoints)
@@ -253,16 +254,26 @@ class TrainLoop:
         (mask, time step, noise), in the second stage with the coarse mask's target, and the weights of losses; with
         `known` the tuple goes on as `StepLosses` takes it. With stages the condition model's target is the mean of the
         raters' masks, whose probability it estimates.
+        A rater's soft mask stays the coarse mask's target, or a plain U-Net's. The diffusion's is a level set of it,
+        which is in {0, 1}, as `GaussianDiffusion.skipped_logits` and sampling assume of x_0. With one level for all
+        pixels borders stay smooth; the mean over the levels is the soft mask.
         """
         options = dataclasses.replace(self.options, raters="mean") if self.stages.is_first(self.step) else self.options
         if known is not None:  # one more channel, which goes with the rater
             masks = torch.cat([masks, known], dim=2)
-        mask, t, weights, noise = draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
+        mask, t, weights, noise, levels = draw_for_items(masks, options, self.timesteps, self.step, self.share.start)
         coarse = mean_masks(masks) if self.stages.is_second(self.step) else None
+        is_known = coarse_is_known = None
+        if known is not None:
+            (mask, is_known), (coarse, coarse_is_known) = map(_with_known, (mask, coarse))
+            noise = noise[:, :-1]
+        if options.raters != "mean" and self.has_diffusion and bool(((mask != 0) & (mask != 1)).any()):
+            if coarse is None:
+                coarse, coarse_is_known = mask, is_known
+            mask = self.diffusion.draw_mask(mask, levels.reshape(-1, 1, 1, 1))
         if known is None:
             return (mask, t, noise, *([] if coarse is None else [coarse])), weights
-        (mask, is_known), (coarse, coarse_is_known) = map(_with_known, (mask, coarse))
-        return (mask, t, noise[:, :-1], coarse, is_known, coarse_is_known), weights
+        return (mask, t, noise, coarse, is_known, coarse_is_known), weights
 
     def _backward(self, batch, drawn, weights):
         """Add up the gradients of this process's N items. Returns {name: losses [N] on the device}."""

@@ -83,13 +83,14 @@ def item_generator(seed, step, index):
 
 
 def draw_for_items(masks, options, timesteps, step, first):
-    """The draws for each of N items: mask [N, K, H, W], time step [N], loss weight [N] and noise [N, K, H, W].
+    """The draws for each of N items: mask [N, K, H, W], time step [N], loss weight [N], noise [N, K, H, W] and the
+    level [N] in [0, 1) at which a soft mask is cut (see `GaussianDiffusion.training_losses`).
 
     masks: the items' masks, each [raters, K, H, W], from item `first` of the global batch on. options: the run's
     `TrainOptions`; by `raters` a mask is a random rater's or the mean. timesteps: an instance of one of
     `TIMESTEP_SAMPLERS`.
     """
-    chosen, uniforms, noise = [], [], []
+    chosen, uniforms, noise, levels = [], [], [], []
     for index, mask in enumerate(masks, start=first):
         generator = item_generator(options.seed, step, index)
         # The rater is drawn even if the mean is used, so that `raters` changes neither time steps nor noise.
@@ -97,9 +98,10 @@ def draw_for_items(masks, options, timesteps, step, first):
         chosen.append(mask[rater])
         uniforms.append(torch.rand((), generator=generator, dtype=torch.float64).item())
         noise.append(torch.randn(mask.shape[1:], generator=generator))
+        levels.append(torch.rand((), generator=generator))  # last, so that older runs draw the rest as before
     t, weights = timesteps.draw(uniforms)
     mask = mean_masks(masks) if options.raters == "mean" else torch.stack(chosen)
-    return mask, t, weights, torch.stack(noise)
+    return mask, t, weights, torch.stack(noise), torch.stack(levels)
 
 
 def mean_masks(masks):

@@ -164,7 +164,7 @@ def prepare_run(options, given, processes):
 
     data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
-    view = View(keep_size=settings.train.crop)
+    view = View(keep_size=settings.train.crop, soft_masks=settings.train.soft_masks)
     origin = named_by("data_name", given, "" if start is None else shown_start(asked, folder))
     dataset = find_data(here, settings.image_size, view, origin)
     settings = settle(options, given, saved, facts_of(dataset, here))

@@ -290,7 +290,7 @@ class Drawn:
         return drawn
 
     def figures(self, raters):
-        """{name in `FIGURES`: value} against the raters' masks [R, K, H, W]; NaN where undefined or not sampled.
+        """{name in `FIGURES`: value}; NaN where undefined or not sampled. raters: their masks [R, K, H, W] in [0, 1].
 
         Each figure is a mean over the classes for which it is defined. Dice is against the raters' majority; log loss,
         in nats a pixel, is of the mean probability against the raters' mean; ged2: unbiased GED squared of the members
@@ -368,8 +368,8 @@ def standard_error(values):
 
 
 def majority_of(raters):
-    """bool [K, H, W]: the pixels that more than half of the raters marked, of [R, K, H, W]."""
-    return raters.mean(axis=0) > 0.5
+    """bool [K, H, W]: the pixels of which more than half of the raters marked more than half; of [R, K, H, W]."""
+    return (raters > 0.5).mean(axis=0) > 0.5
 
 
 def mean_dice(mask, truth):

@@ -75,9 +75,7 @@ def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd)
     assert record.read_text(encoding="utf-8") == before and capfd.readouterr().out.count("done before") == 2
 
 
-def test_a_deep_ensemble_s_answer_is_the_mean_of_its_networks(script, protocol, sets, tmp_path, monkeypatch):
-    two = protocol.CONTENDERS["unet_mean_x4"]._replace(networks=2)
-    monkeypatch.setitem(protocol.CONTENDERS, "unet_mean_x4", two)
+def test_a_deep_ensemble_s_answer_is_the_mean_of_its_networks(script, protocol, sets, tmp_path):
     record = tmp_path / "a.jsonl"
     flags = [*sets, "--record", record, "--sets ph2 --steps 4 --seeds 0", "--size", SIZE, "--only_train True"]
     flags += ["--contenders unet_mean_x4 --sampling '--precision fp32 --symmetries none --scales none'"]
@@ -86,7 +84,7 @@ def test_a_deep_ensemble_s_answer_is_the_mean_of_its_networks(script, protocol, 
     script(ACCURACY, flags[:-2] + flags[-1:])
     (line,) = (line for line in lines_of(record) if line["kind"] == "run")
     folder = tmp_path / "runs" / "test_ph2_unet_mean_x4_0_4"
-    parts = [folder / str(n) / "results_unet_mean_x4" / "probability" / "case4.png" for n in range(2)]
+    parts = [folder / str(n) / "results_unet_mean_x4" / "probability" / "case4.png" for n in range(protocol.DEEP)]
     mean = np.mean([protocol.read_picture(part).astype(float) for part in parts], axis=0)
     written = protocol.read_picture(folder / "results" / "probability" / "case4.png")
     assert np.abs(written - mean).max() <= 0.5 / 257 + 1e-5 and len({part.read_bytes() for part in parts}) > 1

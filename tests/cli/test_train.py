@@ -9,6 +9,7 @@ from helpers import values
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.cli.train import warn_of_data
 from guided_diffusion.data.registry import build_dataset
+from guided_diffusion.data.resizing import View
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -93,6 +94,10 @@ def test_training_says_of_its_data_what_check_data_says(said):
         "warning: no class has the label value 255 (usually void: not annotated; --ignore_label 255 leaves it out): "
         f"it counts as background{end}"
     ]
+    lines = np.where(np.arange(32) % 4 == 1, 255, 0) * np.ones((32, 1))
+    (line,) = said([lines.astype(np.uint8)] * 3)
+    assert line.startswith("warning: --image_size 16 is coarse for these masks") and line.endswith(end)
+    assert said([lines.astype(np.uint8)] * 3, view=View(keep_size=True)) == []
     with pytest.raises(UserError, match="its values 0 .* 255 beside small values is void"):
         said([void] * 3)
     with pytest.raises(UserError, match="the foreground of masks is 1 in 2 cases .*2 in 1 case .*label map"):

@@ -89,6 +89,28 @@ def test_validation_cases_without_masks_are_a_warning_and_training_says_so(check
     assert f"# {divided}: its 2 validation cases have no masks and are not used in training" in capsys.readouterr().out
 
 
+def test_thin_structures_are_a_warning_where_the_network_s_grid_is_too_coarse(check, tmp_path, save_picture, script):
+    rows, columns = np.mgrid[0:64, 0:80]
+    for k in range(4):
+        save_picture(tmp_path / "data" / "images" / f"{k}.png", (rows * 3 + columns + k).astype(np.uint8))
+        labels = np.where(columns % 16 < 2, 1, np.where(np.hypot(rows - 30, columns - 40) < 20, 2, 0))
+        save_picture(tmp_path / "data" / "masks" / f"{k}.png", labels.astype(np.uint8))
+    flags = "--classes vessel=1,disc=2 --val_fraction 0.25"
+    status, text = check(tmp_path / "data", f"{flags} --image_size 32")
+    (warning,) = [line for line in lines(text, "warning") if "coarse" in line]
+    dice = cells(text, "Dice of masks, resized and back")
+    assert status == 0 and warning.startswith("train: --image_size 32 is coarse for these masks: ")
+    assert f"a Dice of {float(dice[0]):.2f} (vessel) with themselves" in warning and "--crop True" in warning
+    assert float(dice[0]) < 0.8 and float(dice[1]) > 0.95 and dice[2:4] == ["at", "32"]
+    status, text = check(tmp_path / "data", flags)
+    assert "coarse" not in text and cells(text, "Dice of masks, resized and back")[:4] == [
+        "1.000",
+        "1.000",
+        "at",
+        "256",
+    ]
+
+
 def test_workers_see_the_same(check, divided):
     assert check(divided, "--num_workers 2") == check(divided)
 

@@ -30,7 +30,7 @@ def test_item_contract(dataset):
     assert item["mask"].dtype == torch.float32 and item["mask"].shape == (2, 2, 16, 16)
     assert item["name"] == "c3" and item["size"] == (20, 30)
     torch.testing.assert_close(item["image"], torch.full((2, 16, 16), 30 / 127.5 - 1))
-    assert set(item["mask"].unique().tolist()) == {0.0, 1.0}
+    assert 0 <= item["mask"].min() and item["mask"].max() <= 1 and len(item["mask"].unique()) > 2  # it has shrunk
 
 
 def test_label_and_place_in_a_volume_are_in_the_item(tmp_path):

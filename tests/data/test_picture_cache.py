@@ -120,9 +120,10 @@ def test_changed_files_and_options_are_read_anew_and_old_copies_go(tmp_path, sav
     save_picture(mask, np.asarray(Image.open(mask))[::-1])
     assert_same_items(items(load(data, folder=folder)), items(load(data)))
     assert len(files(folder)) == 3 and len(set(files(folder)) & set(before)) == 1
-    for options in ({"size": 16}, {"ignore_label": (7,)}):  # other runs, whose items stay beside these
+    others = ({"size": 16}, {"ignore_label": (7,)}, {"view": View(soft_masks=False)})
+    for options in others:  # other runs, whose items stay beside these
         assert_same_items(items(load(data, folder=folder, **options)), items(load(data, **options)))
-    assert len(files(folder)) == 9
+    assert len(files(folder)) == 12
     dataset = load(data, folder=folder)
     assert dataset.foreground  # reads a mask, with which the others are compared
     decoded.clear()

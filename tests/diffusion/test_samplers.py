@@ -202,6 +202,21 @@ def test_regions_inside_one_another_are_drawn_inside_one_another():
     assert (drawn[:, 0] <= drawn[:, 1]).all() and (drawn[:, 0] < drawn[:, 1]).any()
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_level_sets_of_soft_masks_have_the_soft_mask_as_their_mean(activation):
+    settings = {"objective": "x0", "mask_loss": "bce", "class_activation": activation}
+    diffusion = GaussianDiffusion(noise_schedule("cosine", 50), **settings)
+    soft = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(0)) / 2  # their sums are at most 1
+    levels = (torch.arange(1000) + 0.5).reshape(-1, 1, 1, 1) / 1000
+    drawn = diffusion.draw_mask(soft.expand(1000, -1, -1, -1), levels)
+    torch.testing.assert_close(drawn.mean(dim=0, keepdim=True), soft, atol=2e-3, rtol=0)
+    assert activation == "sigmoid" or drawn.sum(dim=1).max() == 1
+    clean = (soft > 0.3).float() * torch.tensor([1.0, 0.0])[None, :, None, None]
+    assert all(
+        torch.equal(diffusion.draw_mask(clean, level), clean) for level in (torch.zeros(()), torch.tensor(0.999))
+    )
+
+
 def test_in_five_steps_drawing_keeps_a_probability_that_the_solver_loses():
     """A pixel of probability 0.3 and b = 0.1: the solver steps along the mean, which is not a mask."""
     coarse = torch.logit(torch.tensor(0.3)).expand(1, 1, 1)

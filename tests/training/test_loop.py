@@ -173,6 +173,58 @@ def test_what_an_item_draws_depends_on_seed_step_and_place_alone(loop):
     assert not torch.equal(trainer._draw(one)[0][2], noise1)
 
 
+# ---- soft masks ----------------------------------------------------------------------------------------------------
+
+
+class Large(Blobs):
+    """`Blobs` of 40 pixels, whose masks shrink to shares of pixels. The last rows of the image have no truth."""
+
+    def read_image(self, case):
+        return np.random.default_rng(int(case.name[1:])).uniform(0, 255, (2, 40, 40))
+
+    def read_mask(self, case):
+        rows, columns = np.mgrid[0:40, 0:40]
+        return (np.hypot(rows - 18, columns - 15) < 9 + int(case.name[1:]))[None, None]
+
+    def read_labels(self, case):
+        return np.where(np.arange(40)[:, None] < 36, self.read_mask(case)[:, 0], 7)
+
+
+def test_the_diffusion_learns_a_level_set_of_a_soft_mask_and_the_coarse_mask_the_soft_one(loop):
+    trainer, drawn = loop(dataset=Large), []
+    batch = batch_of(trainer.dataset, [0, 1])
+    soft = batch["mask"][:, 0]
+    assert ((soft > 0) & (soft < 1)).sum() > 40
+    for trainer.step in range(200):
+        (mask, _, _, coarse), _ = trainer._draw(batch["mask"])
+        assert torch.equal(coarse, soft)
+        for one, shares in zip(mask, soft, strict=True):
+            assert set(one.unique().tolist()) == {0, 1} and shares[one == 1].min() > shares[one == 0].max()
+        drawn.append(mask)
+    assert (torch.stack(drawn).mean(dim=0) - soft).abs().max() < 0.12
+    assert math.isfinite(trainer.train_step(batch).read()["coarse"])
+
+
+def test_a_soft_mask_is_itself_the_target_of_a_plain_unet_of_the_raters_mean_and_of_the_first_stage(loop):
+    unet = {"model": {"version": "unet"}, "diffusion": {"objective": "x0", "mask_loss": "bce"}}
+    for options in (unet, {"raters": "mean"}, {"model": {"version": "v2"}, "condition_steps": 3}):
+        trainer = loop(dataset=Large, **options)
+        batch = batch_of(trainer.dataset, [0, 1])
+        (mask, _, _), _ = trainer._draw(batch["mask"])
+        assert torch.equal(mask, batch["mask"][:, 0])
+
+
+def test_soft_masks_with_pixels_without_truth(loop, tmp_path):
+    dataset = Large(tmp_path, 16, need_masks=True, ignore_label=(7,))
+    trainer = loop(dataset=lambda *_, **__: dataset)
+    batch = batch_of(dataset, [0, 1])
+    (mask, _, noise, coarse, known, coarse_known), _ = trainer._draw(batch["mask"], batch["known"])
+    assert torch.equal(coarse, batch["mask"][:, 0]) and set(mask.unique().tolist()) == {0, 1}
+    assert mask.shape == noise.shape == coarse.shape and torch.equal(known, coarse_known)
+    assert known[:, :, :14].all() and not known[:, :, 14:].any()  # row 14 is known by a fifth
+    assert math.isfinite(trainer.train_step(batch).read()["loss"])
+
+
 # ---- a run that goes wrong ---------------------------------------------------------------------------------------
 
 

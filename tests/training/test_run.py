@@ -10,7 +10,7 @@ import yaml
 from conftest import TINY
 from helpers import TRAIN, equal
 
-from guided_diffusion.checkpoint import load_checkpoint
+from guided_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.options import ProcessOptions
 from guided_diffusion.runtime import distributed as dist_util
@@ -210,6 +210,19 @@ def test_changed_flags_are_reported(begun):
     assert warnings[0].startswith("changed from step") and "--lr 0.002 (was 0." in warnings[0]
     assert "--lr_decay cosine (was linear)" in warnings[0] and "val_fraction" not in warnings[0]
     assert settled(again).warnings == ()
+
+
+def test_a_run_of_version_0_6_keeps_the_masks_that_it_was_trained_on(begun, tmp_path):
+    again = begun()
+    path = tmp_path / "run" / "model000001.pt"
+    now = settled(again).dataset
+    before = load_checkpoint(path, to_train=True)
+    del before.config["train"]["soft_masks"]
+    for name in (path, path.with_name("last.pt")):
+        save_checkpoint(before, name)
+    old = settled(again).dataset
+    assert now.view.soft_masks and not old.view.soft_masks
+    assert ((now[0]["mask"] > 0) & (now[0]["mask"] < 1)).any() and set(old[0]["mask"].unique().tolist()) == {0, 1}
 
 
 def test_half_the_width_is_that_of_the_checkpoint(begun, tmp_path, pictures):
