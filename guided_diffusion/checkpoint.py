@@ -31,6 +31,7 @@ from .models.saved_weights import named_tensors
 from .models.sharding import load_whole
 from .runtime.console import console
 from .runtime.errors import UserError
+from .runtime.extras import MissingLibraryError
 from .runtime.program import command_name
 from .runtime.version import VERSION
 
@@ -179,7 +180,7 @@ def load_checkpoint(path, to_train=False, *, where="", remedy=""):
     try:
         check_content(content, to_train)
         _check_storages(content, records)
-    except OtherVersionError as error:
+    except (OtherVersionError, MissingLibraryError) as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
         reason = shown(str(error), LONGEST_REASON)  # with names and values from the file

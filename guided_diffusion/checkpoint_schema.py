@@ -25,7 +25,13 @@ LABELS_OF_CONDITION = "condition_model.label_embedding.weight"  # missing in the
 # Values of options that a checkpoint lacks because it is older than they are. A new option of the network or the
 # diffusion needs its value here: a checkpoint that lacks any other is refused.
 OLDER = {
-    "model": {"concat_features": False, "diffusion_channels": 0, "diffusion_level": 0, "nbp_factor": "sigmoid"},
+    "model": {
+        "concat_features": False,
+        "diffusion_channels": 0,
+        "diffusion_level": 0,
+        "nbp_factor": "sigmoid",
+        "encoder": "",
+    },
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
     "train": {
         "augment": "none",
@@ -238,7 +244,11 @@ def _check_network(content):
     weights = content["model"]
     network = network_of(ModelOptions(**content["config"]["model"]), *counts, weights)
     check_fits(weights, network.state_dict(), "weights")
+    statistics = dict(network.named_buffers())  # of an encoder's batch norms
     for rate, averaged in content["ema"].items():
+        averaged = {
+            name: value for name, value in averaged.items() if name not in statistics
+        }  # exported models have both
         check_fits(averaged, dict(network.named_parameters()), f"averaged weights ({rate})")
     for name, tensor in named_tensors({"model": weights, "ema": content["ema"]}):
         check_finite(name, tensor)

@@ -18,7 +18,7 @@ from .io.files import write_json
 from .io.memory import check_room
 from .io.texts import read_json, shown
 from .runtime.errors import UserError
-from .runtime.extras import optional
+from .runtime.extras import MissingLibraryError, optional
 from .runtime.version import VERSION
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
@@ -140,7 +140,7 @@ def read_exported(folder, where=""):
     content |= {"optimizer": {}, "scaler": {}, "timestep_sampler": {}, "written_by": settings["written_by"]}
     try:
         check_content(content, to_train=False)
-    except OtherVersionError as error:
+    except (OtherVersionError, MissingLibraryError) as error:
         raise UserError(f"{where}: {error}") from None
     except UserError as error:
         raise UserError(f"{where}: {shown(str(error), 300)}; use an unchanged copy of it") from None

@@ -32,6 +32,7 @@ from ..runtime.distributed import (
 from ..runtime.errors import UserError
 from ..runtime.program import command
 from ..runtime.threads import use_threads
+from ..training.encoder_weights import load_encoder
 from ..training.hints import resuming_command, sampling_command
 from ..training.initial import initialise
 from ..training.loop import TrainLoop
@@ -123,6 +124,9 @@ def build_networks(run, processes):
             num_labels = len(dataset.label_names)
             model = build_model(settings.model, dataset.image_channels, len(dataset.class_names), num_labels)
             diffusion = build_diffusion(settings.diffusion)
+            if run.encoder_weights is not None:
+                where = f"--encoder_weights {settings.train.encoder_weights}"
+                console().info(load_encoder(model, run.encoder_weights, where))
             if run.initial is not None:
                 console().info(initialise(model, run.initial, dataset, f"--init_from {settings.train.init_from}"))
         else:

@@ -264,6 +264,12 @@ class ModelOptions:
     class_cond: bool = option(
         False, "condition the network on the case's class label; needs data with labels (ISIC with its CSV)"
     )
+    encoder: str = option(
+        "",
+        "v2, unet: a network of the library timm, such as resnet18, that sees the image too; its features are added to "
+        "the condition model's. --encoder_weights has weights for it; nothing is downloaded by itself. Empty: none",
+        needs={"version": ("v2", "unet")},
+    )
     learn_sigma: bool = option(False, "learn the variance of the reverse process as well as its mean")
     use_scale_shift_norm: bool = option(
         True, "the time embedding scales and shifts features instead of being added to them"

@@ -19,7 +19,7 @@ def without_folders(config):
             digests[name] = folder_digest(group[name])
             del group[name]
     data.pop("data_dir", None)
-    for name in ("out_dir", "resume_checkpoint", "init_from"):
+    for name in ("out_dir", "resume_checkpoint", "init_from", "encoder_weights"):
         train.pop(name, None)
     if ".py:" in data.get("data_name", ""):
         data["data_name"] = os.path.basename(data["data_name"])

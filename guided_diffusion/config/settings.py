@@ -106,6 +106,7 @@ def _training(parts, given, saved, facts):
             "--group_key belongs to --val_fraction, --fold and --test_fraction, which divide the cases; leave it out"
         )
     check_variant(model, diffusion, train, given=given)
+    _check_encoder(model, train, saved is None, given)
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     if train.overfit:
@@ -119,6 +120,19 @@ def _training(parts, given, saved, facts):
             diffusion = replace(diffusion, class_activation=activation)
     device = next(part for part in parts.values() if isinstance(part, DeviceOptions))
     return Settings(model, diffusion, device, model.image_size, given, data=data, train=train)
+
+
+def _check_encoder(model, train, is_new, given):
+    """Raise `UserError` for options of --encoder that do nothing or contradict each other."""
+    for name in ("encoder_weights", "freeze_encoder"):
+        if name in given and getattr(train, name) and not model.encoder:
+            raise UserError(f"--{name} {getattr(train, name)} belongs to --encoder NAME; leave it out, or name one")
+    if model.encoder and train.fsdp:
+        raise UserError(f"--encoder {model.encoder} does not go with --fsdp True, which splits no network of timm")
+    if is_new and train.encoder_weights and train.init_from:
+        raise UserError("--encoder_weights and --init_from: both have weights for the encoder; leave one out")
+    if is_new and model.encoder and train.freeze_encoder and not (train.encoder_weights or train.init_from):
+        raise UserError("--freeze_encoder True: the encoder would stay random; name its --encoder_weights")
 
 
 def _binding_names(parts, given, saved):

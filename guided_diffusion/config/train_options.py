@@ -241,6 +241,14 @@ class TrainOptions:
         remote=True,
         hub=True,
     )
+    encoder_weights: str = option(
+        "",
+        "weights for --encoder in timm's names: a file (.safetensors, or of torch.save), a folder with "
+        "model.safetensors, or hf://OWNER/NAME. A new run begins with them",
+        remote=True,
+        hub=True,
+    )
+    freeze_encoder: bool = option(False, "leave the weights of --encoder as they are; the rest learns")
     dry_run: bool = option(False, "print the settled options, the number of parameters and the data; write nothing")
     seed: int = option(
         0, "seed of the weights, the noise and the order of the data", minimum=0, maximum=MAX_SEED, why=SEED_REASON

@@ -74,9 +74,11 @@ class ConditionUNet(nn.Module):
 
     embedding_channels: D of an embedding that its blocks see beside the image, or None.
     num_labels: above 0, it has a `label_embedding` of its own for that many class labels.
+    pretrained: a `PretrainedEncoder`, whose features are added to those of the same size, or None. The layers between
+    start at zero, so at first it changes nothing.
     """
 
-    def __init__(self, image_channels, mask_channels, shape, embedding_channels=None, num_labels=0):
+    def __init__(self, image_channels, mask_channels, shape, embedding_channels=None, num_labels=0, pretrained=None):
         super().__init__()
         self.label_embedding = nn.Embedding(num_labels, embedding_channels) if num_labels else None
         self.patch = shape.patch
@@ -84,6 +86,10 @@ class ConditionUNet(nn.Module):
         self.bottleneck = Bottleneck(shape, embedding_channels)
         self.decoder = build_decoder(shape, embedding_channels)
         self.head = Head(shape.widths[0], mask_channels * self.patch**2)
+        self.pretrained, joins = pretrained, {}
+        if pretrained is not None:
+            joins = {str(k): zeroed(nn.Conv2d(width, shape.widths[k], 1)) for k, width in pretrained.levels.items()}
+        self.joins = nn.ModuleDict(joins)
 
     def forward(self, image, embedding=None):
         """image: [N, C, H, W]; embedding: [N, D] or None.
@@ -91,9 +97,12 @@ class ConditionUNet(nn.Module):
         Returns the bottleneck's features c0 [N, C, h, w], the decoder's features f_c [N, C_i, H_i, W_i] of each level,
         finest first, and mask logits float32 [N, K, H, W].
         """
+        further = {} if self.pretrained is None else self.pretrained(image)
         h, skips = space_to_depth(image, self.patch), []
-        for stage in self.encoder:
+        for level, stage in enumerate(self.encoder):
             h, stage_skips = stage(h, embedding)
+            if level in further:
+                h = stage_skips[-1] = h + self.joins[str(level)](further[level])
             skips.append(stage_skips)
         bottleneck = h = self.bottleneck(h, embedding)
         features = []

@@ -10,6 +10,7 @@ from ..runtime.errors import UserError
 from .condition import CoarseDecoder, ConditionUNet, Fusion, SSFormer, UncertainSpatialAttention
 from .layers import depth_to_space, space_to_depth, timestep_embedding
 from .outputs import ConditionV1, ConditionV2, ModelOutput, PlainCondition
+from .pretrained import PretrainedEncoder
 from .unet import Bottleneck, Head, UNetShape, build_decoder, build_encoder
 
 FUSED_STAGES = 2  # as in MedSegDiff's figure
@@ -141,7 +142,8 @@ class MedSegDiffV2(Denoiser):
     anchor_levels: the number of anchored levels. concat_features: the diffusion encoder sees, beside x_t and the image,
     the condition decoder's features of its first level. diffusion_channels: c of the diffusion's widths c * multiplier;
     0: the condition model's. diffusion_level: the first level of the diffusion's U-Net, which works on patches of
-    2^diffusion_level pixels of the image's first level. semantic: keywords of `SSFormer`.
+    2^diffusion_level pixels of the image's first level. pretrained: a `PretrainedEncoder` of the condition model, or
+    None. semantic: keywords of `SSFormer`.
     """
 
     def __init__(
@@ -157,14 +159,16 @@ class MedSegDiffV2(Denoiser):
         concat_features=False,
         diffusion_channels=0,
         diffusion_level=0,
+        pretrained=None,
         **semantic,
     ):
         own = shape.from_level(diffusion_level, diffusion_channels)
         block = shape.patch * 2**diffusion_level
         super().__init__(mask_channels, image_size, shape, num_labels, learn_sigma, own.widths[0], block)
         self.concat_features, self.level = concat_features, diffusion_level
+        embedding_channels = self.embedding_channels if num_labels else None
         self.condition_model = ConditionUNet(
-            image_channels, mask_channels, shape, self.embedding_channels if num_labels else None, num_labels
+            image_channels, mask_channels, shape, embedding_channels, num_labels, pretrained
         )
         widths = shape.widths[diffusion_level:]
         self.anchors = nn.ModuleList(UncertainSpatialAttention(width) for width in widths[:anchor_levels])
@@ -213,9 +217,10 @@ class PlainUNet(Variant):
     the same trainer, sampler and evaluation.
     """
 
-    def __init__(self, image_channels, mask_channels, image_size, shape, *, num_labels=0):
+    def __init__(self, image_channels, mask_channels, image_size, shape, *, num_labels=0, pretrained=None):
         super().__init__(mask_channels, image_size, shape, num_labels)
-        self.unet = ConditionUNet(image_channels, mask_channels, shape, self.embedding_channels if num_labels else None)
+        embedding_channels = self.embedding_channels if num_labels else None
+        self.unet = ConditionUNet(image_channels, mask_channels, shape, embedding_channels, pretrained=pretrained)
 
     def encode(self, image, label=None):
         """image: [N, C, H, W]; label: int [N] for a class-conditional model. Returns the `PlainCondition`."""
@@ -300,10 +305,14 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
     shape = unet_shape(options)
     sizes = (image_channels, mask_channels, options.image_size, shape)
     num_labels = num_labels if options.class_cond else 0
-    if options.version == "unet":
-        return PlainUNet(*sizes, num_labels=num_labels)
     if options.version == "v1":
         return MedSegDiffV1(*sizes, learn_sigma=options.learn_sigma, num_labels=num_labels)
+    check_size(options.image_size, shape)
+    pretrained = None
+    if options.encoder:
+        pretrained = PretrainedEncoder(options.encoder, image_channels, options.image_size, shape)
+    if options.version == "unet":
+        return PlainUNet(*sizes, num_labels=num_labels, pretrained=pretrained)
     levels = len(shape.multipliers)
     if options.diffusion_level >= levels:
         raise UserError(f"--diffusion_level {options.diffusion_level}: the model has levels 0 to {levels - 1}")
@@ -323,6 +332,7 @@ def build_model(options, image_channels, mask_channels, num_labels=0):
         concat_features=options.concat_features,
         diffusion_channels=options.diffusion_channels,
         diffusion_level=options.diffusion_level,
+        pretrained=pretrained,
         kind=options.ss_former,
         blocks=options.ss_blocks,
         nbp_filter=options.nbp_filter,

@@ -4,6 +4,7 @@ import torch
 
 from ..runtime.console import listed
 from ..runtime.errors import UserError
+from ..runtime.extras import MissingLibraryError
 from .medsegdiff import build_model
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -43,13 +44,15 @@ def network_of(options, image_channels, mask_channels, num_labels, weights):
     """The network of these options without memory for its weights, on torch's device "meta".
 
     weights: the saved state dict; fewer tensors than the options ask layers for show at once that they do not fit.
-    Raises `UserError` for options that build no network.
+    Raises `UserError` for options that build no network, and `MissingLibraryError`.
     """
     if max(options.num_res_blocks, options.ss_blocks, options.anchor_levels) > len(weights):
         raise UserError("the options describe a larger network than the file holds weights for")
     try:
         with torch.device("meta"):
             return build_model(options, image_channels, mask_channels, num_labels)
+    except MissingLibraryError:
+        raise
     except UserError as error:
         raise UserError(f"the options build no network: {error}") from None
     except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:

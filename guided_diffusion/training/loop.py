@@ -228,7 +228,8 @@ class TrainLoop:
         stage = {"first": self.stages.is_first(self.step), "second": self.stages.is_second(self.step)}
         if stage != self.stage:
             self.stage, has_coarse_loss = stage, bool(self.diffusion.coarse_weight)
-            mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss)
+            frozen = self.options.freeze_encoder
+            mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss, freeze_encoder=frozen)
             if self.step_losses is None or not self.sharded:  # shards are made once
                 self.step_losses = None
                 gc.collect()  # a wrapper that is still there would exchange gradients too

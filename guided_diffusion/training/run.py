@@ -31,10 +31,12 @@ from ..io.storage import (
 from ..runtime.console import counted
 from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
+from .encoder_weights import find_encoder_weights
 from .initial import find_initial, network_values
 from .trackers import check_tracker
 from .validation import spread_cases
 
+BEGINNINGS = ("init_from", "encoder_weights")  # options that act where a new run begins, and never later
 MUCH_OF_START = 0.05  # share of the random start in averaged weights
 
 
@@ -66,7 +68,8 @@ class ValidationData:
 @dataclass(frozen=True)
 class Run:
     """A training run. start: the `Checkpoint` that it continues, or None. warnings: lines for the user. initial: the
-    `Checkpoint` whose weights a new run begins with, or None."""
+    `Checkpoint` whose weights a new run begins with, or None. encoder_weights: {name: tensor} of --encoder_weights,
+    with which a new run's encoder begins, or None."""
 
     settings: Settings
     precision: str
@@ -76,6 +79,7 @@ class Run:
     validation: ValidationData | None = None
     warnings: tuple = ()
     initial: Checkpoint | None = None
+    encoder_weights: dict | None = None
 
     @property
     def is_complete(self):
@@ -105,7 +109,7 @@ class Run:
         settings = self.settings
         train = asdict(settings.train)
         del train["dry_run"]
-        for name in ("out_dir", "val_dir", "resume_checkpoint", "init_from"):
+        for name in ("out_dir", "val_dir", "resume_checkpoint", "init_from", "encoder_weights"):
             if train[name] not in ("", "auto") and not is_on_hub(train[name]):
                 train[name] = absolute(train[name])
         data = (
@@ -140,10 +144,11 @@ def prepare_run(options, given, processes):
     if start is not None:
         data = next(part for part in options if isinstance(part, DataOptions))
         start.config = recalled(start.config, asked, data, given, folder)
-    unused_init = None
-    if start is not None and "init_from" in given:
-        unused_init = f"--init_from has no effect: the run goes on from its own step {start.step}"
-        given = Given(given - {"init_from"}, given.from_files)
+    unused_init = []
+    for name in BEGINNINGS if start is not None else ():
+        if name in given:
+            unused_init.append(f"--{name} has no effect: the run goes on from its own step {start.step}")
+            given = Given(given - {name}, given.from_files)
     initial = find_initial(asked, processes) if start is None else None
     if initial is not None:
         options = options_over(options, given, network_values(initial))
@@ -174,15 +179,18 @@ def prepare_run(options, given, processes):
     unused = validation.warning if validation else ""
     warnings = (
         unused,
-        unused_init,
+        *unused_init,
         divided,
         changed,
         lacking,
         condition_model_warning(settings.train, start, folder),
         no_diffusion_warning(settings, start),
         random_start_warning(settings.train),
+        random_encoder_warning(settings) if start is None and initial is None else None,
     )
-    return Run(settings, precision, dataset, folder, start, validation, tuple(filter(None, warnings)), initial)
+    warnings = tuple(filter(None, warnings))
+    weights = find_encoder_weights(settings.train, processes) if start is None else None
+    return Run(settings, precision, dataset, folder, start, validation, warnings, initial, weights)
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
@@ -337,8 +345,9 @@ def recalled(config, train, data, given, folder):
     unpushed = record_beside(folder.path / BEST) if train.resume_checkpoint == "auto" else {}
     record = unpushed or record_beside(path)
     config = with_folders(config, record, [data.data_dir])
-    begun_with = record.get("init_from")  # for the record alone
-    config |= {"train": config["train"] | {"init_from": begun_with if isinstance(begun_with, str) else ""}}
+    begun_with = {name: record.get(name) for name in BEGINNINGS}  # for the record alone
+    begun_with = {name: value if isinstance(value, str) else "" for name, value in begun_with.items()}
+    config |= {"train": config["train"] | begun_with}
     if config.get("digests", {}).get("val_dir") and not config["train"].get("val_dir") and "val_dir" not in given:
         raise UserError("--val_dir: is needed; the run had one, and no config.yaml beside its checkpoint names it")
     own = folder_and_name(path)[0] if is_remote(path) else str(Path(path).absolute().parent)
@@ -479,4 +488,14 @@ def random_start_warning(train):
         f"warning: --ema_warmup False: after {train.last_step} steps the averaged weights, by which runs are validated "
         f"and sampled, still hold {share:.0%} of the random start: add --ema_warmup True, or sample with --weights "
         "model"
+    )
+
+
+def random_encoder_warning(settings):
+    """A line for a new run whose encoder begins at random; None for others."""
+    if not settings.model.encoder or settings.train.encoder_weights:
+        return None
+    return (
+        f"warning: --encoder {settings.model.encoder} begins at random: name weights for it with --encoder_weights, or "
+        "leave it out"
     )

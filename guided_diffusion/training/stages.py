@@ -26,16 +26,18 @@ DICE_STEPS = 300  # of a run without stages
 AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
 
 
-def mark_learning(model, *, first, second, has_coarse_loss):
+def mark_learning(model, *, first, second, has_coarse_loss, freeze_encoder=False):
     """Let the parameters of a stage learn and fix the others; without stages all learn.
 
     The first stage trains the condition model, the second all but that. The condition model's last layer learns in both
-    if the second's loss includes the coarse mask's (has_coarse_loss).
+    if the second's loss includes the coarse mask's (has_coarse_loss). freeze_encoder: the `PretrainedEncoder` never
+    learns.
     """
     for name, parameter in model.named_parameters():
         of_condition = name.startswith("condition_model.")
         goes_on = has_coarse_loss and name.startswith("condition_model.head.")
-        parameter.requires_grad_(of_condition if first else not second or not of_condition or goes_on)
+        learns = of_condition if first else not second or not of_condition or goes_on
+        parameter.requires_grad_(learns and not (freeze_encoder and ".pretrained." in name))
 
 
 class Stages:

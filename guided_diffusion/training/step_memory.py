@@ -85,7 +85,8 @@ class StepMemory:
             optimizer = build_optimizer(model.parameters(), self.train.lr, self.train.weight_decay)
             scaler = torch.amp.GradScaler(device.type, enabled=False)
             averages = [EMA(model, rate) for rate in self.train.ema_rates()]
-            mark_learning(model, first=first, second=second, has_coarse_loss=bool(diffusion.coarse_weight))
+            stage = {"first": first, "second": second, "freeze_encoder": self.train.freeze_encoder}
+            mark_learning(model, **stage, has_coarse_loss=bool(diffusion.coarse_weight))
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for backward in (self._set_gradients, self._backward):  # the first step makes the moments
                 for _ in range(2 if self.train.batch_size > items else 1):

@@ -228,6 +228,7 @@ UNRECORDED = {
     "out_dir",
     "resume_checkpoint",
     "init_from",
+    "encoder_weights",
 }  # in checkpoints
 
 
