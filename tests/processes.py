@@ -13,6 +13,7 @@ from types import SimpleNamespace
 MODULES = ["torch._dynamo", "torch.utils.tensorboard", "pytest", "conftest"]  # the slow ones: optimizers need _dynamo
 MODULES += ["guided_diffusion.training.loop", "guided_diffusion.data.loaders.folder", "guided_diffusion.cli.train"]
 MODULES += ["guided_diffusion.cli.sample"]
+MODULES += ["scipy.optimize", "skimage.morphology", "yaml"]
 MODULES += ["torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"]
 
 

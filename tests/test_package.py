@@ -85,7 +85,7 @@ def test_its_metadata_agrees_with_the_requirements(wheel):
     lines = (ROOT / "requirement.txt").read_text().split("\n")
     assert lines[-2:] == ["-e .", ""]
     assert {plain(one) for one in base | cloud} == {plain(one) for one in lines[:-2]}
-    assert set(metadata.get_all("Provides-Extra")) == {"cloud", "hub", "medical", "track", "onnx"}
+    assert set(metadata.get_all("Provides-Extra")) == {"cloud", "encoders", "hub", "medical", "track", "onnx"}
     assert metadata["Version"] == VERSION and metadata["License-Expression"] == "MIT"
     assert "medsegdiff check" in metadata.get_payload()  # the README
 

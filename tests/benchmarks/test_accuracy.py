@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +47,18 @@ def lines_of(record):
     return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd):
+@pytest.fixture
+def in_this_process(script, monkeypatch):
+    """The protocol's commands run in this process, which saves importing torch for each."""
+
+    def run(command, env):
+        script(Path(command[1]).with_suffix("").name, [shlex.quote(word) for word in command[2:]])
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+
+
+def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd, in_this_process):
     record = tmp_path / "accuracy.jsonl"
     flags = [*sets, "--record", record, "--sets lidc4 --minutes 0.001 --seeds 3 --split tuning --threads 1"]
     flags += ["--contenders 'v2;two=v2: --num_ensemble 2 --diffusion_steps 2'", "--size", SIZE]
@@ -64,7 +78,7 @@ def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd)
         assert line["figures"]["ged2_unbiased"] is not None and line["seconds_per_case"] > 0
         assert line["figures"]["copula_ged2"] is not None and line["figures"]["log_loss_per_area"] > 0
         assert len(line["groups"]) == len(line["cases"]["ged2_unbiased"]) > 0
-    assert runs[0]["train_seconds"] > 0 and runs[0]["train_cpu_seconds"] > 0
+    assert runs[0]["train_seconds"] > 0
     assert runs[0]["train_seconds"] == runs[1]["train_seconds"]  # they share their weights
     assert runs[1]["sampling"].endswith("--num_ensemble 2 --diffusion_steps 2")
     table = record.with_suffix(".md").read_text(encoding="utf-8")
@@ -75,7 +89,7 @@ def test_each_run_is_a_line_and_is_not_done_again(script, sets, tmp_path, capfd)
     assert record.read_text(encoding="utf-8") == before and capfd.readouterr().out.count("done before") == 2
 
 
-def test_a_deep_ensemble_s_answer_is_the_mean_of_its_networks(script, protocol, sets, tmp_path):
+def test_a_deep_ensemble_s_answer_is_the_mean_of_its_networks(script, protocol, sets, tmp_path, in_this_process):
     record = tmp_path / "a.jsonl"
     flags = [*sets, "--record", record, "--sets ph2 --steps 4 --seeds 0", "--size", SIZE, "--only_train True"]
     flags += ["--contenders unet_mean_x4 --sampling '--precision fp32 --symmetries none --scales none'"]

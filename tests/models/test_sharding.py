@@ -77,7 +77,6 @@ def train_plus(folder, *flags):
 
 
 CASES = {
-    "v1, clipped": ({"num_res_blocks": 1}, {}, {"grad_clip": 0.5, "warmup_steps": 2, "ema_rate": "0.5,0.99"}),
     "v2, one by one, learned time steps": (
         {"version": "v2", "learn_sigma": True, "ss_blocks": 1, "num_res_blocks": 1},
         {"diffusion_steps": 2},
@@ -86,7 +85,7 @@ CASES = {
     "v2, in stages": (
         {"version": "v2", "ss_blocks": 1, "num_res_blocks": 1},
         {},
-        {"condition_steps": 2, "grad_clip": 0.5, "batch_size": 3},
+        {"condition_steps": 2, "grad_clip": 0.5, "batch_size": 3, "warmup_steps": 2, "ema_rate": "0.5,0.99"},
     ),
 }
 
@@ -240,10 +239,9 @@ def test_checkpoints_go_from_shards_to_whole_and_back_and_are_sampled(run, scrip
 
     go_on = "--resume_checkpoint auto --max_steps"
     script("segmentation_train", line(f"{go_on} {step + 2}"))  # in one process, to which the flag means nothing
-    assert run(2, processes.train, line(f"{go_on} {step + 3} --fsdp False")).statuses == [0, 0]
-    assert run(2, processes.train, line(f"{go_on} {step + 4} --fsdp True")).statuses == [0, 0]
-    script("segmentation_train", line(f"--use_checkpoint True --max_steps {step + 4}", "alone"))
-    name = f"model{step + 4:06d}.pt"
+    assert run(2, processes.train, line(f"{go_on} {step + 3} --fsdp True")).statuses == [0, 0]
+    script("segmentation_train", line(f"--use_checkpoint True --max_steps {step + 3}", "alone"))
+    name = f"model{step + 3:06d}.pt"
     changed, alone = (load_checkpoint(tmp_path / out / name) for out in ("run", "alone"))
     assert furthest(changed.model, alone.model) < 1e-5 and furthest(changed.ema["0.9999"], alone.ema["0.9999"]) < 1e-5
     assert all(type(value) is torch.Tensor for value in changed.model.values())

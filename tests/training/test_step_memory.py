@@ -127,8 +127,9 @@ def test_what_fits_in_no_microbatch_is_refused_with_what_would(tmp_path, memory)
 
 
 def test_training_shrinks_or_is_refused_before_it_writes_and_a_dry_run_says_what_it_needs(
-    script, refusal, pictures, tmp_path, memory, capsys
+    script, refusal, pictures, tmp_path, memory, capsys, monkeypatch
 ):
+    monkeypatch.setattr(step_memory, "_smaller", lambda model: ())
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY, "--max_steps 1"]
     memory(10_000)
     assert "error: --batch_size 2: a training step needs about" in refusal("segmentation_train", line)
