@@ -9,10 +9,9 @@ from torch import nn
 from ..io.memory import free_memory_on
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError
-from ..runtime.live_memory import followed_on, gigabytes, with_overhead, without_values
+from ..runtime.live_memory import USABLE, followed_on, gigabytes, with_overhead, without_values
 from .members import answer_in_one_pass, draw_members
 
-ENOUGH = 0.95  # of the free memory
 MAPS_OF_LEVEL = 24  # in units of a feature map of the level's width, more than are alive at once without gradients
 PAIRS_OF_LEVEL = 12  # in units of a map of all pairs of positions of the attention's levels, likewise
 
@@ -28,7 +27,7 @@ def fitting_rows(sampler, image_channels, sharing=1):
     free = free_memory_on(device, sharing)
     if sampler.options.compile or bound(sampler, rows, size) <= free / 2:
         return rows
-    usable, fixed = ENOUGH * free, sampler.options.sample_batch_size != "auto"
+    usable, fixed = USABLE * free, sampler.options.sample_batch_size != "auto"
     need = first = pass_bytes(sampler, image_channels, rows, size)
     while need > usable and rows > 1:
         rows //= 2

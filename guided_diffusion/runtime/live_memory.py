@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from .console import console
 from .errors import UserError
 
+USABLE = 0.95  # of the free memory: an estimate is a few percent off
+
 # What is taken beside the tensors, by factor and bytes: measured on a CPU, with 32 and 64 channels at 64 and 128
 # pixels; a guess for GPUs. On a CPU it is the holes between blocks in glibc's heap, and the code of convolutions. On a
 # GPU it is the holes in torch's blocks, which are rounded, and the context with the workspaces of cuDNN and cuBLAS.

@@ -12,12 +12,11 @@ from ..models.medsegdiff import build_model, unet_shape
 from ..runtime.console import console
 from ..runtime.distributed import autocast, memory_format
 from ..runtime.errors import UserError
-from ..runtime.live_memory import estimating, followed_on, gigabytes, with_overhead, without_values
+from ..runtime.live_memory import USABLE, estimating, followed_on, gigabytes, with_overhead, without_values
 from .optimization import EMA, build_optimizer, gradient_norm, take_step
 from .parallel import StepLosses
 from .stages import mark_learning
 
-USABLE = 0.95  # of the free memory: an estimate is a few percent off
 TENSORS_OF_BLOCK = 40  # in units of a feature map of its width, more than a residual block with its gradients keeps
 TENSORS_OF_ATTENTION = 24  # in units of a map of all pairs of positions, likewise
 

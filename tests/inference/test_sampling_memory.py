@@ -13,7 +13,7 @@ from guided_diffusion.diffusion.gaussian_diffusion import build_diffusion
 from guided_diffusion.inference import sampling_memory
 from guided_diffusion.inference.plan import NO_STEPS, SamplingPlan
 from guided_diffusion.inference.sampler import EnsembleSampler
-from guided_diffusion.inference.sampling_memory import ENOUGH, bound, fitting_rows, pass_bytes
+from guided_diffusion.inference.sampling_memory import bound, fitting_rows, pass_bytes
 from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime import live_memory
 from guided_diffusion.runtime.errors import UserError
@@ -41,7 +41,7 @@ def test_rows_are_halved_until_they_fit(free):
     assert one.rows == 128
     needs = {rows: pass_bytes(one, 2, rows, 32) for rows in (16, 32)}
     assert 1.6 < needs[32] / needs[16] < 2.2 and needs[32] < bound(one, 32, 32)
-    free((needs[16] + needs[32]) / 2 / ENOUGH)
+    free((needs[16] + needs[32]) / 2 / live_memory.USABLE)
     one.fit_memory(2)
     assert one.rows == 16 and one.images == 3
     with pytest.raises(UserError, match="^--sample_batch_size 40: a pass needs about .*; give 20, or leave it out$"):
@@ -52,7 +52,7 @@ def test_rows_are_halved_until_they_fit(free):
 
 def test_a_single_row_that_does_not_fit_is_refused_with_a_size_that_does(free):
     one = sampler("v2", AUGMENTED, 0)
-    free((pass_bytes(one, 2, 1, 16) + pass_bytes(one, 2, 1, 32)) / 2 / ENOUGH)
+    free((pass_bytes(one, 2, 1, 16) + pass_bytes(one, 2, 1, 32)) / 2 / live_memory.USABLE)
     with pytest.raises(UserError, match="^--image_size 32: one row alone needs about .*; give --image_size 16, with"):
         one.fit_memory(2)
     free(1000)

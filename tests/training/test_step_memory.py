@@ -100,7 +100,7 @@ def memory(monkeypatch):
 def test_an_open_microbatch_becomes_the_largest_that_fits(tmp_path, memory):
     run = a_run(tmp_path, FIRST, batch_size=8)
     needs = StepMemory(run, CPU)
-    memory((needs.need(3) + needs.need(4)) / 2 / step_memory.USABLE)
+    memory((needs.need(3) + needs.need(4)) / 2 / live_memory.USABLE)
     processes = Processes(0, 1, CPU)
     smaller, line = fitted_to_memory(run, processes)
     assert smaller.settings.train == replace(run.settings.train, microbatch=3)
@@ -117,11 +117,11 @@ def test_what_fits_in_no_microbatch_is_refused_with_what_would(tmp_path, memory)
     run = a_run(tmp_path, FIRST, batch_size=2)
     recomputing = StepMemory(run, CPU, use_checkpoint=True).need(1)
     assert recomputing < StepMemory(run, CPU).need(1)
-    memory(recomputing * 1.01 / step_memory.USABLE)
+    memory(recomputing * 1.01 / live_memory.USABLE)
     with pytest.raises(UserError, match="--batch_size 2: .* free on cpu; give --use_checkpoint True --microbatch 1"):
         fitted_to_memory(run, Processes(0, 1, CPU))
     large = a_run(tmp_path, {**FIRST, "image_size": 128}, batch_size=2)
-    memory(StepMemory(large, CPU, use_checkpoint=True, image_size=64).need(1) * 1.01 / step_memory.USABLE)
+    memory(StepMemory(large, CPU, use_checkpoint=True, image_size=64).need(1) * 1.01 / live_memory.USABLE)
     with pytest.raises(UserError, match="give --use_checkpoint True --microbatch 1 --image_size 64"):
         fitted_to_memory(large, Processes(0, 1, CPU))
 
@@ -141,7 +141,7 @@ def test_training_shrinks_or_is_refused_before_it_writes_and_a_dry_run_says_what
     assert not (tmp_path / "run").exists()
     options = {"image_size": 32, "num_channels": 8, "channel_mult": "1,2", "num_res_blocks": 1, "version": "v1"}
     needs = StepMemory(a_run(tmp_path, {**options, "attention_resolutions": "16"}, ColourBlobs, batch_size=2), CPU)
-    memory((needs.need(1) + needs.need(2)) / 2 / step_memory.USABLE)
+    memory((needs.need(1) + needs.need(2)) / 2 / live_memory.USABLE)
     script("segmentation_train", line)
     assert ": --microbatch 1 (about" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "run" / "last.pt").config["train"]["microbatch"] == 1
