@@ -416,8 +416,9 @@ class DiffusionOptions:
     logit_skip: str = option(
         "none",
         "what is added to the predicted mask's logits, so that the network learns only the rest (x0 only): noise "
-        "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both or none",
-        choices=("none", "noise", "coarse", "both"),
+        "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both, levels (both, and "
+        "the evidence of the pixels around, for masks that are level sets of the coarse mask) or none",
+        choices=("none", "noise", "coarse", "both", "levels"),
     )
     mask_range: str = option(
         "signed",
@@ -486,7 +487,7 @@ class DiffusionOptions:
         ):
             if value not in neutral and objective != "x0":
                 raise UserError(f"--{flag} {value} goes with --objective x0, not {objective}")
-        if self.mask_range == "unit" and self.logit_skip in ("noise", "both"):
+        if self.mask_range == "unit" and self.logit_skip in ("noise", "both", "levels"):
             raise UserError(f"--logit_skip {self.logit_skip} goes with --mask_range signed, not unit")
         if mask_loss != "mse" and self.use_kl:
             raise UserError("--use_kl True replaces --mask_loss; leave one of them out")

@@ -11,7 +11,7 @@ from .options import VERSIONS, DiffusionOptions, ModelOptions
 FOLDER = Path(__file__).with_name("recipes")
 RECIPES = tuple(sorted({path.stem.partition("_v")[0] for path in FOLDER.glob("[!_]*.yaml")}))
 DEFAULT_RECIPE = "staged"
-_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "both"))  # only for a network that predicts x_0
+_OF_MASKS = (("mask_loss", "bce"), ("logit_skip", "levels"))  # only for a network that predicts x_0
 
 
 def recipe_file(name, version):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .level_posterior import level_set_logits
 from .losses import (
     CROSS_ENTROPIES,
     bce,
@@ -20,7 +21,8 @@ from .schedule import Schedule, noise_schedule
 
 OBJECTIVES = ("eps", "x0", "v")
 MASK_LOSSES = ("mse", "bce", "bce_dice")
-LOGIT_SKIPS = ("none", "noise", "coarse", "both")
+LOGIT_SKIPS = ("none", "noise", "coarse", "both", "levels")
+WITH_EVIDENCE = ("noise", "both", "levels")  # the skips that add each pixel's own evidence
 ACTIVATIONS = ("auto", "sigmoid", "softmax")
 MASK_RANGES = {"signed": (-1, 1), "unit": (0, 1)}  # of the clean mask x_0
 LARGEST_GAIN = 4.0  # of the network's output: at low noise the evidence would magnify its errors
@@ -83,7 +85,7 @@ class GaussianDiffusion:
             raise ValueError(f"unknown objective {objective!r}, mask loss {mask_loss!r} or skip {skip!r}")
         if (mask_loss != "mse" or skip != "none") and objective != "x0":
             raise ValueError(f"the mask loss {mask_loss} with the skip {skip} needs the objective x0")
-        if self.mask_range not in MASK_RANGES or (self.mask_range == "unit" and skip in ("noise", "both")):
+        if self.mask_range not in MASK_RANGES or (self.mask_range == "unit" and skip in WITH_EVIDENCE):
             raise ValueError(f"the mask range {self.mask_range!r} does not go with the skip {skip}")
         if self.class_activation not in ACTIVATIONS or (self.exclusive and objective != "x0"):
             raise ValueError(
@@ -155,7 +157,7 @@ class GaussianDiffusion:
         if skip is None:
             return output.prediction
         prediction = output.prediction
-        if self.logit_skip in ("noise", "both"):
+        if self.logit_skip in WITH_EVIDENCE:
             prediction = prediction * self._evidence(t, x_t)[1]
         return prediction + (0.5 * skip if self.mask_loss == "mse" else skip)
 
@@ -176,14 +178,19 @@ class GaussianDiffusion:
         The noise of different pixels is independent, so for a binary mask Bayes' rule gives exactly
             logit p(x_0,i = 1 | x_t, I) = 2 sqrt(abar) x_t,i / (1 - abar) + logit p(x_0,i = 1 | x_t elsewhere, I).
         The first term is the pixel's own evidence (the skip "noise"). The network learns the second; the coarse mask's
-        logits are its part without x_t (the skip "coarse"). For classes that exclude one another the same holds of
-        each class's logit against the background's, which is 0.
+        logits are its part without x_t (the skip "coarse"), and the skip "levels" adds what the neighbours' x_t say if
+        masks are level sets of the coarse mask near each pixel: see `level_set_logits`. For classes that exclude one
+        another the same holds of each class's logit against the background's, which is 0.
         """
         parts = []
-        if self.logit_skip in ("noise", "both"):
-            parts.append(self._evidence(t, x_t)[0] * x_t)
+        if self.logit_skip in WITH_EVIDENCE:
+            own = self._evidence(t, x_t)[0] * x_t
+            if self.logit_skip != "levels" or output.coarse is None:
+                parts.append(own)
         if self.logit_skip in ("coarse", "both") and output.coarse is not None:
             parts.append(output.coarse.detach())
+        if self.logit_skip == "levels" and output.coarse is not None:
+            parts.append(level_set_logits(output.coarse, own))
         return sum(parts) if parts else None
 
     def activate(self, prediction):

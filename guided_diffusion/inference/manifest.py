@@ -43,6 +43,7 @@ class SamplingSettings(TypedDict, total=False):
     scales: Annotated[list[float], Meta(max_length=100)]
     coupling_sigma: float | None  # by earlier versions
     published: str
+    smoothness: Share
     clip_denoised: bool
     tile: bool | str
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..diffusion.losses import class_probabilities
+from ..diffusion.smooth_fields import field_factor, smooth_uniform
 from ..runtime.distributed import HostCopies, sent
 from ..runtime.seeds import seeded_generator
 from .published import fused_by_published
@@ -161,6 +162,8 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
     condition = condition.rows(sent(torch.tensor(rows.conditions), image.device))
     denoiser = diffusion.denoiser(model, condition, clip=plan.clip, dynamic_threshold=plan.dynamic_threshold)
     noise = MemberNoise(seed, rows.noise_keys, (model.mask_channels, *image.shape[-2:]), image.device)
+    side = model.size if isinstance(model, Tiled) else min(image.shape[-2:])
+    channels, length = diffusion.uniform_channels(model.mask_channels), plan.smoothness * side
     last = {}
 
     def denoise(x, t):
@@ -169,7 +172,7 @@ def _draw_rows(model, diffusion, plan, condition, rows, image, seed, watch):
         return denoised
 
     def draw(x0):
-        return diffusion.draw(x0, noise.uniform())
+        return diffusion.draw(x0, noise.uniform(channels, length))
 
     def watch_turned(x, x0):
         watch(rows.turn(x, back=True), rows.turn(x0, back=True))
@@ -206,9 +209,16 @@ class MemberNoise:
         """Standard noise, float32 [rows, K, H, W]."""
         return self._rows(torch.randn, self.shape)
 
-    def uniform(self):
-        """Numbers from [0, 1), float32 [rows, 1, H, W]."""
-        return self._rows(torch.rand, (1, *self.shape[1:]))
+    def uniform(self, channels=1, length=0.0):
+        """Numbers from [0, 1), float32 [rows, channels, H, W], of the correlation `length` in pixels; 0: independent.
+
+        See `smooth_uniform`. All rows of a volume's member get the same numbers.
+        """
+        size = self.shape[-2:]
+        if not length:
+            return self._rows(torch.rand, (channels, *size))
+        grid = [field_factor(side, length).shape[1] for side in size]
+        return smooth_uniform(self._rows(torch.randn, (channels, *grid)), size, length)
 
     def _rows(self, function, shape):
         numbers = {key: function(shape, generator=generator) for key, generator in self.generators.items()}

@@ -132,7 +132,7 @@ class Validation:
     training, which decide how members are drawn: as by default in sampling, in `STEPS` steps at most. Validation
     neither reads nor changes global random state.
 
-    Where the coarse mask's logits are part of a prediction (--logit_skip coarse or both), the figure "health" says what
+    Where the coarse mask's logits are part of a prediction (--logit_skip coarse, both or levels), the figure "health" says what
     the diffusion adds: how much lower the members' unbiased GED squared is than that of members drawn with the
     denoiser's head set to zero, of the same cases and random numbers; "health_log_loss" likewise.
     """
@@ -170,7 +170,7 @@ class Validation:
     @property
     def checks_health(self):
         """Whether members of a zeroed head mean something: they then follow the coarse mask."""
-        return self.has_diffusion and self.diffusion.logit_skip in ("coarse", "both")
+        return self.has_diffusion and self.diffusion.logit_skip in ("coarse", "both", "levels")
 
     @property
     def names(self):

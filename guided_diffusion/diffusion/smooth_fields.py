@@ -1,0 +1,35 @@
+"""Random fields that are smooth in space, for masks whose neighbouring pixels are drawn alike."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+GRID = 0.5  # correlation lengths between the kernels of a field: closer ones change its correlation by less than 1e-8
+REACH = 3.0  # correlation lengths beyond the border at which kernels still count, exp(-9) of their height
+
+
+@lru_cache(maxsize=64)
+def field_factor(size, length):
+    """A matrix F float32 [size, n] whose F F^T is the correlation exp(-(i - j)^2 / (2 length^2)) of `size` pixels.
+
+    A field of independent standard normal numbers, multiplied by such a matrix along each axis, has that correlation
+    and unit variance at every pixel, at the border of the image as well. length: in pixels; 0: no correlation.
+
+    The columns are Gaussian kernels exp(-(x / length)^2) on a grid, whose products sum up to that correlation.
+    """
+    if length <= 0:
+        return torch.eye(size)
+    grid = np.arange(-REACH * length, size - 1 + (REACH + GRID) * length, GRID * length)
+    kernels = np.exp(-(((np.arange(size)[:, None] - grid) / length) ** 2))
+    return torch.from_numpy((kernels / np.linalg.norm(kernels, axis=1, keepdims=True)).astype(np.float32))
+
+
+def smooth_uniform(normal, size, length):
+    """Numbers from [0, 1), float32 [..., H, W], each uniform, whose normal scores have the correlation `length`.
+
+    They are a Gaussian copula. normal: independent standard normal numbers [..., m, n], m and n the columns of the
+    `field_factor` of H and of W. size: (H, W). length: in pixels.
+    """
+    rows, columns = (field_factor(side, length).to(normal.device) for side in size)
+    return torch.special.ndtr(rows @ normal @ columns.T).clamp(max=1 - 2**-24)

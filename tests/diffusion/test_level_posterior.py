@@ -1,0 +1,83 @@
+"""The posterior of local level sets, against its own definition and against noise."""
+
+import math
+
+import pytest
+import torch
+
+from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.diffusion.level_posterior import EDGES, LENGTH, REACH, SURE, level_set_logits
+from guided_diffusion.diffusion.schedule import noise_schedule
+from guided_diffusion.models.outputs import ModelOutput
+
+
+def maps(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_without_evidence_the_logits_come_back():
+    logits = maps(2, 3, 9, 7, scale=2)
+    found = level_set_logits(logits, torch.zeros_like(logits))
+    assert torch.allclose(found, logits, atol=1e-3)
+
+
+def by_definition(p, evidence, row, column):
+    """p(x_0,i = 1 | ...) of one pixel of [H, W] maps: the integral over u, with one level in each band."""
+    held, weights = 0.0, 0.0
+    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+        u, exponent = (low + high) / 2, math.log(high - low)
+        for i in range(len(p)):
+            for j in range(len(p[0])):
+                if p[i][j] > u and max(abs(i - row), abs(j - column)) <= REACH:
+                    distance = (i - row) ** 2 + (j - column) ** 2
+                    exponent += math.exp(-distance / (2 * LENGTH**2)) * evidence[i][j]
+        weights += math.exp(exponent)
+        held += math.exp(exponent) * (p[row][column] > u)
+    return held / weights
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3])
+def test_it_is_the_integral_over_the_levels(scale):
+    """Of probabilities that are borders of the bands, for which the sum over bands is exact."""
+    steps = torch.randint(1, len(EDGES) - 1, (9, 15), generator=torch.Generator().manual_seed(1))
+    p, evidence = torch.tensor(EDGES)[steps], maps(9, 15, seed=2, scale=scale)
+    found = level_set_logits(torch.logit(p)[None, None], evidence[None, None]).sigmoid()[0, 0]
+    for row, column in ((0, 0), (4, 7), (8, 3), (2, 14)):
+        expected = by_definition(p.tolist(), evidence.tolist(), row, column)
+        assert found[row, column].item() == pytest.approx(min(max(expected, SURE), 1 - SURE), abs=2e-5)
+
+
+def test_it_is_bounded_but_for_pixels_that_were_surer_before():
+    logits = torch.tensor([-12.0, -3.0, 0.0, 3.0, 12.0]).repeat(12, 12)[:, :12].reshape(1, 1, 12, 12)
+    sure = math.log((1 - SURE) / SURE)
+    against, in_favour = (level_set_logits(logits, torch.full_like(logits, e)) for e in (-30.0, 30.0))
+    assert (against >= logits.clamp(max=-sure) - 1e-2).all() and (against[logits < 5] < -3).all()
+    assert (in_favour <= logits.clamp(min=sure) + 1e-2).all() and (in_favour[logits > -5] > 3).all()
+
+
+def test_each_class_and_each_item_is_by_itself():
+    logits, evidence = maps(2, 3, 8, 8, scale=2), maps(2, 3, 8, 8, seed=3, scale=0.3)
+    whole = level_set_logits(logits, evidence)
+    for n in range(2):
+        for k in range(3):
+            part = level_set_logits(logits[n : n + 1, k : k + 1], evidence[n : n + 1, k : k + 1])
+            assert torch.allclose(whole[n, k], part[0, 0], atol=1e-5)
+
+
+def test_one_noisy_pixel_makes_no_speck():
+    """A pixel's own evidence would turn it into a lesion; that of all its neighbours is against it."""
+    logits, evidence = torch.full((1, 1, 15, 15), -1.0), torch.full((1, 1, 15, 15), -1.0)
+    evidence[0, 0, 7, 7] = 4.0
+    assert (logits + evidence)[0, 0, 7, 7] > 0
+    assert (level_set_logits(logits, evidence) < -3).all()
+
+
+def test_the_skip_replaces_the_evidence_of_single_pixels_where_there_is_a_coarse_mask():
+    diffusion = GaussianDiffusion(
+        noise_schedule("cosine", 50, 0.5), objective="x0", mask_loss="bce", logit_skip="levels"
+    )
+    zeros, x_t, coarse = torch.zeros(1, 1, 8, 8), maps(1, 1, 8, 8), maps(1, 1, 8, 8, seed=4).requires_grad_()
+    own = diffusion.schedule.evidence(20) * x_t
+    skip = diffusion.skipped_logits(ModelOutput(zeros, None, coarse), x_t, 20)
+    assert torch.allclose(skip, level_set_logits(coarse, own)) and not skip.requires_grad
+    assert torch.allclose(diffusion.skipped_logits(ModelOutput(zeros, None, None), x_t, 20), own.float())
