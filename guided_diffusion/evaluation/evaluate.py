@@ -33,6 +33,7 @@ from .case_figures import (
     set_figures,
 )
 from .cleanup_fit import cleanup_dice
+from .controls import dice_beyond_levels
 from .ensemble_size import EnsembleFigures, dice_by_size, sets_by_size
 from .metrics import LESION_IOU, TOLERANCES, metric_names, pixel_volume, volume_unit
 from .risk_control import LesionLevels
@@ -331,6 +332,8 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
             row |= topology_figures(answer.mask, answer.members, truth.mask, known)
         dice = members[:, 2]
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
+        if len(dice) > 1 and answer.probability is not None:
+            row |= dice_beyond_levels(row["sample_dice"], answer.probability, truth.mask)
         evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
     if settings.cleanups:
         true = np.stack([truth.mask for truth in truths])

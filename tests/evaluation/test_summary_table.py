@@ -6,7 +6,7 @@ import numpy as np
 from helpers import evaluation_of
 
 from guided_diffusion.evaluation.summary import summary_of
-from guided_diffusion.evaluation.summary_table import figure_name, format_summary, metric_label
+from guided_diffusion.evaluation.summary_table import figure_name, format_summary, member_lines, metric_label
 from guided_diffusion.evaluation.topology import TOPOLOGY_FIGURES
 
 
@@ -72,3 +72,27 @@ def test_units():
     summary = {"hd95_unit": "mm"}
     labels = {"hd95": "hd95 (mm)", "nsd_1.5": "nsd at 1.5 mm", "lesion_f1": "lesion f1", "dice": "dice"}
     assert {name: metric_label(name, summary) for name in labels} == labels
+
+
+def test_the_fused_mask_one_member_and_the_raters_stand_together():
+    figures = {"dice": 0.8, "sample_dice": 0.7, "raters_agreement": 0.75, "iou": 0.6}
+    lines = format_summary(summary_of(evaluation_of(a=figures))).splitlines()[1:5]
+    labels = ["dice", "dice of one member", "dice of one rater to another", "iou"]
+    assert [line.split("  ")[0] for line in lines] == labels
+
+
+def test_members_far_worse_than_their_fused_mask_get_a_warning():
+    def lines_of(**figures):
+        evaluation = evaluation_of(a={"dice": 0.6, "sample_dice": 0.435, **figures})
+        evaluation.members["organ"] = [np.full((2, 3), 0.435)]
+        summary = summary_of(evaluation)
+        assert all(line in format_summary(summary) for line in member_lines(summary))
+        return "".join(member_lines(summary))
+
+    rough = {"control_levels_dice": 0.57, "beyond_levels_dice": -0.135}
+    unsure = {"control_levels_dice": 0.42, "beyond_levels_dice": 0.015}
+    assert "Dice 0.435 and 0.600" in lines_of(**rough) and "0.570, have more: the diffusion is" in lines_of(**rough)
+    assert "0.420, have no more: the network is unsure" in lines_of(**unsure)
+    assert lines_of(**rough, raters_agreement=0.9) and not lines_of(**rough, raters_agreement=0.8)
+    assert not lines_of(**rough | {"sample_dice": 0.51}) and not lines_of()  # near; no probability
+    assert member_lines({"ensemble": {}, "sample": {"n": 0}}) == []  # of an earlier version
