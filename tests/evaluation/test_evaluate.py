@@ -181,7 +181,9 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     assert summary["coarse_iou"]["mean"] == pytest.approx(1 / 6)
     assert summary["coarse"]["mean"] == pytest.approx(0.25) and summary["ensemble"]["dice"]["mean"] == 1
     text = format_summary(summary)
-    assert re.search(r"\ndice +1.0000 .*\ndice of one member +0.6250 ", text) and re.search(r"\ncoarse dice +0.2500 ", text)
+    assert re.search(r"\ndice +1.0000 .*\ndice of one member +0.6250 ", text) and re.search(
+        r"\ncoarse dice +0.2500 ", text
+    )
 
 
 def test_without_samples_the_table_has_no_such_line(folder):

@@ -1,8 +1,8 @@
-"""Synthetic data sets with known truth ("phantoms"), written in the folder layouts of ISIC 2016, BraTS, LIDC and FOLDER.
+"""Synthetic data sets with known truth ("phantoms"), written in the layouts of ISIC 2016, BraTS, LIDC and FOLDER.
 
-They look like dermoscopy, MRI, CT and ultrasound pictures. A network learns them in minutes, but no grey value solves them:
-light, shadows and decoys outweigh the lesion's own contrast, and each MRI modality alone misleads. (seed, index) and
-the size alone determine case `index`, whatever the number of cases.
+They look like dermoscopy, MRI, CT and ultrasound pictures. A network learns them in minutes, but no grey value solves
+them: light, shadows and decoys outweigh the lesion's own contrast, and each MRI modality alone misleads. (seed, index)
+and the size alone determine case `index`, whatever the number of cases.
 """
 
 from .brats import brats_case, write_brats, write_brats_slices
