@@ -5,7 +5,7 @@ import pytest
 from conftest import FAST, TINY, strict_json
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.evaluation.temperature_fit import LevelTable
+from guided_diffusion.evaluation.temperature_fit import TEMPERATURES, ExclusiveLosses, LevelTable
 from guided_diffusion.inference.temperature import apply_temperature
 from guided_diffusion.io.images import read_picture
 
@@ -31,6 +31,44 @@ def test_the_temperature_that_spoilt_a_forecast_is_found_again():
     assert table.log_loss(2.5) < table.log_loss()
     clipped = np.clip(np.rint(sure * 65535) / 65535, 0.5 / 65535, 1 - 0.5 / 65535)
     assert table.log_loss() == pytest.approx(-np.mean(np.where(y, np.log(clipped), np.log1p(-clipped))))
+
+
+def exclusive_forecast(pixels=60_000):
+    """Probabilities [3, P] of three classes beside a background, mostly certain, and one-hot labels drawn from them."""
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet([0.6, 0.3, 0.2, 0.4], pixels).T
+    p[:, : pixels // 2] = np.eye(4)[:, rng.integers(0, 4, pixels // 2)]
+    labels = (p.cumsum(axis=0) < rng.random(pixels)).sum(axis=0)
+    return p[1:], np.stack([labels == k for k in (1, 2, 3)])
+
+
+def test_exclusive_classes_stay_a_distribution_at_every_temperature_and_none_overtakes_another():
+    p, _ = exclusive_forecast(500)
+    for temperature in (0.3, 2.0, 20.0):
+        found = apply_temperature(p, temperature, exclusive=True)
+        assert found.min() >= 0 and found.sum(axis=0).max() <= 1 + 1e-12
+        whole, before = (np.vstack([1 - x.sum(axis=0), x]) for x in (found, p))
+        assert np.array_equal(whole.argmax(axis=0), before.argmax(axis=0))
+        powers = before.clip(0) ** (1 / temperature)
+        assert np.allclose(whole, powers / powers.sum(axis=0), atol=1e-7)
+    assert apply_temperature(np.full((3, 2), 1 / 3), 2.0, exclusive=True).sum(axis=0) == pytest.approx(1)
+    assert np.allclose(apply_temperature(p[:1], 1.7, exclusive=True), apply_temperature(p[:1], 1.7))
+    assert apply_temperature(p.astype(np.float32), 2.0, exclusive=True).dtype == np.float32
+
+
+def test_the_temperature_of_exclusive_classes_is_found_by_their_own_log_loss():
+    p, y = exclusive_forecast()
+    sure = apply_temperature(p, 0.4, exclusive=True)
+    half = p.shape[1] // 2 + 7000
+    table = ExclusiveLosses.of(sure[:, :half], y[:, :half]) + ExclusiveLosses.of(sure[:, half:], y[:, half:])
+    assert table.count == p.shape[1] and TEMPERATURES[32] == pytest.approx(1)
+    assert table.fit() == pytest.approx(1 / 0.4, rel=0.03) and table.log_loss(2.5) < table.log_loss()
+    true = np.where(y.any(axis=0), (sure * y).sum(axis=0), 1 - sure.sum(axis=0))
+    assert table.log_loss() == pytest.approx(-np.log(np.clip(true, 0.5 / 65535, 1)).mean(), rel=1e-3)
+    certain = ExclusiveLosses.of(np.eye(3), np.eye(3, dtype=bool))  # nothing to fit: any temperature below 1
+    assert certain.fit() < 0.2 and certain.log_loss() < 1e-4
+    raters = ExclusiveLosses.of(np.full((2, 1), 0.25), np.array([[0.5], [0.5]]))
+    assert raters.log_loss() == pytest.approx(np.log(4))
 
 
 @pytest.fixture(scope="module")

@@ -92,4 +92,6 @@ def write_cardiac(folder, num_patients, size=96, seed=0):
             with naming(path):
                 Image.fromarray(picture).save(path)
     with naming(folder / "dataset.json"):
-        (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **CLASS_LABELS}}), encoding="utf-8")
+        (folder / "dataset.json").write_text(
+            json.dumps({"labels": {"background": 0, **CLASS_LABELS}}), encoding="utf-8"
+        )
