@@ -184,8 +184,8 @@ def probability_figures(answer, truth):
 
 
 def level_tables(answers, truths, exclusive):
-    """What a temperature is fitted by: the `LevelTable` of all classes of a case or, with `exclusive` and several, their
-    `ExclusiveLosses`. None where the probability was not saved.
+    """What a temperature is fitted by: the `LevelTable` of all classes of a case, or the `ExclusiveLosses` of several
+    that exclude one another. None where the probability was not saved.
 
     answers, truths: of each class.
     """

@@ -99,7 +99,7 @@ def figure_name(name):
 
 
 def _class_lines(summary):
-    """The table of the classes' means and of their `MEAN`, and the heading of the table after it; [] with a single class."""
+    """The table of the classes and of their `MEAN`, and the heading of the table after it; [] with a single class."""
     if "classes" not in summary:
         return []
     levels = {

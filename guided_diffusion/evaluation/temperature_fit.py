@@ -109,10 +109,10 @@ def logsumexp(logits):
 def fit_into_checkpoint(path, manifest, levels, cases):
     """Fit a temperature to results and write it into their checkpoint at `path`, whole or not at all.
 
-    manifest: of the results. levels: the `LevelTable` or `ExclusiveLosses` of all pixels, or None. cases: the number of masks. Returns the
-    checkpoint's new config["calibration"]: "temperature", "cases", "split", "checkpoint_sha256" (before), "log_loss",
-    "log_loss_before". Raises `UserError` where the results were not sampled with that checkpoint or hold no
-    probabilities.
+    manifest: of the results. levels: the `LevelTable` or `ExclusiveLosses` of all pixels, or None. cases: the number of
+    masks. Returns the checkpoint's new config["calibration"]: "temperature", "cases", "split", "checkpoint_sha256"
+    (before), "log_loss", "log_loss_before". Raises `UserError` where the results were not sampled with that checkpoint
+    or hold no probabilities.
     """
     checkpoint, original = check_origin(path, manifest)
     if levels is None:

@@ -41,9 +41,9 @@ class Cleanup:
 def cleaned(masks, rules, classes):
     """Masks bool [K, H, W] or [K, X, Y, Z] after their clean-up.
 
-    rules: a `Cleanup` for each class. classes: the `Classes`; of classes that exclude one another a hole is only filled
-    where no class is, and a component that is removed inside another class becomes that class. What a region loses its parts lose too, before their own components are found: a label map cannot
-    hold them without it.
+    rules: a `Cleanup` for each class. classes: the `Classes`. Of classes that exclude one another a hole is only filled
+    where no class is, and a component that is removed inside another class becomes that class. What a region loses its
+    parts lose too, before their own components are found: a label map cannot hold them without it.
     """
     result = with_holes_filled(masks, [rule.fill_holes for rule in rules], classes.is_exclusive)
     values, lost_to_any = list(map(set, classes.values)) or [set()], np.zeros(masks.shape[1:], bool)

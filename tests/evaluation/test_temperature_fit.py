@@ -36,7 +36,7 @@ def test_the_temperature_that_spoilt_a_forecast_is_found_again():
 def exclusive_forecast(pixels=60_000):
     """Probabilities [3, P] of three classes beside a background, mostly certain, and one-hot labels drawn from them."""
     rng = np.random.default_rng(1)
-    p = rng.dirichlet([0.6, 0.3, 0.2, 0.4], pixels).T
+    p = rng.dirichlet([2, 1.5, 1, 2], pixels).T
     p[:, : pixels // 2] = np.eye(4)[:, rng.integers(0, 4, pixels // 2)]
     labels = (p.cumsum(axis=0) < rng.random(pixels)).sum(axis=0)
     return p[1:], np.stack([labels == k for k in (1, 2, 3)])
