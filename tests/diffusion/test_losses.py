@@ -85,7 +85,7 @@ def test_a_pixel_s_own_evidence_is_exact_for_classes_that_exclude_one_another(t,
 @pytest.mark.parametrize("t", [0, 120])
 def test_evidence_for_a_class_is_in_its_own_channel_also_where_pixels_depend_on_one_another(t):
     """Joint posterior of two pixels of three classes by enumeration: at a pixel the log odds of class k against the
-    background are 2 sqrt(abar) x_k / (1 - abar) plus what the other pixel says, which x_t of this pixel never enters."""
+    background are 2 sqrt(abar) x_k / (1 - abar) plus what the other pixel says, whatever this pixel's x_t is."""
     schedule = GaussianDiffusion(noise_schedule("cosine", 200, 0.1)).schedule
     generator = torch.Generator().manual_seed(3)
     prior = torch.rand(4, 4, generator=generator, dtype=torch.float64) ** 2  # of the classes of both pixels
