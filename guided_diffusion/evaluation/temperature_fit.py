@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 
 from ..inference.temperature import with_background_first
 from ..runtime.errors import UserError
+from .calibration import COUNTED_AT_ONCE
 from .fits import check_origin, shown_split, split_of_results, split_warning, store_fit
 from .proper_scores import CLIPPED
 
@@ -67,9 +70,13 @@ class ExclusiveLosses:
     @classmethod
     def of(cls, probability, truth):
         """probability, truth: [K, ...] in [0, 1]; with several raters the truth is their fraction."""
-        p, y = (
-            with_background_first(np.asarray(x, dtype=np.float64).reshape(len(x), -1)) for x in (probability, truth)
-        )
+        flat = [np.asarray(x).reshape(len(x), -1) for x in (probability, truth)]
+        starts = range(0, max(1, flat[0].shape[1]), COUNTED_AT_ONCE)
+        return reduce(add, (cls._of_part(*(x[:, low : low + COUNTED_AT_ONCE] for x in flat)) for low in starts))
+
+    @classmethod
+    def _of_part(cls, *pair):
+        p, y = (with_background_first(x.astype(np.float64)) for x in pair)
         certain, likeliest = p.max(axis=0) > 1 - CLIPPED, p.argmax(axis=0)
         # The certain pixels of a class, nearly all of a volume, have the same p: one column stands for all of them.
         same = [y[:, certain & (likeliest == k)].sum(axis=1) for k in range(len(p))]
