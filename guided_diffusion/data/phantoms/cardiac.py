@@ -12,7 +12,7 @@ from .common import smooth_noise
 
 CLASS_LABELS = {"right ventricle": 1, "myocardium": 2, "left ventricle": 3}
 SLICES = 8  # of a patient, from the base to beyond the apex
-AIR_SIGNAL, LUNG, MUSCLE, FAT, BLOOD, WALL = 0.02, 0.1, 0.42, 0.85, 0.75, 0.3
+AIR_SIGNAL, LUNG_SIGNAL, MUSCLE_SIGNAL, FAT_SIGNAL, BLOOD_SIGNAL, WALL_SIGNAL = 0.02, 0.1, 0.42, 0.85, 0.75, 0.3
 
 
 def cardiac_case(index, size=96, seed=0):
@@ -28,9 +28,9 @@ def cardiac_case(index, size=96, seed=0):
     image = _chest(heart, rng, row, column)
     labels = _heart(heart, rng, row, column, depth=level / (SLICES - 1))
     papillary = (smooth_noise(rng, (size, size), 0.012 * size) > 1.3) & (labels == 3)
-    for label, signal in ((1, BLOOD), (2, WALL), (3, BLOOD)):
+    for label, signal in ((1, BLOOD_SIGNAL), (2, WALL_SIGNAL), (3, BLOOD_SIGNAL)):
         image[labels == label] = signal
-    image[papillary] = WALL
+    image[papillary] = WALL_SIGNAL
     image = gaussian_filter(image, 0.006 * size) * (1 + 0.06 * smooth_noise(rng, (size, size), 0.02 * size))
     image *= np.exp(0.25 * smooth_noise(rng, (size, size), size / 4))
     image = np.hypot(image + rng.normal(0, 0.04, image.shape), rng.normal(0, 0.04, image.shape))  # Rician noise
@@ -43,16 +43,16 @@ def _chest(heart, rng, row, column):
     wall = np.hypot(row / heart.uniform(0.4, 0.46), column / heart.uniform(0.46, 0.5)) + 0.02 * smooth_noise(
         heart, shape, shape[0] / 12
     )
-    image = np.where(wall < 1, FAT, AIR_SIGNAL)
-    image[wall < heart.uniform(0.86, 0.93)] = MUSCLE
+    image = np.where(wall < 1, FAT_SIGNAL, AIR_SIGNAL)
+    image[wall < heart.uniform(0.86, 0.93)] = MUSCLE_SIGNAL
     for side in (-1, 1):
         lung = np.hypot((row + 0.02) / heart.uniform(0.2, 0.28), (column - side * 0.24) / heart.uniform(0.12, 0.17))
-        image[lung + 0.05 * smooth_noise(rng, shape, shape[0] / 16) < 1] = LUNG
+        image[lung + 0.05 * smooth_noise(rng, shape, shape[0] / 16) < 1] = LUNG_SIGNAL
     organ = np.hypot((row - 0.24) / 0.13, (column + 0.14) / heart.uniform(0.18, 0.26))
     image[(organ < 1) & (wall < 0.86)] = heart.uniform(0.5, 0.7)
     for _ in range(heart.integers(2, 5)):  # the aorta and other vessels
         y, x = heart.uniform(-0.3, 0.3, 2)
-        image[np.hypot(row - y, column - x) < heart.uniform(0.015, 0.05)] = BLOOD
+        image[np.hypot(row - y, column - x) < heart.uniform(0.015, 0.05)] = BLOOD_SIGNAL
     return image
 
 
