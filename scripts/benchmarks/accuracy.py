@@ -154,8 +154,8 @@ class AccuracyOptions:
     )
     nnunet_memory: float = option(
         0.1,
-        "GB of GPU memory for which nnU-Net plans patches and batches. By its own default, 8, patches are large images, "
-        "and a processor core trains on a few a minute; 0: that default",
+        "GB of GPU memory for which nnU-Net plans patches and batches. By its own default, 8, patches are as large as "
+        "images, and a processor core trains on a few a minute; 0: that default",
         minimum=0,
     )
     table: bool = option(False, "only write the tables of what --record has")

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from accuracy_runs import SECONDS, append, call_program, call_script, is_recorded, machine, outcome
+from accuracy_table import FOREIGN
 
 from guided_diffusion.data.cases import group_cases
 from guided_diffusion.data.truth import majority, raters_of
@@ -131,8 +132,8 @@ def run_nnunet(options, data, contender, how, seed):
     """
     version = nnunet_version(options.nnunet_python)
     what = {"kind": "user", "split": options.split, "set": data.name, "contender": contender, "seed": seed}
-    what |= {"minutes": options.minutes, "version": f"nnU-Net {version}", "flags": options.nnunet_memory}
-    what |= {"sampling": how.sampling}
+    memory = f"{options.nnunet_memory:g} GB" if options.nnunet_memory else ""
+    what |= {"minutes": options.minutes, "version": f"{FOREIGN} {version}", "flags": memory, "sampling": how.sampling}
     if is_recorded(options, what):
         return
     console().info(f"\n=== {data.name}, {contender}, seed {seed}")
