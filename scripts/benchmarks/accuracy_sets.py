@@ -85,7 +85,7 @@ def chosen_sets(text, folders, test_fraction, *, look=True):
     names = [data.name for data in found]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"--sets {text}: {twice[0]} is named twice; tell them apart by NAME=FOLDER")
+        raise UserError(f"--sets {text}: {twice[0]} is named twice; give one another name by NAME=FOLDER")
     return found
 
 
