@@ -124,7 +124,7 @@ def _user_section(key, runs):
         differences = [difference_cell(pair, "dice", "dice") for pair in pairs]
         dice.append([name, *(" or ".join(sorted(some)) for some in (cases, seeds)), *cells, *differences])
         costs += [[name, label, *_costs(own[label])] for label in labels if label in own]
-    programs = ", ".join(filter(None, [version, *sorted({run["version"] for run in runs} - {version})]))
+    programs = ", ".join(sorted({run["version"] for run in runs}))
     heading = f"### As a user, {split} split, {minutes:g} minutes of training ({machine}; {programs})"
     return "\n\n".join([heading, _markdown(dice), _markdown(costs)])
 
@@ -132,7 +132,8 @@ def _user_section(key, runs):
 def _label_among(run, runs):
     """A run's contender; with its flags where others of that name have other flags."""
     flags = {(other["flags"], other["sampling"]) for other in runs if other["contender"] == run["contender"]}
-    return run["contender"] if len(flags) == 1 else f"{run['contender']} ({run['flags']} {run['sampling']})"
+    own = f"{run['flags']} {run['sampling']}".strip()
+    return run["contender"] if len(flags) == 1 else f"{run['contender']} ({own})"
 
 
 def _costs(runs):
