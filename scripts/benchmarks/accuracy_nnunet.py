@@ -153,6 +153,8 @@ def run_nnunet(options, data, contender, how, seed):
         seconds, processor = _call(options, own, "train", options.minutes, seed)
         (steps,) = folder.glob("run/*/*/steps.json")
         write_json(trained, {"train_seconds": seconds, "train_cpu_seconds": processor} | read_json(steps))
+    if options.only_train:
+        return
     predicted, results = folder / f"predicted_{contender}", folder / f"results_{contender}"
     shutil.rmtree(results, ignore_errors=True)
     mirrors = MIRROR in how.sampling

@@ -112,7 +112,7 @@ def _user_section(key, runs):
         {label for own in by_set.values() for label in own},
         key=lambda label: (USER_ORDER.index(label) if label in USER_ORDER else len(USER_ORDER), label),
     )
-    rivals = [label for label in labels if label != FIRST]
+    rivals = [label for label in labels if label != FIRST] if FIRST in labels else []
     dice = [["set", "cases", "seeds", *labels, *(f"{FIRST} - {label} [95 %]" for label in rivals)]]
     costs = [["set", "contender", "steps", "training, CPU s", "wall s", "preparing, CPU s", "test, CPU s", "views"]]
     for name, own in sorted(by_set.items()):

@@ -144,7 +144,7 @@ def test_each_version_of_ours_meets_the_same_rival(table, tmp_path):
     ]
     assert "+0.2000 [+0.2000" in text and "+0.3000 [+0.3000" in text
     alone = table.write_tables(lines[:1], tmp_path / "alone.md")
-    assert "(box; nnU-Net 2.8)" in alone and "| ph2 | 3 | 1 | 0.500 | – |" in alone
+    assert "(box; nnU-Net 2.8)" in alone and "| ph2 | 3 | 1 | 0.500 |\n" in alone
 
 
 def test_other_flags_of_a_contender_are_a_contender_of_their_own(table, tmp_path):
