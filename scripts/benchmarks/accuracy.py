@@ -146,8 +146,8 @@ class AccuracyOptions:
     minutes: float = option(12.0, "minutes of training each run is given", above=0)
     steps: int = option(0, "give every run of a fixed size this many optimizer steps instead of --minutes", minimum=0)
     threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
-    size: str = option(SIZE, "flags of the network's size, the same for all contenders")
-    sampling: str = option("", "more flags of sampling, the same for all contenders")
+    size: str = option(SIZE, "flags of the network's size, the same for all contenders of a fixed size")
+    sampling: str = option("", "more flags of sampling, the same for all contenders of a fixed size")
     only_train: bool = option(False, "train what is not trained, and leave the rest for later")
     nnunet_python: str = option(
         "", "python of an environment of its own that has nnunetv2, for the contenders nnunet and nnunet_mirrored"
@@ -228,12 +228,13 @@ def check_contenders(options, sets, contenders):
 def own_contender(flags, known):
     """The `Contender` of "flags", "BASE flags" or "BASE: flags", see --contenders; known: {name: `Contender`}."""
     first, _, rest = flags.strip().partition(" ")
-    if first.endswith(":") and known.get(first[:-1], Contender("", program="nnunet")).program != "nnunet":
-        return resampled(first[:-1], rest.strip(), known)
-    if first in known:
-        base = known[first]
-        if base.program == "nnunet":
-            raise UserError(f"--contenders {flags}: {first} takes no flags of ours")
+    name = first.removesuffix(":")
+    base = known.get(name)
+    if base and base.program == "nnunet":
+        raise UserError(f"--contenders {flags}: {name} takes no flags of ours")
+    if base and first.endswith(":"):
+        return resampled(name, rest.strip(), known)
+    if base:
         return Contender(f"{base.training} {rest}".strip(), base.sampling, program=base.program)
     return Contender(flags.strip())
 

@@ -3,6 +3,7 @@ evaluation scores its masks. This project neither installs nor needs it."""
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -24,6 +25,7 @@ MIRROR = "--mirror"  # the flag of sampling: test-time augmentation by mirroring
 VERSION_OF = "import importlib.metadata as m, nnunetv2, torch; print(m.version('nnunetv2'))"
 
 
+@cache
 def nnunet_version(python):
     """The version of nnU-Net that a python has. Raises `UserError` without one."""
     if not python:
@@ -137,14 +139,16 @@ def run_nnunet(options, data, contender, how, seed):
     if is_recorded(options, what):
         return
     console().info(f"\n=== {data.name}, {contender}, seed {seed}")
+    division = {"test_fraction": data.test_fraction} if data.test_fraction else {}
     base = Path(options.out_dir) / f"{options.split}_{data.name}_nnunet_{options.nnunet_memory:g}"
+    base = base.with_name(f"{base.name}_{data.test_fraction:g}") if division else base
     folder = base / f"{seed}_{options.minutes:g}"
     places = {
         "nnUNet_raw": base / "raw",
         "nnUNet_preprocessed": base / "preprocessed",
         "nnUNet_results": folder / "run",
     }
-    own = {name: str(place) for name, place in places.items()} | {"MEMORY": str(options.nnunet_memory)}
+    own = {name: str(place) for name, place in places.items()}
     prepared = _prepare(options, data, base, own)
     own["nnUNet_n_proc_DA"] = "0"  # augmentation is in the training's process, whose time is limited
     trained = folder / SECONDS
@@ -162,12 +166,12 @@ def run_nnunet(options, data, contender, how, seed):
     seconds, processor = _call(options, own, "predict", base / "raw" / RAW / "imagesTs", predicted, tta)
     names = read_json(base / "names.json")
     read_back(predicted, names, results)
-    division = {"test_fraction": data.test_fraction} if data.test_fraction else {}
     manifest = {"data": {"data_dir": data.data_dir, "split": "test"} | division}
     write_json(results / "manifest.json", manifest | {"seconds": seconds, "cases_sampled": len(names)})
     name = data.as_user(options.split)[2:] or ["--data_name", "AUTO"]
     call_script(options, "segmentation_eval.py", ["--pred_dir", str(results), *name])
     line = what | {"machine": machine()} | prepared | read_json(trained) | {"sample_cpu_seconds": processor}
+    line |= division
     line["views"] = "tiles" + (", mean over 4 mirrored images" if mirrors else "")
     append(options.record, line | outcome(results, data.build("test", split=options.split)))
 
@@ -179,7 +183,7 @@ def _prepare(options, data, base, own):
         shutil.rmtree(base, ignore_errors=True)
         write_json_in(base / "names.json", write_raw(data, options.split, base / "raw" / RAW))
         # The planner takes as many threads as there may be processes for augmentation.
-        seconds, processor = _call(options, own | {"nnUNet_n_proc_DA": "1"}, "prepare")
+        seconds, processor = _call(options, own | {"nnUNet_n_proc_DA": "1"}, "prepare", options.nnunet_memory)
         write_json(done, {"prepare_seconds": seconds, "prepare_cpu_seconds": processor})
     return read_json(done)
 
@@ -191,7 +195,7 @@ def write_json_in(path, value):
 
 
 def _call(options, own, *words):
-    for place in (value for name, value in own.items() if name.startswith("nnUNet_") and "/" in value):
+    for place in (value for name, value in own.items() if name != "nnUNet_n_proc_DA"):
         Path(place).mkdir(parents=True, exist_ok=True)
     command = [options.nnunet_python, str(WORKER), *map(str, words)]
     return call_program(options, f"nnU-Net's {words[0]}", command, **own)

@@ -44,22 +44,22 @@ def run_as_user(options, data, contender, how, seed):
     call_script(options, "segmentation_eval.py", ["--pred_dir", str(results), *data.as_user(options.split)[2:]])
     manifest = read_json(results / "manifest.json")
     settings = manifest["settings"]
-    line = what | {"machine": machine(), "steps": manifest["step"]} | trained
+    line = what | {"machine": machine(), "steps": manifest["step"]} | trained  # "asked": the flags, those of data too
     line |= {"sample_cpu_seconds": processor, "views": "tiles" if settings["tile"] else describe_augmentation(settings)}
     append(options.record, line | outcome(results, data.build("test", split=options.split)))
 
 
 def _train(options, data, flags, folder, seed):
-    """Train into `folder`, unless that is done. Returns the seconds it took."""
-    done = folder / SECONDS
-    if not done.is_file():
+    """Train into `folder`, unless that is done with the same flags. Returns the seconds it took."""
+    done, asked = folder / SECONDS, shlex.join([*data.held_out(), *shlex.split(flags)])
+    if not done.is_file() or read_json(done)["asked"] != asked:
         shutil.rmtree(folder, ignore_errors=True)
-        words = [*data.as_user(options.split), *data.held_out(), "--out_dir", str(folder), "--seed", str(seed)]
-        words += ["--max_minutes", f"{options.minutes:g}", *shlex.split(flags)]
+        words = [*data.as_user(options.split), "--out_dir", str(folder), "--seed", str(seed)]
+        words += ["--max_minutes", f"{options.minutes:g}", *shlex.split(asked)]
         cache = str(folder.with_name(f"{folder.name}_cache"))  # an earlier run would spare this one the decoding
         seconds, processor = call_script(options, "segmentation_train.py", words, MEDSEGDIFF_CACHE=cache)
         shutil.rmtree(cache, ignore_errors=True)
-        write_json(done, {"train_seconds": seconds, "train_cpu_seconds": processor})
+        write_json(done, {"train_seconds": seconds, "train_cpu_seconds": processor, "asked": asked})
     return read_json(done)
 
 

@@ -2,8 +2,8 @@
 
 The folders are in nnU-Net's own environment variables: nnUNet_raw, nnUNet_preprocessed and nnUNet_results. Commands:
 
-prepare               fingerprint, plan and preprocessed data of the 2-D configuration
-train MINUTES SEED    all training cases, without a validation; prints nothing but nnU-Net's own lines
+prepare MEMORY        fingerprint, plan and preprocessed data of the 2-D configuration. MEMORY: GB, or 0 for its default
+train MINUTES SEED    all training cases, without a validation
 predict RAW OUT TTA   masks of a folder of images by the sliding window. TTA: "mirror", or "none"
 """
 
@@ -25,10 +25,9 @@ LR_POWER = 0.9  # of nnU-Net's polynomial decay
 CPU = torch.device("cpu")
 
 
-def prepare():
+def prepare(memory):
     """Plan and preprocess in one process."""
     extract_fingerprints([NUMBER], num_processes=1, show_progress_bar=False)
-    memory = float(os.environ.get("MEMORY") or 0)
     plan_experiments([NUMBER], gpu_memory_target_in_gb=memory or None)
     preprocess([NUMBER], configurations=[CONFIGURATION], num_processes=[1], show_progress_bar=False)
 
@@ -87,7 +86,7 @@ if __name__ == "__main__":
     if threads:
         torch.set_num_threads(threads)
     if command == "prepare":
-        prepare()
+        prepare(float(words[0]))
     elif command == "train":
         train(float(words[0]), int(words[1]))
     else:

@@ -170,6 +170,7 @@ def test_the_second_stage_begins_at_its_share(protocol):
         ("--contenders v3", "'v3' is none of unet"),
         ("--contenders auto,unet --steps 9", "--steps 9: auto chooses its steps; give it --minutes"),
         ("--contenders 'big=nnunet --preset S'", "nnunet takes no flags of ours"),
+        ("--contenders 'more=nnunet: --scales none'", "nnunet takes no flags of ours"),
         ("--contenders nnunet", "--nnunet_python: is needed for nnunet; name the python of an environment of its own"),
         ("--seeds 1,x", "--seeds 1,x: must be whole numbers separated by commas"),
     ],

@@ -146,6 +146,7 @@ def test_a_run_is_prepared_once_and_has_its_line(nnunet, folder, tmp_path, monke
     def worker(options, name, command, **environment):
         _, _, verb, *words = command
         calls.append((verb, environment["nnUNet_n_proc_DA"]))
+        assert verb != "prepare" or words == ["0.1"]
         if verb == "train":
             assert words == ["0.5", "3"]
             place = Path(environment["nnUNet_results"]) / "Dataset" / "trainer"

@@ -42,9 +42,9 @@ def test_a_user_gives_data_seed_and_time(script, modules, commands, tmp_path, ca
     trainings = [words for name, words, _ in commands if name == "segmentation_train.py"]
     data = ["--data_dir", str(tmp_path / "polyps")]
     folder = str(tmp_path / "runs" / "test_polyps_mine_7_0.001min_")
-    assert len(trainings) == 2 and trainings[0][:4] == [*data, "--test_fraction", "0.2"]
-    assert trainings[0][4] == "--out_dir" and trainings[0][5].startswith(folder)
-    assert trainings[0][6:] == ["--seed", "7", "--max_minutes", "0.001", *TINY.split()]
+    assert len(trainings) == 2 and trainings[0][:3] == [*data, "--out_dir"] and trainings[0][3].startswith(folder)
+    given = ["--seed", "7", "--max_minutes", "0.001", "--test_fraction", "0.2"]
+    assert trainings[0][4:] == [*given, *TINY.split()]
     assert trainings[1][-len(TINY.split()) - 2 :] == ["--version", "unet", *TINY.split()]
     caches = {environment["MEDSEGDIFF_CACHE"] for *_, environment in commands if environment}
     assert len(caches) == 2 and not any(Path(cache).exists() for cache in caches)  # each decodes for itself
