@@ -2,6 +2,7 @@
 
 import math
 
+from ..data.classes import MEAN
 from ..runtime.console import counted, text_table
 from .controls import MEMBERS_DICE
 from .diversity import LEVEL_SETS
@@ -11,7 +12,16 @@ from .summary import EMPTY_LABELS, LEFT_OUT
 from .uncertainty import SCORES
 
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")
-PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
+PER_CLASS = {  # the columns of the classes' table
+    "dice": "dice",
+    "sample_dice": "one member's",
+    "log_loss_per_area": "log loss",
+    "expected_volume_ratio": "expected/true",
+    "iou": "iou",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "hd95": "hd95",
+}
 LEADING = (  # first in the table
     *("dice", "sample_dice", "raters_agreement"),
     *("log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio"),
@@ -96,16 +106,19 @@ def figure_name(name):
 
 
 def _class_lines(summary):
-    """The table of the classes' means, and the heading of the table after it; [] with a single class."""
+    """The table of the classes and of their `MEAN`, and the heading of the table after it; [] with a single class."""
     if "classes" not in summary:
         return []
-    names = [name for name in metric_names(summary["nsd_tolerances"]) if name in PER_CLASS or name.startswith("nsd_")]
+    levels = {
+        name: one["ensemble"] | one["probability"] | {"sample_dice": one["sample"]}
+        for name, one in {**summary["classes"], MEAN: summary}.items()
+    }
+    keys = [key for key in PER_CLASS if levels[MEAN][key]["n"]]
     rows = [
-        [name, *(f"{one['ensemble'][metric]['mean']:.4f}" for metric in names), one["ensemble"]["dice"]["n"]]
-        for name, one in summary["classes"].items()
+        [name, *(f"{level[key]['mean']:.4f}" for key in keys), level["dice"]["n"]] for name, level in levels.items()
     ]
     return [
-        text_table(["class", *names, "cases"], rows),
+        text_table(["class", *(PER_CLASS[key] for key in keys), "cases"], rows),
         "all classes, each case's mean over its defined classes:",
     ]
 

@@ -33,10 +33,26 @@ def test_what_is_left_out_is_named():
 
 def test_classes_come_first():
     text = format_summary(summary_of(evaluation_of(classes=("liver", "tumour"), a={"dice": (0.5, math.nan)})))
-    head, liver, tumour = text.splitlines()[:3]
-    assert head.split()[:3] == ["class", "dice", "iou"] and liver.split()[:2] == ["liver", "0.5000"]
-    assert tumour.split()[:2] == ["tumour", "nan"] and tumour.split()[-1] == "0"
+    head, liver, tumour, mean = text.splitlines()[:4]
+    assert head.split() == ["class", "dice", "cases"] and liver.split() == ["liver", "0.5000", "1"]
+    assert tumour.split() == ["tumour", "nan", "0"] and mean.split() == ["mean", "0.5000", "1"]
     assert "over all classes" in text.splitlines()[-1]
+
+
+def test_a_class_has_the_figures_that_decide():
+    """Those of its members and of its probability too, as a single class has in its own table."""
+    cases = {
+        "a": {"dice": (0.5, 0.7), "sample_dice": (0.25, 0.5), "rater_pixels": (10, 20), "log_loss_sum": (5.0, 40.0)},
+        "b": {"dice": (0.9, math.nan), "sample_dice": (0.75, math.nan)},
+    }
+    lines = format_summary(summary_of(evaluation_of(classes=("ventricle", "wall"), **cases))).splitlines()
+    head, *rows = ([cell for cell in line.split("  ") if cell] for line in lines[:4])
+    assert [cell.strip() for cell in head] == ["class", "dice", "one member's", "log loss", "cases"]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["ventricle", "0.7000", "0.5000", "0.5000", "2"],
+        ["wall", "0.7000", "0.5000", "2.0000", "1"],
+        ["mean", "0.7500", "0.5625", "1.5000", "2"],
+    ]
 
 
 def test_the_set_of_masks_of_a_single_answer_is_named():

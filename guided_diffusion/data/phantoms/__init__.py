@@ -6,6 +6,7 @@ and the size alone determine case `index`, whatever the number of cases.
 """
 
 from .brats import brats_case, write_brats, write_brats_slices
+from .cardiac import cardiac_case, write_cardiac
 from .common import TEST_START, best_threshold_dice
 from .isic import isic_case, write_isic
 from .lidc import READERS, lidc_case, write_lidc
@@ -16,11 +17,13 @@ __all__ = [
     "TEST_START",
     "best_threshold_dice",
     "brats_case",
+    "cardiac_case",
     "isic_case",
     "lidc_case",
     "ultrasound_case",
     "write_brats",
     "write_brats_slices",
+    "write_cardiac",
     "write_isic",
     "write_lidc",
     "write_ultrasound",
