@@ -423,8 +423,8 @@ class DiffusionOptions:
     logit_skip: str = option(
         "none",
         "what is added to the predicted mask's logits, so that the network learns only the rest (x0 only): noise "
-        "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both, levels (both, and "
-        "the evidence of the pixels around, for masks that are level sets of the coarse mask) or none",
+        "(each pixel's own evidence in x_t, by Bayes' rule), coarse (the coarse mask's logits), both, levels (coarse, "
+        "with the evidence in x_t of the pixels around, as if masks were level sets of the coarse one) or none",
         choices=("none", "noise", "coarse", "both", "levels"),
     )
     mask_range: str = option(

@@ -6,31 +6,31 @@ import torch
 import torch.nn.functional as F
 
 # The level u in [0, 1] lies in one of 16 bands, which are narrow near 0 and 1: even in log(u / (1 - u)), from -5 to 5.
-EDGES = (0.0, *(1 / (1 + math.exp(5 - 5 * i / 7)) for i in range(15)), 1.0)
-LENGTH = 2.0  # pixels: the window within which one level is assumed, exp(-r^2 / (2 LENGTH^2))
-REACH = 6  # pixels, where the window ends: exp(-4.5)
+BAND_EDGES = (0.0, *(1 / (1 + math.exp(5 - 5 * i / 7)) for i in range(15)), 1.0)
+WINDOW_LENGTH = 2.0  # pixels: the window within which one level is assumed, exp(-r^2 / (2 WINDOW_LENGTH^2))
+WINDOW = 6  # pixels, where the window ends: exp(-4.5)
 SURE = 1e-4  # the neighbours' evidence makes no probability smaller than this, or larger than 1 minus this
 
 
 def level_set_logits(logits, evidence):
     """logit p(x_0,i = 1 | x_t, I) if the mask near pixel i is a level set of p = sigmoid(logits); [N, K, H, W].
 
-    The prior: around pixel i, x_0,j = 1 where p_j > u, with one level u, uniform in [0, 1]. Then p(x_0,i = 1) = p_i, and
-    the posterior of the level is
+    The prior: around pixel i, x_0,j = 1 where p_j > u, with one level u, uniform in [0, 1]. Then p(x_0,i = 1) = p_i,
+    and the posterior of the level is
 
-        w_i(u) ~ exp(sum over j of K(j - i) evidence_j [p_j > u]),    K(r) = exp(-r^2 / (2 LENGTH^2)),
+        w_i(u) ~ exp(sum over j of K(j - i) evidence_j [p_j > u]),    K(r) = exp(-r^2 / (2 WINDOW_LENGTH^2)),
 
     which gives p(x_0,i = 1 | ...) = integral of w_i(u) [p_i > u] du. Without evidence the result is the logits
     themselves. With it, neighbours decide together, so that noise makes no specks and a border moves as a whole.
 
     logits, evidence: [N, K, H, W]; the logits that x_t is worth at each pixel by itself (see
     `GaussianDiffusion.skipped_logits`). Each of the K classes has a level of its own. Returns float32 [N, K, H, W].
-    No gradient passes. The integral is a sum over the bands between `EDGES`; within one p counts linearly.
+    No gradient passes. The integral is a sum over the bands between `BAND_EDGES`; within one p counts linearly.
     """
     with torch.no_grad():
         p, evidence = logits.float().sigmoid(), evidence.float()
         largest = weight = held = None
-        for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+        for low, high in zip(BAND_EDGES[:-1], BAND_EDGES[1:], strict=True):
             inside = ((p - low) / (high - low)).clamp(0, 1)
             total = _windowed(evidence * inside) + math.log(high - low)
             if largest is None:
@@ -46,7 +46,7 @@ def level_set_logits(logits, evidence):
 
 def _windowed(values):
     """The sum of values [N, K, H, W] over the window around each pixel; there are none beyond the border."""
-    window = torch.exp(-((torch.arange(-REACH, REACH + 1, device=values.device) / LENGTH) ** 2) / 2)
+    window = torch.exp(-((torch.arange(-WINDOW, WINDOW + 1, device=values.device) / WINDOW_LENGTH) ** 2) / 2)
     maps = values.flatten(0, 1)[:, None]
-    maps = F.conv2d(maps, window.reshape(1, 1, -1, 1), padding=(REACH, 0))
-    return F.conv2d(maps, window.reshape(1, 1, 1, -1), padding=(0, REACH)).reshape(values.shape)
+    maps = F.conv2d(maps, window.reshape(1, 1, -1, 1), padding=(WINDOW, 0))
+    return F.conv2d(maps, window.reshape(1, 1, 1, -1), padding=(0, WINDOW)).reshape(values.shape)

@@ -5,8 +5,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-GRID = 0.5  # correlation lengths between the kernels of a field: closer ones change its correlation by less than 1e-8
-REACH = 3.0  # correlation lengths beyond the border at which kernels still count, exp(-9) of their height
+KERNEL_STEP = 0.5  # correlation lengths between kernels: closer ones change the correlation by less than 1e-8
+KERNEL_REACH = 3.0  # correlation lengths beyond the border at which kernels still count, exp(-9) of their height
 
 
 @lru_cache(maxsize=64)
@@ -20,7 +20,7 @@ def field_factor(size, length):
     """
     if length <= 0:
         return torch.eye(size)
-    grid = np.arange(-REACH * length, size - 1 + (REACH + GRID) * length, GRID * length)
+    grid = np.arange(-KERNEL_REACH * length, size - 1 + (KERNEL_REACH + KERNEL_STEP) * length, KERNEL_STEP * length)
     kernels = np.exp(-(((np.arange(size)[:, None] - grid) / length) ** 2))
     return torch.from_numpy((kernels / np.linalg.norm(kernels, axis=1, keepdims=True)).astype(np.float32))
 

@@ -20,7 +20,7 @@ CLEANED = {  # by the flags of the clean-up
     "keep_largest": "the largest component kept",
     "min_size": "components of fewer than {} pixels removed",
 }
-SMOOTHNESS = 0.125  # measured on training cases of LIDC: a correlation of 16 pixels of 128
+SMOOTHNESS = 0.125  # of the network's side, chosen on training cases of LIDC: 16 of 128 pixels
 PUBLISHED_THRESHOLD = 0.995  # the quantile of |x0| by which the published code thresholds in its DPM-Solver++
 
 
@@ -36,8 +36,8 @@ class SamplingPlan:
     the members of each of several checkpoints (see `several.dealt`), in the order of their numbers; () for one.
     threshold: of each class, above which the mean probability is foreground; () for 0.5, or what `fuse` does.
     max_misses: the share of missed lesion pixels that the threshold guarantees (see `evaluation.risk_control`), 0 for
-    none. smoothness: of the random numbers by which masks are drawn, their correlation length as a share of the network's
-    side; 0: each pixel by itself. cleanup: the `cleanup.Cleanup` of each class, or ().
+    none. smoothness: the correlation length of the random numbers that draw a mask, as a share of the network's side;
+    0: each pixel has its own. cleanup: the `cleanup.Cleanup` of each class, or ().
     """
 
     sampler: str
@@ -167,7 +167,7 @@ def plan_sampling(options, given, diffusion, *, is_published=False):
         sampler,
         tuple(int(t) for t in times),
         solver_order=options.solver_order if is_solver else None,
-        smoothness=SMOOTHNESS if sampler == "bernoulli" else 0.0,
+        smoothness=SMOOTHNESS if sampler == "bernoulli" and diffusion.logit_skip == "levels" else 0.0,
         clip=options.clip_denoised,
         dynamic_threshold=PUBLISHED_THRESHOLD if is_published and is_solver and options.clip_denoised else 0.0,
     )

@@ -136,9 +136,9 @@ class Validation:
     training, which decide how members are drawn: as by default in sampling, in `STEPS` steps at most. Validation
     neither reads nor changes global random state.
 
-    Where the coarse mask's logits are part of a prediction (--logit_skip coarse, both or levels), the figure "health" says what
-    the diffusion adds: how much lower the members' unbiased GED squared is than that of members drawn with the
-    denoiser's head set to zero, of the same cases and random numbers; "health_log_loss" likewise.
+    Where the coarse mask's logits are part of a prediction (--logit_skip coarse, both or levels), the figure "health"
+    says what the diffusion adds: how much lower the members' unbiased GED squared is than that of members drawn with
+    the denoiser's head set to zero, of the same cases and random numbers; "health_log_loss" likewise.
     """
 
     dataset: object

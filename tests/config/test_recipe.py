@@ -143,7 +143,7 @@ def test_the_staged_recipe_is_v2_s(train, pictures, capsys):
     checkpoint = train("FOLDER", pictures, "--recipe staged --version v2", steps=4)
     content = torch.load(checkpoint, weights_only=True)
     config = content["config"]
-    assert content["stage_end"] == 3 and config["diffusion"]["logit_skip"] == "both"
+    assert content["stage_end"] == 3 and config["diffusion"]["logit_skip"] == "levels"
     assert config["model"]["diffusion_channels"] == config["model"]["num_channels"] // 2
     with pytest.raises(UserError, match="--recipe staged goes with --version v2, not v1"):
         options_of("--recipe staged --version v1")

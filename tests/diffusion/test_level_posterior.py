@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.diffusion.level_posterior import EDGES, LENGTH, REACH, SURE, level_set_logits
+from guided_diffusion.diffusion.level_posterior import BAND_EDGES, SURE, WINDOW, WINDOW_LENGTH, level_set_logits
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.models.outputs import ModelOutput
 
@@ -24,13 +24,13 @@ def test_without_evidence_the_logits_come_back():
 def by_definition(p, evidence, row, column):
     """p(x_0,i = 1 | ...) of one pixel of [H, W] maps: the integral over u, with one level in each band."""
     held, weights = 0.0, 0.0
-    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+    for low, high in zip(BAND_EDGES[:-1], BAND_EDGES[1:], strict=True):
         u, exponent = (low + high) / 2, math.log(high - low)
         for i in range(len(p)):
             for j in range(len(p[0])):
-                if p[i][j] > u and max(abs(i - row), abs(j - column)) <= REACH:
+                if p[i][j] > u and max(abs(i - row), abs(j - column)) <= WINDOW:
                     distance = (i - row) ** 2 + (j - column) ** 2
-                    exponent += math.exp(-distance / (2 * LENGTH**2)) * evidence[i][j]
+                    exponent += math.exp(-distance / (2 * WINDOW_LENGTH**2)) * evidence[i][j]
         weights += math.exp(exponent)
         held += math.exp(exponent) * (p[row][column] > u)
     return held / weights
@@ -39,8 +39,8 @@ def by_definition(p, evidence, row, column):
 @pytest.mark.parametrize("scale", [0.02, 0.3])
 def test_it_is_the_integral_over_the_levels(scale):
     """Of probabilities that are borders of the bands, for which the sum over bands is exact."""
-    steps = torch.randint(1, len(EDGES) - 1, (9, 15), generator=torch.Generator().manual_seed(1))
-    p, evidence = torch.tensor(EDGES)[steps], maps(9, 15, seed=2, scale=scale)
+    steps = torch.randint(1, len(BAND_EDGES) - 1, (9, 15), generator=torch.Generator().manual_seed(1))
+    p, evidence = torch.tensor(BAND_EDGES)[steps], maps(9, 15, seed=2, scale=scale)
     found = level_set_logits(torch.logit(p)[None, None], evidence[None, None]).sigmoid()[0, 0]
     for row, column in ((0, 0), (4, 7), (8, 3), (2, 14)):
         expected = by_definition(p.tolist(), evidence.tolist(), row, column)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import randn
+from scipy import ndimage
 
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import ModelOptions
@@ -235,6 +236,33 @@ def test_sampling_on_a_gpu_never_waits_for_it(variant):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(members.soft, expected.soft, atol=1e-4, rtol=0)
+
+
+class OnlyCoarse(torch.nn.Module):
+    """A denoiser that has learned nothing beside the coarse mask, whose logits are the image."""
+
+    mask_channels = 1
+
+    def encode(self, image, label=None):
+        return PlainCondition(image)
+
+    def forward(self, x_t, t, condition):
+        return ModelOutput(torch.zeros_like(x_t), None, condition.logits)
+
+
+def test_a_diffusion_that_has_learned_nothing_draws_masks_without_specks():
+    """By local level sets members follow the coarse mask's probability in one piece; by single pixels' evidence not."""
+    along = torch.arange(48) - 23.5
+    coarse = (8 - (along[:, None] ** 2 + along**2).sqrt())[None, None] / 3
+    pieces = {}
+    for skip in ("both", "levels"):
+        schedule = noise_schedule("cosine", 1000, 0.5)
+        diffusion = GaussianDiffusion(schedule, objective="x0", mask_loss="bce", logit_skip=skip)
+        plan = plan_of("bernoulli", diffusion, 10)
+        members = draw_members(OnlyCoarse(), diffusion, plan, coarse, ["case"], members=24).drawn[:, 0, 0]
+        assert (members.mean(dim=0) - coarse[0, 0].sigmoid()).abs().mean() < 0.06
+        pieces[skip] = sum(ndimage.label(member)[1] for member in members.numpy()) / len(members)
+    assert pieces["levels"] < 2 and pieces["both"] > 2 * pieces["levels"]
 
 
 # ---- volumes ---------------------------------------------------------------------------------------------------------
