@@ -23,7 +23,6 @@ COMMON = {
         "num_channels",
         "batch_size",
         "lr",
-        "lr_anneal_steps",
         "max_steps",
         "max_minutes",
         "augment",

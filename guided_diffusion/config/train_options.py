@@ -67,7 +67,7 @@ class TrainOptions:
     )
     lr_anneal_steps: int = option(
         0,
-        "decay the learning rate to 0 over this many steps, then stop; 0: constant; -1: over the whole run, by the "
+        "decay the learning rate to 0 over this many steps, then stop; 0: constant. -1: over the whole run, by the "
         "share of --max_minutes or --max_steps that has passed, whichever is larger",
         minimum=-1,
         maximum=MAX_RUN,

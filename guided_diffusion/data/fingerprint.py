@@ -23,16 +23,16 @@ class Fingerprint:
     """What a spread sample of training cases shows.
 
     cases, images: the number of pictures or volumes, and of pictures or slices. seen: the images of which masks were
-    measured. sides: (H, W) of the smallest, the median and the largest image, by area. spacing: mm per axis, the median
-    over volumes; () for pictures. channels: of images. values: the kind of intensities, a text. low, high: their range.
-    classes: the names. raters: masks of an image. empty: the share of images with nothing marked. present: for each
-    class the share of images that have it. shares: for each class the median share of the image that it marks where it
-    is, NaN for a class that was not seen. smallest: the pixels, in the files' own, of a small component
-    (see `SMALLEST`); 0 with nothing marked. coverage: the median share of a marked image's `CELLS` x `CELLS` cells in
-    which something is marked: near 1 for what is everywhere, as cells, vessels or membranes. objects: the median number
-    of components in a marked image. round_trips: {side: for each class the mean Dice of masks shrunk to side x side and
-    enlarged again (see `resizing.round_trip`)},
-    NaN for a class that was not seen. orientation: the loader's. read_seconds: to read and normalise one image.
+    measured. sides: (H, W) of the smallest, the median and the largest image, by the longer side. spacing: mm per axis,
+    the median over volumes; () for pictures. channels: of images. values: the kind of intensities, a text. low, high:
+    their range. classes: the names. raters: masks of an image. empty: the share of images with nothing marked. present:
+    for each class the share of images that have it. shares: for each class the median share of the image that it marks
+    where it is, NaN for a class that was not seen. smallest: the pixels, in the files' own, of a small component (see
+    `SMALLEST`); 0 with nothing marked. coverage: the median share of a marked image's `CELLS` x `CELLS` cells in which
+    something is marked: near 1 for what is everywhere, as cells, vessels or membranes. objects: the median number of
+    components in a marked image. round_trips: {side: for each class the mean Dice of masks shrunk to side x side and
+    enlarged again (see `resizing.round_trip`)}, NaN for a class that was not seen. orientation: the loader's.
+    read_seconds: to read and normalise one image.
     """
 
     cases: int
@@ -150,17 +150,22 @@ class _Measured:
 
     @staticmethod
     def _add_round_trips(mask, overlaps):
-        """Add to {side: (twice the pixels in both, pixels in each), [K]} what the round trips of a mask give."""
-        parts, wholes = None, 0
-        for side in [grid for grid in GRIDS if grid < max(mask.shape[-2:])]:
-            if parts is None or (parts < CERTAIN * wholes).any():
-                parts, wholes = round_trip(mask, side).sum(axis=1)  # over raters
+        """Add to {side: (twice the pixels in both, pixels in each), [K]} what the round trips of a mask give.
+
+        An image that does not shrink keeps its masks.
+        """
+        parts = wholes = None
+        for side in GRIDS:
+            if side >= max(mask.shape[-2:]):
+                parts = wholes = 2 * mask.sum(axis=(0, 2, 3))  # over raters
+            elif parts is None or (parts < CERTAIN * wholes).any():
+                parts, wholes = round_trip(mask, side).sum(axis=1)
             both, total = overlaps.get(side, (0, 0))
             overlaps[side] = both + parts, total + wholes
 
     def result(self, dataset, units):
         """The `Fingerprint`. units: of all training cases."""
-        by_area = sorted(self.sides, key=lambda side: (side[0] * side[1], side))
+        sides = sorted(self.sides, key=lambda side: (max(side), side))
         images = max(self.images, 1)
         low, high = (float(f(column)) for f, column in zip((min, max), zip(*self.ranges, strict=True), strict=True))
         spacing = tuple(float(value) for value in np.median(self.spacings, axis=0)) if self.spacings else ()
@@ -168,7 +173,7 @@ class _Measured:
             cases=len(units),
             images=len(dataset),
             seen=self.seen,
-            sides=(by_area[0], by_area[len(by_area) // 2], by_area[-1]),
+            sides=(sides[0], sides[len(sides) // 2], sides[-1]),
             spacing=spacing,
             channels=dataset.image_channels,
             values=self._kind(dataset, units[0].is_volume, low, high),
@@ -182,7 +187,7 @@ class _Measured:
             smallest=round(float(np.median(self.components))) if self.components else 0,
             objects=float(np.median(self.objects)) if self.objects else 0.0,
             coverage=float(np.median(self.coverages)) if self.coverages else 0.0,
-            round_trips={side: _mean_by_class(self.trips[side]) for side in sorted(self.trips)},
+            round_trips={s: _mean_by_class(d) for s, d in sorted(self.trips.items()) if s < max(sides[-1])},
             is_volumes=units[0].is_volume,
             orientation=dataset.orientation,
             # Volumes are decoded before training begins.

@@ -73,7 +73,7 @@ def step_seconds(settings, dataset, device, precision, processes=1):
 
 
 def _computing_seconds(settings, dataset, device, precision, items, first, second):
-    """The median seconds of a step of one stage."""
+    """The median seconds of a step of one stage; of the second, which is short, one step is timed."""
     labels = len(dataset.label_names)
     model = build_model(settings.model, dataset.image_channels, len(dataset.class_names), labels).train()
     model.to(device, memory_format=memory_format(precision, device))
@@ -108,7 +108,7 @@ def _computing_seconds(settings, dataset, device, precision, items, first, secon
     once = step()
     for _ in range(GPU_WARM_UP if device.type == "cuda" else 0):
         step()
-    return float(torch.tensor([step() for _ in range(TIMED_STEPS if once < LONG_STEP else 1)]).median())
+    return float(torch.tensor([step() for _ in range(TIMED_STEPS if once < LONG_STEP and not second else 1)]).median())
 
 
 def _reading_seconds(settings, dataset, device, items):

@@ -39,6 +39,7 @@ MOST_VALIDATED = 8  # cases of a validation
 DENOISING = 0.3  # a denoising pass, in units of a pass of the condition model
 VIEWS = {"any": 24, "upright": 6}  # passes over an image in test-time augmentation: symmetries and scales
 MOST_MEASURED = 4  # networks whose steps are timed
+FAR_TOO_SLOW = 3.0  # times the time, by the arithmetic from another network: larger ones use a machine better
 
 
 @dataclass(frozen=True)
@@ -169,26 +170,19 @@ def plan_training(found, machine, values, given, seconds_of):
     at values["batch_size"], or `BATCH` where it is open.
     """
     task = _Task(found, machine, values, frozenset(given), seconds_of)
-    view, sides, patches, why = task.choose_view()
-    candidate = task.choose_network(sides, patches)
+    view, sides, why = task.choose_view()
+    candidate = task.choose_network(view, sides)
     step, last = task.times(candidate)
     steps, seconds = task.expected_steps(candidate, step, last)
     choices = [
-        task.choice("view", {"image_size": candidate.image_size, "crop": view == "crop"}, why),
+        task.view_choice(candidate, view, why),
         task.network_choice(candidate, step),
         task.choice("batch", {"batch_size": BATCH}, "enough for steady gradients, and more of them in the time"),
         *task.step_choices(candidate, steps, seconds),
         task.augmentation_choice(),
         task.slices_choice(),
         task.validation_choice(candidate, view, steps, seconds, step),
-        Choice(
-            "orientation",
-            {},
-            f"{values['orientation']} (as you set it)"
-            if "orientation" in given
-            else f"{found.orientation}, by the loader; masks cannot show it: --orientation any lets augmentation turn "
-            "images that have no top",
-        ),
+        task.orientation_choice(),
     ]
     choices = tuple(choice for choice in choices if choice is not None)
     return Plan(choices, candidate, steps, step, seconds)
@@ -212,47 +206,32 @@ class _Task:
     # ---- whole images or crops -------------------------------------------------------------------------------------
 
     def choose_view(self):
-        """("whole" or "crop", the sides to choose from, the patch sizes, why)."""
-        found, needed = self.found, self.whole_side()
-        base = self.base_side
+        """("whole" or "crop", the sides to choose from, why)."""
+        found, needed, base, crops = self.found, self.whole_side(), self.base_side, self.crop_sides()
         trip = found.round_trip(base)
+        if "crop" in self.given and self.values["crop"]:
+            return "crop", crops, "you asked for crops, at the images' own resolution"
         if "crop" in self.given:
-            if self.values["crop"]:
-                return "crop", self.crop_sides(), CROP_PATCHES, "you asked for crops, at the images' own resolution"
-            return (
-                "whole",
-                self.up_to_gpu(needed or self.sides[-1]),
-                PATCHES,
-                f"you asked for whole images; {self._trip_text()}",
-            )
+            side = needed or self.sides[-1]
+            return "whole", self.up_to_gpu(side), f"you asked for whole images; {self._kept(side)}"
         if math.isnan(trip):
-            return (
-                "whole",
-                self.up_to_gpu(base),
-                PATCHES,
-                "nothing is marked in the masks looked at, so nothing speaks for crops",
-            )
+            why = "nothing is marked in the masks looked at, so nothing speaks for crops"
+            return "whole", self.up_to_gpu(base), why
         if needed == base:
-            return (
-                "whole",
-                self.up_to_gpu(base),
-                PATCHES,
-                f"whole images: masks keep a Dice of {trip:.3f} at {base} pixels",
-            )
-        lost = f"at {base} pixels masks keep a Dice of only {trip:.3f} with themselves"
-        crops = self.crop_sides()
-        if crops and found.coverage >= EVERYWHERE:
-            everywhere = f"and {found.coverage:.0%} of the image's parts have something marked"
-            return "crop", crops, CROP_PATCHES, f"crops at the images' own resolution: {lost}, {everywhere}"
-        if needed and self.is_affordable(self.candidates([needed], PATCHES)):
-            held = f"{found.round_trip(needed):.3f} at {needed}"
-            return "whole", self.up_to_gpu(needed), PATCHES, f"whole images on a larger grid: {lost}, and {held}"
-        if crops:
-            larger = "a grid that holds them takes too long here" if needed else "no grid up to 512 pixels holds them"
-            return "crop", crops, CROP_PATCHES, f"crops at the images' own resolution: {lost}, and {larger}"
-        side = next((s for s in reversed(self.sides) if self.is_affordable(self.candidates([s], PATCHES))), base)
-        why = f"{lost}; the images are too small for crops, and {side} pixels is the largest grid that the time allows"
-        return "whole", [side], PATCHES, why
+            return "whole", self.up_to_gpu(base), f"whole images: {self._kept(base)}"
+        lost = f"{self._kept(base)} with themselves"
+        if found.coverage >= EVERYWHERE:
+            why = f"and {found.coverage:.0%} of the image's parts have something marked"
+        elif needed and self.is_affordable(self.candidates("whole", [needed])):
+            return "whole", self.up_to_gpu(needed), f"whole images on a larger grid: {lost}; {self._kept(needed)}"
+        else:
+            why = "and a grid that holds them " + ("takes too long here" if needed else f"has over {GRIDS[-1]} pixels")
+        return "crop", crops, f"crops at the images' own resolution: {lost}, {why}"
+
+    def view_choice(self, candidate, view, why):
+        """The `Choice` of the size, and of crops."""
+        crop = {"crop": view == "crop"} if view == "crop" or "crop" in self.given else {}  # else it is the default
+        return self.choice("view", {"image_size": candidate.image_size} | crop, why)
 
     @property
     def base_side(self):
@@ -269,10 +248,8 @@ class _Task:
         return sides
 
     def up_to_gpu(self, side):
-        """The side, and on a GPU `GPU_SIDE` too where the images are larger than the side before it."""
-        larger = (
-            self.machine.kind == "cuda" and side < GPU_SIDE and max(s for s in GRIDS if s < GPU_SIDE) < self.found.side
-        )
+        """The side, and on a GPU `GPU_SIDE` too, if the median image shrinks to that."""
+        larger = self.machine.kind == "cuda" and side < GPU_SIDE <= self.found.side
         return [side, GPU_SIDE] if larger else [side]
 
     def whole_side(self):
@@ -282,24 +259,21 @@ class _Task:
         return good[0] if good else None
 
     def crop_sides(self):
-        """Sides of crops that are clearly smaller than the images."""
-        asked = "crop" in self.given and self.values["crop"]
-        sides = [side for side in CROP_SIDES if ENOUGH_LARGER * side <= self.found.side]
-        return sides[-2:] if sides else ([CROP_SIDES[0]] if asked else [])
+        """Sides of crops that are clearly smaller than the images; the smallest one for small images."""
+        return [side for side in CROP_SIDES if ENOUGH_LARGER * side <= self.found.side] or [CROP_SIDES[0]]
 
-    def _trip_text(self):
-        side = self.whole_side() or self.sides[-1]
+    def _kept(self, side):
         trip = self.found.round_trip(side)
-        return f"masks keep a Dice of {trip:.3f} at {side} pixels" if not math.isnan(trip) else "nothing is marked"
+        return f"at {side} pixels masks keep a Dice of {trip:.3f}" if not math.isnan(trip) else "nothing is marked"
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
-    def candidates(self, sides, patches):
-        """The networks on images of these sides, the cheapest first."""
+    def candidates(self, view, sides):
+        """The networks on whole images or crops of these sides, the cheapest first."""
         made = [
             Candidate(network, side, patch)
             for side in sides
-            for patch in patches
+            for patch in (PATCHES if view == "whole" else CROP_PATCHES)
             for network in NETWORKS
             if side % patch == 0 and side // patch in network.grids and self._has_room(network)
         ]
@@ -308,9 +282,9 @@ class _Task:
     def _has_room(self, network):
         return not network.memory or (self.machine.kind == "cuda" and self.machine.memory >= network.memory)
 
-    def choose_network(self, sides, patches):
+    def choose_network(self, view, sides):
         """The largest candidate that takes enough steps in the time; the cheapest if none does."""
-        candidates = self.candidates(sides, patches)
+        candidates = self.candidates(view, sides)
         self.measure(candidates[0])
         for _ in range(MOST_MEASURED):
             fitting = [candidate for candidate in candidates if self.is_enough(candidate)]
@@ -322,16 +296,18 @@ class _Task:
         return known[-1] if known else candidates[0]
 
     def is_affordable(self, candidates):
-        """Whether the cheapest candidate takes enough steps in the time."""
-        self.measure(candidates[0])
+        """Whether the cheapest candidate takes enough steps in the time. One that is far from it is not timed."""
+        self.measure(self.candidates("whole", [self.base_side])[0])
+        if self.is_enough(candidates[0], FAR_TOO_SLOW):
+            self.measure(candidates[0])
         return self.is_enough(candidates[0])
 
-    def is_enough(self, candidate):
-        """Whether the candidate takes enough steps in the time."""
+    def is_enough(self, candidate, leeway=1.0):
+        """Whether the candidate takes enough steps in so many times the time."""
         if self.machine.kind == "cuda" and not self.minutes:
             return True
         first, _ = self.times(candidate)
-        return self.time_for_steps(first) >= self.wanted_steps(candidate) * first
+        return leeway * self.time_for_steps(first) >= self.wanted_steps(candidate) * first
 
     def wanted_steps(self, candidate):
         """The steps that a candidate should get: with a time limit at least so many."""
@@ -406,7 +382,7 @@ class _Task:
             seconds = self.minutes * 60
             steps = int(self.time_for_steps(first) / first + (1 - share) * seconds / last)
             limit = self.values["max_steps"]
-            return (steps, seconds) if steps <= limit else (limit, limit / steps * seconds)
+            return (max(steps, 1), seconds) if steps <= limit else (limit, limit / steps * seconds)
         steps = self.values["lr_anneal_steps"] if self.values["lr_anneal_steps"] > 0 else self.planned_steps(candidate)
         reading = self.found.images * self.found.read_seconds / self.machine.cores
         return steps, steps * (share * first + (1 - share) * last) + reading
@@ -443,6 +419,13 @@ class _Task:
             return Choice("slices", {}, f"all: {found.empty:.0%} of those looked at have nothing marked")
         why = f"{found.empty:.0%} of slices have nothing marked; as many with as without are trained on"
         return self.choice("slices", {"slices": "balanced"}, why)
+
+    def orientation_choice(self):
+        """A note on the orientation, which no plan can know."""
+        if "orientation" in self.given:
+            return self.choice("orientation", {"orientation": self.found.orientation}, "of the images")
+        why = f"{self.found.orientation}, by the loader; --orientation any lets augmentation turn images without a top"
+        return Choice("orientation", {}, why)
 
     def validation_choice(self, candidate, view, steps, seconds, step):
         """The `Choice` of the interval and the cases of validations, which must not eat the run's time."""
