@@ -315,12 +315,19 @@ class _Task:
         return least if self.minutes else max(least, self.planned_steps(candidate))
 
     def planned_steps(self, candidate):
-        """The steps of a run without a time limit: `EPOCHS` passes over the images, within bounds."""
-        if "max_steps" in self.given:
-            return self.values["max_steps"]
+        """The steps of a run without a time limit: those asked for, else `EPOCHS` passes over the images in bounds."""
+        if self.asked_steps:
+            return self.asked_steps
         low, high = GPU_STEPS if self.machine.kind == "cuda" else CPU_STEPS
         low = max(low, min(candidate.network.least_steps, high))
         return int(min(max(math.ceil(EPOCHS * self.found.images / self.batch), low), high))
+
+    @property
+    def asked_steps(self):
+        """The steps after which the user lets the run end; 0 if that is open."""
+        values, is_set = self.values, {"max_steps", "lr_anneal_steps"} & self.given
+        decay = values["lr_anneal_steps"] if values["lr_anneal_steps"] > 0 else values["max_steps"]
+        return min(values["max_steps"], decay) if is_set else 0
 
     def time_for_steps(self, step):
         """The seconds of the first stage, or of the run without stages, less the first reading of the images."""
@@ -366,7 +373,8 @@ class _Task:
         if candidate.network.preset and not self.minutes:
             why = f"the published size {candidate.network.preset}, for which the GPU has the memory"
         elif not self.is_enough(candidate):
-            why = f"the smallest network: in this time it takes fewer than the {least} steps that it needs at least"
+            wanted = self.wanted_steps(candidate)
+            why = f"the smallest network: in this time it takes fewer than the {wanted} steps that it should"
         elif self.minutes:
             why = f"the largest network that takes its {least} steps at least in {self.minutes:g} minutes"
         else:
@@ -381,9 +389,11 @@ class _Task:
         if self.minutes:
             seconds = self.minutes * 60
             steps = int(self.time_for_steps(first) / first + (1 - share) * seconds / last)
-            limit = self.values["max_steps"]
+            limit = self.asked_steps or steps
             return (max(steps, 1), seconds) if steps <= limit else (limit, limit / steps * seconds)
-        steps = self.values["lr_anneal_steps"] if self.values["lr_anneal_steps"] > 0 else self.planned_steps(candidate)
+        steps = self.planned_steps(candidate)
+        if not self.asked_steps and not self.is_enough(candidate):
+            steps = max(1, int(self.time_for_steps(first) / first))
         reading = self.found.images * self.found.read_seconds / self.machine.cores
         return steps, steps * (share * first + (1 - share) * last) + reading
 
@@ -391,15 +401,19 @@ class _Task:
         """The `Choice`s of the learning rate, its decay and the stages."""
         width = candidate.network.channels
         yield self.choice("learning rate", {"lr": candidate.network.lr}, f"for networks of {width} channels")
-        if "lr_anneal_steps" in self.given or "lr_decay" in self.given:
-            yield self.choice("decay", {"lr_anneal_steps": 0}, "the decay as you set it")
-        elif self.minutes:
+        length = f"{EPOCHS} passes over {counted(self.found.images, 'image')}, within bounds"
+        length = f"{'all your steps' if self.asked_steps else length}, about {_minutes(seconds)}"
+        if "lr_anneal_steps" in self.given:
+            yield self.choice("decay", {"lr_anneal_steps": 0}, "the decay of the learning rate")
+        elif self.minutes and "lr_decay" not in self.given:
             why = "the learning rate falls to 0 as the time limit ends the run"
             yield self.choice("decay", {"lr_anneal_steps": -1}, why)
+        elif "lr_decay" in self.given:  # it is none: others need --lr_anneal_steps
+            yield self.choice(
+                "steps", {} if self.minutes else {"max_steps": steps}, f"a constant learning rate; {length}"
+            )
         else:
-            held = f"{EPOCHS} passes over {counted(self.found.images, 'image')}, within bounds for this device"
-            why = f"{held if 'max_steps' not in self.given else 'all your steps'}, about {_minutes(seconds)}"
-            yield self.choice("decay", {"lr_anneal_steps": steps}, why)
+            yield self.choice("decay", {"lr_anneal_steps": steps}, length)
         if self.is_staged and self.condition_share != self.values["condition_share"]:
             why = "in a short run the condition model needs the time: it gives the answer in one pass"
             yield self.choice("stages", {"condition_share": self.condition_share}, why)
@@ -435,8 +449,10 @@ class _Task:
         if view == "crop":
             windows = len(windows_of(self.found.sides[1], candidate.image_size, 0.5))
         one_pass = step / (3 * self.batch) * windows  # a backward pass takes twice as long
-        is_augmented = self.values["version"] == "v2" or "augment" not in self.given
-        views = VIEWS[self.found.orientation] if view == "whole" and is_augmented else 1
+        orientation = self.values["orientation"] if "orientation" in self.given else self.found.orientation
+        # A plain U-Net and images in tiles have no test-time augmentation.
+        has_views = view == "whole" and self.values["version"] != "unet" and orientation in VIEWS
+        views = VIEWS[orientation] if has_views else 1
         members = 0
         if self.values["version"] != "unet":
             members = 2 * MEMBERS * STEPS * DENOISING  # and those of a zeroed head, see `Validation`

@@ -136,6 +136,18 @@ def test_without_a_limit_the_steps_follow_the_cases_and_a_cpu_takes_an_hour_at_m
     assert planned(LESIONS, "--max_steps 900").values["lr_anneal_steps"] == 900
 
 
+def test_the_users_steps_and_decay_stay():
+    assert planned(LESIONS, "--max_steps 900").values["lr_anneal_steps"] == 900
+    short = planned(LESIONS, "--max_minutes 60 --max_steps 50")
+    assert short.steps == 50 and short.seconds < 600 and short.values["lr_anneal_steps"] == -1
+    decay = planned(LESIONS, "--max_minutes 3 --lr_anneal_steps 50")
+    assert decay.steps == 50 and "lr_anneal_steps" not in decay.values
+    constant = planned(LESIONS, "--lr_decay none")
+    assert shown(constant, max_steps=2400, lr_anneal_steps=None)
+    assert not {"max_steps", "lr_anneal_steps"} & set(planned(LESIONS, "--lr_decay none --max_minutes 3").values)
+    assert planned(LESIONS, cheapest=9.0).steps < 400  # an hour on a slow machine
+
+
 def test_a_gpu_gets_the_published_sizes_by_its_memory():
     plan = planned(LESIONS, machine=GPU, cheapest=0.001)
     assert shown(plan, preset="B", image_size=256, patch_size=1, lr=1e-4) and plan.steps == 20_000
