@@ -20,7 +20,7 @@ from ..runtime.threads import use_threads
 from ..training.planning import find_plan, with_plan
 from ..training.run import Run, facts_of, find_data
 from ..training.step_memory import estimate_line
-from ..training.training_plan import SIZES, may_plan
+from ..training.training_plan import SIZE_FLAGS, may_plan
 from .train import data_lines
 
 
@@ -63,7 +63,7 @@ def check_open(options, given):
     """Raise `UserError` for options with which training plans nothing."""
     train = next(part for part in options if isinstance(part, TrainOptions))
     data = next(part for part in options if isinstance(part, DataOptions))
-    sizes = [name for name in SIZES if name in given]
+    sizes = [name for name in SIZE_FLAGS if name in given]
     if not data.data_dir:
         raise UserError("--data_dir: is needed; it names the folder that holds the training data")
     if sizes:

@@ -76,7 +76,7 @@ class Fingerprint:
         return 1.0 if self.is_marked and side >= max(self.sides[2]) else math.nan
 
 
-def fingerprint(dataset):
+def data_fingerprint(dataset):
     """The `Fingerprint` of a `SegmentationDataset` with masks; the same for the same files.
 
     Raises the loader's `UserError` for a file that cannot be read.
@@ -142,7 +142,7 @@ class _Measured:
             if sizes:
                 self.components.append(float(np.quantile(sizes, SMALLEST)))
                 self.objects.append(len(sizes))
-                self.coverages.append(_coverage(mask.any(axis=(0, 1))))
+                self.coverages.append(_share_of_cells(mask.any(axis=(0, 1))))
             self._add_round_trips(mask, overlaps)
         for side, (parts, wholes) in overlaps.items():
             dice = np.where(wholes > 0, parts / np.maximum(wholes, 1), np.nan)
@@ -230,7 +230,7 @@ def _look_at_volume(dataset, unit, measured):
         dataset.volumes.forget()
 
 
-def _coverage(marked):
+def _share_of_cells(marked):
     """The share of `CELLS` x `CELLS` cells of a mask, bool [H, W], in which something is marked."""
     rows, columns = (np.arange(side) * min(CELLS, side) // side for side in marked.shape)
     cells = np.zeros((rows[-1] + 1, columns[-1] + 1), bool)
@@ -263,7 +263,7 @@ def fingerprint_rows(found):
         yield "raters", str(found.raters)
     yield "nothing marked", f"{found.empty:.0%} of {'slices' if found.is_volumes else 'pictures'} looked at"
     for k, name in enumerate(found.classes):
-        if k == MOST_SHOWN:
+        if k == CLASSES_SHOWN:
             yield "further classes", str(len(found.classes) - k)
             break
         share = "not seen" if math.isnan(found.shares[k]) else f"{found.shares[k]:.2%} of an image that has it"
@@ -278,4 +278,4 @@ def fingerprint_rows(found):
         )
 
 
-MOST_SHOWN = 12  # classes in the table
+CLASSES_SHOWN = 12  # classes in the table

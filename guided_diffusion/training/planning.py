@@ -7,7 +7,7 @@ import torch
 
 from ..config.command_line import options_over
 from ..config.settings import settle
-from ..data.fingerprint import fingerprint
+from ..data.fingerprint import data_fingerprint
 from ..diffusion.gaussian_diffusion import build_diffusion
 from ..io.memory import free_memory_on
 from ..models.medsegdiff import build_model
@@ -30,7 +30,7 @@ def find_plan(options, given, settings, dataset, facts, precision, processes):
     options, given: from `command_line.parse`. settings: the `Settings` without a plan. facts: see `settings.settle`.
     Raises `UserError` for a file that cannot be read.
     """
-    found = fingerprint(dataset)
+    found = data_fingerprint(dataset)
     device = processes.device
     machine = Machine(device.type, free_memory_on(device, processes.on_machine), usable_cores())
     values = {

@@ -12,7 +12,7 @@ from ..runtime.console import counted
 from .validation import MEMBERS, STEPS
 
 # A command that sets one of these has its sizes, and a plan would change what it does.
-SIZES = ("preset", "image_size", "patch_size", "num_channels", "channel_mult", "num_res_blocks")
+SIZE_FLAGS = ("preset", "image_size", "patch_size", "num_channels", "channel_mult", "num_res_blocks")
 
 # ---- numbers to tune -----------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ BATCH = 8  # images of a step, as the accuracy benchmark has it
 SHORT_MINUTES = 30  # a shorter limit leaves the diffusion SHORT_SHARE of its time
 SHORT_SHARE = 0.95  # --condition_share of a short run: the answer in one pass needs no diffusion
 HOUR = 3600  # seconds that a run without --max_minutes may take on a CPU
-EPOCHS = 100  # passes over the training images of a run without --max_minutes
+PASSES = 100  # passes over the training images of a run without --max_minutes
 CPU_STEPS = (2400, 6000)  # the least and the most steps of such a run on a CPU
 GPU_STEPS = (10_000, 60_000)  # and on a GPU
 PRESET_MEMORY = {"B": 24e9, "S": 12e9}  # bytes of a GPU that the published sizes want, at `BATCH` in bf16
@@ -159,7 +159,7 @@ class Plan:
 def may_plan(train, given):
     """Whether a new run of these `TrainOptions` is planned. given: the names that the user set."""
     named = "recipe" in given and train.recipe != "staged"
-    return not (train.overfit or train.init_from or named or set(SIZES) & set(given))
+    return not (train.overfit or train.init_from or named or set(SIZE_FLAGS) & set(given))
 
 
 def plan_training(found, machine, values, given, seconds_of):
@@ -315,12 +315,12 @@ class _Task:
         return least if self.minutes else max(least, self.planned_steps(candidate))
 
     def planned_steps(self, candidate):
-        """The steps of a run without a time limit: those asked for, else `EPOCHS` passes over the images in bounds."""
+        """The steps of a run without a time limit: those asked for, else `PASSES` passes over the images in bounds."""
         if self.asked_steps:
             return self.asked_steps
         low, high = GPU_STEPS if self.machine.kind == "cuda" else CPU_STEPS
         low = max(low, min(candidate.network.least_steps, high))
-        return int(min(max(math.ceil(EPOCHS * self.found.images / self.batch), low), high))
+        return int(min(max(math.ceil(PASSES * self.found.images / self.batch), low), high))
 
     @property
     def asked_steps(self):
@@ -401,7 +401,7 @@ class _Task:
         """The `Choice`s of the learning rate, its decay and the stages."""
         width = candidate.network.channels
         yield self.choice("learning rate", {"lr": candidate.network.lr}, f"for networks of {width} channels")
-        length = f"{EPOCHS} passes over {counted(self.found.images, 'image')}, within bounds"
+        length = f"{PASSES} passes over {counted(self.found.images, 'image')}, within bounds"
         length = f"{'all your steps' if self.asked_steps else length}, about {_minutes(seconds)}"
         if "lr_anneal_steps" in self.given:
             yield self.choice("decay", {"lr_anneal_steps": 0}, "the decay of the learning rate")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from guided_diffusion.data.cases import Case
-from guided_diffusion.data.fingerprint import Fingerprint, fingerprint, fingerprint_rows
+from guided_diffusion.data.fingerprint import Fingerprint, data_fingerprint, fingerprint_rows
 from guided_diffusion.data.registry import build_dataset
 
 
@@ -19,7 +19,7 @@ def found(tmp_path, save_picture):
         for k, mask in enumerate(masks):
             save_picture(tmp_path / f"images/{k:02d}.png", np.add.outer(*map(np.arange, mask.shape)).astype(np.uint8))
             save_picture(tmp_path / f"masks/{k:02d}.png", mask.astype(np.uint8) * 255)
-        return fingerprint(build_dataset("FOLDER", tmp_path, 64, split="train", need_masks=True))
+        return data_fingerprint(build_dataset("FOLDER", tmp_path, 64, split="train", need_masks=True))
 
     return find
 
@@ -67,7 +67,7 @@ def test_volumes_classes_and_raters(tmp_path, save_nifti):
         save_nifti(tmp_path / f"images/v{number}.nii.gz", image, np.diag([0.5, 0.5, 3, 1]))
         save_nifti(tmp_path / f"masks/v{number}.nii.gz", ball, np.diag([0.5, 0.5, 3, 1]))
     settings = {"split": "train", "need_masks": True, "classes": "organ=1,lesion=2"}
-    one = fingerprint(build_dataset("FOLDER", tmp_path, 64, **settings))
+    one = data_fingerprint(build_dataset("FOLDER", tmp_path, 64, **settings))
     assert (one.cases, one.images, one.is_volumes, one.classes) == (2, 20, True, ("organ", "lesion"))
     assert one.spacing == (0.5, 0.5, 3) and one.values == "z-scores of each volume"
     assert one.empty == pytest.approx(0.6) and one.present == (pytest.approx(0.4), pytest.approx(0.1))
@@ -96,11 +96,11 @@ def test_of_many_pictures_a_spread_sample_is_read(monkeypatch):
         orientation="any",
         kept_values=dict,
     )
-    one = fingerprint(dataset)
+    one = data_fingerprint(dataset)
     assert len(read) == 48 == len(set(read)) and (read[0], read[-1]) == (0, 499) and one.images == 500
     monkeypatch.setattr("guided_diffusion.data.fingerprint.MOST_PIXELS", 64 * 64 * 20)
     read.clear()
-    fingerprint(dataset)
+    data_fingerprint(dataset)
     assert len(read) == 20  # of large pictures fewer
 
 
