@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+from ..config.command_line import options_over
 from ..config.fields import named_by
 from ..config.options import DataOptions
 from ..config.settings import settle
@@ -17,7 +18,7 @@ from ..runtime.distributed import Processes, keep_freed_memory, pick_device, pic
 from ..runtime.errors import UserError
 from ..runtime.program import command
 from ..runtime.threads import use_threads
-from ..training.planning import find_plan, with_plan
+from ..training.planning import find_plan
 from ..training.run import Run, facts_of, find_data
 from ..training.step_memory import estimate_line
 from ..training.training_plan import SIZE_FLAGS, may_plan
@@ -50,7 +51,7 @@ def run_plan(options, given, words):
     console().info("\nthe plan:")
     for choice in plan.choices:
         console().info(f"  {choice.line}")
-    settled = settle(with_plan(options, given, plan.values), given, None, facts)
+    settled = settle(options_over(options, given, plan.values), given, None, facts)
     run = Run(settled, precision, dataset, WorkFolder(settled.train.out_dir, "training"))
     console().info(f"\nexpected: {plan.expectation}\n{estimate_line(run, processes.device)}")
     flags = [word for name, value in plan.values.items() for word in (f"--{name}", value)]

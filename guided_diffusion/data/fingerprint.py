@@ -12,6 +12,7 @@ from .resizing import round_trip
 GRIDS = (128, 192, 256, 384, 512)  # sides in pixels to which whole images may shrink
 MOST_PICTURES, LEAST_PICTURES = 48, 8  # pictures that are looked at, spread over all
 MOST_VOLUMES, SLICES_EACH, SCANNED_EACH = 12, 6, 32  # volumes; of each, marked slices, out of so many spread ones
+DECODED_VOLUMES = 3  # of those, volumes whose images are decoded too, which takes seconds each
 MOST_PIXELS = 30e6  # of all images looked at, so that it takes seconds
 CELLS = 8  # an image has CELLS x CELLS cells, for its coverage
 CERTAIN = 0.995  # a round trip above which larger grids need no measurement
@@ -213,7 +214,9 @@ def _look_at_picture(dataset, unit, measured):
 def _look_at_volume(dataset, unit, measured):
     """Look for marked slices among spread ones, measure a few of them, and forget the decoded volume."""
     cases = unit.cases
-    size = measured.add_image(dataset, cases[len(cases) // 2])
+    size = None
+    if len(measured.ranges) < DECODED_VOLUMES:
+        size = measured.add_image(dataset, cases[len(cases) // 2])
     geometry = dataset.load_geometry(cases[0])
     if geometry is not None and len(geometry.spacing) == 3:
         measured.spacings.append(tuple(map(float, geometry.spacing)))
@@ -223,8 +226,10 @@ def _look_at_volume(dataset, unit, measured):
         measured.count(mask)
         if mask.any():
             marked.append(mask)
+    if size is None:
+        measured.sides.append(tuple(mask.shape[-2:]))
     chosen = [marked[index] for index in spread_indices(len(marked), SLICES_EACH)] if marked else []
-    measured.pixels += size[0] * size[1] * max(len(chosen) - 1, 0)
+    measured.pixels += sum(mask.shape[-2] * mask.shape[-1] for mask in chosen[1:])
     measured.add_masks(chosen)
     if dataset.volumes is not None:
         dataset.volumes.forget()

@@ -44,11 +44,6 @@ def find_plan(options, given, settings, dataset, facts, precision, processes):
     return found, plan_training(found, machine, values, given, seconds_of)
 
 
-def with_plan(options, given, plan_values):
-    """The options of a training command with the values of a plan below the flags."""
-    return options_over(options, given, plan_values)
-
-
 # ---- the seconds of a step -------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .encoder_weights import find_encoder_weights
 from .initial import find_initial, network_values
-from .planning import find_plan, with_plan
+from .planning import find_plan
 from .trackers import check_tracker
 from .training_plan import Plan, may_plan
 from .validation import spread_cases
@@ -217,7 +217,7 @@ def planned_options(options, given, settings, data, origin, precision, processes
 
     agreed = processes.from_first(look)
     data = replace(data, classes=agreed["classes"])
-    return with_plan(options, given, agreed["values"]), data, made[0] if made else None
+    return options_over(options, given, agreed["values"]), data, made[0] if made else None
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
