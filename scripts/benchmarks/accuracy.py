@@ -1,19 +1,15 @@
 """Accuracy at equal time: train every contender for the same minutes on fixed splits, sample, evaluate, and tabulate.
 
+Contenders of a fixed size are compared by the method alone: all have the same network's size, steps that fit --minutes,
+and the same test-time augmentation. The contenders `auto`, `auto_unet` and `nnunet` are compared as a user meets them:
+they get data, a seed and --minutes, and choose the rest themselves.
+
 Each finished run is one JSON line of --record, so the table can grow over several sittings: a run that has its line is
-not done again, and a run that was stopped continues from its last checkpoint.
+not done again. A run of a fixed size that was stopped continues from its last checkpoint; another begins anew.
 """
 
-import csv
-import json
-import math
-import os
 import re
-import resource
 import shlex
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,8 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accuracy_nnunet import MIRROR, nnunet_version, run_nnunet
+from accuracy_runs import SECONDS, append, call_script, is_recorded, machine, outcome, records
+from accuracy_sets import KNOWN, chosen_sets
 from accuracy_table import write_tables
-from measuring import machine_kind
+from accuracy_user import run_as_user
 from torch.utils.benchmark import timer
 from workloads import training_loop
 
@@ -33,9 +32,8 @@ from guided_diffusion.config.options import DataOptions, DeviceOptions, Diffusio
 from guided_diffusion.config.train_options import TrainOptions
 from guided_diffusion.config.values import numbers
 from guided_diffusion.data.batches import training_batches
-from guided_diffusion.data.registry import build_dataset
 from guided_diffusion.evaluation.controls import fit_copula_length
-from guided_diffusion.io.files import atomic_path, check_writable, write_json
+from guided_diffusion.io.files import check_writable, write_json
 from guided_diffusion.io.images import read_picture, write_png
 from guided_diffusion.io.texts import read_json
 from guided_diffusion.models.medsegdiff import build_model
@@ -44,15 +42,7 @@ from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device,
 from guided_diffusion.runtime.errors import UserError, run_script
 from guided_diffusion.training.stages import CONDITION_SHARE
 
-HERE = Path(__file__).resolve().parent
-SCRIPTS = HERE.parent
 MEASURED_TURNS = 11  # of a training step
-SETS = {  # the class in loaders.py that reads each, and its flags of training
-    "ph2": ("Folder", "--orientation any"),
-    "lidc4": ("LIDC", "--orientation any"),
-    "drive": ("Folder", "--orientation any --image_size 64 --patch_size 2 --crop True"),
-    "em": ("Folder", "--orientation any --image_size 64 --patch_size 2 --crop True"),
-}
 
 # ---- the contenders ------------------------------------------------------------------------------------------------
 
@@ -62,22 +52,18 @@ SIZE = (
     "--attention_resolutions 8"
 )
 TRAINING = "--dropout 0.1 --batch_size 8 --lr 1e-3 --augment light --val_fraction 0"
-SAMPLING = {  # equal test-time augmentation for everyone; images in tiles have none
-    "ph2": "--symmetries all --scales 0.9,1.1",
-    "lidc4": "--symmetries all --scales 0.9,1.1",
-    "drive": "--tile True",
-    "em": "--tile True",
-}
-EVALUATION = {"drive": "--topology True", "em": "--topology True"}
 FITTED_ON = 40  # training cases, for the length of the copula
 LATE = 0.67  # of the steps of `unet_mean`: from there on cross-entropy alone
 DEEP = 4  # networks of the deep ensemble
 
 
 class Contender(NamedTuple):
-    """training: its own flags. sampling: flags that win over `SAMPLING`. weights_of: whose trained weights it samples
-    with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured. networks: above 1, as many
-    networks share the steps, and their mean probability is the answer. evaluation: flags of the evaluation."""
+    """training: its own flags. sampling: flags that win over `DataSet.sampling`. weights_of: whose trained
+    weights it samples with; empty: its own. as_fast_as: whose steps take as long; empty: its own are measured.
+    networks: above 1, as many networks share the steps, and their mean probability is the answer. evaluation: flags of
+    the evaluation. program: "" for a contender of a fixed size, "user" for our commands as a user gives them, or
+    "nnunet"; these have no networks, as_fast_as or evaluation.
+    """
 
     training: str
     sampling: str = ""
@@ -85,6 +71,7 @@ class Contender(NamedTuple):
     as_fast_as: str = ""
     networks: int = 1
     evaluation: str = ""
+    program: str = ""
 
 
 # As the published commands have it; but the average at a fixed rate of 0.9999 still holds the random start.
@@ -99,6 +86,9 @@ CONTENDERS = {  # lr_anneal_steps is set to the number of steps, except as publi
     "v2_published": Contender("--version v2 --recipe published", SOLVER),
     # The patches of `SIZE` are coarse enough for the diffusion's first level.
     "v2": Contender("--version v2 --recipe staged --condition_steps 85% --diffusion_level 0"),
+    "auto": Contender("", program="user"),
+    "auto_unet": Contender("--version unet", program="user"),
+    "nnunet": Contender("", program="nnunet"),
 }
 
 
@@ -113,45 +103,8 @@ CONTENDERS |= {
     "v2_members": resampled("v2", "--num_ensemble 16"),
     "v2_members_64": resampled("v2", "--num_ensemble 64")._replace(evaluation="--ensemble_curve True"),
     "v2_members_128": resampled("v2", "--num_ensemble 128")._replace(evaluation="--ensemble_curve True"),
-}
-
-
-FIGURES = {  # of summary.json
-    "dice": ("ensemble", "dice", "mean"),
-    "sample_dice": ("sample", "mean"),
-    "log_loss_per_area": ("probability", "log_loss_per_area", "mean"),
-    "brier_per_area": ("probability", "brier_per_area", "mean"),
-    "volume": ("probability", "expected_volume_ratio", "mean"),
-    "sample_volume": ("probability", "sample_volume_ratio", "mean"),
-    "ece": ("calibration", "ece"),
-    "ged2_unbiased": ("diversity", "ged2_unbiased", "mean"),
-    "ged2": ("diversity", "ged2", "mean"),
-    "matched_iou": ("diversity", "matched_iou", "mean"),
-    "copula_ged2": ("diversity", "control_copula_ged2_unbiased", "mean"),
-    "copula_matched_iou": ("diversity", "control_copula_matched_iou", "mean"),
-    "reader_dice": ("diversity", "reader_dice", "mean"),
-    "reader_ged2": ("diversity", "reader_ged2_unbiased", "mean"),
-    "majority_dice": ("diversity", "majority_rater_dice", "mean"),
-    "majority_ged2": ("diversity", "majority_ged2_unbiased", "mean"),
-    "mask_cldice": ("topology", "mask_cldice", "mean"),
-    "sample_cldice": ("topology", "sample_cldice", "mean"),
-    "mask_betti0": ("topology", "mask_betti0_error", "mean"),
-    "sample_betti0": ("topology", "sample_betti0_error", "mean"),
-    "mask_betti1": ("topology", "mask_betti1_error", "mean"),
-    "sample_betti1": ("topology", "sample_betti1_error", "mean"),
-    "mask_vi": ("topology", "mask_vi_background", "mean"),
-    "sample_vi": ("topology", "sample_vi_background", "mean"),
-}
-PER_CASE = {  # columns of metrics.csv
-    "dice": "dice",
-    "sample_dice": "sample_dice",
-    "log_loss": "log_loss",
-    "ged2_unbiased": "ged2_unbiased",
-    "matched_iou": "matched_iou",
-    "copula_ged2": "control_copula_ged2_unbiased",
-    "copula_matched_iou": "control_copula_matched_iou",
-    "mask_cldice": "mask_cldice",
-    "sample_cldice": "sample_cldice",
+    "auto_members": resampled("auto", "--num_ensemble 16"),
+    "nnunet_mirrored": resampled("nnunet", MIRROR),
 }
 
 
@@ -165,12 +118,24 @@ class AccuracyOptions:
     lidc4_dir: str = option("../shared/data/lidc4", "lung nodules: a folder that --data_name LIDC reads")
     drive_dir: str = option("../shared/data/drive", "retinal vessels: a folder that --data_name FOLDER reads")
     em_dir: str = option("../shared/data/em", "membranes: a folder that --data_name FOLDER reads")
-    sets: str = option("ph2,lidc4,drive,em", "which data sets, separated by commas")
+    sets: str = option(
+        "ph2,lidc4,drive,em",
+        f"which data sets, separated by commas: {', '.join(KNOWN)}, and any folder that --data_name AUTO reads, "
+        "as PATH or NAME=PATH",
+    )
+    test_fraction: float = option(
+        0.2,
+        "share of the patients or cases that is held out for testing from a folder without test cases of its own",
+        above=0,
+        maximum=0.9,
+    )
     contenders: str = option(
         "unet_mean,unet,unet_mse,unet_mean_x4,v1_published,v2_published,v2,v2_members",
         f"which of {', '.join(CONTENDERS)}, separated by commas. Or separated by semicolons, with some of your own: "
         "'NAME=flags' of training, 'NAME=v2 flags' for v2 trained with these too, 'NAME=v2: flags' for v2's weights "
-        "sampled with these",
+        "sampled with these. auto: training with nothing but data, seed and time; auto_unet: the same with --version "
+        "unet; auto_members: auto's weights, 16 members; nnunet: nnU-Net v2, see --nnunet_python; nnunet_mirrored: its "
+        "weights with test-time augmentation",
     )
     seeds: str = option("0,1,2", "seeds of the runs, separated by commas")
     split: str = option(
@@ -179,11 +144,20 @@ class AccuracyOptions:
         choices=("test", "tuning"),
     )
     minutes: float = option(12.0, "minutes of training each run is given", above=0)
-    steps: int = option(0, "give every run this many optimizer steps instead of --minutes", minimum=0)
+    steps: int = option(0, "give every run of a fixed size this many optimizer steps instead of --minutes", minimum=0)
     threads: int = option(0, "CPU threads of the network; 0: as torch chooses", minimum=0)
-    size: str = option(SIZE, "flags of the network's size, the same for all contenders")
-    sampling: str = option("", "more flags of sampling, the same for all contenders")
+    size: str = option(SIZE, "flags of the network's size, the same for all contenders of a fixed size")
+    sampling: str = option("", "more flags of sampling, the same for all contenders of a fixed size")
     only_train: bool = option(False, "train what is not trained, and leave the rest for later")
+    nnunet_python: str = option(
+        "", "python of an environment of its own that has nnunetv2, for the contenders nnunet and nnunet_mirrored"
+    )
+    nnunet_memory: float = option(
+        0.1,
+        "GB of GPU memory for which nnU-Net plans patches and batches. By its own default, 8, patches are as large as "
+        "images, and a processor core trains on a few a minute; 0: that default",
+        minimum=0,
+    )
     table: bool = option(False, "only write the tables of what --record has")
 
 
@@ -196,44 +170,79 @@ def main(argv=None):
         keep_freed_memory()
         if options.threads:
             torch.set_num_threads(options.threads)
-        for name in sets:
-            steps = steps_of(options, name, contenders)
+        for data in sets:
+            sized = {name: how for name, how in contenders.items() if not how.program}
+            steps = steps_of(options, data, sized) if sized else {}
             for seed in seeds:
-                for contender in contenders:
-                    run(options, name, contender, contenders[contender], seed, steps[contender])
+                for contender, how in contenders.items():
+                    if how.program:
+                        PROGRAMS[how.program](options, data, contender, how, seed)
+                    else:
+                        run(options, data, contender, how, seed, steps[contender])
     path = Path(options.record).with_suffix(".md")
     console().info(f"{write_tables(records(options.record), path)}\nwritten: {path}")
 
 
+PROGRAMS = {"user": run_as_user, "nnunet": run_nnunet}
+
+
 def chosen(options):
-    """The data sets, {name: `Contender`} and seeds asked for."""
-    sets = options.sets.split(",")
-    for name in sets:
-        if name not in SETS:
-            raise UserError(f"--sets {options.sets}: {name!r} is none of {', '.join(SETS)}")
+    """The `DataSet`s, {name: `Contender`} and seeds asked for.
+
+    Raises `UserError` for what does not exist, and for contenders that do not go with a set or with the flags.
+    """
+    folders = {name: getattr(options, f"{name}_dir") for name in KNOWN}
+    sets = chosen_sets(options.sets, folders, options.test_fraction, look=not options.table)
     contenders = {}
     for word in options.contenders.split(";" if "=" in options.contenders else ","):
         name, own, flags = word.strip().partition("=")
         contenders[name] = own_contender(flags, CONTENDERS | contenders) if own else CONTENDERS.get(name)
         if contenders[name] is None:
             raise UserError(f"--contenders: {name!r} is none of {', '.join(CONTENDERS)}; write NAME=flags for your own")
+    if not options.table:
+        check_contenders(options, sets, contenders)
     return sets, contenders, numbers("seeds", options.seeds, int)
+
+
+def check_contenders(options, sets, contenders):
+    """Raise `UserError` for contenders that do not go with a set or with the flags, before anything is trained."""
+    sized = [name for name, how in contenders.items() if not how.program]
+    free = [name for name in contenders if name not in sized]
+    if options.steps and free:
+        raise UserError(f"--steps {options.steps}: {free[0]} chooses its steps; give it --minutes")
+    if any(how.program == "nnunet" for how in contenders.values()):
+        nnunet_version(options.nnunet_python)
+    for data in sets:
+        if options.split == "tuning" and (not data.kind or data.test_fraction):
+            raise UserError(
+                f"--split tuning: {data.data_dir} is not divided, or in a layout of its own; give it a split.json and "
+                "images/, masks/"
+            )
+        if sized and not data.kind:
+            raise UserError(
+                f"--contenders: {sized[0]} reads folders of pairs and LIDC, and {data.data_dir} is of another layout; "
+                f"name some of {', '.join(name for name, how in CONTENDERS.items() if how.program)}"
+            )
 
 
 def own_contender(flags, known):
     """The `Contender` of "flags", "BASE flags" or "BASE: flags", see --contenders; known: {name: `Contender`}."""
     first, _, rest = flags.strip().partition(" ")
-    if first.endswith(":") and first[:-1] in known:
-        return resampled(first[:-1], rest.strip(), known)
-    if first in known:
-        return Contender(f"{known[first].training} {rest.strip()}", known[first].sampling)
+    name = first.removesuffix(":")
+    base = known.get(name)
+    if base and base.program == "nnunet":
+        raise UserError(f"--contenders {flags}: {name} takes no flags of ours")
+    if base and first.endswith(":"):
+        return resampled(name, rest.strip(), known)
+    if base:
+        return Contender(f"{base.training} {rest}".strip(), base.sampling, program=base.program)
     return Contender(flags.strip())
 
 
 # ---- how many steps ------------------------------------------------------------------------------------------------
 
 
-def steps_of(options, name, contenders):
+def steps_of(options, data, contenders):
     """{contender: optimizer steps}: --steps, or as many as fit --minutes by the seconds of a step on this machine.
 
     The seconds are measured by turns, so that other work on the machine slows all alike, and recorded once: a later
@@ -244,20 +253,20 @@ def steps_of(options, name, contenders):
         return dict.fromkeys(contenders, options.steps)
     every = CONTENDERS | contenders
     twins = {c: how.weights_of or how.as_fast_as or c for c, how in contenders.items()}
-    flags = {twin: trained_with(options, name, every[twin].training) for twin in twins.values()}
+    flags = {twin: trained_with(options, data, every[twin].training) for twin in twins.values()}
     known = {}
     for line in records(options.record):
-        if line["kind"] == "speed" and line["machine"] == machine() and line["set"] == name:
+        if line["kind"] == "speed" and line["machine"] == machine() and line["set"] == data.name:
             known[line["contender"], line["flags"]] = line["seconds_per_step"]
     lacking = {twin: words for twin, words in flags.items() if (twin, words) not in known}
     if lacking:
-        reference = next((c for c in REFERENCES if (c, _as_trained(options, name, c)) in known), None)
-        others = {reference: _as_trained(options, name, reference)} if reference else {}
-        seconds = measure(options, name, lacking | others)
+        reference = next((c for c in REFERENCES if (c, _as_trained(options, data, c)) in known), None)
+        others = {reference: _as_trained(options, data, reference)} if reference else {}
+        seconds = measure(options, data, lacking | others)
         scale = known[reference, others[reference]] / seconds[reference] if reference else 1.0
         for twin, words in lacking.items():
             known[twin, words] = seconds[twin] * scale
-            line = {"kind": "speed", "set": name, "contender": twin, "flags": words, "machine": machine()}
+            line = {"kind": "speed", "set": data.name, "contender": twin, "flags": words, "machine": machine()}
             line["seconds_per_step"] = known[twin, words]
             append(
                 options.record, line | ({"scaled_by": f"{reference}, measured in the same turns"} if reference else {})
@@ -268,18 +277,18 @@ def steps_of(options, name, contenders):
 REFERENCES = ("unet", "v2")
 
 
-def _as_trained(options, name, contender):
-    return trained_with(options, name, CONTENDERS[contender].training)
+def _as_trained(options, data, contender):
+    return trained_with(options, data, CONTENDERS[contender].training)
 
 
-def measure(options, name, flags):
+def measure(options, data, flags):
     """{contender: seconds of a training step, reading included}: medians of `MEASURED_TURNS` turns after a first one.
 
     flags: {contender: all flags of its training}. A step of a run in two stages is the mean of both, weighted by their
     shares of the run.
     """
-    console().info(f"=== {name}: seconds of a training step, measured by turns")
-    loops = {contender: loop_of(options, name, words) for contender, words in flags.items()}
+    console().info(f"=== {data.name}: seconds of a training step, measured by turns")
+    loops = {contender: loop_of(options, data, words) for contender, words in flags.items()}
     seconds = {contender: [] for contender in flags}
     for turn in range(MEASURED_TURNS + 1):
         for contender, (loop, batches) in loops.items():
@@ -296,11 +305,11 @@ def measure(options, name, flags):
     return {contender: median(values) for contender, values in seconds.items()}
 
 
-def loop_of(options, name, flags):
+def loop_of(options, data, flags):
     """A `TrainLoop` as the training script builds it, and its batches, read in this process."""
     groups = [DataOptions, TrainOptions, ModelOptions, DiffusionOptions, DeviceOptions]
     (_, train, network, diffusion, devices), _ = parse(__doc__, groups, shlex.split(in_steps(flags, 1)))
-    dataset = build_dataset(*data_of(options, name), network.image_size, split="train", need_masks=True)
+    dataset = data.build("train", network.image_size, split=options.split, kept=True, need_masks=True)
     device = pick_device(devices.gpu_dev)
     model = build_model(network, dataset.image_channels, len(dataset.class_names)).to(device)
     precision = pick_precision(devices.precision, device)
@@ -308,10 +317,10 @@ def loop_of(options, name, flags):
     return loop, training_batches(dataset, train.batch_size, seed=0, augment=train.augment)
 
 
-def trained_with(options, name, flags):
+def trained_with(options, data, flags):
     """The flags of a contender's training on a set, later ones winning over earlier ones."""
     common = "--val_fraction 0" if "--recipe published" in flags else TRAINING
-    return " ".join(f"{common} {options.size} {SETS[name][1]} {flags}".split())
+    return " ".join(f"{common} {options.size} {data.training} {flags}".split())
 
 
 def in_steps(flags, steps):
@@ -319,39 +328,26 @@ def in_steps(flags, steps):
     return re.sub(r"\b(\d+)%", lambda found: str(max(1, round(int(found[1]) / 100 * steps))), flags)
 
 
-def data_of(options, name):
-    """--data_name and --data_dir of a set."""
-    reading = "Benchmark" if options.split == "test" else "Tuning"
-    return f"{HERE / 'loaders.py'}:{reading}{SETS[name][0]}", getattr(options, f"{name}_dir")
-
-
-def machine():
-    """The kind of machine that times belong to."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return machine_kind(pick_precision("auto", device), device)
-
-
 # ---- one run -------------------------------------------------------------------------------------------------------
 
 
-def run(options, name, contender, how, seed, steps):
+def run(options, data, contender, how, seed, steps):
     """Train, sample and evaluate one contender, unless its line is there; append the line.
 
     how: its `Contender`. Where the training is finished, be it another contender's with the same weights, only the
     sampling is done, and the line lacks the training's seconds.
     """
-    trained, flags = how.weights_of or contender, trained_with(options, name, how.training)
-    sampling = " ".join(f"{SAMPLING[name]} {options.sampling} {how.sampling}".split())
-    what = {"kind": "run", "split": options.split, "set": name, "contender": contender, "seed": seed}
+    trained, flags = how.weights_of or contender, trained_with(options, data, how.training)
+    sampling = " ".join(f"{data.sampling} {options.sampling} {how.sampling}".split())
+    what = {"kind": "run", "split": options.split, "set": data.name, "contender": contender, "seed": seed}
     what |= {"minutes": None if options.steps else options.minutes, "steps": steps}
     what |= {"flags": flags, "sampling": sampling}
-    if any(all(line.get(key) == value for key, value in what.items()) for line in records(options.record)):
-        console().info(f"=== {name}, {contender}, seed {seed}: done before")
+    if is_recorded(options, what):
         return
-    console().info(f"\n=== {name}, {contender}, seed {seed}: {steps} steps")
-    folder = Path(options.out_dir) / f"{options.split}_{name}_{trained}_{seed}_{steps}"
-    kind, data_dir = data_of(options, name)
-    where = ["--data_name", kind, "--data_dir", data_dir, "--num_workers", "1"]
+    console().info(f"\n=== {data.name}, {contender}, seed {seed}: {steps} steps")
+    folder = Path(options.out_dir) / f"{options.split}_{data.name}_{trained}_{seed}_{steps}"
+    where = ["--data_name", data.loader(options.split), "--data_dir", data.data_dir, "--num_workers", "1"]
+    flags = " ".join([flags, *data.held_out()])
     if how.networks == 1:
         checkpoints = [train(options, where, flags, folder, seed, steps)]
     else:
@@ -364,10 +360,16 @@ def run(options, name, contender, how, seed, steps):
         words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results)]
         call_script(options, "segmentation_sample.py", [*words, "--save_samples", "True", *shlex.split(sampling)])
     results = parts[0] if how.networks == 1 else mean_of(parts, folder / "results")
-    length = copula_length(options, name, checkpoints[0], where, sampling)
+    length = copula_length(options, data, checkpoints[0], where, sampling)
     words = ["--pred_dir", str(results), *where, "--copula_length", str(length)]
-    call_script(options, "segmentation_eval.py", [*words, *shlex.split(f"{EVALUATION.get(name, '')} {how.evaluation}")])
-    append(options.record, what | {"machine": machine()} | seconds_of(folder) | outcome(results, kind, data_dir))
+    call_script(options, "segmentation_eval.py", [*words, *shlex.split(f"{data.evaluation} {how.evaluation}")])
+    append(
+        options.record,
+        what
+        | {"machine": machine()}
+        | seconds_of(folder)
+        | outcome(results, data.build("test", split=options.split, kept=True)),
+    )
 
 
 def train(options, where, flags, folder, seed, steps):
@@ -398,110 +400,31 @@ def mean_of(parts, results):
     return results
 
 
-def copula_length(options, name, checkpoint, where, sampling):
+def copula_length(options, data, checkpoint, where, sampling):
     """The copula's correlation length in pixels, fitted once for each set on training cases and recorded.
 
     checkpoint: of the first contender that asks; its probabilities of training cases are the margins.
     """
     for line in records(options.record):
-        if line["kind"] == "copula" and (line["set"], line["split"]) == (name, options.split):
+        if line["kind"] == "copula" and (line["set"], line["split"]) == (data.name, options.split):
             return line["length"]
     results = checkpoint.parent / "results_train"
     words = [*where, "--model_path", str(checkpoint), "--out_dir", str(results), "--split", "train"]
     call_script(options, "segmentation_sample.py", [*words, "--num_samples", str(FITTED_ON), *shlex.split(sampling)])
-    dataset = build_dataset(*data_of(options, name), image_size=1, split="train", need_masks=True)
+    dataset = data.build("train", split=options.split, kept=True, need_masks=True)
     probabilities, raters = [], []
     for case in dataset.cases[:FITTED_ON]:
         probabilities.append(read_picture(results / "probability" / f"{case.name}.png")[0] / 255)
         raters.append(dataset.load_mask(case)[:, 0])
     length = fit_copula_length(probabilities, raters)
-    append(options.record, {"kind": "copula", "set": name, "split": options.split, "length": length})
+    append(options.record, {"kind": "copula", "set": data.name, "split": options.split, "length": length})
     return length
-
-
-SECONDS = "seconds.json"
 
 
 def seconds_of(folder):
     """The sums of what `train` noted in a folder and below it."""
     noted = [read_json(path) for path in sorted(folder.rglob(SECONDS))]
     return {key: sum(seconds[key] for seconds in noted) for key in (noted[0] if noted else ())}
-
-
-def call_script(options, script, words):
-    """Run a script in a process of its own, so that it has the machine's memory. Returns its seconds and those of the
-    processor, of all threads together.
-
-    The process gets Ctrl-C as well; it is given the time to save its checkpoint.
-    """
-    environment = dict(os.environ)
-    if options.threads:
-        environment |= {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    began, used = time.perf_counter(), _processor_seconds()
-    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *words], env=environment)
-    try:
-        status = child.wait()
-    except KeyboardInterrupt:
-        child.wait()
-        raise
-    if status:
-        raise UserError(f"{script} failed with status {status} (its message is above): {shlex.join(words)}")
-    return time.perf_counter() - began, _processor_seconds() - used
-
-
-def _processor_seconds():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def outcome(results, data_name, data_dir):
-    """What a results folder says: the means `FIGURES`, seconds per case, and the figures `PER_CASE` of each case."""
-    summary, manifest = read_json(results / "summary.json"), read_json(results / "manifest.json")
-    dataset = build_dataset(data_name, data_dir, image_size=1, split="test")
-    groups = {case.name: case.group or case.name for case in dataset.cases}
-    figures = {}
-    for key, path in FIGURES.items():
-        value = summary
-        for part in path:
-            value = None if value is None else value.get(part)
-        figures[key] = None if value is None or math.isnan(value) else round(value, 5)
-    with open(results / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    cases = {key: [_number(row.get(column)) for row in rows] for key, column in PER_CASE.items()}
-    return {
-        "seconds_per_case": round(manifest["seconds"] / manifest["cases_sampled"], 3),
-        "figures": figures,
-        "groups": [groups[row["name"]] for row in rows],
-        "cases": {key: values for key, values in cases.items() if any(value is not None for value in values)},
-    }
-
-
-def _number(text):
-    return round(float(text), 5) if text else None
-
-
-# ---- the record ----------------------------------------------------------------------------------------------------
-
-
-def records(path):
-    """The record's lines as dicts; none where there is no file yet."""
-    path, lines = Path(path), []
-    if not path.is_file():
-        return lines
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: line {number} is not JSON; repair or remove it") from None
-    return lines
-
-
-def append(path, line):
-    """Add a line to the record; the file is replaced whole."""
-    path = Path(path)
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with atomic_path(path) as temporary:
-        temporary.write_text(before + json.dumps(line) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

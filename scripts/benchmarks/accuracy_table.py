@@ -7,6 +7,9 @@ import numpy as np
 from guided_diffusion.io.files import atomic_path
 
 BASELINES = ("unet_mean", "v2")
+FIRST = "auto"  # among contenders as a user meets them
+USER_ORDER = (FIRST, "auto_members", "auto_unet", "nnunet", "nnunet_mirrored")
+FOREIGN = "nnU-Net"  # begins the version of runs that are not ours
 RESAMPLES = 10_000  # of patients and seeds, for an interval
 COLUMNS = {  # figures of a run's line and their headings
     "dice": "Dice",
@@ -52,7 +55,8 @@ def write_tables(lines, path):
     for line in lines:
         if line["kind"] == "run":
             groups[line["set"], line["split"], budget_of(line), line["machine"]].append(line)
-    text = "\n\n".join(_section(key, runs) for key, runs in sorted(groups.items())) or "No runs yet."
+    sections = [_section(key, runs) for key, runs in sorted(groups.items())]
+    text = "\n\n".join(sections + user_sections(lines)) or "No runs yet."
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return text
@@ -78,6 +82,69 @@ def _section(key, runs):
     parts = [f"### {name}, {split} split, {budget} of training ({machine})", _markdown(rows)]
     paired = [_paired_table(contenders, baseline) for baseline in BASELINES]
     return "\n\n".join(parts + [table for table in paired if table])
+
+
+# ---- contenders as a user meets them ------------------------------------------------------------------------------
+
+
+def user_sections(lines):
+    """The sections on contenders as a user meets them, one for each split, budget, machine and version of ours."""
+    runs = [line for line in lines if line["kind"] == "user"]
+    keys = {_user_key(run) for run in runs if not run["version"].startswith(FOREIGN)}
+    keys |= {_user_key(run) for run in runs if _user_key(run)[:3] not in {key[:3] for key in keys}}
+    of_key = {key: [run for run in runs if _user_key(run) in (key, (*key[:3], ""))] for key in sorted(keys)}
+    return [_user_section(key, own) for key, own in of_key.items()]
+
+
+def _user_key(run):
+    """(split, minutes, machine, version); the version is "" for another program, which is in the section of each."""
+    version = "" if run["version"].startswith(FOREIGN) else run["version"]
+    return run["split"], run["minutes"], run["machine"], version
+
+
+def _user_section(key, runs):
+    """Dice and differences to `FIRST`, a row for each set; then what each contender took."""
+    split, minutes, machine, version = key
+    by_set = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        by_set[run["set"]][_label_among(run, runs)].append(run)
+    labels = sorted(
+        {label for own in by_set.values() for label in own},
+        key=lambda label: (USER_ORDER.index(label) if label in USER_ORDER else len(USER_ORDER), label),
+    )
+    rivals = [label for label in labels if label != FIRST] if FIRST in labels else []
+    dice = [["set", "cases", "seeds", *labels, *(f"{FIRST} - {label} [95 %]" for label in rivals)]]
+    costs = [["set", "contender", "steps", "training, CPU s", "wall s", "preparing, CPU s", "test, CPU s", "views"]]
+    for name, own in sorted(by_set.items()):
+        cases = {str(len(run["groups"])) for runs in own.values() for run in runs}
+        seeds = {str(len(runs)) for runs in own.values()}
+        cells = [mean_and_spread([run["figures"]["dice"] for run in own.get(label, ())]) for label in labels]
+        first = {run["seed"]: run for run in own.get(FIRST, ())}
+        pairs = [[(first[run["seed"]], run) for run in own.get(r, ()) if run["seed"] in first] for r in rivals]
+        differences = [difference_cell(pair, "dice", "dice") for pair in pairs]
+        dice.append([name, *(" or ".join(sorted(some)) for some in (cases, seeds)), *cells, *differences])
+        costs += [[name, label, *_costs(own[label])] for label in labels if label in own]
+    programs = ", ".join(sorted({run["version"] for run in runs}))
+    heading = f"### As a user, {split} split, {minutes:g} minutes of training ({machine}; {programs})"
+    return "\n\n".join([heading, _markdown(dice), _markdown(costs)])
+
+
+def _label_among(run, runs):
+    """A run's contender; with its flags where others of that name have other flags."""
+    flags = {(other["flags"], other["sampling"]) for other in runs if other["contender"] == run["contender"]}
+    own = f"{run['flags']} {run['sampling']}".strip()
+    return run["contender"] if len(flags) == 1 else f"{run['contender']} ({own})"
+
+
+def _costs(runs):
+    """The cells of steps, seconds and test-time augmentation."""
+    named = ("train_cpu_seconds", "train_seconds", "prepare_cpu_seconds", "sample_cpu_seconds")
+    seconds = [mean_and_spread([run.get(name) for run in runs], digits=0) for name in named]
+    steps = mean_and_spread([run["steps"] for run in runs], digits=0)
+    return [steps, *seconds, " / ".join(sorted({run["views"] or "none" for run in runs}))]
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
 
 
 def mean_and_spread(values, digits=3):

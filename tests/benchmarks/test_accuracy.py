@@ -131,7 +131,7 @@ def test_a_later_contender_gets_the_steps_of_the_machine_as_it_was(protocol, tmp
 
     def steps(contenders, **more):
         options = protocol.AccuracyOptions(record=str(record), minutes=1, contenders=contenders, **more)
-        return protocol.steps_of(options, "lidc4", protocol.chosen(options)[1])
+        return protocol.steps_of(options, protocol.KNOWN["lidc4"], protocol.chosen(options)[1])
 
     assert steps("v2") == {"v2": 200}
     slowness = 2.0  # all are slowed alike by other work, also the recipe, which is measured beside them for that
@@ -168,6 +168,10 @@ def test_the_second_stage_begins_at_its_share(protocol):
     [
         ("--sets cifar", "'cifar' is none of ph2, lidc4"),
         ("--contenders v3", "'v3' is none of unet"),
+        ("--contenders auto,unet --steps 9", "--steps 9: auto chooses its steps; give it --minutes"),
+        ("--contenders 'big=nnunet --preset S'", "nnunet takes no flags of ours"),
+        ("--contenders 'more=nnunet: --scales none'", "nnunet takes no flags of ours"),
+        ("--contenders nnunet", "--nnunet_python: is needed for nnunet; name the python of an environment of its own"),
         ("--seeds 1,x", "--seeds 1,x: must be whole numbers separated by commas"),
     ],
 )
@@ -176,13 +180,24 @@ def test_what_makes_no_sense_is_refused(refusal, tmp_path, flags, words):
 
 
 def test_a_script_runs_with_the_threads_asked_for_and_its_failure_is_named(protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(importlib.import_module("accuracy_runs"), "SCRIPTS", tmp_path)
     (tmp_path / "small.py").write_text("import os, sys\nsys.exit(os.environ['OMP_NUM_THREADS'] != sys.argv[1])")
     options = protocol.AccuracyOptions(threads=3)
     seconds, processor_seconds = protocol.call_script(options, "small.py", ["3"])
     assert seconds > 0 and processor_seconds > 0
     with pytest.raises(protocol.UserError, match=r"small.py failed with status 1 \(its message is above\): 'not 3'"):
         protocol.call_script(options, "small.py", ["not 3"])
+
+
+def test_layouts_without_a_loader_here_are_for_contenders_that_choose_for_themselves(protocol):
+    other = protocol.KNOWN["ph2"]._replace(kind="", data_dir="hearts")
+    options = protocol.AccuracyOptions(contenders="auto")
+    protocol.check_contenders(options, [other], {"auto": protocol.CONTENDERS["auto"]})
+    with pytest.raises(protocol.UserError, match="unet reads folders of pairs and LIDC, and hearts is of another"):
+        protocol.check_contenders(options, [other], {"unet": protocol.CONTENDERS["unet"]})
+    options = protocol.AccuracyOptions(split="tuning")
+    with pytest.raises(protocol.UserError, match="--split tuning: hearts is not divided"):
+        protocol.check_contenders(options, [other], {})
 
 
 def test_a_broken_record_is_named(refusal, tmp_path):
@@ -198,7 +213,7 @@ def test_the_published_record_still_matches_today_s_contenders(protocol):
     options = protocol.AccuracyOptions()
     for contender in ("unet_mean", "v2", "v2_members"):
         how = protocol.CONTENDERS[contender]
-        flags = protocol.trained_with(options, "lidc4", how.training)
-        sampling = " ".join(f"{protocol.SAMPLING['lidc4']} {how.sampling}".split())
+        flags = protocol.trained_with(options, protocol.KNOWN["lidc4"], how.training)
+        sampling = " ".join(f"{protocol.KNOWN['lidc4'].sampling} {how.sampling}".split())
         wanted = {"contender": contender, "set": "lidc4", "flags": flags, "sampling": sampling, "minutes": 2.0}
         assert sum(wanted.items() <= line.items() for line in lines) == 3, contender  # three seeds

@@ -102,3 +102,51 @@ def test_other_machines_and_budgets_have_tables_of_their_own(table, tmp_path):
     for heading in ("12 minutes of training (box)", "12 minutes of training (other box)", "7 steps of training (box)"):
         assert heading in text
     assert "unet_mean's" not in text
+
+
+def user_run(contender, seed, dice, version="0.7.0", **more):
+    line = {"kind": "user", "set": "ph2", "split": "test", "minutes": 2.0, "contender": contender, "seed": seed}
+    line |= {"version": version, "flags": "", "sampling": "", "machine": "box", "steps": 40, "views": ""}
+    line |= {"train_seconds": 130.0, "train_cpu_seconds": 150.0, "sample_cpu_seconds": 9.0}
+    figures, cases = {"dice": float(np.mean(dice))}, {"dice": dice}
+    return line | {"figures": figures, "groups": list("abb"), "cases": cases} | more
+
+
+def test_contenders_as_a_user_meets_them_have_a_row_for_each_set(table, tmp_path):
+    lines = [user_run("nnunet", s, [0.5, 0.6, 0.6], "nnU-Net 2.8", prepare_cpu_seconds=31.0) for s in (0, 1)]
+    lines += [user_run("auto", 0, [0.7, 0.8, 0.6], views="tiles"), user_run("auto", 1, [0.7] * 3, views="tiles")]
+    lines += [user_run("auto_unet", 0, [0.6, 0.7, 0.7])]
+    text = table.write_tables(lines, tmp_path / "table.md")
+    heading, dice, costs = text.split("\n\n")
+    assert heading == "### As a user, test split, 2 minutes of training (box; 0.7.0, nnU-Net 2.8)"
+    names, _, row = dice.splitlines()
+    assert names == (
+        "| set | cases | seeds | auto | auto_unet | nnunet | auto - auto_unet [95 %] | auto - nnunet [95 %] |"
+    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:6] == ["ph2", "3", "1 or 2", "0.700 (0.700 to 0.700)", "0.667", "0.567 (0.567 to 0.567)"]
+    # Patient a: +0.1; patient b: (0.1 - 0.1) / 2. One seed alone.
+    assert cells[6] == "+0.0500 [+0.0000, +0.1000]"
+    # Over both seeds patient a has +0.2, patient b +0.1.
+    assert cells[7] == "+0.1500 [+0.1000, +0.2000]"
+    assert "| ph2 | auto | 40 (40 to 40) | 150 (150 to 150) | 130 (130 to 130) | – | 9 (9 to 9) | tiles |" in costs
+    assert "| 130 (130 to 130) | 31 (31 to 31) | 9 (9 to 9) | none |" in costs
+
+
+def test_each_version_of_ours_meets_the_same_rival(table, tmp_path):
+    lines = [user_run("nnunet", 0, [0.5] * 3, "nnU-Net 2.8"), user_run("auto", 0, [0.7] * 3)]
+    lines += [user_run("auto", 0, [0.8] * 3, "0.8.0"), user_run("auto", 0, [0.4] * 3, minutes=4.0)]
+    text = table.write_tables(lines, tmp_path / "table.md")
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### As a user, test split, 2 minutes of training (box; 0.7.0, nnU-Net 2.8)",
+        "### As a user, test split, 2 minutes of training (box; 0.8.0, nnU-Net 2.8)",
+        "### As a user, test split, 4 minutes of training (box; 0.7.0)",
+    ]
+    assert "+0.2000 [+0.2000" in text and "+0.3000 [+0.3000" in text
+    alone = table.write_tables(lines[:1], tmp_path / "alone.md")
+    assert "(box; nnU-Net 2.8)" in alone and "| ph2 | 3 | 1 | 0.500 |\n" in alone
+
+
+def test_other_flags_of_a_contender_are_a_contender_of_their_own(table, tmp_path):
+    lines = [user_run("nnunet", 0, [0.5] * 3, "nnU-Net 2.8", flags=memory) for memory in ("0.1 GB", "0.5 GB")]
+    assert "| nnunet (0.1 GB) | nnunet (0.5 GB) |" in table.write_tables(lines, tmp_path / "table.md")
