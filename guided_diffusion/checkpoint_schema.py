@@ -31,6 +31,7 @@ OLDER = {
         "diffusion_level": 0,
         "nbp_factor": "sigmoid",
         "encoder": "",
+        "head_padding": "zeros",
     },
     "diffusion": {"logit_skip": "none", "class_activation": "sigmoid", "mask_range": "signed"},
     "train": {

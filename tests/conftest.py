@@ -1,6 +1,7 @@
 """What several test files share: tiny pictures, volumes and data sets on disk, and the scripts as a user runs them."""
 
 import csv
+import gc
 import importlib.util
 import json
 import os
@@ -45,6 +46,12 @@ def pytest_xdist_auto_num_workers():
     """Half as many workers again as cores: many tests wait for processes that they start or kill."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + (cores + 1) // 2
+
+
+def pytest_collection_finish():
+    """Leave what all tests share, modules and the tests themselves, out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

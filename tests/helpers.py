@@ -191,5 +191,5 @@ def evaluation_of(classes=("organ",), **cases):
         for k, kind in enumerate(classes):
             values = {key: value[k] if isinstance(value, tuple) else value for key, value in figures.items()}
             row = {"name": name, "class": kind, "group": "", "empty": "", "rater_pixels": 1.0, **values}
-            made.add(row, {}, np.zeros((0, 3)), None)
+            made.add(row, {}, np.zeros((0, 3)))
     return made

@@ -107,6 +107,7 @@ def test_round_trip(content, tmp_path):
         ("model", "diffusion_channels", 0),
         ("model", "diffusion_level", 0),
         ("model", "nbp_factor", "sigmoid"),
+        ("model", "head_padding", "zeros"),
         ("diffusion", "logit_skip", "none"),
         ("diffusion", "mask_range", "signed"),
         ("train", "augment", "none"),

@@ -311,6 +311,13 @@ class ModelOptions:
         needs={"version": ("v2",), "ss_former": ("fourier",), "nbp_filter": (True,)},
         is_flag=False,
     )
+    head_padding: str = option(
+        "edges",
+        "what the last convolution sees beyond the image: edges (the outermost pixels again), or zeros, as up to "
+        "version 0.7.0, which raise the probability at the image's edge",
+        choices=("edges", "zeros"),
+        is_flag=False,
+    )
     concat_features: bool = option(
         False,
         "v2: the diffusion's encoder also sees the features of the condition model's first decoder level",

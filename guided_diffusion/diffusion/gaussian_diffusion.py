@@ -248,9 +248,9 @@ class GaussianDiffusion:
     def draw(self, x0, uniform):
         """Clean masks x_0 whose pixels are drawn independently with the means x0, [N, K, H, W].
 
-        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background. One
-        number decides all classes of a pixel, so that a region inside another one stays inside.
-        uniform: from [0, 1), [N, 1, H, W].
+        Each class of a pixel is Bernoulli; with exclusive classes a pixel is of one class or of the background.
+        uniform: from [0, 1), [N, 1, H, W], of which one number decides all classes of a pixel, so that a region inside
+        another one stays inside. With exclusive classes it may be [N, K + 1, H, W], see `drawn_classes`.
         """
         return self.from_mask(self.draw_mask(self.to_mask(x0), uniform))
 
@@ -258,12 +258,22 @@ class GaussianDiffusion:
         """Masks in {0, 1}, drawn as `draw` does with these probabilities in [0, 1]; both [N, K, H, W].
 
         uniform: as of `draw`, or [N, 1, 1, 1]: one number for all pixels gives a level set of the probability.
+        Raises ValueError for another number of channels.
         """
+        channels = uniform.shape[1] if uniform.ndim == probability.ndim else 1
+        if channels != 1 and not self.exclusive:
+            raise ValueError(f"classes that may overlap share one uniform number a pixel, not {channels}")
+        if channels != 1:
+            return drawn_classes(probability, uniform)
         low, high = 0, probability
         if self.exclusive:
             high = probability.cumsum(dim=1)
             low = torch.cat([torch.zeros_like(high[:, :1]), high[:, :-1]], dim=1)
         return ((uniform >= low) & (uniform < high)).to(probability.dtype)
+
+    def uniform_channels(self, classes):
+        """The uniform numbers that `draw` needs at each pixel so that the order of the K classes decides nothing."""
+        return classes + 1 if self.exclusive else 1
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
@@ -352,6 +362,25 @@ def build_diffusion(options):
     alphas_bar = noise_schedule(options.noise_schedule, options.diffusion_steps, options.input_scale)
     names = (setting.name for setting in fields(GaussianDiffusion) if setting.init)
     return GaussianDiffusion(alphas_bar, **{name: getattr(options, name) for name in names})
+
+
+def drawn_classes(probability, uniform):
+    """Masks in {0, 1} of K classes that exclude one another, drawn with these probabilities; both [N, K, H, W].
+
+    uniform: from [0, 1), independent over its K + 1 channels [N, K + 1, H, W], the background's first; they may depend
+    on one another in space. Exponential variables -log(1 - u_k) / p_k of the rates p_k race, and the least one wins:
+    class k does with probability p_k exactly, the background with 1 minus their sum (the Gumbel-max trick). Between two
+    classes only their own two numbers decide, by the ratio of p. So of uniform numbers that are smooth in space the
+    borders are smooth between any two classes, and no third class lies between them because of its number. To cut
+    cumulative sums of p at a single smooth number would put it there.
+    Raises ValueError for another number of channels.
+    """
+    if uniform.shape[1] != probability.shape[1] + 1:
+        raise ValueError(f"{probability.shape[1]} exclusive classes need one uniform number more, not {uniform.shape}")
+    rates = torch.cat([(1 - probability.sum(dim=1, keepdim=True)).clamp(min=0), probability], dim=1)
+    times = (-torch.log1p(-uniform) / rates).where(rates > 0, torch.inf)
+    winner = times.argmin(dim=1, keepdim=True)
+    return (winner == torch.arange(1, rates.shape[1], device=winner.device)[:, None, None]).to(probability.dtype)
 
 
 def threshold_dynamically(x0, share):

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from .diversity import (
 from .metrics import evaluate_mask, overlap
 from .proper_scores import area_figures, proper_scores
 from .statistics import mean_defined
-from .temperature_fit import LevelTable
+from .temperature_fit import ExclusiveLosses, LevelTable
 
 
 @dataclass
@@ -182,11 +183,19 @@ def probability_figures(answer, truth):
     return row | area_figures(row)
 
 
-def level_table(answer, truth):
-    """The `LevelTable` of the probability, or None where it was not saved."""
-    if answer.probability is None:
+def level_tables(answers, truths, exclusive):
+    """What a temperature is fitted by: the `LevelTable` of all classes of a case, or the `ExclusiveLosses` of several
+    that exclude one another. None where the probability was not saved.
+
+    answers, truths: of each class.
+    """
+    if any(answer.probability is None for answer in answers):
         return None
-    return LevelTable.of(truth.at_known(answer.probability), truth.at_known(truth.fraction))
+    pairs = zip(answers, truths, strict=True)
+    p, y = zip(
+        *((truth.at_known(one.probability), truth.at_known(truth.fraction)) for one, truth in pairs), strict=True
+    )
+    return ExclusiveLosses.of(p, y) if exclusive and len(p) > 1 else reduce(add, map(LevelTable.of, p, y))
 
 
 def reliability_tables(answer, truth):

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..runtime.seeds import seed_of
-from .diversity import LEVEL_SETS, compare_with_raters, level_sets
+from .diversity import LEVEL_SETS, compare_with_raters, level_dice, level_sets
 from .metrics import bounding_box
 
 CONTROL_KINDS = ("levels", "copula")
@@ -23,6 +23,7 @@ CONTROLS = tuple(
     for whose in ("control", "beyond")
     for figure in ("ged2_unbiased", "matched_iou")
 )
+MEMBERS_DICE = ("control_levels_dice", "beyond_levels_dice")
 LENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried in a fit, in pixels
 
 
@@ -44,6 +45,14 @@ def control_figures(probability, raters, count, kinds, own, *, length=0.0, name=
         found |= {f"control_{kind}_{figure}": value for figure, value in figures.items()}
         found |= {f"beyond_{kind}_{figure}": own[figure] - value for figure, value in figures.items()}
     return found
+
+
+def dice_beyond_levels(members_dice, probability, truth):
+    """The `MEMBERS_DICE` of one class of a case: the `level_dice` of its probability, and the members' mean Dice minus
+    that. Members far below it are worse than their own probability explains.
+    """
+    levels = level_dice(probability, truth)
+    return dict(zip(MEMBERS_DICE, (levels, members_dice - levels), strict=True))
 
 
 def copula_members(probability, count, length, name="", spacing=None):

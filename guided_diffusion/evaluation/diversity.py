@@ -44,6 +44,20 @@ def level_sets(probability, count=LEVEL_SETS):
     return [probability > (k + 0.5) / count for k in range(count)]
 
 
+def level_dice(probability, truth, count=LEVEL_SETS):
+    """The mean Dice of the `level_sets` of a probability with a mask: what members that are as sure score, whatever
+    their shapes; two empty masks are left out. probability: [...] in [0, 1]; truth: bool [...]. NaN if all are empty.
+    """
+    above = np.ceil(probability * count - 0.5).astype(np.int64)  # the number of thresholds below the probability
+
+    def sizes(pixels):
+        return np.bincount(pixels, minlength=count + 1)[::-1].cumsum()[-2::-1]  # of level k: pixels above more than k
+
+    total = sizes(above.ravel()) + np.count_nonzero(truth)
+    with np.errstate(invalid="ignore"):
+        return mean_defined(2 * sizes(above[truth]) / total)
+
+
 def shared_pixels(masks):
     """The number of pixels that each two masks share: float64 [n, n]; the diagonal has the masks' sizes."""
     stack = np.stack(masks)

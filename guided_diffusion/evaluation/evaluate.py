@@ -23,7 +23,7 @@ from ..runtime.errors import UserError, reason_of
 from .case_figures import (
     ClassTruth,
     coarse_masks,
-    level_table,
+    level_tables,
     mask_figures,
     member_figures,
     probability_figures,
@@ -33,6 +33,7 @@ from .case_figures import (
     set_figures,
 )
 from .cleanup_fit import cleanup_dice
+from .controls import dice_beyond_levels
 from .ensemble_size import EnsembleFigures, dice_by_size, sets_by_size
 from .metrics import LESION_IOU, TOLERANCES, metric_names, pixel_volume, volume_unit
 from .risk_control import LesionLevels
@@ -49,7 +50,7 @@ from .summary import (
     raters_in,
     summary_of,
 )
-from .temperature_fit import LevelTable
+from .temperature_fit import ExclusiveLosses, LevelTable
 from .topology import TOPOLOGY_FIGURES, topology_figures
 from .uncertainty import case_scores
 
@@ -86,7 +87,8 @@ class Evaluation:
     tables: {class: {map: `ReliabilityTable`}}, sums over the cases (see `case_figures.reliability_tables`).
     members: {class: a list of float64 [E, 3], one for each case}, see `case_figures.member_figures`.
     sizes: {case: `ensemble_size.EnsembleFigures`} of cases with members, where requested.
-    levels: where requested, the `LevelTable` of all pixels of all classes, else None.
+    levels: where requested, the `LevelTable` of all pixels of all classes, of exclusive classes the `ExclusiveLosses`,
+    else None.
     cleanups, lesions: where requested, {case: `cleanup_fit.cleanup_dice`} and {case: the `risk_control.LesionLevels` of
     each class}.
     raters: the names of all raters, see `truth.rater_names`.
@@ -103,7 +105,7 @@ class Evaluation:
     tables: dict = field(default_factory=dict)
     members: dict = field(default_factory=dict)
     sizes: dict = field(default_factory=dict)
-    levels: LevelTable | None = None
+    levels: LevelTable | ExclusiveLosses | None = None
     cleanups: dict = field(default_factory=dict)
     lesions: dict = field(default_factory=dict)
     missing: int = 0
@@ -111,14 +113,14 @@ class Evaluation:
     failed: dict = field(default_factory=dict)
     unmatched: int = 0
 
-    def add(self, row, tables, members, levels):
-        """Add one class of a case: its row, and the other three of `case_figures`; levels: a `LevelTable` or None."""
+    def add(self, row, tables, members):
+        """Add one class of a case: its row, and the other two of `case_figures`."""
         self.rows.append(row)
         self.members.setdefault(row["class"], []).append(members)
         add_tables(self.tables.setdefault(row["class"], {}), tables)
-        self._add_levels(levels)
 
-    def _add_levels(self, levels):
+    def add_levels(self, levels):
+        """Add the `case_figures.level_tables` of a case, or None."""
         if levels is not None:
             self.levels = levels if self.levels is None else self.levels + levels
 
@@ -133,7 +135,7 @@ class Evaluation:
             self.members.setdefault(name, []).extend(members)
         for name, tables in other.tables.items():
             add_tables(self.tables.setdefault(name, {}), tables)
-        self._add_levels(other.levels)
+        self.add_levels(other.levels)
         self.sizes |= other.sizes
         self.cleanups |= other.cleanups
         self.lesions |= other.lesions
@@ -331,7 +333,11 @@ def _evaluate_case(evaluation, dataset, unit, predictions, read_raters):
             row |= topology_figures(answer.mask, answer.members, truth.mask, known)
         dice = members[:, 2]
         row |= {"sample_dice": mean_defined(dice), "sample_iou": mean_defined(dice / (2 - dice))}
-        evaluation.add(row, tables, members, level_table(answer, truth) if settings.levels else None)
+        if len(dice) > 1 and answer.probability is not None:
+            row |= dice_beyond_levels(row["sample_dice"], answer.probability, truth.mask)
+        evaluation.add(row, tables, members)
+    if settings.levels:
+        evaluation.add_levels(level_tables(answers, truths, exclusive))
     if settings.cleanups:
         true = np.stack([truth.mask for truth in truths])
         evaluation.cleanups[unit.name] = cleanup_dice(np.stack(whole), true, exclusive, known)

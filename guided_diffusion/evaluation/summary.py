@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from ..data.classes import MEAN
-from .controls import CONTROLS
+from .controls import CONTROLS, MEMBERS_DICE
 from .diversity import REFERENCES, SET_FIGURES
 from .ensemble_size import size_summary
 from .metrics import metric_names
@@ -19,7 +19,7 @@ from .uncertainty import SCORES, rank_cases
 MAPS = {"": "probability", "coarse_": "coarse"}
 CALIBRATION = tuple(f"{name}ece" for name in MAPS)  # over the pixels of all cases together
 PROBABILITY = (*PROPER_SCORES, *(f"coarse_{name}" for name in PROPER_SCORES), *AREA_SUMS)
-DIVERSITY = (*SET_FIGURES, "dice_soft", "rater_dice", "raters_agreement", *REFERENCES, *CONTROLS)
+DIVERSITY = (*SET_FIGURES, "dice_soft", "rater_dice", "raters_agreement", *REFERENCES, *CONTROLS, *MEMBERS_DICE)
 MEMBER_FIGURES = ("staple_sensitivity", "staple_specificity", "dice")
 EMPTY_LABELS = {"both": "both masks empty", "prediction": "prediction empty", "truth": "truth empty"}
 LEFT_OUT = {  # cases

@@ -2,7 +2,9 @@
 
 import math
 
+from ..data.classes import MEAN
 from ..runtime.console import counted, text_table
+from .controls import MEMBERS_DICE
 from .diversity import LEVEL_SETS
 from .ensemble_size import format_sizes
 from .metrics import metric_names
@@ -10,8 +12,21 @@ from .summary import EMPTY_LABELS, LEFT_OUT
 from .uncertainty import SCORES
 
 HEAD = ("", "mean", "95 % interval", "median", "std", "n")
-PER_CLASS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "lesion_f1")
-LEADING = ("dice", "log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio")  # first in the table
+PER_CLASS = {  # the columns of the classes' table
+    "dice": "dice",
+    "sample_dice": "one member's",
+    "log_loss_per_area": "log loss",
+    "expected_volume_ratio": "expected/true",
+    "iou": "iou",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "hd95": "hd95",
+}
+LEADING = (  # first in the table
+    *("dice", "sample_dice", "raters_agreement"),
+    *("log_loss_per_area", "expected_volume_ratio", "sample_volume_ratio"),
+)
+LAG = 0.1  # of one member's Dice behind the fused mask's, beyond which a line warns
 SETS = {  # prefixes of the figures of sets of masks that stand beside the members'
     "control_levels_": "level sets",
     "beyond_levels_": "members - level sets",
@@ -34,6 +49,8 @@ FIGURE_LABELS = {
     "ged2": "GED² V-statistic",
     "ged2_floor": "GED² V-statistic of a perfect sampler",
     "matched_iou": "matched IoU",
+    "sample_dice": "dice of one member",
+    "raters_agreement": "dice of one rater to another",
     "rater_dice": "dice to raters",
     "collective_insight": "collective insight score",
     "agreement": "agreement of members",
@@ -56,7 +73,7 @@ def format_summary(summary):
     lines = [*_class_lines(summary), text_table(HEAD, _figure_rows(summary))]
     if summary["diversity"]["ged2_unbiased"]["n"] and len(summary["members"]) < 2:
         lines.append(f"one answer, no members: as a set of masks count {LEVEL_SETS} level sets of its probability")
-    lines += _uncertainty_lines(summary["uncertainty"]) + miss_lines(summary)
+    lines += _uncertainty_lines(summary["uncertainty"]) + miss_lines(summary) + member_lines(summary)
     if "ensemble_size" in summary:
         lines.append(format_sizes(summary["ensemble_size"]))
     ensemble = summary["ensemble"]
@@ -89,16 +106,19 @@ def figure_name(name):
 
 
 def _class_lines(summary):
-    """The table of the classes' means, and the heading of the table after it; [] with a single class."""
+    """The table of the classes and of their `MEAN`, and the heading of the table after it; [] with a single class."""
     if "classes" not in summary:
         return []
-    names = [name for name in metric_names(summary["nsd_tolerances"]) if name in PER_CLASS or name.startswith("nsd_")]
+    levels = {
+        name: one["ensemble"] | one["probability"] | {"sample_dice": one["sample"]}
+        for name, one in {**summary["classes"], MEAN: summary}.items()
+    }
+    keys = [key for key in PER_CLASS if levels[MEAN][key]["n"]]
     rows = [
-        [name, *(f"{one['ensemble'][metric]['mean']:.4f}" for metric in names), one["ensemble"]["dice"]["n"]]
-        for name, one in summary["classes"].items()
+        [name, *(f"{level[key]['mean']:.4f}" for key in keys), level["dice"]["n"]] for name, level in levels.items()
     ]
     return [
-        text_table(["class", *names, "cases"], rows),
+        text_table(["class", *(PER_CLASS[key] for key in keys), "cases"], rows),
         "all classes, each case's mean over its defined classes:",
     ]
 
@@ -106,14 +126,16 @@ def _class_lines(summary):
 def _figure_rows(summary):
     """The rows of the figures that decide, then of the others that fit on a screen; the files have all."""
     ensemble, diversity = summary["ensemble"], summary["diversity"]
-    values = {name: {**ensemble, **summary["probability"]}[name] for name in LEADING}
+    single = {"sample_dice": summary["sample"], "raters_agreement": diversity["raters_agreement"]}
+    known = {**ensemble, **summary["probability"], **single}
+    values = {name: known[name] for name in LEADING}
     values |= {f"{prefix}{figure}": diversity[f"{prefix}{figure}"] for figure in OF_SETS for prefix in ("", *SETS)}
     values |= {"rater_dice": diversity["rater_dice"]}
     labelled = {metric_label(name, summary): described for name, described in values.items() if described["n"]}
     if len(summary["raters"]) > 1:
         raters = zip(summary["rater_names"], summary["raters"], strict=True)
         labelled |= {f"  to rater {name}": described for name, described in raters}
-    further = {"sample dice": summary["sample"], "coarse dice": summary["coarse"], **summary.get("topology", {})}
+    further = {"coarse dice": summary["coarse"], **summary.get("topology", {})}
     further |= {name: ensemble[name] for name in metric_names(summary["nsd_tolerances"]) if name.startswith(FURTHER)}
     labelled |= {metric_label(name, summary): described for name, described in further.items() if described["n"]}
     return [_statistics_row(label, described) for label, described in labelled.items() if described["n"]]
@@ -137,6 +159,29 @@ def miss_lines(summary):
                 f"{counted(one['n'], 'group')}; the threshold was fitted for at most {misses['at_most']:.3g}"
             )
     return lines
+
+
+def member_lines(summary):
+    """A warning where one member is worse than the fused mask by more than two raters differ, or by `LAG` with one.
+
+    Level sets say why: a probability that is unsure of a whole lesion makes any members as bad.
+    """
+    diversity, undefined = summary.get("diversity", {}), {"n": 0}
+    parts = (summary["ensemble"].get("dice", undefined), summary["sample"])
+    levels, lag, agreement = (diversity.get(key, undefined) for key in (*MEMBERS_DICE, "raters_agreement"))
+    if len(summary.get("members", ())) < 2 or not all(one["n"] for one in (*parts, levels, lag)):
+        return []
+    fused, member = (one["mean"] for one in parts)
+    if fused - member <= (max(1 - agreement["mean"], LAG) if agreement["n"] else LAG):
+        return []
+    if lag["mean"] < -LAG / 2:
+        cause = "more: the diffusion is undertrained, so train longer"
+    else:
+        cause = "no more: the network is unsure, which more training or more data may cure"
+    return [
+        f"warning: members are much worse than their fused mask: Dice {member:.3f} and {fused:.3f}. Level sets of the "
+        f"same probability, {levels['mean']:.3f}, have {cause}; meanwhile use the fused mask"
+    ]
 
 
 def _uncertainty_lines(uncertainty):

@@ -90,7 +90,7 @@ def fuse_cases(
             mask = ensemble.fuse_masks(fused, method, classes.is_exclusive)[0].numpy()
         yield CaseMaps(
             mask=classes.as_written(mask),
-            probability=apply_temperature(mean, temperature),
+            probability=apply_temperature(mean, temperature, classes.is_exclusive),
             uncertainty=ensemble.uncertainty(batch)[0].numpy(),
             members=np.stack([classes.as_written(member) for member in own])[1 if one_pass else 0 :],
             coarse=None if coarse is None else coarse.numpy(),

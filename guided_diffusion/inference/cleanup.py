@@ -41,12 +41,12 @@ class Cleanup:
 def cleaned(masks, rules, classes):
     """Masks bool [K, H, W] or [K, X, Y, Z] after their clean-up.
 
-    rules: a `Cleanup` for each class. classes: the `Classes`; of classes that exclude one another a hole is only filled
-    where no class is. What a region loses its parts lose too, before their own components are found: a label map cannot
-    hold them without it.
+    rules: a `Cleanup` for each class. classes: the `Classes`. Of classes that exclude one another a hole is only filled
+    where no class is, and a component that is removed inside another class becomes that class. What a region loses its
+    parts lose too, before their own components are found: a label map cannot hold them without it.
     """
     result = with_holes_filled(masks, [rule.fill_holes for rule in rules], classes.is_exclusive)
-    values = list(map(set, classes.values)) or [set()]
+    values, lost_to_any = list(map(set, classes.values)) or [set()], np.zeros(masks.shape[1:], bool)
     for k in sorted(range(len(result)), key=lambda k: -len(values[k])):
         rule = rules[k]
         if rule.keep_largest or rule.min_size > 1:
@@ -54,9 +54,13 @@ def cleaned(masks, rules, classes):
             kept = np.concatenate([[False], stays(sizes, rule)])[labels]
             lost = result[k] & ~kept
             result[k] = kept
+            lost_to_any |= lost
             for other, smaller in enumerate(values):
                 if smaller < values[k]:
                     result[other] &= ~lost
+    if classes.is_exclusive and len(classes) > 1 and lost_to_any.any():
+        holes = with_holes_filled(result, [True] * len(result), exclusive=True) & ~result
+        result |= holes & lost_to_any
     return classes.as_written(result)
 
 

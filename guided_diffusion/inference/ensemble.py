@@ -249,44 +249,50 @@ def _numbered(codes, limit):
 def _expectation_maximisation(item, pattern, count, max_iterations, tolerance):
     """The EM of `staple` on a table of `vote_patterns` of M items; an item that has converged is frozen.
 
-    Returns posterior [rows], sensitivity [M, E], specificity [M, E], iterations int64 [M].
+    Returns posterior [rows], sensitivity [M, E], specificity [M, E], iterations int64 [M]. The table is small and the
+    iterations may be thousands, so each has as few operations as it can.
     """
     first_row = np.flatnonzero(np.diff(item, prepend=-1))  # [M]
-    marked, unmarked = pattern.astype(np.float64), (~pattern).astype(np.float64)  # D and 1 - D, [rows, E]
+    members = pattern.shape[1]
+    votes = np.stack([pattern, ~pattern], axis=1).astype(np.float64)  # D and 1 - D, [rows, 2, E]
     # W and 1 - W are kept apart, so that 1 - W is exact near 0.
-    foreground, background = marked.mean(axis=1), unmarked.mean(axis=1)
+    weight = votes.mean(axis=2)  # [rows, 2]
+    votes *= count[:, None, None]  # a row stands for so many pixels
+    # Where each vote's evidence is in an array [M, 2, E] of what a vote for and a vote against would say.
+    given = (2 * item[:, None] + ~pattern) * members + np.arange(members)
 
-    def total(weight, votes):
-        """The sum over each item's pixels of weight times votes: [M, E]."""
+    def totals(values):
+        """The sum over each item's rows: [M, ...]."""
         # reduceat adds up each item's rows in their own order, so other items cannot change even the rounding.
-        return np.add.reduceat((count * weight)[:, None] * votes, first_row)
+        return np.add.reduceat(values, first_row)
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # log 0 is meant; bypassed items give NaN
-        prior_log_odds = np.log(total(1, marked).sum(axis=1) / total(1, unmarked).sum(axis=1))  # [M]
-        sensitivity = np.where(prior_log_odds > -np.inf, 1.0, np.nan)[:, None].repeat(pattern.shape[1], axis=1)
-        specificity = np.where(prior_log_odds < np.inf, 1.0, np.nan)[:, None].repeat(pattern.shape[1], axis=1)
+        marked, unmarked = totals(votes).sum(axis=2).T
+        prior_log_odds = np.log(marked / unmarked)  # [M]
         iterations = np.zeros(len(first_row), dtype=np.int64)
         active = np.isfinite(prior_log_odds)  # all members empty or all full: nothing to estimate
+        kept = np.full((len(first_row), 2, 2, members), np.nan)  # the counts of each item's last M-step
+        prior_of_row, votes = prior_log_odds[item], votes.reshape(len(item), 1, -1)
         while active.any() and iterations.max() < max_iterations:
-            # M-step
-            tp, fn = total(foreground, marked), total(foreground, unmarked)
-            tn, fp = total(background, unmarked), total(background, marked)
-            sensitivity[active] = (tp / (tp + fn))[active]
-            specificity[active] = (tn / (tn + fp))[active]
+            everything = active.all()
+            # M-step: ((tp, fn), (fp, tn)) of each member, [M, 2, 2, E]
+            counts = totals(weight[:, :, None] * votes).reshape(kept.shape)
+            kept = counts if everything else np.where(active[:, None, None, None], counts, kept)
             # E-step: log(a / b). A perfect member's vote weighs infinitely much. Opposite infinities cannot meet: a
             # pattern with W > 0 has put some of it into each factor of its `a`, one with W < 1 into each of its `b`.
-            balance = np.log((tn + fp) / (tp + fn))
-            if_marked = np.log(tp / fp) + balance  # log p / (1 - q)
-            if_unmarked = np.log(fn / tn) + balance  # log (1 - p) / q
-            evidence = np.where(pattern, if_marked[item], if_unmarked[item]).sum(axis=1)  # [rows]
-            log_odds = prior_log_odds[item] + evidence
-            updated = 1 / (1 + np.exp(-log_odds))
-            moved = np.maximum.reduceat(np.abs(updated - foreground), first_row)  # [M]
-            background = np.where(active[item], 1 / (1 + np.exp(log_odds)), background)
-            foreground = np.where(active[item], updated, foreground)
+            size = np.add.reduce(counts, axis=2)  # tp + fn and fp + tn, [M, 2, E]
+            balance = np.log(size[:, 1] / size[:, 0])
+            evidence = np.log(counts[:, 0] / counts[:, 1]) + balance[:, None]  # log p / (1 - q), log (1 - p) / q
+            log_odds = prior_of_row + np.add.reduce(evidence.take(given), axis=1)
+            updated = 1 / (1 + np.exp(np.stack([-log_odds, log_odds], axis=1)))
+            moved = np.maximum.reduceat(np.abs(updated[:, 0] - weight[:, 0]), first_row)  # [M]
+            weight = updated if everything else np.where(active[item][:, None], updated, weight)
             iterations += active
-            active &= moved > tolerance
-    return foreground, sensitivity, specificity, iterations
+            active = active & (moved > tolerance)
+        (tp, fn), (fp, tn) = kept[:, 0].swapaxes(0, 1), kept[:, 1].swapaxes(0, 1)
+        sensitivity = np.where(prior_log_odds[:, None] == np.inf, 1.0, tp / (tp + fn))
+        specificity = np.where(prior_log_odds[:, None] == -np.inf, 1.0, tn / (tn + fp))
+    return weight[:, 0], sensitivity, specificity, iterations
 
 
 def _as_bool(votes):

@@ -39,9 +39,7 @@ class ConditionGraph(torch.nn.Module):
         logits = getattr(condition, "logits", getattr(condition, "coarse", None))
         if logits is None:
             return ()
-        probability = class_probabilities(logits, self.exclusive)
-        scaled = probability if self.temperature == 1 else torch.sigmoid(torch.logit(probability) / self.temperature)
-        return (scaled,)
+        return (class_probabilities(logits / self.temperature, self.exclusive),)
 
 
 class DenoiseGraph(torch.nn.Module):

@@ -15,6 +15,7 @@ from .layers import (
     depth_to_space,
     heads_of,
     map_of,
+    pad_by_edges,
     position_embedding,
     space_to_depth,
     zeroed,
@@ -58,7 +59,7 @@ class CoarseDecoder(nn.Module):
         self.refine = nn.ModuleList(ResBlock(width, width, shape) for _ in shape.widths)
         self.smooth = nn.ModuleList(conv3x3(width, width) for _ in shape.widths[1:])
         self.patch = shape.patch
-        self.head = Head(width, out_channels * self.patch**2)
+        self.head = Head(width, out_channels * self.patch**2, shape.head_padding)
 
     def forward(self, features):
         """features: [N, C_i, H_i, W_i] of each level, finest first. Returns mask logits [N, K, H, W]."""
@@ -85,7 +86,7 @@ class ConditionUNet(nn.Module):
         self.encoder = build_encoder(image_channels * self.patch**2, shape, embedding_channels)
         self.bottleneck = Bottleneck(shape, embedding_channels)
         self.decoder = build_decoder(shape, embedding_channels)
-        self.head = Head(shape.widths[0], mask_channels * self.patch**2)
+        self.head = Head(shape.widths[0], mask_channels * self.patch**2, shape.head_padding)
         self.pretrained, joins = pretrained, {}
         if pretrained is not None:
             joins = {str(k): zeroed(nn.Conv2d(width, shape.widths[k], 1)) for k, width in pretrained.levels.items()}
@@ -143,19 +144,6 @@ class UncertainSpatialAttention(nn.Module):
         smooth = F.conv2d(smooth, across[:, :, None], groups=features.shape[1])
         # `where`, because the gradient of `maximum` takes six times as long.
         return torch.sigmoid(self.out(torch.where(smooth > features, smooth, features)))
-
-
-def pad_by_edges(x, radius):
-    """x [N, C, H, W] with its outermost pixels repeated `radius` times on each side.
-
-    The compiled gradient of torch's own padding fails for feature maps in channels-last order.
-    """
-    if not torch.compiler.is_compiling():
-        return F.pad(x, [radius] * 4, mode="replicate")
-    for dim in (2, 3):
-        first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
-        x = torch.cat([first] * radius + [x] + [last] * radius, dim=dim)
-    return x
 
 
 class CrossAttention(nn.Module):

@@ -36,6 +36,19 @@ def conv3x3(in_channels, out_channels, stride=1):
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
 
+def pad_by_edges(x, radius):
+    """x [N, C, H, W] with its outermost pixels repeated `radius` times on each side.
+
+    The compiled gradient of torch's own padding fails for feature maps in channels-last order.
+    """
+    if not torch.compiler.is_compiling():
+        return F.pad(x, [radius] * 4, mode="replicate")
+    for dim in (2, 3):
+        first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
+        x = torch.cat([first] * radius + [x] + [last] * radius, dim=dim)
+    return x
+
+
 def zeroed(layer):
     """The layer with its parameters set to zero, so that the branch that it ends starts as a no-op."""
     for parameter in layer.parameters():

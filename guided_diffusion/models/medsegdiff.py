@@ -53,7 +53,7 @@ class Denoiser(Variant):
             nn.SiLU(),
             nn.Linear(self.embedding_channels, self.embedding_channels),
         )
-        self.head = Head(head_width, block**2 * mask_channels * (2 if learn_sigma else 1))
+        self.head = Head(head_width, block**2 * mask_channels * (2 if learn_sigma else 1), shape.head_padding)
 
     def _embed_time(self, t, label):
         """t: [N]; label: the class embedding [N, E] or None. Returns the sum of both embeddings, [N, E]."""
@@ -279,6 +279,7 @@ def unet_shape(options):
         updown_blocks=options.resblock_updown,
         use_checkpoint=options.use_checkpoint,
         patch=options.patch_size,
+        head_padding=options.head_padding,
     )
     check_heads(shape)
     return shape

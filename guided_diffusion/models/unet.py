@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import checkpointed, conv3x3, heads_of, map_of, without_autocast, without_tf32, zeroed
+from .layers import checkpointed, conv3x3, heads_of, map_of, pad_by_edges, without_autocast, without_tf32, zeroed
 from .norm import group_norm
 
 
@@ -19,7 +19,8 @@ class UNetShape:
     0, their width, which then sets their number. dropout: probability, in each residual block.
     scale_shift: the embedding scales and shifts the normalised features instead of being added to them.
     updown_blocks: residual blocks resample instead of convolutions. use_checkpoint: activation checkpointing.
-    patch: side in pixels of the patches that are the first level's pixels (see `layers.space_to_depth`).
+    patch: side in pixels of the patches that are the first level's pixels (see `layers.space_to_depth`). head_padding:
+    see `Head`.
     """
 
     channels: int
@@ -33,6 +34,7 @@ class UNetShape:
     updown_blocks: bool = False
     use_checkpoint: bool = False
     patch: int = 1
+    head_padding: str = "edges"
 
     @property
     def widths(self):
@@ -260,12 +262,18 @@ class Bottleneck(nn.Module):
 
 
 class Head(nn.Module):
-    """Norm, SiLU and the last convolution, whose weights start at zero."""
+    """Norm, SiLU and the last convolution, whose weights start at zero.
 
-    def __init__(self, in_channels, out_channels):
+    padding: what that convolution sees beyond the image: "edges", the outermost pixels again, or "zeros". The
+    background's logit, about -7, is a sum over weights, since AdamW moves the bias by no more than each of many
+    weights. Zeros leave a third of that sum out at an edge and five ninths at a corner: the logit rises towards 0.
+    """
+
+    def __init__(self, in_channels, out_channels, padding="edges"):
         super().__init__()
+        self.padding = padding
         self.norm = group_norm(in_channels)
-        self.conv = zeroed(conv3x3(in_channels, out_channels))
+        self.conv = zeroed(nn.Conv2d(in_channels, out_channels, 3, padding=1 if padding == "zeros" else 0))
 
     def forward(self, x):
         """x: [N, C, H, W]. Returns float32 [N, C_out, H, W] under any autocast, float64 for a float64 model.
@@ -273,4 +281,5 @@ class Head(nn.Module):
         The convolution itself is in float32: half precision of eps at the noisiest t is an error of 0.26 in x_0.
         """
         with without_autocast(x.device.type), without_tf32(x.device.type):
-            return self.conv(self.norm(x, silu=True, float32=True))
+            h = self.norm(x, silu=True, float32=True)
+            return self.conv(h if self.padding == "zeros" else pad_by_edges(h, 1))

@@ -143,8 +143,8 @@ def _statistics(level, unit, size):
     described = {key: value for key, value in level["ensemble"].items() if isinstance(value, dict)}
     described |= {"sample_dice": level["sample"], "coarse_dice": level["coarse"]}
     described |= level.get("probability", {})
-    described = {key: described[key] for key in LEADING if key in described} | described
     described |= {k: one for k, one in level.get("diversity", {}).items() if not k.startswith((*SETS, *OF_SETS))}
+    described = {key: described[key] for key in LEADING if key in described} | described
     described |= level.get("topology", {})
     described |= {key: value for key, value in level.get("uncertainty", {}).items() if isinstance(value, dict)}
     for key, values in described.items():

@@ -4,13 +4,14 @@ from html import escape
 
 import numpy as np
 
+from ..data.classes import MEAN
 from .figures import LEAST_PATIENTS, figure_label, interval_text, patients_of
 from .page import swatch
 
 RATIOS = ("expected_volume_ratio", "mask_volume_ratio", "hd95")  # of which the first that is defined leads
 OF_RATERS = ("ged2_unbiased",)  # with several raters; with one it is the energy score
 OF_PROBABILITY = ("log_loss_per_area", "iou", "sensitivity")
-OF_CLASSES = ("dice", "sensitivity", "precision", "hd95")  # and the ratio of sizes
+OF_CLASSES = ("dice", "sample_dice", "sensitivity", "precision", "hd95")  # and the ratio of sizes
 
 
 def headline(summary, cases, size):
@@ -39,7 +40,8 @@ def headline(summary, cases, size):
 
 def _described(level):
     """The defined statistics of one level of a summary, by key."""
-    parts = (level["ensemble"], level.get("probability", {}), level.get("diversity", {}))
+    own = {"sample_dice": level.get("sample")}
+    parts = (level["ensemble"], own, level.get("probability", {}), level.get("diversity", {}))
     return {key: one for part in parts for key, one in part.items() if isinstance(one, dict) and one["n"]}
 
 
@@ -76,11 +78,15 @@ def _without_truth(cases, size):
 
 
 def class_table(summary, legend, size):
-    """The main figures of each class as an HTML table; "" with a single class. legend: [name, colour] of each."""
+    """The main figures of each class and of their mean as an HTML table; "" with a single class.
+
+    legend: [name, colour] of each. The mean is each case's over the classes where the figure is defined.
+    """
     classes = summary.get("classes") or {}
     if len(classes) < 2:
         return ""
-    colours, described = dict(map(tuple, legend)), {name: _described(level) for name, level in classes.items()}
+    levels = {**classes, MEAN: summary}
+    colours, described = dict(map(tuple, legend)), {name: _described(level) for name, level in levels.items()}
     ratio = next((key for key in RATIOS if any(key in one for one in described.values())), "hd95")
     keys = [
         key
@@ -89,7 +95,7 @@ def class_table(summary, legend, size):
     ]
     labels = [figure_label(key, size, summary.get("hd95_unit", "")) for key in keys]
     rows = []
-    for name, level in classes.items():
+    for name, level in levels.items():
         cells = [_class_cell(described[name].get(key)) for key in keys]
         cells += [str(_empty_count(level["ensemble"], which)) for which in ("prediction", "truth")]
         mark = swatch(colours[name]) if name in colours else ""

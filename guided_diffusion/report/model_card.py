@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.classes import BINARY
 from ..evaluation.metrics import metric_names
 from ..evaluation.summary import CALIBRATION, DEFINITIONS, LEFT_OUT
-from ..evaluation.summary_table import figure_name, metric_label, miss_lines
+from ..evaluation.summary_table import figure_name, member_lines, metric_label, miss_lines
 from ..evaluation.uncertainty import SCORES
 from ..io.escaping import is_place, markdown_code, markdown_text, place_name, with_short_places
 from ..io.files import atomic_path
@@ -161,7 +161,7 @@ def _metrics(summary):
     parts = ["## Metrics", _table(summary, summary)]
     if patients_of(summary) < LEAST_PATIENTS:
         parts.append(f"No intervals: there are fewer than {LEAST_PATIENTS} patients.")
-    parts += [f"{markdown_text(line)}." for line in miss_lines(summary)]
+    parts += [f"{markdown_text(line)}." for line in miss_lines(summary) + member_lines(summary)]
     for name, part in summary.get("classes", {}).items():
         parts += [f"### {markdown_text(name)}", _table(part, summary)]
     sizes = summary.get("ensemble_size")
@@ -178,7 +178,7 @@ def _metrics(summary):
 def _table(part, summary):
     names = metric_names(summary["nsd_tolerances"])
     described = {metric_label(name, summary): part["ensemble"][name] for name in names}
-    described |= {"Dice of one sample": part["sample"], "Dice of the coarse mask": part["coarse"]}
+    described |= {"Dice of one member": part["sample"], "Dice of the coarse mask": part["coarse"]}
     for name, one in {**part["probability"], **part["diversity"], **part.get("topology", {})}.items():
         described[metric_label(name, summary)] = one
     lines = ["| | mean | 95 % interval | median | std | n |", "|---|---|---|---|---|---|"]

@@ -15,7 +15,7 @@ from ..data.truth import raters_of
 from ..evaluation.evaluate import predictions_of
 from ..evaluation.summary import DEFINITIONS
 from ..evaluation.summary_file import read_curves, read_summary
-from ..evaluation.summary_table import miss_lines
+from ..evaluation.summary_table import member_lines, miss_lines
 from ..inference.manifest import read_manifest
 from ..inference.plan import describe_augmentation, describe_masks, describe_members
 from ..io.escaping import csv_text, place_name
@@ -284,7 +284,7 @@ def _figures_section(summary, size):
         return ""
     note = f'<p class="note">Every figure is defined in {DEFINITIONS}.</p>'
     tables = table_of(summary, size) + sets_table(summary) + sizes_table(summary)
-    tables += "".join(f'<p class="note">{escape(line)}.</p>' for line in miss_lines(summary))
+    tables += "".join(f'<p class="note">{escape(line)}.</p>' for line in miss_lines(summary) + member_lines(summary))
     return f'<section aria-labelledby="figures"><h2 id="figures">Figures</h2>{tables}{note}</section>'
 
 

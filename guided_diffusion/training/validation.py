@@ -1,6 +1,7 @@
 """Validation during training: a few fixed cases are sampled in few steps, scored and pictured."""
 
 import math
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,7 @@ class ValidationResult:
     RGB uint8 [H, W, 3]. coarse_only: whether only the condition model was validated. seconds: the duration.
     in_one_pass: whether the checkpoint answers in one pass, by the condition model, unless members are asked for.
     health_error: the standard error of figures["health"], see `Validation`; NaN unless at least two cases define it.
+    class_dice: {class: the part of `shown_dice` that is its own}, NaN where undefined; {} with a single class.
     """
 
     figures: dict
@@ -89,6 +91,7 @@ class ValidationResult:
     seconds: float
     in_one_pass: bool = False
     health_error: float = math.nan
+    class_dice: dict = field(default_factory=dict)
 
     @property
     def log_loss(self):
@@ -119,7 +122,8 @@ class ValidationResult:
     @property
     def logged(self):
         """The figures by their names in the log."""
-        return {f"val_{name}": value for name, value in self.figures.items()}
+        of_classes = {f"dice_{re.sub(r'[^0-9A-Za-z]+', '_', name)}": dice for name, dice in self.class_dice.items()}
+        return {f"val_{name}": value for name, value in (self.figures | of_classes).items()}
 
 
 @dataclass
@@ -203,7 +207,12 @@ class Validation:
             figures[name] = sum(case[total] for case in cases) / volume if volume else math.nan
         picture = picture_grid([result["tiles"] for result in results])
         error = standard_error([case["health"] for case in cases])
-        return ValidationResult(figures, picture, coarse_only, time.monotonic() - began, self.in_one_pass, error)
+        names = self.dataset.class_names
+        class_dice = {
+            name: _mean(case["class_dice"][k] for case in cases) for k, name in enumerate(names) if len(names) > 1
+        }
+        seconds = time.monotonic() - began
+        return ValidationResult(figures, picture, coarse_only, seconds, self.in_one_pass, error, class_dice)
 
     def _sampled(self, model, index, coarse_only):
         """Sample one case. Returns {"figures": see `Drawn.figures`, "tiles": see `Drawn.tiles`}."""
@@ -295,7 +304,8 @@ class Drawn:
         Each figure is a mean over the classes for which it is defined. Dice is against the raters' majority; log loss,
         in nats a pixel, is of the mean probability against the raters' mean; ged2: unbiased GED squared of the members
         and the raters. empty, full: the share of members that are empty or full, over classes whose truth is not. Also
-        the sums of `VOLUMES` and of the raters' mean, "truth".
+        the sums of `VOLUMES` and of the raters' mean, "truth", and "class_dice", the K Dice of the fused mask or, if
+        the diffusion was not sampled, of the coarse mask.
         """
         if self.known is not None:  # no figure here depends on where a pixel lies
             arrays = ("soft", "masks", "fused", "coarse", "coarse_mask")
@@ -305,6 +315,8 @@ class Drawn:
         truth, fraction = majority_of(raters), raters.mean(axis=0)
         figures = dict.fromkeys((*FIGURES, *VOLUMES.values()), math.nan) | {"agreement": self.agreement}
         figures["truth"] = float(fraction.sum())
+        shown = self.coarse_mask if self.soft is None else self.fused
+        figures["class_dice"] = [overlap(one, other)["dice"] for one, other in zip(shown, truth, strict=True)]
         if self.coarse is not None:
             figures["coarse_dice"] = mean_dice(self.coarse_mask, truth)
             figures["coarse_log_loss"] = float(log_losses(self.coarse, fraction).mean())

@@ -130,6 +130,8 @@ class Watch:
             beside = ", ".join(filter(None, [members, coarse]))
             dice = f"{result.dice:.3f}" if "dice" in figures else undefined
             line = f"validation Dice {dice}" + (f" ({beside})" if beside else "")
+        known = [f"{name} {dice:.3f}" for name, dice in result.class_dice.items() if not math.isnan(dice)]
+        line += f", {', '.join(known)}" if known else ""
         cases = counted(len(self.validation.indices), self.validation.source)
         return f"{line}{loss}, {cases}, in {result.seconds:.1f} s"
 

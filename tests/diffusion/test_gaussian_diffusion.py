@@ -11,7 +11,12 @@ from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.config.fields import build
 from guided_diffusion.config.options import DiffusionOptions
-from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion, build_diffusion, threshold_dynamically
+from guided_diffusion.diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    build_diffusion,
+    drawn_classes,
+    threshold_dynamically,
+)
 from guided_diffusion.diffusion.losses import bce, bce_dice, mean_flat
 from guided_diffusion.diffusion.schedule import cosine_betas, noise_schedule, solver_timesteps, strided_timesteps
 from guided_diffusion.inference.plan import SamplingPlan
@@ -496,3 +501,59 @@ def test_bce_is_torch_s_and_is_trained_on():
 def test_both_belong_to_the_objective_x0(values):
     with pytest.raises(UserError, match="goes with --objective x0, not eps"):
         build(DiffusionOptions, {"objective": "eps", **values})
+
+
+# ---- drawing exclusive classes ---------------------------------------------------------------------------------------
+
+
+def smooth_uniforms(n, channels, size=12, seed=0):
+    """Uniform numbers [n, channels, size, size] that neighbouring pixels almost share: Gaussian noise, blurred."""
+    blur = torch.exp(-((torch.arange(size)[:, None] - torch.arange(size)) ** 2) / (2 * 3.0**2)).double()
+    blur = blur / blur.square().sum(dim=1, keepdim=True).sqrt()  # each pixel's variance stays 1
+    return torch.special.ndtr(blur @ randn(n, channels, size, size, seed=seed) @ blur.T).float()
+
+
+def class_ramps(classes=3, size=12):
+    """Probabilities [1, K, size, size] of neighbouring classes, in which each is likely somewhere and 0 elsewhere."""
+    logits = randn(1, classes + 1, size, size, seed=5) * 3
+    probability = logits.softmax(dim=1).float()
+    probability[:, 1, :3] = 0  # the background takes what this class loses
+    return probability[:, 1:]
+
+
+def test_each_class_is_drawn_with_its_exact_probability_from_smooth_numbers():
+    soft, count = class_ramps(), 4000
+    uniform = smooth_uniforms(count, 4)
+    assert (uniform[:, :, 0, 0] - uniform[:, :, 0, 1]).abs().mean() < 0.2 * uniform.std()
+    drawn = drawn_classes(soft.expand(count, -1, -1, -1), uniform)
+    assert set(drawn.unique().tolist()) == {0, 1} and drawn.sum(dim=1).max() == 1
+    error = (drawn.mean(dim=0) - soft[0]) / (soft[0] * (1 - soft[0]) / count).sqrt().clamp(min=1e-9)
+    assert error.abs().max() < 4.5  # of 432 pixels
+    assert drawn[:, :, :3][:, 0].max() == 0
+
+
+def test_the_order_of_exclusive_classes_decides_nothing_and_none_lies_between_two_others():
+    soft, uniform = class_ramps(), smooth_uniforms(1, 4)
+    drawn = drawn_classes(soft, uniform)
+    order = [2, 0, 1]
+    turned = drawn_classes(soft[:, order], uniform[:, [0, *(1 + k for k in order)]])
+    assert torch.equal(turned, drawn[:, order])
+    later = uniform.clone()
+    later[:, 2] += (1 - later[:, 2]) / 2
+    apart = drawn_classes(soft, later) != drawn
+    assert apart.any() and (drawn[:, 1:2].bool() | ~apart).all()  # class 2 loses pixels; all others stay as they were
+
+
+def test_draws_of_exclusive_classes_go_by_the_channels_of_the_numbers():
+    settings = {"objective": "x0", "mask_loss": "bce"}
+    exclusive, regions = diffusion_of(class_activation="softmax", **settings), diffusion_of(**settings)
+    soft, uniform = class_ramps(), smooth_uniforms(1, 4)
+    assert exclusive.uniform_channels(3) == 4 and regions.uniform_channels(3) == 1
+    drawn = exclusive.draw(exclusive.from_mask(soft), uniform)
+    assert torch.equal(exclusive.to_mask(drawn), drawn_classes(soft, uniform))
+    mask = drawn_classes(soft, uniform)
+    assert torch.equal(exclusive.draw_mask(mask, uniform), mask)  # what is certain is drawn as it is
+    assert torch.equal(exclusive.draw_mask(mask, torch.zeros_like(uniform)), mask)  # however the race goes
+    for diffusion, wrong in ((regions, uniform), (exclusive, uniform[:, :3])):
+        with pytest.raises(ValueError, match="uniform number"):
+            diffusion.draw_mask(soft, wrong)

@@ -82,6 +82,28 @@ def test_a_pixel_s_own_evidence_is_exact_for_classes_that_exclude_one_another(t,
     torch.testing.assert_close((value + 1) / 2, density[1:] / density.sum())
 
 
+@pytest.mark.parametrize("t", [0, 120])
+def test_evidence_for_a_class_is_in_its_own_channel_also_where_pixels_depend_on_one_another(t):
+    """Joint posterior of two pixels of three classes by enumeration: at a pixel the log odds of class k against the
+    background are 2 sqrt(abar) x_k / (1 - abar) plus what the other pixel says, whatever this pixel's x_t is."""
+    schedule = GaussianDiffusion(noise_schedule("cosine", 200, 0.1)).schedule
+    generator = torch.Generator().manual_seed(3)
+    prior = torch.rand(4, 4, generator=generator, dtype=torch.float64) ** 2  # of the classes of both pixels
+    clean = 2 * torch.eye(4, dtype=torch.float64)[:, 1:] - 1  # [K + 1, K]
+    abar = float(schedule.alpha_bar(t))
+
+    def likelihoods(x):
+        return Normal(abar**0.5 * clean, (1 - abar) ** 0.5).log_prob(x).sum(dim=1).exp()
+
+    other = likelihoods(torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64))
+    known = prior @ other  # of this pixel's classes, by the prior and the other pixel
+    for x in 0.2 * torch.randn(3, 3, generator=generator, dtype=torch.float64):
+        joint = prior * likelihoods(x)[:, None] * other
+        posterior = joint.sum(dim=1) / joint.sum()
+        skip = float(schedule.evidence(t)) * x
+        torch.testing.assert_close((posterior[1:] / posterior[0]).log(), skip + (known[1:] / known[0]).log())
+
+
 def test_classes_choose_the_activation():
     def settled(classes, **values):
         options = build(DiffusionOptions, values)

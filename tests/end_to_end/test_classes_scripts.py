@@ -178,6 +178,8 @@ def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
         assert set(np.unique(read(results / "samples" / f"case{n}_02.png"))) <= {0, 1, 2, 4}
         parts = [read(results / "probability" / name / f"case{n}.png").astype(int) for name in checkpoint.class_names]
         assert sum(parts).max() <= 65535 + 3  # with the background's they make one, but for rounding
+    script("segmentation_eval", ["--pred_dir", results, "--fit_temperature", run / "model000100.pt"])
+    assert load_checkpoint(run / "model000100.pt").config["calibration"]["temperature"] != 1
     segmenter = Segmenter.load(
         run / "model000100.pt", members=3, steps=5, sampler="dpm_solver", precision="fp32", device="cpu"
     )
@@ -185,6 +187,7 @@ def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
     answers = segmenter([read(label_maps / "images" / f"{name}.png") for name in names], names)
     for name, answer in zip(names, answers, strict=True):
         assert np.array_equal(segmenter.classes.labels_of(answer.mask), read(results / "masks" / f"{name}.png"))
+        assert answer.probability.sum(axis=0).max() <= 1 + 1e-6  # at the fitted temperature, which moves no mask
     script("segmentation_eval", ["--pred_dir", results, "--out_dir", tmp_path / "whole", "--classes tumour=1+2+4"])
     assert float(rows(tmp_path / "whole")[0]["dice"]) > 0.9  # the label maps are scored in other classes as well
 
@@ -200,6 +203,7 @@ def regions(script, brats, tmp_path_factory):
 
 def test_brats_regions_end_to_end(regions, sample, script, brats, tmp_path, capsys):
     assert load_checkpoint(regions).validation["step"] == 2  # the case that watched over training has three masks too
+    assert "val_dice_ET" in (regions.parent / "log.jsonl").read_text()
     assert script("check_data", ["--data_name BRATS --classes regions --data_dir", brats, "--out_dir", tmp_path]) in (
         0,
         1,

@@ -11,9 +11,11 @@ from guided_diffusion.evaluation.controls import (
     CONTROLS,
     control_figures,
     copula_members,
+    dice_beyond_levels,
     fit_copula_length,
 )
 from guided_diffusion.evaluation.diversity import compare_with_raters, level_sets
+from guided_diffusion.evaluation.metrics import overlap
 
 
 def disc(radius, size=24):
@@ -89,3 +91,16 @@ def test_figures_are_those_of_the_sets():
 def test_limits_are_as_the_text_says():
     """ndtri(0) and ndtri(1) are infinite, so pixels of probability 0 and 1 never vary."""
     assert ndtri(np.float64(0)) == -math.inf and ndtri(np.float64(1)) == math.inf
+
+
+def test_members_lag_behind_level_sets_only_by_what_their_own_probability_does_not_explain():
+    y, x = np.mgrid[:64, :64] - 31.5
+    p, truth = np.clip((12 - np.hypot(y, x)) / 12, 0, 1), np.hypot(y, x) < 6
+    as_unsure = copula_members(p, 64, 40.0, "a")
+    lags = []
+    for members in (as_unsure, np.roll(as_unsure, 4, axis=2)):
+        dice = np.mean([overlap(member, truth)["dice"] for member in members])
+        found = dice_beyond_levels(dice, p, truth)
+        assert found["beyond_levels_dice"] == dice - found["control_levels_dice"]
+        lags.append(found["beyond_levels_dice"])
+    assert abs(lags[0]) < 0.05 and lags[1] < -0.1

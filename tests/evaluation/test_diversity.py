@@ -11,6 +11,7 @@ from guided_diffusion.evaluation.diversity import (
     compare_sets,
     compare_with_raters,
     dice_to_raters,
+    level_dice,
     level_sets,
     mean_over_pairs,
     pair_dice,
@@ -190,3 +191,16 @@ def test_dice_to_each_rater():
     half[0] = True
     assert dice_to_raters(FULL, [FULL, half]) == [1, overlap(FULL, half)["dice"]] == [1, 0.5]
     assert dice_to_raters(NONE, [FULL]) == [0] and math.isnan(dice_to_raters(NONE, [NONE])[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_dice_of_level_sets_is_that_of_each_as_a_mask(dtype):
+    rng = np.random.default_rng(0)
+    p = np.concatenate([rng.random(500), np.arange(33) / 32]).astype(dtype).reshape(13, 41)  # some on the thresholds
+    truth = rng.random(p.shape) < p
+    for mask in (truth, np.zeros_like(truth)):
+        dice = [overlap(level, mask)["dice"] for level in level_sets(p)]
+        assert level_dice(p, mask) == pytest.approx(np.mean(dice), abs=1e-12)
+    nothing = np.zeros_like(truth)
+    assert level_dice(0.3 * truth, truth) == pytest.approx(np.mean([1.0] * 5 + [0.0] * 11))
+    assert math.isnan(level_dice(np.zeros(p.shape), nothing))

@@ -181,13 +181,15 @@ def test_single_samples_and_coarse_masks(folder, tmp_path):
     assert summary["coarse_iou"]["mean"] == pytest.approx(1 / 6)
     assert summary["coarse"]["mean"] == pytest.approx(0.25) and summary["ensemble"]["dice"]["mean"] == 1
     text = format_summary(summary)
-    assert re.search(r"\nsample dice +0.6250 ", text) and re.search(r"\ncoarse dice +0.2500 ", text)
+    assert re.search(r"\ndice +1.0000 .*\ndice of one member +0.6250 ", text) and re.search(
+        r"\ncoarse dice +0.2500 ", text
+    )
 
 
 def test_without_samples_the_table_has_no_such_line(folder):
     data, predicted = folder
     text = format_summary(evaluate(predicted, dataset_of(data)))
-    assert "sample dice" not in text and "coarse" not in text
+    assert "of one member" not in text and "coarse" not in text
     assert "5 cases (1 both masks empty, 1 prediction empty, 1 truth empty)" in text
 
 
@@ -304,6 +306,7 @@ def test_one_rater_has_calibration_but_no_diversity(folder, tmp_path):
         for whose in ("", "control_levels_", "beyond_levels_")
         for figure in ("ged2_unbiased", "matched_iou")
     }
+    sets |= {"control_levels_dice", "beyond_levels_dice"}  # of the members against the mask, not of sets
     assert defined == sets and summary["diversity"]["ged2_unbiased"]["mean"] == 0 and summary["raters"] == []
     curves = strict_json(tmp_path / "results" / "curves.json")
     assert curves["all"] == curves["classes"]["foreground"] and set(curves["all"]["reliability"]) == {"probability"}
@@ -491,8 +494,9 @@ def test_diversity_of_members_and_raters(tmp_path, answers):
     assert rows["disputed"]["rater_dice"] != rows["disputed"]["dice"]
     text = format_summary(summary)
     labels = [line.split("  ")[0] for line in text.splitlines()]
-    first = ["dice", "log loss per lesion pixel", "expected / true volume", "members / true volume", "GED² unbiased"]
-    assert labels[1:6] == first and {"matched IoU", "dice to raters"} <= set(labels)
+    first = ["dice", "dice of one member", "dice of one rater to another", "log loss per lesion pixel"]
+    first += ["expected / true volume", "members / true volume", "GED² unbiased"]
+    assert labels[1:8] == first and {"matched IoU", "dice to raters"} <= set(labels)
     beside = ("level sets", "held-out reader", "raters' majority")
     assert {f"{of_whom}: GED² unbiased" for of_whom in beside} <= set(labels)
     assert len(labels) <= 40 and max(map(len, text.splitlines())) <= 120  # one screen

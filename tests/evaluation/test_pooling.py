@@ -17,7 +17,7 @@ def evaluation_of(dice, classes=("foreground",), unit="pixels"):
     for name, values in dice.items():
         for class_name, value in zip(classes, values, strict=True):
             row = {"name": name, "class": class_name, "group": name[0], "empty": "", "dice": value}
-            found.add(row, {}, np.zeros((0, 3)), None)
+            found.add(row, {}, np.zeros((0, 3)))
     return found
 
 

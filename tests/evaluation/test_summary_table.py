@@ -6,7 +6,7 @@ import numpy as np
 from helpers import evaluation_of
 
 from guided_diffusion.evaluation.summary import summary_of
-from guided_diffusion.evaluation.summary_table import figure_name, format_summary, metric_label
+from guided_diffusion.evaluation.summary_table import figure_name, format_summary, member_lines, metric_label
 from guided_diffusion.evaluation.topology import TOPOLOGY_FIGURES
 
 
@@ -33,10 +33,26 @@ def test_what_is_left_out_is_named():
 
 def test_classes_come_first():
     text = format_summary(summary_of(evaluation_of(classes=("liver", "tumour"), a={"dice": (0.5, math.nan)})))
-    head, liver, tumour = text.splitlines()[:3]
-    assert head.split()[:3] == ["class", "dice", "iou"] and liver.split()[:2] == ["liver", "0.5000"]
-    assert tumour.split()[:2] == ["tumour", "nan"] and tumour.split()[-1] == "0"
+    head, liver, tumour, mean = text.splitlines()[:4]
+    assert head.split() == ["class", "dice", "cases"] and liver.split() == ["liver", "0.5000", "1"]
+    assert tumour.split() == ["tumour", "nan", "0"] and mean.split() == ["mean", "0.5000", "1"]
     assert "over all classes" in text.splitlines()[-1]
+
+
+def test_a_class_has_the_figures_that_decide():
+    """Those of its members and of its probability too, as a single class has in its own table."""
+    cases = {
+        "a": {"dice": (0.5, 0.7), "sample_dice": (0.25, 0.5), "rater_pixels": (10, 20), "log_loss_sum": (5.0, 40.0)},
+        "b": {"dice": (0.9, math.nan), "sample_dice": (0.75, math.nan)},
+    }
+    lines = format_summary(summary_of(evaluation_of(classes=("ventricle", "wall"), **cases))).splitlines()
+    head, *rows = ([cell for cell in line.split("  ") if cell] for line in lines[:4])
+    assert [cell.strip() for cell in head] == ["class", "dice", "one member's", "log loss", "cases"]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["ventricle", "0.7000", "0.5000", "0.5000", "2"],
+        ["wall", "0.7000", "0.5000", "2.0000", "1"],
+        ["mean", "0.7500", "0.5625", "1.5000", "2"],
+    ]
 
 
 def test_the_set_of_masks_of_a_single_answer_is_named():
@@ -72,3 +88,27 @@ def test_units():
     summary = {"hd95_unit": "mm"}
     labels = {"hd95": "hd95 (mm)", "nsd_1.5": "nsd at 1.5 mm", "lesion_f1": "lesion f1", "dice": "dice"}
     assert {name: metric_label(name, summary) for name in labels} == labels
+
+
+def test_the_fused_mask_one_member_and_the_raters_stand_together():
+    figures = {"dice": 0.8, "sample_dice": 0.7, "raters_agreement": 0.75, "iou": 0.6}
+    lines = format_summary(summary_of(evaluation_of(a=figures))).splitlines()[1:5]
+    labels = ["dice", "dice of one member", "dice of one rater to another", "iou"]
+    assert [line.split("  ")[0] for line in lines] == labels
+
+
+def test_members_far_worse_than_their_fused_mask_get_a_warning():
+    def lines_of(**figures):
+        evaluation = evaluation_of(a={"dice": 0.6, "sample_dice": 0.435, **figures})
+        evaluation.members["organ"] = [np.full((2, 3), 0.435)]
+        summary = summary_of(evaluation)
+        assert all(line in format_summary(summary) for line in member_lines(summary))
+        return "".join(member_lines(summary))
+
+    rough = {"control_levels_dice": 0.57, "beyond_levels_dice": -0.135}
+    unsure = {"control_levels_dice": 0.42, "beyond_levels_dice": 0.015}
+    assert "Dice 0.435 and 0.600" in lines_of(**rough) and "0.570, have more: the diffusion is" in lines_of(**rough)
+    assert "0.420, have no more: the network is unsure" in lines_of(**unsure)
+    assert lines_of(**rough, raters_agreement=0.9) and not lines_of(**rough, raters_agreement=0.8)
+    assert not lines_of(**rough | {"sample_dice": 0.51}) and not lines_of()  # near; no probability
+    assert member_lines({"ensemble": {}, "sample": {"n": 0}}) == []  # of an earlier version

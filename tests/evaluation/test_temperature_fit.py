@@ -5,7 +5,7 @@ import pytest
 from conftest import FAST, TINY, strict_json
 
 from guided_diffusion.checkpoint import load_checkpoint
-from guided_diffusion.evaluation.temperature_fit import LevelTable
+from guided_diffusion.evaluation.temperature_fit import TEMPERATURES, ExclusiveLosses, LevelTable
 from guided_diffusion.inference.temperature import apply_temperature
 from guided_diffusion.io.images import read_picture
 
@@ -31,6 +31,48 @@ def test_the_temperature_that_spoilt_a_forecast_is_found_again():
     assert table.log_loss(2.5) < table.log_loss()
     clipped = np.clip(np.rint(sure * 65535) / 65535, 0.5 / 65535, 1 - 0.5 / 65535)
     assert table.log_loss() == pytest.approx(-np.mean(np.where(y, np.log(clipped), np.log1p(-clipped))))
+
+
+def exclusive_forecast(pixels=40_000):
+    """Probabilities [3, P] of three classes beside a background, and one-hot labels drawn from them."""
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet([2, 1.5, 1, 2], pixels).T
+    labels = (p.cumsum(axis=0) < rng.random(pixels)).sum(axis=0)
+    return p[1:], np.stack([labels == k for k in (1, 2, 3)])
+
+
+def test_exclusive_classes_stay_a_distribution_at_every_temperature_and_none_overtakes_another():
+    p, _ = exclusive_forecast(500)
+    for temperature in (0.3, 2.0, 20.0):
+        found = apply_temperature(p, temperature, exclusive=True)
+        assert found.min() >= 0 and found.sum(axis=0).max() <= 1 + 1e-12
+        whole, before = (np.vstack([1 - x.sum(axis=0), x]) for x in (found, p))
+        assert np.array_equal(whole.argmax(axis=0), before.argmax(axis=0))
+        powers = before.clip(0) ** (1 / temperature)
+        assert np.allclose(whole, powers / powers.sum(axis=0), atol=1e-7)
+    assert apply_temperature(np.full((3, 2), 1 / 3), 2.0, exclusive=True).sum(axis=0) == pytest.approx(1)
+    assert np.allclose(apply_temperature(p[:1], 1.7, exclusive=True), apply_temperature(p[:1], 1.7))
+    assert apply_temperature(p.astype(np.float32), 2.0, exclusive=True).dtype == np.float32
+
+
+def test_the_temperature_of_exclusive_classes_is_found_by_their_own_log_loss():
+    p, y = exclusive_forecast()
+    sure = apply_temperature(p, 0.4, exclusive=True)
+    table = ExclusiveLosses.of(sure[:, :9000], y[:, :9000]) + ExclusiveLosses.of(sure[:, 9000:], y[:, 9000:])
+    assert table.count == p.shape[1] and TEMPERATURES[32] == pytest.approx(1)
+    assert table.fit() == pytest.approx(1 / 0.4, rel=0.03) and table.log_loss(2.5) < table.log_loss()
+    raters = ExclusiveLosses.of(np.full((2, 1), 0.25), np.array([[0.5], [0.5]]))
+    assert raters.log_loss() == pytest.approx(np.log(4)) and raters.fit() > 1  # between two, none for the background
+
+
+def test_certain_pixels_count_each_with_its_own_truth():
+    """Whole images are nearly all background of p = 0; they are summed up by class before any logarithm is taken."""
+    p, y = exclusive_forecast(1000)
+    p[:, :800] = np.eye(4)[1:, np.random.default_rng(2).integers(0, 4, 800)]
+    logits, true = (np.vstack([1 - x.sum(axis=0), x]) for x in (p, y))
+    logits = np.log(np.clip(logits, 0.5 / 65535, 1 - 0.5 / 65535)) / TEMPERATURES[40]
+    expected = np.log(np.exp(logits).sum(axis=0)) - (logits * true).sum(axis=0)
+    assert ExclusiveLosses.of(p, y).log_loss(TEMPERATURES[40]) == pytest.approx(expected.mean())
 
 
 @pytest.fixture(scope="module")

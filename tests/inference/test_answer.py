@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import maps_of
 
+from guided_diffusion.data.classes import parse_classes
 from guided_diffusion.inference.answer import fuse_cases, stack_slices
 from guided_diffusion.inference.ensemble import staple
 from guided_diffusion.inference.members import Members
@@ -50,6 +51,18 @@ def test_the_fused_mask_is_the_staple_of_the_members_as_they_are_written():
     votes = torch.from_numpy(maps.members[:, 0])[:, None, None]
     assert np.array_equal(maps.mask[0], (staple(votes).consensus[0, 0] > 0.5).numpy())
     assert maps.mask[0].any() and not maps.mask[0].all()
+
+
+def test_a_temperature_leaves_exclusive_classes_a_distribution():
+    soft = torch.rand(3, 1, 3, 6, 8, generator=torch.Generator().manual_seed(0)) / 3
+    members, exclusive, regions = Members(soft, None), parse_classes("a=1,b=2,c=3"), parse_classes("a=1+2+3,b=2+3,c=3")
+    (plain,) = fuse_cases(members, [(6, 8)], "mean", exclusive)
+    (warm,) = fuse_cases(members, [(6, 8)], "mean", exclusive, temperature=4.0)
+    assert np.array_equal(warm.mask, plain.mask) and warm.probability.sum(axis=0).max() < 1
+    powers = np.concatenate([1 - plain.probability.sum(axis=0, keepdims=True), plain.probability]) ** 0.25
+    assert np.allclose(warm.probability, (powers / powers.sum(axis=0))[1:], atol=1e-5)
+    (each,) = fuse_cases(members, [(6, 8)], "mean", regions, temperature=4.0)
+    assert each.probability.sum(axis=0).min() > 1  # each region by itself
 
 
 def test_stacked_slices_lie_along_the_last_axis():

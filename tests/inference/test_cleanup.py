@@ -79,8 +79,18 @@ def test_a_hole_that_another_class_fills_stays_its_own():
     tumour[2, 2] = False
     found = cleaned(np.stack([liver, tumour]), [Cleanup(True)] * 2, ORGANS)
     assert np.array_equal(found[0], liver) and found[1, 2, 2] and found[1].sum() == 9
-    each = cleaned(np.stack([liver, tumour]), [Cleanup(), Cleanup(min_size=9)], ORGANS)
-    assert np.array_equal(each[0], liver) and not each[1].any()
+
+
+def test_what_is_removed_inside_another_class_becomes_that_class_and_elsewhere_background():
+    liver = drawing("#####. #...#. #...#. #...#. #####. ......")
+    tumour = drawing("...... .###.. .#.#.. .###.. ...... .....#")
+    found = cleaned(np.stack([liver, tumour]), [Cleanup(), Cleanup(min_size=9)], ORGANS)
+    assert np.array_equal(found[0], liver | drawing("...... .###.. .#.#.. .###.. ...... ......")) and not found[1].any()
+    lines = ("##### #...# #...# #####", "..... .##.. .###. .....", "..... ...#. ..... .....")
+    masks = np.stack([drawing(text) for text in lines])  # a speck of fat at the corner of blood, inside the wall
+    organs = Classes(("wall", "blood", "fat"), ((1,), (2,), (3,)))
+    found = cleaned(masks, [Cleanup()] * 2 + [Cleanup(min_size=2)], organs)
+    assert found[0, 1, 3] and np.array_equal(found[1], masks[1]) and not found[2].any()
 
 
 # ---- the flags ---------------------------------------------------------------------------------------------------

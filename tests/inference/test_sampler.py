@@ -76,11 +76,17 @@ def pixels(folder):
     return {name: np.asarray(Image.open(folder / name)).astype(int) for name in files(folder) if name.endswith(".png")}
 
 
+@pytest.fixture(scope="module")
+def whole(script, trained, pictures, tmp_path_factory):
+    """The pictures of a sampling in which all images and members go through the network at once."""
+    out = tmp_path_factory.mktemp("whole") / "results"
+    return pixels(sample(script, trained, pictures, out, "--batch_size 4 --sample_batch_size 100"))
+
+
 @pytest.mark.parametrize(
     "extra", ["--sample_batch_size 1", "--sample_batch_size 5", "--batch_size 3", "--num_workers 2"]
 )
-def test_results_do_not_depend_on_how_the_work_is_split(script, trained, pictures, tmp_path, extra):
-    whole = pixels(sample(script, trained, pictures, tmp_path / "whole", "--batch_size 4 --sample_batch_size 100"))
+def test_results_do_not_depend_on_how_the_work_is_split(script, trained, pictures, tmp_path, whole, extra):
     split = pixels(sample(script, trained, pictures, tmp_path / "split", extra))
     assert whole.keys() == split.keys()
     for name, values in whole.items():

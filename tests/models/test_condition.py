@@ -12,7 +12,6 @@ from guided_diffusion.models.condition import (
     SSFormer,
     SSFormerBlock,
     UncertainSpatialAttention,
-    pad_by_edges,
 )
 from guided_diffusion.models.unet import UNetShape
 
@@ -184,13 +183,3 @@ def test_a_condition_unet_gives_the_features_of_every_level_and_its_own_mask():
     torch.testing.assert_close(model.head(features[0]), logits)
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("radius", [0, 1, 3])
-def test_edges_are_repeated_for_the_compiler_as_torch_does(radius, monkeypatch):
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    ours, theirs = pad_by_edges(x, radius), torch.nn.functional.pad(x, [radius] * 4, mode="replicate")
-    assert torch.equal(ours, theirs)
-    weight = torch.randn_like(ours)
-    torch.testing.assert_close(*(torch.autograd.grad(padded, x, weight)[0] for padded in (ours, theirs)))

@@ -11,6 +11,7 @@ from guided_diffusion.models.layers import (
     conv3x3,
     heads_of,
     map_of,
+    pad_by_edges,
     timestep_embedding,
     without_autocast,
     zeroed,
@@ -109,3 +110,13 @@ def test_heads_are_tokens_with_their_channels_side_by_side_in_memory(order):
         assert torch.equal(tokens[:, head, row * 4 + column], expected)
     assert tokens.stride(-1) == 1
     assert torch.equal(map_of(tokens, x.shape), x)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3])
+def test_edges_are_repeated_for_the_compiler_as_torch_does(radius, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    ours, theirs = pad_by_edges(x, radius), torch.nn.functional.pad(x, [radius] * 4, mode="replicate")
+    assert torch.equal(ours, theirs)
+    weight = torch.randn_like(ours)
+    torch.testing.assert_close(*(torch.autograd.grad(padded, x, weight)[0] for padded in (ours, theirs)))

@@ -182,6 +182,20 @@ def test_head_starts_at_zero_and_answers_in_float32():
         assert perturb(head)(torch.randn(1, 8, 4, 4)).dtype == torch.float32
 
 
+def test_far_background_is_as_sure_at_the_edge_as_inside():
+    """Equal features give equal logits everywhere; zeros beyond the image raise them at its edge and corners."""
+    heads = {padding: Head(8, 1, padding) for padding in ("edges", "zeros")}
+    for head in heads.values():
+        torch.nn.init.constant_(head.conv.weight, -7 / (9 * 8 * F.silu(torch.ones(())).item()))
+        torch.nn.init.zeros_(head.norm.weight)
+        torch.nn.init.ones_(head.norm.bias)
+    x = torch.randn(1, 8, 6, 6)
+    torch.testing.assert_close(heads["edges"](x), torch.full((1, 1, 6, 6), -7.0))
+    found = heads["zeros"](x)[0, 0]  # as up to version 0.7.0
+    torch.testing.assert_close(found[2, 2], torch.tensor(-7.0))
+    assert found[0, 2].sigmoid() > 0.009 and found[0, 0].sigmoid() > 0.04
+
+
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_the_head_is_in_float32_under_autocast(order):
     head = perturb(Head(8, 3))

@@ -83,15 +83,28 @@ def test_without_truth_the_figures_are_of_the_cases():
     assert [label for label, _, _ in foreign] == ["Cases", "Mask's volume", "Empty masks"]
 
 
-def test_a_row_for_each_class():
-    classes = {"<liver>": level(dice=one(0.9)), "tumour": level(7, dice=one(0.5, n=3), hd95=one(4.0))}
+def test_a_row_for_each_class_and_one_for_their_mean():
+    classes = {
+        "<liver>": level(dice=one(0.9)) | {"sample": one(0.7)},
+        "tumour": level(7, dice=one(0.5, n=3), hd95=one(4.0)),
+    }
     table = class_table(SUMMARY | {"classes": classes}, [["<liver>", "#ff0000"], ["tumour", "#0000ff"]], "volume")
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
     rows = [[unescape(re.sub("<[^>]*>", "", cell)) for cell in row] for row in rows]
     assert rows == [
-        ["Class", "Cases", "Dice", "HD95 (mm)", "Missed", "False alarms"],
-        ["<liver>", "20", "0.900 (0.800 to 1.000)", "–", "2", "3"],
-        ["tumour", "7", "0.500 (0.400 to 0.600)", "4.000 (3.900 to 4.100)", "2", "3"],
+        [
+            "Class",
+            "Cases",
+            "Dice",
+            "Expected / true volume",
+            "Dice of one member",
+            "HD95 (mm)",
+            "Missed",
+            "False alarms",
+        ],
+        ["<liver>", "20", "0.900 (0.800 to 1.000)", "–", "0.700 (0.600 to 0.800)", "–", "2", "3"],
+        ["tumour", "7", "0.500 (0.400 to 0.600)", "–", "–", "4.000 (3.900 to 4.100)", "2", "3"],
+        ["mean", "20", "0.900 (0.800 to 1.000)", "1.125 (1.025 to 1.225)", "–", "7.250 (7.150 to 7.350)", "2", "3"],
     ]
     assert 'fill="#ff0000"' in table and "<liver>" not in table
     assert (

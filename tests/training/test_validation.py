@@ -36,7 +36,7 @@ def test_figures_of_one_case():
     members = Members(soft[:, None], torch.from_numpy(full)[None, None])
     found = Drawn.of(members, "vote", True).figures(truth[None].astype(np.float32))
     assert found["dice"] == 1 and found["coarse_dice"] == pytest.approx(2 / 3)
-    assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert found["member_dice"] == pytest.approx((1 + 0 + 2 / 3) / 3) and found["class_dice"] == [1]
     assert found["agreement"] == pytest.approx((0 + 2 / 3 + 0) / 3)
     assert found["empty"] == found["full"] == pytest.approx(1 / 3)
     nothing = Drawn.of(Members(soft[:1, None], None), "vote", True).figures(np.zeros((1, 1, 4, 4), np.float32))

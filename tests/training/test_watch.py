@@ -1,8 +1,10 @@
 """Watching a run learn: validation cases, their figures and pictures, best.pt, last.pt and --overfit."""
 
 import json
+import math
 import os
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import processes
@@ -19,7 +21,7 @@ from guided_diffusion.diffusion.samplers import sample_bernoulli
 from guided_diffusion.diffusion.schedule import bernoulli_timesteps
 from guided_diffusion.inference.members import MemberNoise
 from guided_diffusion.io.files import temporary_name
-from guided_diffusion.training.validation import FIGURES, TILE
+from guided_diffusion.training.validation import FIGURES, TILE, ValidationResult
 from guided_diffusion.training.watch import Watch
 
 WATCHED = (
@@ -105,6 +107,17 @@ def test_the_dice_is_that_of_averaged_weights_on_the_held_out_cases(watched, pic
     assert float(row["val_member_dice"]) == pytest.approx(np.mean(member_scores), abs=2e-3)
     assert float(row["val_dice"]) == pytest.approx(np.mean(scores), abs=2e-3)
     assert float(row["val_log_loss"]) == pytest.approx(np.mean(losses), rel=2e-3)
+
+
+def test_each_of_several_classes_has_its_dice_in_the_line_and_the_log():
+    figures = dict.fromkeys(FIGURES, math.nan) | {"dice": 0.5, "coarse_dice": 0.6, "log_loss": 0.1}
+    class_dice = {"right ventricle": 0.75, "wall": 0.25, "rare": math.nan}
+    watch = SimpleNamespace(validation=SimpleNamespace(indices=[0, 1], source="case"))
+    for coarse_only in (False, True):
+        result = ValidationResult(figures, None, coarse_only, 1.0, class_dice=class_dice)
+        line = Watch._summary_line(watch, result)
+        assert ", right ventricle 0.750, wall 0.250, log loss" in line and "rare" not in line
+        assert result.logged["val_dice_right_ventricle"] == 0.75 and result.logged["val_dice"] == 0.5
 
 
 def dice(mask, truth):
