@@ -54,7 +54,8 @@ class Checkpoint:
     label_names: from the data set. step: optimizer steps taken. model: state dict. ema: {rate as text: state dict of
     the averaged parameters}. optimizer, scaler, timestep_sampler: their state dicts, for resuming. validation: the best
     validation so far, {"step", "log_loss", "cases" (the `names_digest` of their names), perhaps "dice"}; {} without
-    one. stage_end: with --condition_steps -1 the steps of the first stage, None before its end.
+    one. stage_end: with --condition_steps -1 the steps of the first stage, None before its end. decayed: with
+    --lr_anneal_steps -1 the share of its stage's decay that has passed, see `Stages.decay`.
     """
 
     config: dict
@@ -69,6 +70,7 @@ class Checkpoint:
     timestep_sampler: dict = field(default_factory=dict)
     validation: dict = field(default_factory=dict)
     stage_end: int | None = None
+    decayed: float = 0.0
 
     @property
     def classes(self):
@@ -240,7 +242,7 @@ def _read_content(path, where, remedy):
             which = f"version {version}" if isinstance(version, str) and version.isprintable() else "a version"
             raise UserError(f"{where}: was written by {which:.40}, newer than this one, {VERSION}: use that version")
         raise foreign
-    return {"validation": {}, "stage_end": None, **content}, records  # older checkpoints lack these
+    return {"validation": {}, "stage_end": None, "decayed": 0.0, **content}, records  # older checkpoints lack these
 
 
 def _check_pickles(path):

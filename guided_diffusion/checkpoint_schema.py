@@ -109,6 +109,7 @@ class Content(msgspec.Struct):
     timestep_sampler: Tensors
     validation: dict[str, Any] = {}
     stage_end: StepCount | None = None
+    decayed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     written_by: str = "0.3.0"
 
 

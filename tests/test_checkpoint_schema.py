@@ -125,6 +125,7 @@ def with_nan(moment):
         ("validation", {"step": None}, "validation.*: expected a whole number"),
         ("validation/dice", "high", "validation.dice: expected a number, got text"),
         ("stage_end", -2, "stage_end: expected a whole number >= 0"),
+        ("decayed", 1.5, "decayed: expected a number <= 1.0"),
         ("written_by", 3, "written_by: expected text"),
     ],
 )

@@ -34,6 +34,7 @@ PAPER_TO_CODE = ROOT / "docs" / "paper_to_code.md"
 NETWORK = [ModelOptions, DiffusionOptions, ProcessOptions]
 SCRIPTS = {  # what a script's flags are
     "segmentation_train": [TrainOptions, DataOptions, *NETWORK],
+    "segmentation_plan": [TrainOptions, DataOptions, *NETWORK],
     "segmentation_sample": [SampleOptions, DataOptions, *NETWORK],
     "segmentation_eval": [EvalOptions],
     "check_data": [CheckOptions, DataOptions],

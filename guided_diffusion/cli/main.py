@@ -9,10 +9,11 @@ from ..runtime.console import console
 from ..runtime.errors import UserError
 from ..runtime.program import MEDSEGDIFF, MODULE, door
 from ..runtime.version import VERSION
-from .verbs import check_main, demo_main, evaluate_main, export_main, sample_main, train_main
+from .verbs import check_main, demo_main, evaluate_main, export_main, plan_main, sample_main, train_main
 
 VERBS = {  # the main of each verb, and what it does in one sentence
     "check": (check_main, "Check a data set: count its cases, list its problems, draw cases with their masks."),
+    "plan": (plan_main, "Plan a training run: sizes, crops and steps from the data, with reasons."),
     "train": (train_main, "Train a model on images and masks."),
     "sample": (sample_main, "Segment images with a trained model and write a results folder."),
     "evaluate": (evaluate_main, "Score masks against the truth."),
@@ -21,6 +22,7 @@ VERBS = {  # the main of each verb, and what it does in one sentence
 }
 OTHER_WORDS = {  # for verbs, as other programs and the scripts here call them
     "check": "check_data data inspect verify",
+    "plan": "segmentation_plan fingerprint configure",
     "train": "segmentation_train fit training",
     "sample": "segmentation_sample predict segment infer inference test sampling",
     "evaluate": "segmentation_eval eval score metrics evaluation",

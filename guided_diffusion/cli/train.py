@@ -39,6 +39,7 @@ from ..training.loop import TrainLoop
 from ..training.run import check_unchanged, prepare_run
 from ..training.step_memory import estimate_line, fitted_to_memory
 from ..training.trackers import KNOWN_RUNS
+from ..training.training_plan import short_lines
 from ..training.validation import Validation, marked_cases, spread_cases
 from ..training.watch import Watch
 
@@ -141,6 +142,9 @@ def print_run_summary(run, model, processes, memory=""):
     train = run.settings.train
     for line in data_lines(run.dataset):
         console().info(line)
+    if run.plan is not None:
+        for line in short_lines(run.plan):
+            console().info(line)
     sharded = ", in shards" if train.fsdp and processes.count > 1 else ""
     console().info(f"model: {size_of(model)}, on {processes.place}{sharded} in {run.precision}")
     if memory:
@@ -221,7 +225,8 @@ def dry_run(options, given):
     with torch.device("meta"):  # shapes without memory
         labels = len(dataset.label_names)
         model = build_model(run.settings.model, dataset.image_channels, len(dataset.class_names), labels)
-    lines = [f"model: {size_of(model)}", estimate_line(run, processes.device), *data_lines(dataset)]
+    lines = [] if run.plan is None else short_lines(run.plan)
+    lines += [f"model: {size_of(model)}", estimate_line(run, processes.device), *data_lines(dataset)]
     if run.validation is not None:
         lines.append(run.validation.summary_line(train))
     if run.start is not None:

@@ -34,11 +34,25 @@ def check_main(argv=None):
     return run_check(options, data, given)
 
 
+def plan_main(argv=None):
+    """Plan a training run: look at the data, time a few steps, and print the plan with a reason for each line.
+
+    Training with the same flags follows this plan where the sizes of the network are left open. Nothing is written. The
+    first word may be the folder of the data.
+    """
+    words = as_flags(sys.argv[1:] if argv is None else argv, "data_dir")
+    options, given = options_of(plan_main, words, "--data_dir MY_DATA --val_fraction 0.2 --max_minutes 20")
+    from .plan import run_plan
+
+    imports_done()
+    return run_plan(options, given, words)
+
+
 def train_main(argv=None):
     """Train a diffusion model that segments medical images; see README.md for the commands."""
     words = sys.argv[1:] if argv is None else argv
     example = """--data_dir MY_DATA --val_fraction 0.2 \\
-      --test_fraction 0.2 --out_dir runs/first --preset XS --lr 1e-3 --lr_anneal_steps 2400"""
+      --test_fraction 0.2 --out_dir runs/first --max_minutes 20"""
     options, given = options_of(train_main, words, example)
     from .train import run_training
 
@@ -115,11 +129,11 @@ def check_given(given, *names):
             raise UserError(f"--{name}: is needed; see --help")
 
 
-def as_flags(words):
-    """The words of an export's command line with the first one, without a flag, as --model_path, and --out as
-    --out_dir."""
+def as_flags(words, name="model_path"):
+    """The words of a command line with the first one, without a flag, as --NAME, and --out as --out_dir."""
     words = list(words)
-    is_named = any(re.match(r"--model[_-]path(=|$)", word) for word in words)  # then the first word is a mistake
+    flag = re.compile(rf"--{name.replace('_', '[_-]')}(=|$)")
+    is_named = any(flag.match(word) for word in words)  # then the first word is a mistake
     if words and not words[0].startswith("-") and not is_named:
-        words.insert(0, "--model_path")
+        words.insert(0, f"--{name}")
     return ["--out_dir" + word[len("--out") :] if word.partition("=")[0] == "--out" else word for word in words]

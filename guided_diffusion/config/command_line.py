@@ -26,6 +26,7 @@ from .values import NO_VALUE, is_path, read_value
 TRAINING = (DataOptions, TrainOptions, ModelOptions, DiffusionOptions, ProcessOptions)
 COMMANDS = {
     "train": TRAINING,
+    "plan": TRAINING,
     "sample": (SampleOptions, DataOptions, ModelOptions, DiffusionOptions, ProcessOptions),
     "evaluate": (EvalOptions,),
     "check": (CheckOptions, DataOptions),

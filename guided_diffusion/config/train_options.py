@@ -14,6 +14,7 @@ MAX_RUN, RUN_REASON = 10**12, "at a thousand steps a second that many take 30 ye
 MAX_BATCH, BATCH_REASON = 65536, "the images of a batch are in memory at once"
 MAX_CASES, CASES_REASON = 100_000, "each is sampled at every validation"
 MAX_RATES = 10  # of --ema_rate
+CONDITION_SHARE = 0.85  # the default of --condition_share
 OVERFIT_STEPS, OVERFIT_INTERVAL = 2000, 100  # --max_steps and --sample_interval of --overfit
 
 
@@ -66,8 +67,9 @@ class TrainOptions:
     )
     lr_anneal_steps: int = option(
         0,
-        "decay the learning rate to 0 over this many steps, then stop; 0: constant",
-        minimum=0,
+        "decay the learning rate to 0 over this many steps, then stop; 0: constant. -1: over the whole run, by the "
+        "share of --max_minutes or --max_steps that has passed, whichever is larger",
+        minimum=-1,
         maximum=MAX_RUN,
         why=RUN_REASON,
     )
@@ -96,10 +98,18 @@ class TrainOptions:
         0,
         "v2: steps of a first stage, in which the condition model learns alone, as a plain U-Net, on the mean of the "
         "raters' masks (see --dice_steps). Then all of it but its last layer is frozen and the diffusion learns. 0: "
-        "both learn from the start; -1: 85 % of the run's steps, or of --max_minutes if they end first",
+        "both learn from the start; -1: --condition_share of the run's steps, or of --max_minutes if they end first",
         minimum=-1,
         maximum=MAX_RUN,
         why=RUN_REASON,
+        needs={"version": ("v2",)},
+    )
+    condition_share: float = option(
+        CONDITION_SHARE,
+        "v2: the share of the run that --condition_steps -1 gives to the first stage",
+        minimum=0.05,
+        maximum=0.99,
+        why="the diffusion learns in the rest",
         needs={"version": ("v2",)},
     )
     second_stage_lr: float = option(
@@ -286,14 +296,14 @@ class TrainOptions:
             raise UserError(f"--lr_decay {self.lr_decay}: needs --lr_anneal_steps, the steps over which it decays")
         if total and self.lr_decay == "none":
             raise UserError(f"--lr_anneal_steps {total} contradicts --lr_decay none; stop a run by --max_steps")
-        if total and self.warmup_steps >= total:
+        if 0 < total <= self.warmup_steps:
             raise UserError(f"--warmup_steps {self.warmup_steps}: must be below --lr_anneal_steps {total}")
         return self
 
     @property
     def last_step(self):
         """The last optimizer step of the run."""
-        return min(self.max_steps, self.lr_anneal_steps or self.max_steps)
+        return min(self.max_steps, self.lr_anneal_steps if self.lr_anneal_steps > 0 else self.max_steps)
 
     @property
     def ending_flags(self):

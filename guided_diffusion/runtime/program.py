@@ -9,6 +9,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"  # not installed: only a clone has them
 VERB_SCRIPTS = {
     "train": "segmentation_train.py",
+    "plan": "segmentation_plan.py",
     "sample": "segmentation_sample.py",
     "evaluate": "segmentation_eval.py",
     "check": "check_data.py",

@@ -56,7 +56,7 @@ class TrainLoop:
 
         start = run.start
         self.step = start.step if start else 0
-        self.stages = Stages(self.options, start.first_stage if start else None)
+        self.stages = Stages(self.options, *((start.first_stage, start.decayed) if start else ()))
         self.own_losses = StepLosses(compiled(model) if self.options.compile else model, diffusion)
         self.stage = self.step_losses = None
         self._enter_stage()
@@ -156,9 +156,10 @@ class TrainLoop:
 
     def _finished(self):
         """Whether the run ends after this step. A signal or time limit in one process ends all after the same step."""
-        limit = self.options.max_minutes * 60
-        late = bool(limit and time.monotonic() - self.began >= limit)
-        reasons = self.processes.largest({"signal": self.signals.received or 0, "time": late})
+        limit, seconds = self.options.max_minutes * 60, time.monotonic() - self.began
+        late = bool(limit and seconds >= limit)
+        reasons = self.processes.largest({"signal": self.signals.received or 0, "time": late, "seconds": seconds})
+        self.stages.seconds = reasons.pop("seconds")
         self.stopping = bool(reasons["signal"])
         if self.stopping and self.processes.count > 1:
             self.signals.received = signal.Signals(int(reasons["signal"]))
@@ -178,6 +179,7 @@ class TrainLoop:
         if late["stage"] or not stages.is_first(self.step):
             self._keep_stage(by_time=stages.is_first(self.step))
             stages.ended = self.step
+            stages.enter_second()
             console().info(f"step {self.step}: from here on the condition model is fixed, and the diffusion learns")
 
     def _keep_stage(self, by_time):
@@ -227,6 +229,8 @@ class TrainLoop:
         """At the first step of a stage let its parameters learn, and exchange their gradients alone."""
         stage = {"first": self.stages.is_first(self.step), "second": self.stages.is_second(self.step)}
         if stage != self.stage:
+            if stage["second"]:
+                self.stages.enter_second()
             self.stage, has_coarse_loss = stage, bool(self.diffusion.coarse_weight)
             frozen = self.options.freeze_encoder
             mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss, freeze_encoder=frozen)
@@ -378,6 +382,7 @@ class TrainLoop:
             timestep_sampler=self.timesteps.state_dict(),
             validation=self.watch.best if self.watch is not None else {},
             stage_end=self.stages.ended,
+            decayed=self.stages.decay(self.step) if self.options.lr_anneal_steps < 0 else 0.0,
         )
 
     def save(self):

@@ -14,7 +14,7 @@ from ..config.train_options import TrainOptions
 from ..data.compatibility import check_channels, check_reading, used_window
 from ..data.dataset import SegmentationDataset
 from ..data.registry import build_dataset, recognised
-from ..data.resizing import View
+from ..data.resizing import WHOLE, View
 from ..data.splits import hold_out_of, loading_of
 from ..io.hub import is_on_hub
 from ..io.pictures import allow_megapixels
@@ -33,7 +33,9 @@ from ..runtime.distributed import pick_precision
 from ..runtime.errors import NoCasesError, NoTruthError, UserError
 from .encoder_weights import find_encoder_weights
 from .initial import find_initial, network_values
+from .planning import find_plan
 from .trackers import check_tracker
+from .training_plan import Plan, may_plan
 from .validation import spread_cases
 
 BEGINNINGS = ("init_from", "encoder_weights")  # options that act where a new run begins, and never later
@@ -69,7 +71,8 @@ class ValidationData:
 class Run:
     """A training run. start: the `Checkpoint` that it continues, or None. warnings: lines for the user. initial: the
     `Checkpoint` whose weights a new run begins with, or None. encoder_weights: {name: tensor} of --encoder_weights,
-    with which a new run's encoder begins, or None."""
+    with which a new run's encoder begins, or None. plan: the `Plan` of a new run whose sizes were open, in the first
+    process; else None."""
 
     settings: Settings
     precision: str
@@ -80,6 +83,7 @@ class Run:
     warnings: tuple = ()
     initial: Checkpoint | None = None
     encoder_weights: dict | None = None
+    plan: Plan | None = None
 
     @property
     def is_complete(self):
@@ -164,8 +168,12 @@ def prepare_run(options, given, processes):
 
     data_dir = on_this_machine(settings.data.data_dir, fetch_folder, processes)
     here = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
-    view = View(keep_size=settings.train.crop, soft_masks=settings.train.soft_masks)
     origin = named_by("data_name", given, "" if start is None else shown_start(asked, folder))
+    plan = None
+    if start is None and initial is None and may_plan(settings.train, given):
+        options, here, plan = planned_options(options, given, settings, here, origin, precision, processes)
+        settings = settle(options, given)
+    view = View(keep_size=settings.train.crop, soft_masks=settings.train.soft_masks)
     dataset = find_data(here, settings.image_size, view, origin)
     settings = settle(options, given, saved, facts_of(dataset, here))
     dataset.orientation = settings.train.orientation
@@ -190,7 +198,26 @@ def prepare_run(options, given, processes):
     )
     warnings = tuple(filter(None, warnings))
     weights = find_encoder_weights(settings.train, processes) if start is None else None
-    return Run(settings, precision, dataset, folder, start, validation, warnings, initial, weights)
+    return Run(settings, precision, dataset, folder, start, validation, warnings, initial, weights, plan)
+
+
+def planned_options(options, given, settings, data, origin, precision, processes):
+    """(the options with the values of a plan, the `DataOptions` with the classes found, the `Plan` or None).
+
+    The first process looks at the data and times steps; the others take its values, and get no `Plan`. settings: those
+    without a plan. data: the `DataOptions` with a local data_dir. origin: see `fields.named_by`.
+    """
+    made = []
+
+    def look():
+        dataset = find_data(data, settings.image_size, WHOLE, origin)
+        found, plan = find_plan(options, given, settings, dataset, facts_of(dataset, data), precision, processes)
+        made.append(plan)
+        return {"values": plan.values, "classes": str(dataset.classes) if data.classes == "auto" else data.classes}
+
+    agreed = processes.from_first(look)
+    data = replace(data, classes=agreed["classes"])
+    return options_over(options, given, agreed["values"]), data, made[0] if made else None
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------

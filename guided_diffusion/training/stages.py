@@ -2,6 +2,8 @@
 
 import math
 
+from ..config.train_options import CONDITION_SHARE as CONDITION_SHARE  # which programs import from here
+
 DECAYS = {  # the factor of the learning rate at a progress from 0 to 1
     "none": lambda progress: 1,
     "linear": lambda progress: 1 - progress,
@@ -20,7 +22,6 @@ def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
     return DECAYS[decay]((step - warmup) / (total - warmup)) if total else 1
 
 
-CONDITION_SHARE = 0.85  # of a run with --condition_steps -1: the length of the first stage
 DICE_SHARE = 0.6  # of the first stage: Dice finds small objects sooner, and cross-entropy then calibrates all weights
 DICE_STEPS = 300  # of a run without stages
 AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
@@ -46,17 +47,22 @@ class Stages:
     The condition model learns alone in the first stage; in the second it is fixed and the diffusion learns. options:
     `TrainOptions`. ended: with --condition_steps -1 the length of the first stage, None before its end.
     dice_ended: the step at which --max_minutes ended Dice (see `has_dice`), or None.
+    decayed: what `decay` was when the run stopped, 0 for a new one. seconds: of training since the run began or went
+    on; all processes set the same.
     """
 
-    def __init__(self, options, ended=None):
+    def __init__(self, options, ended=None, decayed=0.0):
         self.options, self.ended, self.dice_ended = options, ended, None
+        self.seconds, self.second_began = 0.0, None if ended is None else 0.0
+        # A run that came to its end goes on with the whole learning rate: its steps would change nothing else.
+        self.decayed = {"second" if ended is not None else "first": decayed if decayed < 1 else 0.0}
 
     @property
     def condition_steps(self):
         """The length of the first stage, an estimate before its end with --condition_steps -1; 0: no stages."""
         if self.options.condition_steps >= 0:
             return self.options.condition_steps
-        return round(CONDITION_SHARE * self.options.last_step) if self.ended is None else self.ended
+        return round(self.options.condition_share * self.options.last_step) if self.ended is None else self.ended
 
     def is_first(self, step):
         """Whether the step is in the first stage."""
@@ -90,15 +96,45 @@ class Stages:
 
     def is_late(self, seconds, share=1.0):
         """Whether `seconds` of training exceed this share of the first stage's part of --max_minutes."""
-        limit = share * CONDITION_SHARE * self.options.max_minutes * 60
+        limit = share * self.options.condition_share * self.options.max_minutes * 60
         return bool(limit and seconds >= limit)
+
+    def enter_second(self):
+        """Note when the second stage begins; later calls change nothing."""
+        if self.second_began is None:
+            self.second_began = self.seconds
+
+    def decay(self, step):
+        """The share of its stage's decay that has passed at a step, from 0 to 1, with --lr_anneal_steps -1.
+
+        It is the larger of the share of the stage's steps and of its time. A resumed run begins where it stopped, and
+        the rest of the decay takes its whole --max_minutes, which count anew.
+        """
+        options, second = self.options, self.is_second(step)
+        total = self.condition_steps if self.is_first(step) else options.last_step - self.condition_steps
+        share = self.steps_in(step) / max(total, 1)
+        limit = options.max_minutes * 60
+        if limit:
+            begin = self.second_began or 0.0 if second else 0.0
+            end = limit * options.condition_share if self._ends_by_time(step) else limit
+            passed = (self.seconds - begin) / max(end - begin, 1e-9)
+            before = self.decayed.get("second" if second else "first", 0.0)
+            share = max(share, before + (1 - before) * passed)
+        return min(max(share, 0.0), 1.0)
+
+    def _ends_by_time(self, step):
+        """Whether --max_minutes may end the step's stage before the run."""
+        return self.options.condition_steps == -1 and self.is_first(step)
 
     def learning_rate(self, step):
         """The learning rate of a step. Each stage has its own warm-up and, with --lr_anneal_steps, decays to 0.
 
         Without stages the decay follows --lr_anneal_steps, even if --max_steps ends the run sooner.
         """
-        options = self.options
+        options, steps = self.options, self.steps_in(step)
+        rate = options.lr * (options.second_stage_lr if self.is_second(step) else 1)
+        if options.lr_anneal_steps < 0:
+            return rate * min((steps + 1) / max(options.warmup_steps, 1), DECAYS[options.lr_decay](self.decay(step)))
         if options.lr_anneal_steps and self.is_first(step):
             total = self.condition_steps
         elif options.lr_anneal_steps and self.is_second(step):
@@ -106,5 +142,4 @@ class Stages:
         else:
             total = options.lr_anneal_steps
         warmup = min(options.warmup_steps, total // 2) if self.condition_steps and total else options.warmup_steps
-        rate = options.lr * (options.second_stage_lr if self.is_second(step) else 1)
-        return rate * learning_rate_factor(self.steps_in(step), warmup=warmup, total=total, decay=options.lr_decay)
+        return rate * learning_rate_factor(steps, warmup=warmup, total=total, decay=options.lr_decay)

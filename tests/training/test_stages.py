@@ -54,6 +54,46 @@ def test_dice_shapes_the_first_part_of_the_first_stage_alone():
     assert dice() == list(range(300)) and dice(dice_steps=20) == list(range(20)) and dice(dice_steps=0) == []
 
 
+def by_time(seconds, step=1, ended=None, decayed=0.0, **options):
+    """The learning rate, in units of --lr, of a run of ten minutes at these seconds of training."""
+    options = {"lr": 1.0, "lr_anneal_steps": -1, "max_minutes": 10, "max_steps": 1000, **options}
+    stages = Stages(build(TrainOptions, options), ended, decayed)
+    stages.seconds = seconds
+    return stages.learning_rate(step)
+
+
+def test_the_decay_may_follow_the_time_limit_or_the_steps_whichever_comes_first():
+    assert [by_time(seconds) for seconds in (0, 300, 600)] == pytest.approx([0.999, 0.5, 0])
+    assert by_time(0, step=900) == pytest.approx(0.1) and by_time(60, step=900, max_minutes=0) == pytest.approx(0.1)
+    assert by_time(300, step=1, warmup_steps=4) == 0.5 and by_time(0, step=0, warmup_steps=4) == 0.25
+    assert by_time(450, lr_decay="cosine") == pytest.approx(0.1464, abs=1e-3)
+    assert build(TrainOptions, {"lr_anneal_steps": -1, "max_steps": 70}).last_step == 70
+
+
+def test_each_stage_decays_in_its_own_part_of_the_limit():
+    staged = {"condition_steps": -1, "condition_share": 0.9}
+    assert [by_time(seconds, **staged) for seconds in (270, 540)] == pytest.approx([0.5, 0])
+    stages = Stages(build(TrainOptions, {"lr": 1.0, "lr_anneal_steps": -1, "max_minutes": 10, **staged}))
+    stages.seconds = 540
+    assert not stages.takes_average(50)  # the first stage's weights have come to rest
+    stages.ended = 50
+    stages.enter_second()
+    rates = [stages.learning_rate(51) for stages.seconds in (540, 570, 600)]
+    assert rates == pytest.approx([1, 0.5, 0], abs=1e-3)
+
+
+def test_a_resumed_decay_goes_on_where_it_stopped_and_a_finished_one_begins_anew():
+    assert [by_time(seconds, decayed=0.5) for seconds in (0, 300)] == pytest.approx([0.5, 0.25])
+    assert by_time(0, decayed=1.0) == pytest.approx(0.999)  # a new limit of a run that the old one ended
+    second = {"condition_steps": -1, "ended": 100, "step": 101}
+    assert [by_time(seconds, decayed=0.5, **second) for seconds in (0, 300)] == pytest.approx([0.5, 0.25])
+
+
+def test_the_share_of_the_first_stage_is_an_option():
+    stages = Stages(build(TrainOptions, {"condition_steps": -1, "condition_share": 0.5, "max_minutes": 10}))
+    assert stages.condition_steps == 50_000 and [stages.is_late(s) for s in (299, 300)] == [False, True]
+
+
 # ---- runs without a second stage ---------------------------------------------------------------------------------
 
 
