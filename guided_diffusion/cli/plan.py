@@ -19,7 +19,7 @@ from ..runtime.errors import UserError
 from ..runtime.program import command
 from ..runtime.threads import use_threads
 from ..training.planning import find_plan
-from ..training.run import Run, facts_of, find_data
+from ..training.run import Run, check_dataset, facts_of, find_data
 from ..training.step_memory import estimate_line
 from ..training.training_plan import SIZE_FLAGS, may_plan
 from .train import data_lines
@@ -41,6 +41,7 @@ def run_plan(options, given, words):
     data_dir = fetch_folder(settings.data.data_dir) if is_remote(settings.data.data_dir) else settings.data.data_dir
     data = replace(settings.data, data_dir=data_dir, data_name=recognised(settings.data.data_name, data_dir))
     dataset = find_data(data, settings.image_size, WHOLE, named_by("data_name", given, ""))
+    check_dataset(dataset, settings.model, None)
     for line in data_lines(dataset):
         console().info(line)
     facts, precision = facts_of(dataset, data), pick_precision(settings.device.precision, processes.device)

@@ -100,7 +100,8 @@ class _Measured:
     """Adds up what images and masks show."""
 
     def __init__(self, classes):
-        self.sides, self.spacings, self.ranges, self.is_whole = [], [], [], True
+        self.sides, self.spacings, self.ranges = [], [], []
+        self.is_whole = self.is_16_bit = True
         self.images, self.marked, self.raters, self.pixels = 0, 0, 1, 0
         self.present = np.zeros(classes, int)  # images that have each class
         self.shares = [[] for _ in range(classes)]
@@ -116,6 +117,8 @@ class _Measured:
         self.reading, self.read = self.reading + time.perf_counter() - began, self.read + 1
         self.ranges.append((float(image.min()), float(image.max())))
         self.is_whole = self.is_whole and bool((image == np.rint(image)).all())
+        # Pictures of 16 bits are read as value / 257 in float32.
+        self.is_16_bit = self.is_16_bit and bool((np.abs(257 * image - np.rint(257 * image)) < 0.05).all())
         self.sides.append(tuple(image.shape[-2:]))
         self.pixels += image.shape[-2] * image.shape[-1]
         return tuple(image.shape[-2:])
@@ -201,7 +204,10 @@ class _Measured:
             return f"CT in HU, from {window[0]:g} to {window[1]:g}" if window else "z-scores of each volume"
         if self.is_whole and low >= 0 and high <= 255:
             return "8 bit"
-        return "whole numbers of more than 8 bit" if self.is_whole else "real numbers"
+        if self.is_whole:
+            return "whole numbers of more than 8 bit"
+        is_16_bit = self.is_16_bit and low >= 0 and high <= 255
+        return "16 bit, with white as 255" if is_16_bit else "real numbers"
 
 
 def _look_at_picture(dataset, unit, measured):

@@ -211,6 +211,7 @@ def planned_options(options, given, settings, data, origin, precision, processes
 
     def look():
         dataset = find_data(data, settings.image_size, WHOLE, origin)
+        check_dataset(dataset, settings.model, None)
         found, plan = find_plan(options, given, settings, dataset, facts_of(dataset, data), precision, processes)
         made.append(plan)
         return {"values": plan.values, "classes": str(dataset.classes) if data.classes == "auto" else data.classes}

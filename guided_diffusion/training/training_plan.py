@@ -125,9 +125,11 @@ class Choice:
 
     @property
     def line(self):
-        """One line for the user."""
+        """One line for the user. Values that the user set need no reason."""
         parts = [f"--{name} {value}" for name, value in self.values.items()]
         parts += [f"--{name} {value} (as you set it)" for name, value in self.given.items()]
+        if self.given and not self.values:
+            return " ".join(parts)
         return f"{' '.join(parts)}: {self.why}" if parts else f"{self.what}: {self.why}"
 
 
@@ -151,8 +153,8 @@ class Plan:
     def expectation(self):
         """A line on steps and minutes."""
         return (
-            f"about {self.steps} steps of {self.step_seconds:.2g} s, {_minutes(self.seconds)}, by the time of a few "
-            "steps on this machine"
+            f"about {counted(self.steps, 'step')} of {self.step_seconds:.2g} s, {_minutes(self.seconds)}, by the time "
+            "of a few steps on this machine"
         )
 
 
@@ -219,13 +221,13 @@ class _Task:
             return "whole", self.up_to_gpu(base), why
         if needed == base:
             return "whole", self.up_to_gpu(base), f"whole images: {self._kept(base)}"
-        lost = f"{self._kept(base)} with themselves"
+        lost = self._kept(base, "only ")
         if found.coverage >= EVERYWHERE:
             why = f"and {found.coverage:.0%} of the image's parts have something marked"
         elif needed and self.is_affordable(self.candidates("whole", [needed])):
             return "whole", self.up_to_gpu(needed), f"whole images on a larger grid: {lost}; {self._kept(needed)}"
         else:
-            why = "and a grid that holds them " + ("takes too long here" if needed else f"has over {GRIDS[-1]} pixels")
+            why = "and a grid that keeps them " + ("takes too long here" if needed else f"has over {GRIDS[-1]} pixels")
         return "crop", crops, f"crops at the images' own resolution: {lost}, {why}"
 
     def view_choice(self, candidate, view, why):
@@ -262,9 +264,12 @@ class _Task:
         """Sides of crops that are clearly smaller than the images; the smallest one for small images."""
         return [side for side in CROP_SIDES if ENOUGH_LARGER * side <= self.found.side] or [CROP_SIDES[0]]
 
-    def _kept(self, side):
+    def _kept(self, side, only=""):
         trip = self.found.round_trip(side)
-        return f"at {side} pixels masks keep a Dice of {trip:.3f}" if not math.isnan(trip) else "nothing is marked"
+        if math.isnan(trip):
+            return "nothing is marked"
+        worst = " (the worst class)" if len(self.found.classes) > 1 else ""
+        return f"masks shrunk to {side} pixels and enlarged again keep {only}a Dice of {trip:.3f}{worst}"
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -298,12 +303,16 @@ class _Task:
     def is_affordable(self, candidates):
         """Whether the cheapest candidate takes enough steps in the time. One that is far from it is not timed."""
         self.measure(self.candidates("whole", [self.base_side])[0])
-        if self.is_enough(candidates[0], FAR_TOO_SLOW):
+        if self.is_in_time(candidates[0], FAR_TOO_SLOW):
             self.measure(candidates[0])
-        return self.is_enough(candidates[0])
+        return self.is_in_time(candidates[0])
 
-    def is_enough(self, candidate, leeway=1.0):
-        """Whether the candidate takes enough steps in so many times the time."""
+    def is_enough(self, candidate):
+        """Whether the candidate takes enough steps, which the user's own limit on them may forbid, in the time."""
+        return not 0 < self.asked_steps < candidate.network.least_steps and self.is_in_time(candidate)
+
+    def is_in_time(self, candidate, leeway=1.0):
+        """Whether the candidate takes its steps in so many times the time."""
         if self.machine.kind == "cuda" and not self.minutes:
             return True
         first, _ = self.times(candidate)
@@ -311,8 +320,10 @@ class _Task:
 
     def wanted_steps(self, candidate):
         """The steps that a candidate should get: with a time limit at least so many."""
-        least = candidate.network.least_steps
-        return least if self.minutes else max(least, self.planned_steps(candidate))
+        if self.minutes:
+            least = candidate.network.least_steps
+            return min(least, self.asked_steps or least)
+        return self.planned_steps(candidate)
 
     def planned_steps(self, candidate):
         """The steps of a run without a time limit: those asked for, else `PASSES` passes over the images in bounds."""
@@ -325,9 +336,9 @@ class _Task:
     @property
     def asked_steps(self):
         """The steps after which the user lets the run end; 0 if that is open."""
-        values, is_set = self.values, {"max_steps", "lr_anneal_steps"} & self.given
-        decay = values["lr_anneal_steps"] if values["lr_anneal_steps"] > 0 else values["max_steps"]
-        return min(values["max_steps"], decay) if is_set else 0
+        asked = [self.values[name] for name in ("max_steps", "lr_anneal_steps") if name in self.given]
+        ends = [steps for steps in asked if steps > 0]  # the decay's -1 and 0 end no run
+        return min([self.values["max_steps"], *ends]) if ends else 0
 
     def time_for_steps(self, step):
         """The seconds of the first stage, or of the run without stages, less the first reading of the images."""
@@ -369,16 +380,20 @@ class _Task:
         """The `Choice` of the network."""
         values = {name: value for name, value in self.network_values(candidate).items() if name != "batch_size"}
         values.pop("image_size", None)
-        least = candidate.network.least_steps
-        if candidate.network.preset and not self.minutes:
+        least, asked = candidate.network.least_steps, self.asked_steps
+        time = f"{self.minutes:g} minute{'s' * (self.minutes != 1)}" if self.minutes else _minutes(HOUR)
+        if 0 < asked < least:
+            why = f"the smallest network: larger ones need more than your {counted(asked, 'step')}"
+        elif not self.is_in_time(candidate):
+            why = f"the smallest network, and even its {self.wanted_steps(candidate)} steps take more than {time}"
+        elif candidate.network.preset and not self.minutes:
             why = f"the published size {candidate.network.preset}, for which the GPU has the memory"
-        elif not self.is_enough(candidate):
-            wanted = self.wanted_steps(candidate)
-            why = f"the smallest network: in this time it takes fewer than the {wanted} steps that it should"
         elif self.minutes:
-            why = f"the largest network that takes its {least} steps at least in {self.minutes:g} minutes"
+            why = f"the largest network that takes the {least} steps it needs in {time}"
+        elif asked:
+            why = f"the largest network for your {counted(asked, 'step')}, in {time} at most"
         else:
-            why = f"the largest network whose steps take {_minutes(HOUR)} at most"
+            why = f"the largest network whose steps take {time} at most"
         return self.choice("network", values, f"{why} ({step:.2g} s a step of {counted(self.batch, 'image')})")
 
     # ---- the steps -------------------------------------------------------------------------------------------------
@@ -403,15 +418,15 @@ class _Task:
         yield self.choice("learning rate", {"lr": candidate.network.lr}, f"for networks of {width} channels")
         length = f"{PASSES} passes over {counted(self.found.images, 'image')}, within bounds"
         length = f"{'all your steps' if self.asked_steps else length}, about {_minutes(seconds)}"
+        has_end = self.minutes or self.asked_steps
         if "lr_anneal_steps" in self.given:
-            yield self.choice("decay", {"lr_anneal_steps": 0}, "the decay of the learning rate")
-        elif self.minutes and "lr_decay" not in self.given:
-            why = "the learning rate falls to 0 as the time limit ends the run"
-            yield self.choice("decay", {"lr_anneal_steps": -1}, why)
+            yield self.choice("decay", {"lr_anneal_steps": 0} | ({} if has_end else {"max_steps": steps}), length)
         elif "lr_decay" in self.given:  # it is none: others need --lr_anneal_steps
-            yield self.choice(
-                "steps", {} if self.minutes else {"max_steps": steps}, f"a constant learning rate; {length}"
-            )
+            why = "a constant learning rate" + ("" if self.minutes else f"; {length}")
+            yield self.choice("steps", {} if has_end else {"max_steps": steps}, why)
+        elif self.minutes:
+            ends = "the time limit or your last step ends" if self.asked_steps else "the time limit ends"
+            yield self.choice("decay", {"lr_anneal_steps": -1}, f"the learning rate falls to 0 as {ends} the run")
         else:
             yield self.choice("decay", {"lr_anneal_steps": steps}, length)
         if self.is_staged and self.condition_share != self.values["condition_share"]:
@@ -429,8 +444,8 @@ class _Task:
         found = self.found
         if not found.is_volumes:
             return None
-        if found.empty <= MOST_EMPTY:
-            return Choice("slices", {}, f"all: {found.empty:.0%} of those looked at have nothing marked")
+        if found.empty <= MOST_EMPTY and "slices" not in self.given:
+            return Choice("slices", {}, f"all are trained on, as only {found.empty:.0%} of them have nothing marked")
         why = f"{found.empty:.0%} of slices have nothing marked; as many with as without are trained on"
         return self.choice("slices", {"slices": "balanced"}, why)
 
@@ -442,9 +457,15 @@ class _Task:
         return Choice("orientation", {}, why)
 
     def validation_choice(self, candidate, view, steps, seconds, step):
-        """The `Choice` of the interval and the cases of validations, which must not eat the run's time."""
+        """The `Choice` of the interval and the cases of validations, which must not eat the run's time; None for a run
+        that the user leaves without."""
+        set_here = {"sample_interval", "val_cases"} & self.given
+        interval = self.values["sample_interval"] if "sample_interval" in self.given else 0
+        if "sample_interval" in self.given and not interval:
+            return None
         long = not 0 < self.minutes <= SHORT_MINUTES
         count = VALIDATIONS_LONG if long else VALIDATIONS
+        count = -(-steps // interval) if interval else min(count, steps)
         windows = 1
         if view == "crop":
             windows = len(windows_of(self.found.sides[1], candidate.image_size, 0.5))
@@ -458,10 +479,11 @@ class _Task:
             members = 2 * MEMBERS * STEPS * DENOISING  # and those of a zeroed head, see `Validation`
         each = one_pass * (count * views + members)
         cases = min(MOST_VALIDATED, int(VALIDATION_SHARE * seconds // each))
-        if not cases:
+        if not cases and not set_here:
             why = f"none, as one case would take {each / seconds:.0%} of the time; last.pt is then sampled"
             return self.choice("validation", {"sample_interval": 0}, why)
-        why = f"{counted(count, 'validation')} in the run, in {VALIDATION_SHARE:.0%} of its time at most"
+        cases = self.values["val_cases"] if "val_cases" in self.given else max(cases, 1)
+        why = f"{counted(count, 'validation')} in the run, in about {cases * each / seconds:.0%} of its time"
         return self.choice("validation", {"sample_interval": max(1, -(-steps // count)), "val_cases": cases}, why)
 
 

@@ -42,6 +42,7 @@ def test_it_prints_fingerprint_plan_and_command_and_writes_nothing(pictures, cap
         (["{data}", "--recipe", "none"], "--recipe none: training plans nothing with it"),
         (["{data}", "--resume_checkpoint", "x.pt"], "a run that goes on keeps its own options"),
         (["{data}/none"], "no such folder"),
+        (["{data}", "--class_cond", "True"], "has no class label, which --class_cond True needs"),
     ],
 )
 def test_it_refuses_what_training_would_not_plan(pictures, words, message):

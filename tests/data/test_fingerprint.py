@@ -53,6 +53,23 @@ def test_sizes_values_and_empty_masks(found):
     assert rows["size in pixels"] == "40 x 40 (median), 40 x 40 to 60 x 90" and rows["nothing marked"].startswith("33%")
 
 
+@pytest.mark.parametrize(
+    ("scale", "kind"), [(1 / 257, "16 bit, with white as 255"), (1 / 7, "real numbers"), (3, "whole numbers of more")]
+)
+def test_kinds_of_values(scale, kind):
+    dataset = Many(
+        cases=[Case("a", ("a.png",), ("a.png",))],
+        class_names=("a",),
+        load_image=lambda case: np.arange(60_000, 64_096, dtype=np.float32).reshape(1, 64, 64) * np.float32(scale),
+        normalised=lambda image, case: image,
+        load_mask=lambda case, size: disc(64, 9)[None, None],
+        image_channels=1,
+        orientation="any",
+        kept_values=dict,
+    )
+    assert data_fingerprint(dataset).values.startswith(kind)
+
+
 def test_without_anything_marked_nothing_is_known_of_the_grid(found):
     nothing = found(np.zeros((200, 200), bool))
     assert not nothing.is_marked and math.isnan(nothing.round_trip(128)) and math.isnan(nothing.round_trip(512))

@@ -65,7 +65,7 @@ def why(plan, what):
 
 def test_large_lesions_are_seen_whole():
     plan = planned(LESIONS, "--max_minutes 3")
-    assert shown(plan, image_size=128, crop=None) and "at 128 pixels masks keep a Dice of 0.999" in why(plan, "view")
+    assert shown(plan, image_size=128, crop=None) and "enlarged again keep a Dice of 0.999" in why(plan, "view")
     assert plan.values["lr"] == 1e-3 and plan.values["lr_anneal_steps"] == -1 and plan.values["condition_share"] == 0.95
 
 
@@ -114,7 +114,8 @@ def test_a_longer_limit_takes_a_larger_network():
         plan = planned(LESIONS, f"--max_minutes {minutes}")
         assert plan.steps >= plan.candidate.network.least_steps
     slow = planned(LESIONS, "--max_minutes 3", cheapest=5.0)
-    assert slow.candidate == Candidate(NETWORKS[0], 128, 4) and "fewer than the 600 steps" in why(slow, "network")
+    assert slow.candidate == Candidate(NETWORKS[0], 128, 4)
+    assert "even its 600 steps take more than 3 minutes" in why(slow, "network")
 
 
 def test_few_networks_are_timed_and_the_largest_that_fits_is_among_them():
@@ -148,6 +149,21 @@ def test_the_users_steps_and_decay_stay():
     assert planned(LESIONS, cheapest=9.0).steps < 400  # an hour on a slow machine
 
 
+def test_few_steps_take_a_small_network():
+    for minutes, machine in ((0, CPU), (600, CPU), (0, GPU)):
+        plan = planned(LESIONS, f"--max_minutes {minutes} --max_steps 900", machine=machine, cheapest=0.001)
+        assert shown(plan, num_channels=16) and plan.steps == 900
+    tiny = planned(VESSELS, "--max_steps 50")
+    assert tiny.candidate.network.channels == 16 and "need more than your 50 steps" in why(tiny, "network")
+
+
+def test_a_decay_without_an_end_gets_one():
+    for decay in (-1, 0):
+        plan = planned(LESIONS, f"--lr_anneal_steps {decay}")
+        assert shown(plan, max_steps=2400) and plan.seconds <= 3600
+    assert "max_steps" not in planned(LESIONS, "--lr_anneal_steps -1 --max_minutes 3").values
+
+
 def test_a_gpu_gets_the_published_sizes_by_its_memory():
     plan = planned(LESIONS, machine=GPU, cheapest=0.001)
     assert shown(plan, preset="B", image_size=256, patch_size=1, lr=1e-4) and plan.steps == 20_000
@@ -163,6 +179,11 @@ def test_validations_fit_their_share_of_the_time():
     assert plan.values["val_cases"] == 8 and 2 * plan.values["sample_interval"] < plan.steps
     assert shown(planned(VESSELS, "--max_minutes 1"), sample_interval=0)  # hundreds of windows
     assert "last.pt" in why(planned(VESSELS, "--max_minutes 1"), "validation")
+    often = planned(LESIONS, "--max_minutes 20 --sample_interval 20")  # more validations, of fewer cases
+    assert set(often.values) & {"sample_interval", "val_cases"} == {"val_cases"} and often.values["val_cases"] < 8
+    assert f"{-(-often.steps // 20)} validations" in why(often, "validation")
+    assert "val_cases" not in planned(LESIONS, "--max_minutes 20 --sample_interval 0").values
+    assert planned(VESSELS, "--max_minutes 1 --val_cases 1").values["sample_interval"] > 0  # the user wants them
 
 
 # ---- what the user sets ----------------------------------------------------------------------------------------------
@@ -218,5 +239,6 @@ def test_every_candidate_is_a_network_that_the_options_take():
 
 def test_lines():
     assert Choice("notes", {}, "a reason").line == "notes: a reason"
+    assert Choice("rate", {}, "a reason", {"lr": 0.1}).line == "--lr 0.1 (as you set it)"  # for reasons of its own
     lines = short_lines(planned(LESIONS, "--max_minutes 3"))
     assert all(line.startswith("plan: ") for line in lines) and lines[-1].startswith("plan: about ")
