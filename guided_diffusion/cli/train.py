@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint import LAST, STAGE, CheckpointFolder, checkpoint_path
 from ..config.config_file import as_yaml, write_config
+from ..config.train_options import TrainOptions
 from ..data.accounting import warn_of_left_over
 from ..data.cases import Unit, spread_indices
 from ..data.check import training_findings
@@ -204,7 +205,8 @@ def conclude_training(run, watch, last, processes, stage_end=None):
     if run.is_complete:
         line = run.complete_line
     elif last < train.last_step:
-        line += f" of {train.last_step}"
+        if not train.max_minutes or train.last_step != TrainOptions().last_step:  # else the time is the run's end
+            line += f" of {train.last_step}"
         if stage_end is None or STAGE not in run.folder.names():  # else both ways to go on follow
             line += "; to go on, add --resume_checkpoint auto to the same command"
     if processes.is_first:

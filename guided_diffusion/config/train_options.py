@@ -247,7 +247,7 @@ class TrainOptions:
         "",
         "begin a new run with the weights of this checkpoint, run's folder, exported model or hf://OWNER/NAME, where "
         "names and shapes agree: the first layer adapts to other channels, and the last starts anew for other classes. "
-        "The network's and the diffusion's flags default to that model's",
+        "The network's and the diffusion's flags, and --crop, default to that model's",
         remote=True,
         hub=True,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .cases import group_cases, spread_indices
+from .compatibility import used_window
 from .resizing import round_trip
 
 GRIDS = (128, 192, 256, 384, 512)  # sides in pixels to which whole images may shrink
@@ -199,9 +200,9 @@ class _Measured:
         )
 
     def _kind(self, dataset, is_volume, low, high):
-        window = getattr(dataset, "ct_window", None) or dataset.kept_values().get("window")
         if is_volume:
-            return f"CT in HU, from {window[0]:g} to {window[1]:g}" if window else "z-scores of each volume"
+            window = used_window(dataset.kept_values())
+            return f"CT, cut to {window.replace(',', ' to ')} HU" if window else "z-scores of each volume"
         if self.is_whole and low >= 0 and high <= 255:
             return "8 bit"
         if self.is_whole:

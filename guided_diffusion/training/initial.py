@@ -39,8 +39,9 @@ def find_initial(train, processes):
 
 
 def network_values(initial):
-    """The option values of a checkpoint's network and diffusion, which a run that begins with its weights has too."""
-    values = initial.config["model"] | initial.config["diffusion"]
+    """The option values of a checkpoint that a run which begins with its weights has too: those of its network and its
+    diffusion, and --crop, as structures of another scale look different to it."""
+    values = initial.config["model"] | initial.config["diffusion"] | {"crop": initial.config["train"]["crop"]}
     return {name: value for name, value in values.items() if name not in OF_DATA}
 
 

@@ -268,6 +268,8 @@ class _Task:
         trip = self.found.round_trip(side)
         if math.isnan(trip):
             return "nothing is marked"
+        if side >= max(self.found.sides[2]):
+            return f"none that was looked at is larger than {side} pixels"
         worst = " (the worst class)" if len(self.found.classes) > 1 else ""
         return f"masks shrunk to {side} pixels and enlarged again keep {only}a Dice of {trip:.3f}{worst}"
 

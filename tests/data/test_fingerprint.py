@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from guided_diffusion.data.cases import Case
-from guided_diffusion.data.fingerprint import Fingerprint, data_fingerprint, fingerprint_rows
+from guided_diffusion.data.fingerprint import Fingerprint, _Measured, data_fingerprint, fingerprint_rows
 from guided_diffusion.data.registry import build_dataset
 
 
@@ -68,6 +68,14 @@ def test_kinds_of_values(scale, kind):
         kept_values=dict,
     )
     assert data_fingerprint(dataset).values.startswith(kind)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"), [("CT", "CT, cut to -160 to 240 HU"), ("MRI", "z-scores of each volume")]
+)
+def test_only_ct_has_a_window(modality, kind):
+    kept = {"modalities": [modality], "window": (-160, 240), "is_picture": False}
+    assert _Measured(1)._kind(SimpleNamespace(kept_values=lambda: kept), True, 0, 1) == kind
 
 
 def test_without_anything_marked_nothing_is_known_of_the_grid(found):

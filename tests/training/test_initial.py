@@ -1,5 +1,7 @@
 """A new run that begins with another model's weights: what is taken, what is adapted, and what is printed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from networks import model_of
 
 from guided_diffusion.checkpoint import load_checkpoint
 from guided_diffusion.exported import write_exported
-from guided_diffusion.training.initial import fit_weights
+from guided_diffusion.training.initial import fit_weights, network_values
 
 
 def fitted(old, new, counts, own_counts, keep_labels=True):
@@ -91,6 +93,11 @@ def test_what_is_no_model_is_refused_with_its_flag(refusal, pictures, tmp_path):
     (tmp_path / "x.pt").write_bytes(b"x")
     line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", "--init_from", tmp_path / "x.pt"]
     assert refusal("segmentation_train", line).startswith(f"error: --init_from {tmp_path / 'x.pt'}: is no checkpoint")
+
+
+def test_a_network_that_saw_crops_sees_crops_again():
+    config = {"model": {"preset": "S", "image_size": 64}, "diffusion": {"sigma_small": True}, "train": {"crop": True}}
+    assert network_values(SimpleNamespace(config=config)) == {"image_size": 64, "sigma_small": True, "crop": True}
 
 
 def test_a_preset_or_objective_of_the_user_wins(tmp_path):
