@@ -232,8 +232,7 @@ class TrainLoop:
             mark_learning(self.model, **stage, has_coarse_loss=has_coarse_loss, freeze_encoder=frozen)
             if self.step_losses is None or not self.sharded:  # shards are made once
                 self.step_losses = None
-                if self.processes.count > 1:
-                    gc.collect()  # a wrapper that is still there would exchange gradients too
+                gc.collect()  # a wrapper that is still there would exchange gradients too
                 # Without its loss the coarse mask's decoder gets no gradient. In a stage all that learns has one.
                 some_unused = not has_coarse_loss and not any(stage.values())
                 self.step_losses = with_shared_gradients(self.own_losses, self.processes, self.sharded, some_unused)
