@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .level_posterior import level_set_logits
+from .level_posterior import exclusive_level_logits, level_set_logits
 from .losses import (
     CROSS_ENTROPIES,
     bce,
@@ -180,7 +180,8 @@ class GaussianDiffusion:
         The first term is the pixel's own evidence (the skip "noise"). The network learns the second; the coarse mask's
         logits are its part without x_t (the skip "coarse"), and the skip "levels" adds what the neighbours' x_t say if
         masks are level sets of the coarse mask near each pixel: see `level_set_logits`. For classes that exclude one
-        another the same holds of each class's logit against the background's, which is 0.
+        another the same holds of each class's logit against the background's, which is 0; "levels" then compares each
+        class with all others (see `exclusive_level_logits`).
         """
         parts = []
         if self.logit_skip in WITH_EVIDENCE:
@@ -190,7 +191,8 @@ class GaussianDiffusion:
         if self.logit_skip in ("coarse", "both") and output.coarse is not None:
             parts.append(output.coarse.detach())
         if self.logit_skip == "levels" and output.coarse is not None:
-            parts.append(level_set_logits(output.coarse, own))
+            of_levels = exclusive_level_logits if self.exclusive else level_set_logits
+            parts.append(of_levels(output.coarse, own))
         return sum(parts) if parts else None
 
     def activate(self, prediction):

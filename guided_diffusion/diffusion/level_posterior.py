@@ -5,6 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .losses import with_background
+
 # The level u in [0, 1] lies in one of 16 bands, which are narrow near 0 and 1: even in log(u / (1 - u)), from -5 to 5.
 BAND_EDGES = (0.0, *(1 / (1 + math.exp(5 - 5 * i / 7)) for i in range(15)), 1.0)
 WINDOW_LENGTH = 2.0  # pixels: the window within which one level is assumed, exp(-r^2 / (2 WINDOW_LENGTH^2))
@@ -44,9 +46,40 @@ def level_set_logits(logits, evidence):
         return torch.logit(torch.minimum(posterior, p.clamp(min=1 - SURE)), eps=1e-7)
 
 
+def exclusive_level_logits(logits, evidence):
+    """The same for K classes that exclude one another, as logits against the background's; float32 [N, K, H, W].
+
+    logits, evidence: [N, K, H, W], of each class against the background. Near each pixel each of the K + 1 classes is
+    a level set of its probability, against all others together. Against the background alone no evidence would count
+    on the border of two classes where the background is unlikely, as both are then likely against it. The evidence for
+    class k is the change of log(p_k / (1 - p_k)) by a pixel's own x_t. K + 1 posteriors q by themselves need not sum
+    up to 1; the result is log(q_k / q_0). For K = 1 it is that of `level_set_logits`.
+    """
+    with torch.no_grad():
+        before = with_background(logits.float())
+        prior = _against_others(before)
+        change = _against_others(before + with_background(evidence.float())) - prior
+        q = F.logsigmoid(level_set_logits(prior, change))
+        return q[:, 1:] - q[:, :1]
+
+
+def _against_others(logits):
+    """log(p_k / (1 - p_k)) of each class, where p is the softmax of logits [N, K, H, W]."""
+    classes = range(logits.shape[1])
+    return torch.stack(
+        [logits[:, k] - logits[:, [other for other in classes if other != k]].logsumexp(dim=1) for k in classes], dim=1
+    )
+
+
 def _windowed(values):
-    """The sum of values [N, K, H, W] over the window around each pixel; there are none beyond the border."""
-    window = torch.exp(-((torch.arange(-WINDOW, WINDOW + 1, device=values.device) / WINDOW_LENGTH) ** 2) / 2)
-    maps = values.flatten(0, 1)[:, None]
-    maps = F.conv2d(maps, window.reshape(1, 1, -1, 1), padding=(WINDOW, 0))
-    return F.conv2d(maps, window.reshape(1, 1, 1, -1), padding=(0, WINDOW)).reshape(values.shape)
+    """The sum of values [N, K, H, W] over the window around each pixel; there are none beyond the border.
+
+    Sums of shifted maps stay float32 under any autocast and on a GPU, where a convolution would take half precision or
+    TF32, and overflow in fp16. On a CPU they take a third of its time.
+    """
+    for axis, padding in ((-2, (0, 0, WINDOW, WINDOW)), (-1, (WINDOW, WINDOW))):
+        size, wide, values = values.shape[axis], F.pad(values, padding), values.clone()
+        for r in range(1, WINDOW + 1):
+            for first in (WINDOW - r, WINDOW + r):
+                values.add_(wide.narrow(axis, first, size), alpha=math.exp(-((r / WINDOW_LENGTH) ** 2) / 2))
+    return values

@@ -32,4 +32,5 @@ def smooth_uniform(normal, size, length):
     `field_factor` of H and of W. size: (H, W). length: in pixels.
     """
     rows, columns = (field_factor(side, length).to(normal.device) for side in size)
-    return torch.special.ndtr(rows @ normal @ columns.T).clamp(max=1 - 2**-24)
+    with torch.autocast(normal.device.type, enabled=False):  # bf16 would round every 500th number to 1
+        return torch.special.ndtr(rows @ normal @ columns.T).clamp(max=1 - 2**-24)

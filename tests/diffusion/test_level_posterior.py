@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from guided_diffusion.diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.diffusion.level_posterior import BAND_EDGES, SURE, WINDOW, WINDOW_LENGTH, level_set_logits
+from guided_diffusion.diffusion.level_posterior import (
+    BAND_EDGES,
+    SURE,
+    WINDOW,
+    WINDOW_LENGTH,
+    exclusive_level_logits,
+    level_set_logits,
+)
 from guided_diffusion.diffusion.schedule import noise_schedule
 from guided_diffusion.models.outputs import ModelOutput
 
@@ -81,3 +88,31 @@ def test_the_skip_replaces_the_evidence_of_single_pixels_where_there_is_a_coarse
     skip = diffusion.skipped_logits(ModelOutput(zeros, None, coarse), x_t, 20)
     assert torch.allclose(skip, level_set_logits(coarse, own)) and not skip.requires_grad
     assert torch.allclose(diffusion.skipped_logits(ModelOutput(zeros, None, None), x_t, 20), own.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_changes_nothing(dtype):
+    """At the last steps the evidence of a pixel is 5000, whose sum over the window is infinite in fp16."""
+    logits, evidence = maps(1, 2, 12, 10, scale=3), maps(1, 2, 12, 10, seed=5, scale=5000)
+    for function in (level_set_logits, exclusive_level_logits):
+        with torch.autocast("cpu", dtype):
+            found = function(logits, evidence)
+        assert torch.equal(found, function(logits, evidence)) and found.isfinite().all()
+
+
+def test_exclusive_classes_without_evidence_keep_their_logits_and_one_class_is_as_by_itself():
+    logits, evidence = maps(2, 3, 9, 7, scale=2), maps(2, 3, 9, 7, seed=6, scale=0.3)
+    assert torch.allclose(exclusive_level_logits(logits, torch.zeros_like(logits)), logits, atol=2e-3)
+    one = exclusive_level_logits(logits[:, :1], evidence[:, :1])
+    assert torch.allclose(one, level_set_logits(logits[:, :1], evidence[:, :1]), atol=1e-3)
+
+
+def test_evidence_moves_the_border_of_two_exclusive_classes_far_from_the_background():
+    """Both are certain against the background, so only their difference says where the border is."""
+    across = torch.linspace(-3, 3, 16).expand(1, 1, 16, 16)
+    logits = torch.cat([12 + across, 12 - across], dim=1)
+    evidence = torch.cat([torch.full_like(across, 2.0), torch.full_like(across, -2.0)], dim=1)
+    found = exclusive_level_logits(logits, evidence)
+    middle = slice(4, 12)  # where the border may be: p of one class from 0.04 to 0.96
+    assert ((found - logits)[:, 0] > (found - logits)[:, 1] + 1.5)[..., middle].all()
+    assert (found[:, 0] > found[:, 1])[..., middle].all()
