@@ -66,9 +66,8 @@ def exclusive_level_logits(logits, evidence):
 def _against_others(logits):
     """log(p_k / (1 - p_k)) of each class, where p is the softmax of logits [N, K, H, W]."""
     classes = range(logits.shape[1])
-    return torch.stack(
-        [logits[:, k] - logits[:, [other for other in classes if other != k]].logsumexp(dim=1) for k in classes], dim=1
-    )
+    others = [torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1).logsumexp(dim=1) for k in classes]
+    return logits - torch.stack(others, dim=1)
 
 
 def _windowed(values):
