@@ -1,3 +1,3 @@
 """The version of this program, which checkpoints record."""
 
-VERSION = "0.7.0"
+VERSION = "0.8.0"

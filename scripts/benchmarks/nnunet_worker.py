@@ -64,7 +64,9 @@ def train(minutes, seed):
     for start in (random.seed, np.random.seed, torch.manual_seed):
         start(seed)
     (folder,) = Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{NUMBER:03d}_*")
-    plans, dataset = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    plans, dataset = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("nnUNetPlans.json", "dataset.json")
+    )
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, CONFIGURATION, FOLD, dataset, device=CPU)
     trainer.limit = 60 * minutes * torch.get_num_threads()

@@ -158,15 +158,15 @@ def test_brats_regions_and_labels_follow_the_layout(brats, tmp_path):
 
 def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
     run, results = tmp_path / "run", tmp_path / "results"
-    learning = f"{TINY} --num_channels 16 --batch_size 4 --max_steps 130 --lr 2e-3 --ema_rate 0.9 --log_interval 130"
+    learning = f"{TINY} --num_channels 16 --batch_size 4 --max_steps 140 --lr 2e-3 --ema_rate 0.9 --log_interval 140"
     data = ["--data_name FOLDER --data_dir", label_maps, "--out_dir", run, f"--classes {TISSUES}"]
     script("segmentation_train", [*data, learning])
-    checkpoint = load_checkpoint(run / "model000130.pt")
+    checkpoint = load_checkpoint(run / "model000140.pt")
     assert checkpoint.class_names == ["necrosis", "oedema", "rim"] and checkpoint.classes == parse_classes(TISSUES)
     assert checkpoint.config["diffusion"]["class_activation"] == "softmax"
     flags = "--num_ensemble 3 --diffusion_steps 5 --dpm_solver True --batch_size 4 --num_workers 0 --precision fp32"
     data = ["--data_dir", label_maps, "--out_dir", results, flags, "--save_samples True"]
-    script("segmentation_sample", ["--model_path", run / "model000130.pt", *data])
+    script("segmentation_sample", ["--model_path", run / "model000140.pt", *data])
     summary = strict_json(results / "summary.json")
     for name in checkpoint.class_names:
         assert summary["classes"][name]["ensemble"]["dice"]["mean"] >= 0.8, name  # about 0.95
@@ -178,10 +178,10 @@ def test_three_classes_are_learned_by_heart(script, label_maps, tmp_path):
         assert set(np.unique(read(results / "samples" / f"case{n}_02.png"))) <= {0, 1, 2, 4}
         parts = [read(results / "probability" / name / f"case{n}.png").astype(int) for name in checkpoint.class_names]
         assert sum(parts).max() <= 65535 + 3  # with the background's they make one, but for rounding
-    script("segmentation_eval", ["--pred_dir", results, "--fit_temperature", run / "model000130.pt"])
-    assert load_checkpoint(run / "model000130.pt").config["calibration"]["temperature"] != 1
+    script("segmentation_eval", ["--pred_dir", results, "--fit_temperature", run / "model000140.pt"])
+    assert load_checkpoint(run / "model000140.pt").config["calibration"]["temperature"] != 1
     segmenter = Segmenter.load(
-        run / "model000130.pt", members=3, steps=5, sampler="dpm_solver", precision="fp32", device="cpu"
+        run / "model000140.pt", members=3, steps=5, sampler="dpm_solver", precision="fp32", device="cpu"
     )
     names = [f"case{n}" for n in range(4)]
     answers = segmenter([read(label_maps / "images" / f"{name}.png") for name in names], names)

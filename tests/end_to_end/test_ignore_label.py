@@ -207,7 +207,10 @@ def test_validation_scores_the_known_pixels_alone():
     known = np.broadcast_to(np.arange(8) < 5, (8, 8))
     parts = [one if np.ndim(one) == 0 else one[..., :5] for one in list(vars(drawn).values())[:7]]
     ours, theirs = Drawn(**{**vars(drawn), "known": known}).figures(raters), Drawn(*parts).figures(raters[..., :5])
-    assert ours == pytest.approx(theirs, nan_ok=True) and ours != pytest.approx(drawn.figures(raters), nan_ok=True)
+    whole = drawn.figures(raters)
+    for figures in (ours, theirs, whole):
+        figures |= {f"dice {k}": value for k, value in enumerate(figures.pop("class_dice"))}
+    assert ours == pytest.approx(theirs, nan_ok=True) and ours != pytest.approx(whole, nan_ok=True)
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
