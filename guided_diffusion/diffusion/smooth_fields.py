@@ -9,7 +9,6 @@ KERNEL_STEP = 0.5  # correlation lengths between kernels: closer ones change the
 KERNEL_REACH = 3.0  # correlation lengths beyond the border at which kernels still count, exp(-9) of their height
 
 
-@lru_cache(maxsize=64)
 def field_factor(size, length):
     """A matrix F float32 [size, n] whose F F^T is the correlation exp(-(i - j)^2 / (2 length^2)) of `size` pixels.
 
@@ -18,19 +17,23 @@ def field_factor(size, length):
 
     The columns are Gaussian kernels exp(-(x / length)^2) on a grid, whose products sum up to that correlation.
     """
+    return torch.from_numpy(_kernels(size, length))
+
+
+@lru_cache(maxsize=64)  # of arrays: a tensor made while memory is estimated would have no values ever after
+def _kernels(size, length):
     if length <= 0:
-        return torch.eye(size)
+        return np.eye(size, dtype=np.float32)
     grid = np.arange(-KERNEL_REACH * length, size - 1 + (KERNEL_REACH + KERNEL_STEP) * length, KERNEL_STEP * length)
     kernels = np.exp(-(((np.arange(size)[:, None] - grid) / length) ** 2))
-    return torch.from_numpy((kernels / np.linalg.norm(kernels, axis=1, keepdims=True)).astype(np.float32))
+    return (kernels / np.linalg.norm(kernels, axis=1, keepdims=True)).astype(np.float32)
 
 
-def smooth_uniform(normal, size, length):
-    """Numbers from [0, 1), float32 [..., H, W], each uniform, whose normal scores have the correlation `length`.
+def smooth_uniform(normal, rows, columns):
+    """Numbers from [0, 1), float32 [..., H, W], each uniform, whose normal scores are correlated in space.
 
-    They are a Gaussian copula. normal: independent standard normal numbers [..., m, n], m and n the columns of the
-    `field_factor` of H and of W. size: (H, W). length: in pixels.
+    They are a Gaussian copula. rows, columns: the `field_factor` of H and of W, [H, m] and [W, n], on the device of
+    `normal`, which holds independent standard normal numbers [..., m, n].
     """
-    rows, columns = (field_factor(side, length).to(normal.device) for side in size)
     with torch.autocast(normal.device.type, enabled=False):  # bf16 would round every 500th number to 1
         return torch.special.ndtr(rows @ normal @ columns.T).clamp(max=1 - 2**-24)

@@ -204,6 +204,7 @@ class MemberNoise:
     def __init__(self, seed, members, shape, device):
         self.generators = {key: seeded_generator(seed, *key) for key in members}
         self.members, self.shape, self.device = members, shape, torch.device(device)
+        self._factors = {}  # {length: the factors of rows and columns, on the device before a step waits for them}
 
     def __call__(self):
         """Standard noise, float32 [rows, K, H, W]."""
@@ -217,8 +218,11 @@ class MemberNoise:
         size = self.shape[-2:]
         if not length:
             return self._rows(torch.rand, (channels, *size))
-        grid = [field_factor(side, length).shape[1] for side in size]
-        return smooth_uniform(self._rows(torch.randn, (channels, *grid)), size, length)
+        if length not in self._factors:
+            self._factors[length] = [sent(field_factor(side, length), self.device) for side in size]
+        factors = self._factors[length]
+        grid = [factor.shape[1] for factor in factors]
+        return smooth_uniform(self._rows(torch.randn, (channels, *grid)), *factors)
 
     def _rows(self, function, shape):
         numbers = {key: function(shape, generator=generator) for key, generator in self.generators.items()}

@@ -116,3 +116,10 @@ def test_evidence_moves_the_border_of_two_exclusive_classes_far_from_the_backgro
     middle = slice(4, 12)  # where the border may be: p of one class from 0.04 to 0.96
     assert ((found - logits)[:, 0] > (found - logits)[:, 1] + 1.5)[..., middle].all()
     assert (found[:, 0] > found[:, 1])[..., middle].all()
+
+
+def test_an_exported_graph_s_convolutions_are_the_same_sums(monkeypatch):
+    logits, evidence = maps(2, 2, 15, 9, scale=2), maps(2, 2, 15, 9, seed=7)
+    expected = level_set_logits(logits, evidence)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.allclose(level_set_logits(logits, evidence), expected, atol=1e-4)

@@ -21,9 +21,10 @@ def test_without_a_length_numbers_are_independent():
 
 def test_numbers_are_uniform_at_every_pixel_and_alike_at_neighbours():
     size, length, count = (12, 20), 6.0, 4000
-    shape = [field_factor(side, length).shape[1] for side in size]
+    factors = [field_factor(side, length) for side in size]
+    shape = [factor.shape[1] for factor in factors]
     generator = torch.Generator().manual_seed(0)
-    numbers = smooth_uniform(torch.randn((count, *shape), generator=generator), size, length)
+    numbers = smooth_uniform(torch.randn((count, *shape), generator=generator), *factors)
     assert numbers.shape == (count, *size) and numbers.min() >= 0 and numbers.max() < 1
     tolerance = 5 * math.sqrt(1 / 12 / count)
     assert (numbers.mean(dim=0) - 0.5).abs().max() < tolerance
@@ -34,9 +35,9 @@ def test_numbers_are_uniform_at_every_pixel_and_alike_at_neighbours():
 
 def test_half_precision_changes_nothing():
     """In bf16 one number in 500 was 1, and made a hole in the surest lesion."""
-    size, length = (8, 8), 8.0
-    columns = field_factor(8, length).shape[1]
+    factor = field_factor(8, 8.0)
+    columns = factor.shape[1]
     numbers = torch.randn((50, columns, columns), generator=torch.Generator().manual_seed(1)) + 1
     with torch.autocast("cpu", torch.bfloat16):
-        found = smooth_uniform(numbers, size, length)
-    assert torch.equal(found, smooth_uniform(numbers, size, length)) and found.max() < 1
+        found = smooth_uniform(numbers, factor, factor)
+    assert torch.equal(found, smooth_uniform(numbers, factor, factor)) and found.max() < 1

@@ -20,6 +20,7 @@ from guided_diffusion.inference.published import fused_by_published
 from guided_diffusion.models.medsegdiff import MedSegDiffV1, build_model
 from guided_diffusion.models.outputs import ModelOutput, PlainCondition
 from guided_diffusion.models.unet import UNetShape
+from guided_diffusion.runtime.live_memory import without_values
 from guided_diffusion.runtime.seeds import seeded_generator
 
 VARIANTS = {
@@ -53,6 +54,14 @@ def test_a_member_s_noise_follows_from_seed_name_and_member():
     torch.testing.assert_close(first.flatten(1).std(dim=1), torch.ones(6), atol=0.05, rtol=0)
     places = noise.uniform()
     assert places.min() >= 0 and places.max() < 1 and abs(places.mean() - 0.5) < 0.02
+
+
+def test_an_estimate_of_memory_leaves_smooth_numbers_their_values():
+    noise = MemberNoise(0, [("a", 0)], (1, 24, 20), "cpu")
+    with without_values(torch.device("cpu")):
+        noise_of_estimate = MemberNoise(0, [("a", 0)], (1, 24, 20), "cpu")
+        assert noise_of_estimate.uniform(1, 3.0).shape == (1, 1, 24, 20)
+    assert 0 < float(noise.uniform(1, 3.0).mean()) < 1
 
 
 def test_rows_of_one_name_and_member_share_their_noise():
