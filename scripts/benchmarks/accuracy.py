@@ -103,7 +103,7 @@ CONTENDERS |= {
     "v2_members": resampled("v2", "--num_ensemble 16"),
     "v2_members_64": resampled("v2", "--num_ensemble 64")._replace(evaluation="--ensemble_curve True"),
     "v2_members_128": resampled("v2", "--num_ensemble 128")._replace(evaluation="--ensemble_curve True"),
-    "auto_members": resampled("auto", "--num_ensemble 16"),
+    "auto_members": resampled("auto", "--num_ensemble 16 --save_samples True"),
     "nnunet_mirrored": resampled("nnunet", MIRROR),
 }
 
