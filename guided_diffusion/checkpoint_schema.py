@@ -37,6 +37,7 @@ OLDER = {
     "train": {
         "augment": "none",
         "dice_steps": 0,
+        "dice_share": 0.6,
         "slices": "all",
         "crop": False,
         "crop_foreground": "pixel",

@@ -123,11 +123,18 @@ class TrainOptions:
     dice_steps: int = option(
         -1,
         "steps, from the first, in which Dice is added to --coarse_loss bce (--version unet: to --mask_loss bce). "
-        "Dice finds small objects sooner; the steps after it calibrate. -1: 60 % of the first stage of "
+        "Dice finds small objects sooner; the steps after it calibrate. -1: 85 % of the first stage of "
         "--condition_steps; 300 without stages",
         minimum=-1,
         maximum=MAX_RUN,
         why=RUN_REASON,
+    )
+    dice_share: float = option(
+        0.85,
+        "with --dice_steps -1 the share of the first stage in which Dice is added; 0.6 up to version 0.7.0",
+        minimum=0,
+        maximum=1,
+        is_flag=False,
     )
     schedule_sampler: str = option(
         "uniform",

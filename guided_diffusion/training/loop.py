@@ -28,7 +28,7 @@ from .optimization import (
 )
 from .parallel import StepLosses, compiled, compiler_errors, gradients_exchanged, with_shared_gradients
 from .randomness import TIMESTEP_SAMPLERS, draw_for_items, mean_masks
-from .stages import DICE_SHARE, Stages, mark_learning
+from .stages import Stages, mark_learning
 
 
 class TrainLoop:
@@ -172,7 +172,7 @@ class TrainLoop:
         if self.options.condition_steps != -1 or self.stages.ended is not None:
             return
         seconds, stages = time.monotonic() - began, self.stages
-        late = {"dice": stages.is_late(seconds, DICE_SHARE), "stage": stages.is_late(seconds)}
+        late = {"dice": stages.is_late(seconds, self.options.dice_share), "stage": stages.is_late(seconds)}
         late = self.processes.largest(late)
         if late["dice"] and stages.dice_ended is None:
             stages.dice_ended = self.step

@@ -22,7 +22,6 @@ def learning_rate_factor(step, *, warmup=0, total=0, decay="linear"):
     return DECAYS[decay]((step - warmup) / (total - warmup)) if total else 1
 
 
-DICE_SHARE = 0.6  # of the first stage: Dice finds small objects sooner, and cross-entropy then calibrates all weights
 DICE_STEPS = 300  # of a run without stages
 AT_REST = 0.01  # of --lr: below it weights hardly move, so their average is no better
 
@@ -92,7 +91,7 @@ class Stages:
             return step < options.dice_steps and not self.is_second(step)
         if not self.condition_steps:
             return step < DICE_STEPS
-        return step < DICE_SHARE * self.condition_steps and self.dice_ended is None
+        return step < options.dice_share * self.condition_steps and self.dice_ended is None
 
     def is_late(self, seconds, share=1.0):
         """Whether `seconds` of training exceed this share of the first stage's part of --max_minutes."""

@@ -496,7 +496,7 @@ def test_the_first_stage_ends_by_its_share_of_the_time(loop, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 50.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_first(trainer.step)
-    assert [trainer.stages.has_dice(step) for step in (4, 5)] == [False, False]  # after 0.6 of the stage's 51 s
+    assert [trainer.stages.has_dice(step) for step in (4, 5)] == [False, False]  # after 0.85 of the stage's 51 s
     monkeypatch.setattr("time.monotonic", lambda: 52.0)
     trainer._end_stage(0.0)
     assert trainer.stages.is_second(trainer.step) and trainer.stages.ended == 5

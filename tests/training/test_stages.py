@@ -47,8 +47,9 @@ def test_dice_shapes_the_first_part_of_the_first_stage_alone():
         stages = Stages(build(TrainOptions, {"max_steps": 1000, **options}))
         return [step for step in steps if stages.has_dice(step)]
 
-    assert dice(condition_steps=100) == list(range(60))
-    assert dice(condition_steps=-1) == list(range(510))  # of 850
+    assert dice(condition_steps=100) == list(range(85))
+    assert dice(condition_steps=100, dice_share=0.6) == list(range(60))  # as up to version 0.7.0
+    assert dice(condition_steps=-1) == list(range(723))  # of 850
     assert dice(condition_steps=100, dice_steps=20) == list(range(20))
     assert dice(condition_steps=100, dice_steps=400) == list(range(100))
     assert dice() == list(range(300)) and dice(dice_steps=20) == list(range(20)) and dice(dice_steps=0) == []
