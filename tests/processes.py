@@ -17,15 +17,12 @@ MODULES += ["scipy.optimize", "skimage.morphology", "yaml"]
 MODULES += ["torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"]
 
 
-def start(target, *arguments, log, errors=None, environment=None, daemon=True):
-    """Start `target(*arguments)` in a process of its own, whose output goes to the file `log`, its stderr to `errors`
-    where that is given. Only one that is no daemon may have data loaders beside it; its test must end it."""
+def start(target, *arguments, log, environment=None):
+    """Start `target(*arguments)` in a process of its own, whose output goes to the file `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     place = (inspect.getsourcefile(target), target.__name__)  # pytest's names of test files cannot be imported
-    child = context.Process(
-        target=_begin, args=(place, arguments, str(log), str(errors or ""), environment or {}), daemon=daemon
-    )
+    child = context.Process(target=_begin, args=(place, arguments, str(log), environment or {}), daemon=True)
     child.start()
     return child
 
@@ -65,12 +62,6 @@ def train(words):
     _run_script("segmentation_train", words)
 
 
-def train_in_a_group(words):
-    """The same in a process group of its own, as a shell starts it."""
-    os.setpgid(0, 0)
-    train(words)
-
-
 def sample(words):
     """The same of the sampling script."""
     _run_script("segmentation_sample", words)
@@ -85,11 +76,11 @@ def _run_script(name, words):
     run_script(lambda: importlib.import_module(name).main(words))
 
 
-def _begin(place, arguments, log, errors, environment):
+def _begin(place, arguments, log, environment):
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if errors else output, 2)
+    os.dup2(output, 2)
     import torch
 
     from guided_diffusion.runtime import errors

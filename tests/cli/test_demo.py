@@ -5,31 +5,26 @@ import os
 import re
 import shlex
 import signal
-import time
 
-import processes
 import pytest
-from conftest import SCRIPTS, TINY, files, messages
+from conftest import TINY, files, finish
 
 from guided_diffusion.checkpoint import newest_checkpoint
 from guided_diffusion.cli import demo as module
 from guided_diffusion.cli.verbs import demo_main
 from guided_diffusion.config.demo_options import DemoOptions
 from guided_diffusion.data.phantoms import write_isic
-from guided_diffusion.runtime.errors import UserError, run_script
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.program import VERB_SCRIPTS
-
-
-class Task(module.Task):
-    """A task with few and tiny phantoms."""
-
-    def write(self, folder, seed):
-        write_isic(folder, num_train=4, num_test=3, size=32, seed=seed)
 
 
 @pytest.fixture
 def demo(script, monkeypatch):
     """The demo's module, made tiny. Its scripts run in this process; `demo.calls` are their names."""
+
+    class Task(module.Task):
+        def write(self, folder, seed):
+            write_isic(folder, num_train=4, num_test=3, size=32, seed=seed)
 
     def call(name, arguments):
         module.calls.append(name)
@@ -105,27 +100,16 @@ def test_a_demo_cut_short_says_so(demo, tmp_path, capsys, monkeypatch):
     assert int(match[1]) == done and float(match[2]) == pytest.approx(100000 / done, abs=0.1)
 
 
-def long_demo(folder):
-    """A tiny demo that trains until it is interrupted, in a process group of its own, as a shell starts it."""
-    os.setpgid(0, 0)
-    module.TASKS = (Task("ISIC", "Train", "Test", steps=10**6, minutes=5, debug=False),)
-    module.MODEL = TINY
-    run_script(lambda: demo_main(["--out_dir", str(folder), "--data", "ISIC"]))
-
-
-def test_ctrl_c_in_the_demo_saves_what_is_trained(tmp_path):
-    log, errors = tmp_path / "log", tmp_path / "errors"
-    shown = {"TQDM_MININTERVAL": "0.1", "PYTHONPATH": str(SCRIPTS.parent)}
-    child = processes.start(long_demo, tmp_path / "demo", log=log, errors=errors, environment=shown)
-    until = time.monotonic() + 300
-    while not errors.exists() or not re.search(r"training:[^\r]* step=[1-9]", errors.read_text()):
-        assert child.is_alive() and time.monotonic() < until
-        time.sleep(0.01)
+def test_ctrl_c_in_the_demo_saves_what_is_trained(process, tmp_path):
+    child = process("demo", ["--out_dir", tmp_path / "demo", "--data ISIC"])
+    bar = ""
+    while not re.search(r"training:[^\r]* step=[1-9]", bar):
+        bar += (character := child.stderr.read(1))
+        assert character, bar  # the process has ended
     os.killpg(child.pid, signal.SIGINT)
-    child.join(60)
-    err = errors.read_text()
-    assert child.exitcode == 130 and messages(err)[-1:] == ["interrupted"], err
-    assert "Traceback" not in err and "the same command continues from here" in log.read_text()
+    ended = finish(child)
+    assert ended.status == 130 and ended.messages[-1:] == ["interrupted"], ended.err
+    assert "Traceback" not in ended.err and "the same command continues from here" in ended.out
     assert newest_checkpoint(tmp_path / "demo" / "ISIC_run") is not None
 
 

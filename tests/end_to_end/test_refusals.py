@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import numpy as np
-import processes
 import pytest
 import torch
-from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, messages, words, write_folder
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, write_folder
 
 from guided_diffusion.checkpoint import load_checkpoint
 
@@ -295,7 +294,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk_as_a_process(pictures, small_disk, tmp_path):
+def test_full_disk_as_a_process(process, pictures, small_disk):
     """The first checkpoint fits, the second does not: one line, and the first stands."""
     disk = small_disk("2000k")
     line = [
@@ -306,11 +305,9 @@ def test_full_disk_as_a_process(pictures, small_disk, tmp_path):
         TINY,
         "--save_interval 1 --max_steps 9",
     ]
-    child = processes.start(processes.train, words(line), log=tmp_path / "log", errors=tmp_path / "errors")
-    child.join(60)
-    assert child.exitcode == 1
-    found = messages((tmp_path / "errors").read_text())
-    assert found == [f"error: {disk / 'run' / 'model000002.pt'}: No space left on device"]
+    ended = finish(process("segmentation_train", line))
+    assert ended.status == 1
+    assert ended.messages == [f"error: {disk / 'run' / 'model000002.pt'}: No space left on device"]
     assert [path for path in files(disk / "run") if "model" in path] == ["model000001.pt"]
     assert load_checkpoint(disk / "run" / "model000001.pt").step == 1
 

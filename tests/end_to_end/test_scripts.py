@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
-import processes
-from conftest import FAST, LOADER, TINY, files, finish, rows, strict_json, words
+from conftest import FAST, LOADER, SCRIPTS, TINY, files, finish, rows, strict_json, words
 from PIL import Image
 
 from guided_diffusion.checkpoint import load_checkpoint
@@ -203,9 +204,8 @@ def test_ctrl_c_while_sampling(process, trained, pictures, tmp_path):
 
 def test_a_log_file_gets_few_lines_of_the_bars(trained, pictures, tmp_path):
     """As on a cluster: a terminal is redrawn ten times a second, a file would hold every one of them."""
-    flags = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path / "results", FAST]
-    line = words([*flags, "--diffusion_steps 100"])
-    child = processes.start(processes.sample, line, log=tmp_path / "log", errors=tmp_path / "errors")
-    child.join(120)
-    shown = (tmp_path / "errors").read_text()
-    assert child.exitcode == 0 and 2 <= shown.count("sampling:") <= 4 and "4 of 4 images" in shown, shown
+    flags = ["--model_path", trained, "--data_dir", pictures, "--out_dir", tmp_path, FAST, "--diffusion_steps 100"]
+    command = [sys.executable, str(SCRIPTS / "segmentation_sample.py"), *words(flags)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert 2 <= ended.stderr.count("sampling:") <= 4 and "4 of 4 images" in ended.stderr

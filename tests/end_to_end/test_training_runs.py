@@ -7,11 +7,9 @@ import os
 import re
 import shlex
 import signal
-import time
 
-import processes
 import pytest
-from conftest import FAST, TINY, messages, words
+from conftest import FAST, TINY, finish
 from helpers import equal, logged
 
 from guided_diffusion.checkpoint import load_checkpoint, newest_checkpoint
@@ -33,30 +31,34 @@ def test_an_absurd_learning_rate_is_told_in_one_line(refusal, pictures, tmp_path
 
 
 @pytest.mark.parametrize("number, workers, group", [(signal.SIGINT, 0, False), (signal.SIGTERM, 2, True)])
-def test_a_signal_writes_a_checkpoint_and_ends_well(pictures, tmp_path, number, workers, group):
+def test_a_signal_writes_a_checkpoint_and_ends_well(process, pictures, tmp_path, number, workers, group):
     """To the process alone (kill), and to its group with its loaders (Ctrl-C, a job scheduler)."""
-    line = ["--data_name FOLDER --data_dir", pictures, "--out_dir", tmp_path / "run", TINY]
-    line = words([*line, f"--num_workers {workers} --max_steps 1000000000"])
-    log, errors = tmp_path / "log", tmp_path / "errors"
-    child = processes.start(processes.train_in_a_group, line, log=log, errors=errors, daemon=False)
-    until = time.monotonic() + 300
-    try:
-        while not log.exists() or "\nstep 3" not in log.read_text():
-            assert child.is_alive() and time.monotonic() < until, log.read_text()
-            time.sleep(0.01)
-        (os.killpg if group else os.kill)(child.pid, number)
-        child.join(60)
-    finally:
-        child.kill()
-    out, err = log.read_text(), errors.read_text()
-    assert child.exitcode == 0 and not messages(err), err
-    assert f"{number.name}: finishing the step and writing a checkpoint" in out
-    assert out.count("finishing") == 1
-    newest = newest_checkpoint(tmp_path / "run")
-    assert load_checkpoint(newest).step >= 3 and f"trained {int(newest.stem[5:])} steps of 1000000000" in out
-    assert "to go on, add --resume_checkpoint auto" in out
-    assert "a second Ctrl-C quits at once without saving" in out
-    begun = out.partition("\nstep 3")[0]
+    child = process(
+        "segmentation_train",
+        [
+            "--data_name FOLDER --data_dir",
+            pictures,
+            "--out_dir",
+            tmp_path,
+            TINY,
+            f"--num_workers {workers} --max_steps 1000000000",
+        ],
+    )
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        if line.startswith("step 3"):
+            break
+    (os.killpg if group else os.kill)(child.pid, number)
+    ended = finish(child)
+    assert ended.status == 0 and not ended.messages, ended.err
+    assert f"{number.name}: finishing the step and writing a checkpoint" in ended.out
+    assert ended.out.count("finishing") == 1
+    newest = newest_checkpoint(tmp_path)
+    assert load_checkpoint(newest).step >= 3 and f"trained {int(newest.stem[5:])} steps of 1000000000" in ended.out
+    assert "to go on, add --resume_checkpoint auto" in ended.out
+    assert "a second Ctrl-C quits at once without saving" in ended.out
+    begun = "".join(lines)
     ((seconds, days),) = re.findall(r"warning: at ([\d.e-]+) s a step, 1000000000 steps will take (\d+) days", begun)
     assert int(days) == pytest.approx(float(seconds) * 1e9 / 86400, rel=0.1)
     assert begun.index("days or so") < begun.index("step 2:")
