@@ -285,7 +285,7 @@ def test_links_without_a_target_are_named_and_counted(root, script, tmp_path, ca
     )
     dataset = build_dataset("FOLDER", root, 8)
     options = SimpleNamespace(fsdp=False, augment="none", out_dir="run", max_minutes=0)
-    run = SimpleNamespace(dataset=dataset, settings=SimpleNamespace(train=options), precision="fp32")
+    run = SimpleNamespace(dataset=dataset, settings=SimpleNamespace(train=options), precision="fp32", plan=None)
     run.validation, run.start, run.warnings, run.units = None, None, (), []
     run.checkpoints = {"last.pt": SimpleNamespace(config={"data": {}})}
     for rank in (0, 1):

@@ -315,7 +315,7 @@ def test_moments_go_on_in_the_layout_of_the_weights(loop):
             trainer.train_step(batch_of(trainer.dataset, items))
             trainer.step += 1
         runs.append(flat(trainer.model))
-    assert (runs[0] - runs[1]).abs().max() < 1e-4  # of three steps of 1e-2
+    assert (runs[0] - runs[1]).abs().max() < 5e-4  # of three steps of 1e-2
 
 
 def test_a_compiled_network_learns_the_same_and_is_saved_as_usual(loop, monkeypatch):

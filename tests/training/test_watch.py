@@ -20,6 +20,7 @@ from guided_diffusion.data.splits import HoldOut
 from guided_diffusion.diffusion.samplers import sample_bernoulli
 from guided_diffusion.diffusion.schedule import bernoulli_timesteps
 from guided_diffusion.inference.members import MemberNoise
+from guided_diffusion.inference.plan import SMOOTHNESS
 from guided_diffusion.io.files import temporary_name
 from guided_diffusion.training.validation import FIGURES, TILE, ValidationResult
 from guided_diffusion.training.watch import Watch
@@ -91,7 +92,7 @@ def test_the_dice_is_that_of_averaged_weights_on_the_held_out_cases(watched, pic
                 times = [int(t) for t in bernoulli_timesteps(diffusion.schedule, 10)]
 
                 def draw(x0, noise=noise):
-                    return diffusion.draw(x0, noise.uniform())
+                    return diffusion.draw(x0, noise.uniform(1, SMOOTHNESS * 32))
 
                 x0 = sample_bernoulli(denoise, noise(), times, diffusion.schedule, noise, draw=draw)
                 soft.append(diffusion.to_mask(x0)[0, 0].numpy())
