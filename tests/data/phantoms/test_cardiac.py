@@ -1,4 +1,4 @@
-"""Cardiac phantoms: three classes that touch and exclude one another, which no grey value tells apart."""
+"""Cardiac phantoms: three classes that touch and exclude one another, which no grey value separates."""
 
 import numpy as np
 
