@@ -96,6 +96,12 @@ def run_of(model, diffusion, train, dataset, precision="fp32", start=None):
     return Run(settings, precision, dataset, WorkFolder(train.out_dir), start)
 
 
+@pytest.fixture
+def beside_each_other(monkeypatch):
+    """A benchmark finds its neighbours, as when it is run by its path."""
+    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Keeps what the tests decompress out of the user's cache, in processes that they start as well."""

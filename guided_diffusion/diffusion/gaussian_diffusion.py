@@ -22,7 +22,7 @@ from .schedule import Schedule, noise_schedule
 OBJECTIVES = ("eps", "x0", "v")
 MASK_LOSSES = ("mse", "bce", "bce_dice")
 LOGIT_SKIPS = ("none", "noise", "coarse", "both", "levels")
-WITH_EVIDENCE = ("noise", "both", "levels")  # the skips that add each pixel's own evidence
+WITH_EVIDENCE = ("noise", "both", "levels")  # the skips in which x_t counts
 ACTIVATIONS = ("auto", "sigmoid", "softmax")
 MASK_RANGES = {"signed": (-1, 1), "unit": (0, 1)}  # of the clean mask x_0
 LARGEST_GAIN = 4.0  # of the network's output: at low noise the evidence would magnify its errors
@@ -178,22 +178,19 @@ class GaussianDiffusion:
         The noise of different pixels is independent, so for a binary mask Bayes' rule gives exactly
             logit p(x_0,i = 1 | x_t, I) = 2 sqrt(abar) x_t,i / (1 - abar) + logit p(x_0,i = 1 | x_t elsewhere, I).
         The first term is the pixel's own evidence (the skip "noise"). The network learns the second; the coarse mask's
-        logits are its part without x_t (the skip "coarse"), and the skip "levels" adds what the neighbours' x_t say if
-        masks are level sets of the coarse mask near each pixel: see `level_set_logits`. For classes that exclude one
-        another the same holds of each class's logit against the background's, which is 0; "levels" then compares each
-        class with all others (see `exclusive_level_logits`).
+        logits are its part without x_t (the skip "coarse"). The skip "levels" has the whole answer, of the pixel's x_t
+        and those around it, if masks are level sets of the coarse mask near each pixel: see `level_set_logits`; without
+        a coarse mask it is the pixel's own evidence. For classes that exclude one another the same holds of each
+        class's logit against the background's, which is 0; "levels" then compares each class with all others (see
+        `exclusive_level_logits`).
         """
-        parts = []
-        if self.logit_skip in WITH_EVIDENCE:
-            own = self._evidence(t, x_t)[0] * x_t
-            if self.logit_skip != "levels" or output.coarse is None:
-                parts.append(own)
-        if self.logit_skip in ("coarse", "both") and output.coarse is not None:
-            parts.append(output.coarse.detach())
-        if self.logit_skip == "levels" and output.coarse is not None:
-            of_levels = exclusive_level_logits if self.exclusive else level_set_logits
-            parts.append(of_levels(output.coarse, own))
-        return sum(parts) if parts else None
+        own = self._evidence(t, x_t)[0] * x_t if self.logit_skip in WITH_EVIDENCE else None
+        if output.coarse is None or self.logit_skip in ("none", "noise"):
+            return own
+        if self.logit_skip == "levels":
+            return (exclusive_level_logits if self.exclusive else level_set_logits)(output.coarse, own)
+        coarse = output.coarse.detach()
+        return coarse if own is None else own + coarse
 
     def activate(self, prediction):
         """The value of the target from its prediction, [N, K, H, W].

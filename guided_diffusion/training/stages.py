@@ -2,8 +2,6 @@
 
 import math
 
-from ..config.train_options import CONDITION_SHARE as CONDITION_SHARE  # which programs import from here
-
 DECAYS = {  # the factor of the learning rate at a progress from 0 to 1
     "none": lambda progress: 1,
     "linear": lambda progress: 1 - progress,

@@ -29,7 +29,7 @@ from guided_diffusion.checkpoint import checkpoint_path
 from guided_diffusion.config.command_line import parse
 from guided_diffusion.config.fields import option
 from guided_diffusion.config.options import DataOptions, DeviceOptions, DiffusionOptions, ModelOptions
-from guided_diffusion.config.train_options import TrainOptions
+from guided_diffusion.config.train_options import CONDITION_SHARE, TrainOptions
 from guided_diffusion.config.values import numbers
 from guided_diffusion.data.batches import training_batches
 from guided_diffusion.evaluation.controls import fit_copula_length
@@ -40,7 +40,6 @@ from guided_diffusion.models.medsegdiff import build_model
 from guided_diffusion.runtime.console import console
 from guided_diffusion.runtime.distributed import keep_freed_memory, pick_device, pick_precision
 from guided_diffusion.runtime.errors import UserError, run_script
-from guided_diffusion.training.stages import CONDITION_SHARE
 
 MEASURED_TURNS = 11  # of a training step
 

@@ -22,10 +22,7 @@ SIZE = "'--image_size 32 --num_channels 8 --channel_mult 1,2,2 --num_res_blocks 
 ACCURACY = "benchmarks/accuracy"
 
 
-@pytest.fixture(autouse=True)
-def beside_each_other(monkeypatch):
-    """A benchmark finds its neighbours, as when it is run by its path."""
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+pytestmark = pytest.mark.usefixtures("beside_each_other")
 
 
 @pytest.fixture

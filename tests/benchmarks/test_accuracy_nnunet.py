@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import SCRIPTS, write_folder
+from conftest import write_folder
 from PIL import Image
 
 from guided_diffusion.data.phantoms import write_lidc
@@ -20,10 +20,7 @@ from guided_diffusion.runtime.errors import UserError
 REAL = "NNUNET_PYTHON"  # the python of an environment with nnunetv2, for the one test that runs it
 
 
-@pytest.fixture(autouse=True)
-def beside_each_other(monkeypatch):
-    """A benchmark finds its neighbours, as when it is run by its path."""
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+pytestmark = pytest.mark.usefixtures("beside_each_other")
 
 
 @pytest.fixture

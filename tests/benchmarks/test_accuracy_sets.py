@@ -12,8 +12,7 @@ from guided_diffusion.runtime.errors import UserError
 
 
 @pytest.fixture
-def sets(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+def sets(beside_each_other):
     return importlib.import_module("accuracy_sets")
 
 

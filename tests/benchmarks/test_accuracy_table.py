@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS
 
 RECORD = Path(__file__).with_name("record.jsonl")
 
 
 @pytest.fixture
-def table(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+def table(beside_each_other):
     return importlib.import_module("accuracy_table")
 
 

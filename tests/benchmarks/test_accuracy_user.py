@@ -6,15 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPTS, write_folder
+from conftest import write_folder
 
 TINY = "--image_size 32 --num_channels 8 --channel_mult 1,2 --num_res_blocks 1 --batch_size 2 --precision fp32"
 TINY += " --num_workers 0 --augment light --orientation any --sample_interval 0"
 
 
 @pytest.fixture
-def modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+def modules(beside_each_other):
     return {name: importlib.import_module(name) for name in ("accuracy", "accuracy_runs", "accuracy_user")}
 
 

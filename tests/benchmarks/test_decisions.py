@@ -4,12 +4,10 @@ import importlib
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS
 
 
 @pytest.fixture
-def decisions(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmarks"))
+def decisions(beside_each_other):
     return importlib.import_module("decisions")
 
 
